@@ -1,0 +1,88 @@
+"""Config and component, the two halves of everything tunesmith can plug in.
+
+A *config* is a frozen value without weights or I/O: users write it, files store it, errors print it. Its ``impl`` names the
+class that does the work, the *component*; ``config.build()`` imports that class and hands it the config, nothing more.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from attrs import frozen
+
+from tunesmith.errors import PluginLoadError
+from tunesmith.typecheck import check_fields
+
+if TYPE_CHECKING:
+    from tunesmith.runtime import Runtime
+
+API_VERSION = 1
+"""Version of the contracts between core and plugins; a plugin of this version or the one before is accepted."""
+
+
+@frozen(kw_only=True)
+class Config:
+    """Base of every component's configuration.
+
+    Subclasses are ``attrs.frozen(kw_only=True)`` classes whose fields are bool, int, float, str, Literal, Enum, Optional,
+    tuple, dict (string keys), another config, or an ``Output``. A wrong type raises ``TypeError`` when the config is made.
+    An int is taken where a float is declared and a list where a tuple is.
+
+    Attributes:
+        impl: ``"package.module:Class"`` of the component, imported by :meth:`build` only.
+        revision: Raised by one when a fix changes results under the same meaning, so that stored results are made anew.
+        api: The version of tunesmith's contracts that this component was written for.
+        kind: The kind's name, e.g. ``"sampler"``; set by the kind's base class.
+    """
+
+    impl: ClassVar[str] = ""
+    revision: ClassVar[int] = 1
+    api: ClassVar[int] = API_VERSION
+    kind: ClassVar[str] = ""
+
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
+
+    def build(self) -> Any:
+        """Return the component of this config. Imports its module; does no other I/O and loads no weights.
+
+        Raises:
+            PluginLoadError: If ``impl`` cannot be imported; the message names the target and the cause.
+        """
+        return load_target(self.impl, f"the component of {type(self).__name__}")(self)
+
+
+C = TypeVar("C", bound=Config, covariant=True)
+
+
+class Component(ABC, Generic[C]):
+    """Base of every implementation. ``__init__`` only stores the config; heavy work belongs in :meth:`setup`."""
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+
+    def setup(self, runtime: Runtime) -> None:
+        """Load what the component needs (weights, word lists), once, before its other methods are used."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.config!r})"
+
+
+def load_target(target: str, what: str) -> Any:
+    """Import ``"package.module:attribute"``.
+
+    Raises:
+        PluginLoadError: Naming ``what``, the target and the cause.
+    """
+    module, _, attribute = target.partition(":")
+    if not module or not attribute:
+        raise PluginLoadError(f"{what} has no usable target: {target!r}; it should read 'package.module:Class'.")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as cause:
+        raise PluginLoadError(
+            f"{what} could not be imported from {target}: {type(cause).__name__}: {cause}. "
+            "Run `tunesmith plugins check` to see all broken plugins."
+        ) from cause

@@ -1,0 +1,29 @@
+"""What tunesmith registers with transformers: ``import tunesmith.hf`` makes saved tunesmith models loadable by
+``from_pretrained``. Implementations come from the registry; nothing here imports a plugin by name."""
+
+from __future__ import annotations
+
+_done = False
+
+
+def register() -> None:
+    """Let every compressor whose implementation has ``register_with_transformers`` do so. Safe to call often."""
+    global _done
+    if _done:
+        return
+    _done = True
+    from tunesmith.component import load_target
+    from tunesmith.errors import PluginError
+    from tunesmith.registry import compressors
+
+    for entry in compressors.entries():
+        try:
+            implementation = load_target(compressors.get(entry.id).impl, entry.id)
+        except PluginError:
+            continue  # raised when somebody asks for it by name
+        announce = getattr(implementation, "register_with_transformers", None)
+        if announce is not None:
+            announce()
+
+
+register()

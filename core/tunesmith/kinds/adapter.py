@@ -1,0 +1,67 @@
+"""Adapter: a small trainable part on a frozen model."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from attrs import frozen
+
+from tunesmith.component import Component, Config
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunesmith.lm import LM
+    from tunesmith.runtime import Runtime
+
+
+@frozen(kw_only=True)
+class AdapterConfig(Config):
+    """Base of every adapter's config."""
+
+    kind: ClassVar[str] = "adapter"
+
+
+class Adapter(Component[Any]):
+    """Attach to a model, say what is trainable, save and load just itself.
+
+    One component serves one attachment. Several adapters can be attached to one model, in order; each is the last
+    element of ``LM.adapters`` after its ``attach``. Attaching freezes everything that is not this adapter's own.
+    Unless stated otherwise an adapter is the identity at initialisation: the model's outputs do not change.
+    """
+
+    @abstractmethod
+    def attach(self, lm: LM, runtime: Runtime) -> LM:
+        """Return an LM with this adapter on, fresh, active and trainable; ``lm`` must not be used afterwards."""
+
+    @abstractmethod
+    def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Yield the adapter's own parameters with stable names."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the adapter's own weights (safetensors) and nothing of the model."""
+
+    @abstractmethod
+    def load(self, lm: LM, folder: Path, runtime: Runtime) -> LM:
+        """Attach with the weights that :meth:`save` wrote; frozen unless it is to be trained on."""
+
+
+@runtime_checkable
+class SupportsDisable(Protocol):
+    """An adapter that can be switched off."""
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Within the context the model computes exactly what it would without this adapter; others stay on."""
+
+
+@runtime_checkable
+class SupportsMerge(Protocol):
+    """An adapter that can be folded into the model's own weights."""
+
+    def merge(self, lm: LM) -> LM:
+        """Return an LM whose weights contain the adapter and whose ``adapters`` do not."""

@@ -1,0 +1,117 @@
+"""Decoder: a method that owns the generation loop (one token at a time, beam, best-of-n ...)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from attrs import Factory, field, frozen, validators
+
+from tunesmith.component import Component, Config
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunesmith.kinds.sampler import Sampler
+    from tunesmith.runtime import Runtime
+
+
+@frozen(kw_only=True)
+class DecoderConfig(Config):
+    """Base of every decoder's config."""
+
+    kind: ClassVar[str] = "decoder"
+
+
+@frozen(kw_only=True)
+class Request:
+    """One completion that is wanted.
+
+    Attributes:
+        prompt_ids: Token ids of the prompt: for an encoder-decoder what the encoder reads, else the start of the text.
+        seed: The row's seed, unsigned 64 bit. The same request gives the same completion in any batch.
+        stream: Which completion of this prompt it is; other streams draw other tokens from the same seed.
+        parameters: Per-row sampler parameters, ``"link.field"`` to number.
+        id: Whatever the caller recognises the request by; it is given back.
+    """
+
+    prompt_ids: tuple[int, ...]
+    seed: int = 0
+    stream: int = 0
+    parameters: Mapping[str, float] = Factory(dict)
+    id: str = ""
+
+
+@frozen(kw_only=True)
+class Limits:
+    """When a completion ends.
+
+    Attributes:
+        max_new_tokens: At most so many tokens.
+        min_new_tokens: The end-of-sequence token cannot be drawn before so many.
+        stop: The completion ends before the first of these strings, which is not part of its text.
+    """
+
+    max_new_tokens: int = field(default=64, validator=validators.ge(1))
+    min_new_tokens: int = field(default=0, validator=validators.ge(0))
+    stop: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class Completion:
+    """One finished completion.
+
+    Attributes:
+        request: The index of its request in the sequence that was given.
+        id: The request's id.
+        stream: The request's stream.
+        token_ids: New ids only, the end-of-sequence token included when it was drawn.
+        text: Decoded without special tokens, cut before a stop string.
+        finish: Why it ended.
+        logp: Draw's ``logp_processed`` of every token of ``token_ids``; empty if the engine cannot give it.
+        score: A decoder's own score (beam's length-normalised sum, best-of-n's reward), or None.
+    """
+
+    request: int
+    id: str
+    stream: int
+    token_ids: tuple[int, ...]
+    text: str
+    finish: Literal["eos", "length", "stop"]
+    logp: tuple[float, ...] = ()
+    score: float | None = None
+
+
+class StepModel(Protocol):
+    """A model that goes one token at a time, as an engine offers it to decoders. ``cache`` is opaque."""
+
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    max_length: int | None
+    """Most positions that prompt and completion may take together (decoder) or the completion (encoder-decoder)."""
+
+    def begin(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Any]:
+        """Return logits (batch, vocab) of the first new token, and a cache."""
+
+    def step(self, token_ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        """Append ``token_ids`` (batch,) and return the next logits (batch, vocab) and the cache."""
+
+    def select(self, cache: Any, index: torch.Tensor) -> Any:
+        """Return the cache of the rows at ``index`` (int64; any order, repeats allowed)."""
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Decode without special tokens."""
+
+
+class Decoder(Component[Any]):
+    """Produce completions from a model that goes one token at a time, and a sampler."""
+
+    @abstractmethod
+    def decode(
+        self, step_model: StepModel, requests: Sequence[Request], sampler: Sampler, limits: Limits, runtime: Runtime
+    ) -> Iterator[Completion]:
+        """Yield one or more completions for every request, in any order; ``Completion.request`` says whose.
+
+        Results do not depend on which requests share a call.
+        """

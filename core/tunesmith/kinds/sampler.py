@@ -1,0 +1,197 @@
+"""Sampler: logits and what is known of each row, to one token a row.
+
+A sampler is a chain of *links*, each of which changes logits, and one final draw. The author of a link writes
+:meth:`Link.apply` and registers the link as a sampler; ``sample`` of a link alone is the one-link chain with a
+categorical draw.
+
+Randomness is counter-based (Philox4x32-10, Salmon et al. 2011): key = the row's seed, counter = (stream, position, draw).
+A token is therefore a function of (logits, parameters, the row's history and state, seed, stream, position) and depends
+neither on the batch a row is in nor on the order of calls.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from attrs import Factory, evolve, field, frozen
+
+from tunesmith.component import Component, Config
+
+if TYPE_CHECKING:
+    import torch
+
+STATUS_OK, STATUS_NAN, STATUS_POSINF, STATUS_EMPTY = 0, 1, 2, 3
+"""Status of a draw: fine; a NaN among the logits; a +inf among them; no finite logit left. Not OK means token -1."""
+
+
+@frozen(kw_only=True)
+class SamplerConfig(Config):
+    """Base of every sampler's config. ``name_in_chain`` is how per-row parameters address this link."""
+
+    kind: ClassVar[str] = "sampler"
+    name_in_chain: ClassVar[str] = ""
+
+
+@runtime_checkable
+class RowState(Protocol):
+    """State of a stateful link for each row of a batch; rows leave and enter a batch, so it can be taken apart."""
+
+    def select(self, index: torch.Tensor) -> RowState:
+        """Return the rows at ``index`` (int64, any order, repeats allowed)."""
+
+    def join(self, others: Sequence[RowState]) -> RowState:
+        """Return these rows followed by the rows of ``others``."""
+
+
+@frozen(kw_only=True, eq=False)
+class Rows:
+    """What a sampler may know of the rows of a batch. All tensors are on the logits' device.
+
+    Attributes:
+        seed: (batch,) int64, the bit pattern of each row's unsigned 64-bit seed.
+        stream: (batch,) int64, which completion of a prompt a row is.
+        position: (batch,) int64, index of the token to be generated: 0 for the first, never a padded length.
+        history: (batch, time) int64, prompt and generated ids, right-padded; only ``history_lengths`` count.
+        history_lengths: (batch,) int64.
+        prompt_lengths: (batch,) int64: the first so many ids of ``history`` are the prompt.
+        parameters: ``"link.field"`` to a (batch,) tensor that takes precedence over the config's value. A link that
+            stands twice in a chain is addressed as ``link#2`` the second time.
+        state: Link to its :class:`RowState`; None until a stateful link has made one.
+    """
+
+    seed: torch.Tensor
+    stream: torch.Tensor
+    position: torch.Tensor
+    history: torch.Tensor
+    history_lengths: torch.Tensor
+    prompt_lengths: torch.Tensor
+    parameters: Mapping[str, torch.Tensor] = Factory(dict)
+    state: Mapping[str, RowState] | None = None
+
+    def __len__(self) -> int:
+        return int(self.seed.shape[0])
+
+    def select(self, index: torch.Tensor) -> Rows:
+        """Return the rows at ``index`` (int64)."""
+        return Rows(
+            seed=self.seed[index],
+            stream=self.stream[index],
+            position=self.position[index],
+            history=self.history[index],
+            history_lengths=self.history_lengths[index],
+            prompt_lengths=self.prompt_lengths[index],
+            parameters={k: v[index] for k, v in self.parameters.items()},
+            state=None if self.state is None else {k: s.select(index) for k, s in self.state.items()},
+        )
+
+    def for_link(self, link: str) -> Rows:
+        """Return the same rows with only ``link``'s parameters, under their field names, and only its state."""
+        head = link + "."
+        own = {k.removeprefix(head): v for k, v in self.parameters.items() if k.startswith(head)}
+        state = self.state[link] if self.state is not None and link in self.state else None
+        return evolve(self, parameters=own, state=None if state is None else {link: state})
+
+
+@frozen(kw_only=True, eq=False)
+class Draw:
+    """One token a row, and what is known of it.
+
+    Attributes:
+        token: (batch,) int64; -1 where ``status`` is not OK.
+        status: (batch,) uint8, one of the STATUS values.
+        logp_raw: (batch,) float32, log-probability of the token under the softmax of the logits as given.
+        logp_processed: (batch,) float32, the same after the links that edit (temperature, penalties, bias) and before
+            those that truncate. This is what RL uses.
+        logp_truncated: (batch,) float32, the same among the tokens that survived: what the token was drawn with.
+        top: ids (batch, n) int64 and processed log-probabilities (batch, n) of the n most likely tokens, or None.
+        state: The state after this token, for the next call; None if no link keeps one.
+    """
+
+    token: torch.Tensor
+    status: torch.Tensor
+    logp_raw: torch.Tensor
+    logp_processed: torch.Tensor
+    logp_truncated: torch.Tensor
+    top: tuple[torch.Tensor, torch.Tensor] | None = None
+    state: Mapping[str, RowState] | None = None
+
+
+@frozen(kw_only=True, eq=False)
+class Step:
+    """A link lowered to an operation of the fused kernel: ``op`` and one value a row, (batch,)."""
+
+    op: str
+    values: torch.Tensor = field()
+
+
+class Sampler(Component[Any]):
+    """Choose the next token of every row of a batch.
+
+    Example:
+        >>> draw = TopP(p=0.9).build().sample(logits, rows)  # doctest: +SKIP
+    """
+
+    @abstractmethod
+    def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0) -> Draw:
+        """Draw one token a row.
+
+        Args:
+            logits: (batch, vocab), float32, float64, bfloat16 or float16; never written to. The last dimension is dense,
+                rows may be strided.
+            rows: What is known of each row.
+            top: Also give the ``top`` most likely tokens.
+        """
+
+
+class Link(Sampler):
+    """A sampler that is one step of a chain. Its author writes :meth:`apply` only.
+
+    Attributes:
+        truncates: True if the link only removes tokens (sets them to -inf); False if it edits values.
+    """
+
+    truncates: ClassVar[bool] = False
+
+    @abstractmethod
+    def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """Return changed logits (batch, vocab), a new tensor; removed tokens are -inf.
+
+        ``rows`` holds this link's own parameters (under their field names) and state; read a parameter with :meth:`value`.
+        """
+
+    def value(self, rows: Rows, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Return the field ``name`` for every row, (batch,): the row's own value, else the config's."""
+        import torch
+
+        if name in rows.parameters:
+            found = rows.parameters[name]
+            return found if dtype is None else found.to(dtype)
+        return torch.full((len(rows),), getattr(self.config, name), dtype=dtype, device=rows.seed.device)
+
+    def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0) -> Draw:
+        """Draw from the one-link chain with a categorical draw."""
+        from tunesmith.registry import samplers
+
+        chain: Sampler = samplers.create("tunesmith/chain", links=(self.config,)).build()
+        return chain.sample(logits, rows, top=top)
+
+
+@runtime_checkable
+class Fusable(Protocol):
+    """A link that the fused kernel can do."""
+
+    def lower(self, rows: Rows) -> Step:
+        """Return this link as a kernel step for these rows (own parameters only, as in ``apply``)."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A link with memory of its own beyond the history."""
+
+    def initial_state(self, rows: Rows) -> RowState:
+        """Return the state of rows at position 0."""
+
+    def advance(self, state: RowState, logits: torch.Tensor, draw: Draw, rows: Rows) -> RowState:
+        """Return the state after ``draw``; ``logits`` are those the token was drawn from."""

@@ -1,0 +1,246 @@
+"""The model handle: a transformers model, its tokenizer, its family and the adapters on it.
+
+This module is only imported when a model is about to be used; it imports torch inside functions all the same, so that
+annotations elsewhere can name :class:`LM` for nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from attrs import define, field
+
+from tunesmith.errors import ArtifactError, ConfigError, TunesmithError
+from tunesmith.runtime import Runtime
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunesmith.kinds.adapter import Adapter
+
+Family = Literal["encoder", "decoder", "encoder-decoder"]
+Head = Literal["lm", "classification"]
+ADAPTED = "tunesmith_lm.json"
+"""A folder with this file holds (or points to) a base model and the adapters on it."""
+
+
+@define(kw_only=True, eq=False)
+class LM:
+    """A language model in use.
+
+    Attributes:
+        model: A ``transformers.PreTrainedModel`` (adapters may have changed it in place or wrapped it).
+        tokenizer: A ``transformers.PreTrainedTokenizerBase``.
+        family: ``"encoder"``, ``"decoder"`` or ``"encoder-decoder"``.
+        adapters: The attached adapters in order of attachment.
+        origin: Folder or hub name from which the weights without adapters came, as long as they are unchanged; None
+            otherwise. Training all weights sets it to None.
+    """
+
+    model: Any
+    tokenizer: Any
+    family: Family
+    adapters: tuple[Adapter, ...] = ()
+    origin: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter is."""
+        found: torch.device = next(self.model.parameters()).device
+        return found
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names, dtypes, shapes and bytes of all weights, adapters' included, and the family.
+
+        It changes when any weight does, and differs between a merged and an unmerged adapter.
+        """
+        import torch
+
+        digest = hashlib.sha256(self.family.encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            value = tensor.detach().cpu().contiguous()
+            digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        return digest.hexdigest()
+
+    def parameter_count(self, trainable: bool = False) -> int:
+        """Return the number of parameters, each shared tensor once; only trainable ones if asked."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad or not trainable)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Dropout off and no gradients within; puts the training mode back."""
+        import torch
+
+        before = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train(before)
+
+    def save(self, folder: Path, *, copy_base: bool = True) -> None:
+        """Write a folder that :func:`load` reads; without adapters also one that ``from_pretrained`` reads.
+
+        Args:
+            folder: Made if it is not there.
+            copy_base: With adapters on: also write the base weights. If False and ``origin`` is known, the folder only
+                points to it.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(folder)
+        if not self.adapters:
+            self.model.save_pretrained(folder)
+            return
+        from tunesmith.spec import dump
+
+        record: dict[str, Any] = {"format": 1, "adapters": []}
+        if copy_base or self.origin is None:
+            base = self.unadapted_state()
+            _save_base(self.model, base, folder / "base")
+            self.tokenizer.save_pretrained(folder / "base")
+            record["base"] = "base"
+        else:
+            record["base"] = self.origin
+        for index, adapter in enumerate(self.adapters):
+            name = f"adapter-{index:02d}"
+            (folder / name).mkdir(exist_ok=True)
+            adapter.save(folder / name)
+            record["adapters"].append({"folder": name, "component": dump(adapter.config)})
+        (folder / ADAPTED).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def unadapted_state(self) -> dict[str, torch.Tensor]:
+        """Return the weights of the model without its adapters, under the names the plain model has.
+
+        Every adapter that changes names offers ``base_name(name) -> str | None`` (None: the adapter's own).
+        """
+        state: dict[str, torch.Tensor] = {}
+        for name, tensor in self.model.state_dict().items():
+            plain: str | None = name
+            for adapter in reversed(self.adapters):
+                rename = getattr(adapter, "base_name", None)
+                if rename is not None and plain is not None:
+                    plain = rename(plain)
+            if plain is not None:
+                state[plain] = tensor
+        return state
+
+
+def _save_base(model: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write ``state`` as a plain transformers folder of ``model``'s class."""
+    inner = model
+    while hasattr(inner, "get_base_model"):  # peft's wrapper
+        inner = inner.get_base_model()
+    inner.save_pretrained(folder, state_dict=state)
+
+
+def load(
+    source: str | Path,
+    *,
+    runtime: Runtime | None = None,
+    head: Head = "lm",
+    labels: int | None = None,
+    revision: str | None = None,
+) -> LM:
+    """Load a model: a folder that :meth:`LM.save` or ``save_pretrained`` wrote, or a hub name.
+
+    Args:
+        source: Folder or hub name.
+        runtime: Device, dtype, offline, allow_code (which alone permits remote code).
+        head: ``"lm"`` or ``"classification"`` (sequence classification).
+        labels: Number of labels of a new classification head; None keeps the folder's.
+        revision: Hub revision.
+
+    Raises:
+        ConfigError: If there is no such model or it has no such head.
+        ArtifactError: If a folder is incomplete.
+    """
+    runtime = runtime or Runtime()
+    folder = Path(source)
+    if (folder / ADAPTED).is_file():
+        return _load_adapted(folder, runtime, head)
+    import transformers
+
+    from tunesmith import hf
+
+    hf.register()
+    if not folder.is_dir() and (str(source).startswith((".", "/", "~")) or runtime.offline):
+        raise ConfigError([f"there is no model folder {str(source)!r}, and no hub is asked for it"], "tunesmith.load")
+    options: dict[str, Any] = {
+        "local_files_only": runtime.offline,
+        "trust_remote_code": runtime.allow_code,
+        "revision": revision,
+    }
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError) as cause:
+        raise ConfigError([f"{str(source)!r} holds no model that can be loaded: {cause}"], "tunesmith.load") from cause
+    family = family_of(config)
+    if labels is not None:
+        config.num_labels = labels
+    auto = _auto_class(family, head, config)
+    model = auto.from_pretrained(source, config=config, dtype=runtime.torch_dtype, **options)
+    model.to(runtime.device)
+    model.eval()
+    return LM(model=model, tokenizer=tokenizer, family=family, origin=str(source))
+
+
+def _load_adapted(folder: Path, runtime: Runtime, head: Head) -> LM:
+    from tunesmith.kinds.adapter import AdapterConfig
+    from tunesmith.spec import load as load_spec
+
+    try:
+        record = json.loads((folder / ADAPTED).read_text(encoding="utf-8"))
+        base, entries = record["base"], record["adapters"]
+    except (ValueError, KeyError) as cause:
+        raise ArtifactError(f"{folder / ADAPTED} is damaged ({cause!r}); make the model again.") from cause
+    inside = folder / "base"
+    lm = load(inside if base == "base" else base, runtime=runtime, head=head)
+    for entry in entries:
+        part = (folder / str(entry["folder"])).resolve()
+        if part.parent != folder.resolve():
+            raise ArtifactError(f"{folder / ADAPTED} names an adapter outside its folder: {entry['folder']!r}.")
+        config = load_spec(entry["component"], AdapterConfig, where=str(folder / ADAPTED))
+        lm = config.build().load(lm, part, runtime)
+    return lm
+
+
+def family_of(config: Any) -> Family:
+    """Return the family of a transformers config."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder-decoder"
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING
+    if causal and masked:  # BERT and its kin can be both
+        is_decoder = architecture.endswith(("ForCausalLM", "LMHeadModel")) or getattr(config, "is_decoder", False)
+        return "decoder" if is_decoder else "encoder"
+    if causal:
+        return "decoder"
+    if masked:
+        return "encoder"
+    raise TunesmithError(
+        f"models of type {getattr(config, 'model_type', '?')!r} are neither encoders, decoders nor encoder-decoders for text."
+    )
+
+
+def _auto_class(family: Family, head: Head, config: Any) -> Any:
+    import transformers
+
+    if head == "classification":
+        return transformers.AutoModelForSequenceClassification
+    if family == "encoder-decoder":
+        return transformers.AutoModelForSeq2SeqLM
+    return transformers.AutoModelForCausalLM if family == "decoder" else transformers.AutoModelForMaskedLM

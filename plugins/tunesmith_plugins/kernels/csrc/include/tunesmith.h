@@ -1,0 +1,114 @@
+/* The plain C interface of the native library of tunesmith.
+ *
+ * Every function returns a ts_code unless it says otherwise, throws nothing, and leaves a message for
+ * ts_last_error() (one per thread) when the code is not TS_OK. Pointers are borrowed for the call only.
+ * All arrays are row-major and contiguous unless a stride stands beside them; strides count elements.
+ */
+#ifndef TUNESMITH_H
+#define TUNESMITH_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define TS_API __declspec(dllexport)
+#else
+#define TS_API __attribute__((visibility("default")))
+#endif
+
+/* Raised whenever a struct or the meaning of a function changes; the loader refuses any other value. */
+#define TS_ABI_VERSION 1
+
+/* 255 * 128 * K must stay below 2^31, so that no int32 accumulator can overflow whatever the int8 weights are. */
+#define TS_MAX_K 65792
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum { TS_OK = 0, TS_INVALID = 1, TS_MEMORY = 2, TS_UNSUPPORTED = 3, TS_INTERNAL = 4 } ts_code;
+
+typedef enum { TS_F32 = 0, TS_BF16 = 1, TS_F16 = 2, TS_F64 = 3, TS_I64 = 4 } ts_dtype;
+
+typedef enum { TS_REPETITION_PENALTY = 0, TS_TEMPERATURE = 1, TS_TOP_K = 2, TS_TOP_P = 3, TS_MIN_P = 4 } ts_op;
+
+/* What became of a row: anything but TS_ROW_OK gives token -1 and NaN log-probabilities. */
+typedef enum { TS_ROW_OK = 0, TS_ROW_NAN = 1, TS_ROW_POSINF = 2, TS_ROW_EMPTY = 3 } ts_row_status;
+
+/* One link of the chain: values[row * stride] is the parameter of a row, as double (TS_F64) or int64 (TS_I64). */
+typedef struct {
+  int32_t op;
+  int32_t dtype;
+  const void *values;
+  int64_t stride;
+} ts_step;
+
+typedef struct {
+  const void *logits; /* (batch, vocab), never written */
+  int64_t batch, vocab, row_stride;
+  int32_t dtype; /* TS_F32, TS_BF16 or TS_F16 */
+  int32_t greedy;
+  const ts_step *steps;
+  int64_t step_count;
+  const int64_t *seed, *stream, *position; /* (batch,), may be null when greedy or when token is null */
+  int64_t draw;
+  const int64_t *history; /* (batch, history_width), ids outside the vocabulary are ignored */
+  const int64_t *history_lengths; /* (batch,) or null: every row uses the whole width */
+  int64_t history_width;
+  int64_t *token;        /* (batch,) or null */
+  uint8_t *status;       /* (batch,) */
+  float *logp_raw, *logp_processed, *logp_truncated; /* (batch,) each or null */
+  float *out_logits;     /* (batch, vocab) or null: the row after the chain, -inf where dropped */
+  void *workspace;       /* device memory, ts_cuda_sample only: ts_cuda_sample_workspace() bytes */
+  void *cuda_stream;     /* ts_cuda_sample only */
+} ts_sample_args;
+
+typedef struct {
+  const void *x; /* (rows, k) */
+  int64_t rows, k, row_stride;
+  int32_t dtype; /* TS_F32 or TS_BF16 */
+  int32_t reserved;
+  uint8_t *q;          /* (rows, k) */
+  float *scale;        /* (rows,) */
+  int32_t *zero_point; /* (rows,) */
+  void *cuda_stream;
+} ts_quantize_args;
+
+typedef struct {
+  const void *x; /* (rows, k) */
+  int64_t rows, k, row_stride;
+  int32_t dtype; /* of x and out */
+  int32_t reserved;
+  const int8_t *weight; /* (n, k) */
+  int64_t n;
+  const float *weight_scale; /* (n,) */
+  const int32_t *weight_sum; /* (n,) sum over k of weight */
+  const float *bias;         /* (n,) or null */
+  void *out;                 /* (rows, n) contiguous */
+  uint8_t *q;                /* ts_cuda_int8_linear only: (rows, k) scratch on the device */
+  float *row_scale;          /* ts_cuda_int8_linear only: (rows,) scratch */
+  int32_t *row_zero_point;   /* ts_cuda_int8_linear only: (rows,) scratch */
+  void *cuda_stream;
+} ts_linear_args;
+
+TS_API int32_t ts_abi_version(void);          /* returns TS_ABI_VERSION of the library, not a ts_code */
+TS_API const char *ts_last_error(void);       /* the calling thread's last message */
+TS_API const char *ts_isa_available(void);    /* comma separated, slowest first */
+TS_API const char *ts_isa_current(void);      /* chosen once: TUNESMITH_ISA if set, else the best available; null and a message when TUNESMITH_ISA cannot be honoured */
+TS_API int32_t ts_isa_set(const char *name);
+TS_API int32_t ts_sample(const ts_sample_args *args);
+TS_API int32_t ts_quantize_rows(const ts_quantize_args *args);
+TS_API int32_t ts_int8_linear(const ts_linear_args *args);
+
+/* libtunesmith_cuda: the same arguments with device pointers; work is queued on cuda_stream, nothing waits.
+ * The values of the steps are device pointers too, so their ranges are not checked here: the caller checks. */
+TS_API int32_t ts_cuda_abi_version(void);
+TS_API const char *ts_cuda_last_error(void);
+TS_API int64_t ts_cuda_sample_workspace(int64_t batch, int64_t vocab, int64_t history_width); /* bytes */
+TS_API int32_t ts_cuda_sample(const ts_sample_args *args);
+TS_API int32_t ts_cuda_quantize_rows(const ts_quantize_args *args);
+TS_API int32_t ts_cuda_int8_linear(const ts_linear_args *args);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

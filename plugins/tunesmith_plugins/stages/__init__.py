@@ -1,0 +1,29 @@
+"""The standard stages. This package holds their configs and imports no torch; implementations stand in their own files."""
+
+from tunesmith_plugins.stages.config import (
+    Align,
+    Benchmark,
+    Compare,
+    Compress,
+    ConstitutionalRevision,
+    Evaluate,
+    Export,
+    Feedback,
+    FineTune,
+    Generate,
+    TrainReward,
+)
+
+__all__ = [
+    "Align",
+    "Benchmark",
+    "Compare",
+    "Compress",
+    "ConstitutionalRevision",
+    "Evaluate",
+    "Export",
+    "Feedback",
+    "FineTune",
+    "Generate",
+    "TrainReward",
+]

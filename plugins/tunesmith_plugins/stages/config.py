@@ -1,0 +1,316 @@
+"""Configs of the standard stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from attrs import evolve, field, frozen
+from attrs import validators as v
+
+from tunesmith.data.config import Data
+from tunesmith.kinds.adapter import AdapterConfig
+from tunesmith.kinds.benchmark import BenchmarkConfig
+from tunesmith.kinds.compressor import CompressorConfig
+from tunesmith.kinds.decoder import DecoderConfig
+from tunesmith.kinds.engine import EngineConfig
+from tunesmith.kinds.metric import MetricConfig
+from tunesmith.kinds.reward_model import RewardModelConfig
+from tunesmith.kinds.rl_algorithm import RLAlgorithmConfig
+from tunesmith.kinds.sampler import SamplerConfig
+from tunesmith.kinds.stage import Output, StageConfig
+
+IMPLEMENTATIONS = "tunesmith_plugins.stages"
+
+
+@frozen(kw_only=True)
+class Generation:
+    """How a stage generates text.
+
+    Attributes:
+        engine: None means ``tunesmith/transformers``.
+        decoder: None means ``tunesmith/stepwise``.
+        sampler: None means ``tunesmith/greedy``.
+        max_new_tokens: Most new tokens of a completion.
+        min_new_tokens: Fewest.
+        stop: Strings that end a completion.
+    """
+
+    engine: EngineConfig | None = None
+    decoder: DecoderConfig | None = None
+    sampler: SamplerConfig | None = None
+    max_new_tokens: int = field(default=64, validator=v.ge(1))
+    min_new_tokens: int = field(default=0, validator=v.ge(0))
+    stop: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class Generate(StageConfig):
+    """Write completions for a split's prompts with each of several samplers, side by side on the same prompts.
+
+    Attributes:
+        samplers: Label to sampler; empty means the one of ``generation``.
+        data: None means the pipeline's.
+        split: The split whose prompts are used.
+        items: At most so many prompts; 0 means all.
+        completions: So many completions of each prompt (streams 0, 1, ...).
+        generation: Engine, decoder, limits.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.generate:GenerateStage"
+    produces: ClassVar[Mapping[str, str]] = {"generations": "generations"}
+    samplers: dict[str, SamplerConfig] = field(factory=dict)
+    data: Data | None = None
+    split: str = "test"
+    items: int = field(default=0, validator=v.ge(0))
+    completions: int = field(default=1, validator=v.ge(1))
+    generation: Generation = field(factory=Generation)
+
+
+@frozen(kw_only=True)
+class Evaluate(StageConfig):
+    """Generate (or score) on a split and compute metrics with intervals.
+
+    Attributes:
+        metrics: At least one.
+        data: None means the pipeline's.
+        split: The split to evaluate on.
+        items: At most so many examples; 0 means all.
+        shots: In-context examples, taken from the training split; -1 means what the data says.
+        confidence: Level of the intervals.
+        versus: The ``scores`` of an earlier stage to compare with by a paired test; None: no comparison.
+        generation: How text is generated, where a metric needs predictions.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.evaluate:EvaluateStage"
+    produces: ClassVar[Mapping[str, str]] = {"scores": "scores", "generations": "generations"}
+    metrics: tuple[MetricConfig, ...] = field(validator=v.min_len(1))
+    data: Data | None = None
+    split: str = "test"
+    items: int = field(default=0, validator=v.ge(0))
+    shots: int = field(default=-1, validator=v.ge(-1))
+    confidence: float = field(default=0.95, validator=[v.gt(0), v.lt(1)])
+    versus: Output | None = None
+    generation: Generation = field(factory=Generation)
+
+
+@frozen(kw_only=True)
+class Compare(StageConfig):
+    """Run branches from one start and make one table with paired tests against the first branch.
+
+    Attributes:
+        branches: Key to stage. A branch's stage is named ``compare/key`` and needs no name of its own.
+        metrics: Evaluated for every branch that makes a model (and for the start); empty: no evaluation.
+        split: The split to evaluate on.
+        items: At most so many examples; 0 means all.
+        baseline: Also evaluate the model that the branches start from.
+        generation: How text is generated for the evaluation.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.compare:CompareStage"
+    produces: ClassVar[Mapping[str, str]] = {"scores": "scores", "report": "report"}
+    branches: dict[str, StageConfig] = field(validator=v.min_len(1))
+    metrics: tuple[MetricConfig, ...] = ()
+    split: str = "test"
+    items: int = field(default=0, validator=v.ge(0))
+    baseline: bool = True
+    generation: Generation = field(factory=Generation)
+
+    def expand(self) -> tuple[StageConfig, ...]:
+        """Return the branches, named by their keys; each starts where the Compare does unless it says otherwise."""
+        return tuple(
+            evolve(stage, name=key, start=self.start if stage.start == "previous" else stage.start)
+            for key, stage in self.branches.items()
+        )
+
+
+@frozen(kw_only=True)
+class FineTune(StageConfig):
+    """Train on a split through the trainers of transformers.
+
+    Attributes:
+        adapter: What is trained; None means all weights (``tunesmith/full``).
+        objective: ``"auto"`` follows the model's family: seq2seq, causal or masked. ``"span_corruption"`` (Raffel et al. 2020,
+            section 3.1.4) and ``"classification"`` must be asked for.
+        data: None means the pipeline's.
+        mix: Further tasks, label to data, mixed in by ``mix_weights``.
+        mix_weights: Label to weight; the main data has weight 1.
+        split: Split to train on.
+        validation: Split for the validation loss; "" for none.
+        epochs: Passes over the data; ignored where ``steps`` is set.
+        steps: Number of optimizer steps; 0 means by epochs.
+        batch_size: Examples a step and device.
+        learning_rate: Peak learning rate.
+        max_length: Longest input in tokens; what is cut is reported.
+        max_target_length: Longest target (encoder-decoder).
+        packing: Put several examples in one row (causal only).
+        mask_prompt: Only the answer's tokens are in the loss (causal only).
+        held_out: Label to data whose loss is measured before and after (forgetting).
+        arguments: Further ``TrainingArguments`` (bf16, gradient_checkpointing, report_to, weight_decay ...), passed through.
+        early_stopping: Stop after so many evaluations without a better validation loss; 0 means never.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.fine_tune:FineTuneStage"
+    produces: ClassVar[Mapping[str, str]] = {"model": "model", "report": "report"}
+    adapter: AdapterConfig | None = None
+    objective: Literal["auto", "seq2seq", "causal", "masked", "span_corruption", "classification"] = "auto"
+    data: Data | None = None
+    mix: dict[str, Data] = field(factory=dict)
+    mix_weights: dict[str, float] = field(factory=dict)
+    split: str = "train"
+    validation: str = ""
+    epochs: float = field(default=1.0, validator=v.gt(0))
+    steps: int = field(default=0, validator=v.ge(0))
+    batch_size: int = field(default=16, validator=v.ge(1))
+    learning_rate: float = field(default=1e-3, validator=v.gt(0))
+    max_length: int = field(default=512, validator=v.ge(1))
+    max_target_length: int = field(default=128, validator=v.ge(1))
+    packing: bool = False
+    mask_prompt: bool = True
+    held_out: dict[str, Data] = field(factory=dict)
+    arguments: dict[str, bool | int | float | str] = field(factory=dict)
+    early_stopping: int = field(default=0, validator=v.ge(0))
+
+
+@frozen(kw_only=True)
+class TrainReward(StageConfig):
+    """Train a reward model on preference pairs.
+
+    Attributes:
+        reward: A reward model that can be fitted.
+        preferences: A JSONL file with ``prompt``, ``chosen``, ``rejected`` (and optionally ``margin``, ``id``, ``group``), or the
+            ``preferences`` of an earlier stage.
+        held_out: Share of the pairs kept for the held-out accuracy; whole groups.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.train_reward:TrainRewardStage"
+    produces: ClassVar[Mapping[str, str]] = {"reward_model": "reward_model", "report": "report"}
+    uses_model: ClassVar[bool] = False
+    reward: RewardModelConfig
+    preferences: str | Output
+    held_out: float = field(default=0.1, validator=[v.ge(0), v.lt(1)])
+
+
+@frozen(kw_only=True)
+class Align(StageConfig):
+    """Improve the model with an RL algorithm.
+
+    Attributes:
+        algorithm: Online algorithms need ``reward``, offline ones ``preferences``.
+        adapter: Put on top for this training; the reference is the model with only this one off. None trains all weights
+            against a frozen copy.
+        reward: A reward model, or the ``reward_model`` of an earlier stage.
+        preferences: A JSONL file or the ``preferences`` of an earlier stage.
+        data: Prompts of an online algorithm; None means the pipeline's.
+        split: The split whose prompts are used.
+        items: At most so many prompts; 0 means all.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.align:AlignStage"
+    produces: ClassVar[Mapping[str, str]] = {"model": "model", "report": "report"}
+    algorithm: RLAlgorithmConfig
+    adapter: AdapterConfig | None = None
+    reward: RewardModelConfig | Output | None = None
+    preferences: str | Output | None = None
+    data: Data | None = None
+    split: str = "train"
+    items: int = field(default=0, validator=v.ge(0))
+
+
+@frozen(kw_only=True)
+class Compress(StageConfig):
+    """Make the model smaller.
+
+    Attributes:
+        compressor: The method.
+        teacher: A larger model for distillation: a path, hub name or output; None: the model itself.
+        data: Calibration or training examples; None means the pipeline's.
+        split: The split whose examples are used.
+        items: At most so many; 0 means all.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.compress:CompressStage"
+    produces: ClassVar[Mapping[str, str]] = {"model": "model", "report": "report"}
+    compressor: CompressorConfig
+    teacher: str | Output | None = None
+    data: Data | None = None
+    split: str = "train"
+    items: int = field(default=0, validator=v.ge(0))
+
+
+@frozen(kw_only=True)
+class Benchmark(StageConfig):
+    """Run benchmarks on the model.
+
+    Attributes:
+        benchmarks: At least one.
+        items: At most so many items of each benchmark; 0 means all.
+        confidence: Level of the intervals.
+        engine: None means ``tunesmith/transformers``.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.benchmark:BenchmarkStage"
+    produces: ClassVar[Mapping[str, str]] = {"scores": "scores"}
+    benchmarks: tuple[BenchmarkConfig, ...] = field(validator=v.min_len(1))
+    items: int = field(default=0, validator=v.ge(0))
+    confidence: float = field(default=0.95, validator=[v.gt(0), v.lt(1)])
+    engine: EngineConfig | None = None
+
+
+@frozen(kw_only=True)
+class Feedback(StageConfig):
+    """Turn rankings of several completions into preference pairs.
+
+    Attributes:
+        generations: The ``generations`` of an earlier stage whose completions are ranked.
+        rankings: A JSONL file of rankings; "" asks in the terminal.
+        annotator: Recorded with every ranking typed in the terminal.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.feedback:FeedbackStage"
+    produces: ClassVar[Mapping[str, str]] = {"preferences": "preferences"}
+    uses_model: ClassVar[bool] = False
+    generations: Output
+    rankings: str = ""
+    annotator: str = ""
+
+
+@frozen(kw_only=True)
+class ConstitutionalRevision(StageConfig):
+    """Critique and revise the model's own answers by written principles (Bai et al. 2022, "Constitutional AI").
+
+    Attributes:
+        principles: A TOML or JSONL file of principles, each with a critique request and a revision request.
+        data: Prompts; None means the pipeline's.
+        split: The split whose prompts are used.
+        items: At most so many prompts; 0 means all.
+        rounds: Revisions of each answer.
+        compare: Also ask the model which of two answers follows a principle better, and make preference pairs of that.
+        generation: How text is generated.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.constitutional_revision:ConstitutionalRevisionStage"
+    produces: ClassVar[Mapping[str, str]] = {"dataset": "dataset", "preferences": "preferences"}
+    principles: str
+    data: Data | None = None
+    split: str = "train"
+    items: int = field(default=0, validator=v.ge(0))
+    rounds: int = field(default=1, validator=v.ge(1))
+    compare: bool = True
+    generation: Generation = field(factory=Generation)
+
+
+@frozen(kw_only=True)
+class Export(StageConfig):
+    """Write the model as a folder for use elsewhere, with a model card.
+
+    Attributes:
+        folder: Where to copy it besides the run folder; "" for nowhere.
+        merge: Fold adapters into the weights where merging exists; otherwise base and adapter are written for
+            ``tunesmith.load``, and the card says so.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.export:ExportStage"
+    produces: ClassVar[Mapping[str, str]] = {"model": "model"}
+    folder: str = ""
+    merge: bool = True
