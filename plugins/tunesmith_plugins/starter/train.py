@@ -33,6 +33,7 @@ from .tokenizer import SENTINELS, train_tokenizer
 
 SEED = 2026
 STEPS = {"seq2seq": 6000, "encoder": 2000}
+LEARNING_RATES = {"seq2seq": 4e-3, "encoder": 3e-3}
 POOL = 20_000  # dialogues of the pre-training split
 TOKENS = 4096  # prompt tokens in a batch of the seq2seq model
 SHOTS = (0.40, 0.22, 0.14, 0.10, 0.08, 0.06)  # how often a prompt has 0, 1, ... 5 examples
@@ -104,7 +105,7 @@ def fit_seq2seq(folder: Path, pool: list[dg.Dialogue], steps: int, seed: int) ->
                 "labels": _pad([b for _, b in pairs], -100),
             }
 
-    _optimise(model, batches(), steps, learning_rate=4e-3, name="seq2seq")
+    _optimise(model, batches(), steps, name="seq2seq")
     model.generation_config = GenerationConfig(
         decoder_start_token_id=pad, eos_token_id=eos, pad_token_id=pad, max_new_tokens=48
     )
@@ -137,7 +138,7 @@ def fit_encoder(folder: Path, pool: list[dg.Dialogue], steps: int, seed: int) ->
             ids = _pad(tokenizer(texts)["input_ids"], tokenizer.pad_token_id)
             yield masked(tokenizer, ids, torch.Generator().manual_seed(seed + step))
 
-    _optimise(model, batches(), steps, learning_rate=3e-3, name="encoder")
+    _optimise(model, batches(), steps, name="encoder")
     _save(model, folder)
 
 
@@ -176,10 +177,10 @@ def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
 
 
 def _optimise(
-    model: PreTrainedModel, batches: Iterator[dict[str, torch.Tensor]], steps: int, *, learning_rate: float, name: str
+    model: PreTrainedModel, batches: Iterator[dict[str, torch.Tensor]], steps: int, *, name: str
 ) -> None:
     """AdamW with a short warm-up, then a cosine down to a tenth."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATES[name], betas=(0.9, 0.98), weight_decay=0.01)
     shape: Callable[[int], float] = lambda step: min(  # noqa: E731
         (step + 1) / max(1, 0.05 * steps), 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / steps))
     )

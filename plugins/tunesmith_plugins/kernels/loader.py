@@ -1,0 +1,287 @@
+"""Finds, checks and describes the native libraries. Imports no torch.
+
+The libraries stand in ``_native/`` beside this file (or in the installed copy of the package when the sources are
+used in place), with ``native.txt``, where the build wrote what it made and, where it made nothing, why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import sysconfig
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+ABI_VERSION = 1
+"""The version of the C interface this file speaks; a library of another version is refused."""
+
+TS_OK = 0
+F32, BF16, F16, F64, I64 = range(5)
+
+_SUFFIX = {"win32": ".dll"}.get(sys.platform, ".so")  # CMake modules end in .so on macOS too
+_lock = threading.Lock()
+
+
+class StepArgs(ctypes.Structure):
+    """``ts_step`` of tunesmith.h."""
+
+    _fields_ = [
+        ("op", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("values", ctypes.c_void_p),
+        ("stride", ctypes.c_int64),
+    ]
+
+
+class SampleArgs(ctypes.Structure):
+    """``ts_sample_args`` of tunesmith.h."""
+
+    _fields_ = [
+        ("logits", ctypes.c_void_p),
+        ("batch", ctypes.c_int64),
+        ("vocab", ctypes.c_int64),
+        ("row_stride", ctypes.c_int64),
+        ("dtype", ctypes.c_int32),
+        ("greedy", ctypes.c_int32),
+        ("steps", ctypes.POINTER(StepArgs)),
+        ("step_count", ctypes.c_int64),
+        ("seed", ctypes.c_void_p),
+        ("stream", ctypes.c_void_p),
+        ("position", ctypes.c_void_p),
+        ("draw", ctypes.c_int64),
+        ("history", ctypes.c_void_p),
+        ("history_lengths", ctypes.c_void_p),
+        ("history_width", ctypes.c_int64),
+        ("token", ctypes.c_void_p),
+        ("status", ctypes.c_void_p),
+        ("logp_raw", ctypes.c_void_p),
+        ("logp_processed", ctypes.c_void_p),
+        ("logp_truncated", ctypes.c_void_p),
+        ("out_logits", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("cuda_stream", ctypes.c_void_p),
+    ]
+
+
+class QuantizeArgs(ctypes.Structure):
+    """``ts_quantize_args`` of tunesmith.h."""
+
+    _fields_ = [
+        ("x", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("k", ctypes.c_int64),
+        ("row_stride", ctypes.c_int64),
+        ("dtype", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("q", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("zero_point", ctypes.c_void_p),
+        ("cuda_stream", ctypes.c_void_p),
+    ]
+
+
+class LinearArgs(ctypes.Structure):
+    """``ts_linear_args`` of tunesmith.h."""
+
+    _fields_ = [
+        ("x", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("k", ctypes.c_int64),
+        ("row_stride", ctypes.c_int64),
+        ("dtype", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("weight", ctypes.c_void_p),
+        ("n", ctypes.c_int64),
+        ("weight_scale", ctypes.c_void_p),
+        ("weight_sum", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("q", ctypes.c_void_p),
+        ("row_scale", ctypes.c_void_p),
+        ("row_zero_point", ctypes.c_void_p),
+        ("cuda_stream", ctypes.c_void_p),
+    ]
+
+
+def _folders() -> list[Path]:
+    # An editable install leaves the sources in place and puts what CMake built into site-packages.
+    installed = Path(sysconfig.get_paths()["platlib"]) / "tunesmith_plugins" / "kernels"
+    return [Path(__file__).parent / "_native", installed / "_native"]
+
+
+def folder() -> Path | None:
+    """Return the folder the build wrote to, or None if no build ran."""
+    return next((path for path in _folders() if (path / "native.txt").is_file()), None)
+
+
+def build_record() -> dict[str, str]:
+    """Return what native.txt says, ``{"native": "built", "cuda": "absent (nvcc not found)"}``; empty without one."""
+    where = folder()
+    if where is None:
+        return {}
+    lines = (where / "native.txt").read_text(encoding="utf-8").splitlines()
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines) if value}
+
+
+class Library:
+    """One opened library: its functions with their argument types, and its errors as Python exceptions."""
+
+    def __init__(self, path: Path, prefix: str) -> None:
+        """Open ``path`` and check its version.
+
+        Raises:
+            OSError: the file cannot be loaded, or speaks another version of the interface.
+        """
+        self.path = path
+        self._dll = ctypes.CDLL(str(path))
+        try:
+            version = self._function(f"{prefix}abi_version", ctypes.c_int32)
+            self._last_error = self._function(f"{prefix}last_error", ctypes.c_char_p)
+        except AttributeError as error:
+            raise OSError(f"{path} is not a tunesmith library: {error}") from None
+        if version() != ABI_VERSION:
+            raise OSError(
+                f"{path} has interface version {version()}, this tunesmith needs {ABI_VERSION}; "
+                "reinstall tunesmith so that both come from one build"
+            )
+        self.sample = self._function(f"{prefix}sample", ctypes.c_int32, ctypes.c_void_p)
+        self.quantize_rows = self._function(f"{prefix}quantize_rows", ctypes.c_int32, ctypes.c_void_p)
+        self.int8_linear = self._function(f"{prefix}int8_linear", ctypes.c_int32, ctypes.c_void_p)
+        if prefix == "ts_":
+            self.isa_available = self._function("ts_isa_available", ctypes.c_char_p)
+            self.isa_current = self._function("ts_isa_current", ctypes.c_char_p)
+            self.isa_set = self._function("ts_isa_set", ctypes.c_int32, ctypes.c_char_p)
+        else:
+            size = (ctypes.c_int64,) * 3
+            self.sample_workspace = self._function(f"{prefix}sample_workspace", ctypes.c_int64, *size)
+
+    def _function(self, name: str, result: Any, *arguments: Any) -> Any:
+        function = getattr(self._dll, name)
+        function.restype, function.argtypes = result, list(arguments)
+        return function
+
+    def check(self, code: int) -> None:
+        """Raise what a status code other than TS_OK stands for.
+
+        Raises:
+            ValueError: an argument is out of range or of the wrong shape.
+            MemoryError: the library could not allocate its work space.
+            RuntimeError: anything else, such as an instruction set that is not available.
+        """
+        if code == TS_OK:
+            return
+        message = self._last_error().decode()
+        raise {1: ValueError, 2: MemoryError}.get(code, RuntimeError)(message)
+
+
+_cpu: Library | None = None
+_cuda: Library | None = None
+_cpu_reason: str | None = None
+_cuda_reason: str | None = None
+_tried = False
+
+
+def _open(name: str, prefix: str, key: str) -> tuple[Library | None, str | None]:
+    where = folder()
+    if where is None:
+        return None, "not built: no build record was found; reinstall tunesmith with pip"
+    state = build_record().get(key, "unknown")
+    path = where / f"lib{name}{_SUFFIX}"
+    if not path.is_file():
+        return None, state
+    try:
+        return Library(path, prefix), None
+    except OSError as error:
+        return None, f"{state}, but loading failed: {error}"
+
+
+def _load() -> None:
+    global _cpu, _cuda, _cpu_reason, _cuda_reason, _tried
+    with _lock:
+        if _tried:
+            return
+        if os.environ.get("TUNESMITH_NATIVE", "").upper() == "OFF":
+            _cpu_reason = _cuda_reason = "off (TUNESMITH_NATIVE=OFF in the environment)"
+        else:
+            _cpu, _cpu_reason = _open("tunesmith", "ts_", "native")
+            _cuda, _cuda_reason = _open("tunesmith_cuda", "ts_cuda_", "cuda")
+        if _cpu is not None and _cpu.isa_current() is None:
+            # Forced to an instruction set this processor lacks: silently using another would hide a mistake.
+            _cpu.check(3)
+        _tried = True
+
+
+def cpu() -> Library | None:
+    """Return the CPU library, or None when the reference implementations serve (``info()`` says why).
+
+    Raises:
+        RuntimeError: TUNESMITH_ISA names an instruction set that is not available here.
+    """
+    if not _tried:
+        _load()
+    return _cpu
+
+
+def cuda() -> Library | None:
+    """Return the CUDA library, or None; asked for only when a tensor is on a CUDA device."""
+    if not _tried:
+        _load()
+    return _cuda
+
+
+_warned: set[str] = set()
+
+
+def warn_fallback(device: str) -> None:
+    """Say once per device type that the reference serves, and why."""
+    if device in _warned:
+        return
+    _warned.add(device)
+    reason = {"cpu": _cpu_reason, "cuda": _cuda_reason}.get(device) or f"there are no kernels for {device}"
+    warnings.warn(
+        f"tunesmith's native {device} kernels are not in use ({reason}); the slower torch reference gives the same "
+        "results. `tunesmith doctor` shows the state, docs/kernels.md the build settings.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def set_isa(name: str) -> None:
+    """Choose the instruction set of the CPU library for the whole process, one of ``info()["isa_available"]``.
+
+    Raises:
+        RuntimeError: the library is not loaded, or the name is not available here.
+    """
+    library = cpu()
+    if library is None:
+        raise RuntimeError(f"the native library is not loaded: {_cpu_reason}")
+    library.check(library.isa_set(name.encode()))
+
+
+def info() -> dict[str, Any]:
+    """Describe the native part, for ``tunesmith doctor`` and for tests.
+
+    Returns:
+        A dict with ``native`` (bool), ``path``, ``isa_available`` (list, slowest first), ``isa``, ``reason`` (why
+        the CPU library is absent, else None), ``cuda_built`` (the build's word), ``cuda`` (bool: its library loaded),
+        ``cuda_path``, ``cuda_reason`` and ``abi_version``.
+
+    Raises:
+        RuntimeError: TUNESMITH_ISA names an instruction set that is not available here.
+    """
+    library, gpu = cpu(), cuda()
+    return {
+        "native": library is not None,
+        "path": str(library.path) if library else None,
+        "isa_available": library.isa_available().decode().split(",") if library else [],
+        "isa": library.isa_current().decode() if library else None,
+        "reason": _cpu_reason,
+        "cuda_built": build_record().get("cuda", "unknown"),
+        "cuda": gpu is not None,
+        "cuda_path": str(gpu.path) if gpu else None,
+        "cuda_reason": _cuda_reason,
+        "abi_version": ABI_VERSION,
+    }
