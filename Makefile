@@ -1,0 +1,40 @@
+# `make demo` and `make test` are the two commands of README.md. pip's own variables (PIP_INDEX_URL, PIP_FIND_LINKS, ...) are
+# honoured because pip reads them itself; PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+VENV_TEST ?= .venv-test
+RUNS ?= runs
+PYTEST_ARGS ?=
+PIP_ARGS ?= --quiet --disable-pip-version-check
+CONTRIB := $(wildcard contrib/*/pyproject.toml)
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find core plugins -type f -not -path '*/_native/*' -not -name '*.pyc' 2>/dev/null)
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/tunesmith demo --folder $(RUNS)/demo
+
+test: $(VENV_TEST)/.installed
+	$(VENV_TEST)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) tests
+	set -e; for folder in $(dir $(CONTRIB)); do $(VENV_TEST)/bin/python -m pytest $(PYTEST_ARGS) -c pyproject.toml --rootdir . $$folder/tests; done
+
+lint: $(VENV_TEST)/.installed
+	$(VENV_TEST)/bin/ruff check .
+	$(VENV_TEST)/bin/ruff format --check .
+	$(VENV_TEST)/bin/mypy
+
+# torch first and by its exact version: a looser request may bring several gigabytes of CUDA packages to a machine without a GPU
+$(VENV)/.installed: $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install $(PIP_ARGS) $$(grep '^torch==' constraints.txt)
+	$(VENV)/bin/python -m pip install $(PIP_ARGS) --constraint constraints.txt .
+	touch $@
+
+$(VENV_TEST)/.installed: $(SOURCES) $(CONTRIB)
+	$(PYTHON) -m venv $(VENV_TEST)
+	$(VENV_TEST)/bin/python -m pip install $(PIP_ARGS) $$(grep '^torch==' constraints.txt)
+	$(VENV_TEST)/bin/python -m pip install $(PIP_ARGS) --constraint constraints.txt ".[test]" $(addprefix ./,$(dir $(CONTRIB)))
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(VENV_TEST) build

@@ -1,0 +1,303 @@
+"""The meaning of every kernel, written in torch: fallback where the native library is absent, and its oracle.
+
+The native kernels give the same bits. To make that possible the arithmetic is float32 where transformers'
+processors work in float32 (dividing by a temperature, penalising), float64 add, multiply and divide in a fixed
+order for exp and log, and sums over integers everywhere else; no result depends on an order of summation.
+
+A row goes through these stages:
+
+1. logits to float32; a NaN gives status NAN, a maximum of +inf POSINF, of -inf EMPTY (the maximum is looked at
+   again after every edit). Such a row gets token -1 and NaN everywhere else.
+2. the steps, in the caller's order. Edits (repetition_penalty, temperature) change values; truncations (top_k,
+   top_p, min_p) drop tokens. Weights are ``rint(exp(x - max) * 2^44)`` (fewer bits above 2^18 tokens, so that a sum
+   stays below 2^63): a token less likely than 2^-45 of the likeliest has weight 0.
+3. greedy: the first of the largest. Categorical: one 64-bit Philox number r a row, target = floor(r * total / 2^64),
+   and the first token, in index order, at which the running sum of the weights exceeds target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import philox
+
+OK, NAN, POSINF, EMPTY = range(4)
+"""Values of a row's status."""
+
+OPS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
+"""Names of the steps; the index is the code the native library knows a step by."""
+EDITS = ("repetition_penalty", "temperature")
+"""Steps that change values; the others drop tokens."""
+
+MAX_K = 65792
+"""Longest row of an int8 linear layer: 255 * 128 * MAX_K < 2^31, so no int32 sum can overflow."""
+
+_LOG2E = float.fromhex("0x1.71547652b82fep+0")
+_LN2_HI = float.fromhex("0x1.62e42fee00000p-1")
+_LN2_LO = float.fromhex("0x1.a39ef35793c76p-33")
+_LN2 = float.fromhex("0x1.62e42fefa39efp-1")
+_SQRT2 = float.fromhex("0x1.6a09e667f3bcdp+0")
+_EXP_FLOOR = -700.0
+_MANTISSA = (1 << 52) - 1
+
+
+class Chained(NamedTuple):
+    """Rows after the steps: ``logits (batch, vocab)`` float32, ``status (batch,)`` uint8, and the processed rows."""
+
+    logits: Tensor
+    status: Tensor
+    processed: Tensor
+
+
+def exp(d: Tensor) -> Tensor:
+    """Return exp(d) for float64 ``d <= 0`` or -inf: the kernels' polynomial (Taylor, degree 13), 0 below -700."""
+    gone = d < _EXP_FLOOR
+    d = torch.where(gone, _EXP_FLOOR, d)
+    n = torch.round(d * _LOG2E)
+    r = (d - n * _LN2_HI) - n * _LN2_LO
+    p = torch.full_like(d, 1.0 / math.factorial(13))
+    for k in range(12, -1, -1):
+        p = p * r + 1.0 / math.factorial(k)
+    power = ((n.to(torch.int64) + 1023) << 52).view(torch.float64)
+    return torch.where(gone, 0.0, p * power)
+
+
+def log(v: Tensor) -> Tensor:
+    """Return ln(v) for normal float64 ``v > 0``: the kernels' atanh series."""
+    bits = v.view(torch.int64)
+    exponent = (bits >> 52) - 1023
+    m = ((bits & _MANTISSA) | (1023 << 52)).view(torch.float64)
+    high = m >= _SQRT2
+    m = torch.where(high, m * 0.5, m)
+    exponent = exponent + high.to(torch.int64)
+    s = (m - 1.0) / (m + 1.0)
+    q = s * s
+    p = torch.full_like(s, 1.0 / 23.0)
+    for k in range(21, 0, -2):
+        p = p * q + 1.0 / k
+    return exponent.double() * _LN2 + (2.0 * s) * p
+
+
+def weight_bits(vocab: int) -> int:
+    """Return how many bits the largest weight has: 44 up to 2^18 tokens, then fewer, so that sums stay below 2^63."""
+    log2 = (vocab - 1).bit_length()
+    return 44 if log2 <= 18 else 62 - log2
+
+
+def _weights(e: Tensor) -> Tensor:
+    return torch.round(e * 2.0 ** weight_bits(e.shape[-1])).to(torch.int64)
+
+
+def _relative(z: Tensor) -> Tensor:
+    """Return exp(z - max) of every row, float64 ``(batch, vocab)``."""
+    return exp(z.double() - z.amax(-1, keepdim=True).double())
+
+
+def _order_key(z: Tensor) -> Tensor:
+    bits = (z + 0.0).view(torch.int32).to(torch.int64)
+    return torch.where(bits < 0, -1 - (bits & 0x7FFFFFFF), bits)
+
+
+def _seen(z: Tensor, history: Tensor, lengths: Tensor | None) -> Tensor:
+    width = history.shape[1]
+    valid = (history >= 0) & (history < z.shape[1])
+    if lengths is not None:
+        valid &= torch.arange(width, device=z.device) < lengths[:, None]
+    # An extra column takes what does not count.
+    seen = torch.zeros(z.shape[0], z.shape[1] + 1, dtype=torch.bool, device=z.device)
+    seen.scatter_(1, torch.where(valid, history, z.shape[1]), True)
+    return seen[:, :-1]
+
+
+def penalise(z: Tensor, penalty: Tensor, history: Tensor, lengths: Tensor | None) -> Tensor:
+    """Apply the repetition penalty (Keskar et al., 2019) once per distinct id of the history.
+
+    Args:
+        z: ``(batch, vocab)`` float32.
+        penalty: ``(batch,)`` above 0.
+        history: ``(batch, width)`` int64; ids outside the vocabulary are ignored.
+        lengths: ``(batch,)`` int64, how many ids of a row count, or None for all.
+    """
+    p = penalty.float()[:, None]
+    return torch.where(_seen(z, history, lengths), torch.where(z < 0, z * p, z / p), z)
+
+
+def top_k(z: Tensor, k: Tensor) -> Tensor:
+    """Drop what is smaller than the k-th largest, so that all ties with it stay; ``k < 1`` keeps the row."""
+    vocab = z.shape[1]
+    k = k.to(torch.int64)
+    ordered = z.sort(-1, descending=True).values
+    kth = ordered.gather(1, (k.clamp(1, vocab) - 1)[:, None])
+    return torch.where((z < kth) & (k[:, None] >= 1), -math.inf, z)
+
+
+def top_p(z: Tensor, p: Tensor) -> Tensor:
+    """Drop tokens in ascending order (ties: lowest index first) while their mass is at most 1 - p of the whole.
+
+    The last token in that order always stays; ``p >= 1`` keeps the row (Holtzman et al., 2020).
+    """
+    p = p.double()
+    weights = _weights(_relative(z))
+    limit = ((1.0 - p) * weights.sum(-1).double()).to(torch.int64)
+    vocab = z.shape[1]
+    # One integer key for value and index: no sort needs to be stable.
+    order = (_order_key(z) * vocab + torch.arange(vocab, device=z.device)).argsort(-1)
+    dropped = weights.gather(1, order).cumsum(-1) <= limit[:, None]
+    dropped[:, -1] = False
+    dropped = torch.zeros_like(dropped).scatter_(1, order, dropped)
+    return torch.where(dropped & (p[:, None] < 1), -math.inf, z)
+
+
+def min_p(z: Tensor, p: Tensor) -> Tensor:
+    """Drop tokens less likely than ``p`` times the likeliest (Nguyen et al., 2024)."""
+    return torch.where(_relative(z) < p.double()[:, None], -math.inf, z)
+
+
+def check_values(op: str, values: Tensor) -> None:
+    """Check the parameters of one step.
+
+    Raises:
+        ValueError: a value is outside the range of the step.
+    """
+    v = values.double()
+    if op == "top_k":
+        fits, allowed = (v == v.floor()) & (v.abs() < 2.0**53), "an integer"
+    elif op in EDITS:
+        v32 = v.float()
+        fits, allowed = (v32 > 0) & (v32 < math.inf), "above 0 and finite in float32"
+    else:
+        fits, allowed = (v >= 0) & (v <= 1), "0 to 1"
+    if not bool(fits.all()):
+        row = int((~fits).nonzero()[0, 0])
+        raise ValueError(f"{op}, row {row}: {v[row].item():g} is outside the allowed range, {allowed}")
+
+
+def chain(
+    logits: Tensor,
+    steps: Sequence[tuple[str, Tensor]],
+    history: Tensor | None = None,
+    history_lengths: Tensor | None = None,
+) -> Chained:
+    """Run the steps over every row (stages 1 and 2 of the module's description).
+
+    Args:
+        logits: ``(batch, vocab)`` float32, bfloat16 or float16; not written.
+        steps: pairs of a name of :data:`OPS` and its values ``(batch,)``.
+        history: ``(batch, width)`` int64 token ids, needed by repetition_penalty.
+        history_lengths: ``(batch,)`` int64 or None.
+
+    Raises:
+        ValueError: a value is outside the range of its step.
+    """
+    raw = logits.float()
+    status = torch.zeros(raw.shape[0], dtype=torch.uint8, device=raw.device)
+    status[raw.isnan().any(-1)] = NAN
+
+    def look_at_maximum(z: Tensor) -> Tensor:
+        maximum = z.amax(-1)
+        status[(status == OK) & (maximum == math.inf)] = POSINF
+        status[(status == OK) & (maximum == -math.inf)] = EMPTY
+        # Rows that are given up go on as zeros, so that they disturb nothing.
+        return torch.where((status == OK)[:, None], z, 0.0)
+
+    z = processed = look_at_maximum(raw)
+    for op, values in steps:
+        check_values(op, values)
+        if op == "repetition_penalty":
+            if history is None:
+                raise ValueError("repetition_penalty needs history")
+            z, processed = (penalise(t, values, history, history_lengths) for t in (z, processed))
+        elif op == "temperature":
+            z, processed = (t / values.float()[:, None] for t in (z, processed))
+        elif op == "top_k":
+            z = top_k(z, values)
+        elif op == "top_p":
+            z = top_p(z, values)
+        elif op == "min_p":
+            z = min_p(z, values)
+        else:
+            raise ValueError(f"unknown step {op!r}; supported: {', '.join(OPS)}")
+        if op in EDITS:
+            z = look_at_maximum(z)
+    return Chained(z, status, processed)
+
+
+def logp(rows: Tensor, token: Tensor) -> Tensor:
+    """Return the log-probability of ``token (batch,)`` in ``rows (batch, vocab)`` float32, as float32 ``(batch,)``."""
+    total = _weights(_relative(rows)).sum(-1)
+    mass = total.double() / 2.0 ** weight_bits(rows.shape[-1])
+    x = rows.gather(1, token[:, None])[:, 0].double()
+    result = ((x - rows.amax(-1).double()) - log(mass)).float()
+    return torch.where(rows.amax(-1) == math.inf, math.nan, result)
+
+
+def sample_chain(
+    logits: Tensor,
+    steps: Sequence[tuple[str, Tensor]],
+    seed: Tensor | None,
+    stream: Tensor | None,
+    position: Tensor | None,
+    *,
+    history: Tensor | None = None,
+    history_lengths: Tensor | None = None,
+    greedy: bool = False,
+    draw: int = 0,
+    logp_raw: bool = False,
+    logp_processed: bool = False,
+    logp_truncated: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Run the chain and draw one token a row; arguments as in :func:`ops.sample_chain`.
+
+    Returns:
+        token int64, status uint8, and the log-probabilities asked for (float32), all ``(batch,)``.
+    """
+    z, status, processed = chain(logits, steps, history, history_lengths)
+    vocab = z.shape[1]
+    bad = status != OK
+    if greedy:
+        index = torch.arange(vocab, device=z.device)
+        token = torch.where(z == z.amax(-1, keepdim=True), index, vocab).amin(-1)
+    else:
+        assert seed is not None and stream is not None and position is not None
+        running = _weights(_relative(z)).cumsum(-1)
+        target = philox.mulhi(philox.uniform_bits(seed, stream, position, draw), running[:, -1].contiguous())
+        token = torch.searchsorted(running, target[:, None], right=True)[:, 0]
+
+    def of(rows: Tensor, wanted: bool) -> Tensor | None:
+        return torch.where(bad, math.nan, logp(rows, token)) if wanted else None
+
+    raw = torch.where(bad[:, None], 0.0, logits.float())
+    values = of(raw, logp_raw), of(processed, logp_processed), of(z, logp_truncated)
+    return torch.where(bad, -1, token), status, *values
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantise every row of ``x (rows, k)`` to u8 with its own scale and zero point; see :func:`ops.quantize_rows`."""
+    x = x.float()
+    bad = ~x.isfinite().all(-1)
+    safe = torch.where(bad[:, None], 0.0, x)
+    lowest, highest = safe.amin(-1).clamp(max=0.0), safe.amax(-1).clamp(min=0.0)
+    by = torch.full_like(highest, 255.0)
+    scale = (highest / by - lowest / by).clamp(min=2.0**-126)
+    inverse = torch.ones_like(scale) / scale
+    zero_point = torch.round(-lowest * inverse).to(torch.int32).clamp(max=255)
+    q = torch.round(safe * inverse[:, None]).to(torch.int32) + zero_point[:, None]
+    q = torch.where(bad[:, None], 0, q.clamp(0, 255)).to(torch.uint8)
+    return q, torch.where(bad, math.nan, scale), torch.where(bad, 0, zero_point)
+
+
+def int8_linear(x: Tensor, qweight: Tensor, scale: Tensor, wsum: Tensor, bias: Tensor | None) -> Tensor:
+    """Quantise the rows of ``x (rows, k)``, multiply in integers, dequantise; see :func:`ops.int8_linear`."""
+    q, row_scale, zero_point = quantize_rows(x)
+    # float64 holds every partial sum exactly (they stay below 2^31), and its matrix product is the fast one in torch.
+    acc = (q.double() @ qweight.double().t()).to(torch.int32)
+    dot = (acc - zero_point[:, None] * wsum[None, :]).float()
+    y = dot * (row_scale[:, None] * scale[None, :])
+    if bias is not None:
+        y = y + bias
+    return y.to(x.dtype)
