@@ -1,0 +1,591 @@
+"""The operations: what callers use, what ``torch.library`` knows of them, and the calls into the native library.
+
+In eager mode on plain tensors the library is called directly. Under ``torch.compile``, export, fake tensors,
+dispatch modes or function transforms the call goes through ``torch.ops.tunesmith.*``, which has the same body.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+
+from . import loader, reference
+
+
+class Status(enum.IntEnum):
+    """What became of a row of logits."""
+
+    OK = reference.OK
+    NAN = reference.NAN
+    """The row holds a NaN."""
+    POSINF = reference.POSINF
+    """The row's maximum is +inf, in the logits or after an edit."""
+    EMPTY = reference.EMPTY
+    """Every token of the row is at -inf."""
+
+
+@frozen(eq=False)
+class Step:
+    """One step of a fused chain, with a parameter for every row.
+
+    Attributes:
+        op: one of :func:`supported_steps`.
+        values: ``(batch,)`` float64 or int64; a tensor of one element serves all rows. repetition_penalty and
+            temperature: above 0, applied as float32; top_k: an integer, below 1 keeps every token; top_p and
+            min_p: 0 to 1.
+    """
+
+    op: str = field()
+    values: Tensor = field()
+
+    @op.validator
+    def _known(self, _: object, value: str) -> None:
+        if value not in reference.OPS:
+            raise ValueError(f"unknown step {value!r}; supported: {', '.join(reference.OPS)}")
+
+
+class SampleResult(NamedTuple):
+    """One drawn token a row, all tensors ``(batch,)``.
+
+    Attributes:
+        token: int64; -1 where the status is not OK.
+        status: uint8, see :class:`Status`.
+        logp_raw: float32 log-probability of the token under softmax of the logits as given; NaN where the status
+            is not OK; None if not asked for. So are the other two.
+        logp_processed: after every repetition_penalty and temperature step, before any truncation.
+        logp_truncated: among the tokens that the whole chain kept.
+    """
+
+    token: Tensor
+    status: Tensor
+    logp_raw: Tensor | None
+    logp_processed: Tensor | None
+    logp_truncated: Tensor | None
+
+
+class ChainResult(NamedTuple):
+    """``logits (batch, vocab)`` float32 after the steps (-inf where dropped, NaN in rows not OK) and ``status (batch,)``."""
+
+    logits: Tensor
+    status: Tensor
+
+
+class QuantizedRows(NamedTuple):
+    """``x`` is about ``scale[:, None] * (q - zero_point[:, None])``: u8 ``(rows, k)``, float32 and int32 ``(rows,)``."""
+
+    q: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+
+class QuantizedWeight(NamedTuple):
+    """``w`` is about ``scale[:, None] * q``: int8 ``(n, k)`` in [-127, 127], float32 ``(n,)``; ``sum`` is q summed over k, int32."""
+
+    q: Tensor
+    scale: Tensor
+    sum: Tensor
+
+
+def supported_steps() -> tuple[str, ...]:
+    """Return the names a :class:`Step` can have."""
+    return reference.OPS
+
+
+_LOGITS = {torch.float32: loader.F32, torch.bfloat16: loader.BF16, torch.float16: loader.F16}
+_ACTIVATIONS = {torch.float32: loader.F32, torch.bfloat16: loader.BF16}
+_VALUES = {torch.float64: loader.F64, torch.int64: loader.I64}
+_CODES = {op: code for code, op in enumerate(reference.OPS)}
+
+
+def _plain(*tensors: Tensor | None) -> bool:
+    """Whether the data of these tensors may be read right here, past the dispatcher."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return False
+    return all(t is None or type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
+
+
+def _native(device: torch.device) -> loader.Library | None:
+    library = loader.cpu() if device.type == "cpu" else loader.cuda() if device.type == "cuda" else None
+    if library is None:
+        loader.warn_fallback(device.type)
+    return library
+
+
+def _stream(device: torch.device) -> int | None:
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+# ---- sampling ---------------------------------------------------------------------------------------------------
+
+
+def _check_batch(name: str, tensor: Tensor | None, logits: Tensor, ndim: int = 1) -> None:
+    if tensor is None:
+        return
+    if tensor.dtype != torch.int64 or tensor.ndim != ndim or tensor.shape[0] != logits.shape[0]:
+        shape = "(batch,)" if ndim == 1 else "(batch, width)"
+        raise ValueError(
+            f"{name} must be int64 {shape} with batch {logits.shape[0]}, not {tensor.dtype} {tuple(tensor.shape)}"
+        )
+    if tensor.device != logits.device:
+        raise ValueError(f"{name} is on {tensor.device}, the logits are on {logits.device}")
+
+
+def _check_chain(
+    logits: Tensor,
+    steps: Sequence[Step],
+    seed: Tensor | None,
+    stream: Tensor | None,
+    position: Tensor | None,
+    history: Tensor | None,
+    history_lengths: Tensor | None,
+) -> None:
+    if logits.ndim != 2 or logits.shape[1] < 1 or logits.dtype not in _LOGITS:
+        raise ValueError(
+            "logits must be (batch, vocab) in float32, bfloat16 or float16, "
+            f"not {logits.dtype} {tuple(logits.shape)}"
+        )
+    batch = logits.shape[0]
+    for index, step in enumerate(steps):
+        values = step.values
+        if values.dtype not in _VALUES or values.ndim > 1 or (values.numel() != 1 and values.numel() != batch):
+            raise ValueError(
+                f"step {index} ({step.op}): values must be float64 or int64 of shape ({batch},) or one element, "
+                f"not {values.dtype} {tuple(values.shape)}"
+            )
+        if values.device != logits.device:
+            raise ValueError(f"step {index} ({step.op}): values are on {values.device}, the logits on {logits.device}")
+        if step.op == "repetition_penalty" and history is None:
+            raise ValueError(f"step {index} (repetition_penalty) needs history, the token ids so far")
+    for name, tensor in (("seed", seed), ("stream", stream), ("position", position), ("history_lengths", history_lengths)):
+        _check_batch(name, tensor, logits)
+    _check_batch("history", history, logits, ndim=2)
+
+
+def _chain(
+    logits: Tensor,
+    steps: Sequence[tuple[str, Tensor]],
+    seed: Tensor | None,
+    stream: Tensor | None,
+    position: Tensor | None,
+    history: Tensor | None,
+    history_lengths: Tensor | None,
+    greedy: bool,
+    draw: int,
+    flags: Sequence[bool],
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """Draw with the library if there is one, else with the reference; values are ``(batch,)`` with any stride."""
+    library = _native(logits.device)
+    if library is None:
+        token, status, *logps = reference.sample_chain(
+            logits, steps, seed, stream, position, history=history, history_lengths=history_lengths, greedy=greedy,
+            draw=draw, logp_raw=flags[0], logp_processed=flags[1], logp_truncated=flags[2],
+        )  # fmt: skip
+        return token, status, logps
+    batch = logits.shape[0]
+    token = torch.empty(batch, dtype=torch.int64, device=logits.device)
+    status = torch.empty(batch, dtype=torch.uint8, device=logits.device)
+    logps = [torch.empty(batch, dtype=torch.float32, device=logits.device) if flag else None for flag in flags]
+    keep = [t if t is None else t.contiguous() for t in (seed, stream, position, history, history_lengths)]
+    _call_sample(library, logits, steps, *keep, greedy=greedy, draw=draw, token=token, status=status, logps=logps)
+    return token, status, logps
+
+
+def _steps_only(
+    logits: Tensor, steps: Sequence[tuple[str, Tensor]], history: Tensor | None, history_lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    library = _native(logits.device)
+    if library is None:
+        rows, status, _ = reference.chain(logits, steps, history, history_lengths)
+        return torch.where((status != reference.OK)[:, None], torch.nan, rows), status
+    status = torch.empty(logits.shape[0], dtype=torch.uint8, device=logits.device)
+    out = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+    keep = [t if t is None else t.contiguous() for t in (history, history_lengths)]
+    _call_sample(library, logits, steps, None, None, None, *keep, status=status, out=out)
+    return out, status
+
+
+def _call_sample(
+    library: loader.Library,
+    logits: Tensor,
+    steps: Sequence[tuple[str, Tensor]],
+    seed: Tensor | None,
+    stream: Tensor | None,
+    position: Tensor | None,
+    history: Tensor | None,
+    history_lengths: Tensor | None,
+    *,
+    status: Tensor,
+    token: Tensor | None = None,
+    logps: Sequence[Tensor | None] = (None, None, None),
+    out: Tensor | None = None,
+    greedy: bool = False,
+    draw: int = 0,
+) -> None:
+    logits = _rows(logits.detach())
+    batch, vocab = logits.shape
+    width = 0 if history is None else history.shape[1]
+    links = (loader.StepArgs * len(steps))()
+    for link, (op, values) in zip(links, steps, strict=True):
+        link.op, link.dtype = _CODES[op], _VALUES[values.dtype]
+        link.values, link.stride = values.data_ptr(), values.stride(0)
+    workspace = None
+    if logits.device.type == "cuda":
+        for op, values in steps:
+            reference.check_values(op, values)
+        size = library.sample_workspace(batch, vocab, width)
+        workspace = torch.empty(size, dtype=torch.uint8, device=logits.device)
+    arguments = loader.SampleArgs(
+        logits=logits.data_ptr(), batch=batch, vocab=vocab, row_stride=logits.stride(0), dtype=_LOGITS[logits.dtype],
+        greedy=greedy, steps=links, step_count=len(steps), seed=_pointer(seed), stream=_pointer(stream),
+        position=_pointer(position), draw=draw, history=_pointer(history), history_lengths=_pointer(history_lengths),
+        history_width=width, token=_pointer(token), status=status.data_ptr(), logp_raw=_pointer(logps[0]),
+        logp_processed=_pointer(logps[1]), logp_truncated=_pointer(logps[2]), out_logits=_pointer(out),
+        workspace=_pointer(workspace), cuda_stream=_stream(logits.device),
+    )  # fmt: skip
+    library.check(library.sample(ctypes.byref(arguments)))
+
+
+def _expanded(steps: Sequence[Step], batch: int) -> list[tuple[str, Tensor]]:
+    return [(step.op, step.values.reshape(-1).expand(batch)) for step in steps]
+
+
+def _packed(steps: Sequence[Step], logits: Tensor) -> tuple[list[int], Tensor]:
+    """Return the steps as the dispatcher takes them: codes and float64 ``(steps, batch)``."""
+    batch = logits.shape[0]
+    if not steps:
+        return [], logits.new_empty((0, batch), dtype=torch.float64)
+    values = [values.double() for _, values in _expanded(steps, batch)]
+    return [_CODES[step.op] for step in steps], torch.stack(values)
+
+
+def sample_chain(
+    logits: Tensor,
+    steps: Sequence[Step],
+    seed: Tensor | None = None,
+    stream: Tensor | None = None,
+    position: Tensor | None = None,
+    *,
+    history: Tensor | None = None,
+    history_lengths: Tensor | None = None,
+    greedy: bool = False,
+    draw: int = 0,
+    logp_raw: bool = False,
+    logp_processed: bool = False,
+    logp_truncated: bool = False,
+) -> SampleResult:
+    """Run a chain of steps over every row of logits and draw one token a row, in one call.
+
+    The token is a pure function of the row's logits, parameters, seed, stream, position and draw: it depends on no
+    other row, no instruction set and not on whether the native library or the torch reference computes it. The
+    steps run in the order given; see docs/kernels.md for ties and for the meaning of each.
+
+    Args:
+        logits: ``(batch, vocab)`` float32, bfloat16 or float16, any row stride; never written.
+        steps: the chain, in order.
+        seed: ``(batch,)`` int64, the Philox key (read as unsigned). Seed, stream and position may only be left
+            out when greedy.
+        stream: ``(batch,)`` int64, which completion of a prompt.
+        position: ``(batch,)`` int64 in [0, 2^32), index of the generated token.
+        history: ``(batch, width)`` int64 token ids so far, for repetition_penalty; ids outside the vocabulary
+            (padding) are ignored.
+        history_lengths: ``(batch,)`` int64, how many of a row's ids count; all of them if left out.
+        greedy: take the largest (on ties the lowest index) instead of drawing.
+        draw: number of this random value among those one position needs.
+        logp_raw: return the token's log-probability under the logits as given.
+        logp_processed: return it after all edits, before truncation.
+        logp_truncated: return it among the tokens kept.
+
+    Returns:
+        The tokens, a status a row, and the log-probabilities asked for. Rows with NaN, +inf or nothing but -inf
+        raise nothing: see :class:`Status`.
+
+    Raises:
+        ValueError: a shape, dtype or parameter is wrong; the message names the step and row.
+    """
+    steps = tuple(steps)
+    _check_chain(logits, steps, seed, stream, position, history, history_lengths)
+    if not greedy and (seed is None or stream is None or position is None):
+        raise ValueError("a categorical draw needs seed, stream and position; pass greedy=True for the largest logit")
+    flags = (logp_raw, logp_processed, logp_truncated)
+    tensors = (logits, seed, stream, position, history, history_lengths, *(step.values for step in steps))
+    if _plain(*tensors):
+        token, status, logps = _chain(
+            logits, _expanded(steps, logits.shape[0]), seed, stream, position, history, history_lengths, greedy, draw,
+            flags,
+        )  # fmt: skip
+        return SampleResult(token, status, *logps)
+    codes, values = _packed(steps, logits)
+    token, status, *found = torch.ops.tunesmith.sample_chain(
+        logits, codes, values, seed, stream, position, history, history_lengths, greedy, draw, *flags
+    )
+    return SampleResult(token, status, *(value if flag else None for value, flag in zip(found, flags, strict=True)))
+
+
+def apply_chain(
+    logits: Tensor,
+    steps: Sequence[Step],
+    *,
+    history: Tensor | None = None,
+    history_lengths: Tensor | None = None,
+) -> ChainResult:
+    """Run a chain of steps over every row without drawing; arguments and errors as in :func:`sample_chain`.
+
+    Returns:
+        New logits ``(batch, vocab)`` in float32, -inf where a token was dropped, and a status a row.
+    """
+    steps = tuple(steps)
+    _check_chain(logits, steps, None, None, None, history, history_lengths)
+    if _plain(logits, history, history_lengths, *(step.values for step in steps)):
+        return ChainResult(*_steps_only(logits, _expanded(steps, logits.shape[0]), history, history_lengths))
+    codes, values = _packed(steps, logits)
+    return ChainResult(*torch.ops.tunesmith.apply_chain(logits, codes, values, history, history_lengths))
+
+
+# ---- int8 -------------------------------------------------------------------------------------------------------
+
+
+def _check_activations(x: Tensor) -> None:
+    if x.dtype not in _ACTIVATIONS or x.ndim < 1 or x.shape[-1] < 1:
+        raise ValueError(f"x must be (..., k) in float32 or bfloat16 with k >= 1, not {x.dtype} {tuple(x.shape)}")
+
+
+def _quantize_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    x = _rows(x.detach())
+    library = _native(x.device)
+    if library is None:
+        return reference.quantize_rows(x)
+    rows, k = x.shape
+    q = torch.empty((rows, k), dtype=torch.uint8, device=x.device)
+    scale = torch.empty(rows, dtype=torch.float32, device=x.device)
+    zero_point = torch.empty(rows, dtype=torch.int32, device=x.device)
+    arguments = loader.QuantizeArgs(
+        x=x.data_ptr(), rows=rows, k=k, row_stride=x.stride(0), dtype=_ACTIVATIONS[x.dtype], q=q.data_ptr(),
+        scale=scale.data_ptr(), zero_point=zero_point.data_ptr(), cuda_stream=_stream(x.device),
+    )  # fmt: skip
+    library.check(library.quantize_rows(ctypes.byref(arguments)))
+    return q, scale, zero_point
+
+
+def quantize_rows(x: Tensor) -> QuantizedRows:
+    """Quantise every row to 8 bits with its own scale and zero point, round half to even.
+
+    The range always holds 0, so 0 is exact. A row with a NaN or an infinity gets scale NaN, zero point 0 and zeros.
+
+    Args:
+        x: ``(rows, k)`` float32 or bfloat16.
+
+    Raises:
+        ValueError: wrong shape or dtype.
+    """
+    _check_activations(x)
+    if x.ndim != 2:
+        raise ValueError(f"x must be (rows, k), not {tuple(x.shape)}")
+    return QuantizedRows(*(_quantize_rows(x) if _plain(x) else torch.ops.tunesmith.quantize_rows(x)))
+
+
+def quantize_weight(w: Tensor) -> QuantizedWeight:
+    """Quantise a weight to int8, symmetric, one scale per output channel (absmax / 127), round half to even.
+
+    Args:
+        w: ``(n, k)`` floating point, as of ``torch.nn.Linear``.
+
+    Raises:
+        ValueError: not two-dimensional, longer than the accumulators allow, or not finite.
+    """
+    if w.ndim != 2 or not w.is_floating_point() or w.shape[1] < 1:
+        raise ValueError(f"w must be floating point (n, k) with k >= 1, not {w.dtype} {tuple(w.shape)}")
+    _check_k(w.shape[1])
+    w = w.detach().float()
+    finite = w.isfinite().all(-1)
+    if not bool(finite.all()):
+        raise ValueError(f"output channel {int((~finite).nonzero()[0, 0])} of the weight has a NaN or infinite value")
+    largest = w.abs().amax(-1)
+    scale = (largest / torch.full_like(largest, 127.0)).clamp(min=2.0**-126)
+    q = torch.round(w / scale[:, None]).clamp(-127, 127).to(torch.int8)
+    return QuantizedWeight(q, scale, q.sum(-1, dtype=torch.int32))
+
+
+def _check_k(k: int) -> None:
+    if k > reference.MAX_K:
+        raise ValueError(
+            f"k = {k} is above {reference.MAX_K}, where an int32 sum could overflow; split the layer along k"
+        )
+
+
+def _int8_linear(x: Tensor, qweight: Tensor, scale: Tensor, wsum: Tensor, bias: Tensor | None) -> Tensor:
+    n, k = qweight.shape
+    rows = _rows(x.detach().reshape(-1, k))
+    library = _native(x.device)
+    if library is None:
+        return reference.int8_linear(rows, qweight, scale, wsum, bias).reshape(*x.shape[:-1], n)
+    out = torch.empty((*x.shape[:-1], n), dtype=x.dtype, device=x.device)
+    m = rows.shape[0]
+    qweight, scale, wsum = qweight.contiguous(), scale.contiguous(), wsum.contiguous()
+    bias = None if bias is None else bias.detach().float().contiguous()
+    scratch: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
+    if x.device.type == "cuda":
+        scratch = (
+            torch.empty((m, k), dtype=torch.uint8, device=x.device),
+            torch.empty(m, dtype=torch.float32, device=x.device),
+            torch.empty(m, dtype=torch.int32, device=x.device),
+        )
+    arguments = loader.LinearArgs(
+        x=rows.data_ptr(), rows=m, k=k, row_stride=rows.stride(0), dtype=_ACTIVATIONS[x.dtype],
+        weight=qweight.data_ptr(), n=n, weight_scale=scale.data_ptr(), weight_sum=wsum.data_ptr(),
+        bias=_pointer(bias), out=out.data_ptr(), q=_pointer(scratch[0]), row_scale=_pointer(scratch[1]),
+        row_zero_point=_pointer(scratch[2]), cuda_stream=_stream(x.device),
+    )  # fmt: skip
+    library.check(library.int8_linear(ctypes.byref(arguments)))
+    return out
+
+
+def int8_linear(x: Tensor, qweight: Tensor, scale: Tensor, wsum: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``x @ w.T + bias`` with the rows of x quantised on the fly and an exact integer product.
+
+    Each row of the result depends on that row of x only, whatever the batch. Gradients pass straight through the
+    rounding: d/dx is that of the dequantised weight (so adapters can be trained on a quantised model).
+
+    Args:
+        x: ``(..., k)`` float32 or bfloat16, the type of the result too.
+        qweight: ``(n, k)`` int8; it, ``scale`` and ``wsum`` come from :func:`quantize_weight`.
+        scale: ``(n,)`` float32.
+        wsum: ``(n,)`` int32, ``qweight`` summed over k.
+        bias: ``(n,)`` floating point, added in float32, or None.
+
+    Returns:
+        ``(..., n)``. Rows of x with a NaN or an infinity give NaN.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, or k above 65792.
+    """
+    _check_activations(x)
+    if qweight.ndim != 2 or qweight.dtype != torch.int8 or qweight.shape[1] != x.shape[-1]:
+        raise ValueError(
+            f"qweight must be int8 (n, {x.shape[-1]}) for x {tuple(x.shape)}, not {qweight.dtype} {tuple(qweight.shape)}"
+        )
+    n, k = qweight.shape
+    _check_k(k)
+    for name, tensor, dtype in (("scale", scale, torch.float32), ("wsum", wsum, torch.int32), ("bias", bias, None)):
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != (n,) or (not tensor.is_floating_point() if dtype is None else tensor.dtype != dtype):
+            raise ValueError(
+                f"{name} must be {dtype or 'floating point'} ({n},), not {tensor.dtype} {tuple(tensor.shape)}"
+            )
+    for tensor in (qweight, scale, wsum, bias):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"x is on {x.device}, the layer on {tensor.device}")
+    learns = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    if not learns and _plain(x, qweight, scale, wsum, bias):
+        return _int8_linear(x, qweight, scale, wsum, bias)
+    return torch.ops.tunesmith.int8_linear(x, qweight, scale, wsum, bias)  # type: ignore[no-any-return]
+
+
+# ---- torch.library ----------------------------------------------------------------------------------------------
+
+_library = torch.library.Library("tunesmith", "FRAGMENT")
+_library.define(
+    "sample_chain(Tensor logits, int[] ops, Tensor values, Tensor? seed, Tensor? stream, Tensor? position, "
+    "Tensor? history, Tensor? history_lengths, bool greedy, int draw, bool logp_raw, bool logp_processed, "
+    "bool logp_truncated) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "apply_chain(Tensor logits, int[] ops, Tensor values, Tensor? history, Tensor? history_lengths) "
+    "-> (Tensor, Tensor)"
+)
+_library.define("quantize_rows(Tensor x) -> (Tensor, Tensor, Tensor)")
+_library.define("int8_linear(Tensor x, Tensor qweight, Tensor scale, Tensor wsum, Tensor? bias) -> Tensor")
+
+
+def _named(ops: Sequence[int], values: Tensor) -> list[tuple[str, Tensor]]:
+    return [(reference.OPS[op], row) for op, row in zip(ops, values, strict=True)]
+
+
+def _sample_chain_op(
+    logits: Tensor, ops: list[int], values: Tensor, seed: Tensor | None, stream: Tensor | None,
+    position: Tensor | None, history: Tensor | None, history_lengths: Tensor | None, greedy: bool, draw: int,
+    *flags: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    token, status, logps = _chain(
+        logits, _named(ops, values), seed, stream, position, history, history_lengths, greedy, draw, flags
+    )
+    return token, status, *(logits.new_empty(0, dtype=torch.float32) if t is None else t for t in logps)
+
+
+def _sample_chain_fake(logits: Tensor, ops: list[int], values: Tensor, *rest: object) -> tuple[Tensor, ...]:
+    batch = logits.shape[0]
+    logps = (logits.new_empty(batch if flag else 0, dtype=torch.float32) for flag in rest[-3:])
+    return logits.new_empty(batch, dtype=torch.int64), logits.new_empty(batch, dtype=torch.uint8), *logps
+
+
+def _apply_chain_op(
+    logits: Tensor, ops: list[int], values: Tensor, history: Tensor | None, history_lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return _steps_only(logits, _named(ops, values), history, history_lengths)
+
+
+def _apply_chain_fake(
+    logits: Tensor, ops: list[int], values: Tensor, history: Tensor | None, history_lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return (
+        logits.new_empty(logits.shape, dtype=torch.float32),
+        logits.new_empty(logits.shape[0], dtype=torch.uint8),
+    )
+
+
+def _quantize_rows_fake(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    rows = x.shape[0]
+    return (
+        x.new_empty(x.shape, dtype=torch.uint8),
+        x.new_empty(rows, dtype=torch.float32),
+        x.new_empty(rows, dtype=torch.int32),
+    )
+
+
+def _int8_linear_fake(x: Tensor, qweight: Tensor, scale: Tensor, wsum: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty((*x.shape[:-1], qweight.shape[0]))
+
+
+def _int8_linear_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    _, qweight, scale, _, bias = inputs
+    ctx.save_for_backward(qweight, scale)
+    ctx.bias_dtype = None if bias is None else bias.dtype  # type: ignore[attr-defined]
+
+
+def _int8_linear_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    qweight, scale = ctx.saved_tensors  # type: ignore[attr-defined]
+    dx = dbias = None
+    if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
+        dx = (grad * scale.to(grad.dtype)) @ qweight.to(grad.dtype)
+    if ctx.needs_input_grad[4]:  # type: ignore[attr-defined]
+        dbias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)  # type: ignore[attr-defined]
+    return dx, None, None, None, dbias
+
+
+for _name, _body, _fake in (
+    ("sample_chain", _sample_chain_op, _sample_chain_fake),
+    ("apply_chain", _apply_chain_op, _apply_chain_fake),
+    ("quantize_rows", _quantize_rows, _quantize_rows_fake),
+    ("int8_linear", _int8_linear, _int8_linear_fake),
+):
+    _library.impl(_name, _body, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"tunesmith::{_name}", _fake, lib=_library)
+torch.library.register_autograd(
+    "tunesmith::int8_linear", _int8_linear_backward, setup_context=_int8_linear_context, lib=_library
+)
