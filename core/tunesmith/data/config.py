@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from attrs import field, frozen
 from attrs import validators as v
 
+from tunesmith.data.template import valid
 from tunesmith.typecheck import check_fields
+
+
+def _shares(instance: Any, attribute: Any, value: Any) -> None:
+    if not isinstance(value, dict):
+        return  # reported with the other fields' types
+    numbers = [share for share in value.values() if isinstance(share, (int, float))]
+    if any(not 0 < share <= 1 for share in numbers) or sum(numbers) > 1 + 1e-9:
+        raise ValueError(f"'fractions' must be shares in (0, 1] that add up to at most 1: {value!r}")
 
 
 @frozen(kw_only=True)
@@ -13,27 +24,32 @@ class Data:
     """A data set and how its records become prompts and targets.
 
     Attributes:
-        source: A file (.jsonl, .json, .csv, .tsv, .parquet, .txt), a folder with one file a split
-            (``train.jsonl``, ``name.train.jsonl``), or a hub name for the ``datasets`` library.
+        source: A file (.jsonl, .json, .csv, .tsv, .parquet, .txt; .gz of the text formats), a folder with one file a split
+            (``train.jsonl``, ``name.train.jsonl``), or a hub name for the ``datasets`` library. A single file whose name
+            tells no split is the split ``"train"``, unless ``fractions`` divides it; the split ``"all"`` is all of it.
         prompt: Template over the record's fields, e.g. ``"Summarize.\\n\\n{dialogue}\\n\\nSummary: "``; "" for plain text.
-        target: Template of the answer, e.g. ``"{summary}"``.
-        references: Further templates of reference answers for evaluation, where a record has several.
+            Literal braces are doubled. A field is a plain name: there is no access to attributes or items.
+        target: Template of the answer, e.g. ``"{summary}"``. A template that is just one field whose value is a list of
+            texts gives one reference answer each.
+        references: Further templates of reference answers for evaluation, where a record has several. Templates (of these
+            and of ``target``) over fields that no record of the split has are left out, as long as one remains.
         id: The field that identifies a record; "" uses a hash of the record's content.
         subset: Configuration name of a hub data set.
         revision: Revision of a hub data set.
-        shots: In-context examples put before every prompt, drawn from ``shots_split`` by the seed.
+        shots: In-context examples put before every prompt, drawn from ``shots_split`` by the seed, never the item itself.
         shots_split: Split that in-context examples come from; never the evaluated one.
         separator: Between in-context examples.
         chat: Put the prompt through the tokenizer's chat template as a user's turn.
         fractions: Splits made here, name to share, where the source has only one file; by content hash, so that equal prompts
             stay together and adding records moves none.
         seed: Seed of in-context examples and made splits.
+        document_separator: What stands between the documents of a text file; a file without it is one document.
     """
 
     source: str
-    prompt: str = ""
-    target: str = ""
-    references: tuple[str, ...] = ()
+    prompt: str = field(default="", validator=valid("template"))
+    target: str = field(default="", validator=valid("template"))
+    references: tuple[str, ...] = field(default=(), validator=valid("templates"))
     id: str = ""
     subset: str = ""
     revision: str = ""
@@ -41,8 +57,9 @@ class Data:
     shots_split: str = "train"
     separator: str = "\n\n"
     chat: bool = False
-    fractions: dict[str, float] = field(factory=dict)
+    fractions: dict[str, float] = field(factory=dict, validator=_shares)
     seed: int = 0
+    document_separator: str = "<|endoftext|>"
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)

@@ -1,0 +1,163 @@
+"""One file to records. Every error names file, line and, where it can, column."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from attrs import frozen
+
+from tunesmith.errors import DataError
+
+TEXT = "text"
+"""The only field of a record of a text file."""
+_SHOWN = 5  # malformed lines named in one message
+
+
+@frozen
+class Record:
+    """A record as it was read, and where it stood (``"train.jsonl, line 7"``)."""
+
+    columns: dict[str, Any]
+    place: str
+
+
+def is_data_file(path: Path) -> bool:
+    """Say whether a file's name ends like data that can be read here."""
+    return path.is_file() and _suffix(path) in _READERS and not path.name.startswith(".")
+
+
+def stem(path: Path) -> str:
+    """Return a data file's name without its endings: ``"glue_train"`` of ``glue_train.tsv.gz``."""
+    name = path.name[:-3] if path.suffix == ".gz" else path.name
+    return name[: -len(_suffix(path))]
+
+
+def read_file(path: Path, document_separator: str) -> list[Record]:
+    """Return all records of a file.
+
+    Raises:
+        DataError: If it cannot be read, is malformed (naming lines) or holds no record.
+    """
+    reader = _READERS.get(_suffix(path))
+    if reader is None:
+        raise DataError(f"{path}: files of this kind cannot be read; give one of {', '.join(sorted(_READERS))}.")
+    try:
+        records = list(reader(path, document_separator))
+    except UnicodeDecodeError as cause:
+        raise DataError(
+            f"{path}: not UTF-8 text (byte {cause.start}: {cause.reason}); convert the file to UTF-8."
+        ) from cause
+    except OSError as cause:
+        raise DataError(f"{path}: cannot be read: {cause.strerror or cause}.") from cause
+    if not records:
+        raise DataError(f"{path}: holds no record.")
+    return records
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name[:-3]).suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
+
+
+def _text(path: Path) -> str:
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return raw.decode("utf-8-sig")
+
+
+def _jsonl(path: Path, _: str) -> Iterator[Record]:
+    problems: list[str] = []
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            problems.append(f"line {number}: {error}")
+            continue
+        if not isinstance(value, dict):
+            problems.append(f"line {number}: a record must be an object, not {type(value).__name__}")
+            continue
+        yield Record(value, f"{path}, line {number}")
+    if problems:
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise DataError(f"{path}: malformed JSON lines: {'; '.join(problems[:_SHOWN])}{more}.")
+
+
+def _json(path: Path, _: str) -> Iterator[Record]:
+    try:
+        value = json.loads(_text(path))
+    except ValueError as error:
+        raise DataError(f"{path}: malformed JSON: {error}.") from error
+    if not isinstance(value, list):
+        raise DataError(
+            f"{path}: must be a list of objects, not {type(value).__name__}; or write one object a line (.jsonl)."
+        )
+    for number, item in enumerate(value, start=1):
+        if not isinstance(item, dict):
+            raise DataError(f"{path}, item {number}: a record must be an object, not {type(item).__name__}.")
+        yield Record(item, f"{path}, item {number}")
+
+
+def _delimited(delimiter: str, quoting: Literal[0, 3]) -> Callable[[Path, str], Iterator[Record]]:
+    def read(path: Path, _: str) -> Iterator[Record]:
+        limit = csv.field_size_limit(2**31 - 1)  # a dialogue may be longer than the module's 128 KiB
+        try:
+            rows = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+            header: list[str] | None = None
+            for row in rows:
+                if not row:
+                    continue
+                if header is None:
+                    header = row
+                    twice = sorted({name for name in header if header.count(name) > 1})
+                    if twice:
+                        raise DataError(f"{path}, line 1: column {twice[0]!r} stands there twice; rename one.")
+                    continue
+                if len(row) != len(header):
+                    raise DataError(
+                        f"{path}, line {rows.line_num}: {len(row)} fields, but the header has {len(header)}."
+                    )
+                yield Record(dict(zip(header, row, strict=True)), f"{path}, line {rows.line_num}")
+        except csv.Error as error:
+            raise DataError(f"{path}, line {rows.line_num}: {error}.") from error
+        finally:
+            csv.field_size_limit(limit)
+
+    return read
+
+
+def _parquet(path: Path, _: str) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except pyarrow.ArrowException as cause:
+        raise DataError(f"{path}: no readable parquet file: {cause}.") from cause
+    for number, row in enumerate(table.to_pylist(), start=1):
+        yield Record(row, f"{path}, row {number}")
+
+
+def _documents(path: Path, separator: str) -> Iterator[Record]:
+    whole = _text(path)
+    documents = whole.split(separator) if separator else [whole]
+    for number, document in enumerate(documents, start=1):
+        if document.strip():
+            yield Record({TEXT: document.strip("\n") if len(documents) > 1 else document}, f"{path}, document {number}")
+
+
+_READERS: dict[str, Callable[[Path, str], Iterator[Record]]] = {
+    ".csv": _delimited(",", csv.QUOTE_MINIMAL),
+    ".json": _json,
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".parquet": _parquet,
+    ".raw": _documents,
+    ".tsv": _delimited("\t", csv.QUOTE_NONE),  # GLUE's files hold single quotation marks
+    ".txt": _documents,
+}
