@@ -1,0 +1,354 @@
+// Checks of the libraries that need no Python, run under AddressSanitizer and UndefinedBehaviorSanitizer: every
+// buffer has exactly the size the interface asks for. Prints what was checked; exits with 1 at the first failure.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "numeric.h"
+#include "tunesmith.h"
+
+#define REQUIRE(condition)                                                     \
+  do {                                                                         \
+    if (!(condition)) {                                                        \
+      fprintf(stderr, "%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition); \
+      exit(1);                                                                 \
+    }                                                                          \
+  } while (0)
+
+namespace {
+
+std::mt19937_64 generator(20240607);
+
+int64_t pick(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
+double real(double low, double high) { return std::uniform_real_distribution<double>(low, high)(generator); }
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names(1);
+  for (const char *c = ts_isa_available(); *c; ++c) {
+    if (*c == ',') names.emplace_back();
+    else names.back() += *c;
+  }
+  return names;
+}
+
+// A heap array of exactly n items, so that one item too far is seen.
+template <typename T>
+std::unique_ptr<T[]> exactly(int64_t n) {
+  return std::unique_ptr<T[]>(new T[(size_t)n]());
+}
+
+template <typename T>
+bool same(const T *a, const T *b, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    if (!(a[i] == b[i] || (a[i] != a[i] && b[i] != b[i]))) return false;
+  }
+  return true;
+}
+
+void arithmetic() {
+  // Known answers of Random123 for Philox4x32-10, first two words.
+  REQUIRE(ts_uniform_bits(0, 0, 0, 0) == 0xe169c58d6627e8d5u);
+  REQUIRE(ts_uniform_bits(-1, -1, 0xffffffff, 0xffffffff) == 0x41c83b0e408f276du);
+  for (int i = 0; i < 200000; ++i) {
+    const double d = -real(0, i % 2 ? 50 : 700), e = ts_exp(d);
+    REQUIRE(fabs((double)(e / expl((long double)d) - 1)) < 5e-16);
+    const double v = exp(real(-40, 40));
+    REQUIRE(fabs((double)(ts_log(v) - logl((long double)v))) < 1e-14);
+  }
+  REQUIRE(ts_exp(0) == 1 && ts_exp(-HUGE_VAL) == 0 && ts_exp(-701) == 0);
+  REQUIRE(ts_log(1) == 0);
+  for (int64_t vocab = 1; vocab <= (int64_t(1) << 30); vocab *= 2) {
+    REQUIRE(((uint64_t)vocab << ts_weight_bits(vocab)) < (uint64_t(1) << 63));
+    REQUIRE(((uint64_t)(vocab + 1) << ts_weight_bits(vocab + 1)) < (uint64_t(1) << 63));
+  }
+#if defined(__SIZEOF_INT128__)
+  for (int i = 0; i < 10000; ++i) {
+    const uint64_t a = generator(), b = generator() >> 1;
+    REQUIRE(ts_mulhi(a, b) == (uint64_t)(((unsigned __int128)a * b) >> 64));
+  }
+#endif
+  for (uint32_t bits = 0; bits < 65536; ++bits) {
+    const float wide = ts_bf16_to_float((uint16_t)bits);
+    if (wide == wide) REQUIRE(ts_float_to_bf16(wide) == bits);
+#if defined(__FLT16_MANT_DIG__)
+    _Float16 half;
+    const uint16_t narrow = (uint16_t)bits;
+    memcpy(&half, &narrow, 2);
+    const float expected = (float)half, found = ts_f16_to_float(narrow);
+    REQUIRE(same(&found, &expected, 1));
+#endif
+  }
+  puts("arithmetic: exp, log, Philox, 16-bit floats");
+}
+
+struct Outputs {
+  explicit Outputs(int64_t batch, int64_t vocab)
+      : token(exactly<int64_t>(batch)), status(exactly<uint8_t>(batch)), raw(exactly<float>(batch)),
+        processed(exactly<float>(batch)), truncated(exactly<float>(batch)), logits(exactly<float>(batch * vocab)) {}
+  void into(ts_sample_args *a) {
+    a->token = token.get();
+    a->status = status.get();
+    a->logp_raw = raw.get();
+    a->logp_processed = processed.get();
+    a->logp_truncated = truncated.get();
+    a->out_logits = logits.get();
+  }
+  bool equals(const Outputs &other, int64_t batch, int64_t vocab) const {
+    return same(token.get(), other.token.get(), batch) && same(status.get(), other.status.get(), batch) &&
+           same(raw.get(), other.raw.get(), batch) && same(processed.get(), other.processed.get(), batch) &&
+           same(truncated.get(), other.truncated.get(), batch) && same(logits.get(), other.logits.get(), batch * vocab);
+  }
+  std::unique_ptr<int64_t[]> token;
+  std::unique_ptr<uint8_t[]> status;
+  std::unique_ptr<float[]> raw, processed, truncated, logits;
+};
+
+void chains() {
+  const float special[] = {NAN, HUGE_VALF, -HUGE_VALF, -HUGE_VALF, 0.0f, -0.0f, 1e-42f, 3e38f, -3e38f};
+  int64_t compared = 0;
+  for (int trial = 0; trial < 250; ++trial) {
+    const int64_t batch = pick(1, 4), vocab = pick(1, trial % 5 ? 70 : 700), stride = vocab + pick(0, 3), width = pick(0, 6);
+    const int64_t extent = (batch - 1) * stride + vocab;
+    const int32_t dtype = (int32_t)pick(TS_F32, TS_F16);
+    auto floats = exactly<float>(dtype == TS_F32 ? extent : 0);
+    auto halves = exactly<uint16_t>(dtype == TS_F32 ? 0 : extent);
+    const double spread = trial % 3 ? 5 : 0.7;
+    for (int64_t i = 0; i < extent; ++i) {
+      float v = (float)real(-spread, spread);
+      if (trial % 4 == 0) v = roundf(v);
+      if (trial % 7 == 0 && pick(0, 9) == 0) v = special[pick(trial % 14 ? 2 : 0, 8)];
+      if (dtype == TS_F32) floats[(size_t)i] = v;
+      else halves[(size_t)i] = dtype == TS_BF16 ? ts_float_to_bf16(v) : (uint16_t)pick(0, 0x7bff);
+    }
+    const int64_t count = pick(0, 6);
+    auto steps = exactly<ts_step>(count);
+    std::vector<std::unique_ptr<double[]>> values;
+    for (int64_t s = 0; s < count; ++s) {
+      const int32_t op = (int32_t)pick(TS_REPETITION_PENALTY, TS_MIN_P);
+      values.push_back(exactly<double>(batch));
+      for (int64_t row = 0; row < batch; ++row)
+        values.back()[(size_t)row] = op == TS_TOP_K ? (double)pick(-1, vocab + 2) : op >= TS_TOP_P ? real(0, 1) : real(.05, 3);
+      steps[(size_t)s] = {op, TS_F64, values.back().get(), 1};
+    }
+    auto seed = exactly<int64_t>(batch), stream = exactly<int64_t>(batch), position = exactly<int64_t>(batch);
+    auto history = exactly<int64_t>(batch * width), lengths = exactly<int64_t>(batch);
+    for (int64_t row = 0; row < batch; ++row) {
+      seed[(size_t)row] = (int64_t)generator();
+      stream[(size_t)row] = (int64_t)generator();
+      position[(size_t)row] = pick(0, 4000);
+      lengths[(size_t)row] = pick(0, width);
+    }
+    for (int64_t i = 0; i < batch * width; ++i) history[(size_t)i] = pick(-1, vocab);
+    ts_sample_args args = {};
+    args.logits = dtype == TS_F32 ? (const void *)floats.get() : halves.get();
+    args.batch = batch;
+    args.vocab = vocab;
+    args.row_stride = stride;
+    args.dtype = dtype;
+    args.greedy = trial % 6 == 0;
+    args.steps = steps.get();
+    args.step_count = count;
+    args.seed = seed.get();
+    args.stream = stream.get();
+    args.position = position.get();
+    args.draw = trial % 3;
+    args.history = history.get();
+    args.history_lengths = lengths.get();
+    args.history_width = width;
+    Outputs expected(batch, vocab);
+    expected.into(&args);
+    REQUIRE(ts_isa_set("scalar") == TS_OK);
+    REQUIRE(ts_sample(&args) == TS_OK);
+    for (const std::string &isa : instruction_sets()) {
+      Outputs found(batch, vocab);
+      found.into(&args);
+      REQUIRE(ts_isa_set(isa.c_str()) == TS_OK);
+      REQUIRE(ts_sample(&args) == TS_OK);
+      REQUIRE(found.equals(expected, batch, vocab));
+      compared += batch;
+    }
+#if defined(TS_CUDA_ON_CPU)
+    Outputs found(batch, vocab);
+    found.into(&args);
+    auto workspace = exactly<uint8_t>(ts_cuda_sample_workspace(batch, vocab, width));
+    args.workspace = workspace.get();
+    REQUIRE(ts_cuda_sample(&args) == TS_OK);
+    REQUIRE(found.equals(expected, batch, vocab));
+#endif
+  }
+  printf("sampling: %lld rows equal over %s%s\n", (long long)compared, ts_isa_available(),
+#if defined(TS_CUDA_ON_CPU)
+         " and the CUDA kernels on CPU threads"
+#else
+         ""
+#endif
+  );
+}
+
+void linear_case(int64_t rows, int64_t n, int64_t k, int extreme) {
+  auto x = exactly<float>(rows * k);
+  auto weight = exactly<int8_t>(n * k);
+  auto scale = exactly<float>(n), bias = exactly<float>(n);
+  auto sums = exactly<int32_t>(n);
+  for (int64_t i = 0; i < rows * k; ++i) x[(size_t)i] = extreme ? 255.0f : (float)real(-2, 3);
+  for (int64_t j = 0; j < n; ++j) {
+    scale[(size_t)j] = (float)real(.01, .1);
+    bias[(size_t)j] = (float)real(-1, 1);
+    for (int64_t t = 0; t < k; ++t) {
+      weight[(size_t)(j * k + t)] = (int8_t)(extreme ? (extreme == 1 ? -128 : 127) : pick(-127, 127));
+      sums[(size_t)j] += weight[(size_t)(j * k + t)];
+    }
+  }
+  auto q = exactly<uint8_t>(rows * k);
+  auto row_scale = exactly<float>(rows);
+  auto zero_point = exactly<int32_t>(rows);
+  ts_quantize_args quantize = {};
+  quantize.x = x.get();
+  quantize.rows = rows;
+  quantize.k = quantize.row_stride = k;
+  quantize.q = q.get();
+  quantize.scale = row_scale.get();
+  quantize.zero_point = zero_point.get();
+  REQUIRE(ts_quantize_rows(&quantize) == TS_OK);
+  auto expected = exactly<float>(rows * n), out = exactly<float>(rows * n);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      int64_t dot = 0;
+      for (int64_t t = 0; t < k; ++t) dot += ((int64_t)q[(size_t)(i * k + t)] - zero_point[(size_t)i]) * weight[(size_t)(j * k + t)];
+      REQUIRE(dot == (int32_t)dot);
+      expected[(size_t)(i * n + j)] = (float)dot * (row_scale[(size_t)i] * scale[(size_t)j]) + bias[(size_t)j];
+    }
+  }
+  ts_linear_args linear = {};
+  linear.x = x.get();
+  linear.rows = rows;
+  linear.k = linear.row_stride = k;
+  linear.weight = weight.get();
+  linear.n = n;
+  linear.weight_scale = scale.get();
+  linear.weight_sum = sums.get();
+  linear.bias = bias.get();
+  linear.out = out.get();
+  for (const std::string &isa : instruction_sets()) {
+    REQUIRE(ts_isa_set(isa.c_str()) == TS_OK);
+    memset(out.get(), 0, (size_t)(rows * n) * sizeof(float));
+    REQUIRE(ts_int8_linear(&linear) == TS_OK);
+    REQUIRE(same(out.get(), expected.get(), rows * n));
+    auto again = exactly<uint8_t>(rows * k);
+    quantize.q = again.get();
+    REQUIRE(ts_quantize_rows(&quantize) == TS_OK && same(again.get(), q.get(), rows * k));
+  }
+#if defined(TS_CUDA_ON_CPU)
+  auto scratch = exactly<uint8_t>(rows * k);
+  auto scratch_scale = exactly<float>(rows);
+  auto scratch_zero = exactly<int32_t>(rows);
+  linear.q = scratch.get();
+  linear.row_scale = scratch_scale.get();
+  linear.row_zero_point = scratch_zero.get();
+  memset(out.get(), 0, (size_t)(rows * n) * sizeof(float));
+  REQUIRE(ts_cuda_int8_linear(&linear) == TS_OK);
+  REQUIRE(same(out.get(), expected.get(), rows * n));
+#endif
+}
+
+void linears() {
+  int cases = 0;
+  for (const int64_t rows : {1, 2, 3, 4, 5, 8, 9}) {
+    for (const int64_t n : {1, 2, 63, 64, 65}) {
+      for (const int64_t k : {1, 3, 15, 16, 17, 33, 63, 64, 65, 130}) {
+        linear_case(rows, n, k, 0);
+        ++cases;
+      }
+    }
+  }
+  for (const int extreme : {1, 2}) linear_case(2, 3, TS_MAX_K, extreme);  // the largest sums that can occur
+  printf("int8: %d shapes equal to 64-bit sums, extremes at k = %d\n", cases, TS_MAX_K);
+}
+
+void refusals() {
+  ts_sample_args sample = {};
+  REQUIRE(ts_sample(nullptr) == TS_INVALID && ts_sample(&sample) == TS_INVALID);
+  REQUIRE(strstr(ts_last_error(), "vocab"));
+  const float logits[2] = {0, 1};
+  uint8_t status = 9;
+  int64_t token = 9;
+  sample.logits = logits;
+  sample.batch = 1;
+  sample.vocab = sample.row_stride = 2;
+  sample.status = &status;
+  sample.token = &token;
+  REQUIRE(ts_sample(&sample) == TS_INVALID && strstr(ts_last_error(), "seed"));
+  sample.greedy = 1;
+  const double bad[] = {0, -1, NAN, HUGE_VAL, 1e-60};
+  for (const double value : bad) {
+    const ts_step step = {TS_TEMPERATURE, TS_F64, &value, 0};
+    sample.steps = &step;
+    sample.step_count = 1;
+    REQUIRE(ts_sample(&sample) == TS_INVALID && strstr(ts_last_error(), "temperature"));
+  }
+  sample.step_count = 0;
+  REQUIRE(ts_sample(&sample) == TS_OK && token == 1 && status == TS_ROW_OK);
+  ts_linear_args linear = {};
+  linear.k = TS_MAX_K + 1;
+  REQUIRE(ts_int8_linear(&linear) == TS_INVALID && strstr(ts_last_error(), "overflow"));
+  REQUIRE(ts_isa_set("abacus") == TS_UNSUPPORTED && strstr(ts_last_error(), "scalar"));
+  std::string other = "unset";
+  std::thread([&] { other = ts_last_error(); }).join();
+  REQUIRE(other.empty());  // messages belong to the thread that failed
+  puts("refusals: wrong arguments give codes and messages");
+}
+
+void threads() {
+  const int64_t vocab = 5000;
+  std::vector<float> logits((size_t)vocab);
+  for (float &v : logits) v = (float)real(-3, 3);
+  const double p = .9;
+  const ts_step step = {TS_TOP_P, TS_F64, &p, 0};
+  std::vector<int64_t> tokens[8];
+  std::vector<std::thread> pool;
+  for (auto &mine : tokens) {
+    pool.emplace_back([&] {
+      for (int64_t position = 0; position < 20; ++position) {
+        const int64_t seed = 3, stream = 4;
+        int64_t token = -1;
+        uint8_t status;
+        ts_sample_args args = {};
+        args.logits = logits.data();
+        args.batch = 1;
+        args.vocab = args.row_stride = vocab;
+        args.steps = &step;
+        args.step_count = 1;
+        args.seed = &seed;
+        args.stream = &stream;
+        args.position = &position;
+        args.token = &token;
+        args.status = &status;
+        if (ts_sample(&args) == TS_OK) mine.push_back(token);
+      }
+    });
+  }
+  for (std::thread &thread : pool) thread.join();
+  REQUIRE(tokens[0].size() == 20);
+  for (const auto &mine : tokens) REQUIRE(mine == tokens[0]);
+  puts("threads: eight at once draw the same tokens");
+}
+
+}  // namespace
+
+int main() {
+  REQUIRE(ts_abi_version() == TS_ABI_VERSION);
+  arithmetic();
+  refusals();
+  chains();
+  linears();
+  threads();
+  puts("all checks passed");
+  return 0;
+}
