@@ -1,0 +1,142 @@
+"""The ``scores`` artifact: ``scores.json``, ``rows/<metric>.jsonl``, ``report.json``; and ``generations.jsonl``.
+
+Imported at run time only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith import statistics
+from tunesmith.errors import ArtifactError
+from tunesmith.report.content import Content, Samples
+from tunesmith.report.content import Table as ShownTable
+
+if TYPE_CHECKING:
+    from tunesmith.evaluation.scores import Evaluation
+    from tunesmith.statistics import Comparison, Result, Table
+
+SHOWN = 8
+"""Samples in the report."""
+
+
+def write_scores(
+    folder: Path,
+    evaluation: Evaluation,
+    versus: Path | Evaluation | Mapping[str, Table] | None = None,
+    *,
+    label: str = "",
+    versus_label: str = "",
+) -> dict[str, Comparison]:
+    """Write a ``scores`` artifact and return the paired comparisons, empty without ``versus``.
+
+    Args:
+        folder: Made if it is not there.
+        evaluation: What was measured.
+        versus: Another evaluation, its tables, or the folder of an earlier ``scores`` artifact, on the same examples.
+        label: What was evaluated, for the verdicts.
+        versus_label: What it is compared with, for the verdicts.
+
+    Raises:
+        DataError: If ``versus`` is of other examples or was made by a metric of another signature.
+        ArtifactError: If the folder of ``versus`` is damaged.
+    """
+    others = read_tables(versus) if isinstance(versus, Path) else versus
+    compared = evaluation.compare(others) if others is not None else {}
+    (folder / "rows").mkdir(parents=True, exist_ok=True)
+    for name, table in evaluation.tables.items():
+        statistics.save(table, folder / "rows" / f"{name}.jsonl")
+    records = [_record(name, result, compared.get(name)) for name, result in evaluation.results.items()]
+    text = json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
+    content(evaluation, compared, label=label, versus_label=versus_label).write(folder)
+    return compared
+
+
+def write_generations(folder: Path, evaluation: Evaluation, sampler: str = "") -> None:
+    """Write ``generations.jsonl``: what the model wrote, beside prompts and references."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for example, completion in zip(evaluation.examples, evaluation.predictions, strict=False):
+        record = {
+            "id": example.id,
+            "prompt": example.prompt,
+            "sampler": sampler,
+            "stream": completion.stream,
+            "text": completion.text,
+            "token_ids": list(completion.token_ids),
+            "logp": list(completion.logp),
+            "finish": completion.finish,
+            "references": list(example.targets),
+        }
+        lines.append(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+    (folder / "generations.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def read_tables(folder: Path) -> dict[str, Table]:
+    """Return metric name to rows of a ``scores`` artifact.
+
+    Raises:
+        ArtifactError: If it is not there or is damaged.
+    """
+    try:
+        names = [record["name"] for record in json.loads((folder / "scores.json").read_text(encoding="utf-8"))]
+    except (OSError, ValueError, KeyError, TypeError) as cause:
+        raise ArtifactError(f"{folder} holds no scores ({cause}); evaluate again.") from cause
+    tables = {}
+    for name in names:
+        path = folder / "rows" / f"{name}.jsonl"
+        if path.parent.resolve() != path.resolve().parent:
+            raise ArtifactError(f"{folder / 'scores.json'} names rows outside its folder: {name!r}.")
+        tables[str(name)] = statistics.load(path)
+    return tables
+
+
+def _record(name: str, result: Result, comparison: Comparison | None) -> dict[str, Any]:
+    versus = None if comparison is None else comparison.as_json()
+    return {"name": name, **result.as_json(), "versus": versus}
+
+
+def content(
+    evaluation: Evaluation, compared: Mapping[str, Comparison], *, label: str = "", versus_label: str = ""
+) -> Content:
+    """Return what the report shows: verdicts, one table of scores with intervals, samples."""
+    verdicts = [
+        _sentence(c.verdict(subject=f"{label}, {name}" if label else name, versus=versus_label))
+        for name, c in compared.items()
+    ]
+    total = len(evaluation.examples) or max(r.n for r in evaluation.results.values())
+    for what, count in evaluation.truncated.items():
+        verdicts.append(f"Of {total} {what}, {count} were cut at the model's limit ({count / total:.1%}).")
+    rows = []
+    for name, result in evaluation.results.items():
+        for score_name, score in result.scores.items():
+            cell: Any = score.as_json()
+            difference = compared[name].differences[score_name] if name in compared else None
+            row: list[Any] = [name, score_name, cell if cell["low"] is not None else cell["value"], result.n]
+            if compared:
+                row += [None, None] if difference is None else [difference.value.as_json(), difference.p_adjusted]
+            rows.append(tuple(row))
+    columns = ("metric", "score", "value", "n", *(("difference", "p") if compared else ()))
+    confidence = f"{evaluation.confidence:.0%} bootstrap intervals over examples (whole groups where there are groups)."
+    signatures = " ".join(f"{name}: {r.signature}." for name, r in evaluation.results.items())
+    holm = " p of main scores is Holm-adjusted." if len(compared) > 1 else ""
+    table = ShownTable(title="Scores", columns=columns, rows=tuple(rows), note=f"{confidence}{holm} {signatures}")
+    return Content(verdicts=tuple(verdicts), tables=(table,), samples=_samples(evaluation))
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else text + "."
+
+
+def _samples(evaluation: Evaluation) -> tuple[Samples, ...]:
+    if not evaluation.predictions:
+        return ()
+    rows = tuple(
+        {"prompt": e.prompt, "reference": e.targets[0] if e.targets else "", "model": p.text}
+        for e, p in zip(evaluation.examples[:SHOWN], evaluation.predictions[:SHOWN], strict=True)
+    )
+    return (Samples(title="What the model wrote", columns=("prompt", "reference", "model"), rows=rows),)

@@ -1,0 +1,187 @@
+"""Provide the columns that metrics need, from a model and examples.
+
+Imported at run time only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from attrs import field, frozen
+
+from tunesmith.errors import ConfigError, DataError
+from tunesmith.evaluation import classification
+from tunesmith.evaluation.losses import token_losses
+
+if TYPE_CHECKING:
+    from tunesmith.data.records import Example
+    from tunesmith.kinds.decoder import Completion, DecoderConfig
+    from tunesmith.kinds.engine import Engine, EngineConfig
+    from tunesmith.kinds.sampler import SamplerConfig
+    from tunesmith.lm import LM
+    from tunesmith.runtime import Runtime
+
+BENCHMARK_ONLY = frozenset({"choice_logprobs", "choice_lengths"})
+"""Columns that need items with choices, which only benchmarks have."""
+
+
+class Generating(Protocol):
+    """How text is generated; None means the built-in engine, decoder and sampler."""
+
+    @property
+    def engine(self) -> EngineConfig | None: ...
+    @property
+    def decoder(self) -> DecoderConfig | None: ...
+    @property
+    def sampler(self) -> SamplerConfig | None: ...
+    @property
+    def max_new_tokens(self) -> int: ...
+    @property
+    def min_new_tokens(self) -> int: ...
+    @property
+    def stop(self) -> tuple[str, ...]: ...
+
+
+@frozen(kw_only=True)
+class Greedily:
+    """The default way of generating: greedy, at most 64 new tokens."""
+
+    engine: Any = None
+    decoder: Any = None
+    sampler: Any = None
+    max_new_tokens: int = 64
+    min_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True, eq=False)
+class Columns:
+    """What was found out about examples.
+
+    Attributes:
+        batch: Column to one entry an example.
+        completions: What the model wrote, in the order of the examples; empty if no metric needs it.
+        truncated: What was cut, to the number of examples that it was cut of.
+    """
+
+    batch: dict[str, list[Any]]
+    completions: tuple[Completion, ...] = ()
+    truncated: dict[str, int] = field(factory=dict)
+
+
+def collect(
+    lm: LM, examples: Sequence[Example], needs: frozenset[str], generation: Generating, runtime: Runtime, seed: int
+) -> Columns:
+    """Return the columns ``needs`` (and ``id`` and ``group``) of ``examples``.
+
+    Latency is measured one prompt at a time, so that a number is about one request; the text is the same.
+
+    Raises:
+        ConfigError: If a column is one that only a benchmark can provide, or none that is known.
+        DataError: If an example lacks what a column is made of; it names the example.
+    """
+    if needs & BENCHMARK_ONLY:
+        raise ConfigError(
+            [
+                f"{', '.join(sorted(needs & BENCHMARK_ONLY))}: only a benchmark's items have choices; "
+                "use a Benchmark stage for this metric"
+            ],
+            "evaluate",
+        )
+    batch: dict[str, list[Any]] = {
+        "id": [e.id for e in examples],
+        "group": [str(e.columns.get("group", "") or "") for e in examples],
+        "source": [e.prompt for e in examples],
+    }
+    completions: tuple[Completion, ...] = ()
+    truncated: dict[str, int] = {}
+    if "references" in needs:
+        batch["references"] = [_references(e) for e in examples]
+    if needs & {"prediction", "latency"}:
+        completions, seconds = generate_timed(lm, examples, generation, runtime, seed, alone="latency" in needs)
+        batch["prediction"] = [c.text for c in completions]
+        if seconds:
+            batch["latency"] = [
+                {"seconds": s, "new_tokens": len(c.token_ids)} for s, c in zip(seconds, completions, strict=True)
+            ]
+        truncated["prompts"] = _too_long(lm, examples, generation)
+    if "token_losses" in needs:
+        engine = None if lm.family == "encoder" else ready_engine(lm, generation.engine, runtime)
+        losses = token_losses(lm, examples, engine)
+        batch["token_losses"] = list(losses.losses)
+        truncated["texts with losses"] = losses.truncated
+    if "probabilities" in needs:
+        found, cut = classification.probabilities(lm, [e.prompt for e in examples], runtime)
+        batch["probabilities"] = list(found)
+        truncated["classified texts"] = cut
+    if "label" in needs:
+        batch["label"] = [_label(lm, e) for e in examples]
+    unknown = sorted(needs - set(batch))
+    if unknown:
+        raise ConfigError([f"no column {name!r} is known" for name in unknown], "evaluate")
+    return Columns(batch=batch, completions=completions, truncated={k: v for k, v in truncated.items() if v})
+
+
+def ready_engine(lm: LM, config: EngineConfig | None, runtime: Runtime) -> Engine:
+    """Return an engine (None: ``tunesmith/transformers``) that is set up and holds the model."""
+    from tunesmith.registry import engines
+
+    engine: Engine = (config or engines.create("tunesmith/transformers")).build()
+    engine.setup(runtime)
+    engine.sync(lm)
+    return engine
+
+
+def generate_timed(
+    lm: LM, examples: Sequence[Example], generation: Generating, runtime: Runtime, seed: int, *, alone: bool
+) -> tuple[tuple[Completion, ...], list[float]]:
+    """Return one completion an example, and with ``alone`` the seconds that each took by itself."""
+    from tunesmith.generation import generate
+
+    options: dict[str, Any] = {
+        "engine": generation.engine,
+        "decoder": generation.decoder,
+        "sampler": generation.sampler,
+        "max_new_tokens": generation.max_new_tokens,
+        "min_new_tokens": generation.min_new_tokens,
+        "stop": generation.stop,
+        "seed": seed,
+        "runtime": runtime,
+    }
+    if not alone:
+        return tuple(generate(lm, [e.prompt for e in examples], ids=[e.id for e in examples], **options)), []
+    completions: list[Completion] = []
+    seconds: list[float] = []
+    for example in runtime.track(examples, "generating", len(examples)):
+        begin = time.perf_counter()
+        completions += generate(lm, [example.prompt], ids=[example.id], **options)
+        seconds.append(time.perf_counter() - begin)
+    return tuple(completions), seconds
+
+
+def _references(example: Example) -> tuple[str, ...]:
+    if not example.targets:
+        raise DataError(f"example {example.id!r} has no reference; give the data a target template.")
+    return example.targets
+
+
+def _label(lm: LM, example: Example) -> Any:
+    label = example.columns["label"] if "label" in example.columns else (example.targets or (None,))[0]
+    if label is None:
+        raise DataError(f"example {example.id!r} has neither a field 'label' nor a target that could be its label.")
+    return (
+        classification.class_number(lm, label, f"example {example.id!r}") if classification.is_classifier(lm) else label
+    )
+
+
+def _too_long(lm: LM, examples: Sequence[Example], generation: Generating) -> int:
+    """Return how many prompts do not fit into the model together with the new tokens."""
+    from tunesmith.continuation import positions
+
+    limit = positions(lm)
+    if limit is None:
+        return 0
+    room = limit - (generation.max_new_tokens if lm.family == "decoder" else 0)
+    return sum(len(lm.tokenizer.encode(e.prompt)) > room for e in examples)

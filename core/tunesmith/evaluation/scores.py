@@ -1,0 +1,160 @@
+"""Evaluate a model on examples: tables, results, predictions.
+
+Imported at run time only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+
+from tunesmith import statistics
+from tunesmith.errors import ConfigError
+from tunesmith.evaluation.columns import Generating, Greedily, collect
+from tunesmith.statistics.result import RESAMPLES
+
+if TYPE_CHECKING:
+    from tunesmith.data.records import Example
+    from tunesmith.kinds.decoder import Completion
+    from tunesmith.kinds.metric import Batch, Metric, MetricConfig
+    from tunesmith.lm import LM
+    from tunesmith.runtime import Runtime
+    from tunesmith.statistics import Comparison, Result, Table
+
+
+@frozen(kw_only=True, eq=False)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        metrics: Name to the metric, ready to score; in the order they were given.
+        tables: Name to the metric's rows.
+        results: Name to scores with intervals.
+        examples: The examples, in the order of the data.
+        predictions: What the model wrote for each; empty if no metric needed it.
+        truncated: What was cut at the model's limit, to the number of examples it was cut of.
+        seed: Seed of generation and resampling.
+        confidence: Level of the intervals.
+    """
+
+    metrics: dict[str, Metric]
+    tables: dict[str, Table]
+    results: dict[str, Result]
+    examples: tuple[Example, ...] = ()
+    predictions: tuple[Completion, ...] = ()
+    truncated: dict[str, int] = field(factory=dict)
+    seed: int = 0
+    confidence: float = 0.95
+
+    def compare(self, versus: Evaluation | Mapping[str, Table]) -> dict[str, Comparison]:
+        """Return paired comparisons of this with another evaluation on the same examples, Holm-adjusted as one family.
+
+        Raises:
+            DataError: If examples or signatures differ.
+            ConfigError: If they share no metric.
+        """
+        others = versus.tables if isinstance(versus, Evaluation) else versus
+        shared = [name for name in self.tables if name in others]
+        if not shared:
+            raise ConfigError(
+                [f"no metric in common: {', '.join(self.tables)} and {', '.join(others)}"], "comparison of scores"
+            )
+        return statistics.adjust(
+            {
+                name: statistics.compare(
+                    self.tables[name],
+                    others[name],
+                    self.metrics[name],
+                    confidence=self.confidence,
+                    seed=self.seed,
+                )
+                for name in shared
+            }
+        )
+
+
+def evaluate(
+    lm: LM,
+    examples: Sequence[Example],
+    metrics: Sequence[MetricConfig],
+    *,
+    generation: Generating | None = None,
+    runtime: Runtime | None = None,
+    seed: int = 0,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> Evaluation:
+    """Measure a model on examples.
+
+    Every metric gets the columns it needs, each made once: predictions by generation, token losses by a forward pass
+    of the model's family, probabilities by a classification head, labels from a field ``label`` (or the target),
+    groups from a field ``group``.
+
+    Args:
+        lm: The model.
+        examples: At least one.
+        metrics: At least one.
+        generation: Engine, decoder, sampler and limits; None is greedy with at most 64 new tokens.
+        runtime: None means the default runtime.
+        seed: Seed of generation and of resampling.
+        confidence: Level of the intervals.
+        resamples: Bootstrap resamples; 0 gives no intervals.
+
+    Raises:
+        ConfigError, DataError: If a metric needs what the examples or the model do not have.
+    """
+    from tunesmith.runtime import Runtime
+
+    runtime = runtime or Runtime()
+    if not examples:
+        raise ConfigError(["there are no examples to evaluate on"], "evaluate")
+    built = build(metrics, runtime)
+    needs = frozenset[str]().union(*(m.needs for m in built.values()))
+    columns = collect(lm, examples, needs, generation or Greedily(), runtime, seed)
+    tables, results = measure(built, columns.batch, confidence=confidence, seed=seed, resamples=resamples)
+    return Evaluation(
+        metrics=built,
+        tables=tables,
+        results=results,
+        examples=tuple(examples),
+        predictions=columns.completions,
+        truncated=columns.truncated,
+        seed=seed,
+        confidence=confidence,
+    )
+
+
+def build(metrics: Sequence[MetricConfig], runtime: Runtime) -> dict[str, Metric]:
+    """Return name to ready metric. The name is the registered one without ``tunesmith/``; a second one gets ``-2``.
+
+    Raises:
+        ConfigError: If there is no metric.
+    """
+    from tunesmith.spec import dump
+
+    if not metrics:
+        raise ConfigError(["at least one metric is needed"], "evaluate")
+    built: dict[str, Metric] = {}
+    for config in metrics:
+        plain = str(dump(config)["use"]).removeprefix("tunesmith/").replace("/", ".")
+        name, number = plain, 1
+        while name in built:
+            number += 1
+            name = f"{plain}-{number}"
+        built[name] = config.build()
+        built[name].setup(runtime)
+    return built
+
+
+def measure(
+    metrics: Mapping[str, Metric], batch: Batch, *, confidence: float, seed: int, resamples: int = RESAMPLES
+) -> tuple[dict[str, Table], dict[str, Result]]:
+    """Return the rows and the scores of a batch by every metric."""
+    tables: dict[str, Table] = {}
+    results: dict[str, Any] = {}
+    for name, metric in metrics.items():
+        tables[name] = statistics.make(metric, batch)
+        results[name] = statistics.compute(tables[name], metric, confidence=confidence, seed=seed, resamples=resamples)
+    return tables, results

@@ -1,0 +1,137 @@
+"""Scores with intervals, from a table of rows."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from attrs import frozen
+
+from tunesmith.errors import DataError
+from tunesmith.statistics.resampling import resampled_scores
+
+if TYPE_CHECKING:
+    from tunesmith.kinds.metric import Metric
+    from tunesmith.statistics.table import Table
+
+RESAMPLES = 2000
+
+
+@frozen(kw_only=True)
+class Score:
+    """A number and, where one can be made, its confidence interval; None where there is none."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.4g}"
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+    def as_json(self) -> dict[str, float | None]:
+        """Return ``{"value", "low", "high"}``; what is not finite becomes None, since JSON has no word for it."""
+        finite = {k: None if v is None or not math.isfinite(v) else v for k, v in self._items()}
+        return finite
+
+    def _items(self) -> tuple[tuple[str, float | None], ...]:
+        return (("value", self.value), ("low", self.low), ("high", self.high))
+
+
+@frozen(kw_only=True)
+class Result:
+    """What a metric says of a table.
+
+    Attributes:
+        scores: Name to score, the main one first.
+        n: Number of examples.
+        clusters: Number of groups that resample together; ``n`` if there are no groups.
+        signature: The metric's signature.
+        confidence: Level of the intervals.
+        seed: Seed of the resampling.
+        resamples: Number of resamples.
+    """
+
+    scores: dict[str, Score]
+    n: int
+    clusters: int
+    signature: str
+    confidence: float
+    seed: int
+    resamples: int
+
+    @property
+    def main(self) -> Score:
+        """The main score."""
+        return next(iter(self.scores.values()))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return a JSON-able mapping of all attributes."""
+        return {
+            "signature": self.signature,
+            "n": self.n,
+            "clusters": self.clusters,
+            "confidence": self.confidence,
+            "seed": self.seed,
+            "resamples": self.resamples,
+            "scores": {name: score.as_json() for name, score in self.scores.items()},
+        }
+
+
+def compute(
+    table: Table, metric: Metric, *, confidence: float = 0.95, seed: int = 0, resamples: int = RESAMPLES
+) -> Result:
+    """Return the scores of ``table`` with percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13).
+
+    Whole groups are resampled (the cluster bootstrap; Cameron, Gelbach and Miller 2008, section 3). There is no
+    interval where the metric says that resampling would be wrong, and where there are fewer than two groups.
+
+    Args:
+        table: At least one row.
+        metric: The metric that made the table.
+        confidence: Level of the intervals, in (0, 1).
+        seed: The same seed gives the same interval.
+        resamples: Number of resamples; 0 gives no intervals.
+
+    Raises:
+        DataError: If the table is empty or of another metric.
+    """
+    check_metric(table, metric)
+    value = metric.score(table.values)
+    clusters = int(table.clusters().max()) + 1
+    scores = {name: Score(value=float(value[name])) for name in metric.scores}
+    if metric.resampling != "none" and clusters > 1 and resamples > 0:
+        (found,) = resampled_scores(metric, (table,), resamples, seed)
+        low, high = interval(found, confidence)
+        scores = {
+            name: Score(value=float(value[name]), low=float(low[i]), high=float(high[i]))
+            for i, name in enumerate(metric.scores)
+        }
+    return Result(
+        scores=scores,
+        n=len(table),
+        clusters=clusters,
+        signature=table.signature,
+        confidence=confidence,
+        seed=seed,
+        resamples=resamples,
+    )
+
+
+def check_metric(table: Table, metric: Metric) -> None:
+    """Raise DataError if the table is empty or was not made by this metric."""
+    if not len(table):
+        raise DataError(f"there are no examples to score by {table.signature}.")
+    if metric.signature != table.signature:
+        raise DataError(
+            f"these rows were made by {table.signature}, and the metric is now {metric.signature}. Evaluate again."
+        )
+
+
+def interval(samples: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lower and upper quantiles (scores,) of resampled scores (resamples, scores)."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(samples, [tail, 1 - tail], axis=0)
+    return low, high
