@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from attrs import frozen
 
 from tunesmith.errors import PluginLoadError
-from tunesmith.typecheck import check_fields
+from tunesmith.typecheck import check_fields, check_values
 
 if TYPE_CHECKING:
     from tunesmith.runtime import Runtime
@@ -41,6 +41,10 @@ class Config:
     revision: ClassVar[int] = 1
     api: ClassVar[int] = API_VERSION
     kind: ClassVar[str] = ""
+
+    def __attrs_pre_init__(self, **values: Any) -> None:
+        # before the validators: "'>' not supported between 'str' and 'int'" helps nobody
+        check_values(type(self), values)
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)
@@ -70,19 +74,28 @@ class Component(ABC, Generic[C]):
         return f"{type(self).__name__}({self.config!r})"
 
 
-def load_target(target: str, what: str) -> Any:
+def load_target(target: str, what: str, dist: str = "") -> Any:
     """Import ``"package.module:attribute"``.
 
+    Args:
+        target: What to import.
+        what: What it is, for the message.
+        dist: The distribution it belongs to; "" if the caller does not know.
+
     Raises:
-        PluginLoadError: Naming ``what``, the target and the cause.
+        PluginLoadError: Naming ``what``, the target, the cause and what to do: which extra to install if one is missing.
     """
     module, _, attribute = target.partition(":")
     if not module or not attribute:
         raise PluginLoadError(f"{what} has no usable target: {target!r}; it should read 'package.module:Class'.")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as cause:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+        return found
+    except Exception as cause:  # a stranger's module may raise anything while it is imported
+        from tunesmith.discovery import advice
+
         raise PluginLoadError(
-            f"{what} could not be imported from {target}: {type(cause).__name__}: {cause}. "
-            "Run `tunesmith plugins check` to see all broken plugins."
+            f"{what} could not be imported from {target}: {type(cause).__name__}: {cause}. {advice(cause, module, dist)}"
         ) from cause

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import types
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -15,6 +16,30 @@ def field_types(cls: type) -> dict[str, Any]:
     """Return ``{field: resolved type}`` of an attrs class."""
     hints = get_type_hints(cls)
     return {a.name: hints[a.name] for a in attrs.fields(cls)}
+
+
+def check_values(cls: type, values: Mapping[str, Any]) -> None:
+    """Check the arguments of an attrs class before it is made.
+
+    Args:
+        cls: The class.
+        values: The arguments by their names in ``__init__``; ``attrs.NOTHING`` and a ``Factory`` stand for the default.
+
+    Raises:
+        TypeError: Naming all the fields that have a wrong type.
+    """
+    expected = field_types(cls)
+    problems = []
+    for attribute in attrs.fields(cls):
+        value = values.get(attribute.alias, attrs.NOTHING)
+        if value is attrs.NOTHING or value is attribute.default:
+            continue
+        try:
+            coerce(value, expected[attribute.name])
+        except TypeError as error:
+            problems.append(f"{attribute.name}: {error}")
+    if problems:
+        raise TypeError(f"{cls.__name__}: " + "; ".join(problems))
 
 
 def check_fields(instance: Any) -> None:
@@ -58,7 +83,10 @@ def coerce(value: Any, expected: Any) -> Any:
 
 def _coerce_plain(value: Any, expected: Any) -> Any:
     if expected is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise TypeError("must be a number that a float can hold, and this int is too large") from None
     if expected in (bool, int, float, str):
         # bool is a subclass of int, and True where a count is wanted is a mistake
         if type(value) is expected:
