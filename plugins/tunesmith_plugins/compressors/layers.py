@@ -1,0 +1,69 @@
+"""Which layers a compressor works on, and what a model weighs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from tunesmith.errors import ConfigError
+from tunesmith.kinds.adapter import SupportsMerge
+from tunesmith.lm import LM
+
+
+def linear_layers(model: nn.Module, skip: tuple[str, ...] = ()) -> Iterator[tuple[str, nn.Linear | Conv1D]]:
+    """Yield (name, layer) of every linear layer with weights of its own that no pattern of ``skip`` names.
+
+    A head whose weight is the embedding matrix is left out: changing it would change the embeddings.
+
+    Raises:
+        ConfigError: If a pattern of ``skip`` names no layer at all.
+    """
+    unused = set(skip)
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    found = []
+    for name, module in model.named_modules():
+        if not isinstance(module, (nn.Linear, Conv1D)) or id(module.weight) in embeddings:
+            continue
+        hits = {pattern for pattern in skip if names(pattern, name)}
+        unused -= hits
+        if not hits:
+            found.append((name, module))
+    if unused:
+        known = ", ".join(name for name, _ in found[:5])
+        raise ConfigError([f"skip: no linear layer is named by {pattern!r}; there are {known} ..." for pattern in sorted(unused)])
+    yield from found
+
+
+def names(pattern: str, name: str) -> bool:
+    """True if ``pattern`` is a run of whole dotted parts of ``name``."""
+    return f".{pattern}." in f".{name}."
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """Return the bytes of all weights as safetensors stores them: shared tensors once, buffers that are saved included."""
+    seen: dict[int, int] = {}
+    for tensor in model.state_dict().values():
+        if isinstance(tensor, torch.Tensor):
+            seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+    return sum(seen.values())
+
+
+def merged(lm: LM, method: str) -> LM:
+    """Return ``lm`` with its adapters folded into the weights, since a compressor works on the weights themselves.
+
+    Raises:
+        ConfigError: Naming the first adapter that cannot be merged.
+    """
+    for adapter in reversed(lm.adapters):
+        if not isinstance(adapter, SupportsMerge):
+            raise ConfigError(
+                [
+                    f"{method} works on weights, and {type(adapter.config).__name__} cannot be merged into them. "
+                    "Compress the model before this adapter is trained, or use an adapter that merges (lora, ia3)"
+                ]
+            )
+        lm = adapter.merge(lm)
+    return lm

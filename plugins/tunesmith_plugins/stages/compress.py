@@ -1,0 +1,78 @@
+"""The stage that makes a model smaller."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tunesmith.data import load_examples
+from tunesmith.errors import PipelineError
+from tunesmith.kinds.stage import Stage, StageContext
+from tunesmith.lm import load
+from tunesmith.report.content import Content, Series, Table
+
+
+class CompressStage(Stage):
+    """Run a compressor, save what it returns, and say what it cost."""
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Write ``model`` and ``report``."""
+        if context.start is None:
+            raise PipelineError(f"{context.name}: there is no model to compress; give the pipeline a base or the stage a start.")
+        runtime = context.runtime
+        compressor = self.config.compressor.build()
+        compressor.setup(runtime)
+        lm = load(context.start, runtime=runtime)
+        teacher = None
+        if self.config.teacher is not None:
+            source = self.config.teacher if isinstance(self.config.teacher, str) else context.inputs["teacher"]
+            teacher = load(source, runtime=runtime)
+        source_data = self.config.data or context.data
+        examples = None
+        if compressor.needs_data:
+            if source_data is None:
+                raise PipelineError(f"{context.name}: this compressor needs data; give the stage or the pipeline some.")
+            examples = load_examples(
+                source_data, self.config.split, runtime, items=self.config.items, tokenizer=lm.tokenizer
+            )
+        smaller, report = compressor.compress(lm, data=examples, teacher=teacher, runtime=runtime)
+        folder = context.artifact("model")
+        smaller.save(folder)
+        on_disk = sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
+        _content(report, on_disk).write(context.artifact("report"))
+        details = {"parameters": report.parameters, "bytes": report.bytes, "layers": report.layers, "summary": report.summary}
+        (context.artifact("report") / "compression.json").write_text(json.dumps(details, indent=1) + "\n", encoding="utf-8")
+        return {
+            "parameters_before": report.parameters[0],
+            "parameters_after": report.parameters[1],
+            "bytes_before": report.bytes[0],
+            "bytes_after": report.bytes[1],
+            "bytes_on_disk": on_disk,
+        }
+
+
+def _content(report: Any, on_disk: int) -> Content:
+    (parameters_before, parameters_after), (bytes_before, bytes_after) = report.parameters, report.bytes
+    tables = [
+        Table(
+            title="Size",
+            columns=("", "before", "after", "share"),
+            rows=(
+                ("parameters that are not zero", parameters_before, parameters_after, parameters_after / parameters_before),
+                ("bytes of weights", bytes_before, bytes_after, bytes_after / bytes_before),
+            ),
+            note=f"The saved weights take {on_disk} bytes on disk.",
+        )
+    ]
+    if report.layers:
+        columns = tuple(report.layers[0])
+        rows = tuple(tuple(str(row[c]) if isinstance(row[c], list) else row[c] for c in columns) for row in report.layers)
+        tables.append(Table(title="Layers", columns=columns, rows=rows))
+    losses = report.summary.get("loss")
+    series = ()
+    if losses:
+        steps = tuple(float(i + 1) for i in range(len(losses)))
+        series = (Series(title="Distillation loss", x_label="step", x=steps, y={"loss": tuple(losses)}, y_label="nats"),)
+    change = bytes_after / bytes_before - 1
+    verdict = f"The weights take {-change:.0%} fewer bytes." if change < -0.005 else "The weights take as many bytes as before."
+    return Content(verdicts=(verdict,), tables=tuple(tables), series=series)

@@ -1,0 +1,76 @@
+"""Tiny models of every family, with random weights and a tokenizer made here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from tunesmith.lm import LM, family_of
+
+WORDS = ["<pad>", "</s>", "<unk>", "<mask>", *"abcdefghijklmnopqrstuvwxyz"]
+
+
+def _tokenizer() -> transformers.PreTrainedTokenizerFast:
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", mask_token="<mask>"
+    )
+
+
+def _config(kind: str) -> transformers.PretrainedConfig:
+    size = len(WORDS)
+    ids = {"pad_token_id": 0, "eos_token_id": 1}
+    if kind == "t5":
+        return transformers.T5Config(
+            vocab_size=size, d_model=32, d_ff=64, d_kv=8, num_layers=4, num_heads=4, decoder_start_token_id=0, **ids
+        )
+    if kind == "llama":
+        return transformers.LlamaConfig(
+            vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=64, bos_token_id=None, **ids,
+        )  # fmt: skip
+    if kind == "gpt2":
+        return transformers.GPT2Config(vocab_size=size, n_embd=32, n_layer=4, n_head=4, n_positions=64, bos_token_id=1, **ids)
+    return transformers.BertConfig(
+        vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, pad_token_id=0
+    )
+
+
+CLASSES = {
+    "t5": transformers.T5ForConditionalGeneration,
+    "llama": transformers.LlamaForCausalLM,
+    "gpt2": transformers.GPT2LMHeadModel,
+    "bert": transformers.BertForMaskedLM,
+}
+
+
+@pytest.fixture
+def make() -> Callable[[str], LM]:
+    """Return a maker of tiny models by architecture."""
+
+    def build(kind: str, seed: int = 0) -> LM:
+        torch.manual_seed(seed)
+        model = CLASSES[kind](_config(kind)).eval()
+        config = model.config
+        config.architectures = [CLASSES[kind].__name__]
+        return LM(model=model, tokenizer=_tokenizer(), family=family_of(config))
+
+    return build
+
+
+
+
+@pytest.fixture
+def real_models() -> Path:
+    """Return the folder of the real tiny models; skips, saying so, without TUNESMITH_DATA."""
+    folder = os.environ.get("TUNESMITH_DATA")
+    if not folder:
+        pytest.skip("TUNESMITH_DATA is not set: real models are not at hand")
+    return Path(folder) / "models"

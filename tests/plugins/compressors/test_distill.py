@@ -1,0 +1,133 @@
+"""Distillation: the loss against numpy in float64, its scale in temperature, and students of every family."""
+
+import numpy as np
+import pytest
+import torch
+
+from tunesmith.data.records import Example
+from tunesmith.errors import ConfigError
+from tunesmith.lm import load
+from tunesmith.runtime import Runtime
+from tunesmith_plugins.compressors import Distill
+from tunesmith_plugins.compressors.distill import distillation_loss
+from tunesmith_plugins.compressors.student import every_nth
+
+RUNTIME = Runtime(progress=False)
+EXAMPLES = [
+    Example(id=str(i), prompt=" ".join("abcdefgh"[i % 5 : i % 5 + 3]), targets=(" ".join("mnopqrst"[i % 4 : i % 4 + 4]),))
+    for i in range(16)
+]
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize(("temperature", "soft"), [(1.0, 1.0), (2.0, 0.5), (4.0, 0.9), (1.5, 0.0)])
+def test_the_loss_is_the_formula_and_ignores_unlabelled_tokens(temperature, soft):
+    generator = np.random.default_rng(0)
+    student, teacher = generator.normal(size=(2, 3, 7)) * 2, generator.normal(size=(2, 3, 7)) * 2
+    labels = np.array([[1, 4, -100], [6, -100, -100]])
+    valid = labels != -100
+    p, q = softmax(teacher[valid] / temperature), softmax(student[valid] / temperature)
+    kl = (p * (np.log(p) - np.log(q))).sum(-1).mean()
+    ce = -np.log(softmax(student[valid])[np.arange(3), labels[valid]]).mean()
+    expected = soft * temperature**2 * kl + (1 - soft) * ce
+    found = distillation_loss(torch.tensor(student), torch.tensor(teacher), torch.tensor(labels), temperature, soft)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gradient_keeps_its_scale_when_the_temperature_grows():
+    # T^2 KL has, to first order in 1/T, the gradient (z_s - z_t) / V for centred logits (Hinton et al. 2015, eq. 4)
+    teacher = torch.tensor([[[1.0, -1.0, 0.0, 0.0]]], dtype=torch.float64)
+    for temperature in (50.0, 500.0):
+        student = torch.tensor([[[0.5, 0.5, -1.0, 0.0]]], dtype=torch.float64, requires_grad=True)
+        distillation_loss(student, teacher, torch.tensor([[0]]), temperature, 1.0).backward()
+        assert torch.allclose(student.grad, (student - teacher) / 4, atol=0.02)
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama", "gpt2", "bert"])
+def test_a_student_has_every_second_layer_and_loads_back(make, tmp_path, kind):
+    lm = make(kind)
+    student = every_nth(lm, 2)
+    assert student.parameter_count() < lm.parameter_count()
+    stacks = {"t5": lambda m: m.decoder.block, "llama": lambda m: m.model.layers, "gpt2": lambda m: m.transformer.h,
+              "bert": lambda m: m.bert.encoder.layer}  # fmt: skip
+    kept, full = stacks[kind](student.model), stacks[kind](lm.model)
+    assert len(kept) == 2
+    for index, layer in enumerate(kept):
+        for (name, a), (_, b) in zip(layer.state_dict().items(), full[2 * index].state_dict().items(), strict=True):
+            assert torch.equal(a, b), name
+    student.save(tmp_path)
+    assert load(tmp_path).parameter_count() == student.parameter_count()
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama", "bert"])
+def test_a_student_comes_nearer_to_its_teacher(make, kind):
+    config = Distill(keep_every=2, soft=1.0, temperature=1.0, steps=25, batch_size=8, learning_rate=5e-3)
+    small, report = config.build().compress(make(kind), data=EXAMPLES, runtime=RUNTIME)
+    losses = report.summary["loss"]
+    assert len(losses) == 25
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    assert report.parameters[1] == small.parameter_count() < report.parameters[0]
+    assert report.bytes[1] < report.bytes[0]
+
+
+def test_a_given_teacher_is_not_changed_and_the_student_is_the_model_itself(make):
+    teacher, student = make("t5", seed=1), make("t5", seed=2)
+    before = {n: t.clone() for n, t in teacher.model.state_dict().items()}
+    small, _ = Distill(steps=3, batch_size=4).build().compress(student, data=EXAMPLES, teacher=teacher, runtime=RUNTIME)
+    assert small.model is student.model
+    assert all(torch.equal(before[n], t) for n, t in teacher.model.state_dict().items())
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(make, tmp_path):
+    config = Distill(steps=8, batch_size=4, learning_rate=1e-3)
+    whole, _ = config.build().compress(make("t5"), data=EXAMPLES, runtime=Runtime(folder=tmp_path / "a", progress=False))
+    folder = tmp_path / "b"
+
+    class Interrupted(Exception):
+        pass
+
+    compressor = config.build()
+    import transformers
+
+    class Stop(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise Interrupted
+
+    import tunesmith_plugins.compressors.distill as module
+
+    plain = module.sealing_callback
+    module.sealing_callback = lambda: _Both(plain(), Stop())
+    try:
+        with pytest.raises(Interrupted):
+            compressor.compress(make("t5"), data=EXAMPLES, runtime=Runtime(folder=folder, progress=False))
+    finally:
+        module.sealing_callback = plain
+    assert list(folder.glob("checkpoint-*"))
+    resumed, _ = config.build().compress(make("t5"), data=EXAMPLES, runtime=Runtime(folder=folder, progress=False))
+    for (name, a), (_, b) in zip(whole.model.state_dict().items(), resumed.model.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def _Both(first, second):
+    import transformers
+
+    class Both(transformers.TrainerCallback):
+        def on_save(self, *args, **kwargs):
+            first.on_save(*args, **kwargs)
+
+        def on_step_end(self, *args, **kwargs):
+            second.on_step_end(*args, **kwargs)
+
+    return Both()
+
+
+def test_it_says_what_is_missing(make):
+    with pytest.raises(ConfigError, match="examples"):
+        Distill().build().compress(make("t5"), runtime=RUNTIME)
+    with pytest.raises(ConfigError, match="family"):
+        Distill().build().compress(make("t5"), data=EXAMPLES, teacher=make("llama"), runtime=RUNTIME)
