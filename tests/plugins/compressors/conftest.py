@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -63,14 +61,3 @@ def make() -> Callable[[str], LM]:
         return LM(model=model, tokenizer=_tokenizer(), family=family_of(config))
 
     return build
-
-
-
-
-@pytest.fixture
-def real_models() -> Path:
-    """Return the folder of the real tiny models; skips, saying so, without TUNESMITH_DATA."""
-    folder = os.environ.get("TUNESMITH_DATA")
-    if not folder:
-        pytest.skip("TUNESMITH_DATA is not set: real models are not at hand")
-    return Path(folder) / "models"

@@ -1,0 +1,49 @@
+"""What all tests share: where real data is, and which tests run when."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip, saying why, what cannot run here; leave out what is exhaustive unless ``-m exhaustive`` asks for it."""
+    asked = config.getoption("-m") or ""
+    without_data = pytest.mark.skip(reason="TUNESMITH_DATA is not set: real data and models are not at hand")
+    exhaustive = pytest.mark.skip(reason="exhaustive: run by hand with -m exhaustive")
+    for item in items:
+        if "realdata" in item.keywords and not os.environ.get("TUNESMITH_DATA"):
+            item.add_marker(without_data)
+        if "exhaustive" in item.keywords and "exhaustive" not in asked:
+            item.add_marker(exhaustive)
+        if "gpu" in item.keywords:
+            import torch
+
+            if not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Return the folder that TUNESMITH_DATA names (``data/`` and ``models/`` inside); for tests marked ``realdata``."""
+    folder = os.environ.get("TUNESMITH_DATA")
+    if not folder:
+        pytest.skip("TUNESMITH_DATA is not set: real data and models are not at hand")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def real_models(data_root: Path) -> Path:
+    """Return the folder of the real tiny models."""
+    return data_root / "models"
+
+
+@pytest.fixture(scope="session")
+def real_data(data_root: Path) -> Path:
+    """Return the folder of the real data sets."""
+    return data_root / "data"
