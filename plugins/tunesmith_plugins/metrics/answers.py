@@ -1,0 +1,80 @@
+"""Exact match and token F1 of short answers."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+
+import numpy as np
+
+from tunesmith.kinds.metric import Batch, Metric
+from tunesmith_plugins.metrics import means
+
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def squad(text: str) -> str:
+    """Return SQuAD's normal form: lower case, no ASCII punctuation, no English articles, single spaces."""
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
+
+
+def token_f1(prediction: str, reference: str) -> float:
+    """Return the F1 of the bags of words of two texts in SQuAD's normal form; of two empty ones it is 1."""
+    written, wanted = squad(prediction).split(), squad(reference).split()
+    if not written or not wanted:
+        return float(written == wanted)
+    shared = sum((Counter(written) & Counter(wanted)).values())
+    return 2 * shared / (len(written) + len(wanted))
+
+
+class ExactMatchMetric(Metric):
+    """One column: 1 where the prediction equals a reference."""
+
+    columns = ("match",)
+    scores = ("exact_match",)
+
+    def rows(self, batch: Batch) -> np.ndarray:
+        """Compare in the normal form."""
+        form = {"none": str, "strip": str.strip, "squad": squad}[self.config.normalize]
+        pairs = zip(batch["prediction"], batch["references"], strict=True)
+        return np.array([[form(p) in {form(r) for r in references}] for p, references in pairs], dtype=np.float64)
+
+    def score(self, rows: np.ndarray) -> dict[str, float]:
+        """Return the share."""
+        return means.score(rows, self.scores)
+
+    def score_sums(self, sums: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """Return the shares of resamples."""
+        return means.score_sums(sums, count)
+
+    @property
+    def signature(self) -> str:
+        """The normal form; the best of several references counts."""
+        return f"exact_match|norm:{self.config.normalize}|refs:best"
+
+
+class TokenF1Metric(Metric):
+    """One column: the F1 with the best reference."""
+
+    columns = ("f1",)
+    scores = ("f1",)
+
+    def rows(self, batch: Batch) -> np.ndarray:
+        """Take the best reference."""
+        pairs = zip(batch["prediction"], batch["references"], strict=True)
+        return np.array([[max(token_f1(p, r) for r in references)] for p, references in pairs], dtype=np.float64)
+
+    def score(self, rows: np.ndarray) -> dict[str, float]:
+        """Return the mean."""
+        return means.score(rows, self.scores)
+
+    def score_sums(self, sums: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """Return the means of resamples."""
+        return means.score_sums(sums, count)
+
+    @property
+    def signature(self) -> str:
+        """SQuAD's normal form, the best of several references."""
+        return "token_f1|norm:squad|refs:best|agg:mean"
