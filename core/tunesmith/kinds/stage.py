@@ -50,11 +50,14 @@ class StageConfig(Config):
             output.
         produces: Names of the artifacts the stage makes, each with its kind: ``{"model": "model"}``.
         uses_model: False for a stage that needs no model to begin from.
+        uses_data: False for a stage that never looks at ``StageContext.data``; a change of the pipeline's data then does not
+            make it run again.
     """
 
     kind: ClassVar[str] = "stage"
     produces: ClassVar[Mapping[str, str]] = {}
     uses_model: ClassVar[bool] = True
+    uses_data: ClassVar[bool] = True
 
     name: str = field(default="", validator=validators.matches_re(r"[A-Za-z0-9_.-]*"))
     start: str | Output = "previous"
@@ -75,7 +78,8 @@ class StageContext:
     Attributes:
         name: Its full name, e.g. ``"tuned/lora"``.
         start: Folder or hub name of the model to begin from (``tunesmith.load`` reads it); None if the stage uses none.
-        data: The pipeline's data, or the stage's own.
+        data: The stage's own data, or else the pipeline's; None if it uses none. A source that is an ``Output`` has become the
+            path of that artifact's folder.
         inputs: Field name (``"reward"``; for nested fields the dotted path) to the folder of the artifact that an ``Output``
             in that field stands for; for a stage that expands, also ``"<sub-stage>/<artifact>"``.
         folder: Working folder that survives an interruption (checkpoints); not part of the result.

@@ -1,0 +1,224 @@
+"""Running a pipeline: stage by stage, each result whole in its place before the next stage begins."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith import hooks
+from tunesmith.errors import CodeNotAllowed, PipelineError
+from tunesmith.kinds.stage import StageContext
+from tunesmith.pipeline.faults import explain
+from tunesmith.pipeline.graph import BASE, Node, Ref
+from tunesmith.pipeline.identity import resolved_data
+from tunesmith.pipeline.journal import Journal
+from tunesmith.pipeline.plan import Locator, Step
+from tunesmith.pipeline.run import Run
+from tunesmith.pipeline.store import Store, now
+from tunesmith.runtime import Runtime
+
+if TYPE_CHECKING:
+    from tunesmith.pipeline.value import Pipeline
+
+
+def execute(
+    pipeline: Pipeline,
+    folder: Path,
+    *,
+    device: str,
+    threads: int,
+    allow_code: bool,
+    offline: bool | None,
+    progress: bool,
+) -> Run:
+    """Run a pipeline; see :meth:`Pipeline.run`."""
+    runtime = Runtime(
+        device=device,
+        dtype=pipeline.dtype,
+        threads=threads,
+        allow_code=allow_code,
+        offline=Runtime().offline if offline is None else offline,
+        progress=progress,
+    )
+    store = Store(folder)
+    with store.locked():
+        executor = _Executor(pipeline, store, runtime)
+        executor.check_code()
+        try:
+            settings = {"device": device, "threads": threads, "offline": runtime.offline, "allow_code": allow_code}
+            journal = Journal(store, pipeline, settings, progress)
+            with journal.logging():
+                executor.run(journal)
+        except OSError as error:  # of the stages themselves is taken care of already
+            raise PipelineError(f"the run in {store.folder} stopped: {explain(error, store.folder)}") from error
+    return Run.open(folder)
+
+
+class _Executor:
+    def __init__(self, pipeline: Pipeline, store: Store, runtime: Runtime) -> None:
+        self.pipeline = pipeline
+        self.store = store
+        self.runtime = runtime
+        self.locator = Locator(pipeline, store, runtime.device, runtime.offline)
+        self.keys: dict[str, str] = {}
+
+    def check_code(self) -> None:
+        """Refuse before anything has run, not after hours, if a stage would run code that was not allowed."""
+        if self.runtime.allow_code:
+            return
+        locator = Locator(self.pipeline, self.store, self.runtime.device, self.runtime.offline)
+        steps = [locator.step(node, hashes=False)[0] for node in self.pipeline.nodes]
+        if named := [
+            f"{', '.join(step.code)} in stage {step.name!r}" for step in steps if step.code and step.status != "done"
+        ]:
+            raise CodeNotAllowed(
+                f"the pipeline runs Python code that its configuration names: {'; '.join(named)}. "
+                "If you trust that code, pass allow_code=True, or --allow-code on the command line."
+            )
+
+    def run(self, journal: Journal) -> None:
+        """Run what has to be run."""
+        count = len(self.pipeline.nodes)
+        for index, node in enumerate(self.pipeline.nodes, 1):
+            head = f"[{index}/{count}] {node.name}"
+            step, identity = self.locator.step(node, hashes=True)
+            if step.key is None or identity is None:
+                raise AssertionError(
+                    f"{node.name}: an earlier stage left no result"
+                )  # each one raises or makes its own
+            self.keys[node.name] = step.key
+            if step.status == "done":
+                self.store.clean(step.key)
+                self._warn_of_versions(node, step.key, journal)
+                journal.say(f"{head}: done before, reused")
+                journal.stage(node.name, step.key, "done")
+                continue
+            if self.store.stage(step.key).exists():
+                where = self.store.set_aside(step.key)
+                journal.say(f"{head}: {step.why}. It is made anew; the old files are in {where}.", warning=True)
+            journal.say(f"{head}: {'goes on' if step.status == 'resume' else 'runs'} ({step.why})")
+            journal.stage(node.name, step.key, "running")
+            result = self._run_stage(node, step, identity, journal)
+            self.locator.known(node, result)
+            journal.stage(node.name, step.key, "done")
+            journal.say(f"{head}: finished in {result['seconds']:.1f} s")
+        journal.close("finished")
+
+    def _run_stage(self, node: Node, step: Step, identity: Mapping[str, Any], journal: Journal) -> dict[str, Any]:
+        from tunesmith import spec
+        from tunesmith.registry import version_of
+
+        key = self.keys[node.name]
+        work, out = self.store.begin(key)
+        context = self._context(node, identity, work, out)
+        begun, started = time.perf_counter(), now()
+        try:
+            hooks.stage_started(node.config, context)
+            with context.runtime.activated():
+                summary = _plain(node.config.build().run(context), node.name)
+            seconds = time.perf_counter() - begun
+            hooks.stage_finished(node.config, context, summary)
+            record = {
+                "name": node.name,
+                "use": step.use,
+                "version": version_of(step.use),
+                "config": spec.dump(node.config)["config"],
+                "identity": identity,
+                "seed": identity["seed"],
+                "device": self.runtime.device,
+                "threads": self.runtime.threads,
+                "versions": journal.record["versions"],
+                "started": started,
+                "finished": now(),
+                "seconds": seconds,
+                "resumed": step.status == "resume",
+                "summary": summary,
+            }
+            self.store.finish(key, node.config.produces, record)
+        except BaseException as error:
+            self._failed(node, context, error, journal)
+            raise
+        finally:
+            _free_memory()
+        return self.store.result(key)
+
+    def _failed(self, node: Node, context: StageContext, error: BaseException, journal: Journal) -> None:
+        """Record a failure, tell the plugins, and raise what the caller is to see (an interruption goes through as it is)."""
+        stopped = isinstance(error, KeyboardInterrupt)
+        with suppress(OSError):  # the disk may be full
+            journal.stage(node.name, self.keys[node.name], "interrupted" if stopped else "failed")
+            journal.close("interrupted" if stopped else "failed")
+        hooks.stage_failed(node.config, context, error)
+        if stopped:
+            journal.say(
+                f"Interrupted in stage {node.name!r}. Everything finished is kept in {self.store.folder}; "
+                "run the same again to go on from there."
+            )
+        elif isinstance(error, Exception):
+            from tunesmith.pipeline.journal import log
+
+            with suppress(OSError):
+                log.error("stage %s failed", node.name, exc_info=error)
+            raise PipelineError(
+                f"stage {node.name!r} failed: {explain(error, self.store.folder)}\n"
+                f"What was finished is kept in {self.store.folder}, the details are in its log.txt; "
+                "when the cause is removed, run the same again to go on from there."
+            ) from error
+
+    def _context(self, node: Node, identity: Mapping[str, Any], work: Path, out: Path) -> StageContext:
+        inputs = {path: self._folder(ref) for path, ref in node.inputs.items()}
+        start: str | None = None
+        if isinstance(node.start, Ref):
+            start = str(self._folder(node.start))
+        elif node.start == BASE:
+            local = Path(self.pipeline.base).expanduser()
+            start = str(local.absolute()) if local.exists() else self.pipeline.base
+        return StageContext(
+            name=node.name,
+            start=start,
+            data=resolved_data(node.data, inputs),
+            inputs=inputs,
+            folder=work,
+            out=out,
+            runtime=self.runtime.evolve(seed=identity["seed"], folder=work),
+        )
+
+    def _folder(self, ref: Ref) -> Path:
+        return self.store.artifact(self.keys[ref.stage], ref.artifact)
+
+    def _warn_of_versions(self, node: Node, key: str, journal: Journal) -> None:
+        made, here = self.store.result(key)["versions"], journal.record["versions"]
+        other = [f"{name} {made[name]} (now {here[name]})" for name in made if here.get(name, made[name]) != made[name]]
+        if other:
+            journal.say(f"{node.name}: its stored result was made with {', '.join(other)}", warning=True)
+
+
+def _plain(summary: Any, stage: str) -> dict[str, Any]:
+    """Return a stage's summary as it will be read back.
+
+    Raises:
+        PipelineError: If it is no dict that JSON can hold, NaN and infinity included.
+    """
+    try:
+        if not isinstance(summary, dict):
+            raise TypeError(f"it is a {type(summary).__name__}")
+        found: dict[str, Any] = json.loads(json.dumps(summary, allow_nan=False))
+    except (TypeError, ValueError) as cause:
+        raise PipelineError(
+            f"the summary that stage {stage!r} returned is not a dict of plain finite values: {cause}."
+        ) from cause
+    return found
+
+
+def _free_memory() -> None:
+    """Let go of the stage's model before the next one is loaded."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

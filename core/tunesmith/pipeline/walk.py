@@ -1,0 +1,68 @@
+"""Walk over the values inside a config: every leaf with its dotted path, every nested component."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+from attrs import frozen
+
+from tunesmith.component import Config
+from tunesmith.kinds.stage import Output, StageConfig
+
+GRAPH_FIELDS = frozenset({"name", "start"})
+"""Fields of a stage that say where it stands in the graph, not what it does."""
+
+
+@frozen
+class Leaf:
+    """A value inside a config.
+
+    Attributes:
+        path: Dotted path from the config, e.g. ``"reward.models.0"``.
+        value: An :class:`Output`, a number, a string, an enum member or None.
+        field: The innermost attrs field it stands in.
+    """
+
+    path: str
+    value: Any
+    field: attrs.Attribute[Any] | None
+
+
+def leaves(value: Any, path: str = "", field: attrs.Attribute[Any] | None = None) -> Iterator[Leaf]:
+    """Yield all leaves of a config or value, in order of its fields.
+
+    A stage's ``name`` and ``start`` are left out, and so are stages inside a stage: they are stages of their own.
+    """
+    if isinstance(value, Output) or not _is_branch(value):
+        yield Leaf(path, value, field)
+        return
+    for key, item, inner in _children(value):
+        if not isinstance(item, StageConfig):
+            yield from leaves(item, f"{path}.{key}" if path else key, inner or field)
+
+
+def configs(value: Any) -> Iterator[Config]:
+    """Yield a config and every component inside it, stages inside a stage left out."""
+    if isinstance(value, Config):
+        yield value
+    if _is_branch(value) and not isinstance(value, Output):
+        for _, item, _ in _children(value):
+            if not isinstance(item, StageConfig):
+                yield from configs(item)
+
+
+def _is_branch(value: Any) -> bool:
+    return attrs.has(type(value)) or isinstance(value, (tuple, dict))
+
+
+def _children(value: Any) -> Iterator[tuple[str, Any, attrs.Attribute[Any] | None]]:
+    if isinstance(value, dict):
+        yield from ((str(key), item, None) for key, item in value.items())
+    elif isinstance(value, tuple):
+        yield from ((str(index), item, None) for index, item in enumerate(value))
+    else:
+        for field in attrs.fields(type(value)):
+            if not (isinstance(value, StageConfig) and field.name in GRAPH_FIELDS):
+                yield field.name, getattr(value, field.name), field
