@@ -1,0 +1,204 @@
+"""Log-probabilities of given completions under a model: the one scoring core of every RL algorithm.
+
+Rows are laid out so that padding can never matter: an encoder-decoder reads its prompt right-padded with a mask, a
+decoder-only model reads prompt and completion without a gap and padding behind them. Which tokens count is said by
+lengths alone. Ids are never looked at, because a pad id is often also the decoder's start (T5) or the end of text.
+
+Imported at run time only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tunesmith.errors import DataError, MissingPower
+
+if TYPE_CHECKING:
+    from tunesmith.lm import LM
+
+ValueHead = Callable[[torch.Tensor], torch.Tensor]
+"""Last hidden states (batch, time, width) to values (batch, time)."""
+
+Scores = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+
+def token_logps(
+    lm: LM,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: torch.Tensor,
+    lengths: torch.Tensor,
+    temperature: float = 1.0,
+    value_head: ValueHead | None = None,
+) -> Scores:
+    """Score completion tokens, with gradients unless they are switched off around the call.
+
+    The model is used in the mode it is in: call ``lm.model.eval()`` first, or dropout is part of the result.
+
+    Args:
+        lm: A decoder-only or encoder-decoder model.
+        prompt_ids: Each row's prompt, without padding.
+        completion_ids: (batch, time) int64; what stands at or behind a row's length is ignored.
+        lengths: (batch,) int64, tokens of each completion, the end-of-sequence token included.
+        temperature: Logits are divided by it, as they were for sampling.
+        value_head: Applied to the last hidden state from which each token was predicted.
+
+    Returns:
+        ``logps``, ``entropy`` (nats, of the whole distribution at temperature) and ``values`` (None without a head), each
+        (batch, time), at least float32, 0 at and behind a row's length.
+
+    Raises:
+        MissingPower: For an encoder, which predicts no next token.
+        DataError: For an empty prompt of a decoder-only model, naming the row.
+    """
+    if lm.family == "encoder":
+        raise MissingPower("an encoder predicts no next token; use a decoder-only or an encoder-decoder model.")
+    device = lm.device
+    lengths = lengths.to(device)
+    time = completion_ids.shape[1]
+    mask = torch.arange(time, device=device)[None, :] < lengths[:, None]
+    targets = torch.where(mask, completion_ids.to(device), torch.zeros((), dtype=torch.int64, device=device))
+    if time == 0:
+        empty = torch.zeros(len(prompt_ids), 0, device=device)
+        return empty, empty, None if value_head is None else empty
+    run = _encoder_decoder if lm.family == "encoder-decoder" else _decoder
+    logits, states = run(lm, prompt_ids, targets, lengths, value_head is not None)
+    logits = _wide(logits) / temperature
+    every = torch.log_softmax(logits, dim=-1)
+    logps = every.gather(-1, targets[..., None]).squeeze(-1).masked_fill(~mask, 0.0)
+    probabilities = every.exp()
+    # A token of probability 0 adds nothing, though 0 * -inf would be NaN.
+    entropy = -(probabilities * every.masked_fill(probabilities == 0, 0.0)).sum(-1).masked_fill(~mask, 0.0)
+    values = None
+    if value_head is not None:
+        values = value_head(states).masked_fill(~mask, 0.0)
+    return logps, entropy, values
+
+
+def token_logps_in_batches(
+    lm: LM,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: torch.Tensor,
+    lengths: torch.Tensor,
+    temperature: float = 1.0,
+    value_head: ValueHead | None = None,
+    *,
+    batch_size: int = 0,
+) -> Scores:
+    """Return :func:`token_logps` without gradients, ``batch_size`` rows at a time (0: all at once)."""
+    time = completion_ids.shape[1]
+    parts: list[Scores] = []
+    with torch.no_grad():
+        for rows in micro_batches(len(prompt_ids), batch_size):
+            prompts, ids, some = take(prompt_ids, completion_ids, lengths, rows)
+            parts.append(token_logps(lm, prompts, ids, some, temperature, value_head))
+
+    def joined(pieces: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([torch.nn.functional.pad(p, (0, time - p.shape[1])) for p in pieces])
+
+    if not parts:
+        empty = torch.zeros(0, time)
+        return empty, empty, None if value_head is None else empty
+    values = None if value_head is None else joined([p[2] for p in parts if p[2] is not None])
+    return joined([p[0] for p in parts]), joined([p[1] for p in parts]), values
+
+
+def micro_batches(rows: int | Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield the row numbers (or the given ones) ``batch_size`` at a time; 0 means all at once."""
+    numbers = list(range(rows)) if isinstance(rows, int) else list(rows)
+    size = batch_size or len(numbers)
+    for first in range(0, len(numbers), max(size, 1)):
+        yield numbers[first : first + size]
+
+
+def take(
+    prompt_ids: Sequence[Sequence[int]], completion_ids: torch.Tensor, lengths: torch.Tensor, rows: Sequence[int]
+) -> tuple[list[Sequence[int]], torch.Tensor, torch.Tensor]:
+    """Return these rows, their completions no wider than the longest of them."""
+    index = torch.as_tensor(list(rows), dtype=torch.int64)
+    some = lengths[index.to(lengths.device)]
+    width = int(some.max()) if len(index) else 0
+    return [prompt_ids[i] for i in rows], completion_ids[index.to(completion_ids.device), :width], some
+
+
+def pad(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids (batch, longest) int64, right-padded with 0, and their lengths (batch,) int64."""
+    lengths = torch.tensor([len(s) for s in sequences], dtype=torch.int64)
+    ids = torch.zeros(len(sequences), int(lengths.max()) if len(sequences) else 0, dtype=torch.int64)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(list(sequence), dtype=torch.int64)
+    return ids, lengths
+
+
+def _wide(logits: torch.Tensor) -> torch.Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _mask(lengths: torch.Tensor, width: int) -> torch.Tensor:
+    return (torch.arange(width, device=lengths.device)[None, :] < lengths[:, None]).long()
+
+
+def _encoder_decoder(
+    lm: LM, prompt_ids: Sequence[Sequence[int]], targets: torch.Tensor, lengths: torch.Tensor, states: bool
+) -> tuple[torch.Tensor, Any]:
+    """Logits (batch, time, vocab) and decoder states; the decoder reads its start id, then all tokens but the last."""
+    ids, prompt_lengths = pad(prompt_ids)
+    ids, prompt_lengths = ids.to(targets.device), prompt_lengths.to(targets.device)
+    start = torch.full_like(targets[:, :1], decoder_start(lm))
+    # No decoder mask: attention is causal and padding stands behind, so no token that counts can see any.
+    out = lm.model(
+        input_ids=ids,
+        attention_mask=_mask(prompt_lengths, ids.shape[1]),
+        decoder_input_ids=torch.cat([start, targets[:, :-1]], dim=1),
+        use_cache=False,
+        output_hidden_states=states,
+        return_dict=True,
+    )
+    return out.logits, out.decoder_hidden_states[-1] if states else None
+
+
+def _decoder(
+    lm: LM, prompt_ids: Sequence[Sequence[int]], targets: torch.Tensor, lengths: torch.Tensor, states: bool
+) -> tuple[torch.Tensor, Any]:
+    """Logits (batch, time, vocab) and states at the positions that predict the completion's tokens."""
+    for row, prompt in enumerate(prompt_ids):
+        if len(prompt) == 0:
+            raise DataError(
+                f"row {row}: a decoder-only model needs at least one prompt token (its beginning-of-sequence token)."
+            )
+    kept = lengths.tolist()
+    answers = targets.tolist()
+    ids, row_lengths = pad(
+        [[*prompt, *answers[row][: max(kept[row] - 1, 0)]] for row, prompt in enumerate(prompt_ids)]
+    )
+    ids, row_lengths = ids.to(targets.device), row_lengths.to(targets.device)
+    width = ids.shape[1]
+    out = lm.model(
+        input_ids=ids,
+        attention_mask=_mask(row_lengths, width),
+        use_cache=False,
+        output_hidden_states=states,
+        return_dict=True,
+    )
+    before = torch.tensor([len(p) - 1 for p in prompt_ids], device=targets.device)
+    places = (before[:, None] + torch.arange(targets.shape[1], device=targets.device)).clamp(max=width - 1)
+    rows = torch.arange(len(prompt_ids), device=targets.device)[:, None]
+    # Soft prompts put virtual tokens in front; the model's own positions are the last ones.
+    logits = out.logits[:, -width:][rows, places]
+    return logits, out.hidden_states[-1][:, -width:][rows, places] if states else None
+
+
+def decoder_start(lm: LM) -> int:
+    """Return the id from which an encoder-decoder's decoder starts.
+
+    Raises:
+        DataError: If neither the generation config nor the config names one.
+    """
+    for source in (getattr(lm.model, "generation_config", None), lm.model.config):
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            found = getattr(source, name, None)
+            if found is not None:
+                return int(found[0] if isinstance(found, (list, tuple)) else found)
+    raise DataError("the model's config names no decoder_start_token_id; set it in the model folder's config.json.")

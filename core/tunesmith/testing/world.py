@@ -1,0 +1,114 @@
+"""A world in which the optimum of alignment is known: all answers enumerated, one reward each.
+
+Objective: ``J(pi) = E_pi[r] - beta KL(pi || ref)``. Its maximum is the tilt ``pi* ~ ref exp(r / beta)`` with
+``J* = beta log E_ref[exp(r / beta)]``, and ``J* - J(pi) = beta KL(pi || pi*)`` for every policy, which checks the
+evaluation itself. An algorithm's score is ``(J - J_ref) / (J* - J_ref)``: 0 for doing nothing, 1 for the optimum.
+
+Imported at run time only.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from attrs import field, frozen
+
+from tunesmith.lm import LM
+from tunesmith.scoring import pad, token_logps_in_batches
+from tunesmith.testing.tabular import EOS, TabularConfig, tabular_lm
+
+
+@frozen(kw_only=True, eq=False)
+class World:
+    """One prompt, all its answers, a reward for each.
+
+    Attributes:
+        reference: (answers,) float64, log-probabilities under the reference.
+        reward: (answers,) float64.
+        answers: Token ids of every answer, the end of sequence included where there is one.
+        beta: Weight of the KL term.
+        prompt: The prompt's text.
+    """
+
+    reference: torch.Tensor
+    reward: torch.Tensor
+    answers: Sequence[tuple[int, ...]]
+    beta: float
+    prompt: str = "q0"
+    _rewards: dict[str, float] = field(factory=dict)
+
+    def text(self, answer: Sequence[int]) -> str:
+        """Return an answer's text."""
+        return " ".join(chr(ord("a") + i - 1) for i in answer if i != EOS)
+
+    def reward_of(self, text: str) -> float:
+        """Return the reward of an answer's text (white space does not matter)."""
+        return self._rewards["".join(text.split())]
+
+    def logps(self, lm: LM) -> torch.Tensor:
+        """Return the policy's log-probabilities of all answers, (answers,) float64."""
+        ids, lengths = pad(self.answers)
+        prompt = lm.tokenizer(self.prompt).input_ids
+        logps, _, _ = token_logps_in_batches(lm, [prompt] * len(lengths), ids, lengths, batch_size=512)
+        return logps.double().sum(-1).cpu()
+
+    @property
+    def tilt(self) -> torch.Tensor:
+        """Log-probabilities of the optimal policy, (answers,) float64."""
+        return torch.log_softmax(self.reference + self.reward / self.beta, dim=0)
+
+    def objective(self, logps: torch.Tensor) -> float:
+        """Return ``E[r] - beta KL(pi || ref)`` of a policy by its log-probabilities, (answers,)."""
+        p = logps.exp()
+        return float((p * (self.reward - self.beta * (logps - self.reference))).sum())
+
+    def score(self, logps: torch.Tensor) -> float:
+        """Return the share of the attainable gain: 0 for the reference, 1 for the optimum."""
+        start, best = self.objective(self.reference), self.objective(self.tilt)
+        return (self.objective(logps) - start) / (best - start)
+
+    def kl(self, logps: torch.Tensor) -> float:
+        """Return KL(pi || ref), nats."""
+        return float((logps.exp() * (logps - self.reference)).sum())
+
+    def distance(self, logps: torch.Tensor, target: torch.Tensor) -> float:
+        """Return the total variation distance between two distributions over the answers, in [0, 1]."""
+        return float((logps.exp() - target.exp()).abs().sum() / 2)
+
+
+def every_answer(config: TabularConfig) -> list[tuple[int, ...]]:
+    """Return all answers: up to ``depth`` symbols, shorter ones ended by the end of sequence."""
+    symbols = range(1, config.symbols + 1)
+    found: list[tuple[int, ...]] = []
+    for length in range(config.depth + 1):
+        end = () if length == config.depth else (EOS,)
+        found += [(*answer, *end) for answer in itertools.product(symbols, repeat=length)]
+    return found
+
+
+def exam_world(
+    seed: int = 0, *, beta: float = 0.3, symbols: int = 4, depth: int = 4, spread: float = 1.0
+) -> tuple[World, LM]:
+    """Return a random world and the tabular policy that is its reference.
+
+    With 4 symbols and depth 4 there are 341 answers.
+
+    Args:
+        seed: Of the reference (logits normal with standard deviation ``spread``) and the rewards (uniform in [-1, 1]).
+        beta: Weight of the KL term.
+        symbols: Number of symbols.
+        depth: Most tokens of an answer.
+        spread: See ``seed``.
+    """
+    lm = tabular_lm(symbols, depth, seed=seed, spread=spread)
+    answers = every_answer(lm.model.config)
+    generator = torch.Generator().manual_seed(seed + 1)
+    reward = torch.rand(len(answers), generator=generator, dtype=torch.float64) * 2 - 1
+    empty = World(reference=reward, reward=reward, answers=answers, beta=beta)
+    texts: dict[str, Any] = {
+        "".join(empty.text(a).split()): float(r) for a, r in zip(answers, reward.tolist(), strict=True)
+    }
+    return World(reference=empty.logps(lm), reward=reward, answers=answers, beta=beta, rewards=texts), lm

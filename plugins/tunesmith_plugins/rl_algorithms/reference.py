@@ -1,0 +1,64 @@
+"""The frozen reference: the model exactly as it was given."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from attrs import evolve, frozen
+
+from tunesmith.kinds.adapter import SupportsDisable
+from tunesmith.lm import LM
+
+
+@frozen(eq=False)
+class Reference:
+    """Attributes:
+    policy: The model in training.
+    copy: A frozen copy of what it was, or None if switching off its last adapter gives the same.
+    """
+
+    policy: LM
+    copy: LM | None
+
+    @contextmanager
+    def model(self) -> Iterator[LM]:
+        """Give the reference; within the context the policy itself must not be used."""
+        if self.copy is not None:
+            yield self.copy
+            return
+        last = self.policy.adapters[-1]
+        assert isinstance(last, SupportsDisable)
+        with last.disabled():
+            yield self.policy
+
+
+def reference_of(policy: LM) -> Reference:
+    """Return the reference of a policy that has not been trained yet.
+
+    If its last adapter is trainable and can be switched off, that is the reference, and costs no memory. Otherwise it is a
+    copy.
+    """
+    last = policy.adapters[-1] if policy.adapters else None
+    if isinstance(last, SupportsDisable) and any(p.requires_grad for _, p in last.trainable()):
+        return Reference(policy, None)
+    model = copy.deepcopy(policy.model)
+    model.requires_grad_(False)
+    model.eval()
+    return Reference(policy, evolve(policy, model=model, adapters=()))
+
+
+def trainable(policy: LM) -> dict[str, torch.nn.Parameter]:
+    """Return what is trained: the last adapter's parameters, else every parameter that has ``requires_grad``; without any,
+    all of them, which then get it."""
+    if policy.adapters:
+        own = {name: p for name, p in policy.adapters[-1].trainable() if p.requires_grad}
+        if own:
+            return own
+    found = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
+    if not found:
+        policy.model.requires_grad_(True)
+        found = dict(policy.model.named_parameters())
+    return found

@@ -1,0 +1,129 @@
+"""Completions drawn from the policy as it is now, as token ids that nobody turns into text and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import frozen
+
+from tunesmith.errors import ConfigError, NumericError
+from tunesmith.kinds.decoder import Completion, Limits, Request
+from tunesmith.kinds.reward_model import RewardModel
+from tunesmith.lm import LM
+from tunesmith.registry import decoders, engines, samplers
+from tunesmith.reward import check_scores
+from tunesmith.runtime import Runtime, derive_seed
+from tunesmith.scoring import pad
+
+
+@frozen(kw_only=True, eq=False)
+class Rollout:
+    """A step's completions.
+
+    Attributes:
+        prompt_ids: Each row's prompt.
+        ids: (batch, time) int64, right-padded.
+        lengths: (batch,) int64, the end-of-sequence token included.
+        mask: (batch, time) bool.
+        drawn_logps: (batch, time) log-probabilities as drawn, 0 outside the mask.
+        ended: (batch,) bool, whether the end of sequence was drawn.
+        texts: Decoded completions, for the reward.
+        rows: Which of the task's prompts each row has.
+    """
+
+    prompt_ids: list[tuple[int, ...]]
+    ids: torch.Tensor
+    lengths: torch.Tensor
+    mask: torch.Tensor
+    drawn_logps: torch.Tensor
+    ended: torch.Tensor
+    texts: list[str]
+    rows: list[int]
+
+
+class Drawer:
+    """Draws completions through the engine, decoder and sampler that everything else uses: temperature, no truncation."""
+
+    def __init__(
+        self, policy: LM, prompts: Sequence[str], temperature: float, max_new_tokens: int, runtime: Runtime
+    ) -> None:
+        self.policy, self.runtime = policy, runtime
+        self.engine = engines.create("tunesmith/transformers").build()
+        self.engine.require({"token_ids", "logp", "seeds", "live_weights"})
+        self.decoder = decoders.create("tunesmith/stepwise").build()
+        self.sampler = samplers.create("tunesmith/temperature", temperature=temperature).build()
+        for part in (self.engine, self.decoder, self.sampler):
+            part.setup(runtime)
+        self.limits = Limits(max_new_tokens=max_new_tokens)
+        self.prompts = [tuple(policy.tokenizer(text).input_ids) for text in prompts]
+
+    def completions(self, rows: Sequence[int], *names: str | int) -> list[Completion]:
+        """Return one completion a row, in order; the seed depends on the names and the place in ``rows`` only."""
+        requests = [
+            Request(prompt_ids=self.prompts[row], seed=derive_seed(self.runtime.seed, *names, place))
+            for place, row in enumerate(rows)
+        ]
+        self.engine.sync(self.policy)
+        with torch.no_grad():
+            found = self.engine.generate(requests, self.decoder, self.sampler, self.limits, self.runtime)
+            return sorted(found, key=lambda c: c.request)
+
+    def draw(self, rows: Sequence[int], *names: str | int) -> Rollout:
+        """Return completions as tensors on the policy's device."""
+        found = self.completions(rows, *names)
+        device = self.policy.device
+        ids, lengths = pad([c.token_ids for c in found])
+        drawn = torch.zeros(ids.shape, dtype=torch.float64)
+        for row, completion in enumerate(found):
+            drawn[row, : len(completion.logp)] = torch.tensor(completion.logp, dtype=torch.float64)
+        mask = torch.arange(ids.shape[1])[None, :] < lengths[:, None]
+        return Rollout(
+            prompt_ids=[self.prompts[row] for row in rows],
+            ids=ids.to(device),
+            lengths=lengths.to(device),
+            mask=mask.to(device),
+            drawn_logps=drawn.to(device),
+            ended=torch.tensor([c.finish == "eos" for c in found], device=device),
+            texts=[c.text for c in found],
+            rows=list(rows),
+        )
+
+
+def rewards_of(
+    reward: RewardModel, prompts: Sequence[str], columns: Mapping[str, Sequence[Any]], rollout: Rollout
+) -> torch.Tensor:
+    """Return the task reward of every row, (batch,) float64; NaN where the reward model has no opinion.
+
+    Raises:
+        NumericError: If a score is not a finite number.
+        ConfigError: If the reward model has no opinion on any row.
+    """
+    some = {name: [values[row] for row in rollout.rows] for name, values in columns.items()}
+    asked = [prompts[row] for row in rollout.rows]
+    scores = check_scores(reward, reward.score(asked, rollout.texts, **some), len(asked))
+    if all(score is None for score in scores):
+        raise ConfigError(
+            [f"{type(reward).__name__} has no opinion on any of {len(asked)} completions; nothing can be learned"],
+            "reward",
+        )
+    return torch.tensor([math.nan if s is None else s for s in scores], dtype=torch.float64)
+
+
+def check_drawn(rollout: Rollout, scored: torch.Tensor, tolerance: float) -> None:
+    """Check that log-probabilities computed again are those that were drawn with.
+
+    Raises:
+        NumericError: Naming the largest difference and its row.
+    """
+    difference = (rollout.drawn_logps - scored.double()).abs() * rollout.mask
+    worst = float(difference.max()) if difference.numel() else 0.0
+    if worst > tolerance or math.isnan(worst):
+        row = int(difference.max(dim=1).values.argmax())
+        raise NumericError(
+            f"row {row}: log-probabilities computed again differ by {worst:.2e} from those the completion was drawn with "
+            f"(at most {tolerance:.0e} is expected). The policy that draws is not the one that is trained; is an adapter or "
+            "dropout active in only one of them?"
+        )
