@@ -8,6 +8,7 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from tunesmith.data.template import valid
+from tunesmith.kinds.stage import Output
 from tunesmith.typecheck import check_fields
 
 
@@ -27,6 +28,7 @@ class Data:
         source: A file (.jsonl, .json, .csv, .tsv, .parquet, .txt; .gz of the text formats), a folder with one file a split
             (``train.jsonl``, ``name.train.jsonl``), or a hub name for the ``datasets`` library. A single file whose name
             tells no split is the split ``"train"``, unless ``fractions`` divides it; the split ``"all"`` is all of it.
+            In a pipeline also the ``dataset`` of an earlier stage: ``tunesmith.output("stage", "dataset")``.
         prompt: Template over the record's fields, e.g. ``"Summarize.\\n\\n{dialogue}\\n\\nSummary: "``; "" for plain text.
             Literal braces are doubled. A field is a plain name: there is no access to attributes or items.
         target: Template of the answer, e.g. ``"{summary}"``. A template that is just one field whose value is a list of
@@ -46,7 +48,7 @@ class Data:
         document_separator: What stands between the documents of a text file; a file without it is one document.
     """
 
-    source: str
+    source: str | Output
     prompt: str = field(default="", validator=valid("template"))
     target: str = field(default="", validator=valid("template"))
     references: tuple[str, ...] = field(default=(), validator=valid("templates"))
