@@ -1,7 +1,7 @@
 """Config and component, the two halves of everything tunesmith can plug in.
 
-A *config* is a frozen value without weights or I/O: users write it, files store it, errors print it. Its ``impl`` names the
-class that does the work, the *component*; ``config.build()`` imports that class and hands it the config, nothing more.
+A *config* is a frozen value without weights or I/O: users write it, files store it, errors print it. Its ``impl``
+names the class that does the work, the *component*; ``config.build()`` imports it and gives it the config only.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ API_VERSION = 1
 class Config:
     """Base of every component's configuration.
 
-    Subclasses are ``attrs.frozen(kw_only=True)`` classes whose fields are bool, int, float, str, Literal, Enum, Optional,
-    tuple, dict (string keys), another config, or an ``Output``. A wrong type raises ``TypeError`` when the config is made.
-    An int is taken where a float is declared and a list where a tuple is.
+    Subclasses are ``attrs.frozen(kw_only=True)`` classes whose fields are bool, int, float, str, Literal, Enum,
+    Optional, tuple, dict (string keys), another config, or a plain attrs value such as ``Output``. A wrong type raises
+    ``TypeError`` when the config is made. An int is taken where a float is declared and a list where a tuple is.
 
     Attributes:
         impl: ``"package.module:Class"`` of the component, imported by :meth:`build` only.
@@ -83,7 +83,7 @@ def load_target(target: str, what: str, dist: str = "") -> Any:
         dist: The distribution it belongs to; "" if the caller does not know.
 
     Raises:
-        PluginLoadError: Naming ``what``, the target, the cause and what to do: which extra to install if one is missing.
+        PluginLoadError: Naming ``what``, the target, the cause and the next command, e.g. which extra to install.
     """
     module, _, attribute = target.partition(":")
     if not module or not attribute:
@@ -96,6 +96,5 @@ def load_target(target: str, what: str, dist: str = "") -> Any:
     except Exception as cause:  # a stranger's module may raise anything while it is imported
         from tunesmith.discovery import advice
 
-        raise PluginLoadError(
-            f"{what} could not be imported from {target}: {type(cause).__name__}: {cause}. {advice(cause, module, dist)}"
-        ) from cause
+        problem = f"{what} could not be imported from {target}: {type(cause).__name__}: {cause}."
+        raise PluginLoadError(f"{problem} {advice(cause, module, dist)}") from cause

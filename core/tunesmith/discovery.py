@@ -115,7 +115,8 @@ def _disabled(setting: str) -> frozenset[str]:
     names = frozenset(normalise(name.strip()) for name in setting.split(",") if name.strip())
     if BUILTIN in names:
         raise PluginError(
-            "TUNESMITH_DISABLE_PLUGINS names tunesmith itself; only other distributions can be disabled. Remove it from the variable."
+            "TUNESMITH_DISABLE_PLUGINS names tunesmith itself; only other distributions can be disabled. "
+            "Take it out of the variable."
         )
     return names
 
@@ -133,9 +134,9 @@ def _scan(disabled: frozenset[str]) -> Discovery:
             off.add(name)
             continue
         extras[name] = _extras_of(dist)
-        problem = None if name == BUILTIN else _wants_another_version(dist, name)
-        if problem is not None:
-            own = [evolve(entry, problem=problem, incompatible=True) for entry in own]
+        wrong = None if name == BUILTIN else _wants_another_version(dist, name)
+        if wrong is not None:
+            own = [evolve(entry, problem=wrong, incompatible=True) for entry in own]
         entries.extend(own)
     entries.sort(key=lambda e: (e.kind, e.name, e.dist, e.target))
     return Discovery(entries=tuple(entries), disabled=tuple(sorted(off)), extras=extras)
@@ -148,9 +149,7 @@ def _owners() -> Iterable[metadata.Distribution]:
         # reading entry_points.txt is cheap, parsing METADATA is not: most distributions stop here
         text = dist.read_text("entry_points.txt")
         if text and f"[{HOOK_GROUP}" in text:
-            name = dist.metadata["Name"] if dist.read_text("METADATA") or dist.read_text("PKG-INFO") else None
-            if name:
-                names.add(name)
+            names.add(dist.metadata["Name"])
     for name in sorted(names, key=normalise):
         yield metadata.distribution(name)
 
@@ -159,10 +158,11 @@ def _entries_of(dist: metadata.Distribution, name: str, version: str) -> list[En
     try:
         points = list(dist.entry_points)
     except Exception as cause:  # whatever is wrong with a stranger's file must not hide everybody else's plugins
-        problem = f"its entry_points.txt cannot be read: {cause}. Reinstall it: `pip install --force-reinstall {name}`."
-        return [Entry(kind="", name="?", target="", dist=name, version=version, problem=problem)]
+        unread = f"its entry_points.txt cannot be read: {cause}. Reinstall it: `pip install --force-reinstall {name}`."
+        return [Entry(kind="", name="?", target="", dist=name, version=version, problem=unread)]
     own = []
     seen: dict[tuple[str, str], str] = {}
+    problem: str | None
     for point in points:
         kind = "hook" if point.group == HOOK_GROUP else _KIND_OF_GROUP.get(point.group)
         if kind is None:
@@ -171,11 +171,11 @@ def _entries_of(dist: metadata.Distribution, name: str, version: str) -> list[En
             continue
         problem = None
         if not NAME.fullmatch(point.name):
-            problem = f"the name {point.name!r} is not made of letters, digits, '_', '.' and '-'. Its author has to rename it."
-        elif name == LOCAL:
             problem = (
-                f"a distribution may not be called {LOCAL!r}; that owner is for components registered in a process."
+                f"the name {point.name!r} has more than letters, digits, '_', '.' and '-'. Its author has to rename it."
             )
+        elif name == LOCAL:
+            problem = f"a distribution may not be called {LOCAL!r}: that owner is for what a process registers."
         elif (kind, point.name) in seen and seen[kind, point.name] != point.value:
             problem = f"it offers the {kind} {point.name!r} twice: {seen[kind, point.name]} and {point.value}."
         elif (kind, point.name) in seen:

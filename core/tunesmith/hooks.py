@@ -1,7 +1,7 @@
-"""Hooks: behaviour that is not a component. Few, prefixed, and isolated from each other while they are loaded.
+"""Hooks: behaviour that is not a component. Few, prefixed, and loaded in isolation from each other.
 
-A plugin names a module in the entry-point group ``tunesmith`` and implements the hooks it wants there. An implementation
-may take fewer arguments than its specification. Components need no hook.
+A plugin names a module in the entry-point group ``tunesmith`` and implements the hooks it wants there. An
+implementation may take fewer arguments than its specification. Components need no hook.
 
 Example:
     A plugin's ``hooks.py``::
@@ -72,8 +72,8 @@ class Specs:
     def tunesmith_components(self) -> Iterable[Entry]:  # type: ignore[empty-body]
         """Offer components whose names are known at run time only, e.g. one per file in a folder.
 
-        Called when a name is not found among the entry points, and by ``plugins list --all``. ``dist`` and ``version`` of the
-        entries are set to those of the plugin. A static name always wins.
+        Called when a name is not found among the entry points, and by ``plugins list --all``. ``dist`` and ``version``
+        of the entries are set to those of the plugin. A static name always wins.
 
         Example:
             >>> @hookimpl

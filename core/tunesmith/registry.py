@@ -1,7 +1,7 @@
 """Registries: from a name to a config class, one registry a kind.
 
-A short name means the built-in if there is one, else the only provider, else it is an error that lists the full ids. Looking
-at what there is reads metadata only; :meth:`Registry.get` imports the one config module that was asked for.
+A short name means the built-in if there is one, else the only provider, else it is an error that lists the full ids.
+Looking at what there is reads metadata only; :meth:`Registry.get` imports the one config module that was asked for.
 
 Example:
     >>> from tunesmith.registry import samplers
@@ -141,7 +141,8 @@ class Registry(Generic[T]):
             taken = self._local.get(name)
             if taken is not None and taken is not cls and not replace:
                 raise PluginError(
-                    f"{entry.id} is already registered: {_target_of(taken)}. Pass replace=True to put {_target_of(cls)} there."
+                    f"{entry.id} is already registered: {_target_of(taken)}. "
+                    f"Pass replace=True to put {_target_of(cls)} there."
                 )
             self._local[name] = cls
 
@@ -187,8 +188,9 @@ class Registry(Generic[T]):
             except PluginError:
                 continue
         raise UnknownName(
-            f"{_target_of(cls)} is not registered as a {self.kind.name}. Name it in the entry-point group {self.kind.group!r} of "
-            f"its distribution, or call `tunesmith.registry.registry_for({self.kind.name!r}).register(name, {cls.__name__})`."
+            f"{_target_of(cls)} is not registered as a {self.kind.name}. Name it in the entry-point group "
+            f"{self.kind.group!r} of its distribution, or call "
+            f"`tunesmith.registry.registry_for({self.kind.name!r}).register(name, {cls.__name__})`."
         )
 
     def _matching(self, use: str, entries: Sequence[Entry]) -> list[Entry]:
@@ -206,10 +208,10 @@ class Registry(Generic[T]):
         dist = discovery.normalise(dist)
         own = self.entries()
         if slash and dist in found.disabled:
-            return f"{kind} {use!r}: {dist} is disabled by TUNESMITH_DISABLE_PLUGINS. Take it out of that variable to use it."
+            return f"{kind} {use!r}: TUNESMITH_DISABLE_PLUGINS disables {dist}. Take it out of that variable to use it."
         others = [k for k, registry in _REGISTRIES.items() if k != kind and registry._matching(use, registry.entries())]
         if others:
-            return f"{use!r} is a {others[0]}, not a {kind}. Run `tunesmith plugins list --kind {kind}` to see what there is."
+            return f"{use!r} is a {others[0]}, not a {kind}. Run `tunesmith plugins list --kind {kind}` to see those."
         # several plugins of one name are told apart by their ids, so ids and short names are both candidates
         names = sorted({entry.name for entry in own} | {entry.id for entry in own})
         near = get_close_matches(use, names, 3, 0.6) or [e.id for e in own if slash and e.name == name][:3]
@@ -270,10 +272,10 @@ class Registry(Generic[T]):
             older = isinstance(api, int) and api < API_VERSION
             todo = f"pip install --upgrade {entry.dist}" if older else "pip install --upgrade tunesmith"
             raise PluginIncompatible(
-                f"{label} was written for version {api!r} of the plugin interface; this tunesmith accepts {API_VERSION - 1} and "
-                f"{API_VERSION}. Run `{todo}`."
+                f"{label} was written for version {api!r} of the plugin interface; this tunesmith accepts "
+                f"{API_VERSION - 1} and {API_VERSION}. Run `{todo}`."
             )
-        return cast("type[T]", cls)
+        return cls
 
     def _forget(self) -> None:
         with self._lock:

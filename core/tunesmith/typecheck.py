@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import enum
 import types
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import attrs
 
 
+def field_types(cls: type) -> Mapping[str, Any]:
+    """Return ``{field: resolved type}`` of an attrs class.
+
+    Raises:
+        TypeError: If an annotation names something that is not there at run time.
+    """
+    return _field_types(cast(Hashable, cls))
+
+
 @cache
-def field_types(cls: type) -> dict[str, Any]:
-    """Return ``{field: resolved type}`` of an attrs class."""
-    hints = get_type_hints(cls)
+def _field_types(cls: Any) -> dict[str, Any]:
+    try:
+        hints = get_type_hints(cls)
+    except NameError as cause:
+        raise TypeError(
+            f"a field of {cls.__name__} has a type that is not there at run time: {cause}. "
+            f"Import it in {cls.__module__} itself, not under TYPE_CHECKING."
+        ) from cause
     return {a.name: hints[a.name] for a in attrs.fields(cls)}
 
 

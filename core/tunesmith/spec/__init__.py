@@ -1,7 +1,7 @@
 """Specs: configs as plain data, strictly checked both ways.
 
-``dump`` and ``load`` go through dicts, ``read`` and ``write`` through JSON and TOML files, ``parse`` and ``spell`` through the
-short spelling of command lines: ``top_p(p=0.9)``. Files hold registered names only, never import paths.
+``dump`` and ``load`` go through dicts, ``read`` and ``write`` through JSON and TOML files, ``parse`` and ``spell``
+through the short spelling of command lines: ``top_p(p=0.9)``. Files hold registered names only, never import paths.
 """
 
 from __future__ import annotations

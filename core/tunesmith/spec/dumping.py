@@ -16,8 +16,8 @@ from tunesmith.errors import ConfigError
 def dump(config: Any) -> dict[str, Any]:
     """Return a config as plain data: ``{"use": "tunesmith/top_p", "version": "0.1.0", "config": {"p": 0.8}}``.
 
-    Only fields that differ from their defaults are written. A plain attrs value (``Data``, ``Output``, a pipeline) is the
-    mapping of its fields.
+    Only fields that differ from their defaults are written. A plain attrs value (``Data``, ``Output``, a pipeline) is
+    the mapping of its fields.
 
     Raises:
         ConfigError: For what no file can hold (NaN, infinity, other types), with paths.
@@ -57,7 +57,7 @@ def _is_default(attribute: attrs.Attribute[Any], current: Any, instance: Any) ->
     if default is attrs.NOTHING:
         return False
     if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-        default = default.factory(instance) if default.takes_self else default.factory()  # type: ignore[union-attr,attr-defined]
+        default = default.factory(instance) if default.takes_self else default.factory()  # type: ignore[union-attr]
     # True == 1 == 1.0, and each of them means something else in a union field
     return type(current) is type(default) and bool(current == default)
 

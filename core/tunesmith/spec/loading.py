@@ -1,4 +1,4 @@
-"""From plain data to a config. cattrs walks and keeps the paths; every rule that is stricter than its own is a hook here."""
+"""From plain data to a config. cattrs walks and keeps the paths; the rules that are stricter than its own are hooks."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def load(data: Any, base: type[T], *, where: str = "configuration") -> T:
     """Return the config that plain data stands for.
 
     Args:
-        data: ``{"use": ..., "config": {...}}`` where ``base`` is the base class of a kind (or the short spelling of one), the
+        data: ``{"use": ..., "config": {...}}`` (or the short spelling) where ``base`` is the base class of a kind, the
             mapping of its fields where it is a plain attrs class.
         base: What is wanted.
         where: What is being read, e.g. a file name, for messages.
 
     Raises:
-        ConfigError: With all problems at once, each with its path: wrong types, unknown and missing fields, unknown names, values
-            out of range.
+        ConfigError: With all problems at once, each with its path: wrong types, unknown and missing fields, unknown
+            names, values out of range.
     """
     root = getattr(base, "kind", "") or base.__name__.lower()
     return cast(T, _run(lambda: _converter().structure(data, base), root, where + _other_version(data)))
@@ -276,8 +276,8 @@ def _out_of_range(cls: type[Any], values: dict[str, Any]) -> list[Exception]:
         if attribute.name in values:
             object.__setattr__(trial, attribute.name, values[attribute.name])
         elif isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-            if not default.takes_self:  # type: ignore[union-attr]
-                object.__setattr__(trial, attribute.name, default.factory())  # type: ignore[union-attr]
+            if not default.takes_self:
+                object.__setattr__(trial, attribute.name, default.factory())
         elif default is not attrs.NOTHING:
             object.__setattr__(trial, attribute.name, default)
     errors: list[Exception] = []
@@ -300,9 +300,8 @@ def _structure_union(value: Any, expected: Any) -> Any:
     choices = tuple(choice for choice in choices if choice is not type(None))
     fitting = _fitting(value, choices)
     if not fitting:
-        raise TypeError(
-            f"must be {' or '.join(_describe(choice) for choice in choices)}, not {type(value).__name__} ({_short(value)})"
-        )
+        wanted = " or ".join(map(_describe, choices))
+        raise TypeError(f"must be {wanted}, not {type(value).__name__} ({_short(value)})")
     errors = []
     for choice in fitting:
         try:
@@ -363,4 +362,4 @@ def _at(error: Exception, name: str, kind: Any) -> Exception:
 
 
 def _note(error: Exception, note: Any) -> None:
-    error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]
+    error.__notes__ = [*getattr(error, "__notes__", []), note]
