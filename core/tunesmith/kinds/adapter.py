@@ -31,8 +31,12 @@ class Adapter(Component[Any]):
 
     One component serves one attachment. Several adapters can be attached to one model, in order; each is the last
     element of ``LM.adapters`` after its ``attach``. Attaching freezes everything that is not this adapter's own.
-    Unless stated otherwise an adapter is the identity at initialisation: the model's outputs do not change.
+
+    Attributes:
+        identity: True (unless stated otherwise) if a fresh adapter leaves the model's outputs as they are.
     """
+
+    identity: ClassVar[bool] = True
 
     @abstractmethod
     def attach(self, lm: LM, runtime: Runtime) -> LM:

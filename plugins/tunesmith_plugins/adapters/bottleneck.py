@@ -1,0 +1,125 @@
+"""Bottleneck adapters: small networks in every layer, put in by hooks so that the model stays the class that it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from tunesmith.errors import TunesmithError
+from tunesmith.lm import LM
+from tunesmith_plugins.adapters import targets
+from tunesmith_plugins.adapters.attachment import Attachment
+
+ACTIVATIONS = {"relu": torch.nn.ReLU, "gelu": torch.nn.GELU, "silu": torch.nn.SiLU, "tanh": torch.nn.Tanh}
+
+
+class Network(torch.nn.Module):
+    """``scale * up(activation(down(x)))``, with ``up`` zero at first; x is (..., width)."""
+
+    def __init__(self, width: int, inner: int, activation: str, scale: float) -> None:
+        super().__init__()
+        self.down = torch.nn.Linear(width, inner)
+        self.activation = ACTIVATIONS[activation]()
+        self.up = torch.nn.Linear(inner, width)
+        self.scale = scale
+        torch.nn.init.zeros_(self.up.weight)
+        torch.nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what is to be added, of the shape of ``x``."""
+        added: torch.Tensor = self.up(self.activation(self.down(x)))
+        return added if self.scale == 1.0 else self.scale * added
+
+
+class BottleneckAdapter(Attachment):
+    """Houlsby, Pfeiffer and parallel adapters; see the config.
+
+    Sequential networks read the output of a sublayer's last linear layer and add to it, before dropout, residual and (in
+    post-norm models) normalisation. A parallel network reads what the feed-forward part's first linear layer reads.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.active = True
+
+    def insert(self, lm: LM) -> None:
+        """Register networks as a submodule of the model and hooks on its linear layers."""
+        config = self.config
+        names = targets.names_of(lm.model)
+        wanted = [names.outer]
+        if config.style == "houlsby":
+            wanted.append(names.attention)
+        if config.cross_attention:
+            if not names.cross:
+                raise TunesmithError("this architecture has no cross-attention; leave cross_attention out.")
+            wanted.append(names.cross)
+        scale = config.scale if config.scale is not None else (4.0 if config.style == "parallel" else 1.0)
+        linears = targets.linears(lm.model)
+        networks = torch.nn.ModuleDict()
+        for path, module in linears.items():
+            # "attention.output.dense" of BERT also ends with "output.dense"
+            place = next((name for name in sorted(wanted, key=len, reverse=True) if targets.ends(path, (name,))), None)
+            if place is None or (place == names.outer and targets.ends(path, (names.attention,))):
+                continue
+            weight = getattr(module, "base_layer", module).weight
+            width = _width(module)
+            network = Network(width, max(1, round(width / config.reduction)), config.activation, scale)
+            networks[path.replace(".", "-")] = network.to(device=weight.device, dtype=_floating(weight, lm))
+            if config.style == "parallel":
+                self._parallel(module, linears[_inner(path, names, linears)], network)
+            else:
+                module.register_forward_hook(self._sequential(network))
+        lm.model.add_module(self.name, networks)
+
+    def _sequential(self, network: Network) -> Any:
+        def add(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
+            return output + network(output) if self.active else None
+
+        return add
+
+    def _parallel(self, outer: torch.nn.Module, inner: torch.nn.Module, network: Network) -> None:
+        seen: list[torch.Tensor] = []
+
+        def remember(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+            if self.active:
+                seen[:] = [inputs[0]]
+
+        def add(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
+            # BART flattens nothing here, and recomputation under gradient checkpointing runs both in order again
+            return output + network(seen.pop()) if self.active else None
+
+        inner.register_forward_pre_hook(remember)
+        outer.register_forward_hook(add)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The hooks do nothing within."""
+        before, self.active = self.active, False
+        try:
+            yield
+        finally:
+            self.active = before
+
+
+def _inner(path: str, names: targets.Names, linears: dict[str, Any]) -> str:
+    """Return the path of the feed-forward part's first layer that belongs to the last one at ``path``."""
+    block = path[: -len(names.outer)]
+    found = next((block + name for name in names.inner if block + name in linears), None)
+    if found is None:
+        raise TunesmithError(f"the feed-forward part around {path} has no layer called {' or '.join(names.inner)}.")
+    return found
+
+
+def _width(module: Any) -> int:
+    """Return the number of outputs of a linear layer; transformers' Conv1D keeps it in ``nf``."""
+    base = getattr(module, "base_layer", module)
+    return int(base.nf if hasattr(base, "nf") else base.out_features)
+
+
+def _floating(weight: Any, lm: LM) -> torch.dtype:
+    """Return the type to compute in: the layer's, or, of a quantised layer, the model's."""
+    found: torch.dtype = weight.dtype if weight.is_floating_point() else lm.model.dtype
+    return found

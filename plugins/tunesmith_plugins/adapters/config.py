@@ -1,0 +1,145 @@
+"""Configs of the built-in adapters."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from attrs import field, frozen
+from attrs import validators as v
+
+from tunesmith.kinds.adapter import AdapterConfig
+
+IMPLEMENTATIONS = "tunesmith_plugins.adapters"
+
+
+@frozen(kw_only=True)
+class Full(AdapterConfig):
+    """All weights of the model are trained. There is nothing to disable; merging is what it already is."""
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.full:FullAdapter"
+
+
+@frozen(kw_only=True)
+class LoRA(AdapterConfig):
+    """Low-rank updates of linear layers, ``h = W x + (alpha / rank) B A x`` (Hu et al. 2021, equation 3), by peft.
+
+    Attributes:
+        rank: Columns of B and rows of A.
+        alpha: Numerator of the scale.
+        dropout: On the input of A while training.
+        targets: Names of linear layers (the end of their path, such as ``"q_proj"``); None means the query and value
+            projections of the architecture.
+        rslora: Scale by ``alpha / sqrt(rank)`` (Kalajdzievski 2023).
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.injected:LoRAAdapter"
+    rank: int = field(default=8, validator=v.ge(1))
+    alpha: float = field(default=16.0, validator=v.gt(0))
+    dropout: float = field(default=0.0, validator=[v.ge(0), v.lt(1)])
+    targets: tuple[str, ...] | None = None
+    rslora: bool = False
+
+
+@frozen(kw_only=True)
+class IA3(AdapterConfig):
+    """Learned scales of keys, values and inner feed-forward activations (Liu et al. 2022, section 3.3), by peft.
+
+    Attributes:
+        targets: Names of linear layers to scale; None means keys, values and the last feed-forward layer.
+        feedforward: Those of ``targets`` whose input is scaled instead of their output; must be None if ``targets`` is.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.injected:IA3Adapter"
+    targets: tuple[str, ...] | None = None
+    feedforward: tuple[str, ...] | None = None
+
+
+@frozen(kw_only=True)
+class Prompt(AdapterConfig):
+    """Trained vectors before the input's embeddings (Lester et al. 2021); an encoder-decoder gets them in the encoder.
+
+    Not the identity at initialisation: the model reads further tokens.
+
+    Attributes:
+        tokens: Number of vectors.
+        init: ``"vocab"``: embeddings of tokens drawn by the seed; ``"text"``: those of ``text``, repeated or cut;
+            ``"random"``: normal, with the deviation of the embedding table.
+        text: For ``init="text"``.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.soft_prompts:PromptAdapter"
+    tokens: int = field(default=20, validator=v.ge(1))
+    init: Literal["vocab", "text", "random"] = "vocab"
+    text: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if (self.init == "text") != bool(self.text):
+            raise ValueError("Prompt: 'text' goes with init='text', and init='text' needs it")
+
+
+@frozen(kw_only=True)
+class PTuning(AdapterConfig):
+    """A prompt whose vectors come out of a small network (P-tuning, Liu et al. 2021), by peft.
+
+    Not the identity at initialisation.
+
+    Attributes:
+        tokens: Number of vectors.
+        hidden: Width of the network; 0 means the model's.
+        network: Three linear layers, or a bidirectional LSTM and two.
+        layers: Layers of the LSTM.
+        dropout: In the LSTM.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.soft_prompts:PTuningAdapter"
+    tokens: int = field(default=20, validator=v.ge(1))
+    hidden: int = field(default=0, validator=v.ge(0))
+    network: Literal["mlp", "lstm"] = "mlp"
+    layers: int = field(default=2, validator=v.ge(1))
+    dropout: float = field(default=0.0, validator=[v.ge(0), v.lt(1)])
+
+
+@frozen(kw_only=True)
+class Prefix(AdapterConfig):
+    """Trained keys and values before those of every self-attention (Li and Liang 2021), the encoder's included.
+
+    Cross-attention gets none. Not the identity at initialisation.
+
+    Attributes:
+        tokens: Number of keys and values of each layer.
+        projection: Width of a network that makes them out of one table (the paper's reparameterisation); 0 for none.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.prefix:PrefixAdapter"
+    tokens: int = field(default=20, validator=v.ge(1))
+    projection: int = field(default=0, validator=v.ge(0))
+
+
+@frozen(kw_only=True)
+class Bottleneck(AdapterConfig):
+    """Small two-layer networks in every transformer layer. They cannot be merged into the weights.
+
+    All styles start as the identity: the second layer is zero.
+
+    Attributes:
+        style: ``"houlsby"``: after the self-attention and after the feed-forward layer, inside the residual (Houlsby et al.
+            2019, figure 2); ``"pfeiffer"``: after the feed-forward layer only (Pfeiffer et al. 2020); ``"parallel"``: from the
+            feed-forward layer's input, added to its output (He et al. 2022, table 6).
+        reduction: The model's width divided by the network's.
+        activation: Between the two layers.
+        scale: Factor on the network's output; None means 4 for ``"parallel"`` and 1 otherwise.
+        cross_attention: ``"houlsby"`` also after a decoder's cross-attention.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.bottleneck:BottleneckAdapter"
+    style: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"
+    reduction: float = field(default=16.0, validator=v.gt(0))
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    scale: float | None = field(default=None, validator=v.optional(v.gt(0)))
+    cross_attention: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if self.cross_attention and self.style != "houlsby":
+            raise ValueError("Bottleneck: cross_attention is for style='houlsby' only")

@@ -1,0 +1,179 @@
+"""Prefix tuning: trained keys and values in every self-attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from peft import PrefixEncoder, PrefixTuningConfig
+from transformers import DynamicCache, EncoderDecoderCache
+
+from tunesmith.errors import TunesmithError
+from tunesmith.lm import LM
+from tunesmith_plugins.adapters.attachment import Attachment
+from tunesmith_plugins.adapters.virtual import arguments, at_start, left, prefixes, shift
+
+
+class PrefixAdapter(Attachment):
+    """Keys and values by peft's table or network.
+
+    A decoder finds them in its cache, put there before the first token; positions go on behind them, as they do for peft.
+    An encoder keeps no cache, so each of its attentions gets a one-layer cache for the length of one call.
+    """
+
+    identity: ClassVar[bool] = False
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.active = True
+
+    def insert(self, lm: LM) -> None:
+        """Register one table for each stack and the hooks."""
+        stacks: dict[str, Any] = {}
+        if lm.family == "encoder-decoder":
+            stacks = {"encoder": lm.model.get_encoder(), "decoder": lm.model.get_decoder()}
+        else:
+            stacks[lm.family] = lm.model.base_model
+        tables = torch.nn.ModuleDict()
+        for kind, stack in stacks.items():
+            attentions = _attentions(stack)
+            if not attentions:
+                raise TunesmithError(
+                    f"no self-attention with a cache was found in {type(stack).__name__}; prefixes need one."
+                )
+            table = self._table(lm, attentions)
+            tables[kind] = table
+            if kind == "decoder":
+                stack.register_forward_pre_hook(self._fill_cache(stack, table, attentions), with_kwargs=True)
+            else:
+                for index, attention in enumerate(attentions):
+                    attention.register_forward_pre_hook(self._lend_cache(table, attentions, index), with_kwargs=True)
+        lm.model.add_module(self.name, tables)
+
+    def _table(self, lm: LM, attentions: list[Any]) -> torch.nn.Module:
+        heads, width = _heads(attentions[0])
+        config = PrefixTuningConfig(
+            num_virtual_tokens=self.config.tokens,
+            token_dim=heads * width,
+            num_layers=len(attentions),
+            num_transformer_submodules=1,
+            prefix_projection=self.config.projection > 0,
+            encoder_hidden_size=self.config.projection or None,
+        )
+        like = next(lm.model.parameters())
+        return PrefixEncoder(config).to(device=like.device, dtype=lm.model.dtype)
+
+    def _pairs(
+        self, table: torch.nn.Module, attentions: list[Any], batch: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return keys and values of every layer, each (batch, heads, tokens, width)."""
+        heads, width = _heads(attentions[0])
+        count = self.config.tokens
+        flat = table(torch.arange(count, device=next(table.parameters()).device)[None])[0]
+        layered = flat.view(count, len(attentions), 2, heads, width).permute(1, 2, 3, 0, 4)
+        return [(layer[0].expand(batch, -1, -1, -1), layer[1].expand(batch, -1, -1, -1)) for layer in layered]
+
+    def _fill_cache(self, stack: Any, table: torch.nn.Module, attentions: list[Any]) -> Any:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if not self.active:
+                return None
+            if module.training and getattr(module, "gradient_checkpointing", False):
+                raise TunesmithError(
+                    "prefixes live in the cache, which gradient checkpointing switches off; leave it out."
+                )
+            call = arguments(module, args, kwargs)
+            past = call.get("past_key_values")
+            if past is None or (self.name not in prefixes(past) and at_start(past)):
+                rows = call.get("input_ids") if call.get("input_ids") is not None else call["inputs_embeds"]
+                if past is None:
+                    past = DynamicCache()
+                    if module.config.is_encoder_decoder:
+                        past = EncoderDecoderCache(past, DynamicCache())
+                own = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
+                for attention, (keys, values) in zip(
+                    attentions, self._pairs(table, attentions, rows.shape[0]), strict=True
+                ):
+                    own.update(keys, values, attention.layer_idx)
+                prefixes(past)[self.name] = self.config.tokens
+                call["past_key_values"] = past
+            # the cache is behind the real tokens' positions already, so they count on from the prefix
+            shift(call, self.config.tokens, fresh=False)
+            return (), call
+
+        return hook
+
+    def _lend_cache(self, table: torch.nn.Module, attentions: list[Any], index: int) -> Any:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if not self.active:
+                return None
+            call = arguments(module, args, kwargs)
+            keys, values = self._pairs(table, attentions, call["hidden_states"].shape[0])[index]
+            cache = _OneLayer(keys, values)
+            if call.get("past_key_values") is not None:  # another prefix was here before
+                cache = call["past_key_values"].joined(keys, values)
+            call["past_key_values"] = cache
+            name = "mask" if "mask" in call else "attention_mask"
+            mask = call.get(name)
+            if mask is not None:
+                call[name] = left(mask, self.config.tokens, True if mask.dtype == torch.bool else 0)
+            return (), call
+
+        return hook
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The hooks add no keys and values within."""
+        before, self.active = self.active, False
+        try:
+            yield
+        finally:
+            self.active = before
+
+
+class _OneLayer:
+    """As much of a cache as an encoder's attention needs: keys and values that stand before its own."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.keys, self.values = keys, values
+
+    def get_seq_length(self, layer_idx: int | None = None) -> int:
+        """Return the number of positions before the layer's own."""
+        return self.keys.shape[-2]
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return all keys and values."""
+        return torch.cat([self.keys, keys], dim=-2), torch.cat([self.values, values], dim=-2)
+
+    def joined(self, keys: torch.Tensor, values: torch.Tensor) -> _OneLayer:
+        """Return a cache with further ones in front."""
+        return _OneLayer(torch.cat([keys, self.keys], dim=-2), torch.cat([values, self.values], dim=-2))
+
+
+def _attentions(stack: Any) -> list[Any]:
+    """Return a stack's self-attentions in order: those whose ``forward`` takes a cache."""
+    import inspect
+
+    return [
+        module
+        for name, module in stack.named_modules()
+        if "attention" in type(module).__name__.lower()
+        and "past_key_values" in inspect.signature(module.forward).parameters
+        and hasattr(module, "layer_idx")
+        and any(hasattr(module, projection) for projection in ("k", "k_proj", "key", "c_attn"))
+        and not any(part in ("EncDecAttention", "encoder_attn", "crossattention") for part in name.split("."))
+    ]
+
+
+def _heads(attention: Any) -> tuple[int, int]:
+    """Return the number of heads that keys have, and the width of one."""
+    config = attention.config
+    if hasattr(attention, "key_value_proj_dim"):  # T5
+        return int(attention.n_heads), int(attention.key_value_proj_dim)
+    width = getattr(attention, "head_dim", None) or getattr(attention, "attention_head_size", None)
+    heads = getattr(config, "num_key_value_heads", None) or getattr(attention, "num_heads", None)
+    heads = heads or getattr(attention, "num_attention_heads", None) or config.num_attention_heads
+    return int(heads), int(width or config.hidden_size // config.num_attention_heads)
