@@ -84,8 +84,15 @@ class Completion:
 
 
 class StepModel(Protocol):
-    """A model that goes one token at a time, as an engine offers it to decoders. ``cache`` is opaque."""
+    """A model that goes one token at a time, as an engine offers it to decoders. ``cache`` is opaque.
 
+    A cache given to ``step`` is spent; ``select`` and ``join`` leave theirs as they were.
+    """
+
+    batch_size: int
+    """Most rows that a decoder should keep in one cache."""
+    joins: bool
+    """Whether rows that are further on and rows that are not can share a cache: what ``join`` needs."""
     vocab_size: int
     eos_token_ids: frozenset[int]
     max_length: int | None
@@ -99,6 +106,12 @@ class StepModel(Protocol):
 
     def select(self, cache: Any, index: torch.Tensor) -> Any:
         """Return the cache of the rows at ``index`` (int64; any order, repeats allowed)."""
+
+    def join(self, caches: Sequence[Any]) -> Any:
+        """Return one cache with the rows of all ``caches`` in order; only where ``joins`` is true."""
+
+    def context(self, prompt: Sequence[int]) -> Sequence[int]:
+        """Return what stands before the first new token: the prompt, of an encoder-decoder the start token."""
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Decode without special tokens."""

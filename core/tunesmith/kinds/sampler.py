@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from attrs import Factory, evolve, field, frozen
@@ -53,7 +54,8 @@ class Rows:
         seed: (batch,) int64, the bit pattern of each row's unsigned 64-bit seed.
         stream: (batch,) int64, which completion of a prompt a row is.
         position: (batch,) int64, index of the token to be generated: 0 for the first, never a padded length.
-        history: (batch, time) int64, prompt and generated ids, right-padded; only ``history_lengths`` count.
+        history: (batch, time) int64, prompt and generated ids, right-padded; only ``history_lengths`` count. The prompt of an
+            encoder-decoder is here what its decoder began with (the start token), not what its encoder reads.
         history_lengths: (batch,) int64.
         prompt_lengths: (batch,) int64: the first so many ids of ``history`` are the prompt.
         parameters: ``"link.field"`` to a (batch,) tensor that takes precedence over the config's value. A link that
@@ -172,18 +174,25 @@ class Link(Sampler):
 
     def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0) -> Draw:
         """Draw from the one-link chain with a categorical draw."""
+        return self._chain.sample(logits, rows, top=top)
+
+    @cached_property
+    def _chain(self) -> Sampler:
         from tunesmith.registry import samplers
 
         chain: Sampler = samplers.create("tunesmith/chain", links=(self.config,)).build()
-        return chain.sample(logits, rows, top=top)
+        return chain
 
 
 @runtime_checkable
 class Fusable(Protocol):
     """A link that the fused kernel can do."""
 
-    def lower(self, rows: Rows) -> Step:
-        """Return this link as a kernel step for these rows (own parameters only, as in ``apply``)."""
+    def lower(self, rows: Rows) -> Step | None:
+        """Return this link as a kernel step for these rows (own parameters only, as in ``apply``).
+
+        None: not with these values, use :meth:`Link.apply`.
+        """
 
 
 @runtime_checkable

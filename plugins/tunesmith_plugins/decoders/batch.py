@@ -1,0 +1,135 @@
+"""Rows that are being written, beside their cache: what a sampler may know of them, and what was written so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from attrs import define, evolve, field
+
+from tunesmith.errors import NumericError
+from tunesmith.kinds.decoder import Completion, Limits, Request, StepModel
+from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_NAN, STATUS_OK, STATUS_POSINF, Draw, Rows
+
+WRONG = {STATUS_NAN: "a NaN", STATUS_POSINF: "+inf", STATUS_EMPTY: "no finite value"}
+
+
+@define(eq=False)
+class Row:
+    """One completion that is being written."""
+
+    number: int
+    request: Request
+    token_ids: list[int] = field(factory=list)
+    logp: list[float] = field(factory=list)
+
+    def completion(self, model: StepModel, limits: Limits) -> Completion | None:
+        """Return the completion if it has ended."""
+        finish: Literal["eos", "length", "stop"] | None = None
+        text = None
+        if self.token_ids[-1] in model.eos_token_ids:
+            finish = "eos"
+        elif limits.stop:
+            text = model.text(self.token_ids)
+            ends = [place for place in map(text.find, limits.stop) if place >= 0]
+            if ends:
+                text, finish = text[: min(ends)], "stop"
+        if finish is None and len(self.token_ids) >= limits.max_new_tokens:
+            finish = "length"
+        if finish is None:
+            return None
+        return Completion(
+            request=self.number,
+            id=self.request.id,
+            stream=self.request.stream,
+            token_ids=tuple(self.token_ids),
+            text=model.text(self.token_ids) if text is None else text,
+            finish=finish,
+            logp=tuple(self.logp),
+        )
+
+
+def new_rows(members: Sequence[Row], model: StepModel, limits: Limits, device: torch.device) -> Rows:
+    """Return what samplers may know of rows before their first token; the history has room for the whole completion."""
+    contexts = [list(model.context(member.request.prompt_ids)) for member in members]
+    lengths = torch.tensor([len(c) for c in contexts], dtype=torch.int64)
+    history = torch.zeros(len(members), int(lengths.max()) + limits.max_new_tokens, dtype=torch.int64)
+    for number, context in enumerate(contexts):
+        history[number, : len(context)] = torch.tensor(context, dtype=torch.int64)
+    parameters = {
+        name: torch.tensor([m.request.parameters[name] for m in members], dtype=torch.float64, device=device)
+        for name in members[0].request.parameters
+    }
+    return Rows(
+        seed=torch.tensor([signed(m.request.seed) for m in members], dtype=torch.int64, device=device),
+        stream=torch.tensor([m.request.stream for m in members], dtype=torch.int64, device=device),
+        position=torch.zeros(len(members), dtype=torch.int64, device=device),
+        history=history.to(device),
+        history_lengths=lengths.to(device),
+        prompt_lengths=lengths.to(device),
+        parameters=parameters,
+    )
+
+
+def advanced(rows: Rows, draw: Draw) -> Rows:
+    """Return the rows with the drawn tokens at the end of their histories."""
+    history = rows.history.clone()
+    history[torch.arange(len(rows), device=history.device), rows.history_lengths] = draw.token
+    return evolve(
+        rows, history=history, history_lengths=rows.history_lengths + 1, position=rows.position + 1, state=draw.state
+    )
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """Return the rows of all parts in one."""
+    width = max(part.history.shape[1] for part in parts)
+
+    def all_of(name: str) -> torch.Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    first, *others = [part.state for part in parts]
+    state = None if first is None else {k: s.join([o[k] for o in others if o is not None]) for k, s in first.items()}
+    return Rows(
+        seed=all_of("seed"),
+        stream=all_of("stream"),
+        position=all_of("position"),
+        history=torch.cat([torch.nn.functional.pad(p.history, (0, width - p.history.shape[1])) for p in parts]),
+        history_lengths=all_of("history_lengths"),
+        prompt_lengths=all_of("prompt_lengths"),
+        parameters={k: torch.cat([part.parameters[k] for part in parts]) for k in parts[0].parameters},
+        state=state,
+    )
+
+
+def without_end(logits: torch.Tensor, model: StepModel, rows: Rows, limits: Limits) -> torch.Tensor:
+    """Return logits in which rows that are still too short cannot end."""
+    if not limits.min_new_tokens or not model.eos_token_ids:
+        return logits
+    short = rows.position < limits.min_new_tokens
+    if not bool(short.any()):
+        return logits
+    logits = logits.clone()
+    ends = torch.tensor(sorted(model.eos_token_ids), dtype=torch.int64, device=logits.device)
+    logits[:, ends] = logits[:, ends].masked_fill(short[:, None], -torch.inf)
+    return logits
+
+
+def check(draw: Draw, members: Sequence[Row]) -> None:
+    """Raise NumericError if a row has no token.
+
+    Raises:
+        NumericError: Naming the request, the place and what was wrong.
+    """
+    for member, status in zip(members, draw.status.tolist(), strict=True):
+        if status != STATUS_OK:
+            raise NumericError(
+                f"request {member.number} {member.request.id!r}, new token {len(member.token_ids)}: the logits hold "
+                f"{WRONG[status]}. Is the model damaged or its dtype too narrow? Try Runtime(dtype='float32')."
+            )
+
+
+def signed(seed: int) -> int:
+    """Return the int64 with the bits of an unsigned 64-bit seed."""
+    seed &= 2**64 - 1
+    return seed - 2**64 if seed >= 2**63 else seed

@@ -1,0 +1,51 @@
+"""Configs of the standard decoders."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from attrs import field, frozen
+from attrs import validators as v
+
+from tunesmith.kinds.decoder import DecoderConfig
+from tunesmith.kinds.reward_model import RewardModelConfig
+
+IMPLEMENTATIONS = "tunesmith_plugins.decoders"
+
+
+@frozen(kw_only=True)
+class Stepwise(DecoderConfig):
+    """Draw one token after the other. Rows that are finished leave the batch, and new prompts take their place."""
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.stepwise:StepwiseDecoder"
+
+
+@frozen(kw_only=True)
+class Beam(DecoderConfig):
+    """Beam search: keep the ``beams`` likeliest beginnings at every step. Draws nothing, so the sampler must be greedy.
+
+    Attributes:
+        beams: How many.
+        length_penalty: A finished text's score is the sum of its log-probabilities over its length to this power.
+        early_stopping: ``"yes"`` stops as soon as there are ``beams`` finished texts, ``"no"`` when no running one is
+            likely to become better, ``"never"`` when none possibly can.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.beam:BeamDecoder"
+    beams: int = field(default=4, validator=v.ge(1))
+    length_penalty: float = 1.0
+    early_stopping: Literal["yes", "no", "never"] = "no"
+
+
+@frozen(kw_only=True)
+class BestOfN(DecoderConfig):
+    """Draw ``n`` completions of every prompt and keep the best.
+
+    Attributes:
+        n: How many.
+        reward: The judge; None takes the largest mean log-probability of a token.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.best_of_n:BestOfNDecoder"
+    n: int = field(default=4, validator=v.ge(1))
+    reward: RewardModelConfig | None = None

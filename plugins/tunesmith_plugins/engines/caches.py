@@ -1,0 +1,62 @@
+"""transformers' key-value caches, taken apart by row and put together. Nothing here changes the cache it is given."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
+
+
+def select(past: Any, index: torch.Tensor) -> Any:
+    """Return a cache of the rows at ``index`` (int64, any order, repeats allowed)."""
+    if isinstance(past, EncoderDecoderCache):
+        chosen = copy.copy(past)
+        chosen.self_attention_cache = select(past.self_attention_cache, index)
+        chosen.cross_attention_cache = select(past.cross_attention_cache, index)
+        chosen.is_updated = dict(past.is_updated)
+        return chosen
+    chosen = _copied(past)
+    for layer in chosen.layers:
+        # A layer that nothing was written to yet has no rows.
+        if isinstance(layer, DynamicLayer) and layer.get_seq_length() > 0:
+            layer.keys, layer.values = layer.keys[index], layer.values[index]
+        elif not isinstance(layer, DynamicLayer):
+            layer.reorder_cache(index)
+    return chosen
+
+
+def plain(config: Any) -> bool:
+    """Whether all layers of a model's cache are plain keys and values, which can be padded and cut along time."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
+def join(pasts: Sequence[Any]) -> Any:
+    """Return one cache with the rows of all, padded on the left to the longest; only for plain caches."""
+    joined = _copied(pasts[0])
+    for number, layer in enumerate(joined.layers):
+        parts = [past.layers[number] for past in pasts]
+        time = max(part.keys.shape[-2] for part in parts)
+        layer.keys = torch.cat([_padded(part.keys, time) for part in parts])
+        layer.values = torch.cat([_padded(part.values, time) for part in parts])
+    return joined
+
+
+def cut(past: Any, columns: int) -> Any:
+    """Return a cache without its first ``columns`` positions; only for plain caches."""
+    shorter = _copied(past)
+    for layer in shorter.layers:
+        layer.keys, layer.values = layer.keys[..., columns:, :], layer.values[..., columns:, :]
+    return shorter
+
+
+def _copied(past: Any) -> Any:
+    new = copy.copy(past)
+    new.layers = [copy.copy(layer) for layer in past.layers]
+    return new
+
+
+def _padded(states: torch.Tensor, time: int) -> torch.Tensor:
+    return torch.nn.functional.pad(states, (0, 0, time - states.shape[-2], 0))

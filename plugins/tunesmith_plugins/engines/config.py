@@ -1,0 +1,43 @@
+"""Configs of the standard engines."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from attrs import field, frozen
+from attrs import validators as v
+
+from tunesmith.kinds.engine import EngineConfig
+
+IMPLEMENTATIONS = "tunesmith_plugins.engines"
+
+
+@frozen(kw_only=True)
+class Transformers(EngineConfig):
+    """Generate in this process with the transformers model itself, so that weights that change are followed at once.
+
+    Attributes:
+        batch_size: Most rows in one forward pass.
+        max_length: Most positions that prompt and completion take together (encoder-decoder: the prompt). Longer
+            prompts lose tokens on the left, which is counted and warned about. None: what model and tokenizer say.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.in_process:TransformersEngine"
+    batch_size: int = field(default=16, validator=v.ge(1))
+    max_length: int | None = field(default=None, validator=v.optional(v.ge(2)))
+
+
+@frozen(kw_only=True)
+class Scripted(EngineConfig):
+    """Give fixed answers, for tests: by prompt where one is written down, else the next of a list.
+
+    Attributes:
+        answers: Given in order, one a request that ``by_prompt`` does not have.
+        by_prompt: Prompt to answer.
+        repeat: Begin again at the first answer when all are used; otherwise that is an error.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.scripted:ScriptedEngine"
+    answers: tuple[str, ...] = ()
+    by_prompt: dict[str, str] = field(factory=dict)
+    repeat: bool = False

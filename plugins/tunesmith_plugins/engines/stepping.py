@@ -1,0 +1,128 @@
+"""What the step models of both families share: ends, limits, and calling a model without disturbing it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from tunesmith.errors import ConfigError
+from tunesmith.lm import LM
+
+NO_LIMIT = 10**9
+"""Tokenizers without a length of their own say an even larger number."""
+
+
+class Stepping:
+    """An LM as a decoder sees it.
+
+    Args:
+        lm: The model.
+        batch_size: Most rows a decoder should keep at once.
+    """
+
+    joins = False
+
+    def __init__(self, lm: LM, batch_size: int) -> None:
+        self.lm = lm
+        self.batch_size = batch_size
+        self.base = base_of(lm.model)
+        self.accepted = frozenset(inspect.signature(self.base.forward).parameters)
+        self.vocab_size = vocabulary_of(self.base)
+        self.eos_token_ids = eos_ids(lm)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Decode without special tokens."""
+        text: str = self.lm.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """No dropout and no gradients; put back after every step, since a decoder's caller runs in between."""
+        if self.lm.model.training:
+            with self.lm.evaluating():
+                yield
+        else:
+            with torch.no_grad():
+                yield
+
+    def call(self, **inputs: Any) -> Any:
+        """Run the model and keep only the logits of the last position."""
+        if "logits_to_keep" in self.accepted:
+            inputs["logits_to_keep"] = 1
+        return self.lm.model(**inputs, return_dict=True)
+
+
+def base_of(model: Any) -> Any:
+    """Return the transformers model inside a wrapper such as peft's."""
+    while hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    return model
+
+
+def vocabulary_of(model: Any) -> int:
+    """Return how many logits the model gives: its output layer's rows, maybe more than there are tokens."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    weight = getattr(head, "weight", None)
+    return int(model.config.vocab_size if weight is None else weight.shape[0])
+
+
+def eos_ids(lm: LM) -> frozenset[int]:
+    """Return the ids that end a text: the generation config's, else the model config's, else the tokenizer's."""
+    model = base_of(lm.model)
+    for source in (getattr(model, "generation_config", None), model.config, lm.tokenizer):
+        found = getattr(source, "eos_token_id", None)
+        if found is not None:
+            return frozenset(found if isinstance(found, (list, tuple)) else [found])
+    return frozenset()
+
+
+def padded(rows: Sequence[Sequence[int]], device: torch.device, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and mask, both (batch, time) int64. Which id pads does not matter: the mask is always used."""
+    time = max(map(len, rows))
+    ids = torch.zeros(len(rows), time, dtype=torch.int64)
+    mask = torch.zeros(len(rows), time, dtype=torch.int64)
+    for number, row in enumerate(rows):
+        place = slice(time - len(row), time) if left else slice(0, len(row))
+        ids[number, place] = torch.tensor(row, dtype=torch.int64)
+        mask[number, place] = 1
+    return ids.to(device), mask.to(device)
+
+
+def positions_of(config: Any) -> int | None:
+    """Return how many positions a model has, None if it has no limit."""
+    found = getattr(config, "max_position_embeddings", None)
+    return int(found) if isinstance(found, int) and found > 0 else None
+
+
+def tokenizer_limit(tokenizer: Any) -> int | None:
+    """Return the tokenizer's longest input, None if it states none."""
+    found = getattr(tokenizer, "model_max_length", None)
+    return int(found) if found is not None and found < NO_LIMIT else None
+
+
+def smallest(*limits: int | None) -> int | None:
+    """Return the smallest of the limits that there are."""
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def special_id(lm: LM, *names: str) -> int:
+    """Return the first id that generation config, model config or tokenizer give under one of ``names``.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    model = base_of(lm.model)
+    for name in names:
+        for source in (getattr(model, "generation_config", None), model.config, lm.tokenizer):
+            found = getattr(source, name, None)
+            if isinstance(found, (list, tuple)) and found:
+                found = found[0]
+            if found is not None:
+                return int(found)
+    raise ConfigError(
+        [f"the model states none of {', '.join(names)}; set it in its generation_config.json"], "generation"
+    )
