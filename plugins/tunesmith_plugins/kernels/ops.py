@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from attrs import field, frozen
 from torch import Tensor
 
 from . import loader, reference
@@ -30,9 +29,10 @@ class Status(enum.IntEnum):
     """Every token of the row is at -inf."""
 
 
-@frozen(eq=False)
-class Step:
+class Step(NamedTuple):
     """One step of a fused chain, with a parameter for every row.
+
+    A plain tuple, so that torch.compile can trace a function that makes one.
 
     Attributes:
         op: one of :func:`supported_steps`.
@@ -41,13 +41,8 @@ class Step:
             min_p: 0 to 1.
     """
 
-    op: str = field()
-    values: Tensor = field()
-
-    @op.validator
-    def _known(self, _: object, value: str) -> None:
-        if value not in reference.OPS:
-            raise ValueError(f"unknown step {value!r}; supported: {', '.join(reference.OPS)}")
+    op: str
+    values: Tensor
 
 
 class SampleResult(NamedTuple):
@@ -70,14 +65,25 @@ class SampleResult(NamedTuple):
 
 
 class ChainResult(NamedTuple):
-    """``logits (batch, vocab)`` float32 after the steps (-inf where dropped, NaN in rows not OK) and ``status (batch,)``."""
+    """Rows after the steps, without a draw.
+
+    Attributes:
+        logits: ``(batch, vocab)`` float32; -inf where a token was dropped, NaN in rows whose status is not OK.
+        status: ``(batch,)`` uint8, see :class:`Status`.
+    """
 
     logits: Tensor
     status: Tensor
 
 
 class QuantizedRows(NamedTuple):
-    """``x`` is about ``scale[:, None] * (q - zero_point[:, None])``: u8 ``(rows, k)``, float32 and int32 ``(rows,)``."""
+    """Rows in 8 bits: ``x`` is about ``scale[:, None] * (q - zero_point[:, None])``.
+
+    Attributes:
+        q: ``(rows, k)`` uint8.
+        scale: ``(rows,)`` float32.
+        zero_point: ``(rows,)`` int32 in [0, 255].
+    """
 
     q: Tensor
     scale: Tensor
@@ -85,7 +91,13 @@ class QuantizedRows(NamedTuple):
 
 
 class QuantizedWeight(NamedTuple):
-    """``w`` is about ``scale[:, None] * q``: int8 ``(n, k)`` in [-127, 127], float32 ``(n,)``; ``sum`` is q summed over k, int32."""
+    """A weight in 8 bits: ``w`` is about ``scale[:, None] * q``.
+
+    Attributes:
+        q: ``(n, k)`` int8 in [-127, 127].
+        scale: ``(n,)`` float32.
+        sum: ``(n,)`` int32, ``q`` summed over k.
+    """
 
     q: Tensor
     scale: Tensor
@@ -157,12 +169,13 @@ def _check_chain(
 ) -> None:
     if logits.ndim != 2 or logits.shape[1] < 1 or logits.dtype not in _LOGITS:
         raise ValueError(
-            "logits must be (batch, vocab) in float32, bfloat16 or float16, "
-            f"not {logits.dtype} {tuple(logits.shape)}"
+            f"logits must be (batch, vocab) in float32, bfloat16 or float16, not {logits.dtype} {tuple(logits.shape)}"
         )
     batch = logits.shape[0]
     for index, step in enumerate(steps):
         values = step.values
+        if step.op not in _CODES:
+            raise ValueError(f"step {index}: unknown step {step.op!r}; supported: {', '.join(reference.OPS)}")
         if values.dtype not in _VALUES or values.ndim > 1 or (values.numel() != 1 and values.numel() != batch):
             raise ValueError(
                 f"step {index} ({step.op}): values must be float64 or int64 of shape ({batch},) or one element, "
@@ -172,7 +185,12 @@ def _check_chain(
             raise ValueError(f"step {index} ({step.op}): values are on {values.device}, the logits on {logits.device}")
         if step.op == "repetition_penalty" and history is None:
             raise ValueError(f"step {index} (repetition_penalty) needs history, the token ids so far")
-    for name, tensor in (("seed", seed), ("stream", stream), ("position", position), ("history_lengths", history_lengths)):
+    for name, tensor in (
+        ("seed", seed),
+        ("stream", stream),
+        ("position", position),
+        ("history_lengths", history_lengths),
+    ):
         _check_batch(name, tensor, logits)
     _check_batch("history", history, logits, ndim=2)
 
@@ -477,7 +495,8 @@ def int8_linear(x: Tensor, qweight: Tensor, scale: Tensor, wsum: Tensor, bias: T
     _check_activations(x)
     if qweight.ndim != 2 or qweight.dtype != torch.int8 or qweight.shape[1] != x.shape[-1]:
         raise ValueError(
-            f"qweight must be int8 (n, {x.shape[-1]}) for x {tuple(x.shape)}, not {qweight.dtype} {tuple(qweight.shape)}"
+            f"qweight must be int8 (n, {x.shape[-1]}) for x {tuple(x.shape)}, "
+            f"not {qweight.dtype} {tuple(qweight.shape)}"
         )
     n, k = qweight.shape
     _check_k(k)
@@ -506,8 +525,7 @@ _library.define(
     "bool logp_truncated) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _library.define(
-    "apply_chain(Tensor logits, int[] ops, Tensor values, Tensor? history, Tensor? history_lengths) "
-    "-> (Tensor, Tensor)"
+    "apply_chain(Tensor logits, int[] ops, Tensor values, Tensor? history, Tensor? history_lengths) -> (Tensor, Tensor)"
 )
 _library.define("quantize_rows(Tensor x) -> (Tensor, Tensor, Tensor)")
 _library.define("int8_linear(Tensor x, Tensor qweight, Tensor scale, Tensor wsum, Tensor? bias) -> Tensor")

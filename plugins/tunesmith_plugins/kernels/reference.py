@@ -263,7 +263,8 @@ def sample_chain(
         index = torch.arange(vocab, device=z.device)
         token = torch.where(z == z.amax(-1, keepdim=True), index, vocab).amin(-1)
     else:
-        assert seed is not None and stream is not None and position is not None
+        if seed is None or stream is None or position is None:
+            raise ValueError("a categorical draw needs seed, stream and position")
         running = _weights(_relative(z)).cumsum(-1)
         target = philox.mulhi(philox.uniform_bits(seed, stream, position, draw), running[:, -1].contiguous())
         token = torch.searchsorted(running, target[:, None], right=True)[:, 0]

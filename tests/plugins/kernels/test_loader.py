@@ -1,0 +1,95 @@
+"""Loading: lazy, honest about what it found, and the reference in its place when there is nothing to load."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith_plugins import kernels
+from tunesmith_plugins.kernels import loader
+
+DRAW = """
+import torch
+from tunesmith_plugins import kernels
+torch.manual_seed(0)
+logits = torch.randn(4, 1000)
+steps = [kernels.Step("temperature", torch.tensor([0.7]).double()), kernels.Step("top_p", torch.tensor([0.9]).double())]
+for _ in range(2):
+    result = kernels.sample_chain(logits, steps, torch.arange(4), torch.arange(4), torch.arange(4), logp_raw=True)
+weight = kernels.quantize_weight(torch.randn(5, 30))
+y = kernels.int8_linear(torch.randn(3, 30), *weight)
+print(kernels.info()["isa"], result.token.tolist(), result.logp_raw.tolist(), y.tolist())
+"""
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    # The interpreter must find the package where this one did.
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    settings = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=settings, check=False)
+
+
+def test_info_describes_what_is_loaded(native: dict[str, Any]) -> None:
+    assert Path(native["path"]).is_file()
+    assert native["isa"] in native["isa_available"]
+    assert native["isa_available"][0] == "scalar"
+    assert native["reason"] is None
+    assert native["abi_version"] == loader.ABI_VERSION
+    assert loader.build_record()["native"] == "built"
+    assert native["cuda_built"] == loader.build_record()["cuda"]
+
+
+def test_importing_the_package_and_asking_for_info_loads_no_torch(native: dict[str, Any]) -> None:
+    done = run("import sys\nfrom tunesmith_plugins import kernels\nkernels.info()\nassert 'torch' not in sys.modules")
+    assert done.returncode == 0, done.stderr
+
+
+def test_native_scalar_vector_and_reference_processes_print_the_same(native: dict[str, Any]) -> None:
+    answers = {isa: run(DRAW, TUNESMITH_ISA=isa) for isa in native["isa_available"]}
+    answers["None"] = run(DRAW, TUNESMITH_NATIVE="OFF")
+    bodies = set()
+    for name, done in answers.items():
+        assert done.returncode == 0, done.stderr
+        isa, _, body = done.stdout.partition(" ")
+        assert isa == name
+        bodies.add(body)
+    assert len(bodies) == 1
+
+
+def test_the_fallback_warns_once_and_says_why() -> None:
+    done = run(DRAW, TUNESMITH_NATIVE="OFF")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("RuntimeWarning") == 1
+    assert "TUNESMITH_NATIVE=OFF" in done.stderr
+    assert "doctor" in done.stderr
+
+
+def test_an_instruction_set_that_is_not_there_is_an_error_and_not_replaced(native: dict[str, Any]) -> None:
+    done = run(DRAW, TUNESMITH_ISA="abacus")
+    assert done.returncode != 0
+    assert "'abacus' is not available here; choose one of: scalar" in done.stderr
+    with pytest.raises(RuntimeError, match="abacus"):
+        kernels.set_isa("abacus")
+    assert kernels.info()["isa"] == native["isa"]
+
+
+def test_a_library_of_another_interface_version_is_refused(
+    native: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "ABI_VERSION", 999)
+    with pytest.raises(OSError, match="interface version 1, this tunesmith needs 999; reinstall"):
+        loader.Library(Path(native["path"]), "ts_")
+
+
+def test_a_file_that_is_no_library_of_ours_is_refused(native: dict[str, Any], tmp_path: Path) -> None:
+    broken = tmp_path / "libtunesmith.so"
+    broken.write_bytes(b"\x7fELF and nothing else")
+    with pytest.raises(OSError, match="libtunesmith"):
+        loader.Library(broken, "ts_")
+    with pytest.raises(OSError, match="is not a tunesmith library"):
+        loader.Library(Path(native["path"]), "other_")

@@ -1,0 +1,99 @@
+"""The build: sanitized C++ tests, and what happens without a compiler, with a broken one, and when switched off."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+SOURCES = ROOT / "plugins" / "tunesmith_plugins" / "kernels" / "csrc"
+CXX = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+
+pytestmark = pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not on the path: nothing can be built")
+needs_compiler = pytest.mark.skipif(CXX is None, reason="no C++ compiler on the path")
+
+
+def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    settings = {key: value for key, value in os.environ.items() if not key.startswith("TUNESMITH_")}
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, env={**settings, **environment}, check=False
+    )
+
+
+def build(folder: Path, **environment: str) -> tuple[subprocess.CompletedProcess[str], str]:
+    """Build as pip would, install into ``folder``, and return the run and what the build record says."""
+    configured = run("cmake", "-S", ROOT, "-B", folder / "build", **environment)
+    if configured.returncode:
+        return configured, ""
+    done = run("cmake", "--build", folder / "build", **environment)
+    if done.returncode:
+        return done, ""
+    installed = run("cmake", "--install", folder / "build", "--prefix", folder / "site")
+    assert installed.returncode == 0, installed.stderr
+    return done, (folder / "site" / "tunesmith_plugins" / "kernels" / "_native" / "native.txt").read_text()
+
+
+@needs_compiler
+def test_the_sanitized_program_passes(tmp_path: Path) -> None:
+    switches = ("-DTUNESMITH_NATIVE_TESTS=ON", "-DTUNESMITH_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
+    configured = run("cmake", "-S", SOURCES, "-B", tmp_path, *switches)
+    assert configured.returncode == 0, configured.stderr
+    built = run("cmake", "--build", tmp_path, "--parallel", 2)
+    if built.returncode and "sanitize" in built.stdout + built.stderr and "cannot find" in built.stdout + built.stderr:
+        pytest.skip("the compiler has no sanitizer libraries")
+    assert built.returncode == 0, built.stdout + built.stderr
+    done = run(tmp_path / "tunesmith_native_tests")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all checks passed" in done.stdout
+    print(done.stdout)
+
+
+def test_without_a_compiler_the_build_succeeds_and_says_why(tmp_path: Path) -> None:
+    done, record = build(tmp_path, CXX=str(tmp_path / "no-such-compiler"), TUNESMITH_CUDA="OFF")
+    assert done.returncode == 0, done.stderr
+    assert record == "native: absent (no working compiler)\ncuda: off (TUNESMITH_CUDA=OFF)\n"
+
+
+def test_a_compiler_that_fails_is_no_compiler(tmp_path: Path) -> None:
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    done, record = build(tmp_path, CXX=str(broken), TUNESMITH_CUDA="OFF")
+    assert done.returncode == 0, done.stderr
+    assert record.startswith("native: absent (no working compiler)\n")
+
+
+def test_with_native_on_a_missing_compiler_is_an_error(tmp_path: Path) -> None:
+    done, _ = build(tmp_path, CXX=str(tmp_path / "no-such-compiler"), TUNESMITH_NATIVE="ON", TUNESMITH_CUDA="OFF")
+    assert done.returncode != 0
+    assert "TUNESMITH_NATIVE=ON but the native library was not built" in done.stdout + done.stderr
+
+
+def test_switched_off_it_builds_nothing(tmp_path: Path) -> None:
+    done, record = build(tmp_path, TUNESMITH_NATIVE="off")
+    assert done.returncode == 0, done.stderr
+    assert record == "native: off (TUNESMITH_NATIVE=OFF)\ncuda: off (TUNESMITH_NATIVE=OFF)\n"
+
+
+@needs_compiler
+def test_a_failing_cuda_compiler_leaves_the_cpu_library(tmp_path: Path) -> None:
+    broken = tmp_path / "nvcc"
+    broken.write_text("#!/bin/sh\necho no such device architecture >&2\nexit 1\n")
+    broken.chmod(0o755)
+    done, record = build(tmp_path, CUDACXX=str(broken))
+    assert done.returncode == 0, done.stderr
+    assert record.startswith("native: built\ncuda: absent (")
+    assert list((tmp_path / "site").rglob("libtunesmith.*"))
+    done, _ = build(tmp_path / "on", CUDACXX=str(broken), TUNESMITH_CUDA="ON")
+    assert done.returncode != 0
+    assert "TUNESMITH_CUDA=ON but the CUDA library was not built" in done.stdout + done.stderr
+
+
+def test_a_misspelt_setting_is_refused(tmp_path: Path) -> None:
+    done, _ = build(tmp_path, TUNESMITH_NATIVE="maybe")
+    assert done.returncode != 0
+    assert "TUNESMITH_NATIVE=maybe: expected AUTO, ON or OFF" in done.stderr

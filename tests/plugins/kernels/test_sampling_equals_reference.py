@@ -1,0 +1,208 @@
+"""The native sampling chain gives the bits of the torch reference, whatever the instruction set, layout or batch."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tunesmith_plugins import kernels
+from tunesmith_plugins.kernels import Status, Step, reference
+
+VOCABS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 100, 257, 1000)
+
+
+def parameter(op: str, batch: int, vocab: int) -> Tensor:
+    if op == "top_k":
+        return torch.randint(-1, vocab + 6, (batch,))
+    if op == "repetition_penalty":
+        return torch.rand(batch, dtype=torch.float64) * 2 + 0.3
+    if op == "temperature":
+        return 10 ** (torch.rand(batch, dtype=torch.float64) * 3 - 1.5)
+    choices = torch.tensor([0.0, 1e-12, 0.05, 0.5, 0.9, 1 - 2**-53, 1.0], dtype=torch.float64)
+    return torch.where(torch.rand(batch) < 0.5, torch.rand(batch).double(), choices[torch.randint(0, 7, (batch,))])
+
+
+def case(trial: int) -> tuple[Tensor, list[Step], dict[str, Any]]:
+    """A random chain over random rows: ties, -inf, NaN, +inf, denormals, three dtypes, any order of steps."""
+    rng = random.Random(trial)
+    torch.manual_seed(trial)
+    batch, vocab = rng.randint(1, 5), rng.choice(VOCABS)
+    logits = torch.randn(batch, vocab) * rng.choice([1e-39, 0.1, 1.0, 4.0, 30.0])
+    if trial % 3 == 0:
+        logits = logits.round()
+    if trial % 4 == 0:
+        logits[torch.rand(batch, vocab) < 0.5] = -torch.inf
+    if trial % 11 == 0:
+        logits[0, rng.randrange(vocab)] = rng.choice([torch.nan, torch.inf])
+    logits = logits.to(rng.choice([torch.float32, torch.bfloat16, torch.float16]))
+    ops = [rng.choice(reference.OPS) for _ in range(rng.randint(0, 6))]
+    inputs: dict[str, Any] = {
+        "seed": torch.randint(-(2**63), 2**63 - 1, (batch,)),
+        "stream": torch.randint(-(2**63), 2**63 - 1, (batch,)),
+        "position": torch.randint(0, 2**32, (batch,)),
+        "history": torch.randint(-2, vocab + 2, (batch, 6)),
+        "history_lengths": torch.randint(0, 7, (batch,)),
+        "draw": rng.randint(0, 3),
+        "greedy": trial % 7 == 0,
+        "logp_raw": True,
+        "logp_processed": True,
+        "logp_truncated": True,
+    }
+    return logits, [Step(op, parameter(op, batch, vocab)) for op in ops], inputs
+
+
+def assert_same(found: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("block", range(8))
+def test_every_output_has_the_bits_of_the_reference(isa: str, block: int) -> None:
+    for trial in range(block * 25, block * 25 + 25):
+        logits, steps, inputs = case(trial)
+        before = logits.clone()
+        expected = reference.sample_chain(logits, steps, **inputs)
+        assert_same(kernels.sample_chain(logits, steps, **inputs), expected)
+        torch.testing.assert_close(logits, before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_row_after_the_chain_has_the_bits_of_the_reference(isa: str) -> None:
+    for trial in range(100):
+        logits, steps, inputs = case(trial)
+        history = {key: inputs[key] for key in ("history", "history_lengths")}
+        rows, status, _ = reference.chain(logits, steps, **history)
+        found = kernels.apply_chain(logits, steps, **history)
+        assert torch.equal(found.status, status)
+        good = status == Status.OK
+        assert torch.equal(found.logits[good], rows[good])
+        assert found.logits[~good].isnan().all()
+
+
+def test_a_large_vocabulary_has_the_bits_of_the_reference(isa: str) -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(2, 300_001) * 3  # beyond 2^18, where weights have fewer bits
+    one = torch.ones(2, dtype=torch.int64)
+    steps = [Step("temperature", torch.tensor([0.8]).double()), Step("top_p", torch.tensor([0.3, 0.999]).double())]
+    asked = dict.fromkeys(("logp_raw", "logp_processed", "logp_truncated"), True)
+    expected = reference.sample_chain(
+        logits, [Step(op, values.expand(2)) for op, values in steps], one, one, one, **asked
+    )
+    assert_same(kernels.sample_chain(logits, steps, one, one, one, **asked), expected)
+
+
+def test_a_row_does_not_depend_on_its_neighbours_or_its_place(isa: str) -> None:
+    torch.manual_seed(2)
+    batch, vocab = 9, 300
+    logits = torch.randn(batch, vocab)
+    steps = [Step("temperature", torch.rand(batch).double() + 0.5), Step("top_p", torch.rand(batch).double())]
+    seed, stream, position = (torch.randint(0, 1000, (batch,)) for _ in range(3))
+    whole = kernels.sample_chain(logits, steps, seed, stream, position, logp_truncated=True)
+
+    def some(rows: Tensor) -> tuple[Tensor, ...]:
+        chosen = [Step(step.op, step.values[rows]) for step in steps]
+        result = kernels.sample_chain(
+            logits[rows], chosen, seed[rows], stream[rows], position[rows], logp_truncated=True
+        )
+        assert result.logp_truncated is not None
+        return result.token, result.logp_truncated
+
+    for rows in (torch.randperm(batch), torch.tensor([4]), torch.arange(batch)[::2]):
+        token, logp = some(rows)
+        assert torch.equal(token, whole.token[rows])
+        assert whole.logp_truncated is not None
+        assert torch.equal(logp, whole.logp_truncated[rows])
+
+
+def test_strides_and_sixteen_bit_copies_change_nothing(isa: str) -> None:
+    torch.manual_seed(3)
+    logits = torch.randn(4, 130).bfloat16()
+    zero = torch.zeros(4, dtype=torch.int64)
+    steps = [Step("top_k", torch.tensor([20])), Step("temperature", torch.tensor([0.7]).double())]
+    expected = kernels.sample_chain(logits, steps, zero, zero, torch.arange(4)).token
+    wide = torch.full((4, 200), torch.nan, dtype=torch.bfloat16)
+    wide[:, 30:160] = logits
+    transposed = logits.t().contiguous().t()
+    for same in (logits.float(), wide[:, 30:160], transposed):
+        assert torch.equal(kernels.sample_chain(same, steps, zero, zero, torch.arange(4)).token, expected)
+    one_row = logits[:1].expand(4, 130)
+    assert torch.equal(
+        kernels.sample_chain(one_row, steps, zero, zero, torch.arange(4)).token,
+        kernels.sample_chain(one_row.contiguous(), steps, zero, zero, torch.arange(4)).token,
+    )
+
+
+def test_bad_rows_are_reported_and_leave_the_others_alone(isa: str) -> None:
+    good = torch.tensor([0.0, 1.0, 2.0])
+    logits = torch.stack(
+        [good, good.clone(), torch.tensor([0.0, torch.inf, -torch.inf]), torch.full((3,), -torch.inf), good]
+    )
+    logits[1, 2] = torch.nan
+    zero = torch.zeros(5, dtype=torch.int64)
+    result = kernels.sample_chain(
+        logits, [Step("top_p", torch.tensor([0.9]).double())], zero, zero, zero, logp_raw=True
+    )
+    assert result.status.tolist() == [Status.OK, Status.NAN, Status.POSINF, Status.EMPTY, Status.OK]
+    assert result.token[1:4].tolist() == [-1, -1, -1]
+    assert result.token[0] == result.token[4] >= 0
+    assert result.logp_raw is not None
+    assert result.logp_raw.isnan().tolist() == [False, True, True, True, False]
+
+
+def test_overflow_by_a_low_temperature_is_reported(isa: str) -> None:
+    logits = torch.tensor([[3e38, 0.0], [-3e38, -3e38]])
+    result = kernels.sample_chain(logits, [Step("temperature", torch.tensor([1e-3]).double())], greedy=True)
+    assert result.status.tolist() == [Status.POSINF, Status.EMPTY]
+
+
+def test_greedy_takes_the_first_of_equals_and_needs_no_seed(isa: str) -> None:
+    logits = torch.tensor([[0.0, 3.0, 3.0], [-0.0, 0.0, -1.0]])
+    assert kernels.sample_chain(logits, [], greedy=True).token.tolist() == [1, 0]
+
+
+def test_an_empty_batch_gives_empty_results(isa: str) -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    result = kernels.sample_chain(torch.zeros(0, 5), [Step("top_k", none)], none, none, none, logp_raw=True)
+    assert result.token.shape == result.status.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("op", "value"),
+    [("temperature", 0.0), ("temperature", torch.nan), ("temperature", 1e60), ("repetition_penalty", -1.0),
+     ("top_p", 1.5), ("top_p", -0.1), ("min_p", torch.nan), ("top_k", 2.5)],
+)  # fmt: skip
+def test_a_parameter_out_of_range_is_refused_by_native_and_reference(isa: str, op: str, value: float) -> None:
+    logits, values = torch.zeros(3, 4), torch.tensor([1.0, value, 1.0], dtype=torch.float64)
+    history = torch.zeros(3, 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match=rf"{op}.*row 1.*outside"):
+        kernels.apply_chain(logits, [Step(op, values)], history=history)
+    with pytest.raises(ValueError, match=rf"{op}.*row 1.*outside"):
+        reference.chain(logits, [(op, values)], history)
+
+
+def test_wrong_shapes_and_missing_inputs_are_named(native: dict[str, Any]) -> None:
+    logits = torch.zeros(2, 4)
+    zero = torch.zeros(2, dtype=torch.int64)
+    half = torch.tensor([0.5]).double()
+    with pytest.raises(ValueError, match="seed, stream and position"):
+        kernels.sample_chain(logits, [])
+    with pytest.raises(ValueError, match=r"step 0 .repetition_penalty. needs history"):
+        kernels.sample_chain(logits, [Step("repetition_penalty", half)], greedy=True)
+    with pytest.raises(ValueError, match="step 0: unknown step 'top_q'; supported: rep"):
+        kernels.sample_chain(logits, [Step("top_q", half)], greedy=True)
+    with pytest.raises(ValueError, match=r"step 1 \(top_p\): values must be"):
+        kernels.sample_chain(logits, [Step("top_k", zero), Step("top_p", torch.zeros(3).double())], greedy=True)
+    with pytest.raises(ValueError, match="position must be int64"):
+        kernels.sample_chain(logits, [], zero, zero, torch.zeros(2))
+    with pytest.raises(ValueError, match="position 4294967296"):
+        kernels.sample_chain(logits, [], zero, zero, zero + 2**32)
+    with pytest.raises(ValueError, match="history length 9"):
+        kernels.sample_chain(
+            logits, [], greedy=True, history=torch.zeros(2, 3, dtype=torch.int64), history_lengths=zero + 9
+        )
+    with pytest.raises(ValueError, match="logits must be"):
+        kernels.sample_chain(logits.double(), [], greedy=True)

@@ -1,0 +1,103 @@
+"""torch knows the operations: opcheck, fake tensors, torch.compile without graph breaks, export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tunesmith_plugins import kernels
+from tunesmith_plugins.kernels import Step
+
+
+def sampling_arguments(greedy: bool) -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    values = torch.tensor([[0.7, 1.3], [5.0, 9.0], [1.1, 1.2]], dtype=torch.float64)
+    ids = torch.zeros(2, dtype=torch.int64)
+    history, lengths = torch.randint(0, 40, (2, 5)), torch.tensor([5, 2])
+    return (torch.randn(2, 40), [1, 2, 0], values, ids, ids, ids, history, lengths, greedy, 0, True, False, True)
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_opcheck_of_the_sampling_chain(isa: str, greedy: bool) -> None:
+    arguments = sampling_arguments(greedy)
+    torch.library.opcheck(torch.ops.tunesmith.sample_chain.default, arguments)
+    torch.library.opcheck(torch.ops.tunesmith.apply_chain.default, (*arguments[:3], *arguments[6:8]))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_opcheck_of_the_int8_layer(isa: str, grad: bool) -> None:
+    weight = kernels.quantize_weight(torch.randn(7, 9))
+    x = torch.randn(2, 3, 9, requires_grad=grad)
+    torch.library.opcheck(torch.ops.tunesmith.int8_linear.default, (x, *weight, torch.randn(7, requires_grad=grad)))
+    torch.library.opcheck(torch.ops.tunesmith.quantize_rows.default, (torch.randn(4, 9),))
+
+
+def sample(logits: Tensor, heat: Tensor, seed: Tensor) -> tuple[Tensor | None, ...]:
+    steps = [Step("temperature", heat), Step("top_p", torch.full_like(heat, 0.9))]
+    result = kernels.sample_chain(logits, steps, seed, seed, seed, logp_processed=True)
+    return result.token + 0, result.logp_processed
+
+
+def test_sampling_compiles_whole_and_draws_the_same(isa: str) -> None:
+    torch.manual_seed(1)
+    compiled = torch.compile(sample, fullgraph=True, backend="aot_eager", dynamic=True)
+    for batch in (3, 5):
+        arguments = (torch.randn(batch, 60), torch.rand(batch).double() + 0.5, torch.arange(batch))
+        for found, expected in zip(compiled(*arguments), sample(*arguments), strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_an_int8_model_compiles_whole_exports_and_trains(isa: str) -> None:
+    weight = kernels.quantize_weight(torch.randn(8, 6))
+
+    class Layer(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return kernels.int8_linear(x * 2, *weight).relu()
+
+    x = torch.randn(4, 6)
+    expected = Layer()(x)
+    assert torch.equal(torch.compile(Layer(), fullgraph=True, backend="aot_eager")(x), expected)
+    assert torch.equal(torch.export.export(Layer(), (x,)).module()(x), expected)
+    learning = x.clone().requires_grad_()
+    torch.compile(Layer(), fullgraph=True, backend="aot_eager")(learning).sum().backward()
+    again = x.clone().requires_grad_()
+    Layer()(again).sum().backward()
+    assert learning.grad is not None
+    assert torch.equal(learning.grad, again.grad)
+
+
+def test_fake_tensors_get_shapes_without_data(isa: str) -> None:
+    with FakeTensorMode():
+        rows = torch.randn(3, 50)
+        ids = torch.zeros(3, dtype=torch.int64)
+        result = kernels.sample_chain(rows, [Step("top_k", ids + 5)], ids, ids, ids, logp_raw=True)
+        assert result.token.shape == result.logp_raw.shape == (3,)
+        assert result.logp_truncated is None
+        assert kernels.apply_chain(rows, []).logits.shape == (3, 50)
+
+
+def test_the_eager_path_and_the_dispatcher_agree(isa: str) -> None:
+    arguments = sampling_arguments(False)
+    logits, codes, values, seed, stream, position, history, lengths, *_ = arguments
+    ops = kernels.supported_steps()
+    steps = [Step(ops[code], row) for code, row in zip(codes, values, strict=True)]
+    direct = kernels.sample_chain(
+        logits,
+        steps,
+        seed,
+        stream,
+        position,
+        history=history,
+        history_lengths=lengths,
+        logp_raw=True,
+        logp_truncated=True,
+    )
+    through = torch.ops.tunesmith.sample_chain(*arguments)
+    assert torch.equal(direct.token, through[0])
+    assert torch.equal(direct.logp_raw, through[2])
+    assert through[3].numel() == 0
+    assert torch.equal(direct.logp_truncated, through[4])
