@@ -1,4 +1,4 @@
-"""Pipelines: stages from artifacts to artifacts, resumable, in a run folder whose results are found again by their keys."""
+"""Pipelines: stages from artifacts to artifacts, in a run folder whose results are found again by their keys."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ class _Executor:
         return self.store.result(key)
 
     def _failed(self, node: Node, context: StageContext, error: BaseException, journal: Journal) -> None:
-        """Record a failure, tell the plugins, and raise what the caller is to see (an interruption goes through as it is)."""
+        """Record a failure, tell the plugins, and raise what the caller is to see; an interruption goes through."""
         stopped = isinstance(error, KeyboardInterrupt)
         with suppress(OSError):  # the disk may be full
             journal.stage(node.name, self.keys[node.name], "interrupted" if stopped else "failed")

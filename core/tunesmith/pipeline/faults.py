@@ -29,7 +29,8 @@ def explain(error: BaseException, folder: Path) -> str:
         if any(part in text for part in _UNCLEAR_TEXTS) and _nearly_full(folder):
             return f"the disk is full ({_free(folder)}). Free some space (`tunesmith runs list` shows what runs take)."
         if isinstance(cause, OSError) and number in _READ_ONLY:
-            return f"{cause.filename or folder} cannot be used: {cause.strerror}. Change its permissions or choose another folder."
+            what = f"{cause.filename or folder} cannot be used: {cause.strerror}"
+            return f"{what}. Change its permissions or choose another folder."
     if isinstance(error, TunesmithError):
         return str(error)
     name = type(error).__name__

@@ -150,7 +150,8 @@ class _Builder:
                         if main_model(self.nodes[part].config)
                     )
                     self._problem(
-                        f"'previous' is not clear after {node.name!r}, which makes several models; write start={options}",
+                        f"'previous' is not clear after {node.name!r}, which makes several models; "
+                        f"write start={options}",
                         where,
                     )
                     return None

@@ -1,8 +1,8 @@
 """What a stage's result depends on, as plain data, and the key made of it.
 
-The identity holds component ids, options that differ from their defaults, every component's revision, digests in place of
-files and artifacts, the stage's seed, the dtype and the type of device. Library versions are recorded with results and not
-part of it.
+The identity holds component ids, options that differ from their defaults, every component's revision, digests in place
+of files and artifacts, the stage's seed, the dtype and the type of device. Library versions are recorded with results and
+not part of it.
 """
 
 from __future__ import annotations
@@ -122,14 +122,14 @@ def stage_identity(
 
 
 def key_of(name: str, identity: Mapping[str, Any]) -> str:
-    """Return the name of the folder of a stage's result: the stage's name for people, a hash of the identity for the rest."""
+    """Return the name of the folder of a stage's result: the stage's name, for people, and a hash of the identity."""
     text = json.dumps(identity, sort_keys=True, allow_nan=False)
     return f"{name.replace('/', '.').strip('.')[:60]}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Return what changed between two identities, one short phrase a change."""
-    old, new = _flat(before), _flat(after)
+    old, new = flat(before), flat(after)
     found = []
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) == new.get(name):
@@ -215,7 +215,7 @@ class _Tree:
 
 
 def _looks_like_path(text: str, name: str) -> bool:
-    """Tell whether a text that names an existing file is meant to; ``folder`` and ``output...`` are where things go to."""
+    """Tell whether a text that names an existing file is meant to; ``folder``, ``output...`` are where things go to."""
     if name == "folder" or name.startswith("output") or len(text) > 1000 or "\n" in text:
         return False
     return ("/" in text or "\\" in text) or ("." in text and Path(text).is_file())
@@ -241,11 +241,12 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Return nested mappings and lists as one mapping of dotted paths."""
     if isinstance(value, Mapping) and value:
-        return {k: v for name, item in value.items() for k, v in _flat(item, _join(path, str(name))).items()}
+        return {k: v for name, item in value.items() for k, v in flat(item, _join(path, str(name))).items()}
     if isinstance(value, list) and value:
-        return {k: v for index, item in enumerate(value) for k, v in _flat(item, _join(path, str(index))).items()}
+        return {k: v for index, item in enumerate(value) for k, v in flat(item, _join(path, str(index))).items()}
     return {path: value}
 
 

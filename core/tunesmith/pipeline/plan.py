@@ -27,8 +27,9 @@ class Step:
     Attributes:
         name: Full name.
         use: Id of the stage's component.
-        status: ``"done"``: the result is there. ``"resume"``: it goes on from what an interruption left. ``"run"``: it runs.
-            ``"unknown"``: it reads what another stage has to make first; if that comes out as before, its result is reused.
+        status: ``"done"``: the result is there. ``"resume"``: it goes on from what an interruption left. ``"run"``: it
+            runs. ``"unknown"``: it reads what another stage has to make first; if that comes out as before, its result
+            is reused.
         why: One sentence.
         key: Name of its result's folder; None while that is unknown.
         seconds: How long it took, if it is done.

@@ -87,7 +87,7 @@ class Store:
             raise ArtifactError(f"{self.stage(key) / RESULT} names an artifact that cannot be one: {name!r}.")
         return self.stage(key) / name
 
-    def keys(self) -> list[str]:
+    def finished(self) -> list[str]:
         """Return the keys of all finished results."""
         folder = self.folder / "stages"
         if not folder.is_dir():
@@ -114,7 +114,7 @@ class Store:
         return found
 
     def problems(self, key: str, *, hashes: bool) -> list[str]:
-        """Return what is wrong with a finished result; nothing if it is whole. Without ``hashes`` only sizes are compared."""
+        """Return what is wrong with a finished result, nothing if it is whole. Without ``hashes`` only sizes count."""
         try:
             record = self.result(key)
         except ArtifactError as error:
@@ -207,7 +207,8 @@ class Store:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
             raise ArtifactError(
-                f"{path} cannot be read ({type(cause).__name__}: {cause}). Run the pipeline again; finished stages are kept."
+                f"{path} cannot be read ({type(cause).__name__}: {cause}). "
+                "Run the pipeline again; finished stages are kept."
             ) from cause
         found: dict[str, Any] = record
         return found

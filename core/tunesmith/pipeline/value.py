@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def output(stage: str, artifact: str = "model") -> Output:
-    """Refer to an artifact that an earlier stage makes; of a Compare, ``output("compare", "branch")`` is a branch's model.
+    """Refer to an artifact that an earlier stage makes.
+
+    Of a Compare, ``output("compare", "branch")`` is a branch's model.
 
     Args:
         stage: Name of the stage.
