@@ -1,0 +1,9 @@
+"""Every built-in compressor passes the public kit."""
+
+from tunesmith.testing import conformance
+from tunesmith_plugins.compressors import Distill, Int8, Magnitude
+
+
+@conformance(Int8(), Magnitude(sparsity=0.3), Magnitude(scope="global"), Distill(steps=2, batch_size=4))
+def test_conforms(check):
+    check()
