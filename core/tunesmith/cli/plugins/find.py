@@ -1,0 +1,32 @@
+"""From a name on the command line to an entry, when the kind is not said."""
+
+from __future__ import annotations
+
+from tunesmith.discovery import Entry
+from tunesmith.errors import AmbiguousName, UnknownName
+from tunesmith.kinds import KINDS
+from tunesmith.registry import registry_for
+
+
+def find(use: str, kind: str | None) -> Entry:
+    """Return the entry of a short name or full id, in one kind or in all.
+
+    Raises:
+        UnknownName: If no kind has it.
+        AmbiguousName: If several kinds have it, or several plugins.
+    """
+    if kind:
+        return registry_for(kind).entry(use)
+    found, near = [], []
+    for name in KINDS:
+        try:
+            found.append(registry_for(name).entry(use))
+        except UnknownName as error:
+            near += [str(error)] if "Did you mean" in str(error) else []
+    if len(found) == 1:
+        return found[0]
+    if found:
+        kinds = ", ".join(entry.kind for entry in found)
+        raise AmbiguousName(f"{use!r} is the name of components of several kinds: {kinds}. Add --kind.")
+    hint = near[0] if near else "Run `tunesmith plugins list` to see what there is."
+    raise UnknownName(f"no component is called {use!r}. {hint}" if not near else hint)

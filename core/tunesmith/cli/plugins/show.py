@@ -1,0 +1,93 @@
+"""``tunesmith plugins show``."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any
+
+import attrs
+import click
+
+from tunesmith.cli.plugins.find import find
+from tunesmith.component import Config
+from tunesmith.discovery import Entry
+from tunesmith.registry import registry_for
+from tunesmith.typecheck import field_types
+
+
+@click.command()
+@click.argument("name", metavar="ID")
+@click.option("--kind", help="Its kind, where several kinds have the name.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def show(name: str, kind: str | None, as_json: bool) -> None:
+    """Show what a component does and the options it takes. ID is a short name or distribution/name."""
+    entry = find(name, kind)
+    cls = registry_for(entry.kind).get(entry.id)
+    if as_json:
+        click.echo(json.dumps(_as_json(entry, cls), indent=2))
+        return
+    click.secho(entry.id, bold=True)
+    click.echo(f"  {entry.kind} of {entry.dist} {entry.version}; config {entry.target}; component {cls.impl}")
+    click.echo()
+    click.echo(_indent(inspect.getdoc(cls) or "(no docstring)"))
+    click.echo()
+    options = _options(cls)
+    click.secho("Options" if options else "No options", bold=True)
+    for option in options:
+        click.echo(f"  {option['name']}: {option['type']}" + ("" if option["required"] else f" = {option['default']}"))
+    inherited = [base for base in cls.__mro__[1:] if base.__doc__ and issubclass(base, Config) and attrs.fields(base)]
+    if inherited:
+        click.echo()
+        click.secho(f"From {inherited[0].__name__}", bold=True)
+        click.echo(_indent(inspect.getdoc(inherited[0]) or ""))
+    click.echo()
+    click.echo(f"Short spelling: {entry.name if entry.builtin else entry.id}({_example(options)})")
+
+
+def _options(cls: type[Config]) -> list[dict[str, Any]]:
+    types = field_types(cls)
+    return [
+        {
+            "name": attribute.name,
+            "type": _type_name(types[attribute.name]),
+            "required": attribute.default is attrs.NOTHING,
+            "default": None if attribute.default is attrs.NOTHING else _default(attribute.default),
+        }
+        for attribute in attrs.fields(cls)
+        if attribute.init
+    ]
+
+
+def _default(default: Any) -> str:
+    if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+        return "(made from other options)" if default.takes_self else repr(default.factory())
+    return repr(default)
+
+
+def _type_name(kind: Any) -> str:
+    return (
+        kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind).replace("typing.", "")
+    )
+
+
+def _example(options: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{option['name']}=..." for option in options if option["required"])
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"  {line}".rstrip() for line in text.splitlines())
+
+
+def _as_json(entry: Entry, cls: type[Config]) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "kind": entry.kind,
+        "version": entry.version,
+        "config": entry.target,
+        "component": cls.impl,
+        "revision": cls.revision,
+        "api": cls.api,
+        "documentation": inspect.getdoc(cls),
+        "options": _options(cls),
+    }
