@@ -77,8 +77,8 @@ def make(metric: Metric, batch: Batch) -> Table:
         raise DataError(
             f"{name}: of {len(ids)} examples, the columns {', '.join(uneven)} have another number of entries."
         )
-    values = np.asarray(metric.rows(batch), dtype=np.float64)
     expected = (len(ids), len(metric.columns))
+    values = np.asarray(metric.rows(batch), dtype=np.float64) if ids else np.zeros(expected)
     if values.shape != expected:
         raise NumericError(f"{name}.rows gave an array of shape {values.shape}; {expected} was promised.")
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))

@@ -49,7 +49,7 @@ class HFEvaluateMetric(Metric):
             self._module = evaluate.load(self.config.module)
         except (OSError, ImportError, ValueError) as cause:
             problem = (
-                f"evaluate cannot load {self.config.module!r}: {cause}. Give a local folder, or install what it names"
+                f"evaluate cannot load {self.config.module!r}: {cause}. Give a local folder or install what it needs"
             )
             raise ConfigError([problem], "hf_evaluate") from cause
         files = sorted(folder.glob("*.py")) if folder.is_dir() else []

@@ -86,7 +86,9 @@ class SacrebleuMetric(Metric):
     @property
     def signature(self) -> str:
         """sacrebleu's own, but for the number of references, which is the data's."""
-        found = self._scorer.get_signature()
+        scorer = self.scorer()
+        scorer.corpus_score(["a"], [["a"]])  # there is no signature before the first score
+        found = scorer.get_signature()
         found.info.pop("nrefs", None)
         return f"{self.name}|{found.format()}"
 
@@ -202,4 +204,4 @@ class TerMetric(SacrebleuMetric):
     def final(self, totals: list[float]) -> float:
         """Percent of edits; all edits of an empty reference are 100 %."""
         edits, length = totals
-        return 100.0 * edits / length if length > 0 else 100.0 * (edits > 0)
+        return 100 * (edits / length) if length > 0 else 100.0 * (edits > 0)
