@@ -152,6 +152,7 @@ def generate_timed(
     }
     if not alone:
         return tuple(generate(lm, [e.prompt for e in examples], ids=[e.id for e in examples], **options)), []
+    options["engine"] = ready_engine(lm, generation.engine, runtime)
     completions: list[Completion] = []
     seconds: list[float] = []
     for example in runtime.track(examples, "generating", len(examples)):
