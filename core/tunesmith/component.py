@@ -55,7 +55,24 @@ class Config:
         Raises:
             PluginLoadError: If ``impl`` cannot be imported; the message names the target and the cause.
         """
-        return load_target(self.impl, f"the component of {type(self).__name__}")(self)
+        try:
+            component = _import_target(self.impl)
+        except Exception as cause:
+            what, dist = self._name_and_owner()
+            raise _load_error(self.impl, f"the component of {what}", dist, cause) from cause
+        return component(self)
+
+    def _name_and_owner(self) -> tuple[str, str]:
+        """Return how messages name this config, and its distribution if it is registered."""
+        from tunesmith.errors import PluginError
+        from tunesmith.registry import name_of, version_of
+
+        try:
+            use = name_of(type(self))
+        except PluginError:
+            return type(self).__name__, ""
+        dist = use.partition("/")[0]
+        return f"{self.kind} {use} ({dist} {version_of(use)})", dist
 
 
 C = TypeVar("C", bound=Config, covariant=True)
@@ -85,16 +102,25 @@ def load_target(target: str, what: str, dist: str = "") -> Any:
     Raises:
         PluginLoadError: Naming ``what``, the target, the cause and the next command, e.g. which extra to install.
     """
+    try:
+        return _import_target(target)
+    except Exception as cause:
+        raise _load_error(target, what, dist, cause) from cause
+
+
+def _import_target(target: str) -> Any:
+    """Import ``"package.module:attribute"``; raises whatever the module raises."""
     module, _, attribute = target.partition(":")
     if not module or not attribute:
-        raise PluginLoadError(f"{what} has no usable target: {target!r}; it should read 'package.module:Class'.")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-        return found
-    except Exception as cause:  # a stranger's module may raise anything while it is imported
-        from tunesmith.discovery import advice
+        raise ValueError("a target reads 'package.module:Class'")
+    found: Any = importlib.import_module(module)
+    for part in attribute.split("."):
+        found = getattr(found, part)
+    return found
 
-        problem = f"{what} could not be imported from {target}: {type(cause).__name__}: {cause}."
-        raise PluginLoadError(f"{problem} {advice(cause, module, dist)}") from cause
+
+def _load_error(target: str, what: str, dist: str, cause: Exception) -> PluginLoadError:
+    from tunesmith.discovery import advice
+
+    problem = f"{what} could not be imported from {target or 'nothing'}: {type(cause).__name__}: {cause}."
+    return PluginLoadError(f"{problem} {advice(cause, target.partition(':')[0], dist)}")

@@ -211,7 +211,7 @@ class Registry(Generic[T]):
             return f"{kind} {use!r}: TUNESMITH_DISABLE_PLUGINS disables {dist}. Take it out of that variable to use it."
         others = [k for k, registry in _REGISTRIES.items() if k != kind and registry._matching(use, registry.entries())]
         if others:
-            return f"{use!r} is a {others[0]}, not a {kind}. Run `tunesmith plugins list --kind {kind}` to see those."
+            return f"{use!r} is of the kind {others[0]}, not {kind}. Run `tunesmith plugins list --kind {kind}` to see those."
         # several plugins of one name are told apart by their ids, so ids and short names are both candidates
         names = sorted({entry.name for entry in own} | {entry.id for entry in own})
         near = get_close_matches(use, names, 3, 0.6) or [e.id for e in own if slash and e.name == name][:3]

@@ -25,6 +25,9 @@ from tunesmith.errors import ConfigError, PluginError
 from tunesmith.typecheck import coerce, field_types
 
 T = TypeVar("T")
+MAX_DEPTH = 64
+"""Deepest nesting of plain data that is read."""
+
 Hook = Callable[[Any, Any], Any]
 
 
@@ -42,6 +45,8 @@ def load(data: Any, base: type[T], *, where: str = "configuration") -> T:
             names, values out of range.
     """
     root = getattr(base, "kind", "") or base.__name__.lower()
+    if _deeper_than(MAX_DEPTH, data):
+        raise ConfigError([f"nested deeper than {MAX_DEPTH} levels @ {root}"], where)
     return cast(T, _run(lambda: _converter().structure(data, base), root, where + _other_version(data)))
 
 
@@ -74,11 +79,25 @@ def construct(cls: type[T], options: Mapping[str, Any], *, where: str) -> T:
     return cast(T, _run(lambda: _structure_fields(dict(options), cls), cls.__name__, where))
 
 
+def _deeper_than(limit: int, data: Any) -> bool:
+    """Return whether plain data is nested deeper than ``limit``, or holds itself."""
+    level = [data]
+    for _ in range(limit):
+        # each object once: a list that holds itself twice would double at every level
+        parts = [item for value in level if isinstance(value, (Mapping, list, tuple)) for item in _inner(value)]
+        level = list({id(item): item for item in parts}.values())
+        if not level:
+            return False
+    return True
+
+
+def _inner(value: Any) -> Any:
+    return value.values() if isinstance(value, Mapping) else value
+
+
 def _run(work: Callable[[], Any], root: str, where: str) -> Any:
     try:
         return work()
-    except RecursionError:
-        raise ConfigError([f"nested too deeply @ {root}"], where) from None
     except Exception as failure:
         if isinstance(failure, (BaseValidationError, PluginError, TypeError, ValueError)):
             raise ConfigError(_messages(failure, root), where) from failure

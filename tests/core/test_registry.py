@@ -1,0 +1,411 @@
+"""Names, versions and failures of plugins, with distributions that are installed for real in a folder of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from typing import ClassVar
+
+import pytest
+from attrs import frozen
+
+import tunesmith as ts
+from tunesmith import discovery, registry
+from tunesmith.errors import (
+    AmbiguousName,
+    ConfigError,
+    PluginError,
+    PluginIncompatible,
+    PluginLoadError,
+    UnknownName,
+)
+from tunesmith.kinds.sampler import SamplerConfig
+
+pytestmark = pytest.mark.usefixtures("isolated_registry")
+
+GOOD = """
+from typing import ClassVar
+from attrs import frozen
+from tunesmith.kinds.sampler import SamplerConfig
+
+@frozen(kw_only=True)
+class Typical(SamplerConfig):
+    '''A sampler.
+
+    Attributes:
+        mass: Share.
+    '''
+
+    impl: ClassVar[str] = "typical_impl:TypicalLink"
+    mass: float = 0.9
+"""
+
+
+def sampler(name: str, target: str) -> dict[str, dict[str, str]]:
+    return {"tunesmith.samplers": {name: target}}
+
+
+@pytest.fixture
+def typical(fake_distribution):
+    return fake_distribution(
+        "tunesmith-typical", entry_points=sampler("typical", "typical_plugin:Typical"), modules={"typical_plugin": GOOD}
+    )
+
+
+def test_a_third_party_sampler_is_found_by_short_name_and_by_id(typical):
+    assert "tunesmith-typical/typical" in [entry.id for entry in ts.samplers.entries()]
+    assert "typical_plugin" not in sys.modules, "looking at what there is imported a plugin"
+    cls = ts.samplers.get("typical")
+    assert cls.__name__ == "Typical"
+    assert ts.samplers.get("tunesmith-typical/typical") is cls
+    assert ts.samplers.get("Tunesmith_Typical/typical") is cls, "distribution names are compared in their normal form"
+    assert registry.name_of(cls) == "tunesmith-typical/typical"
+    assert registry.version_of("tunesmith-typical/typical") == "1.0"
+
+
+def test_a_class_is_found_by_identity_where_the_entry_point_names_a_package_that_re_exports_it(fake_distribution):
+    fake_distribution(
+        "tunesmith-typical",
+        entry_points=sampler("typical", "typical_package:Typical"),
+        modules={
+            "typical_package.__init__": "from typical_package.config import Typical",
+            "typical_package.config": GOOD,
+        },
+    )
+    assert registry.name_of(ts.samplers.get("typical")) == "tunesmith-typical/typical"
+
+
+def test_removing_a_plugin_gives_an_error_that_names_it(typical):
+    ts.samplers.get("typical")
+    (typical / "tunesmith_typical-1.0.dist-info" / "METADATA").unlink()
+    (typical / "tunesmith_typical-1.0.dist-info" / "entry_points.txt").unlink()
+    (typical / "tunesmith_typical-1.0.dist-info").rmdir()
+    registry.refresh()
+    with pytest.raises(UnknownName, match=r"'tunesmith-typical' is installed.*pip install tunesmith-typical"):
+        ts.samplers.get("tunesmith-typical/typical")
+
+
+def test_a_plugin_whose_code_was_deleted_says_so_and_how_to_remove_it(typical):
+    (typical / "typical_plugin.py").unlink()
+    registry.refresh()
+    with pytest.raises(PluginLoadError, match="not there") as caught:
+        ts.samplers.get("typical")
+    assert "pip uninstall tunesmith-typical" in str(caught.value)
+
+
+def test_an_unknown_name_gets_near_names_and_what_is_installed(typical):
+    with pytest.raises(UnknownName, match="Did you mean typical") as caught:
+        ts.samplers.get("typcal")
+    assert "top_p" in str(caught.value), "what is installed is not listed"
+
+
+def test_a_name_of_another_kind_is_told_apart():
+    with pytest.raises(UnknownName, match="'lora' is of the kind adapter, not sampler"):
+        ts.samplers.get("lora")
+
+
+def test_a_third_party_never_shadows_a_built_in(fake_distribution):
+    fake_distribution(
+        "aaa-shadow", entry_points=sampler("top_p", "shadow_plugin:Typical"), modules={"shadow_plugin": GOOD}
+    )
+    assert ts.samplers.get("top_p").__module__.startswith("tunesmith_plugins.")
+    assert ts.samplers.get("aaa-shadow/top_p").__module__ == "shadow_plugin"
+    assert registry.name_of(ts.samplers.get("aaa-shadow/top_p")) == "aaa-shadow/top_p"
+
+
+def test_two_plugins_with_one_name_need_their_full_ids(fake_distribution):
+    for dist in ("zzz-typical", "aaa-typical"):
+        module = dist.replace("-", "_")
+        fake_distribution(
+            dist, version="2.1", entry_points=sampler("typical", f"{module}:Typical"), modules={module: GOOD}
+        )
+    with pytest.raises(AmbiguousName) as caught:
+        ts.samplers.get("typical")
+    text = str(caught.value)
+    assert text.index("aaa-typical/typical (aaa-typical 2.1)") < text.index("zzz-typical/typical"), "not sorted"
+    assert ts.samplers.get("zzz-typical/typical").__module__ == "zzz_typical"
+
+
+def test_a_broken_plugin_is_silent_until_it_is_used(fake_distribution, recwarn, capfd):
+    fake_distribution(
+        "tunesmith-broken",
+        version="0.3",
+        entry_points=sampler("broken", "broken_plugin:Broken"),
+        modules={"broken_plugin": "raise RuntimeError('no luck today')"},
+    )
+    assert "tunesmith-broken/broken" in [entry.id for entry in ts.samplers.entries()]
+    ts.samplers.get("top_p")
+    assert not recwarn.list
+    assert capfd.readouterr() == ("", "")
+    for _ in range(2):
+        with pytest.raises(PluginLoadError) as caught:
+            ts.samplers.get("broken")
+        for part in (
+            "tunesmith-broken/broken",
+            "tunesmith-broken 0.3",
+            "broken_plugin:Broken",
+            "RuntimeError: no luck today",
+            "tunesmith plugins check",
+        ):
+            assert part in str(caught.value)
+    assert [entry.id for entry in ts.samplers.problems()] == ["tunesmith-broken/broken"]
+
+
+@pytest.mark.parametrize(
+    "source", ["def (", "import typical_missing_thing", "x = 1/0", "from attrs import nothing_such"]
+)
+def test_whatever_a_module_raises_becomes_a_load_error(fake_distribution, source):
+    fake_distribution("tunesmith-bad", entry_points=sampler("bad", "bad_plugin:Bad"), modules={"bad_plugin": source})
+    with pytest.raises(PluginLoadError, match="tunesmith-bad/bad"):
+        ts.samplers.get("bad")
+
+
+def test_a_missing_extra_is_named(fake_distribution):
+    fake_distribution(
+        "tunesmith-fancy",
+        entry_points=sampler("fancy", "fancy_plugin:Fancy"),
+        modules={"fancy_plugin": GOOD.replace("from attrs", "import fancylib_not_installed.core\nfrom attrs")},
+        extras={"gpu": ["other>=1"], "lib": ["fancylib-not-installed>=2"]},
+    )
+    with pytest.raises(PluginLoadError, match=r"pip install 'tunesmith-fancy\[lib\]'"):
+        ts.samplers.get("fancy")
+
+
+def test_a_missing_extra_of_the_implementation_is_named_too(fake_distribution):
+    fake_distribution(
+        "tunesmith-fancy",
+        entry_points=sampler("fancy", "fancy_plugin:Typical"),
+        modules={
+            "fancy_plugin": GOOD.replace("typical_impl:TypicalLink", "fancy_plugin_impl:Link"),
+            "fancy_plugin_impl": "import fancylib_not_installed",
+        },
+        extras={"lib": ["fancylib-not-installed>=2"]},
+    )
+    config = ts.samplers.create("fancy")
+    with pytest.raises(PluginLoadError, match=r"pip install 'tunesmith-fancy\[lib\]'"):
+        config.build()
+
+
+def test_a_plugin_for_another_tunesmith_is_known_without_importing_it(fake_distribution):
+    fake_distribution(
+        "tunesmith-future",
+        entry_points=sampler("future", "future_plugin:Typical"),
+        modules={"future_plugin": GOOD},
+        requires=["attrs", "tunesmith>=99"],
+    )
+    (entry,) = ts.samplers.problems()
+    assert entry.id == "tunesmith-future/future"
+    with pytest.raises(
+        PluginIncompatible, match=r"needs tunesmith>=99.*this is tunesmith 0\.1\.0.*pip install --upgrade"
+    ):
+        ts.samplers.get("future")
+    assert "future_plugin" not in sys.modules
+
+
+def test_a_requirement_that_holds_or_belongs_to_an_extra_is_no_problem(fake_distribution):
+    fake_distribution(
+        "tunesmith-fine",
+        entry_points=sampler("fine", "fine_plugin:Typical"),
+        modules={"fine_plugin": GOOD},
+        requires=["tunesmith>=0.1,<1", "tunesmith>=99; python_version < '3'"],
+        extras={"next": ["tunesmith>=99"]},
+    )
+    assert ts.samplers.get("fine").__name__ == "Typical"
+
+
+@pytest.mark.parametrize(("api", "accepted"), [(0, True), (1, True), (2, False), (-1, False), ("1", False)])
+def test_the_plugin_interface_accepts_its_version_and_the_one_before(fake_distribution, api, accepted):
+    fake_distribution(
+        "tunesmith-api",
+        entry_points=sampler("api", "api_plugin:Typical"),
+        modules={"api_plugin": GOOD.replace("    mass:", f"    api: ClassVar[int] = {api!r}\n    mass:")},
+    )
+    if accepted:
+        assert ts.samplers.get("api").api == api
+    else:
+        with pytest.raises(PluginIncompatible, match="tunesmith-api/api.*version.*accepts 0 and 1.*pip install"):
+            ts.samplers.get("api")
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        ("class Typical: pass", "the class Typical"),
+        ("Typical = 3", "an object of type int"),
+        (GOOD.replace("sampler", "metric").replace("Sampler", "Metric"), "the class Typical"),
+    ],
+)
+def test_an_entry_point_that_names_no_config_of_the_kind_is_a_load_error(fake_distribution, source, what):
+    fake_distribution(
+        "tunesmith-odd", entry_points=sampler("odd", "odd_plugin:Typical"), modules={"odd_plugin": source}
+    )
+    with pytest.raises(PluginLoadError, match=f"{what}, not a subclass of tunesmith.kinds.sampler.SamplerConfig"):
+        ts.samplers.get("odd")
+
+
+def test_disabled_distributions_are_out_and_the_message_says_why(typical, monkeypatch):
+    monkeypatch.setenv("TUNESMITH_DISABLE_PLUGINS", "something-else, Tunesmith_Typical")
+    assert "tunesmith-typical/typical" not in [entry.id for entry in ts.samplers.entries()]
+    for use in ("tunesmith-typical/typical", "typical"):
+        with pytest.raises(UnknownName, match="TUNESMITH_DISABLE_PLUGINS disables tunesmith-typical"):
+            ts.samplers.get(use)
+
+
+def test_tunesmith_itself_cannot_be_disabled(monkeypatch):
+    monkeypatch.setenv("TUNESMITH_DISABLE_PLUGINS", "tunesmith")
+    with pytest.raises(PluginError, match="only other distributions"):
+        ts.samplers.entries()
+
+
+def test_strict_mode_makes_any_broken_plugin_an_error(fake_distribution, typical, monkeypatch):
+    fake_distribution(
+        "tunesmith-broken",
+        entry_points=sampler("broken", "broken_plugin:Broken"),
+        modules={"broken_plugin": "raise RuntimeError('no luck today')"},
+    )
+    monkeypatch.setenv("TUNESMITH_STRICT", "1")
+    with pytest.raises(PluginError, match="TUNESMITH_STRICT is set") as caught:
+        ts.samplers.get("typical")
+    assert "no luck today" in str(caught.value)
+    monkeypatch.setenv("TUNESMITH_STRICT", "0")
+    assert ts.samplers.get("typical").__name__ == "Typical"
+
+
+def test_an_unreadable_entry_points_file_hides_nobody_else(fake_distribution, typical):
+    folder = fake_distribution("tunesmith-garbled", entry_points=sampler("x", "y:Z"))
+    (folder / "tunesmith_garbled-1.0.dist-info" / "entry_points.txt").write_text(
+        "[tunesmith.samplers]\nno equals sign\n"
+    )
+    registry.refresh()
+    assert ts.samplers.get("typical").__name__ == "Typical"
+    assert [entry.dist for entry in discovery.discover().of_kind("") if entry.problem] == ["tunesmith-garbled"]
+
+
+def test_a_misspelt_group_and_an_odd_name_are_reported(fake_distribution):
+    fake_distribution(
+        "tunesmith-misspelt",
+        entry_points={"tunesmith.sampler": {"a": "m:A"}, "tunesmith.samplers": {"a b": "m:A"}},
+        modules={"m": GOOD},
+    )
+    (unread,) = discovery.discover().of_kind("")
+    assert "Did its author mean tunesmith.samplers?" in str(unread.problem)
+    (odd,) = ts.samplers.problems()
+    assert "'a b'" in str(odd.problem)
+
+
+def test_of_two_copies_of_a_distribution_the_first_on_the_path_counts(fake_distribution):
+    for version in ("1.0", "2.0"):  # what is made later stands earlier on the path
+        fake_distribution(
+            "tunesmith-typical",
+            version=version,
+            entry_points=sampler("typical", "typical_plugin:Typical"),
+            modules={"typical_plugin": GOOD},
+        )
+    assert [e.version for e in ts.samplers.entries() if e.name == "typical"] == ["2.0"]
+
+
+@frozen(kw_only=True)
+class Own(SamplerConfig):
+    """A sampler that is registered in the process.
+
+    Attributes:
+        share: A number.
+    """
+
+    impl: ClassVar[str] = "nowhere:Nothing"
+    share: float = 0.5
+
+
+@frozen(kw_only=True)
+class Other(Own):
+    """Another."""
+
+
+def test_a_class_registered_in_the_process_is_local():
+    ts.samplers.register("own", Own)
+    ts.samplers.register("own", Own)
+    assert ts.samplers.get("own") is Own
+    assert ts.samplers.get("local/own") is Own
+    assert registry.name_of(Own) == "local/own"
+    with pytest.raises(PluginError, match="already registered.*replace=True"):
+        ts.samplers.register("own", Other)
+    ts.samplers.register("own", Other, replace=True)
+    assert ts.samplers.get("own") is Other
+    registry.refresh()
+    assert ts.samplers.get("own") is Other, "refresh() dropped what the process registered"
+    ts.samplers.unregister("own")
+    with pytest.raises(UnknownName, match=r"registered as 'local/own'.*register"):
+        ts.samplers.get("local/own")
+
+
+def test_a_local_class_cannot_shadow_a_built_in():
+    ts.samplers.register("top_p", Own)
+    assert ts.samplers.get("top_p") is not Own
+    assert ts.samplers.get("local/top_p") is Own
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a b", "a(b)", "-a", 3])
+def test_odd_names_cannot_be_registered(name):
+    with pytest.raises(PluginError, match="cannot be the name of a sampler"):
+        ts.samplers.register(name, Own)
+
+
+def test_only_configs_of_the_kind_can_be_registered():
+    with pytest.raises(PluginLoadError, match="not a subclass"):
+        ts.adapters.register("own", Own)
+
+
+def test_a_class_that_is_not_registered_cannot_be_named():
+    with pytest.raises(UnknownName, match=r"entry-point group 'tunesmith.samplers'.*register"):
+        registry.name_of(Own)
+
+
+def test_create_checks_options_as_files_are_checked():
+    assert ts.samplers.create("top_p", p=0.5).p == 0.5
+    with pytest.raises(ConfigError) as caught:
+        ts.samplers.create("top_p", q=0.5, min_keep=0)
+    assert len(caught.value.problems) == 2
+
+
+def test_a_kind_is_found_by_singular_and_plural_and_near_names_are_suggested():
+    assert registry.registry_for("reward_model") is registry.registry_for("reward_models") is ts.reward_models
+    with pytest.raises(ConfigError, match="Did you mean 'sampler'"):
+        registry.registry_for("samler")
+
+
+def test_entries_are_sorted_and_do_not_depend_on_the_hash_seed(fake_distribution):
+    for dist in ("bbb", "aaa"):
+        fake_distribution(dist, entry_points=sampler("zeta", "m:A"))
+    names = [(e.name, e.dist) for e in ts.samplers.entries()]
+    assert names == sorted(names)
+    code = "import tunesmith as ts; print([e.id for e in ts.samplers.entries()])"
+    path = os.pathsep.join(p for p in sys.path if p)
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(runs) == 1
+
+
+def test_many_threads_load_one_class(fake_distribution):
+    fake_distribution(
+        "tunesmith-slow",
+        entry_points=sampler("slow", "slow_plugin:Typical"),
+        modules={"slow_plugin": "import time\ntime.sleep(0.05)\n" + GOOD},
+    )
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(ts.samplers.get("slow"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert len(set(map(id, found))) == 1
