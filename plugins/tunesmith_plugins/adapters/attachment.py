@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import evolve
+from attrs import define, evolve
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -19,6 +20,22 @@ from tunesmith.runtime import Runtime, derive_seed
 
 WEIGHTS = "adapter_model.safetensors"
 """File name of an adapter's weights; peft's own."""
+
+
+@define(eq=False)
+class Switch:
+    """On, or off for a while. Hooks hold it; they are objects and not functions, so that a deep copy of a model has its own."""
+
+    on: bool = True
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Off within."""
+        before, self.on = self.on, False
+        try:
+            yield
+        finally:
+            self.on = before
 
 
 class Attachment(Adapter):

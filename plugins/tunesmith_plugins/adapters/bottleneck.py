@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from attrs import define
 
 from tunesmith.errors import TunesmithError
 from tunesmith.lm import LM
 from tunesmith_plugins.adapters import targets
-from tunesmith_plugins.adapters.attachment import Attachment
+from tunesmith_plugins.adapters.attachment import Attachment, Switch
 
 ACTIVATIONS = {"relu": torch.nn.ReLU, "gelu": torch.nn.GELU, "silu": torch.nn.SiLU, "tanh": torch.nn.Tanh}
 
@@ -34,6 +35,39 @@ class Network(torch.nn.Module):
         return added if self.scale == 1.0 else self.scale * added
 
 
+@define(eq=False)
+class Sequential:
+    """Hook that adds what a network makes of a layer's output."""
+
+    network: Network
+    switch: Switch
+
+    def __call__(self, module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
+        """Return the new output."""
+        return output + self.network(output) if self.switch.on else None
+
+
+@define(eq=False)
+class Parallel:
+    """Hooks that add to a last layer's output what a network makes of a first layer's input.
+
+    Recomputation under gradient checkpointing runs both in order again.
+    """
+
+    network: Network
+    switch: Switch
+    seen: torch.Tensor | None = None
+
+    def remember(self, module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Keep the first layer's input."""
+        self.seen = inputs[0]
+
+    def add(self, module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
+        """Return the last layer's new output."""
+        seen, self.seen = self.seen, None
+        return output + self.network(seen) if self.switch.on else None
+
+
 class BottleneckAdapter(Attachment):
     """Houlsby, Pfeiffer and parallel adapters; see the config.
 
@@ -43,7 +77,7 @@ class BottleneckAdapter(Attachment):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.active = True
+        self.switch = Switch()
 
     def insert(self, lm: LM) -> None:
         """Register networks as a submodule of the model and hooks on its linear layers."""
@@ -69,39 +103,18 @@ class BottleneckAdapter(Attachment):
             network = Network(width, max(1, round(width / config.reduction)), config.activation, scale)
             networks[path.replace(".", "-")] = network.to(device=weight.device, dtype=_floating(weight, lm))
             if config.style == "parallel":
-                self._parallel(module, linears[_inner(path, names, linears)], network)
+                parallel = Parallel(network, self.switch)
+                linears[_inner(path, names, linears)].register_forward_pre_hook(parallel.remember)
+                module.register_forward_hook(parallel.add)
             else:
-                module.register_forward_hook(self._sequential(network))
+                module.register_forward_hook(Sequential(network, self.switch))
         lm.model.add_module(self.name, networks)
-
-    def _sequential(self, network: Network) -> Any:
-        def add(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
-            return output + network(output) if self.active else None
-
-        return add
-
-    def _parallel(self, outer: torch.nn.Module, inner: torch.nn.Module, network: Network) -> None:
-        seen: list[torch.Tensor] = []
-
-        def remember(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-            if self.active:
-                seen[:] = [inputs[0]]
-
-        def add(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
-            # BART flattens nothing here, and recomputation under gradient checkpointing runs both in order again
-            return output + network(seen.pop()) if self.active else None
-
-        inner.register_forward_pre_hook(remember)
-        outer.register_forward_hook(add)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """The hooks do nothing within."""
-        before, self.active = self.active, False
-        try:
+        with self.switch.off():
             yield
-        finally:
-            self.active = before
 
 
 def _inner(path: str, names: targets.Names, linears: dict[str, Any]) -> str:

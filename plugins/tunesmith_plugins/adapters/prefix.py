@@ -7,13 +7,88 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
+from attrs import define
 from peft import PrefixEncoder, PrefixTuningConfig
 from transformers import DynamicCache, EncoderDecoderCache
 
 from tunesmith.errors import TunesmithError
 from tunesmith.lm import LM
-from tunesmith_plugins.adapters.attachment import Attachment
+from tunesmith_plugins.adapters.attachment import Attachment, Switch
 from tunesmith_plugins.adapters.virtual import arguments, at_start, left, prefixes, shift
+
+
+@define(eq=False)
+class Pairs:
+    """Keys and values out of a table."""
+
+    table: torch.nn.Module
+    tokens: int
+    layers: int
+    heads: int
+    width: int
+
+    def __call__(self, batch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return those of every layer, each (batch, heads, tokens, width)."""
+        numbers = torch.arange(self.tokens, device=next(self.table.parameters()).device)
+        flat = self.table(numbers[None])[0]
+        layered = flat.view(self.tokens, self.layers, 2, self.heads, self.width).permute(1, 2, 3, 0, 4)
+        return [(layer[0].expand(batch, -1, -1, -1), layer[1].expand(batch, -1, -1, -1)) for layer in layered]
+
+
+@define(eq=False)
+class FillCache:
+    """Hook on a decoder: a cache without tokens gets the keys and values; masks and positions count them."""
+
+    name: str
+    pairs: Pairs
+    indices: list[int]
+    switch: Switch
+
+    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the new arguments."""
+        if not self.switch.on:
+            return None
+        if module.training and getattr(module, "gradient_checkpointing", False):
+            raise TunesmithError("prefixes live in the cache, which gradient checkpointing switches off; leave it out.")
+        call = arguments(module, args, kwargs)
+        past = call.get("past_key_values")
+        if past is None or (self.name not in prefixes(past) and at_start(past)):
+            rows = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
+            if past is None:
+                past = DynamicCache()
+                if module.config.is_encoder_decoder:
+                    past = EncoderDecoderCache(past, DynamicCache())
+            own = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
+            for index, (keys, values) in zip(self.indices, self.pairs(rows.shape[0]), strict=True):
+                own.update(keys, values, index)
+            prefixes(past)[self.name] = self.pairs.tokens
+            call["past_key_values"] = past
+        # the prefix is in the cache, so the tokens' positions count on from it, but it needs none of its own
+        shift(call, self.pairs.tokens, fresh=False)
+        return (), call
+
+
+@define(eq=False)
+class LendCache:
+    """Hook on an encoder's attention, which has no cache: it gets one for this call."""
+
+    pairs: Pairs
+    layer: int
+    switch: Switch
+
+    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the new arguments."""
+        if not self.switch.on:
+            return None
+        call = arguments(module, args, kwargs)
+        keys, values = self.pairs(call["hidden_states"].shape[0])[self.layer]
+        lent = call.get("past_key_values")  # there if another prefix came before
+        call["past_key_values"] = _OneLayer(keys, values) if lent is None else lent.joined(keys, values)
+        name = "mask" if "mask" in call else "attention_mask"
+        mask = call.get(name)
+        if mask is not None:
+            call[name] = left(mask, self.pairs.tokens, True if mask.dtype == torch.bool else 0)
+        return (), call
 
 
 class PrefixAdapter(Attachment):
@@ -27,7 +102,7 @@ class PrefixAdapter(Attachment):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.active = True
+        self.switch = Switch()
 
     def insert(self, lm: LM) -> None:
         """Register one table for each stack and the hooks."""
@@ -45,11 +120,13 @@ class PrefixAdapter(Attachment):
                 )
             table = self._table(lm, attentions)
             tables[kind] = table
+            pairs = Pairs(table, self.config.tokens, len(attentions), *_heads(attentions[0]))
+            indices = [attention.layer_idx for attention in attentions]
             if kind == "decoder":
-                stack.register_forward_pre_hook(self._fill_cache(stack, table, attentions), with_kwargs=True)
+                stack.register_forward_pre_hook(FillCache(self.name, pairs, indices, self.switch), with_kwargs=True)
             else:
                 for index, attention in enumerate(attentions):
-                    attention.register_forward_pre_hook(self._lend_cache(table, attentions, index), with_kwargs=True)
+                    attention.register_forward_pre_hook(LendCache(pairs, index, self.switch), with_kwargs=True)
         lm.model.add_module(self.name, tables)
 
     def _table(self, lm: LM, attentions: list[Any]) -> torch.nn.Module:
@@ -65,71 +142,11 @@ class PrefixAdapter(Attachment):
         like = next(lm.model.parameters())
         return PrefixEncoder(config).to(device=like.device, dtype=lm.model.dtype)
 
-    def _pairs(
-        self, table: torch.nn.Module, attentions: list[Any], batch: int
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return keys and values of every layer, each (batch, heads, tokens, width)."""
-        heads, width = _heads(attentions[0])
-        count = self.config.tokens
-        flat = table(torch.arange(count, device=next(table.parameters()).device)[None])[0]
-        layered = flat.view(count, len(attentions), 2, heads, width).permute(1, 2, 3, 0, 4)
-        return [(layer[0].expand(batch, -1, -1, -1), layer[1].expand(batch, -1, -1, -1)) for layer in layered]
-
-    def _fill_cache(self, stack: Any, table: torch.nn.Module, attentions: list[Any]) -> Any:
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if not self.active:
-                return None
-            if module.training and getattr(module, "gradient_checkpointing", False):
-                raise TunesmithError(
-                    "prefixes live in the cache, which gradient checkpointing switches off; leave it out."
-                )
-            call = arguments(module, args, kwargs)
-            past = call.get("past_key_values")
-            if past is None or (self.name not in prefixes(past) and at_start(past)):
-                rows = call.get("input_ids") if call.get("input_ids") is not None else call["inputs_embeds"]
-                if past is None:
-                    past = DynamicCache()
-                    if module.config.is_encoder_decoder:
-                        past = EncoderDecoderCache(past, DynamicCache())
-                own = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
-                for attention, (keys, values) in zip(
-                    attentions, self._pairs(table, attentions, rows.shape[0]), strict=True
-                ):
-                    own.update(keys, values, attention.layer_idx)
-                prefixes(past)[self.name] = self.config.tokens
-                call["past_key_values"] = past
-            # the cache is behind the real tokens' positions already, so they count on from the prefix
-            shift(call, self.config.tokens, fresh=False)
-            return (), call
-
-        return hook
-
-    def _lend_cache(self, table: torch.nn.Module, attentions: list[Any], index: int) -> Any:
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if not self.active:
-                return None
-            call = arguments(module, args, kwargs)
-            keys, values = self._pairs(table, attentions, call["hidden_states"].shape[0])[index]
-            cache = _OneLayer(keys, values)
-            if call.get("past_key_values") is not None:  # another prefix was here before
-                cache = call["past_key_values"].joined(keys, values)
-            call["past_key_values"] = cache
-            name = "mask" if "mask" in call else "attention_mask"
-            mask = call.get(name)
-            if mask is not None:
-                call[name] = left(mask, self.config.tokens, True if mask.dtype == torch.bool else 0)
-            return (), call
-
-        return hook
-
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """The hooks add no keys and values within."""
-        before, self.active = self.active, False
-        try:
+        with self.switch.off():
             yield
-        finally:
-            self.active = before
 
 
 class _OneLayer:

@@ -12,8 +12,8 @@ from peft import PromptEmbedding, PromptEncoder, PromptEncoderConfig, PromptTuni
 
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
-from tunesmith_plugins.adapters.attachment import Attachment
-from tunesmith_plugins.adapters.virtual import prepend
+from tunesmith_plugins.adapters.attachment import Attachment, Switch
+from tunesmith_plugins.adapters.virtual import Vectors, prepend
 
 
 class SoftPrompt(Attachment):
@@ -23,7 +23,7 @@ class SoftPrompt(Attachment):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.active = True
+        self.switch = Switch()
 
     @abstractmethod
     def network(self, lm: LM, table: torch.nn.Embedding) -> torch.nn.Module:
@@ -34,21 +34,13 @@ class SoftPrompt(Attachment):
         table = lm.model.get_input_embeddings()
         network = self.network(lm, table).to(device=table.weight.device, dtype=table.weight.dtype)
         lm.model.add_module(self.name, network)
-        indices = torch.arange(self.config.tokens)
-
-        def make() -> torch.Tensor | None:
-            return network(indices.to(next(network.parameters()).device)[None])[0] if self.active else None
-
-        prepend(lm, make)
+        prepend(lm, Vectors(network, self.config.tokens, self.switch))
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """The hooks put nothing before the input within."""
-        before, self.active = self.active, False
-        try:
+        with self.switch.off():
             yield
-        finally:
-            self.active = before
 
 
 class PromptAdapter(SoftPrompt):

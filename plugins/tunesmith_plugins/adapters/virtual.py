@@ -9,35 +9,49 @@ that they expect; only the cache and the encoder's output are longer.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from attrs import define
 from transformers.modeling_outputs import ModelOutput
 
 from tunesmith.errors import TunesmithError
 from tunesmith.lm import LM
-
-Make = Callable[[], torch.Tensor | None]
-"""Returns the vectors (tokens, width), or None while the adapter is off."""
+from tunesmith_plugins.adapters.attachment import Switch
 
 
-def prepend(lm: LM, make: Make) -> None:
-    """Register hooks that put ``make()`` before the model's input embeddings."""
+@define(eq=False)
+class Vectors:
+    """Virtual tokens: a module that turns indices (1, tokens) into vectors (1, tokens, width)."""
+
+    network: torch.nn.Module
+    tokens: int
+    switch: Switch
+
+    def __call__(self) -> torch.Tensor | None:
+        """Return the vectors (tokens, width), or None while they are off."""
+        if not self.switch.on:
+            return None
+        vectors: torch.Tensor = self.network(
+            torch.arange(self.tokens, device=next(self.network.parameters()).device)[None]
+        )[0]
+        return vectors
+
+
+def prepend(lm: LM, vectors: Vectors) -> None:
+    """Register hooks that put vectors before the model's input embeddings."""
     if lm.family == "encoder-decoder":
         encoder, decoder = lm.model.get_encoder(), lm.model.get_decoder()
-        encoder.register_forward_pre_hook(_before(encoder, make, None), with_kwargs=True)
-        decoder.register_forward_pre_hook(_cross_mask(decoder), with_kwargs=True)
+        encoder.register_forward_pre_hook(Prepend(vectors), with_kwargs=True)
+        decoder.register_forward_pre_hook(CrossMask(), with_kwargs=True)
         return
     inner = lm.model.base_model
-    cut: list[int] = [0]
-    inner.register_forward_pre_hook(_before(inner, make, cut), with_kwargs=True)
-    inner.register_forward_hook(_after(cut))
+    hook = Prepend(vectors)
+    inner.register_forward_pre_hook(hook, with_kwargs=True)
+    inner.register_forward_hook(hook.cut)
     pooler = getattr(inner, "pooler", None)
-    if pooler is not None:  # it reads the first token, which is now ours
-        pooler.register_forward_pre_hook(
-            lambda module, inputs: (inputs[0][:, cut[0] :], *inputs[1:]) if cut[0] else None
-        )
+    if pooler is not None:
+        pooler.register_forward_pre_hook(hook.cut_first)
 
 
 def arguments(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -92,11 +106,17 @@ def shift(call: dict[str, Any], count: int, fresh: bool) -> None:
         call["position_ids"] = positions
 
 
-def _before(inner: Any, make: Make, cut: list[int] | None) -> Any:
-    def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        vectors = make()
-        if cut is not None:
-            cut[0] = 0
+@define(eq=False)
+class Prepend:
+    """Hooks around an inner model; ``added`` is how many vectors the call in progress got."""
+
+    vectors: Vectors
+    added: int = 0
+
+    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the arguments with the vectors in front, or, with a cache that holds them, just accounted for."""
+        self.added = 0
+        vectors = self.vectors()
         if vectors is None:
             return None
         call = arguments(module, args, kwargs)
@@ -105,24 +125,20 @@ def _before(inner: Any, make: Make, cut: list[int] | None) -> Any:
         if fresh:
             embeds = call.get("inputs_embeds")
             if embeds is None:
-                embeds = inner.get_input_embeddings()(call["input_ids"])
-                if hasattr(inner, "embed_scale"):  # Pegasus scales ids, not given embeddings
-                    embeds = embeds * inner.embed_scale
+                embeds = module.get_input_embeddings()(call["input_ids"])
+                if hasattr(module, "embed_scale"):  # Pegasus scales ids, not given embeddings
+                    embeds = embeds * module.embed_scale
             call["input_ids"] = None
             call["inputs_embeds"] = torch.cat([vectors.to(embeds.dtype).expand(len(embeds), -1, -1), embeds], dim=1)
             if call.get("token_type_ids") is not None:
                 call["token_type_ids"] = left(call["token_type_ids"], count, 0)
-            if cut is not None:
-                cut[0] = count
+            self.added = count
         shift(call, count, fresh)
         return (), call
 
-    return hook
-
-
-def _after(cut: list[int]) -> Any:
-    def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
-        count = cut[0]
+    def cut(self, module: Any, args: Any, output: Any) -> Any:
+        """Return the output without what stands at the vectors' places."""
+        count = self.added
         if not count:
             return None
         if not isinstance(output, ModelOutput):
@@ -132,18 +148,20 @@ def _after(cut: list[int]) -> Any:
             output["hidden_states"] = tuple(states[:, count:] for states in output.hidden_states)
         return output
 
-    return hook
+    def cut_first(self, module: Any, inputs: tuple[Any, ...]) -> Any:
+        """Return a pooler's input without the vectors' places: it reads the first token, which is now ours."""
+        return (inputs[0][:, self.added :], *inputs[1:]) if self.added else None
 
 
-def _cross_mask(decoder: torch.nn.Module) -> Any:
-    """Extend the mask over an encoder's output that has become longer than the caller knows."""
+@define(eq=False)
+class CrossMask:
+    """Hook on a decoder: extend the mask over an encoder's output that has become longer than the caller knows."""
 
-    def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the new arguments."""
         call = arguments(module, args, kwargs)
         mask, states = call.get("encoder_attention_mask"), call.get("encoder_hidden_states")
         if mask is None or states is None or mask.dim() != 2:
             return None
         call["encoder_attention_mask"] = left(mask, states.shape[1] - mask.shape[1], 1)
         return (), call
-
-    return hook
