@@ -154,6 +154,8 @@ class Library:
             self.isa_available = self._function("ts_isa_available", ctypes.c_char_p)
             self.isa_current = self._function("ts_isa_current", ctypes.c_char_p)
             self.isa_set = self._function("ts_isa_set", ctypes.c_int32, ctypes.c_char_p)
+            row = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+            self.exp_row = self._function("ts_exp_row", ctypes.c_int32, *row)
         else:
             size = (ctypes.c_int64,) * 3
             self.sample_workspace = self._function(f"{prefix}sample_workspace", ctypes.c_int64, *size)

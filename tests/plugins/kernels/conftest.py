@@ -26,7 +26,7 @@ def native() -> dict[str, Any]:
     return _require_native()
 
 
-@pytest.fixture(params=["scalar", "avx2"])
+@pytest.fixture(params=["scalar", "avx2", "avx512"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """The native library with this instruction set chosen."""
     info = _require_native()

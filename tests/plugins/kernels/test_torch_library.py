@@ -22,14 +22,14 @@ def sampling_arguments(greedy: bool) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("greedy", [False, True])
-def test_opcheck_of_the_sampling_chain(isa: str, greedy: bool) -> None:
+def test_opcheck_of_the_sampling_chain(native: dict[str, Any], greedy: bool) -> None:
     arguments = sampling_arguments(greedy)
     torch.library.opcheck(torch.ops.tunesmith.sample_chain.default, arguments)
     torch.library.opcheck(torch.ops.tunesmith.apply_chain.default, (*arguments[:3], *arguments[6:8]))
 
 
 @pytest.mark.parametrize("grad", [False, True])
-def test_opcheck_of_the_int8_layer(isa: str, grad: bool) -> None:
+def test_opcheck_of_the_int8_layer(native: dict[str, Any], grad: bool) -> None:
     weight = kernels.quantize_weight(torch.randn(7, 9))
     x = torch.randn(2, 3, 9, requires_grad=grad)
     torch.library.opcheck(torch.ops.tunesmith.int8_linear.default, (x, *weight, torch.randn(7, requires_grad=grad)))
@@ -42,7 +42,7 @@ def sample(logits: Tensor, heat: Tensor, seed: Tensor) -> tuple[Tensor | None, .
     return result.token + 0, result.logp_processed
 
 
-def test_sampling_compiles_whole_and_draws_the_same(isa: str) -> None:
+def test_sampling_compiles_whole_and_draws_the_same(native: dict[str, Any]) -> None:
     torch.manual_seed(1)
     compiled = torch.compile(sample, fullgraph=True, backend="aot_eager", dynamic=True)
     for batch in (3, 5):
@@ -51,7 +51,7 @@ def test_sampling_compiles_whole_and_draws_the_same(isa: str) -> None:
             assert torch.equal(found, expected)
 
 
-def test_an_int8_model_compiles_whole_exports_and_trains(isa: str) -> None:
+def test_an_int8_model_compiles_whole_exports_and_trains(native: dict[str, Any]) -> None:
     weight = kernels.quantize_weight(torch.randn(8, 6))
 
     class Layer(torch.nn.Module):
@@ -70,7 +70,7 @@ def test_an_int8_model_compiles_whole_exports_and_trains(isa: str) -> None:
     assert torch.equal(learning.grad, again.grad)
 
 
-def test_fake_tensors_get_shapes_without_data(isa: str) -> None:
+def test_fake_tensors_get_shapes_without_data(native: dict[str, Any]) -> None:
     with FakeTensorMode():
         rows = torch.randn(3, 50)
         ids = torch.zeros(3, dtype=torch.int64)
@@ -80,7 +80,7 @@ def test_fake_tensors_get_shapes_without_data(isa: str) -> None:
         assert kernels.apply_chain(rows, []).logits.shape == (3, 50)
 
 
-def test_the_eager_path_and_the_dispatcher_agree(isa: str) -> None:
+def test_the_eager_path_and_the_dispatcher_agree(native: dict[str, Any]) -> None:
     arguments = sampling_arguments(False)
     logits, codes, values, seed, stream, position, history, lengths, *_ = arguments
     ops = kernels.supported_steps()

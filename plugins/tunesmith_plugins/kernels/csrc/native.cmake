@@ -56,6 +56,8 @@ endif()
 
 if(NATIVE STREQUAL "OFF" AND NOT CUDA STREQUAL "ON")
   set(cuda_state "off (TUNESMITH_NATIVE=OFF)")
+elseif(CUDA STREQUAL "AUTO" AND NOT native_state STREQUAL "built")
+  set(cuda_state "absent (the CPU library was not built)")
 elseif(NOT CUDA STREQUAL "OFF")
   find_program(nvcc nvcc HINTS ENV CUDACXX ENV CUDA_HOME ENV CUDA_PATH PATH_SUFFIXES bin PATHS /usr/local/cuda)
   if(nvcc OR DEFINED ENV{CUDACXX} OR CUDA STREQUAL "ON")

@@ -327,3 +327,11 @@ extern "C" int32_t ts_sample(const ts_sample_args *args) {
     return TS_OK;
   });
 }
+
+extern "C" int32_t ts_exp_row(const float *z, int64_t n, float max, int64_t vocab, double *e, uint64_t *total) {
+  const TsKernels *kernels = ts_kernels();
+  if (!kernels) return TS_UNSUPPORTED;
+  if (n < 0 || vocab < 1 || !total || (n && (!z || !e))) return ts_fail(TS_INVALID, "nothing to compute or to write to");
+  *total = kernels->exp_row(z, n, max, ldexp(1.0, ts_weight_bits(vocab)), e);
+  return TS_OK;
+}
