@@ -1,8 +1,8 @@
 """What a stage's result depends on, as plain data, and the key made of it.
 
-The identity holds component ids, options that differ from their defaults, every component's revision, digests in place
-of files and artifacts, the stage's seed, the dtype and the type of device. Library versions are recorded with results and
-not part of it.
+The identity holds component ids, options that differ from their defaults, revisions of components, digests in place of
+files and artifacts, the stage's seed, the dtype and the type of device. Library versions are recorded with results and
+are not part of it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,169 @@
+"""What makes a stored result reusable, and what does not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from attrs import evolve
+from pipeline_toys import Chosen, Coded, Number, Rewarded, Source
+
+import tunesmith as ts
+from tunesmith.pipeline.graph import Ref
+from tunesmith.pipeline.identity import Digests, differences, key_of, stage_identity
+
+
+def identity(pipeline, *, device="cpu", artifact="0" * 64):
+    node = pipeline.nodes[-1]
+    digests = dict.fromkeys([Ref("r", "reward_model", "reward_model"), Ref("a", "model", "model")], artifact)
+    return stage_identity(node, pipeline, device, digests, Digests(offline=True))
+
+
+def key(pipeline, **options):
+    return key_of(pipeline.nodes[-1].name, identity(pipeline, **options))
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    """Return a pipeline whose last stage has a file, a component, an input, data and a local base."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "weights").write_text("w")
+    (tmp_path / "words.txt").write_text("one")
+    (tmp_path / "data.jsonl").write_text("{}")
+    return ts.Pipeline(
+        base=str(tmp_path / "base"),
+        data=ts.Data(source=str(tmp_path / "data.jsonl")),
+        stages=(
+            Source(name="r"),
+            Rewarded(
+                name="e",
+                reward=ts.output("r", "reward_model"),
+                several=(Chosen(file=str(tmp_path / "words.txt"), weight=0.5),),
+            ),
+        ),
+    )
+
+
+def last(pipeline, **changes):
+    return evolve(pipeline, stages=(pipeline.stages[0], evolve(pipeline.stages[1], **changes)))
+
+
+def test_the_same_pipeline_has_the_same_key_and_in_another_process_too(pipeline, tmp_path):
+    pipeline.save(tmp_path / "p.json")
+    program = (
+        "import pipeline_toys; pipeline_toys.register(); import tunesmith as ts, test_identity as t\n"
+        f"print(t.key(ts.Pipeline.load({str(tmp_path / 'p.json')!r})))"
+    )
+    keys = {key(pipeline)}
+    for hash_seed in "12":
+        environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__), "PYTHONHASHSEED": hash_seed}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        keys.add(done.stdout.strip())
+    assert len(keys) == 1
+
+
+def test_a_default_written_out_changes_nothing(pipeline):
+    assert key(last(pipeline, several=(evolve(pipeline.stages[1].several[0], inner=None),))) == key(pipeline)
+
+
+def test_options_seeds_types_and_names_change_the_key(pipeline):
+    changed = [
+        last(pipeline, several=(evolve(pipeline.stages[1].several[0], weight=0.6),)),
+        last(pipeline, several=()),
+        last(pipeline, name="f"),
+        evolve(pipeline, seed=1),
+        evolve(pipeline, dtype="bfloat16"),
+        evolve(pipeline, data=evolve(pipeline.data, prompt="{x}")),
+        evolve(pipeline, data=None),
+    ]
+    keys = [key(pipeline), *map(key, changed)]
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_type_of_device_counts_and_its_number_does_not(pipeline):
+    assert key(pipeline, device="cuda") == key(pipeline, device="cuda:1") != key(pipeline, device="cpu")
+
+
+def test_the_content_of_inputs_counts(pipeline):
+    assert key(pipeline, artifact="1" * 64) != key(pipeline)
+
+
+@pytest.mark.parametrize("name", ["base/weights", "words.txt", "data.jsonl"])
+def test_the_content_of_files_counts(pipeline, tmp_path, name):
+    before = key(pipeline)
+    (tmp_path / name).write_text("changed")
+    assert key(pipeline) != before
+
+
+def test_where_a_file_lies_does_not_count(pipeline, tmp_path):
+    before = key(pipeline)
+    (tmp_path / "moved").mkdir()
+    for name in ("base", "words.txt", "data.jsonl"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    moved = evolve(
+        last(pipeline, several=(Chosen(file=str(tmp_path / "moved" / "words.txt"), weight=0.5),)),
+        base=str(tmp_path / "moved" / "base"),
+        data=ts.Data(source=str(tmp_path / "moved" / "data.jsonl")),
+    )
+    assert key(moved) == before
+
+
+def test_a_plain_word_is_not_taken_for_the_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pipeline = ts.Pipeline(stages=(Source(name="s"),), base="m", data=ts.Data(source="x", subset="train"))
+    rewarded = evolve(pipeline, stages=(Rewarded(name="e"),))
+    before = key(rewarded)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "file").write_text("x")
+    assert key(rewarded) == before
+
+
+def test_a_raised_revision_makes_results_anew(pipeline, monkeypatch):
+    before = key(pipeline)
+    monkeypatch.setattr(Chosen, "revision", 2)
+    inner = key(pipeline)
+    monkeypatch.setattr(Rewarded, "revision", 2)
+    assert len({before, inner, key(pipeline)}) == 3
+
+
+def test_the_text_of_code_counts(tmp_path):
+    code = tmp_path / "code.py"
+    code.write_text("def f(): ...")
+    pipeline = ts.Pipeline(base="b", stages=(Rewarded(name="e", reward=Coded(target=str(code))),))
+    before = key(pipeline)
+    code.write_text("def f(): return 1")
+    assert key(pipeline) != before
+
+
+def test_data_that_a_stage_never_looks_at_does_not_count(pipeline):
+    source = evolve(pipeline, stages=(Source(name="r"),))
+    assert key(source) == key(evolve(source, data=None))
+
+
+def test_a_hub_name_counts_by_its_cached_commit(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    refs = tmp_path / "models--some--model" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("a" * 40)
+    pipeline = ts.Pipeline(base="some/model", stages=(Number(name="a"),))
+    before = key(pipeline)
+    assert identity(pipeline)["start"] == {"name": "some/model", "commit": "a" * 40}
+    (refs / "main").write_text("b" * 40)
+    assert key(pipeline) != before
+
+
+def test_differences_are_said_in_words(pipeline, tmp_path):
+    before = identity(pipeline)
+    (tmp_path / "words.txt").write_text("two")
+    changed = last(pipeline, several=(evolve(pipeline.stages[1].several[0], weight=0.6),))
+    assert set(differences(before, identity(changed, artifact="1" * 64))) == {
+        "the content of inputs.reward",
+        "the content of several.0.file",
+        "several.0.weight 0.5 → 0.6",
+        "the content of reward",
+    }
