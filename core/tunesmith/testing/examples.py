@@ -61,6 +61,12 @@ def _simplest(kind: Any, name: str) -> Any:
     raise ConfigError([f"no value of {kind} can be guessed for {name!r}"], "example")
 
 
+def _holds_a_config(kind: Any) -> bool:
+    if isinstance(kind, type) and issubclass(kind, Config):
+        return True
+    return any(_holds_a_config(argument) for argument in get_args(kind))
+
+
 def _simplest_component(base: type[Config]) -> Config:
     """Return a built-in of the kind, one without required fields if there is one."""
     from tunesmith.registry import registry_for
@@ -73,8 +79,9 @@ def _simplest_component(base: type[Config]) -> Config:
         except PluginError:
             continue
         if issubclass(found, base):
-            required = sum(a.default is attrs.NOTHING for a in attrs.fields(found))
-            classes.append((required, not entry.builtin, entry.id, found))
+            required = [a.name for a in attrs.fields(found) if a.default is attrs.NOTHING]
+            if not any(_holds_a_config(field_types(found)[name]) for name in required):
+                classes.append((len(required), not entry.builtin, entry.id, found))
     for _, _, _, found in sorted(classes, key=lambda item: item[:3]):
         try:
             return example(found)
