@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from attrs import define, field
+from attrs import define
 
 from tunesmith.errors import ArtifactError, ConfigError, TunesmithError
 from tunesmith.runtime import Runtime
@@ -27,6 +27,10 @@ Family = Literal["encoder", "decoder", "encoder-decoder"]
 Head = Literal["lm", "classification"]
 ADAPTED = "tunesmith_lm.json"
 """A folder with this file holds (or points to) a base model and the adapters on it."""
+BASE = "base"
+"""Folder of the base model in it."""
+FORMAT = 1
+"""Version of that file."""
 
 
 @define(kw_only=True, eq=False)
@@ -103,12 +107,11 @@ class LM:
             return
         from tunesmith.spec import dump
 
-        record: dict[str, Any] = {"format": 1, "adapters": []}
+        record: dict[str, Any] = {"format": FORMAT, "adapters": []}
         if copy_base or self.origin is None:
-            base = self.unadapted_state()
-            _save_base(self.model, base, folder / "base")
-            self.tokenizer.save_pretrained(folder / "base")
-            record["base"] = "base"
+            self.model.save_pretrained(folder / BASE, state_dict=self.unadapted_state())
+            self.tokenizer.save_pretrained(folder / BASE)
+            record["base"] = BASE
         else:
             record["base"] = self.origin
         for index, adapter in enumerate(self.adapters):
@@ -135,30 +138,27 @@ class LM:
         return state
 
 
-def _save_base(model: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
-    """Write ``state`` as a plain transformers folder of ``model``'s class."""
-    inner = model
-    while hasattr(inner, "get_base_model"):  # peft's wrapper
-        inner = inner.get_base_model()
-    inner.save_pretrained(folder, state_dict=state)
-
-
 def load(
     source: str | Path,
     *,
     runtime: Runtime | None = None,
-    head: Head = "lm",
-    labels: int | None = None,
+    head: Head | None = None,
+    labels: int | Sequence[str] | None = None,
     revision: str | None = None,
+    device_map: str | None = None,
 ) -> LM:
     """Load a model: a folder that :meth:`LM.save` or ``save_pretrained`` wrote, or a hub name.
+
+    Weights are read from safetensors only. Adapters come back frozen.
 
     Args:
         source: Folder or hub name.
         runtime: Device, dtype, offline, allow_code (which alone permits remote code).
-        head: ``"lm"`` or ``"classification"`` (sequence classification).
-        labels: Number of labels of a new classification head; None keeps the folder's.
+        head: ``"lm"`` or ``"classification"`` (sequence classification); None means what the model was saved with.
+        labels: Number or names of the classes; a head for other classes than the folder's is made anew, from torch's
+            global generator. None keeps the folder's.
         revision: Hub revision.
+        device_map: Spread the weights over devices as transformers does (``"auto"``); None puts all on the runtime's.
 
     Raises:
         ConfigError: If there is no such model or it has no such head.
@@ -167,8 +167,9 @@ def load(
     runtime = runtime or Runtime()
     folder = Path(source)
     if (folder / ADAPTED).is_file():
-        return _load_adapted(folder, runtime, head)
+        return _load_adapted(folder, runtime, head, labels, device_map)
     import transformers
+    from safetensors import SafetensorError
 
     from tunesmith import hf
 
@@ -186,32 +187,69 @@ def load(
     except (OSError, ValueError) as cause:
         raise ConfigError([f"{str(source)!r} holds no model that can be loaded: {cause}"], "tunesmith.load") from cause
     family = family_of(config)
-    if labels is not None:
-        config.num_labels = labels
-    auto = _auto_class(family, head, config)
-    model = auto.from_pretrained(source, config=config, dtype=runtime.torch_dtype, **options)
-    model.to(runtime.device)
+    new_head = _set_labels(config, labels)
+    placed = {"device_map": device_map} if device_map else {}
+    try:
+        model = _auto_class(family, head or _head_of(config)).from_pretrained(
+            source,
+            config=config,
+            dtype=runtime.torch_dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=new_head,
+            **placed,
+            **options,
+        )
+    except (OSError, SafetensorError) as cause:
+        raise ArtifactError(f"the weights of {str(source)!r} cannot be read: {cause}") from cause
+    except ValueError as cause:
+        raise ConfigError([f"{str(source)!r} cannot be loaded so: {cause}"], "tunesmith.load") from cause
+    if not placed:
+        model.to(runtime.device)
     model.eval()
-    return LM(model=model, tokenizer=tokenizer, family=family, origin=str(source))
+    return LM(model=model, tokenizer=tokenizer, family=family, origin=None if new_head else str(source))
 
 
-def _load_adapted(folder: Path, runtime: Runtime, head: Head) -> LM:
+def _set_labels(config: Any, labels: int | Sequence[str] | None) -> bool:
+    """Give a transformers config these classes and say whether they are new to it; the order of known ones stays."""
+    if labels is None:
+        return False
+    if isinstance(labels, int):
+        changed = bool(config.num_labels != labels)
+        config.num_labels = labels
+        return changed
+    if set(config.id2label.values()) == set(labels):
+        return False
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {name: number for number, name in enumerate(labels)}
+    return True
+
+
+def _load_adapted(
+    folder: Path, runtime: Runtime, head: Head | None, labels: int | Sequence[str] | None, device_map: str | None
+) -> LM:
     from tunesmith.kinds.adapter import AdapterConfig
     from tunesmith.spec import load as load_spec
 
+    where = folder / ADAPTED
     try:
-        record = json.loads((folder / ADAPTED).read_text(encoding="utf-8"))
-        base, entries = record["base"], record["adapters"]
-    except (ValueError, KeyError) as cause:
-        raise ArtifactError(f"{folder / ADAPTED} is damaged ({cause!r}); make the model again.") from cause
-    inside = folder / "base"
-    lm = load(inside if base == "base" else base, runtime=runtime, head=head)
-    for entry in entries:
-        part = (folder / str(entry["folder"])).resolve()
+        record = json.loads(where.read_text(encoding="utf-8"))
+        base = str(record["base"])
+        entries = [(str(entry["folder"]), entry["component"]) for entry in record["adapters"]]
+        version = record["format"]
+    except (ValueError, KeyError, TypeError) as cause:
+        raise ArtifactError(f"{where} is damaged ({cause!r}); make the model again.") from cause
+    if version != FORMAT:
+        raise ArtifactError(
+            f"{where} is of format {version!r}, and this tunesmith reads {FORMAT}; another version wrote it."
+        )
+    lm = load(folder / BASE if base == BASE else base, runtime=runtime, head=head, labels=labels, device_map=device_map)
+    for name, component in entries:
+        part = (folder / name).resolve()
         if part.parent != folder.resolve():
-            raise ArtifactError(f"{folder / ADAPTED} names an adapter outside its folder: {entry['folder']!r}.")
-        config = load_spec(entry["component"], AdapterConfig, where=str(folder / ADAPTED))
-        lm = config.build().load(lm, part, runtime)
+            raise ArtifactError(f"{where} names an adapter outside its folder: {name!r}.")
+        adapter = load_spec(component, AdapterConfig, where=str(where)).build()
+        adapter.setup(runtime)
+        lm = adapter.load(lm, part, runtime)
     return lm
 
 
@@ -236,7 +274,13 @@ def family_of(config: Any) -> Family:
     )
 
 
-def _auto_class(family: Family, head: Head, config: Any) -> Any:
+def _head_of(config: Any) -> Head:
+    """Return the head that a transformers config says the model was saved with."""
+    architecture = str((getattr(config, "architectures", None) or [""])[0])
+    return "classification" if architecture.endswith("ForSequenceClassification") else "lm"
+
+
+def _auto_class(family: Family, head: Head) -> Any:
     import transformers
 
     if head == "classification":

@@ -146,8 +146,10 @@ class FineTune(StageConfig):
         packing: Put several examples in one row (causal only).
         mask_prompt: Only the answer's tokens are in the loss (causal only).
         held_out: Label to data whose loss is measured before and after (forgetting).
+        held_out_split: The split of ``held_out`` that is measured.
         arguments: Further ``TrainingArguments`` (bf16, gradient_checkpointing, report_to, weight_decay ...), passed through.
         early_stopping: Stop after so many evaluations without a better validation loss; 0 means never.
+        measure_in_child: Train in a process of its own, so that the reported peak memory is this training's alone.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.fine_tune:FineTuneStage"
@@ -168,8 +170,10 @@ class FineTune(StageConfig):
     packing: bool = False
     mask_prompt: bool = True
     held_out: dict[str, Data] = field(factory=dict)
+    held_out_split: str = "test"
     arguments: dict[str, bool | int | float | str] = field(factory=dict)
     early_stopping: int = field(default=0, validator=v.ge(0))
+    measure_in_child: bool = False
 
 
 @frozen(kw_only=True)

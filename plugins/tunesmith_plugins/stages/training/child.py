@@ -1,0 +1,110 @@
+"""Run a fine-tuning in a process of its own, whose peak memory is then the training's and nobody else's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from attrs import asdict, evolve
+
+from tunesmith import errors, spec
+from tunesmith.errors import PipelineError
+from tunesmith.kinds.stage import StageConfig, StageContext
+from tunesmith.runtime import Runtime
+
+MODULE = "tunesmith_plugins.stages.training.child"
+_REQUEST, _ANSWER = "child-request.json", "child-answer.json"
+
+
+def run_in_child(config: Any, context: StageContext) -> dict[str, Any]:
+    """Run the stage in a child process and return its summary.
+
+    Raises:
+        TunesmithError: The child's own error, by its class where it is one of ours.
+        PipelineError: If the child ended without an answer.
+    """
+    answer = context.folder / _ANSWER
+    answer.unlink(missing_ok=True)
+    request = {
+        "parent": os.getpid(),
+        "config": spec.dump(evolve(config, measure_in_child=False, data=config.data or context.data)),
+        "name": context.name,
+        "start": context.start,
+        "inputs": {name: str(path) for name, path in context.inputs.items()},
+        "folder": str(context.folder),
+        "out": str(context.out),
+        "runtime": {**asdict(context.runtime), "folder": str(context.folder)},
+    }
+    (context.folder / _REQUEST).write_text(json.dumps(request, indent=1) + "\n", encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    process = subprocess.Popen([sys.executable, "-m", MODULE, str(context.folder / _REQUEST)], env=environment)
+    try:
+        code = process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if not answer.is_file():
+        raise PipelineError(
+            f"{context.name}: the process that trained ended with code {code} and no result; run again to resume."
+        )
+    found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    if "error" in found:
+        cls = getattr(errors, found["error"], PipelineError)
+        if cls is errors.ConfigError:
+            raise cls(found["problems"], found["where"])
+        raise cls(found["message"])
+    return dict(found["summary"])
+
+
+def main(request: Path) -> None:
+    """Do what a request file says, and write the answer beside it."""
+    asked = json.loads(request.read_text(encoding="utf-8"))
+    _end_with(int(asked["parent"]))
+    runtime = Runtime(**{**asked["runtime"], "folder": Path(asked["runtime"]["folder"])})
+    context = StageContext(
+        name=asked["name"],
+        start=asked["start"],
+        data=None,
+        inputs={name: Path(path) for name, path in asked["inputs"].items()},
+        folder=Path(asked["folder"]),
+        out=Path(asked["out"]),
+        runtime=runtime,
+    )
+    try:
+        config = spec.load(asked["config"], StageConfig, where=str(request))
+        answer: dict[str, Any] = {"summary": config.build().run(context)}
+    except errors.TunesmithError as error:
+        answer = {"error": type(error).__name__, "message": str(error)}
+        if isinstance(error, errors.ConfigError):
+            answer.update(problems=list(error.problems), where=error.where)
+    target = request.parent / _ANSWER
+    beside = target.with_suffix(".writing")
+    beside.write_text(json.dumps(answer) + "\n", encoding="utf-8")
+    beside.replace(target)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, so that a killed run leaves nobody writing into its folder."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

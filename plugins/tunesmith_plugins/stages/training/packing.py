@@ -1,0 +1,60 @@
+"""Several examples in one row, apart from each other."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from tunesmith.errors import ConfigError
+from tunesmith_plugins.stages.training.features import Row
+
+
+def pack(rows: Sequence[Row], length: int) -> list[Row]:
+    """Fill rows of at most ``length`` tokens, each example into the first row with room, in order.
+
+    ``segments`` of a row say where examples begin; positions start anew at each, from which transformers builds a mask that
+    keeps examples from seeing one another.
+    """
+    bins: list[list[Row]] = []
+    room: list[int] = []
+    first_open = 0
+    for row in rows:
+        size = len(row.input_ids)
+        index = next((i for i in range(first_open, len(bins)) if room[i] >= size), None)
+        if index is None:
+            bins.append([])
+            room.append(length)
+            index = len(bins) - 1
+        bins[index].append(row)
+        room[index] -= size
+        while first_open < len(bins) and room[first_open] < 1:
+            first_open += 1
+        first_open = max(first_open, len(bins) - 256)  # only so many stay open, or packing takes quadratic time
+    return [
+        Row(
+            input_ids=tuple(i for row in part for i in row.input_ids),
+            labels=tuple(label for row in part for label in (-100, *row.labels[1:])),
+            segments=tuple(len(row.input_ids) for row in part),
+        )
+        for part in bins
+    ]
+
+
+def check(model: Any, adapters: Sequence[Any]) -> None:
+    """Check that packed rows are computed as if they were apart.
+
+    Raises:
+        ConfigError: If the model takes no positions, or an adapter puts tokens before the row.
+    """
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ConfigError(
+            [f"{type(model).__name__} takes no position_ids, so packed examples would see each other @ packing"],
+            "fine_tune",
+        )
+    virtual = [type(adapter.config).__name__ for adapter in adapters if not adapter.identity]
+    if virtual:
+        raise ConfigError(
+            [f"{virtual[0]} puts virtual tokens before a row, which only its first example would see @ packing"],
+            "fine_tune",
+        )

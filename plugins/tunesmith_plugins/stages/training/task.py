@@ -1,0 +1,113 @@
+"""An objective applied to data: which rows, which noise, which batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from attrs import define, field, frozen
+
+from tunesmith.data.records import Example
+from tunesmith.errors import ConfigError, DataError
+from tunesmith.lm import LM
+from tunesmith_plugins.stages.training import batches, features, packing, spans
+from tunesmith_plugins.stages.training.features import Lengths, Row, Truncation
+from tunesmith_plugins.stages.training.stream import Noise
+
+Objective = Literal["seq2seq", "causal", "masked", "span_corruption", "classification"]
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "seq2seq": ("encoder-decoder",),
+    "causal": ("decoder",),
+    "masked": ("encoder",),
+    "span_corruption": ("encoder-decoder",),
+    "classification": ("encoder", "decoder", "encoder-decoder"),
+}
+_KINDS = {
+    "seq2seq": "pairs",
+    "span_corruption": "pairs",
+    "causal": "tokens",
+    "masked": "tokens",
+    "classification": "classes",
+}
+
+
+def objective_of(family: str, asked: str) -> Objective:
+    """Return the objective, ``"auto"`` by the family.
+
+    Raises:
+        ConfigError: If the family cannot have it.
+    """
+    automatic: dict[str, Objective] = {"encoder-decoder": "seq2seq", "decoder": "causal", "encoder": "masked"}
+    if asked == "auto":
+        return automatic[family]
+    if family not in FAMILIES[asked]:
+        needs = " or ".join(FAMILIES[asked])
+        raise ConfigError(
+            [f"{asked!r} needs an {needs} model, and this one is of the family {family!r} @ objective"], "fine_tune"
+        )
+    found: Objective = asked  # type: ignore[assignment]
+    return found
+
+
+@frozen(kw_only=True)
+class Limits:
+    """What the stage says about rows."""
+
+    lengths: Lengths
+    packing: bool = False
+    mask_prompt: bool = True
+
+
+@define(kw_only=True)
+class Task:
+    """An objective for one model."""
+
+    objective: Objective
+    lm: LM
+    limits: Limits
+    labels: tuple[str, ...] = ()
+    noise: Noise | None = field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        tokenizer, lengths = self.lm.tokenizer, self.limits.lengths
+        if self.limits.packing and self.objective != "causal":
+            raise ConfigError(
+                [f"the objective {self.objective!r} cannot pack; leave packing out @ packing"], "fine_tune"
+            )
+        if self.objective == "masked":
+            self.noise = batches.mask_noise(tokenizer)
+        elif self.objective == "span_corruption":
+            self.noise = batches.span_noise(tokenizer, spans.raw_length(lengths.input, lengths.target))
+
+    def rows(self, examples: Sequence[Example], cut: Truncation) -> list[Row]:
+        """Return the rows of examples, counting in ``cut`` what did not fit.
+
+        Raises:
+            DataError: If no row is left.
+        """
+        tokenizer, lengths = self.lm.tokenizer, self.limits.lengths
+        match self.objective:
+            case "seq2seq":
+                rows = features.seq2seq(examples, tokenizer, lengths, cut)
+            case "causal":
+                rows = features.causal(examples, tokenizer, lengths, cut, self.limits.mask_prompt)
+                rows = packing.pack(rows, lengths.input) if self.limits.packing else rows
+            case "masked":
+                rows = features.masked(examples, tokenizer, lengths, cut)
+            case "span_corruption":
+                rows = features.raw(examples, tokenizer, spans.raw_length(lengths.input, lengths.target), cut)
+            case "classification":
+                rows = features.classification(examples, tokenizer, lengths, cut, self.labels)
+        if not rows:
+            raise DataError("the data gives no row to train on: all texts are empty.")
+        return rows
+
+    def collate(self) -> batches.Collate:
+        """Return what makes batches of these rows."""
+        tokenizer: Any = self.lm.tokenizer
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        packed = self.limits.packing
+        # packed rows are all padded to one width, or the last batch would give other kernels than an unpacked one
+        return batches.Collate(
+            pad, "packed" if packed else _KINDS[self.objective], self.limits.lengths.input if packed else 0
+        )
