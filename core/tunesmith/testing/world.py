@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from attrs import field, frozen
 
+from tunesmith.data.records import Preference
 from tunesmith.lm import LM
 from tunesmith.scoring import pad, token_logps_in_batches
 from tunesmith.testing.tabular import EOS, TabularConfig, tabular_lm
@@ -48,11 +49,11 @@ class World:
         """Return the reward of an answer's text (white space does not matter)."""
         return self._rewards["".join(text.split())]
 
-    def logps(self, lm: LM) -> torch.Tensor:
-        """Return the policy's log-probabilities of all answers, (answers,) float64."""
+    def logps(self, lm: LM, temperature: float = 1.0) -> torch.Tensor:
+        """Return the policy's log-probabilities of all answers at a temperature, (answers,) float64."""
         ids, lengths = pad(self.answers)
         prompt = lm.tokenizer(self.prompt).input_ids
-        logps, _, _ = token_logps_in_batches(lm, [prompt] * len(lengths), ids, lengths, batch_size=512)
+        logps, _, _ = token_logps_in_batches(lm, [prompt] * len(lengths), ids, lengths, temperature, batch_size=512)
         return logps.double().sum(-1).cpu()
 
     @property
@@ -64,6 +65,20 @@ class World:
         """Return ``E[r] - beta KL(pi || ref)`` of a policy by its log-probabilities, (answers,)."""
         p = logps.exp()
         return float((p * (self.reward - self.beta * (logps - self.reference))).sum())
+
+    def preferences(self) -> list[Preference]:
+        """Return every ordered pair of answers, weighted by its Bradley-Terry probability ``sigmoid(r_a - r_b)``.
+
+        That is the whole population: an algorithm that learns from it has no sampling error.
+        """
+        found = []
+        texts = [self.text(answer) for answer in self.answers]
+        for a, b in itertools.permutations(range(len(texts)), 2):
+            probability = float(torch.sigmoid(self.reward[a] - self.reward[b]))
+            found.append(
+                Preference(id=f"{a}-{b}", prompt=self.prompt, chosen=texts[a], rejected=texts[b], weight=probability)
+            )
+        return found
 
     def score(self, logps: torch.Tensor) -> float:
         """Return the share of the attainable gain: 0 for the reference, 1 for the optimum."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from tunesmith.data.records import Preference
+from tunesmith.generation import prompt_ids
 from tunesmith.lm import LM
 
 
@@ -32,7 +33,7 @@ class Pairs:
 def encode(lm: LM, preferences: Sequence[Preference], max_prompt: int, max_completion: int) -> Pairs:
     """Return preferences as ids: the prompt as it is read for generation, completions without special tokens but with the
     end of sequence."""
-    prompts = [tuple(lm.tokenizer(p.prompt).input_ids) for p in preferences]
+    prompts = prompt_ids(lm, [p.prompt for p in preferences])
     end = (lm.tokenizer.eos_token_id,) if lm.tokenizer.eos_token_id is not None else ()
 
     def completion(text: str) -> tuple[int, ...]:

@@ -74,7 +74,8 @@ class _Run:
 
     def __init__(self, config: PPO, policy: LM, task: Online, runtime: Runtime) -> None:
         self.config, self.policy, self.task, self.runtime = config, policy, task, runtime
-        self.drawer = Drawer(policy, task.prompts, config.temperature, config.max_new_tokens, runtime)
+        at_once = config.micro_batch_size or config.batch_size
+        self.drawer = Drawer(policy, task.prompts, config.temperature, config.max_new_tokens, at_once, runtime)
         key = identity("ppo", repr(config), str(runtime.seed), policy.fingerprint, *task.prompts)
         self.reference = reference_of(policy)
         self.parameters = trainable(policy)
@@ -222,6 +223,7 @@ class _Run:
             "reward_last": mean("reward", steps[-part:]),
             "kl_last": mean("kl", steps[-part:]),
             "averaged_steps": part,
+            "cut_prompts": self.drawer.cut,
             "skipped_updates": state.skipped_updates,
             "no_opinion": sum(s["no_opinion"] for s in steps),
         }

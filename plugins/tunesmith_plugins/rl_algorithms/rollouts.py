@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from attrs import frozen
 
+from tunesmith.continuation import positions
 from tunesmith.errors import ConfigError, NumericError
+from tunesmith.generation import prompt_ids
 from tunesmith.kinds.decoder import Completion, Limits, Request
 from tunesmith.kinds.reward_model import RewardModel
 from tunesmith.lm import LM
@@ -48,17 +50,32 @@ class Drawer:
     """Draws completions through the engine, decoder and sampler that everything else uses: temperature, no truncation."""
 
     def __init__(
-        self, policy: LM, prompts: Sequence[str], temperature: float, max_new_tokens: int, runtime: Runtime
+        self,
+        policy: LM,
+        prompts: Sequence[str],
+        temperature: float,
+        max_new_tokens: int,
+        rows_at_once: int,
+        runtime: Runtime,
     ) -> None:
         self.policy, self.runtime = policy, runtime
-        self.engine = engines.create("tunesmith/transformers").build()
+        self.engine = engines.create("tunesmith/transformers", batch_size=rows_at_once).build()
         self.engine.require({"token_ids", "logp", "seeds", "live_weights"})
         self.decoder = decoders.create("tunesmith/stepwise").build()
         self.sampler = samplers.create("tunesmith/temperature", temperature=temperature).build()
         for part in (self.engine, self.decoder, self.sampler):
             part.setup(runtime)
         self.limits = Limits(max_new_tokens=max_new_tokens)
-        self.prompts = [tuple(policy.tokenizer(text).input_ids) for text in prompts]
+        limit = positions(policy)
+        if limit is not None and policy.family == "decoder":
+            limit -= max_new_tokens
+            if limit < 1:
+                raise ConfigError(
+                    [f"max_new_tokens={max_new_tokens} leaves no room for a prompt in the model's positions"], "ppo"
+                )
+        whole = prompt_ids(policy, prompts)
+        self.prompts = [ids if limit is None else ids[-limit:] for ids in whole]
+        self.cut = sum(len(a) != len(b) for a, b in zip(whole, self.prompts, strict=True))
 
     def completions(self, rows: Sequence[int], *names: str | int) -> list[Completion]:
         """Return one completion a row, in order; the seed depends on the names and the place in ``rows`` only."""

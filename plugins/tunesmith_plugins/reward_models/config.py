@@ -1,0 +1,135 @@
+"""Configs of the standard reward models."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from attrs import Attribute, field, frozen
+from attrs import validators as v
+
+from tunesmith.errors import ConfigError
+from tunesmith.kinds.reward_model import RewardModelConfig
+from tunesmith.typecheck import check_fields
+
+IMPLEMENTATIONS = "tunesmith_plugins.reward_models"
+
+
+def _names_completion(_: Any, attribute: Attribute[str], value: str) -> None:
+    if "{completion}" not in value:
+        raise ValueError(f"'{attribute.name}' must contain {{completion}}: {value!r}")
+
+
+def _names_a_function(_: Any, attribute: Attribute[str], value: str) -> None:
+    module, colon, name = value.partition(":")
+    if not (colon and name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        raise ValueError(f"'{attribute.name}' must read 'package.module:function': {value!r}")
+
+
+@frozen(kw_only=True)
+class Classifier(RewardModelConfig):
+    """The logit of one label of a sequence classifier.
+
+    A logit, not a probability: it does not flatten where the classifier is sure (ranges of roughly -10 to 10; choose the
+    KL coefficient to match).
+
+    Attributes:
+        model: Folder or hub name of a sequence-classification model.
+        label: The label's name, or its index in digits; of a model with a single output, ``"0"``.
+        template: What the classifier reads, made of ``{prompt}`` and ``{completion}``.
+        batch_size: Rows at once.
+        max_length: Longest input in tokens; longer ones lose their beginning. 0: what the model can read.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.classifier:ClassifierReward"
+    model: str = field(validator=v.min_len(1))
+    label: str = field(validator=v.min_len(1))
+    template: str = field(default="{completion}", validator=_names_completion)
+    batch_size: int = field(default=32, validator=v.ge(1))
+    max_length: int = field(default=0, validator=v.ge(0))
+
+
+@frozen(kw_only=True)
+class Pairwise(RewardModelConfig):
+    """A scalar head on an encoder or decoder, trained on preference pairs (Bradley and Terry 1952; Ouyang et al. 2022).
+
+    The loss of a pair is ``-log sigmoid(r_chosen - r_rejected - margin) + centering (r_chosen + r_rejected)^2``, weighted by
+    ``Preference.weight``. The score is read at the first token of an encoder and at the last one of a decoder.
+
+    Attributes:
+        model: Folder or hub name of the backbone.
+        template: What is scored, made of ``{prompt}`` and ``{completion}``.
+        epochs: Passes over the pairs; ignored where ``steps`` is set. One is usual; more overfits (Ouyang et al. 2022).
+        steps: Updates; 0 means by epochs.
+        batch_size: Pairs an update, and rows at once when scoring.
+        learning_rate: Peak learning rate (AdamW), linearly to zero.
+        weight_decay: Of all weights but biases and norms.
+        centering: Weight of the term that keeps scores around 0 (Eisenstein et al. 2023); differences alone would leave
+            them anywhere.
+        margin: Whether ``Preference.margin`` is used.
+        max_length: Longest input in tokens; longer ones lose their beginning. 0: what the model can read.
+        max_grad_norm: Gradients are clipped to this norm; 0: never.
+        checkpoint_every: Updates between checkpoints.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.pairwise:PairwiseReward"
+    model: str = field(validator=v.min_len(1))
+    template: str = field(default="{prompt}{completion}", validator=_names_completion)
+    epochs: int = field(default=1, validator=v.ge(1))
+    steps: int = field(default=0, validator=v.ge(0))
+    batch_size: int = field(default=16, validator=v.ge(1))
+    learning_rate: float = field(default=1e-4, validator=v.gt(0))
+    weight_decay: float = field(default=0.0, validator=v.ge(0))
+    centering: float = field(default=0.01, validator=v.ge(0))
+    margin: bool = True
+    max_length: int = field(default=0, validator=v.ge(0))
+    max_grad_norm: float = field(default=1.0, validator=v.ge(0))
+    checkpoint_every: int = field(default=50, validator=v.ge(1))
+
+
+@frozen(kw_only=True)
+class Function(RewardModelConfig):
+    """A Python function ``f(prompts, completions, **columns) -> list[float | None]``, as trl's reward functions are.
+
+    Runs the code it names, and therefore needs ``allow_code`` from the caller. Columns that the function does not take are
+    not given to it.
+
+    Attributes:
+        target: ``"package.module:function"``.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.function:FunctionReward"
+    target: str = field(validator=_names_a_function)
+
+    def code_digest(self) -> str:
+        """Return the SHA-256 of the module's source, without running it, so that stored results follow the code.
+
+        Raises:
+            PluginLoadError: If there is no such module or its source cannot be read.
+        """
+        from tunesmith_plugins.reward_models.source import source_digest
+
+        return source_digest(self.target)
+
+
+@frozen(kw_only=True)
+class Mix(RewardModelConfig):
+    """The weighted sum of several reward models.
+
+    Attributes:
+        models: Label to reward model; at least one.
+        weights: Label to weight, negative ones allowed; a label that is not named has weight 1.
+        missing: What a row without an opinion of one of the models gets: ``"skip"``: the sum of the others (none if none
+            has one), as in trl; ``"none"``: no opinion. Skipping changes the scale of such rows.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.mix:MixReward"
+    models: dict[str, RewardModelConfig] = field(validator=v.min_len(1))
+    weights: dict[str, float] = field(factory=dict)
+    missing: Literal["skip", "none"] = "skip"
+
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
+        unknown = sorted(set(self.weights) - set(self.models))
+        if unknown:
+            known = ", ".join(self.models)
+            raise ConfigError([f"'weights' names {', '.join(unknown)}, but the models are {known}"], "mix")

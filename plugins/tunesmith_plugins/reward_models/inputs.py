@@ -1,0 +1,70 @@
+"""What a scoring model reads: texts from a template, as padded ids with a mask."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+UNLIMITED = 10**6
+"""Tokenizers write their missing limit as a huge number."""
+
+
+def filled(template: str, prompts: Sequence[str], completions: Sequence[str]) -> list[str]:
+    """Return the template's texts. Braces in prompts and completions mean nothing."""
+    parts = re.split(r"(\{prompt\}|\{completion\})", template)
+    return [
+        "".join({"{prompt}": prompt, "{completion}": completion}.get(part, part) for part in parts)
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+
+
+def readable(model: Any, tokenizer: Any, asked: int) -> int | None:
+    """Return how many tokens an input may have: what was asked for, but no more than the model can read; None: no limit."""
+    limits = [asked] if asked else []
+    for name in ("max_position_embeddings", "n_positions"):
+        found = getattr(model.config, name, None)
+        if found is not None and found > 0:
+            # RoBERTa and its kin count positions from behind the padding id
+            offset = model.config.pad_token_id + 1 if model.config.model_type in _OFFSET else 0
+            limits.append(found - offset)
+            break
+    if tokenizer.model_max_length < UNLIMITED:
+        limits.append(tokenizer.model_max_length)
+    return min(limits, default=None)
+
+
+_OFFSET = frozenset({"roberta", "xlm-roberta", "camembert", "roberta-prelayernorm", "xlm-roberta-xl", "longformer", "mpnet"})
+
+
+def encoded(tokenizer: Any, texts: Sequence[str], limit: int | None) -> tuple[list[list[int]], int]:
+    """Return ids with the tokenizer's special tokens, cut from the left to ``limit``, and how many were cut.
+
+    The end is kept because that is where the completion stands.
+    """
+    before = tokenizer.truncation_side
+    tokenizer.truncation_side = "left"
+    try:
+        ids = tokenizer(list(texts), truncation=limit is not None, max_length=limit).input_ids
+        cut = sum(len(row) > limit for row in tokenizer(list(texts)).input_ids) if limit is not None else 0
+    finally:
+        tokenizer.truncation_side = before
+    if cut:
+        log.warning("%d of %d texts are longer than %s tokens and lost their beginning", cut, len(texts), limit)
+    return [list(row) or [tokenizer.pad_token_id or 0] for row in ids], cut
+
+
+def padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return ``input_ids`` and ``attention_mask``, (batch, longest), padding on the right."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, values in enumerate(rows):
+        ids[row, : len(values)] = torch.tensor(values, dtype=torch.int64)
+        mask[row, : len(values)] = 1
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}

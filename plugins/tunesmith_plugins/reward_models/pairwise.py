@@ -1,0 +1,133 @@
+"""A reward model trained on pairs; see :class:`tunesmith_plugins.reward_models.Pairwise`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.data.records import Preference
+from tunesmith.errors import ArtifactError, ConfigError, DataError
+from tunesmith.kinds.reward_model import RewardModel
+from tunesmith.lm import load
+from tunesmith.reward import check_scores
+from tunesmith.runtime import Runtime
+from tunesmith.scoring import micro_batches
+from tunesmith_plugins.reward_models.config import Pairwise
+from tunesmith_plugins.reward_models.inputs import encoded, filled, padded, readable
+from tunesmith_plugins.reward_models.pairwise_fit import Fit
+
+RECORD = "pairwise.json"
+
+
+class PairwiseReward(RewardModel):
+    """See the config. Trainable: ``tunesmith.kinds.reward_model.Fittable``."""
+
+    config: Pairwise
+
+    def setup(self, runtime: Runtime) -> None:
+        """Load the backbone and put a new head on it.
+
+        Raises:
+            ConfigError: If the backbone is an encoder-decoder or has adapters on.
+        """
+        lm = load(self.config.model, runtime=runtime)
+        if lm.family == "encoder-decoder":
+            raise ConfigError(["'model' must be an encoder or a decoder, not an encoder-decoder"], "pairwise")
+        if lm.adapters:
+            raise ConfigError(["'model' has adapters on; merge them first (the Export stage does)"], "pairwise")
+        self._take(lm.model.base_model, lm.tokenizer, lm.family)
+        generator = torch.Generator().manual_seed(runtime.seed)
+        width = self.head.weight.shape[1]
+        with torch.no_grad():  # standard deviation as in Stiennon et al. 2020, appendix B.1
+            self.head.weight.copy_(torch.randn(self.head.weight.shape, generator=generator) / (width + 1) ** 0.5)
+            self.head.bias.zero_()
+        self.head.to(lm.device)
+
+    def _take(self, backbone: Any, tokenizer: Any, family: str) -> None:
+        self.backbone, self.tokenizer, self.family = backbone, tokenizer, family
+        config = backbone.config
+        width = getattr(config, "hidden_size", None) or config.d_model
+        self.head = torch.nn.Linear(int(width), 1)
+        self.backbone.eval()
+        self.limit = readable(backbone, tokenizer, self.config.max_length)
+        self.pad_id = next((i for i in (config.pad_token_id, tokenizer.pad_token_id) if i is not None), 0)
+
+    def modules(self) -> torch.nn.ModuleDict:
+        """Return backbone and head, for training."""
+        return torch.nn.ModuleDict({"backbone": self.backbone, "head": self.head})
+
+    def encode(self, prompts: Sequence[str], completions: Sequence[str]) -> tuple[list[list[int]], int]:
+        """Return the ids of what is scored, and how many texts were cut."""
+        return encoded(self.tokenizer, filled(self.config.template, prompts, completions), self.limit)
+
+    def forward(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Return scores (batch,), with gradients unless they are switched off."""
+        device = self.head.weight.device
+        states = self.backbone(**padded(ids, self.pad_id, device)).last_hidden_state
+        if self.family == "decoder":
+            last = torch.tensor([len(row) - 1 for row in ids], device=device)
+            pooled = states[torch.arange(len(ids), device=device), last]
+        else:
+            pooled = states[:, 0]
+        scores: torch.Tensor = self.head(pooled.to(self.head.weight.dtype)).squeeze(-1)
+        return scores
+
+    def score(self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]) -> list[float | None]:
+        """See :class:`tunesmith.kinds.reward_model.RewardModel`."""
+        ids, _ = self.encode(prompts, completions)
+        self.backbone.eval()
+        found: list[float] = []
+        with torch.no_grad():
+            for rows in micro_batches(len(ids), self.config.batch_size):
+                found += self.forward([ids[row] for row in rows]).double().tolist()
+        return check_scores(self, found, len(prompts))
+
+    def fit(self, preferences: Sequence[Preference], runtime: Runtime) -> Mapping[str, Any]:
+        """Train; see :class:`tunesmith.kinds.reward_model.Fittable`.
+
+        Dropout is on while training. Returns ``losses`` (one a step), ``train_accuracy`` over the last epoch's pairs as they
+        were met, ``steps``, ``pairs`` and ``cut`` (texts that were too long).
+
+        Raises:
+            DataError: Without preferences.
+        """
+        if not preferences:
+            raise DataError("there are no preferences to train the reward model on.")
+        with runtime.activated():
+            return Fit(self, self.config, preferences, runtime).run()
+
+    def save(self, folder: Path) -> None:
+        """Write backbone, tokenizer and head."""
+        from safetensors.torch import save_file
+
+        self.backbone.save_pretrained(folder / "backbone")
+        self.tokenizer.save_pretrained(folder / "backbone")
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
+        save_file(state, folder / "head.safetensors")
+        (folder / RECORD).write_text(json.dumps({"format": 1, "family": self.family}) + "\n", encoding="utf-8")
+
+    def load(self, folder: Path, runtime: Runtime) -> None:
+        """Take up what :meth:`save` wrote.
+
+        Raises:
+            ArtifactError: If the folder is incomplete.
+        """
+        import transformers
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            family = json.loads((folder / RECORD).read_text(encoding="utf-8"))["family"]
+            state = load_file(folder / "head.safetensors")
+            inner = folder / "backbone"
+            backbone = transformers.AutoModel.from_pretrained(inner, local_files_only=True, dtype=runtime.torch_dtype)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(inner, local_files_only=True)
+        except (OSError, ValueError, KeyError, SafetensorError) as cause:
+            raise ArtifactError(f"{folder} holds no whole pairwise reward model ({cause}); train it again.") from cause
+        self._take(backbone.to(runtime.device), tokenizer, family)
+        self.head.load_state_dict(state)
+        self.head.to(runtime.device)
