@@ -6,6 +6,7 @@ Only the "pretrain" split is read, so nothing that the demo trains, tunes or tes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
 from . import dialogues as dg
@@ -37,6 +38,27 @@ def passage(rng: Random, pool: Sequence[dg.Dialogue]) -> str:
     """A dialogue with a summary in any style: the text that models with a masking objective read."""
     item = rng.choice(pool)
     return f"{item.text}\nSummary: {write(rng, item, dg.any_style(rng))}"
+
+
+def rewriting(rng: Random, pool: Sequence[dg.Dialogue]) -> tuple[str, str]:
+    """A summary to repeat as it stands, a turn to repeat, or a summary to write in another form.
+
+    Short texts in which names and things go from one side to the other: a model that starts with them learns to copy
+    within a few hundred steps, and would need thousands to learn it from summarising alone.
+    """
+    item = rng.choice(pool)
+    kind = rng.randrange(4)
+    if kind == 0:
+        turn = rng.choice(item.turns)[0]
+        return turn, turn
+    before = dg.any_style(rng)
+    while kind > 1 and before.form == "diary":  # a diary does not name its author, so no other form follows from it
+        before = dg.any_style(rng)
+    after = before if kind == 1 else replace(before, form=dg.any_style(rng).form)
+    tone = dg.tone(rng, polite=rng.random() < 0.5)
+    text = dg.summary(item.facts, before, tone)
+    ask = "" if kind == 1 else f"{dg.INSTRUCTIONS[after.form]}\n\n"
+    return ask + text, dg.summary(item.facts, after, tone)
 
 
 def corrupt(rng: Random, ids: Sequence[int], sentinels: Sequence[int]) -> tuple[list[int], list[int]]:

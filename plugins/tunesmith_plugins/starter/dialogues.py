@@ -1,12 +1,13 @@
 """A seeded generator of everyday dialogues with summaries, for the demo, its models and tests.
 
-Two people talk about one thing: one asks (invites, complains, apologises, ...), the other agrees or refuses. The facts
-(who, what, when, the answer and the reason) decide the dialogue, and a summary restates them in a `Style`, which is
-invisible in the dialogue: only an instruction or examples in the prompt give it away, so prompting has something to show.
+Two people talk about one thing: one asks (invites, complains, apologises, ...), the other agrees or refuses. The
+facts (who, what, when, the answer and the reason) decide the dialogue, and a summary restates them in a `Style`, which
+is invisible in the dialogue: only an instruction or examples in the prompt give it away, so prompting has something to
+show.
 
-Summaries carry words of tone ("kindly", "rudely") that state no fact. The annotators of the data are polite about half of
-the time, and only loosely because the dialogue was: a policy trained on them mixes tones, a politeness reward can move it,
-and its overlap with the references need not suffer.
+Summaries carry words of tone ("kindly", "rudely") that state no fact. The annotators of the data are polite about half
+of the time, and only loosely because the dialogue was: a policy trained on them mixes tones, a politeness reward can
+move it, and its overlap with the references need not suffer.
 
 The splits share no content: every combination of topic, thing and time belongs to exactly one split, by a hash. Nothing
 but the standard library is used, and equal arguments give equal text on every machine.
@@ -52,7 +53,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Style:
-    """How summaries are written; every field is a convention that only examples (or, for the form, an instruction) reveal.
+    """How summaries are written; only examples (or, for the form, an instruction) reveal its conventions.
 
     Attributes:
         form: one of `FORMS`.

@@ -1,8 +1,8 @@
 """Politeness data made from the generated dialogues: preference pairs for a reward model, labelled texts for a scorer.
 
 The two are to be used on different splits, and by different models, so that the policy is not judged by its own reward.
-Everything that is not politeness is balanced: the facts of a pair's two summaries are the same, the longer one is as often
-chosen as rejected, and the dialogue's own tone says nothing about either.
+Everything that is not politeness is balanced: the facts of a pair's two summaries are the same, the longer one is as
+often chosen as rejected, and the dialogue's own tone says nothing about either.
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ from . import dialogues as dg
 from . import lexicon as lx
 
 
-def preferences(split: dg.Split, n: int, *, seed: int = 0, style: dg.Style = dg.TARGET) -> list[dict[str, str]]:
+def preferences(
+    split: dg.Split, n: int, *, seed: int = 0, style: dg.Style = dg.TARGET, noise: float = 0.0
+) -> list[dict[str, str]]:
     """Preference pairs: two summaries of one dialogue with the same facts, the politer one chosen.
 
-    The four combinations of with and without a closing remark take turns; in half of the pairs a summary may mix tones (one
-    adverb polite and one rude), so that a reward model learns degrees.
+    The four combinations of with and without a closing remark take turns; in half of the pairs one summary mixes tones
+    (one adverb polite and one rude), so that a reward model learns degrees.
 
     Args:
         split: of the dialogues.
         n: how many pairs.
         seed: another seed gives other dialogues and other words.
         style: of both summaries.
+        noise: the chance that a pair is turned round, as people disagree; it keeps the differences of a Bradley-Terry
+            reward finite (at most about `log((1 - noise) / noise)` for pairs of a kind).
 
     Returns:
         Rows with `prompt` (without examples), `chosen`, `rejected`.
@@ -32,9 +36,11 @@ def preferences(split: dg.Split, n: int, *, seed: int = 0, style: dg.Style = dg.
     for i, item in enumerate(dg.dialogues(split, n, seed=seed)):
         rng = Random(f"preferences/{split}/{seed}/{i}")
         mixed = i % 8 >= 4
-        good, bad = ((2, 0) if not mixed else rng.choice(((2, 1), (1, 0))))
+        good, bad = (2, 0) if not mixed else rng.choice(((2, 1), (1, 0)))
         chosen = dg.summary(item.facts, style, _graded(rng, good, remark=i % 4 in (1, 3)))
         rejected = dg.summary(item.facts, style, _graded(rng, bad, remark=i % 4 in (2, 3)))
+        if rng.random() < noise:
+            chosen, rejected = rejected, chosen
         rows.append({"prompt": dg.prompt(item.text), "chosen": chosen, "rejected": rejected})
     return rows
 

@@ -14,8 +14,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from . import corpus, models
 from . import dialogues as dg
-
-ITEMS = 200
+from .masking import masked
 
 
 def few_shot_prompts(n: int, shots: int, *, seed: int = 0, instruction: str = dg.INSTRUCTION) -> list[tuple[str, str]]:
@@ -24,7 +23,9 @@ def few_shot_prompts(n: int, shots: int, *, seed: int = 0, instruction: str = dg
     rows = []
     for i, item in enumerate(dg.dialogues("validation", n, seed=seed)):
         examples = Random(f"{seed}/{i}").sample(shown, corpus.MAX_SHOTS)[:shots]
-        rows.append((dg.prompt(item.text, [(x.text, x.summary) for x in examples], instruction=instruction), item.summary))
+        rows.append(
+            (dg.prompt(item.text, [(x.text, x.summary) for x in examples], instruction=instruction), item.summary)
+        )
     return rows
 
 
@@ -32,7 +33,8 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> tuple[float,
     """Mean ROUGE-1 and ROUGE-L F-measures, in percent, without stemming."""
     scorer = rouge_scorer.RougeScorer(["rouge1", "rougeL"])
     rows = [scorer.score(reference, made) for made, reference in zip(predictions, references, strict=True)]
-    return tuple(100 * sum(row[kind].fmeasure for row in rows) / len(rows) for kind in ("rouge1", "rougeL"))  # type: ignore[return-value]
+    one, longest = (100 * sum(row[kind].fmeasure for row in rows) / len(rows) for kind in ("rouge1", "rougeL"))
+    return one, longest
 
 
 @torch.inference_mode()
@@ -49,8 +51,6 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[str], *, batch: int =
 @torch.inference_mode()
 def masked_loss(model: Any, tokenizer: Any, texts: Sequence[str], *, seed: int = 0) -> float:
     """Mean loss in nats of the masked words of the texts."""
-    from .train import masked
-
     losses = []
     for start in range(0, len(texts), 50):
         ids = tokenizer(list(texts[start : start + 50]), padding=True, return_tensors="pt")["input_ids"]
@@ -58,7 +58,7 @@ def masked_loss(model: Any, tokenizer: Any, texts: Sequence[str], *, seed: int =
     return sum(losses) / len(losses)
 
 
-def table(folder: Path = models.FOLDER, *, items: int = ITEMS, names: Iterable[str] = ("seq2seq", "encoder")) -> str:
+def table(folder: Path = models.FOLDER, *, items: int = 200, names: Iterable[str] = ("seq2seq", "encoder")) -> str:
     """The table, in Markdown: ROUGE of the seq2seq model by number of examples, masked loss of the encoder."""
     lines = ["| measure (validation split) | value |", "|---|---|"]
     if "seq2seq" in names:
@@ -74,7 +74,9 @@ def table(folder: Path = models.FOLDER, *, items: int = ITEMS, names: Iterable[s
         tokenizer = AutoTokenizer.from_pretrained(folder / "encoder")
         encoder = AutoModelForMaskedLM.from_pretrained(folder / "encoder", dtype=torch.float32).eval()
         texts = [f"{x.text}\nSummary: {x.summary}" for x in dg.dialogues("validation", items)]
-        lines.append(f"| encoder: loss of masked words in {items} texts (nats) | {masked_loss(encoder, tokenizer, texts):.3f} |")
+        lines.append(
+            f"| encoder: loss of masked words in {items} texts (nats) | {masked_loss(encoder, tokenizer, texts):.3f} |"
+        )
     return "\n".join(lines)
 
 

@@ -1,7 +1,8 @@
 """The tokenizer of the demo's models: whole words, letters for words it does not know, bytes for everything else.
 
-A unigram model (Kudo, 2018) whose pieces are not learned but listed: each word of the generator, with the blank before it,
-is one token. Text without two blanks in a row comes back unchanged from `decode(encode(text))`; unknown words are spelled.
+A unigram model (Kudo, 2018) whose pieces are not learned but listed: each word of the generator, with the blank before
+it, is one token. Text without blanks beside blanks or line ends comes back unchanged from `decode(encode(text))`;
+unknown words are spelled.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ def train_tokenizer(texts: Iterable[str], folder: Path, *, family: str) -> None:
             for i, part in enumerate(re.findall(r"\n+|\w+|[^\w\s]", word)):
                 counts[BLANK + part if i == 0 else part] += 1
     total = sum(counts.values())
-    pieces: dict[str, float] = {special: 0.0 for special in SPECIALS}
+    pieces: dict[str, float] = dict.fromkeys(SPECIALS, 0.0)
     pieces |= {f"<0x{byte:02X}>": _BYTE for byte in range(256)}
-    pieces |= {BLANK: _LETTER} | {letter: _LETTER for letter in string.ascii_letters + string.digits + string.punctuation}
+    pieces |= dict.fromkeys([BLANK, *string.ascii_letters, *string.digits, *string.punctuation], _LETTER)
     pieces |= {word: math.log(n / total) for word, n in sorted(counts.items())}
     core = Tokenizer(models.Unigram(list(pieces.items()), unk_id=SPECIALS.index("<unk>"), byte_fallback=True))
     core.pre_tokenizer = pre_tokenizers.Sequence(

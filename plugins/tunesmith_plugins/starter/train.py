@@ -2,8 +2,9 @@
 
 `seq2seq` is a T5-type encoder-decoder, trained on span corruption and on writing summaries in many styles after prompts
 with 0 to 5 examples. `encoder` is a BERT-type encoder, trained on guessing masked words. Both are under 0.7 million
-parameters, saved in half precision and meant to be used in float32. Budgets are counted in steps, so another machine gets
-another time and, up to the order of float additions, the same models. At the end a table of their quality is printed.
+parameters, saved in half precision and meant to be used in float32. Budgets are counted in steps, so another machine
+needs another time and makes, up to the order of float additions, the same models. At the end a table of their quality
+is printed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,36 +28,43 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from . import corpus, models
+from . import corpus, models, quality
 from . import dialogues as dg
+from .masking import masked
 from .tokenizer import SENTINELS, train_tokenizer
 
 SEED = 2026
-STEPS = {"seq2seq": 6000, "encoder": 2000}
-LEARNING_RATES = {"seq2seq": 4e-3, "encoder": 3e-3}
+STEPS = {"seq2seq": 3000, "encoder": 1500}
+LEARNING_RATES = {"seq2seq": 4e-3, "encoder": 4e-3}
 POOL = 20_000  # dialogues of the pre-training split
-TOKENS = 4096  # prompt tokens in a batch of the seq2seq model
-SHOTS = (0.40, 0.22, 0.14, 0.10, 0.08, 0.06)  # how often a prompt has 0, 1, ... 5 examples
-RAMP = 0.25  # share of the steps with at most one example: they are short, and copying is learned there
-HOLES = 0.15  # share of the steps spent on span corruption
+TOKENS = 2048  # prompt tokens in a batch of the seq2seq model
+SHOTS = (0.28, 0.34, 0.16, 0.10, 0.07, 0.05)  # how often a prompt has 0, 1, ... 5 examples
+START = 0.2  # share of the steps that begin: with at most one example and much copying
+TASKS = ("summarising", "rewriting", "spans")
+START_MIX, MIX = (0.40, 0.60, 0.0), (0.85, 0.05, 0.10)  # share of each task at the start and later
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tunesmith_plugins.starter.train", description="Train the demo's models.")
-    parser.add_argument("--out", type=Path, default=models.FOLDER, help="folder for the model folders (default: those of the package)")
+    parser = argparse.ArgumentParser(
+        prog="python -m tunesmith_plugins.starter.train", description="Train the demo's models."
+    )
+    parser.add_argument(
+        "--out", type=Path, default=models.FOLDER, help="folder for the model folders (default: those of the package)"
+    )
     parser.add_argument("--steps", type=float, default=1.0, help="share of the usual number of steps (default 1)")
     parser.add_argument("--only", choices=tuple(STEPS), help="train just this model")
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--threads", type=int, default=1, help="of torch; 1 is what the carried models were trained with")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of torch; 1 is what the carried models were trained with"
+    )
+    parser.add_argument("--items", type=int, default=200, help="validation items for the printed table")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     pool = dg.dialogues("pretrain", POOL, seed=args.seed)
     for name, fit in (("encoder", fit_encoder), ("seq2seq", fit_seq2seq)):
         if args.only in (None, name):
             fit(args.out / name, pool, max(1, round(STEPS[name] * args.steps)), args.seed)
-    from . import quality
-
-    print(quality.table(args.out, names=[args.only] if args.only else list(STEPS)))
+    print(quality.table(args.out, items=args.items, names=[args.only] if args.only else list(STEPS)))
 
 
 def fit_seq2seq(folder: Path, pool: list[dg.Dialogue], steps: int, seed: int) -> None:
@@ -67,8 +75,8 @@ def fit_seq2seq(folder: Path, pool: list[dg.Dialogue], steps: int, seed: int) ->
         T5Config(
             vocab_size=len(tokenizer),
             d_model=96,
-            d_kv=24,
-            num_heads=4,
+            d_kv=16,
+            num_heads=8,
             d_ff=256,
             num_layers=3,
             num_decoder_layers=2,
@@ -84,26 +92,29 @@ def fit_seq2seq(folder: Path, pool: list[dg.Dialogue], steps: int, seed: int) ->
     sentinels = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(SENTINELS)])
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
 
-    def batches() -> Iterator[dict[str, torch.Tensor]]:
+    def batches() -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         for step in range(steps):
             rng = Random(f"{seed}/seq2seq/{step}")
-            if rng.random() < HOLES:
-                texts = [corpus.passage(rng, pool) for _ in range(TOKENS // 96)]
-                rows = [corpus.corrupt(rng, ids[:-1], sentinels) for ids in tokenizer(texts)["input_ids"]]
+            starting = step < START * steps
+            task = rng.choices(TASKS, weights=START_MIX if starting else MIX)[0]
+            if task == "spans":
+                texts = tokenizer([corpus.passage(rng, pool) for _ in range(TOKENS // 90)])["input_ids"]
+                rows = [corpus.corrupt(rng, ids[:-1], sentinels) for ids in texts]
                 pairs = [([*source, eos], [*target, eos]) for source, target in rows]
             else:
-                shots = rng.choices(range(len(SHOTS)), weights=SHOTS)[0]
-                shots = min(shots, 1) if step < RAMP * steps else shots
-                texts = [corpus.summarising(rng, pool, shots) for _ in range(max(8, TOKENS // (70 + 80 * shots)))]
+                if task == "rewriting":
+                    made = [corpus.rewriting(rng, pool) for _ in range(TOKENS // 40)]
+                else:
+                    shots = rng.choices(range(len(SHOTS)), weights=SHOTS)[0]
+                    shots = min(shots, 1) if starting else shots
+                    task = f"{task} after {shots}"
+                    made = [corpus.summarising(rng, pool, shots) for _ in range(max(6, TOKENS // (65 + 75 * shots)))]
                 pairs = list(
-                    zip(*(tokenizer([t[side] for t in texts])["input_ids"] for side in (0, 1)), strict=True)
+                    zip(*(tokenizer([row[side] for row in made])["input_ids"] for side in (0, 1)), strict=True)
                 )
             source = _pad([a for a, _ in pairs], pad)
-            yield {
-                "input_ids": source,
-                "attention_mask": (source != pad).long(),
-                "labels": _pad([b for _, b in pairs], -100),
-            }
+            labels = _pad([b for _, b in pairs], -100)
+            yield task, {"input_ids": source, "attention_mask": (source != pad).long(), "labels": labels}
 
     _optimise(model, batches(), steps, name="seq2seq")
     model.generation_config = GenerationConfig(
@@ -125,42 +136,22 @@ def fit_encoder(folder: Path, pool: list[dg.Dialogue], steps: int, seed: int) ->
             intermediate_size=256,
             max_position_embeddings=256,
             type_vocab_size=2,
+            initializer_range=0.08,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
             pad_token_id=tokenizer.pad_token_id,
         )
     )
 
-    def batches() -> Iterator[dict[str, torch.Tensor]]:
+    def batches() -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         for step in range(steps):
             rng = Random(f"{seed}/encoder/{step}")
             texts = [corpus.passage(rng, pool) for _ in range(32)]
             ids = _pad(tokenizer(texts)["input_ids"], tokenizer.pad_token_id)
-            yield masked(tokenizer, ids, torch.Generator().manual_seed(seed + step))
+            yield "masked words", masked(tokenizer, ids, torch.Generator().manual_seed(seed + step))
 
     _optimise(model, batches(), steps, name="encoder")
     _save(model, folder)
-
-
-def masked(tokenizer: Any, ids: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """A batch for masked words: 15 % of the tokens are asked for; of these 80 % are masked and 10 % replaced.
-
-    Args:
-        tokenizer: with a mask token; special tokens are never asked for.
-        ids: `(batch, time)`, padded.
-        generator: source of the choice.
-    """
-    special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
-    chance = torch.rand(ids.shape, generator=generator)
-    asked = (chance < 0.15) & ~special
-    other = torch.randint(len(tokenizer), ids.shape, generator=generator)
-    seen = torch.where(asked & (chance < 0.12), tokenizer.mask_token_id, ids)
-    seen = torch.where(asked & (chance >= 0.12) & (chance < 0.135), other, seen)
-    return {
-        "input_ids": seen,
-        "attention_mask": (ids != tokenizer.pad_token_id).long(),
-        "labels": torch.where(asked, ids, -100),
-    }
 
 
 def _tokenizer(folder: Path, pool: list[dg.Dialogue], seed: int, family: str) -> Any:
@@ -177,28 +168,30 @@ def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
 
 
 def _optimise(
-    model: PreTrainedModel, batches: Iterator[dict[str, torch.Tensor]], steps: int, *, name: str
+    model: PreTrainedModel, batches: Iterator[tuple[str, dict[str, torch.Tensor]]], steps: int, *, name: str
 ) -> None:
     """AdamW with a short warm-up, then a cosine down to a tenth."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATES[name], betas=(0.9, 0.98), weight_decay=0.01)
-    shape: Callable[[int], float] = lambda step: min(  # noqa: E731
-        (step + 1) / max(1, 0.05 * steps), 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / steps))
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
+
+    def share(step: int) -> float:
+        return min((step + 1) / max(1, 0.05 * steps), 0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     started = time.monotonic()
-    seen: list[float] = []
+    losses: dict[str, list[float]] = {}
     model.train()
-    for step, batch in enumerate(batches, start=1):
+    for step, (task, batch) in enumerate(batches, start=1):
         loss = model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        seen.append(loss.item())
+        losses.setdefault(task, []).append(loss.item())
         if step % 200 == 0 or step == steps:
-            recent = sum(seen[-200:]) / len(seen[-200:])
-            print(f"{name} step {step}/{steps} loss {recent:.3f} {time.monotonic() - started:.0f} s", flush=True)
+            means = ", ".join(f"{task} {sum(values) / len(values):.2f}" for task, values in sorted(losses.items()))
+            print(f"{name} step {step}/{steps} ({time.monotonic() - started:.0f} s): loss of {means}", flush=True)
+            losses.clear()
 
 
 def _save(model: PreTrainedModel, folder: Path) -> None:
