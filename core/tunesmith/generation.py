@@ -73,7 +73,7 @@ def generate(
     built: Engine = component(engine, "engine")
     built_decoder: Decoder = component(decoder, "decoder")
     built_sampler: Sampler = component(sampler, "sampler")
-    built.require(_powers(sampler, completions))
+    built.require(_powers(built_sampler, completions))
     if not isinstance(engine, Engine):
         built.setup(runtime)
     built.sync(lm)
@@ -156,11 +156,13 @@ def _names(prompts: Sequence[str], ids: Sequence[str] | None) -> list[str]:
     return list(ids)
 
 
-def _powers(sampler: SamplerConfig | Sampler | str | None, completions: int) -> set[str]:
-    """Return what is needed of an engine: of a sampler that was asked for, that it is run, and with our noise."""
+def _powers(sampler: Sampler, completions: int) -> set[str]:
+    """Return what an engine must be able to do: greedy is what any does of its own, other samplers it has to run."""
+    from tunesmith.registry import samplers
+
     needed = {"token_ids"}
     if completions > 1:
         needed.add("seeds")
-    if sampler is not None:
+    if not isinstance(sampler.config, samplers.get(DEFAULTS["sampler"])):
         needed |= {"any_sampler", "seeds"}
     return needed

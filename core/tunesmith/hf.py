@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from tunesmith.hf_generate import custom_generate as custom_generate
+
 _done = False
 
 

@@ -35,6 +35,12 @@ class SamplerConfig(Config):
     name_in_chain: ClassVar[str] = ""
 
 
+def seed_bits(seed: int) -> int:
+    """Return the int64 with the bits of an unsigned 64-bit seed, as :attr:`Rows.seed` holds it."""
+    seed &= 2**64 - 1
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
 @runtime_checkable
 class RowState(Protocol):
     """State of a stateful link for each row of a batch; rows leave and enter a batch, so it can be taken apart."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -10,7 +10,7 @@ from attrs import define, evolve, field
 
 from tunesmith.errors import NumericError
 from tunesmith.kinds.decoder import Completion, Limits, Request, StepModel
-from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_NAN, STATUS_OK, STATUS_POSINF, Draw, Rows
+from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_NAN, STATUS_OK, STATUS_POSINF, Draw, Rows, RowState, seed_bits
 
 WRONG = {STATUS_NAN: "a NaN", STATUS_POSINF: "+inf", STATUS_EMPTY: "no finite value"}
 
@@ -62,7 +62,7 @@ def new_rows(members: Sequence[Row], model: StepModel, limits: Limits, device: t
         for name in members[0].request.parameters
     }
     return Rows(
-        seed=torch.tensor([signed(m.request.seed) for m in members], dtype=torch.int64, device=device),
+        seed=torch.tensor([seed_bits(m.request.seed) for m in members], dtype=torch.int64, device=device),
         stream=torch.tensor([m.request.stream for m in members], dtype=torch.int64, device=device),
         position=torch.zeros(len(members), dtype=torch.int64, device=device),
         history=history.to(device),
@@ -72,12 +72,12 @@ def new_rows(members: Sequence[Row], model: StepModel, limits: Limits, device: t
     )
 
 
-def advanced(rows: Rows, draw: Draw) -> Rows:
-    """Return the rows with the drawn tokens at the end of their histories."""
+def advanced(rows: Rows, token: torch.Tensor, state: Mapping[str, RowState] | None) -> Rows:
+    """Return the rows with a token each at the end of their histories, and the sampler's new state."""
     history = rows.history.clone()
-    history[torch.arange(len(rows), device=history.device), rows.history_lengths] = draw.token
+    history[torch.arange(len(rows), device=history.device), rows.history_lengths] = token
     return evolve(
-        rows, history=history, history_lengths=rows.history_lengths + 1, position=rows.position + 1, state=draw.state
+        rows, history=history, history_lengths=rows.history_lengths + 1, position=rows.position + 1, state=state
     )
 
 
@@ -127,9 +127,3 @@ def check(draw: Draw, members: Sequence[Row]) -> None:
                 f"request {member.number} {member.request.id!r}, new token {len(member.token_ids)}: the logits hold "
                 f"{WRONG[status]}. Is the model damaged or its dtype too narrow? Try Runtime(dtype='float32')."
             )
-
-
-def signed(seed: int) -> int:
-    """Return the int64 with the bits of an unsigned 64-bit seed."""
-    seed &= 2**64 - 1
-    return seed - 2**64 if seed >= 2**63 else seed

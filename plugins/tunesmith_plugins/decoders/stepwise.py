@@ -97,7 +97,7 @@ class _Loop:
                 yield ended
         if not stay:
             return None
-        rows, token = advanced(rows, draw), draw.token
+        rows, token = advanced(rows, draw.token, draw.state), draw.token
         if len(stay) < len(members):
             index = torch.tensor(stay, dtype=torch.int64, device=logits.device)
             rows, token, cache = rows.select(index), token[index], self.model.select(cache, index)

@@ -33,22 +33,25 @@ def plain(config: Any) -> bool:
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
-def join(pasts: Sequence[Any]) -> Any:
-    """Return one cache with the rows of all, padded on the left to the longest; only for plain caches."""
+def join(pasts: Sequence[Any], virtual: int) -> Any:
+    """Return one cache with the rows of all, padded on the left to the longest; only for plain caches.
+
+    ``virtual`` positions at the start stay there: adapters put keys and values before every text.
+    """
     joined = _copied(pasts[0])
     for number, layer in enumerate(joined.layers):
         parts = [past.layers[number] for past in pasts]
         time = max(part.keys.shape[-2] for part in parts)
-        layer.keys = torch.cat([_padded(part.keys, time) for part in parts])
-        layer.values = torch.cat([_padded(part.values, time) for part in parts])
+        layer.keys = torch.cat([_padded(part.keys, time, virtual) for part in parts])
+        layer.values = torch.cat([_padded(part.values, time, virtual) for part in parts])
     return joined
 
 
-def cut(past: Any, columns: int) -> Any:
-    """Return a cache without its first ``columns`` positions; only for plain caches."""
+def cut(past: Any, columns: int, virtual: int) -> Any:
+    """Return a cache without ``columns`` positions behind the ``virtual`` ones; only for plain caches."""
     shorter = _copied(past)
     for layer in shorter.layers:
-        layer.keys, layer.values = layer.keys[..., columns:, :], layer.values[..., columns:, :]
+        layer.keys, layer.values = _cut(layer.keys, columns, virtual), _cut(layer.values, columns, virtual)
     return shorter
 
 
@@ -58,5 +61,10 @@ def _copied(past: Any) -> Any:
     return new
 
 
-def _padded(states: torch.Tensor, time: int) -> torch.Tensor:
-    return torch.nn.functional.pad(states, (0, 0, time - states.shape[-2], 0))
+def _padded(states: torch.Tensor, time: int, virtual: int) -> torch.Tensor:
+    head, rest = states[..., :virtual, :], states[..., virtual:, :]
+    return torch.cat([head, torch.nn.functional.pad(rest, (0, 0, time - states.shape[-2], 0))], dim=-2)
+
+
+def _cut(states: torch.Tensor, columns: int, virtual: int) -> torch.Tensor:
+    return torch.cat([states[..., :virtual, :], states[..., virtual + columns :, :]], dim=-2)

@@ -19,7 +19,8 @@ class Transformers(EngineConfig):
     Attributes:
         batch_size: Most rows in one forward pass.
         max_length: Most positions that prompt and completion take together (encoder-decoder: the prompt). Longer
-            prompts lose tokens on the left, which is counted and warned about. None: what model and tokenizer say.
+            prompts are cut as in training (decoder-only: on the left, encoder-decoder: on the right), which is counted and
+            warned about. None: what model and tokenizer say.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.in_process:TransformersEngine"

@@ -27,6 +27,11 @@ class Cache:
     past: Any = None
     ids: torch.Tensor | None = None
 
+    @property
+    def virtual(self) -> int:
+        """How many positions adapters have put before the text, in the cache only."""
+        return 0 if self.past is None else int(self.past.get_seq_length()) - self.mask.shape[1]
+
 
 class DecoderOnly(Stepping):
     """A decoder-only LM as a decoder sees it."""
@@ -60,7 +65,7 @@ class DecoderOnly(Stepping):
         spare = int((mask.cumsum(-1) == 0).all(0).sum()) if self.joins and len(index) else 0
         past = None if cache.past is None else caches.select(cache.past, index)
         if spare and past is not None:
-            past = caches.cut(past, spare)
+            past = caches.cut(past, spare, cache.virtual)
         return Cache(mask=mask[:, spare:], past=past, ids=None if cache.ids is None else cache.ids[index][:, spare:])
 
     def join(self, caches_: Sequence[Cache]) -> Cache:
@@ -73,7 +78,7 @@ class DecoderOnly(Stepping):
         ids = [cache.ids for cache in caches_ if cache.ids is not None]
         return Cache(
             mask=wide([cache.mask for cache in caches_]),
-            past=None if ids else caches.join([cache.past for cache in caches_]),
+            past=None if ids else caches.join([cache.past for cache in caches_], caches_[0].virtual),
             ids=wide(ids) if ids else None,
         )
 

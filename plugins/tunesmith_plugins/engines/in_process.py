@@ -26,7 +26,7 @@ class TransformersEngine(Engine):
     """Generate and score with a transformers model, decoder-only or encoder-decoder.
 
     Attributes:
-        truncated: How many prompts have lost tokens on the left since the engine was built.
+        truncated: How many prompts have been cut since the engine was built.
     """
 
     powers = POWERS
@@ -98,7 +98,7 @@ class TransformersEngine(Engine):
         yield from decoder.decode(model, fitted, sampler, limits, runtime)
 
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
-        """Return the log-probability of every completion token; prompts that do not fit lose tokens on the left."""
+        """Return the log-probability of every completion token; prompts that do not fit are cut."""
         from tunesmith.scoring import token_logps_in_batches
 
         if not pairs:
@@ -134,18 +134,24 @@ class TransformersEngine(Engine):
         return evolve(limits, max_new_tokens=most, min_new_tokens=min(limits.min_new_tokens, most))
 
     def _fit(self, prompt: Sequence[int], room: int | None, number: int) -> tuple[int, ...]:
-        """Return the prompt's last ``room`` ids; a beginning-of-text id at its start stays."""
+        """Return as much of a prompt as there is room for, cut where training cuts it.
+
+        A decoder-only model's prompt loses its beginning, but not a beginning-of-text id; what an encoder reads loses its
+        end, but not an end-of-sequence id.
+        """
         prompt = tuple(prompt)
         if not prompt:
             raise ConfigError([f"request {number} has an empty prompt; give at least one token"], "engine transformers")
         if room is None or len(prompt) <= room:
             return prompt
-        first = getattr(self.lm.tokenizer, "bos_token_id", None)
-        if room > 1 and prompt[0] == first:
-            return (prompt[0], *prompt[len(prompt) - room + 1 :])
-        return prompt[len(prompt) - room :]
+        tokenizer = self.lm.tokenizer
+        if self.lm.family == "encoder-decoder":
+            end = prompt[-1:] if prompt[-1] == tokenizer.eos_token_id else ()
+            return (*prompt[: room - len(end)], *end)
+        start = prompt[:1] if room > 1 and prompt[0] == tokenizer.bos_token_id else ()
+        return (*start, *prompt[len(prompt) - room + len(start) :])
 
     def _report(self, lost: int, total: int, room: int | None) -> None:
         if lost:
             self.truncated += lost
-            logger.warning("%d of %d prompts were longer than %s tokens and lost tokens on the left", lost, total, room)
+            logger.warning("%d of %d prompts were longer than %s tokens and were cut", lost, total, room)

@@ -1,0 +1,100 @@
+"""``tunesmith generate``: completions of prompts on the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command(name="generate")
+@click.argument("model")
+@click.option("-p", "--prompt", "prompts", multiple=True, help="A prompt; may be given often.")
+@click.option("--file", type=click.Path(path_type=Path), help="A file with one prompt a line.")
+@click.option("--sampler", default="greedy", show_default=True, help="E.g. 'top_p(p=0.9)'.")
+@click.option("--decoder", default="stepwise", show_default=True, help="E.g. 'beam(beams=4)'.")
+@click.option("--engine", default="transformers", show_default=True, help="E.g. 'transformers(batch_size=4)'.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--min-new-tokens", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--stop", multiple=True, help="A string that ends a completion; may be given often.")
+@click.option("--completions", type=click.IntRange(min=1), default=1, show_default=True, help="Of each prompt.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ...")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a completion and line.")
+def generate(
+    model: str,
+    prompts: tuple[str, ...],
+    file: Path | None,
+    sampler: str,
+    decoder: str,
+    engine: str,
+    device: str,
+    as_json: bool,
+    **limits: Any,
+) -> None:
+    """Write completions of prompts with MODEL, a folder or a hub name.
+
+    Prompts come from --prompt, from --file, or from standard input, one a line. The same seed gives the same completion of a
+    prompt, whatever other prompts there are.
+    """
+    given = _prompts(prompts, file)
+    from tunesmith import generation, spec
+    from tunesmith.lm import load
+    from tunesmith.runtime import Runtime
+
+    # wrong names are found before the model is read
+    parts = {k: spec.parse(text, k) for k, text in {"sampler": sampler, "decoder": decoder, "engine": engine}.items()}
+    runtime = Runtime(device=device)
+    lm = load(model, runtime=runtime)
+    found = generation.generate(lm, given, ids=_ids(given), runtime=runtime, **parts, **limits)
+    for completion in found:
+        prompt = given[completion.request]
+        if as_json:
+            record = {
+                "prompt": prompt,
+                "stream": completion.stream,
+                "text": completion.text,
+                "finish": completion.finish,
+                "token_ids": completion.token_ids,
+                "logp": completion.logp,
+                "score": completion.score,
+            }
+            click.echo(json.dumps(record, ensure_ascii=False))
+        else:
+            click.echo(completion.text if len(found) == 1 else f"{prompt}\n  {completion.text}\n")
+
+
+def _prompts(prompts: tuple[str, ...], file: Path | None) -> list[str]:
+    if prompts and file is not None:
+        raise click.UsageError("give prompts by --prompt or by --file, not both")
+    if prompts:
+        return list(prompts)
+    if file is None and sys.stdin.isatty():
+        raise click.UsageError("no prompt; give --prompt TEXT, --file FILE, or text on standard input")
+    if file is not None:
+        try:
+            text = file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise click.UsageError(f"{file} cannot be read: {error.strerror}") from error
+    else:
+        text = click.get_text_stream("stdin", encoding="utf-8").read()
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise click.UsageError("there is no prompt: every line is empty")
+    return lines
+
+
+def _ids(prompts: list[str]) -> list[str]:
+    """Return names by content, so that a prompt draws the same in any company; equal ones are told apart by order."""
+    seen: dict[str, int] = {}
+    ids = []
+    for prompt in prompts:
+        seen[prompt] = seen.get(prompt, 0) + 1
+        ids.append(f"{prompt}\0{seen[prompt]}")
+    return ids
+
+
+command = generate

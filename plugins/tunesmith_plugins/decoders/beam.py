@@ -1,0 +1,177 @@
+"""Beam search, with the results of transformers' own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from attrs import define, evolve, field
+
+from tunesmith.errors import ConfigError
+from tunesmith.kinds.decoder import Completion, Decoder, Limits, Request, StepModel
+from tunesmith.kinds.sampler import Rows, Sampler
+from tunesmith.runtime import Runtime
+from tunesmith_plugins.decoders.batch import Row, advanced, check, new_rows, without_end
+
+NOWHERE = float("-inf")
+
+
+@define(eq=False)
+class _Beam:
+    """One beginning that is still being written: its tokens, their log-probabilities, and their sum."""
+
+    row: Row
+    total: float = 0.0
+
+
+@define(eq=False)
+class _Search:
+    """The search for one request.
+
+    Attributes:
+        beams: Running beginnings, best first.
+        finished: Score and completion of the best finished ones, best first.
+        open: Whether a running one may still become better than the finished ones.
+    """
+
+    beams: list[_Beam]
+    finished: list[tuple[float, Completion]] = field(factory=list)
+    open: bool = True
+
+
+@define(eq=False)
+class _Live:
+    """The beams of several searches as rows of one batch, in order; the last tokens are not yet in the cache."""
+
+    searches: list[_Search]
+    rows: Rows
+    cache: Any
+    token: torch.Tensor
+
+
+class BeamDecoder(Decoder):
+    """Beam search over the log-probabilities after the sampler's edits; its truncation and its draw have no part in it."""
+
+    def decode(
+        self, step_model: StepModel, requests: Sequence[Request], sampler: Sampler, limits: Limits, runtime: Runtime
+    ) -> Iterator[Completion]:
+        """Yield the best completion of every request, with its score.
+
+        Raises:
+            ConfigError: For a sampler with a memory of its own.
+            NumericError: For NaN or infinite logits.
+        """
+        size = max(1, step_model.batch_size // self.config.beams)
+        groups: dict[frozenset[str], list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(frozenset(request.parameters), []).append(number)
+        for numbers in groups.values():
+            numbers.sort(key=lambda n: len(requests[n].prompt_ids), reverse=True)
+            for first in range(0, len(numbers), size):
+                members = [Row(n, requests[n]) for n in numbers[first : first + size]]
+                yield from self._search(step_model, members, sampler, limits)
+
+    def _search(self, model: StepModel, members: list[Row], sampler: Sampler, limits: Limits) -> Iterator[Completion]:
+        logits, cache = model.begin([member.request.prompt_ids for member in members])
+        rows = new_rows(members, model, limits, logits.device)
+        searches = [_Search([_Beam(member)]) for member in members]
+        live: _Live | None = self._extend(model, logits, cache, rows, searches, sampler, limits)
+        while True:
+            for search in searches:
+                if not search.open:
+                    yield search.finished[0][1]
+            if live is None:
+                return
+            searches = live.searches
+            logits, cache = model.step(live.token, live.cache)
+            live = self._extend(model, logits, cache, live.rows, searches, sampler, limits)
+
+    def _extend(
+        self,
+        model: StepModel,
+        logits: torch.Tensor,
+        cache: Any,
+        rows: Rows,
+        searches: list[_Search],
+        sampler: Sampler,
+        limits: Limits,
+    ) -> _Live | None:
+        """Extend every search by one token; return those that go on."""
+        keep = max(2, 1 + len(model.eos_token_ids)) * self.config.beams
+        draw = sampler.sample(without_end(logits, model, rows, limits), rows, top=min(keep, logits.shape[1]))
+        check(draw, [beam.row for search in searches for beam in search.beams])
+        if draw.state is not None:
+            raise ConfigError(
+                ["beam search cannot use a sampler that remembers what it drew: it draws nothing"], "beam"
+            )
+        assert draw.top is not None
+        ids, logps = (tensor.tolist() for tensor in draw.top)
+        parents: list[int] = []
+        tokens: list[int] = []
+        going: list[_Search] = []
+        first = 0
+        for search in searches:
+            places = range(first, first + len(search.beams))
+            first += len(search.beams)
+            chosen = self._choose(search, [ids[p] for p in places], [logps[p] for p in places], keep, model, limits)
+            if search.open:
+                going.append(search)
+                parents += [places[parent] for parent in chosen]
+                tokens += [beam.row.token_ids[-1] for beam in search.beams]
+        if not going:
+            return None
+        index = torch.tensor(parents, dtype=torch.int64, device=logits.device)
+        token = torch.tensor(tokens, dtype=torch.int64, device=logits.device)
+        return _Live(going, advanced(rows.select(index), token, None), model.select(cache, index), token)
+
+    def _choose(
+        self,
+        search: _Search,
+        ids: list[list[int]],
+        logps: list[list[float]],
+        keep: int,
+        model: StepModel,
+        limits: Limits,
+    ) -> list[int]:
+        """Put the best extensions in place of a search's beams; return which beam each of them extends."""
+        candidates = [
+            (beam.total + logp, parent, token, logp)
+            for parent, beam in enumerate(search.beams)
+            for token, logp in zip(ids[parent], logps[parent], strict=True)
+            if logp > NOWHERE
+        ]
+        candidates.sort(key=lambda c: (-c[0], c[1], c[2]))
+        beams: list[_Beam] = []
+        parents: list[int] = []
+        full = self.config.early_stopping == "yes" and len(search.finished) >= self.config.beams
+        for rank, (total, parent, token, logp) in enumerate(candidates[:keep]):
+            before = search.beams[parent].row
+            row = Row(before.number, before.request, [*before.token_ids, token], [*before.logp, logp])
+            ended = row.completion(model, limits)
+            if ended is None:
+                if len(beams) < self.config.beams:
+                    beams.append(_Beam(row, total))
+                    parents.append(parent)
+            elif rank < self.config.beams and not full:  # the others only stand by
+                self._finish(search, total, ended)
+        search.beams = beams
+        search.open = bool(beams) and self._may_improve(search, limits)
+        return parents
+
+    def _finish(self, search: _Search, total: float, completion: Completion) -> None:
+        score = total / len(completion.token_ids) ** self.config.length_penalty
+        search.finished.append((score, evolve(completion, score=score)))
+        search.finished.sort(key=lambda f: -f[0])
+        del search.finished[self.config.beams :]
+
+    def _may_improve(self, search: _Search, limits: Limits) -> bool:
+        if len(search.finished) < self.config.beams:
+            return True
+        if self.config.early_stopping == "yes":
+            return False
+        penalty = self.config.length_penalty
+        length = len(search.beams[0].row.token_ids)
+        if self.config.early_stopping == "never" and penalty > 0:
+            length = limits.max_new_tokens
+        return search.beams[0].total / length**penalty > search.finished[-1][0]
