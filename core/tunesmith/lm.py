@@ -103,13 +103,15 @@ class LM:
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)
         if not self.adapters:
-            self.model.save_pretrained(folder)
+            with _no_bars():
+                self.model.save_pretrained(folder)
             return
         from tunesmith.spec import dump
 
         record: dict[str, Any] = {"format": FORMAT, "adapters": []}
         if copy_base or self.origin is None:
-            self.model.save_pretrained(folder / BASE, state_dict=self.unadapted_state())
+            with _no_bars():
+                self.model.save_pretrained(folder / BASE, state_dict=self.unadapted_state())
             self.tokenizer.save_pretrained(folder / BASE)
             record["base"] = BASE
         else:
@@ -136,6 +138,23 @@ class LM:
             if plain is not None:
                 state[plain] = tensor
         return state
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers' progress bars out of logs: they are for terminals."""
+    import sys
+
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            logging.enable_progress_bar()
 
 
 def load(
@@ -190,15 +209,16 @@ def load(
     new_head = _set_labels(config, labels)
     placed = {"device_map": device_map} if device_map else {}
     try:
-        model = _auto_class(family, head or _head_of(config)).from_pretrained(
-            source,
-            config=config,
-            dtype=runtime.torch_dtype,
-            use_safetensors=True,
-            ignore_mismatched_sizes=new_head,
-            **placed,
-            **options,
-        )
+        with _no_bars():
+            model = _auto_class(family, head or _head_of(config)).from_pretrained(
+                source,
+                config=config,
+                dtype=runtime.torch_dtype,
+                use_safetensors=True,
+                ignore_mismatched_sizes=new_head,
+                **placed,
+                **options,
+            )
     except (OSError, SafetensorError) as cause:
         raise ArtifactError(f"the weights of {str(source)!r} cannot be read: {cause}") from cause
     except ValueError as cause:
