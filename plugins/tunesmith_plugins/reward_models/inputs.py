@@ -47,6 +47,8 @@ def encoded(tokenizer: Any, texts: Sequence[str], limit: int | None) -> tuple[li
 
     The end is kept because that is where the completion stands.
     """
+    if not texts:
+        return [], 0
     before = tokenizer.truncation_side
     tokenizer.truncation_side = "left"
     try:

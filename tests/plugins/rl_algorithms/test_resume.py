@@ -72,23 +72,24 @@ SCRIPT = textwrap.dedent(
 )
 
 
-def run(folder: Path, what: str, out: str, deaths: int) -> int:
+def start(folder: Path, what: str, out: str, deaths: int) -> subprocess.Popen[bytes]:
     script = folder / "train.py"
     script.write_text(SCRIPT)
     command = [sys.executable, str(script), what, str(folder / f"work-{out}"), str(folder / out), str(deaths)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, env=environment, check=False).returncode
+    return subprocess.Popen(command, env=environment)
 
 
 @pytest.mark.parametrize(("what", "deaths"), [("ppo encoder-decoder lora", 4), ("ppo decoder", 5), ("dpo decoder lora", 5)])
 def test_killed_training_ends_with_the_same_weights(tmp_path: Path, what: str, deaths: int) -> None:
     from safetensors.torch import load_file
 
-    assert run(tmp_path, what, "whole", 0) == 0
-    assert run(tmp_path, what, "killed", deaths) == -signal.SIGKILL
+    uninterrupted = start(tmp_path, what, "whole", 0)
+    assert start(tmp_path, what, "killed", deaths).wait() == -signal.SIGKILL
     assert not (tmp_path / "killed").exists()
     assert list((tmp_path / "work-killed").glob("step-*")), "it was killed before its first checkpoint"
-    assert run(tmp_path, what, "killed", 0) == 0
+    assert start(tmp_path, what, "killed", 0).wait() == 0
+    assert uninterrupted.wait() == 0
     whole, killed = load_file(tmp_path / "whole"), load_file(tmp_path / "killed")
     assert whole.keys() == killed.keys()
     for name, tensor in whole.items():
