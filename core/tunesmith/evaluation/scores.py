@@ -5,6 +5,7 @@ Imported at run time only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +128,10 @@ def evaluate(
 
 
 def build(metrics: Sequence[MetricConfig], runtime: Runtime) -> dict[str, Metric]:
-    """Return name to ready metric. The name is the registered one without ``tunesmith/``; a second one gets ``-2``.
+    """Return name to ready metric.
+
+    The name is the registered one without ``tunesmith/``; a second metric of one kind gets its options behind it
+    (``accuracy-choices_by_bytes``), and if need be a number.
 
     Raises:
         ConfigError: If there is no metric.
@@ -138,8 +142,12 @@ def build(metrics: Sequence[MetricConfig], runtime: Runtime) -> dict[str, Metric
         raise ConfigError(["at least one metric is needed"], "evaluate")
     built: dict[str, Metric] = {}
     for config in metrics:
-        plain = str(dump(config)["use"]).removeprefix("tunesmith/").replace("/", ".")
-        name, number = plain, 1
+        data = dump(config)
+        name = plain = str(data["use"]).removeprefix("tunesmith/").replace("/", ".")
+        if name in built:
+            options = "-".join(str(value) for value in data.get("config", {}).values())
+            name = plain = re.sub(r"[^A-Za-z0-9_.]+", "-", f"{plain}-{options}").strip("-")[:80]
+        number = 1
         while name in built:
             number += 1
             name = f"{plain}-{number}"

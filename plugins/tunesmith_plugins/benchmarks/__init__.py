@@ -1,0 +1,7 @@
+"""The standard benchmarks. This package holds their configs and imports no torch; implementations stand in their
+own files.
+"""
+
+from tunesmith_plugins.benchmarks.config import MMLU, BigBench, Glue, Suite, SuperGlue
+
+__all__ = ["MMLU", "BigBench", "Glue", "Suite", "SuperGlue"]

@@ -1,0 +1,195 @@
+"""What all readers share: items read once and hashed, records of a split, shots without leaks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs import frozen
+
+from tunesmith.data import Data, load_examples
+from tunesmith.errors import DataError
+from tunesmith.kinds.benchmark import Benchmark, Item
+from tunesmith.kinds.metric import MetricConfig
+from tunesmith.registry import metrics
+from tunesmith.runtime import derive_seed
+
+if TYPE_CHECKING:
+    from tunesmith.runtime import Runtime
+
+
+@frozen(kw_only=True)
+class Question:
+    """A question and its answer, of which an item or a shot is made.
+
+    Attributes:
+        id: Unique among those of a split.
+        text: What is read, up to where the answer begins.
+        choices: As in an item.
+        target: As in an item.
+        plain: What a classification head reads.
+    """
+
+    id: str
+    text: str
+    choices: tuple[str, ...] | None
+    target: int | str | tuple[str, ...]
+    plain: str = ""
+
+    @property
+    def answer(self) -> str:
+        """The text of the (first) right answer."""
+        if isinstance(self.target, int):
+            return (self.choices or ())[self.target]
+        return self.target if isinstance(self.target, str) else self.target[0]
+
+
+class ReadBenchmark(Benchmark):
+    """A benchmark whose items are read once; the signature then has their hash."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._items: tuple[Item, ...] | None = None
+
+    @abstractmethod
+    def read(self, runtime: Runtime) -> list[Item]:
+        """Read the items."""
+
+    @property
+    @abstractmethod
+    def rules(self) -> str:
+        """The signature without the data's hash."""
+
+    def items(self, runtime: Runtime) -> Sequence[Item]:
+        """Return the items in the order of the data."""
+        if self._items is None:
+            self._items = tuple(self.read(runtime))
+        return self._items
+
+    @property
+    def signature(self) -> str:
+        """The rules, and the first 16 digits of the SHA-256 of all items once they are read."""
+        return f"{self.rules}|data:{'unread' if self._items is None else digest(self._items)}"
+
+
+def digest(items: Sequence[Item]) -> str:
+    """Return 16 hexadecimal digits of the items' content."""
+    text = json.dumps([attrs.asdict(item) for item in items], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def records(source: str, subset: str, split: str, runtime: Runtime) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return (id, fields) of every record of a split of a file, folder or hub data set; the id is a hash of the
+    content.
+    """
+    examples = load_examples(Data(source=source, subset=subset, prompt="-"), split, runtime)
+    return [(example.id, example.columns) for example in examples]
+
+
+def value(record: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
+    """Return the field of the first of the names that the record has.
+
+    Raises:
+        DataError: If it has none of them.
+    """
+    for name in names:
+        if name in record:
+            return record[name]
+    raise DataError(f"{where}: no field {' or '.join(map(repr, names))}; there are {', '.join(record)}.")
+
+
+def label(found: Any, names: Sequence[str], where: str) -> int:
+    """Return the index of a label given as a number, its digits, a boolean or its name.
+
+    Raises:
+        DataError: If it is none of these, as the -1 of test splits without answers.
+    """
+    if isinstance(found, str) and found.strip().lower() in names:
+        return list(names).index(found.strip().lower())
+    if isinstance(found, str) and found.strip().isdigit():
+        found = int(found)
+    if isinstance(found, (bool, int)) and 0 <= int(found) < len(names):
+        return int(found)
+    raise DataError(f"{where}: the label {found!r} is none of {', '.join(names)}; does this split have answers?")
+
+
+class Pool:
+    """Questions from which solved examples are drawn.
+
+    Args:
+        questions: With their answers.
+    """
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        self._questions = questions
+        self._normal = [normal(question.text) for question in questions]
+
+    def draw(self, question: Question, count: int, seed: int) -> list[Question]:
+        """Return ``count`` questions with other texts than the question's; fewer are the first ones of more.
+
+        Raises:
+            DataError: If there are not so many.
+        """
+        source = random.Random(derive_seed(seed, "shots", question.id))
+        own = normal(question.text)
+        moved: dict[int, int] = {}  # a shuffle that goes only as far as it must; the pool may be large
+        chosen: list[Question] = []
+        left = len(self._questions)
+        while left and len(chosen) < count:
+            place = source.randrange(left)
+            left -= 1
+            index = moved.get(place, place)
+            moved[place] = moved.get(left, left)
+            if self._normal[index] != own and self._questions[index].id != question.id:
+                chosen.append(self._questions[index])
+        if len(chosen) < count:
+            raise DataError(f"{count} shots were asked for; only {len(chosen)} other examples are there to draw from.")
+        return chosen
+
+
+def normal(text: str) -> str:
+    """Return the text as it is compared for leaks: case and spaces do not count."""
+    return " ".join(text.lower().split())
+
+
+def with_shots(
+    question: Question, shots: Sequence[Question], *, head: str = "", between: str = "\n\n", gap: str = ""
+) -> Item:
+    """Return the item of a question after solved ones.
+
+    Args:
+        question: What is asked.
+        shots: Put before it, each with its answer.
+        head: Put before all.
+        between: Put behind every shot.
+        gap: Put between a shot's text and its answer.
+    """
+    preamble = head + "".join(f"{shot.text}{gap}{shot.answer}{between}" for shot in shots)
+    return Item(
+        id=question.id,
+        context=preamble + question.text,
+        target=question.target,
+        choices=question.choices,
+        preamble=preamble,
+    )
+
+
+def accuracy_of_choices() -> tuple[MetricConfig, ...]:
+    """Return accuracy by log-likelihood, plain, by characters and by bytes."""
+    return tuple(
+        metrics.create("tunesmith/accuracy", of=of) for of in ("choices", "choices_by_characters", "choices_by_bytes")
+    )
+
+
+def scored(scoring: str) -> tuple[MetricConfig, ...]:
+    """Return the metrics of a benchmark of labels for a way of scoring."""
+    if scoring == "loglikelihood":
+        return accuracy_of_choices()
+    if scoring == "classification":
+        return (metrics.create("tunesmith/accuracy", of="classes"),)
+    return (metrics.create("tunesmith/exact_match", normalize="squad"),)
