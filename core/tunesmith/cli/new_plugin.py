@@ -1,0 +1,84 @@
+"""``tunesmith new-plugin``."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+import click
+
+from tunesmith import API_VERSION, __version__
+from tunesmith.errors import ConfigError
+from tunesmith.kinds import KINDS, Kind
+from tunesmith.registry import registry_for
+
+_PREFIX = "tunesmith-"
+
+
+@click.command("new-plugin")
+@click.argument("name", metavar="NAME")
+@click.option("--kind", required=True, help=f"What it offers: {', '.join(KINDS)}.")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    help="Folder to make it in; here if left out.",
+)
+def new_plugin(name: str, kind: str, into: Path) -> None:
+    """Write a new plugin distribution that installs, works and passes its tests, to start from.
+
+    NAME is what the component is to be called, e.g. top-a; the distribution becomes tunesmith-top-a.
+    """
+    folder = write_plugin(name, registry_for(kind).kind, into)
+    click.echo(f"{folder} is ready. Next:")
+    click.echo(f"  cd {folder}")
+    click.echo("  pip install -e '.[test]'")
+    click.echo("  pytest")
+
+
+def write_plugin(name: str, kind: Kind, into: Path) -> Path:
+    """Write the distribution and return its folder.
+
+    Raises:
+        ConfigError: If the name cannot be one, or the folder is there already.
+    """
+    short = name.removeprefix(_PREFIX)
+    if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", short):
+        raise ConfigError(
+            [f"{name!r} cannot be a plugin's name: use lower-case letters, digits and '-', as in 'top-a'"], "new-plugin"
+        )
+    folder = into / f"{_PREFIX}{short.replace('_', '-')}"
+    if folder.exists():
+        raise ConfigError([f"{folder} is there already; remove it or choose another name"], "new-plugin")
+    words = {
+        "dist": folder.name,
+        "module": f"tunesmith_{short.replace('-', '_')}",
+        "name": short.replace("-", "_"),
+        "stem": "".join(part.capitalize() for part in re.split("[-_]", short)),
+        "label": kind.name.replace("_", " ").replace("rl ", "RL "),
+        "plural": kind.group.removeprefix("tunesmith."),
+        "group": kind.group,
+        "version": __version__,
+        "api": str(API_VERSION),
+    }
+    package = f"src/{words['module']}"
+    files = {
+        "pyproject.toml": "pyproject.toml.txt",
+        "README.md": "README.md.txt",
+        "LICENSE": "LICENSE.txt",
+        ".gitignore": "gitignore.txt",
+        f"{package}/__init__.py": "init.py.txt",
+        f"{package}/config.py": f"kinds/{kind.name}/config.py.txt",
+        f"{package}/component.py": f"kinds/{kind.name}/component.py.txt",
+        "tests/test_conformance.py": "test_conformance.py.txt",
+    }
+    templates = resources.files("tunesmith.cli") / "templates"
+    for target, source in files.items():
+        text = (templates / source).read_text(encoding="utf-8")
+        path = folder / target
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text if target == "LICENSE" else Template(text).substitute(words), encoding="utf-8")
+    (folder / package / "py.typed").touch()
+    return folder

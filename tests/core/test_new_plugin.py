@@ -1,0 +1,161 @@
+"""``tunesmith new-plugin``: what it writes installs, passes its tests and serves; removing it is noticed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+import venv
+from pathlib import Path
+
+import pytest
+
+from tunesmith import registry
+from tunesmith.cli import main
+from tunesmith.cli.new_plugin import write_plugin
+from tunesmith.errors import ConfigError
+from tunesmith.kinds import KINDS
+from tunesmith.testing import common, run_checks
+from tunesmith.testing.fixtures import write_distribution
+
+ROOT = Path(__file__).parents[2]
+
+
+def installed(folder: Path, *, site: Path) -> dict[str, str]:
+    """Install a generated distribution as an editable install does: metadata, and its ``src`` on the path."""
+    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    write_distribution(
+        site,
+        project["name"],
+        version=project["version"],
+        entry_points=project["entry-points"],
+        requires=project["dependencies"],
+    )
+    path = [str(site), str(folder / "src"), *(entry for entry in sys.path if entry)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "TUNESMITH_STRICT": "0"}
+
+
+def run(*command: str, env: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*command], capture_output=True, text=True, env=env, cwd=cwd, timeout=600)
+
+
+def tunesmith(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "import sys; from tunesmith.cli import main; sys.exit(main())", *arguments]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_plugin_of_any_kind_is_what_its_kind_promises(kind, tmp_path, monkeypatch):
+    """In this process, to be quick; the test that the template brings is run for the sampler below."""
+    folder = write_plugin(f"top-{kind}", KINDS[kind], tmp_path)
+    env = installed(folder, site=tmp_path / "site")
+    for entry in env["PYTHONPATH"].split(os.pathsep)[:2]:
+        monkeypatch.syspath_prepend(entry)
+    registry.refresh()
+    config = registry.registry_for(kind).create(f"tunesmith-top-{kind.replace('_', '-')}/top_{kind}")
+    results = run_checks(config)
+    assert len(results) > len(common.CHECKS), f"{kind} has no checks of its own"
+    assert not [f"{result.check}: {result.message}" for result in results if not result.ok]
+    left = [path.name for path in folder.rglob("*.py") if "$" in path.read_text(encoding="utf-8")]
+    assert not left, f"words that were not filled in: {left}"
+    monkeypatch.undo()
+    registry.refresh()
+
+
+@pytest.mark.parametrize(
+    "kind", [k if k == "sampler" else pytest.param(k, marks=pytest.mark.exhaustive) for k in KINDS]
+)
+def test_the_test_in_a_new_plugin_passes(kind, tmp_path):
+    folder = write_plugin("top-a", KINDS[kind], tmp_path)
+    env = installed(folder, site=tmp_path / "site")
+    done = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", env=env, cwd=folder)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+PIPELINE = """
+import sys, tunesmith as ts
+from tunesmith_plugins import stages as st
+mine = ts.samplers.create("top_a", scale=0.5)
+pipeline = ts.Pipeline(base="model", data=ts.Data(source="data.jsonl"), stages=(st.Generate(name="g", samplers={"mine": mine}),))
+pipeline.save(sys.argv[1])
+assert ts.Pipeline.load(sys.argv[1]) == pipeline
+assert not {"torch", "numpy", "transformers"} & set(sys.modules)
+"""
+
+
+def test_a_new_sampler_is_listed_checked_and_serves_in_a_saved_pipeline_until_it_is_removed(tmp_path):
+    folder = write_plugin("top-a", KINDS["sampler"], tmp_path)
+    env = installed(folder, site=tmp_path / "site")
+    listed = run(*tunesmith("plugins", "list", "--kind", "sampler"), env=env, cwd=tmp_path)
+    assert "top_a" in listed.stdout
+    assert "tunesmith-top-a 0.1.0" in listed.stdout
+    checked = run(*tunesmith("plugins", "check", "tunesmith-top-a/top_a"), env=env, cwd=tmp_path)
+    assert checked.returncode == 0, checked.stdout
+    assert " conformance checks, 0 failed" in checked.stdout
+    file = tmp_path / "pipeline.json"
+    saved = run(sys.executable, "-c", PIPELINE, str(file), env=env, cwd=tmp_path)
+    assert saved.returncode == 0, saved.stderr
+    assert '"use": "tunesmith-top-a/top_a"' in file.read_text(encoding="utf-8")
+    drawn = run(
+        sys.executable,
+        "-c",
+        "import tunesmith as ts\nfrom tunesmith.testing.models import tiny_lm\n"
+        "print(ts.generate(tiny_lm(), ['the cat'], sampler='top_a(scale=0.1)', max_new_tokens=5)[0].token_ids)",
+        env=env,
+        cwd=tmp_path,
+    )
+    assert drawn.returncode == 0, drawn.stderr
+    for path in (tmp_path / "site").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    for code in (f"import tunesmith as ts; ts.Pipeline.load({str(file)!r})",):
+        gone = run(sys.executable, "-c", code, env=env, cwd=tmp_path)
+        assert gone.returncode == 1
+        assert "no plugin distribution 'tunesmith-top-a' is installed" in gone.stderr
+        assert "pip install tunesmith-top-a" in gone.stderr
+
+
+@pytest.mark.parametrize("name", ["", "Top", "top a", "../top", "top/a", "-top", "1top", "top--a", "tunesmith-"])
+def test_a_name_that_cannot_be_one_is_refused(name, tmp_path):
+    with pytest.raises(ConfigError, match="cannot be a plugin's name"):
+        write_plugin(name, KINDS["sampler"], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_folder_is_left_alone(tmp_path, capsys):
+    (tmp_path / "tunesmith-top-a").mkdir()
+    assert main(["new-plugin", "tunesmith-top-a", "--kind", "sampler", "--into", str(tmp_path)]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert not list((tmp_path / "tunesmith-top-a").iterdir())
+
+
+def test_the_command_says_what_to_do_next(tmp_path, capsys):
+    assert main(["new-plugin", "top-a", "--kind", "samplers", "--into", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "pip install -e" in out
+    assert "Apache License" in (tmp_path / "tunesmith-top-a" / "LICENSE").read_text(encoding="utf-8")
+
+
+@pytest.mark.exhaustive
+def test_a_new_sampler_installs_with_pip_into_a_fresh_environment(tmp_path):
+    """The slow way round: a fresh venv that sees this one's libraries, tunesmith and the plugin both built by pip."""
+    folder = write_plugin("top-a", KINDS["sampler"], tmp_path)
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    site = next((tmp_path / "env" / "lib").glob("python*")) / "site-packages"
+    (site / "outer.pth").write_text("\n".join(p for p in sys.path if "site-packages" in p), encoding="utf-8")
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    for target in (ROOT, folder):
+        done = run(str(python), "-m", "pip", "install", "--no-deps", str(target), env=env, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    done = run(str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", env=env, cwd=folder)
+    assert done.returncode == 0, done.stdout[-4000:]
+    listed = run(str(python), "-m", "tunesmith", "plugins", "list", env=env, cwd=tmp_path)
+    assert "tunesmith-top-a 0.1.0" in listed.stdout, listed.stderr
+    done = run(str(python), "-m", "pip", "uninstall", "-y", "tunesmith-top-a", env=env, cwd=tmp_path)
+    assert done.returncode == 0
+    gone = run(str(python), "-m", "tunesmith", "plugins", "show", "tunesmith-top-a/top_a", env=env, cwd=tmp_path)
+    assert gone.returncode == 1
+    assert "tunesmith-top-a" in gone.stderr
