@@ -87,8 +87,14 @@ def read(folder: Path) -> Content:
     raw = json.loads((folder / FILE).read_text(encoding="utf-8"))
     return Content(
         verdicts=tuple(raw["verdicts"]),
-        tables=tuple(Table(**{**t, "columns": tuple(t["columns"]), "rows": tuple(map(tuple, t["rows"]))}) for t in raw["tables"]),
-        series=tuple(Series(**{**s, "x": tuple(s["x"]), "y": {k: tuple(y) for k, y in s["y"].items()}}) for s in raw["series"]),
+        tables=tuple(
+            Table(**{**t, "columns": tuple(t["columns"]), "rows": tuple(map(tuple, t["rows"]))}) for t in raw["tables"]
+        ),
+        series=tuple(
+            Series(**{**s, "x": tuple(s["x"]), "y": {k: tuple(y) for k, y in s["y"].items()}}) for s in raw["series"]
+        ),
         scatters=tuple(Scatter(**{**s, "points": tuple(Point(**p) for p in s["points"])}) for s in raw["scatters"]),
-        samples=tuple(Samples(**{**s, "columns": tuple(s["columns"]), "rows": tuple(s["rows"])}) for s in raw["samples"]),
+        samples=tuple(
+            Samples(**{**s, "columns": tuple(s["columns"]), "rows": tuple(s["rows"])}) for s in raw["samples"]
+        ),
     )
