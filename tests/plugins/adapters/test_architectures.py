@@ -1,0 +1,176 @@
+"""Adapters on the other architectures that are promised: identity, effect, exact disabling, merging, reload, generation."""
+
+import copy
+
+import pytest
+import torch
+import transformers as hf
+
+from tunesmith.errors import ConfigError, TunesmithError
+from tunesmith.lm import LM, family_of
+from tunesmith.runtime import Runtime
+from tunesmith.testing.adapters import move, outputs
+from tunesmith.testing.models import tiny_tokenizer
+from tunesmith_plugins.adapters import IA3, Bottleneck, LoRA, Prefix, Prompt
+
+IDS = {"vocab_size": 60, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+SEQ2SEQ = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 64,
+    "decoder_start_token_id": 0,
+    "forced_eos_token_id": None,
+}
+BERT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
+MODELS = {
+    "bart": lambda: hf.BartForConditionalGeneration(hf.BartConfig(**SEQ2SEQ, **IDS)),
+    "pegasus": lambda: hf.PegasusForConditionalGeneration(hf.PegasusConfig(**SEQ2SEQ, **IDS, scale_embedding=True)),
+    "t5-gated": lambda: hf.T5ForConditionalGeneration(
+        hf.T5Config(
+            d_model=32,
+            d_kv=8,
+            num_heads=4,
+            d_ff=48,
+            num_layers=2,
+            feed_forward_proj="gated-gelu",
+            decoder_start_token_id=0,
+            **IDS,
+        )
+    ),
+    "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **IDS)),
+    "roberta": lambda: hf.RobertaForMaskedLM(hf.RobertaConfig(**BERT, **IDS)),
+    "distilbert": lambda: hf.DistilBertForMaskedLM(
+        hf.DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=64, **IDS)
+    ),
+}
+ADAPTERS = [
+    LoRA(rank=2),
+    IA3(),
+    Bottleneck(reduction=8),
+    Bottleneck(style="parallel", reduction=8),
+    Prompt(tokens=3),
+    Prefix(tokens=3),
+]
+
+
+def fresh(name: str) -> LM:
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(5)  # transformers' start values are too small to see anything
+    return LM(model=model, tokenizer=tiny_tokenizer(), family=family_of(model.config))
+
+
+@pytest.mark.parametrize("config", ADAPTERS, ids=lambda c: type(c).__name__ + getattr(c, "style", ""))
+@pytest.mark.parametrize("name", MODELS)
+def test_it_works_on(name, config, tmp_path):
+    lm = fresh(name)
+    plain = outputs(lm)
+    if name == "distilbert" and isinstance(config, Prefix):
+        with pytest.raises(TunesmithError, match="no self-attention with a cache"):
+            config.build().attach(lm, Runtime())
+        return
+    lm = config.build().attach(lm, Runtime())
+    adapter = lm.adapters[-1]
+    if adapter.identity:
+        assert torch.equal(outputs(lm), plain)
+    move(adapter)
+    adapted = outputs(lm)
+    assert (adapted - plain).abs().max() > 1e-3
+    with adapter.disabled():
+        assert torch.equal(outputs(lm), plain)
+    adapter.save(tmp_path)
+    assert torch.equal(outputs(config.build().load(fresh(name), tmp_path, Runtime())), adapted)
+    if hasattr(adapter, "merge"):
+        assert torch.allclose(outputs(adapter.merge(lm)), adapted, rtol=1e-5, atol=1e-5 * float(adapted.abs().max()))
+    assert lm.unadapted_state().keys() == fresh(name).model.state_dict().keys()
+
+
+@pytest.mark.parametrize("config", ADAPTERS, ids=lambda c: type(c).__name__ + getattr(c, "style", ""))
+@pytest.mark.parametrize("name", ["bart", "pegasus", "gpt2"])
+def test_beam_search_agrees_with_scores_of_whole_sequences(name, config):
+    """The cache, reordered by beams, must carry the adapter: scores of beam search are those of a pass without a cache."""
+    lm = config.build().attach(fresh(name), Runtime())
+    move(lm.adapters[-1])
+    ids = torch.tensor([[5, 6, 7, 8]])
+    new = {
+        "num_beams": 3,
+        "max_new_tokens": 4,
+        "min_new_tokens": 4,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "length_penalty": 0.0,
+    }
+    found = lm.model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, output_scores=True, **new
+    )
+    sequence = found.sequences[:1]
+    with torch.no_grad():
+        if lm.family == "encoder-decoder":
+            logits, start = lm.model(input_ids=ids, decoder_input_ids=sequence).logits, 0
+        else:
+            logits, start = lm.model(input_ids=sequence).logits, ids.shape[1] - 1
+    logps = torch.log_softmax(logits[0, start:-1], -1)
+    score = logps.gather(-1, sequence[0, start + 1 :, None]).sum()
+    assert torch.isclose(score, found.sequences_scores[0], atol=1e-4)
+
+
+def test_a_wrong_target_is_named_with_what_is_close():
+    with pytest.raises(ConfigError, match="'q_prj'; did you mean 'q_proj'"):
+        LoRA(targets=("q_prj",)).build().attach(fresh("bart"), Runtime())
+
+
+def test_explicit_targets_are_the_layers_that_change():
+    lm = LoRA(rank=2, targets=("fc1",)).build().attach(fresh("bart"), Runtime())
+    names = [name for name, _ in lm.adapters[0].trainable()]
+    assert names
+    assert all(".fc1.lora_" in name for name in names)
+
+
+def test_a_model_of_unknown_layers_is_refused_by_name():
+    class Odd(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config = type("C", (), {"model_type": "odd"})()
+            self.inner = torch.nn.Linear(2, 2)
+
+    with pytest.raises(ConfigError, match="'odd' models"):
+        LoRA().build().attach(LM(model=Odd(), tokenizer=None, family="decoder"), Runtime())
+
+
+def test_one_component_serves_one_attachment():
+    component = LoRA().build()
+    component.attach(fresh("bart"), Runtime())
+    with pytest.raises(TunesmithError, match="build another"):
+        component.attach(fresh("bart"), Runtime())
+
+
+def test_the_seed_decides_the_start_and_leaves_the_global_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    weights = []
+    for seed in (1, 1, 2):
+        lm = LoRA(rank=2).build().attach(copy.deepcopy(fresh_once()), Runtime(seed=seed))
+        weights.append(dict(lm.adapters[0].trainable()))
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
+    assert any(not torch.equal(weights[0][n], weights[2][n]) for n in weights[0])
+
+
+def fresh_once() -> LM:
+    with torch.random.fork_rng():
+        return fresh("gpt2")
