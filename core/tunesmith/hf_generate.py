@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 UNSUPPORTED = ("output_attentions", "output_hidden_states")
+WARPER = "LogitsWarper"
+"""End of the class names of transformers' own sampling steps (temperature, top-k ...), as opposed to its processors."""
 
 
 def custom_generate(
@@ -24,7 +26,8 @@ def custom_generate(
 
     It draws the tokens that ``tunesmith.generate`` draws with the ``stepwise`` decoder for the same prompts and seeds. The
     rest is transformers': inputs, cache, stopping criteria, streamer, and logits processors, which come before the sampler.
-    Leave ``do_sample`` off: it would put transformers' own temperature and top-k before the sampler.
+    transformers asks for ``do_sample=True`` with ``num_return_sequences`` above 1; the temperature, top-k ... that come with
+    it are left out, since the sampler stands in their place.
 
     Args:
         sampler: A config, a short spelling or a built sampler; None means ``greedy``.
@@ -114,6 +117,7 @@ def _loop(
     import torch
 
     (processors, criteria, settings), (synced, streamer) = rules, ways
+    processors = type(processors)(p for p in processors if not type(p).__name__.endswith(WARPER))
     finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
     filler = _filler(settings)
     scores: list[torch.Tensor] = []

@@ -41,12 +41,13 @@ def generate(
     prompt, whatever other prompts there are.
     """
     given = _prompts(prompts, file)
-    from tunesmith import generation, spec
+    from tunesmith import generation
     from tunesmith.lm import load
     from tunesmith.runtime import Runtime
+    from tunesmith.spec import parse
 
     # wrong names are found before the model is read
-    parts = {k: spec.parse(text, k) for k, text in {"sampler": sampler, "decoder": decoder, "engine": engine}.items()}
+    parts = {k: parse(text, k) for k, text in {"sampler": sampler, "decoder": decoder, "engine": engine}.items()}
     runtime = Runtime(device=device)
     lm = load(model, runtime=runtime)
     found = generation.generate(lm, given, ids=_ids(given), runtime=runtime, **parts, **limits)
@@ -80,7 +81,7 @@ def _prompts(prompts: tuple[str, ...], file: Path | None) -> list[str]:
         except OSError as error:
             raise click.UsageError(f"{file} cannot be read: {error.strerror}") from error
     else:
-        text = click.get_text_stream("stdin", encoding="utf-8").read()
+        text = sys.stdin.read()
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise click.UsageError("there is no prompt: every line is empty")

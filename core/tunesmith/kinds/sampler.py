@@ -137,9 +137,14 @@ class Step:
 class Sampler(Component[Any]):
     """Choose the next token of every row of a batch.
 
+    Attributes:
+        deterministic: True if nothing is drawn; may depend on the config.
+
     Example:
         >>> draw = TopP(p=0.9).build().sample(logits, rows)  # doctest: +SKIP
     """
+
+    deterministic: bool = False
 
     @abstractmethod
     def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0) -> Draw:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import attrs
 import torch
@@ -18,6 +19,10 @@ from tunesmith_plugins.samplers.walk import Fused, Walk, history_of, parts_of
 class ChainSampler(Sampler):
     """Run the links of a chain over every row and draw one token a row."""
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.deterministic = config.greedy
+
     @cached_property
     def links(self) -> Mapping[str, Link]:
         """Name in the chain to link, in order."""
@@ -29,6 +34,8 @@ class ChainSampler(Sampler):
 
 class GreedySampler(Sampler):
     """Take the likeliest token."""
+
+    deterministic = True
 
     def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0) -> Draw:
         return run({}, True, logits, rows, top)
@@ -62,6 +69,8 @@ def run(links: Mapping[str, Link], greedy: bool, logits: torch.Tensor, rows: Row
         ValueError: For a parameter outside its range.
     """
     check_parameters(links, rows)
+    if not len(logits):
+        return _nothing(logits, top)
     if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         logits = logits.float()  # float64: the kernels work in float32
     own, states = _own_rows(links, rows)
@@ -83,6 +92,20 @@ def run(links: Mapping[str, Link], greedy: bool, logits: torch.Tensor, rows: Row
     if states:
         draw = attrs.evolve(draw, state=_advanced(links, states, walk.logits, draw, own))
     return draw
+
+
+def _nothing(logits: torch.Tensor, top: int) -> Draw:
+    """Return the draw of a batch without rows, which has no place in memory to hand to a kernel."""
+    ids = torch.zeros(0, dtype=torch.int64, device=logits.device)
+    none = torch.zeros(0, device=logits.device)
+    return Draw(
+        token=ids,
+        status=ids.to(torch.uint8),
+        logp_raw=none,
+        logp_processed=none,
+        logp_truncated=none,
+        top=(ids.reshape(0, top), none.reshape(0, top)) if top else None,
+    )
 
 
 def check_parameters(links: Mapping[str, Link], rows: Rows) -> None:
