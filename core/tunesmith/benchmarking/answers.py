@@ -5,13 +5,10 @@ Imported at run time only.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 from attrs import frozen
@@ -19,6 +16,7 @@ from attrs import frozen
 from tunesmith import continuation
 from tunesmith.errors import ConfigError, DataError
 from tunesmith.evaluation import classification
+from tunesmith.evaluation.journal import Journal
 
 if TYPE_CHECKING:
     from tunesmith.kinds.benchmark import Benchmark, Item
@@ -58,7 +56,7 @@ def answer(
     runtime: Runtime,
     seed: int,
     alone: bool,
-    store: Path | None = None,
+    kept: Journal,
 ) -> dict[str, Answer]:
     """Return item id to answer.
 
@@ -70,14 +68,12 @@ def answer(
         runtime: Device and progress.
         seed: Seed of generation.
         alone: Answer every item by itself and take its time.
-        store: A JSONL file of answers to go on from and to add to. It belongs to one model and one benchmark; None
-            keeps nothing.
+        kept: Answers to go on from and to add to.
     """
-    known = _read(store) if store else {}
-    missing = [item for item in items if item.id not in known]
     ask = _asker(lm, benchmark, engine, runtime, seed)
     size = 1 if alone else BLOCK
-    with _appender(store) as write:
+    with kept:
+        missing = [item for item in items if item.id not in kept.known]
         starts = range(0, len(missing), size)
         for start in runtime.track(starts, "benchmark", len(starts)):
             block = missing[start : start + size]
@@ -86,9 +82,9 @@ def answer(
             if alone:
                 found = [attrs.evolve(found[0], seconds=time.perf_counter() - begin)]
             for item, one in zip(block, found, strict=True):
-                known[item.id] = one
-                write(item.id, one)
-    return {item.id: known[item.id] for item in items}
+                kept.add(item.id, attrs.asdict(one))
+        records = {item.id: kept.known[item.id] for item in items}
+    return {key: Answer(**{**record, "logprobs": tuple(record["logprobs"])}) for key, record in records.items()}
 
 
 def _asker(
@@ -182,43 +178,6 @@ def class_places(lm: LM, names: Sequence[str]) -> list[int]:
             "benchmark",
         )
     return list(range(len(names)))
-
-
-def _read(store: Path) -> dict[str, Answer]:
-    """Return what is there. A last line that a crash cut short is dropped, and its item answered anew."""
-    known: dict[str, Answer] = {}
-    if not store.is_file():
-        return known
-    whole = store.read_bytes().rpartition(b"\n")[0]
-    for line in whole.splitlines():
-        record: dict[str, Any] = json.loads(line)
-        item = str(record.pop("id"))
-        known[item] = Answer(**{**record, "logprobs": tuple(record["logprobs"])})
-    store.write_bytes(whole + b"\n" if whole else b"")
-    return known
-
-
-class _appender:
-    """Append answers to a file, whole lines only; do nothing without a file."""
-
-    def __init__(self, store: Path | None) -> None:
-        self._file = None
-        if store is not None:
-            store.parent.mkdir(parents=True, exist_ok=True)
-            self._file = store.open("a", encoding="utf-8")
-
-    def __enter__(self) -> Callable[[str, Answer], None]:
-        return self._write
-
-    def _write(self, item: str, one: Answer) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps({"id": item, **attrs.asdict(one)}, ensure_ascii=False) + "\n")
-            self._file.flush()
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-            self._file.close()
 
 
 def spread(ids: Sequence[str], count: int) -> Iterator[str]:

@@ -5,9 +5,8 @@ Imported at run time only.
 
 from __future__ import annotations
 
-import hashlib
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,6 +16,7 @@ from tunesmith import statistics
 from tunesmith.benchmarking.answers import Answer, answer, spread
 from tunesmith.errors import ConfigError, DataError
 from tunesmith.evaluation import build, measure, ready_engine
+from tunesmith.evaluation.journal import journal
 
 if TYPE_CHECKING:
     from tunesmith.kinds.benchmark import Benchmark, BenchmarkConfig, Item
@@ -79,7 +79,7 @@ def run(
     runtime: Runtime | None = None,
     seed: int = 0,
     confidence: float = 0.95,
-    name: str = "",
+    taken: Sequence[str] = (),
 ) -> BenchmarkRun:
     """Ask a model all items of a benchmark and score the answers.
 
@@ -94,7 +94,7 @@ def run(
         runtime: None means the default runtime.
         seed: Seed of generation and of resampling.
         confidence: Level of the intervals.
-        name: What to call it; "" is the benchmark's own name.
+        taken: Names of other runs beside which this one will stand; one more of a name gets a number.
 
     Raises:
         ConfigError, DataError, MissingPower: If the model cannot do what the scoring needs, or items are not
@@ -118,12 +118,12 @@ def run(
         runtime=runtime,
         seed=seed,
         alone="latency" in needs,
-        store=_store(lm, signature, seed, engine, runtime),
+        kept=journal(lm, runtime, "benchmarks", signature, seed, engine),
     )
     tables, results = _scored(benchmark, chosen, answers, metrics, confidence, seed)
     main = next(iter(metrics))
     return BenchmarkRun(
-        name=name or benchmark_name(config, benchmark),
+        name=benchmark_name(config, benchmark, taken),
         signature=signature,
         items=tuple(chosen),
         answers=answers,
@@ -135,13 +135,21 @@ def run(
     )
 
 
-def benchmark_name(config: BenchmarkConfig, benchmark: Benchmark) -> str:
-    """Return the registered name without ``tunesmith/``, and the component's ``part`` (its task) if it has one."""
+def benchmark_name(config: BenchmarkConfig, benchmark: Benchmark, taken: Sequence[str] = ()) -> str:
+    """Return the registered name without ``tunesmith/``, and the component's ``part`` (its task) if it has one.
+
+    A name that is taken gets a number.
+    """
     from tunesmith.spec import dump
 
     plain = str(dump(config)["use"]).removeprefix("tunesmith/").replace("/", ".")
     part = str(getattr(benchmark, "part", ""))
-    return f"{plain}.{part}" if part else plain
+    first = name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{plain}.{part}" if part else plain)
+    number = 1
+    while name in taken:
+        number += 1
+        name = f"{first}-{number}"
+    return name
 
 
 def choose(benchmark: Benchmark, items: Sequence[Item], count: int) -> list[Item]:
@@ -164,16 +172,6 @@ def choose(benchmark: Benchmark, items: Sequence[Item], count: int) -> list[Item
 
 def _variant(benchmark: Benchmark, item: Item) -> tuple[str, str]:
     return benchmark.variant(item) if isinstance(benchmark, HasVariants) else (item.id, "")
-
-
-def _store(lm: LM, signature: str, seed: int, engine: EngineConfig | None, runtime: Runtime) -> Path | None:
-    if runtime.folder is None:
-        return None
-    inner = getattr(lm.tokenizer, "backend_tokenizer", None)
-    vocabulary = inner.to_str() if inner is not None else repr(sorted(lm.tokenizer.get_vocab().items()))
-    parts = [lm.fingerprint, hashlib.sha256(vocabulary.encode()).hexdigest(), signature]
-    key = hashlib.sha256("\0".join([*parts, str(seed), repr(engine), runtime.dtype]).encode()).hexdigest()
-    return runtime.folder / "benchmarks" / f"{key[:32]}.jsonl"
 
 
 def _columns(items: Sequence[Item], answers: Mapping[str, Answer], ids: Sequence[str]) -> dict[str, list[Any]]:

@@ -9,10 +9,11 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from attrs import field, frozen
+from attrs import asdict, field, fields, frozen
 
 from tunesmith.errors import ConfigError, DataError
 from tunesmith.evaluation import classification
+from tunesmith.evaluation.journal import journal
 from tunesmith.evaluation.losses import token_losses
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 BENCHMARK_ONLY = frozenset({"choice_logprobs", "choice_lengths"})
 """Columns that need items with choices, which only benchmarks have."""
+
+
+BLOCK = 256
+"""Prompts that are generated together; between two blocks an interruption loses nothing."""
 
 
 class Generating(Protocol):
@@ -137,29 +142,46 @@ def ready_engine(lm: LM, config: EngineConfig | None, runtime: Runtime) -> Engin
 def generate_timed(
     lm: LM, examples: Sequence[Example], generation: Generating, runtime: Runtime, seed: int, *, alone: bool
 ) -> tuple[tuple[Completion, ...], list[float]]:
-    """Return one completion an example, and with ``alone`` the seconds that each took by itself."""
+    """Return one completion an example, and with ``alone`` the seconds that each took by itself.
+
+    With ``runtime.folder``, what was written before an interruption is kept.
+    """
     from tunesmith.generation import generate
 
-    options: dict[str, Any] = {
-        "engine": generation.engine,
-        "decoder": generation.decoder,
-        "sampler": generation.sampler,
-        "max_new_tokens": generation.max_new_tokens,
-        "min_new_tokens": generation.min_new_tokens,
-        "stop": generation.stop,
-        "seed": seed,
-        "runtime": runtime,
-    }
-    if not alone:
-        return tuple(generate(lm, [e.prompt for e in examples], ids=[e.id for e in examples], **options)), []
-    options["engine"] = ready_engine(lm, generation.engine, runtime)
-    completions: list[Completion] = []
-    seconds: list[float] = []
-    for example in runtime.track(examples, "generating", len(examples)):
-        begin = time.perf_counter()
-        completions += generate(lm, [example.prompt], ids=[example.id], **options)
-        seconds.append(time.perf_counter() - begin)
-    return tuple(completions), seconds
+    engine = ready_engine(lm, generation.engine, runtime)
+    how = [repr(getattr(generation, a.name)) for a in fields(Greedily)]
+    size = 1 if alone else BLOCK
+    with journal(lm, runtime, "generations", how, seed, alone) as kept:
+        missing = [e for e in examples if kept.known.get(e.id, {}).get("prompt") != e.prompt]
+        for start in range(0, len(missing), size):
+            block = missing[start : start + size]
+            begin = time.perf_counter()
+            written = generate(
+                lm,
+                [e.prompt for e in block],
+                ids=[e.id for e in block],
+                engine=engine,
+                decoder=generation.decoder,
+                sampler=generation.sampler,
+                max_new_tokens=generation.max_new_tokens,
+                min_new_tokens=generation.min_new_tokens,
+                stop=generation.stop,
+                seed=seed,
+                runtime=runtime,
+            )
+            seconds = time.perf_counter() - begin
+            for example, completion in zip(block, written, strict=True):
+                kept.add(example.id, {"prompt": example.prompt, "seconds": seconds, "completion": asdict(completion)})
+        found = [kept.known[e.id] for e in examples]
+    completions = tuple(_completion(place, record["completion"]) for place, record in enumerate(found))
+    return completions, [float(record["seconds"]) for record in found] if alone else []
+
+
+def _completion(place: int, record: dict[str, Any]) -> Completion:
+    from tunesmith.kinds.decoder import Completion
+
+    lists = {"token_ids": tuple(record["token_ids"]), "logp": tuple(record["logp"])}
+    return Completion(**{**record, **lists, "request": place})
 
 
 def _references(example: Example) -> tuple[str, ...]:

@@ -1,0 +1,129 @@
+"""``tunesmith evaluate``: scores with intervals on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from tunesmith.evaluation import Evaluation
+    from tunesmith.statistics import Comparison
+
+
+@click.command(name="evaluate")
+@click.argument("model")
+@click.option("--data", "source", required=True, help="A file, a folder with one file a split, or a hub name.")
+@click.option(
+    "--prompt", default="", help="Template over the record's fields, e.g. 'Q: {question}'; empty: plain text."
+)
+@click.option("--target", default="", help="Template of the answer, e.g. '{answer}'.")
+@click.option("--reference", "references", multiple=True, help="Template of a further reference answer; repeatable.")
+@click.option(
+    "--metric", "metrics", multiple=True, required=True, help="E.g. rouge or 'bleu(lowercase=true)'; repeatable."
+)
+@click.option("--split", default="", help="Default: test; all of a single file.")
+@click.option("--items", type=click.IntRange(min=0), default=0, show_default=True, help="At most so many; 0: all.")
+@click.option("--shots", type=click.IntRange(min=0), default=0, show_default=True, help="Solved examples from train.")
+@click.option("--sampler", default="greedy", show_default=True, help="E.g. 'top_p(p=0.9)'.")
+@click.option("--decoder", default="stepwise", show_default=True, help="E.g. 'beam(beams=4)'.")
+@click.option("--engine", default="transformers", show_default=True)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--min-new-tokens", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--stop", multiple=True, help="A string that ends a completion; repeatable.")
+@click.option(
+    "--confidence", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.95, show_default=True
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ...")
+@click.option("--allow-code", is_flag=True, help="Let components run Python code that they name (hf_evaluate).")
+@click.option(
+    "--versus", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Scores written by --out."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Write scores, rows and generations here."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def evaluate(
+    model: str,
+    source: str,
+    prompt: str,
+    target: str,
+    references: tuple[str, ...],
+    metrics: tuple[str, ...],
+    split: str,
+    items: int,
+    shots: int,
+    sampler: str,
+    decoder: str,
+    engine: str,
+    max_new_tokens: int,
+    min_new_tokens: int,
+    stop: tuple[str, ...],
+    confidence: float,
+    seed: int,
+    device: str,
+    allow_code: bool,
+    versus: Path | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure MODEL, a folder or a hub name, on data.
+
+    Every score comes with its bootstrap interval. With --versus, each metric is compared with an earlier evaluation of the
+    same examples by a paired test.
+    """
+    from tunesmith.data import Data, load_examples
+    from tunesmith.evaluation import Greedily, read_tables, write_generations, write_scores
+    from tunesmith.evaluation import evaluate as measure
+    from tunesmith.evaluation.head import head_for
+    from tunesmith.lm import load
+    from tunesmith.runtime import Runtime
+    from tunesmith.spec import parse
+
+    # wrong names are found before anything is read
+    configs = tuple(parse(text, "metric") for text in metrics)
+    generation = Greedily(
+        engine=parse(engine, "engine"),
+        decoder=parse(decoder, "decoder"),
+        sampler=parse(sampler, "sampler"),
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        stop=stop,
+    )
+    runtime = Runtime(device=device, seed=seed, allow_code=allow_code)
+    data = Data(source=source, prompt=prompt, target=target, references=references)
+    chosen = split or ("all" if Path(source).is_file() else "test")
+    lm = load(model, runtime=runtime, head=head_for(configs))
+    examples = load_examples(data, chosen, runtime, items=items, shots=shots or None, tokenizer=lm.tokenizer)
+    found = measure(lm, examples, configs, generation=generation, runtime=runtime, seed=seed, confidence=confidence)
+    compared = found.compare(read_tables(versus)) if versus is not None else {}
+    if out is not None:
+        write_scores(out, found, versus=versus, label=model, versus_label=str(versus or ""))
+        write_generations(out, found, sampler)
+    _print(found, compared, as_json)
+
+
+def _print(found: Evaluation, compared: dict[str, Comparison], as_json: bool) -> None:
+    if as_json:
+        record = {
+            "scores": {name: result.as_json() for name, result in found.results.items()},
+            "truncated": found.truncated,
+            "versus": {name: comparison.as_json() for name, comparison in compared.items()},
+        }
+        click.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
+        return
+    for name, result in found.results.items():
+        for score, value in result.scores.items():
+            label = score if score == name else f"{name}: {score}"
+            click.echo(f"{label:32} {value}")
+        click.echo(f"{'':32} n = {result.n}, {result.signature}")
+    for what, count in found.truncated.items():
+        click.echo(f"{count} of {len(found.examples)} {what} were cut at the model's limit")
+    for name, comparison in compared.items():
+        click.echo(comparison.verdict(subject=name, versus="the earlier evaluation"))
+
+
+command = evaluate

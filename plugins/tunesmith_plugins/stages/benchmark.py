@@ -1,0 +1,52 @@
+"""The stage that runs benchmarks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunesmith.benchmarking import run, write_runs
+from tunesmith.errors import ConfigError
+from tunesmith.kinds.benchmark import BenchmarkConfig
+from tunesmith.kinds.stage import Stage, StageContext
+from tunesmith.lm import LM, Head, load
+
+
+class BenchmarkStage(Stage):
+    """Run benchmarks one after the other."""
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """See :meth:`tunesmith.kinds.stage.Stage.run`. Answers from before an interruption are kept."""
+        config = self.config
+        if context.start is None:
+            raise ConfigError(["a Benchmark stage needs a model to begin from"], context.name)
+        models: dict[Head, LM] = {}
+        runs = []
+        for benchmark in config.benchmarks:
+            head = _head(benchmark)
+            if head not in models:
+                models[head] = load(context.start, runtime=context.runtime, head=head)
+            found = run(
+                models[head],
+                benchmark,
+                items=config.items,
+                engine=config.engine,
+                runtime=context.runtime,
+                seed=context.runtime.seed,
+                confidence=config.confidence,
+                taken=[r.name for r in runs],
+            )
+            runs.append(found)
+        write_runs(context.artifact("scores"), runs)
+        return {
+            found.name: {
+                "signature": found.signature,
+                "items": len(found.items),
+                "truncated": found.truncated,
+                "scores": {name: result.main.as_json() for name, result in found.results.items()},
+            }
+            for found in runs
+        }
+
+
+def _head(benchmark: BenchmarkConfig) -> Head:
+    return "classification" if benchmark.build().scoring == "classification" else "lm"
