@@ -42,7 +42,7 @@ class Config:
     api: ClassVar[int] = API_VERSION
     kind: ClassVar[str] = ""
 
-    def __attrs_pre_init__(self, **values: Any) -> None:
+    def __attrs_pre_init__(self, *positional: Any, **values: Any) -> None:
         # before the validators: "'>' not supported between 'str' and 'int'" helps nobody
         check_values(type(self), values)
 

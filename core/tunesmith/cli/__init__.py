@@ -18,9 +18,9 @@ _COMMANDS = (
     ("generate", "generate:generate", "Write completions of prompts with any sampler."),
     ("new-plugin", "new_plugin:new_plugin", "Write a new plugin distribution to start from."),
     ("plugins", "plugins:plugins", "List, show and check components."),
-    ("report", "report:report", "Make the report page of a run."),
-    ("run", "run:run", "Run the pipeline in a file, or go on with it."),
-    ("runs", "runs:runs", "List, compare and remove finished and unfinished runs."),
+    ("report", "report:command", "Make the report page of a run."),
+    ("run", "run:command", "Run the pipeline in a file, or go on with it."),
+    ("runs", "runs:command", "List, compare and remove finished and unfinished runs."),
 )
 
 

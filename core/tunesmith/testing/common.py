@@ -34,7 +34,7 @@ def check_it_is_frozen(config: Config) -> None:
     for name in ("kind", *(a.name for a in attrs.fields(type(config)))):
         try:
             setattr(config, name, getattr(config, name))
-        except attrs.exceptions.FrozenInstanceError:
+        except AttributeError:  # FrozenInstanceError is one
             continue
         raise AssertionError(f"{name!r} can be set; decorate the class with attrs.frozen(kw_only=True)")
 
@@ -124,7 +124,8 @@ def check_it_pickles(config: Config) -> None:
 
 def check_importing_the_config_is_light(config: Config) -> None:
     """Importing the module that defines the config brings in no torch, transformers, numpy ..."""
-    heavy = _imported_with(type(config).__module__)
+    module = type(config).__module__
+    heavy = _imported_with(module, str(getattr(sys.modules.get(module), "__file__", "")))
     assert not heavy, (
         f"importing {type(config).__module__} also imports {', '.join(heavy)}; "
         "move the implementation to another module that only `impl` names, and import it in no package __init__"
@@ -265,8 +266,8 @@ def _type_problems(kind: Any) -> list[str]:
 
 
 @cache
-def _imported_with(module: str) -> tuple[str, ...]:
-    """Return the heavy modules that a fresh Python has after importing ``module``."""
+def _imported_with(module: str, file: str) -> tuple[str, ...]:
+    """Return the heavy modules that a fresh Python has after importing ``module``; kept by its name and file."""
     code = (
         f"import sys, importlib; importlib.import_module({module!r}); print([m for m in {HEAVY!r} if m in sys.modules])"
     )

@@ -1,0 +1,251 @@
+"""``tunesmith plugins``, ``doctor`` and what all commands share."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import tunesmith as ts
+from tunesmith.cli import _COMMANDS, main
+from tunesmith.errors import TunesmithError
+from tunesmith.kinds import KINDS
+
+pytestmark = pytest.mark.usefixtures("isolated_registry")
+
+CONFIG = """
+from typing import ClassVar
+from attrs import frozen
+from tunesmith.kinds.sampler import SamplerConfig
+
+@frozen(kw_only=True)
+class Typical(SamplerConfig):
+    '''A sampler.
+
+    Attributes:
+        mass: Share.
+    '''
+
+    impl: ClassVar[str] = "typical_impl:TypicalLink"
+    api: ClassVar[int] = 1
+    mass: float = 0.9
+    must: int
+"""
+IMPL = """
+from tunesmith.kinds.sampler import Link
+
+class TypicalLink(Link):
+    '''Does nothing.'''
+
+    def apply(self, logits, rows):
+        return logits.clone()
+"""
+
+
+@pytest.fixture
+def typical(fake_distribution):
+    return fake_distribution(
+        "tunesmith-typical",
+        entry_points={"tunesmith.samplers": {"typical": "typical_plugin:Typical"}},
+        modules={"typical_plugin": CONFIG.replace("    must: int\n", ""), "typical_impl": IMPL},
+    )
+
+
+@pytest.fixture
+def broken(fake_distribution):
+    return fake_distribution(
+        "tunesmith-broken",
+        entry_points={"tunesmith.samplers": {"broken": "broken_plugin:Broken"}, "tunesmith": {"main": "broken_hooks"}},
+        modules={
+            "broken_plugin": "raise RuntimeError('no luck')",
+            "broken_hooks": "raise RuntimeError('no hook luck')",
+        },
+    )
+
+
+def lines(capsys) -> str:
+    return capsys.readouterr().out
+
+
+def test_help_names_every_command_with_a_line(capsys):
+    assert main(["--help"]) == 0
+    out = lines(capsys)
+    for name, _, line in _COMMANDS:
+        assert name in out
+        assert line.split()[0] in out
+    assert [name for name, *_ in _COMMANDS] == sorted(name for name, *_ in _COMMANDS)
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in _COMMANDS])
+def test_every_command_of_the_table_is_there_and_explains_itself(name, capsys):
+    assert main([name, "--help"]) == 0
+    assert "Usage: tunesmith " + name in lines(capsys)
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert ts.__version__ in lines(capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["plugin"], ["plugins", "shw"], ["plugins", "list", "--nope"], ["plugins", "show"]]
+)
+def test_wrong_usage_is_status_2(arguments, capsys):
+    assert main(arguments) == 2
+    assert "Usage:" in capsys.readouterr().err
+
+
+def test_a_near_command_is_suggested(capsys):
+    assert main(["plugin"]) == 2
+    assert "Did you mean 'plugins'?" in capsys.readouterr().err
+
+
+def test_an_error_is_one_message_and_status_1_and_a_traceback_with_debug(capsys):
+    assert main(["plugins", "show", "tpo_p"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: no sampler named 'tpo_p'. Did you mean top_p")
+    assert "Traceback" not in captured.err
+    with pytest.raises(TunesmithError):
+        main(["--debug", "plugins", "show", "tpo_p"])
+
+
+def test_list_shows_short_names_distributions_and_versions(typical, capsys):
+    assert main(["plugins", "list"]) == 0
+    out = lines(capsys)
+    for kind in KINDS.values():
+        assert kind.group.removeprefix("tunesmith.") + "\n" in out
+    assert "typical             tunesmith-typical 1.0" in out
+    assert "from 2 distributions" in out
+
+
+def test_list_shows_full_ids_where_a_short_name_would_not_do(fake_distribution, capsys):
+    for dist in ("aaa", "bbb"):
+        fake_distribution(dist, entry_points={"tunesmith.samplers": {"typical": "m:A", "top_p": "m:B"}})
+    assert main(["plugins", "list", "--kind", "sampler"]) == 0
+    out = lines(capsys)
+    for shown in ("aaa/typical", "bbb/typical", "aaa/top_p", "  top_p "):
+        assert shown in out
+
+
+def test_list_shows_what_metadata_knows_to_be_wrong(fake_distribution, broken, capsys):
+    fake_distribution("tunesmith-future", entry_points={"tunesmith.samplers": {"x": "m:A"}}, requires=["tunesmith>=99"])
+    assert main(["plugins", "list"]) == 0
+    out = lines(capsys)
+    assert "PROBLEM: tunesmith-future 1.0 needs tunesmith>=99" in out
+    assert "; 1 with a problem." in out, "an import was made to list plugins"
+
+
+def test_list_as_json_holds_every_entry(typical, capsys):
+    assert main(["plugins", "list", "--json", "--kind", "sampler"]) == 0
+    entries = {entry["id"]: entry for entry in json.loads(lines(capsys))["entries"]}
+    assert set(entries) == {entry.id for entry in ts.samplers.entries()}
+    assert entries["tunesmith-typical/typical"]["target"] == "typical_plugin:Typical"
+
+
+def test_list_all_adds_hook_modules_and_disabled_distributions(typical, monkeypatch, capsys):
+    monkeypatch.setenv("TUNESMITH_DISABLE_PLUGINS", "tunesmith-typical")
+    assert main(["plugins", "list", "--all"]) == 0
+    out = lines(capsys)
+    assert "hooks\n" in out
+    assert "Disabled by TUNESMITH_DISABLE_PLUGINS: tunesmith-typical." in out
+
+
+def test_show_prints_docstring_options_and_spelling(capsys):
+    assert main(["plugins", "show", "top_p"]) == 0
+    out = lines(capsys)
+    for part in ("tunesmith/top_p", "sampler of tunesmith", "Cumulative probability", "p: float = 0.9", "top_p()"):
+        assert part in out
+    assert main(["plugins", "show", "compare", "--kind", "stage"]) == 0
+    out = lines(capsys)
+    assert "branches: dict[str, " in out
+    assert "compare(branches=...)" in out
+    assert "From StageConfig" in out, "inherited options are not explained"
+
+
+def test_show_as_json(capsys):
+    assert main(["plugins", "show", "top_p", "--json"]) == 0
+    found = json.loads(lines(capsys))
+    assert found["options"][0] == {"name": "p", "type": "float", "required": False, "default": "0.9"}
+
+
+def test_a_name_that_several_kinds_have_needs_the_kind(fake_distribution, capsys):
+    fake_distribution("aaa", entry_points={"tunesmith.samplers": {"twin": "m:A"}, "tunesmith.metrics": {"twin": "m:B"}})
+    assert main(["plugins", "show", "twin"]) == 1
+    assert "several kinds: metric, sampler. Add --kind" in capsys.readouterr().err
+
+
+def test_check_of_an_id_runs_the_conformance_checks_and_counts_them(typical, capsys):
+    assert main(["plugins", "check", "tunesmith-typical/typical", "typical(mass=0.5)"]) == 0
+    out = lines(capsys)
+    assert "2 imported, 0 with a problem." in out
+    assert "ok   check_it_is_registered" in out
+    assert "Typical(mass=0.5)" in out
+    total = int(out.rsplit(" conformance checks", 1)[0].rsplit("\n", 1)[-1])
+    assert total == out.count("ok   check_")
+    assert total > 30
+
+
+def test_check_says_what_to_give_where_no_config_can_be_guessed(capsys):
+    assert main(["plugins", "check", "function"]) == 1
+    out = lines(capsys)
+    assert "plugins check 'tunesmith/function(...)'" in out
+    assert "0 conformance checks" in out
+
+
+def test_check_of_a_component_that_breaks_its_promise_fails(fake_distribution, capsys):
+    fake_distribution(
+        "tunesmith-typical",
+        entry_points={"tunesmith.samplers": {"typical": "typical_plugin:Typical"}},
+        modules={
+            "typical_plugin": "import numpy\n" + CONFIG.replace("mass: Share.", "").replace("    must: int\n", ""),
+            "typical_impl": IMPL,
+        },
+    )
+    assert main(["plugins", "check", "typical"]) == 1
+    out = lines(capsys)
+    assert "FAIL check_every_field_is_documented" in out
+    assert "FAIL check_importing_the_config_is_light" in out
+    assert "also imports numpy" in out
+    assert "ok   check_it_is_frozen" in out
+
+
+def test_check_of_everything_finds_what_only_an_import_shows(broken, typical, capsys):
+    assert main(["plugins", "check", "--kind", "sampler"]) == 1
+    out = lines(capsys)
+    assert out.count("FAIL") == 1
+    assert "FAIL sampler tunesmith-broken/broken: " in out
+    assert "RuntimeError: no luck" in out
+
+
+def test_check_finds_a_component_that_is_none(fake_distribution, capsys):
+    fake_distribution(
+        "tunesmith-typical",
+        entry_points={"tunesmith.samplers": {"typical": "typical_plugin:Typical"}},
+        modules={"typical_plugin": CONFIG, "typical_impl": "class TypicalLink: pass"},
+    )
+    assert main(["plugins", "check", "--kind", "sampler"]) == 1
+    assert "typical_impl:TypicalLink is not a subclass of tunesmith.kinds.sampler.Sampler" in lines(capsys)
+
+
+def test_check_can_require_components(typical, broken, capsys):
+    require = ["plugins", "check", "top_p", "--no-conformance", "--require"]
+    assert main([*require, "tunesmith-typical/typical"]) == 0
+    assert main([*require, "tunesmith-missing/thing"]) == 1
+    assert main([*require, "tunesmith-broken/broken"]) == 1
+    out = lines(capsys)
+    assert "FAIL required tunesmith-missing/thing" in out
+    assert "FAIL required tunesmith-broken/broken" in out
+
+
+def test_doctor_reports_versions_plugins_and_problems(broken, capsys):
+    assert main(["doctor"]) == 1
+    out = lines(capsys)
+    for part in (
+        "tunesmith " + ts.__version__,
+        "torch ",
+        "tunesmith-broken 1.0: 1 sampler, 1 hook",
+        "no luck",
+        "no hook luck",
+    ):
+        assert part in out
+    assert "kernels: " in out, "the native part says nothing"
