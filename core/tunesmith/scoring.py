@@ -170,9 +170,7 @@ def _decoder(
             )
     kept = lengths.tolist()
     answers = targets.tolist()
-    ids, row_lengths = pad(
-        [[*prompt, *answers[row][: max(kept[row] - 1, 0)]] for row, prompt in enumerate(prompt_ids)]
-    )
+    ids, row_lengths = pad([[*prompt, *answers[row][: max(kept[row] - 1, 0)]] for row, prompt in enumerate(prompt_ids)])
     ids, row_lengths = ids.to(targets.device), row_lengths.to(targets.device)
     width = ids.shape[1]
     out = lm.model(

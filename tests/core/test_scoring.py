@@ -20,19 +20,33 @@ VOCAB = 23
 
 def llama() -> LM:
     config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, pad_token_id=2
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        pad_token_id=2,
     )
     return LM(model=Llama(config), tokenizer=None, family="decoder")
 
 
 def gpt2() -> LM:  # learned absolute positions: a wrong position shows
-    config = GPT2Config(vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=2, eos_token_id=2)
+    config = GPT2Config(
+        vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=2, eos_token_id=2
+    )
     return LM(model=GPT2(config), tokenizer=None, family="decoder")
 
 
 def t5() -> LM:  # the decoder starts from the pad id
     config = T5Config(
-        vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0, pad_token_id=0
+        vocab_size=VOCAB,
+        d_model=16,
+        d_kv=8,
+        d_ff=24,
+        num_layers=2,
+        num_heads=2,
+        decoder_start_token_id=0,
+        pad_token_id=0,
     )
     return LM(model=T5(config), tokenizer=None, family="encoder-decoder")
 

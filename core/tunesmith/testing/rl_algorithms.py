@@ -52,7 +52,9 @@ def check_only_the_last_adapter_changes(config: RLAlgorithmConfig) -> None:
         lm = _with_lora(tiny_lm(family))
         before, other = _outputs(lm), _weights(lm)
         _train(config, lm)
-        assert any(not torch.equal(a, b) for a, b in zip(other, _weights(lm), strict=True)), f"{family}: nothing changed"
+        assert any(not torch.equal(a, b) for a, b in zip(other, _weights(lm), strict=True)), (
+            f"{family}: nothing changed"
+        )
         last = lm.adapters[-1]
         assert isinstance(last, SupportsDisable)
         with last.disabled():

@@ -26,7 +26,7 @@ IMPOSSIBLE = -1e4
 """Logit of ids that no answer has; its probability is exactly 0 in float32 and float64."""
 
 
-class TabularConfig(PretrainedConfig):
+class TabularConfig(PretrainedConfig):  # type: ignore[misc, unused-ignore]
     """Size of a tabular policy.
 
     Args:

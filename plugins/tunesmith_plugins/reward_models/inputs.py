@@ -39,7 +39,9 @@ def readable(model: Any, tokenizer: Any, asked: int) -> int | None:
     return min(limits, default=None)
 
 
-_OFFSET = frozenset({"roberta", "xlm-roberta", "camembert", "roberta-prelayernorm", "xlm-roberta-xl", "longformer", "mpnet"})
+_OFFSET = frozenset(
+    {"roberta", "xlm-roberta", "camembert", "roberta-prelayernorm", "xlm-roberta-xl", "longformer", "mpnet"}
+)
 
 
 def encoded(tokenizer: Any, texts: Sequence[str], limit: int | None) -> tuple[list[list[int]], int]:

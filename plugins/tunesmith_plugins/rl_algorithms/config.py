@@ -51,8 +51,9 @@ class PPO(RLAlgorithmConfig):
         missing_eos_penalty: Taken off the reward of a completion that the length limit cut.
         max_update_kl: A step's remaining updates are left out as soon as the policy is so far (approximate KL, nats a
             token) from the one that drew the completions; 0: never.
-        allow_start_kl: Go on though the policy is not the reference at the first step, which is an error otherwise. A
-            soft prompt, for one, changes the model as soon as it is put on.
+        allow_start_kl: Go on with an adapter that was trained before, though the policy is then not the reference at the
+            first step; an error otherwise. Adapters that change the model as soon as they are put on (soft prompts) need no
+            leave: their KL at the first step is in the report.
         checkpoint_every: Steps between checkpoints.
         samples: Prompts whose completions before and after are in the report.
     """
@@ -113,7 +114,7 @@ class DPO(RLAlgorithmConfig):
         max_prompt_tokens: Longer prompts lose their beginning; 0: no limit. The report says how many did.
         max_completion_tokens: Longer completions lose their end; 0: no limit.
         checkpoint_every: Updates between checkpoints.
-        allow_start_kl: Go on though the policy is not the reference at the first update (soft prompts).
+        allow_start_kl: Go on with an adapter that was trained before; an error otherwise.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.dpo:DPOAlgorithm"

@@ -121,11 +121,11 @@ class _Run:
         """
         ratios = self._summed(self.policy) - self.ref
         worst = float(ratios.abs().max())
-        if worst > self.start_tolerance and not self.config.allow_start_kl:
+        expected = self.config.allow_start_kl or not self.reference.starts_equal
+        if worst > self.start_tolerance and not expected:
             raise NumericError(
                 f"the policy is not its reference before the first update: log-probabilities differ by up to {worst:.2e}. Its "
-                "last adapter was trained before, or changes the model as soon as it is put on (soft prompts do). Put a fresh "
-                "adapter on top, or set allow_start_kl=True."
+                "last adapter was trained before. Put a fresh one on top, or set allow_start_kl=True."
             )
         losses, _ = dpo_loss(ratios[0], ratios[1], self.config.beta, self.config.label_smoothing)
         weights = torch.tensor(self.pairs.weights, dtype=losses.dtype)
@@ -155,7 +155,9 @@ class _Run:
         limit = config.max_grad_norm or float("inf")
         found["gradient_norm"] = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit))
         if not all(map(math.isfinite, found.values())):
-            raise NumericError(f"dpo update {step}: {found} holds a number that is not finite; lower the learning rate.")
+            raise NumericError(
+                f"dpo update {step}: {found} holds a number that is not finite; lower the learning rate."
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {**found, "learning_rate": self.optimizer.param_groups[0]["lr"]}

@@ -40,9 +40,7 @@ def policy_loss(
         clipped = float(((bounded > plain) & mask).sum())
         kl = float(((ratio - 1 - log_ratio) * mask).sum())
         error = float(((ratio - 1).abs() * mask).max()) if mask.numel() else 0.0
-    return PolicyLoss(
-        loss=(torch.maximum(plain, bounded) * mask).sum(), clipped=clipped, kl=kl, max_ratio_error=error
-    )
+    return PolicyLoss(loss=(torch.maximum(plain, bounded) * mask).sum(), clipped=clipped, kl=kl, max_ratio_error=error)
 
 
 def value_loss(

@@ -39,7 +39,8 @@ def encode(lm: LM, preferences: Sequence[Preference], max_prompt: int, max_compl
     def completion(text: str) -> tuple[int, ...]:
         return (*lm.tokenizer(text_target=text, add_special_tokens=False).input_ids, *end)
 
-    chosen, rejected = ([completion(t) for t in side] for side in zip(*((p.chosen, p.rejected) for p in preferences)))
+    chosen = [completion(p.chosen) for p in preferences]
+    rejected = [completion(p.rejected) for p in preferences]
     everything = [*chosen, *rejected]
     return Pairs(
         prompts=[ids[-max_prompt:] if max_prompt else ids for ids in prompts],

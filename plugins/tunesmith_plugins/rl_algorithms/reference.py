@@ -23,6 +23,11 @@ class Reference:
     policy: LM
     copy: LM | None
 
+    @property
+    def starts_equal(self) -> bool:
+        """Whether the policy, untrained, is its reference: not if its adapter changes the model from the start."""
+        return self.copy is not None or self.policy.adapters[-1].identity
+
     @contextmanager
     def model(self) -> Iterator[LM]:
         """Give the reference; within the context the policy itself must not be used."""
@@ -51,14 +56,12 @@ def reference_of(policy: LM) -> Reference:
 
 
 def trainable(policy: LM) -> dict[str, torch.nn.Parameter]:
-    """Return what is trained: the last adapter's parameters, else every parameter that has ``requires_grad``; without any,
-    all of them, which then get it."""
+    """Return what is trained, by name: the last adapter's parameters if any of them is trainable, else every parameter."""
     if policy.adapters:
         own = {name: p for name, p in policy.adapters[-1].trainable() if p.requires_grad}
         if own:
             return own
-    found = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
-    if not found:
-        policy.model.requires_grad_(True)
-        found = dict(policy.model.named_parameters())
+    found = {name: p for name, p in policy.model.named_parameters() if p.is_floating_point()}
+    for parameter in found.values():
+        parameter.requires_grad_(True)
     return found

@@ -190,6 +190,7 @@ class TrainReward(StageConfig):
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.train_reward:TrainRewardStage"
     produces: ClassVar[Mapping[str, str]] = {"reward_model": "reward_model", "report": "report"}
     uses_model: ClassVar[bool] = False
+    uses_data: ClassVar[bool] = False
     reward: RewardModelConfig
     preferences: str | Output
     held_out: float = field(default=0.1, validator=[v.ge(0), v.lt(1)])
@@ -274,6 +275,7 @@ class Feedback(StageConfig):
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.feedback:FeedbackStage"
     produces: ClassVar[Mapping[str, str]] = {"preferences": "preferences"}
     uses_model: ClassVar[bool] = False
+    uses_data: ClassVar[bool] = False
     generations: Output
     rankings: str = ""
     annotator: str = ""

@@ -22,7 +22,9 @@ def _models():
 
 @conformance(
     Classifier(model=str(FOLDER / "classifier"), label="yes"),
-    Classifier(model=str(FOLDER / "classifier"), label="no", template="{prompt} {completion}", batch_size=1, max_length=4),
+    Classifier(
+        model=str(FOLDER / "classifier"), label="no", template="{prompt} {completion}", batch_size=1, max_length=4
+    ),
     Pairwise(model=str(FOLDER / "encoder"), learning_rate=1e-3),
     Pairwise(model=str(FOLDER / "decoder"), learning_rate=1e-3, batch_size=2),
     Mix(models={"a": Classifier(model=str(FOLDER / "classifier"), label="yes")}, weights={"a": -2.0}),

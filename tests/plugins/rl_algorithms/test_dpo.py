@@ -103,7 +103,9 @@ def test_the_chosen_completions_gain_on_the_rejected_ones_by_the_reported_margin
     def ratio(side: list[tuple[int, ...]]) -> torch.Tensor:
         ids, lengths = pad(side)
         with torch.no_grad():
-            return (token_logps(lm, pairs.prompts, ids, lengths)[0] - token_logps(reference, pairs.prompts, ids, lengths)[0]).sum(1)
+            return (
+                token_logps(lm, pairs.prompts, ids, lengths)[0] - token_logps(reference, pairs.prompts, ids, lengths)[0]
+            ).sum(1)
 
     margin = 0.1 * (ratio(pairs.chosen) - ratio(pairs.rejected))
     once_more = config.build().train(reference, Offline(preferences=PAIRS), Runtime())
@@ -111,8 +113,10 @@ def test_the_chosen_completions_gain_on_the_rejected_ones_by_the_reported_margin
 
 
 def test_long_texts_are_cut_and_counted() -> None:
-    report = DPO(max_prompt_tokens=2, max_completion_tokens=3).build().train(
-        tiny_lm("decoder"), Offline(preferences=PAIRS), Runtime()
+    report = (
+        DPO(max_prompt_tokens=2, max_completion_tokens=3)
+        .build()
+        .train(tiny_lm("decoder"), Offline(preferences=PAIRS), Runtime())
     )
     assert report.summary["cut_prompts"] == 1
     assert report.summary["cut_completions"] == 4
@@ -125,8 +129,8 @@ def test_what_dpo_cannot_do_is_said() -> None:
         DPO().build().train(tiny_lm("decoder"), Offline(preferences=[]), Runtime())
     with pytest.raises(MissingPower, match="encoder"):
         DPO().build().train(tiny_lm("encoder"), Offline(preferences=PAIRS), Runtime())
+    nothing = [Preference(id="0", prompt="who", chosen="a", rejected="the", weight=0.0)]
     with pytest.raises(DataError, match="weight 0"):
-        nothing = [Preference(id="0", prompt="who", chosen="a", rejected="the", weight=0.0)]
         DPO().build().train(tiny_lm("decoder"), Offline(preferences=nothing), Runtime())
 
 

@@ -21,7 +21,7 @@ def ppo(**changes: Any) -> Any:
 
 
 def test_the_world_agrees_with_itself() -> None:
-    world, lm = exam_world(3)
+    world, _ = exam_world(3)
     assert len(world.answers) == 341
     assert float(world.reference.exp().sum()) == pytest.approx(1)
     best = world.beta * torch.logsumexp(world.reference + world.reward / world.beta, dim=0)

@@ -98,6 +98,17 @@ def test_an_adapter_that_is_not_fresh_is_refused(reward_by: Any) -> None:
     assert abs(report.summary["start_kl"]) > 1e-3
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_soft_prompt_starts_away_from_its_reference_and_the_report_says_how_far(family: Any, reward_by: Any) -> None:
+    lm = with_adapter(tiny_lm(family), "prompt")
+    before = {name: tensor for name, tensor in weights(lm).items() if "prompt" not in name}
+    task = Online(prompts=PROMPTS, reward=reward_by(share_of_good))
+    report = settings(learning_rate=1e-2).build().train(lm, task, Runtime())
+    assert abs(report.summary["start_kl"]) > 1e-3
+    for name, tensor in before.items():
+        assert torch.equal(lm.model.state_dict()[name], tensor)
+
+
 def test_dropout_is_off_and_the_mode_is_put_back(reward_by: Any) -> None:
     lm = tiny_lm("encoder-decoder")
     for module in lm.model.modules():
@@ -117,8 +128,8 @@ def test_micro_batches_change_nothing_but_memory(family: Any, reward_by: Any) ->
     for size in (0, 1, 2):
         lm = tiny_lm(family)
         lm.model.double()
-        report = settings(micro_batch_size=size, entropy_coefficient=0.01).build().train(
-            lm, task, Runtime(dtype="float64")
+        report = (
+            settings(micro_batch_size=size, entropy_coefficient=0.01).build().train(lm, task, Runtime(dtype="float64"))
         )
         results.append((weights(lm), report.steps))
     for found, steps in results[1:]:
@@ -161,8 +172,8 @@ def test_completions_without_an_opinion_teach_nothing(reward_by: Any) -> None:
     report = settings().build().train(tiny_lm("decoder"), task, Runtime())
     assert report.summary["no_opinion"] == 4
     assert report.steps[0]["reward"] == 1.0
+    silent = Online(prompts=PROMPTS, reward=reward_by(lambda *_: None))
     with pytest.raises(ConfigError, match="no opinion"):
-        silent = Online(prompts=PROMPTS, reward=reward_by(lambda *_: None))
         settings().build().train(tiny_lm("decoder"), silent, Runtime())
 
 

@@ -80,7 +80,9 @@ def start(folder: Path, what: str, out: str, deaths: int) -> subprocess.Popen[by
     return subprocess.Popen(command, env=environment)
 
 
-@pytest.mark.parametrize(("what", "deaths"), [("ppo encoder-decoder lora", 4), ("ppo decoder", 5), ("dpo decoder lora", 5)])
+@pytest.mark.parametrize(
+    ("what", "deaths"), [("ppo encoder-decoder lora", 4), ("ppo decoder", 5), ("dpo decoder lora", 5)]
+)
 def test_killed_training_ends_with_the_same_weights(tmp_path: Path, what: str, deaths: int) -> None:
     from safetensors.torch import load_file
 
