@@ -1,0 +1,265 @@
+"""The stage that puts branches side by side."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from tunesmith import statistics
+from tunesmith.data import Example, load_examples
+from tunesmith.errors import PipelineError
+from tunesmith.evaluation import Evaluation, evaluate
+from tunesmith.kinds.stage import Stage, StageContext
+from tunesmith.lm import load
+from tunesmith.report import content
+from tunesmith.report.content import Content, Point, Samples, Scatter, Series, Table
+from tunesmith.statistics import Comparison
+
+SHOWN = 8
+"""Examples whose texts are shown side by side."""
+
+SIZE = "trainable parameters"
+"""The number that branches are plotted against, if they report it."""
+
+Compared = Mapping[tuple[str, str, str], Comparison]
+"""(model, what it is compared with, metric) to the paired comparison."""
+
+
+@frozen(kw_only=True)
+class _Measured:
+    """Evaluations by label of the model, the baseline first, and their paired comparisons."""
+
+    evaluations: Mapping[str, Evaluation]
+    compared: Compared
+
+
+class CompareStage(Stage):
+    """Evaluate the models of all branches on the same examples and tell which differences are more than chance."""
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Write ``scores`` and ``report``; return the main scores of every model and the verdicts."""
+        measured = self._measure(context)
+        told = self._shown(measured)
+        _write_scores(context.artifact("scores"), measured)
+        told.write(context.artifact("scores"))
+        merged = _merged(
+            {key: _content(context, key) for key in self.config.branches}, measured, list(self.config.branches)
+        )
+        merged.write(context.artifact("report"))
+        return {
+            "scores": {
+                label: {name: result.main.value for name, result in evaluation.results.items()}
+                for label, evaluation in measured.evaluations.items()
+            },
+            "verdicts": list(told.verdicts),
+        }
+
+    def _measure(self, context: StageContext) -> _Measured:
+        config = self.config
+        models = {key: str(folder) for key in config.branches if (folder := _model(context, key, config)) is not None}
+        if not config.metrics or not models:
+            return _Measured(evaluations={}, compared={})
+        if context.data is None:
+            raise PipelineError(f"{context.name}: there is no data to evaluate on; give it to the pipeline.")
+        baseline = None
+        if config.baseline and context.start is not None:
+            baseline = _unused("start", models)
+            models = {baseline: context.start, **models}
+        evaluations: dict[str, Evaluation] = {}
+        for label, source in models.items():
+            evaluations[label] = self._evaluate(context, source)
+            gc.collect()  # one model in memory at a time
+        first = next(label for label in models if label != baseline)
+        pairs = [(label, first) for label in models if label not in (first, baseline)]
+        if baseline is not None:
+            pairs += [(label, baseline) for label in models if label != baseline]
+        return _Measured(evaluations=evaluations, compared=dict(_compare(evaluations, pairs)))
+
+    def _evaluate(self, context: StageContext, source: str) -> Evaluation:
+        config, runtime = self.config, context.runtime
+        lm = load(source, runtime=runtime)
+        examples = load_examples(context.data, config.split, runtime, items=config.items, tokenizer=lm.tokenizer)  # type: ignore[arg-type]
+        return evaluate(lm, examples, config.metrics, generation=config.generation, runtime=runtime, seed=runtime.seed)
+
+    def _shown(self, measured: _Measured) -> Content:
+        if not measured.evaluations:
+            return Content()
+        first = next(iter(measured.evaluations.values()))
+        main = next(iter(first.results))
+        n, confidence = first.results[main].n, first.confidence
+        names = [(metric, score) for metric, result in first.results.items() for score in result.scores]
+        rows = tuple(
+            (label, *(_cell(evaluation.results[metric].scores[score].as_json()) for metric, score in names))
+            for label, evaluation in measured.evaluations.items()
+        )
+        signatures = " ".join(f"{name}: {result.signature}." for name, result in first.results.items())
+        tables = [
+            Table(
+                title="Scores",
+                columns=("model", *(_score_name(metric, score) for metric, score in names)),
+                rows=rows,
+                note=f"n = {n}, {confidence:.0%} bootstrap intervals. {signatures}",
+            )
+        ]
+        if measured.compared:
+            tables.append(_tests(measured.compared, confidence))
+        verdicts = tuple(
+            f"{comparison.verdict(subject=label, versus=versus)}."
+            for (label, versus, metric), comparison in measured.compared.items()
+            if metric == main
+        )
+        return Content(verdicts=verdicts, tables=tuple(tables), samples=_samples(measured.evaluations))
+
+
+def _compare(
+    evaluations: Mapping[str, Evaluation], pairs: Sequence[tuple[str, str]]
+) -> Iterator[tuple[tuple[str, str, str], Comparison]]:
+    """Yield paired comparisons, Holm-adjusted over all of the pairs and metrics together."""
+    found = {
+        (label, versus, metric): statistics.compare(
+            table,
+            evaluations[versus].tables[metric],
+            evaluations[label].metrics[metric],
+            confidence=evaluations[label].confidence,
+            seed=evaluations[label].seed,
+        )
+        for label, versus in pairs
+        for metric, table in evaluations[label].tables.items()
+    }
+    yield from statistics.adjust(found).items()
+
+
+def _tests(compared: Compared, confidence: float) -> Table:
+    rows = []
+    for (label, versus, metric), comparison in compared.items():
+        name, main = next(iter(comparison.differences.items()))
+        p = main.p_adjusted
+        effect = "no test" if p is None else "no effect seen" if p >= 1 - confidence else "differs"
+        rows.append((_score_name(metric, name), label, versus, _cell(main.value.as_json()), p, effect))
+    return Table(
+        title="Paired tests",
+        columns=("score", "model", "against", "difference", "p", "verdict"),
+        rows=tuple(rows),
+        note=f"Permutation test on the same examples; p is Holm-adjusted over the {len(rows)} tests of this table. "
+        f"Intervals: paired bootstrap, {confidence:.0%}.",
+    )
+
+
+def _samples(evaluations: Mapping[str, Evaluation]) -> tuple[Samples, ...]:
+    written = {label: found for label, found in evaluations.items() if found.predictions}
+    if not written:
+        return ()
+    examples: Sequence[Example] = next(iter(written.values())).examples
+    rows = tuple(
+        {
+            "prompt": example.prompt,
+            "reference": example.targets[0] if example.targets else "",
+            **{label: found.predictions[index].text for label, found in written.items()},
+        }
+        for index, example in enumerate(examples[:SHOWN])
+    )
+    return (Samples(title="The same prompts", columns=("prompt", "reference", *written), rows=rows),)
+
+
+def _write_scores(folder: Path, measured: _Measured) -> None:
+    """Write ``scores.json`` and the rows. An entry's ``of`` says which model it is about."""
+    records: list[dict[str, Any]] = []
+    (folder / "rows").mkdir(parents=True, exist_ok=True)
+    for label, evaluation in measured.evaluations.items():
+        for metric, result in evaluation.results.items():
+            name = f"{label}.{metric}"
+            versus = {
+                other: comparison.as_json()
+                for (model, other, of), comparison in measured.compared.items()
+                if (model, of) == (label, metric)
+            }
+            records.append({"name": name, "metric": metric, "of": label, **result.as_json(), "versus": versus or None})
+            statistics.save(evaluation.tables[metric], folder / "rows" / f"{name}.jsonl")
+    text = json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _merged(contents: Mapping[str, Content], measured: _Measured, keys: Sequence[str]) -> Content:
+    """Return the branches' own numbers in one table, and their curves in one plot where they have the same title."""
+    numbers = {key: dict(_numbers(found)) for key, found in contents.items()}
+    names = list(dict.fromkeys(name for found in numbers.values() for name in found))
+    tables = []
+    if names:
+        rows = tuple((key, *(numbers.get(key, {}).get(name) for name in names)) for key in keys)
+        tables.append(Table(title="What the branches took", columns=("branch", *names), rows=rows))
+    return Content(
+        tables=tuple(tables), series=tuple(_curves(contents)), scatters=tuple(_against_size(numbers, measured))
+    )
+
+
+def _numbers(found: Content) -> Iterator[tuple[str, Any]]:
+    """Yield label and number of every table of two columns."""
+    for table in found.tables:
+        if len(table.columns) == 2:
+            yield from ((str(label), value) for label, value in table.rows if isinstance(value, (int, float)))
+
+
+def _curves(contents: Mapping[str, Content]) -> Iterator[Series]:
+    titles = dict.fromkeys(series.title for found in contents.values() for series in found.series)
+    for title in titles:
+        curves = {k: next((s for s in found.series if s.title == title), None) for k, found in contents.items()}
+        there = {key: series for key, series in curves.items() if series is not None and series.y}
+        if len(there) < 2:
+            continue
+        x = sorted({value for series in there.values() for value in series.x})
+        y = {}
+        for key, series in there.items():
+            known = dict(zip(series.x, next(iter(series.y.values())), strict=True))
+            y[key] = tuple(known.get(value) for value in x)
+        some = next(iter(there.values()))
+        what = next(iter(some.y))
+        shown = f"{title}, {what}" if what.lower() != title.lower() else title
+        yield Series(title=shown, x_label=some.x_label, x=tuple(x), y=y, y_label=some.y_label)
+
+
+def _against_size(numbers: Mapping[str, Mapping[str, Any]], measured: _Measured) -> Iterator[Scatter]:
+    points = []
+    title = ""
+    for key, found in numbers.items():
+        if found.get(SIZE) and key in measured.evaluations:
+            metric, result = next(iter(measured.evaluations[key].results.items()))
+            title = _score_name(metric, next(iter(result.scores)))
+            score = result.main
+            points.append(Point(label=key, x=float(found[SIZE]), y=score.value, y_low=score.low, y_high=score.high))
+    if len(points) > 1:
+        yield Scatter(title=f"{title} against {SIZE}", x_label=SIZE, y_label=title, points=tuple(points))
+
+
+def _model(context: StageContext, key: str, config: Any) -> Path | None:
+    """Return the model that a branch made, or None if it makes none."""
+    models = [name for name, kind in config.branches[key].produces.items() if kind == "model"]
+    return context.inputs[f"{key}/{'model' if 'model' in models else models[0]}"] if models else None
+
+
+def _content(context: StageContext, key: str) -> Content:
+    """Return what a branch wants shown, of all its artifacts."""
+    folders = [folder for name, folder in context.inputs.items() if name.startswith(f"{key}/")]
+    found = [content.read(folder) for folder in folders if (folder / content.FILE).is_file()]
+    return Content(
+        tables=tuple(table for each in found for table in each.tables),
+        series=tuple(series for each in found for series in each.series),
+    )
+
+
+def _unused(label: str, taken: Mapping[str, Any]) -> str:
+    while label in taken:
+        label += "_model"
+    return label
+
+
+def _score_name(metric: str, score: str) -> str:
+    return score if score.startswith(metric) else f"{metric} {score}"
+
+
+def _cell(score: Mapping[str, Any]) -> Any:
+    return score["value"] if score["low"] is None else dict(score)
