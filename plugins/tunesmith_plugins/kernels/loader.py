@@ -179,41 +179,44 @@ class Library:
         raise {1: ValueError, 2: MemoryError}.get(code, RuntimeError)(message)
 
 
-_cpu: Library | None = None
-_cuda: Library | None = None
-_cpu_reason: str | None = None
-_cuda_reason: str | None = None
-_tried = False
+class _Slot:
+    """A library that is opened when it is first asked for, or the reason why there is none."""
 
+    def __init__(self, name: str, prefix: str, key: str) -> None:
+        self.name, self.prefix, self.key = name, prefix, key
+        self.library: Library | None = None
+        self.reason: str | None = None
+        self.tried = False
 
-def _open(name: str, prefix: str, key: str) -> tuple[Library | None, str | None]:
-    where = folder()
-    if where is None:
-        return None, "not built: no build record was found; reinstall tunesmith with pip"
-    state = build_record().get(key, "unknown")
-    path = where / f"lib{name}{_SUFFIX}"
-    if not path.is_file():
-        return None, state
-    try:
-        return Library(path, prefix), None
-    except OSError as error:
-        return None, f"{state}, but loading failed: {error}"
+    def open(self) -> Library | None:
+        with _lock:
+            if not self.tried:
+                self.library, self.reason = self._find()
+                self.tried = True
+        return self.library
 
-
-def _load() -> None:
-    global _cpu, _cuda, _cpu_reason, _cuda_reason, _tried
-    with _lock:
-        if _tried:
-            return
+    def _find(self) -> tuple[Library | None, str | None]:
         if os.environ.get("TUNESMITH_NATIVE", "").upper() == "OFF":
-            _cpu_reason = _cuda_reason = "off (TUNESMITH_NATIVE=OFF in the environment)"
-        else:
-            _cpu, _cpu_reason = _open("tunesmith", "ts_", "native")
-            _cuda, _cuda_reason = _open("tunesmith_cuda", "ts_cuda_", "cuda")
-        if _cpu is not None and _cpu.isa_current() is None:
+            return None, "off (TUNESMITH_NATIVE=OFF in the environment)"
+        where = folder()
+        if where is None:
+            return None, "not built: no build record was found; reinstall tunesmith with pip"
+        state = build_record().get(self.key, "unknown")
+        path = where / f"lib{self.name}{_SUFFIX}"
+        if not path.is_file():
+            return None, state
+        try:
+            library = Library(path, self.prefix)
+        except OSError as error:
+            return None, f"{state}, but loading failed: {error}"
+        if self.prefix == "ts_" and library.isa_current() is None:
             # Forced to an instruction set this processor lacks: silently using another would hide a mistake.
-            _cpu.check(3)
-        _tried = True
+            library.check(3)
+        return library, None
+
+
+_cpu = _Slot("tunesmith", "ts_", "native")
+_cuda = _Slot("tunesmith_cuda", "ts_cuda_", "cuda")
 
 
 def cpu() -> Library | None:
@@ -222,16 +225,12 @@ def cpu() -> Library | None:
     Raises:
         RuntimeError: TUNESMITH_ISA names an instruction set that is not available here.
     """
-    if not _tried:
-        _load()
-    return _cpu
+    return _cpu.library if _cpu.tried else _cpu.open()
 
 
 def cuda() -> Library | None:
     """Return the CUDA library, or None; asked for only when a tensor is on a CUDA device."""
-    if not _tried:
-        _load()
-    return _cuda
+    return _cuda.library if _cuda.tried else _cuda.open()
 
 
 _warned: set[str] = set()
@@ -242,7 +241,7 @@ def warn_fallback(device: str) -> None:
     if device in _warned:
         return
     _warned.add(device)
-    reason = {"cpu": _cpu_reason, "cuda": _cuda_reason}.get(device) or f"there are no kernels for {device}"
+    reason = {"cpu": _cpu.reason, "cuda": _cuda.reason}.get(device) or f"there are no kernels for {device}"
     warnings.warn(
         f"tunesmith's native {device} kernels are not in use ({reason}); the slower torch reference gives the same "
         "results. `tunesmith doctor` shows the state, docs/kernels.md the build settings.",
@@ -259,7 +258,7 @@ def set_isa(name: str) -> None:
     """
     library = cpu()
     if library is None:
-        raise RuntimeError(f"the native library is not loaded: {_cpu_reason}")
+        raise RuntimeError(f"the native library is not loaded: {_cpu.reason}")
     library.check(library.isa_set(name.encode()))
 
 
@@ -280,10 +279,10 @@ def info() -> dict[str, Any]:
         "path": str(library.path) if library else None,
         "isa_available": library.isa_available().decode().split(",") if library else [],
         "isa": library.isa_current().decode() if library else None,
-        "reason": _cpu_reason,
+        "reason": _cpu.reason,
         "cuda_built": build_record().get("cuda", "unknown"),
         "cuda": gpu is not None,
         "cuda_path": str(gpu.path) if gpu else None,
-        "cuda_reason": _cuda_reason,
+        "cuda_reason": _cuda.reason,
         "abi_version": ABI_VERSION,
     }

@@ -49,24 +49,28 @@ def test_importing_the_package_and_asking_for_info_loads_no_torch(native: dict[s
     assert done.returncode == 0, done.stderr
 
 
-def test_native_scalar_vector_and_reference_processes_print_the_same(native: dict[str, Any]) -> None:
-    answers = {isa: run(DRAW, TUNESMITH_ISA=isa) for isa in native["isa_available"]}
-    answers["None"] = run(DRAW, TUNESMITH_NATIVE="OFF")
-    bodies = set()
-    for name, done in answers.items():
-        assert done.returncode == 0, done.stderr
-        isa, _, body = done.stdout.partition(" ")
-        assert isa == name
-        bodies.add(body)
-    assert len(bodies) == 1
-
-
-def test_the_fallback_warns_once_and_says_why() -> None:
+@pytest.fixture(scope="module")
+def switched_off() -> subprocess.CompletedProcess[str]:
+    """A process that draws and multiplies without the native library."""
     done = run(DRAW, TUNESMITH_NATIVE="OFF")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("RuntimeWarning") == 1
-    assert "TUNESMITH_NATIVE=OFF" in done.stderr
-    assert "doctor" in done.stderr
+    return done
+
+
+def test_a_forced_scalar_process_and_one_without_the_library_print_the_same(
+    native: dict[str, Any], switched_off: subprocess.CompletedProcess[str]
+) -> None:
+    forced = run(DRAW, TUNESMITH_ISA="scalar")
+    assert forced.returncode == 0, forced.stderr
+    assert forced.stdout.startswith("scalar [")
+    assert switched_off.stdout.startswith("None [")
+    assert forced.stdout.removeprefix("scalar") == switched_off.stdout.removeprefix("None")
+
+
+def test_the_fallback_warns_once_and_says_why(switched_off: subprocess.CompletedProcess[str]) -> None:
+    assert switched_off.stderr.count("RuntimeWarning") == 1
+    assert "TUNESMITH_NATIVE=OFF" in switched_off.stderr
+    assert "doctor" in switched_off.stderr
 
 
 def test_an_instruction_set_that_is_not_there_is_an_error_and_not_replaced(native: dict[str, Any]) -> None:

@@ -104,13 +104,11 @@ def test_the_row_after_the_chain_has_the_bits_of_the_reference(isa: str) -> None
 
 def test_a_large_vocabulary_has_the_bits_of_the_reference(isa: str) -> None:
     torch.manual_seed(1)
-    logits = torch.randn(2, 262_145) * 3  # beyond 2^18, where weights have fewer bits
-    one = torch.ones(2, dtype=torch.int64)
-    steps = [Step("temperature", torch.tensor([0.8]).double()), Step("top_p", torch.tensor([0.3, 0.999]).double())]
+    logits = torch.randn(1, 262_145) * 3  # beyond 2^18, where weights have fewer bits
+    one = torch.ones(1, dtype=torch.int64)
+    steps = [Step("temperature", torch.tensor([0.8]).double()), Step("top_p", torch.tensor([0.99]).double())]
     asked = dict.fromkeys(("logp_raw", "logp_processed", "logp_truncated"), True)
-    expected = reference.sample_chain(
-        logits, [Step(op, values.expand(2)) for op, values in steps], one, one, one, **asked
-    )
+    expected = reference.sample_chain(logits, steps, one, one, one, **asked)
     assert_same(kernels.sample_chain(logits, steps, one, one, one, **asked), expected)
 
 
