@@ -23,7 +23,8 @@ from attrs import evolve
 
 from tunesmith import discovery
 from tunesmith.component import API_VERSION, Config, load_target
-from tunesmith.discovery import BUILTIN, LOCAL, Entry
+from tunesmith.discovery import BUILTIN, LOCAL
+from tunesmith.discovery import Entry as Entry
 from tunesmith.errors import AmbiguousName, ConfigError, PluginError, PluginIncompatible, PluginLoadError, UnknownName
 from tunesmith.kinds import KINDS, Kind
 
