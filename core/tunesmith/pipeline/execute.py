@@ -16,11 +16,11 @@ from tunesmith.errors import CodeNotAllowed, PipelineError
 from tunesmith.kinds.stage import StageContext
 from tunesmith.pipeline.faults import explain
 from tunesmith.pipeline.graph import BASE, Node, Ref
-from tunesmith.pipeline.identity import resolved_data
 from tunesmith.pipeline.journal import Journal
 from tunesmith.pipeline.plan import Locator, Step
 from tunesmith.pipeline.run import Run
 from tunesmith.pipeline.store import Store, now
+from tunesmith.pipeline.walk import with_folders
 from tunesmith.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ class _Executor:
         try:
             hooks.stage_started(node.config, context)
             with context.runtime.activated():
-                summary = _plain(node.config.build().run(context), node.name)
+                stage = with_folders(node.config, context.inputs).build()
+                summary = _plain(stage.run(context), node.name)
             seconds = time.perf_counter() - begun
             hooks.stage_finished(node.config, context, summary)
             record = {
@@ -182,7 +183,7 @@ class _Executor:
         return StageContext(
             name=node.name,
             start=start,
-            data=resolved_data(node.data, inputs),
+            data=with_folders(node.data, inputs, "data"),
             inputs=inputs,
             folder=work,
             out=out,

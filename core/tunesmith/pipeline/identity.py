@@ -25,7 +25,6 @@ from tunesmith.pipeline.walk import GRAPH_FIELDS, configs
 from tunesmith.runtime import derive_seed
 
 if TYPE_CHECKING:
-    from tunesmith.data.config import Data
     from tunesmith.pipeline.value import Pipeline
 
 FORMAT = 1
@@ -255,10 +254,3 @@ def _shown(values: Mapping[str, Any], name: str) -> str:
         return "(default)"
     text = json.dumps(values[name], ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def resolved_data(data: Data | None, inputs: Mapping[str, Path]) -> Data | None:
-    """Return the data with an artifact's folder as its source, where that is an output."""
-    if data is None or not isinstance(data.source, Output):
-        return data
-    return attrs.evolve(data, source=str(inputs["data.source"]))

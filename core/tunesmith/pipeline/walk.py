@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
 from attrs import frozen
 
 from tunesmith.component import Config
+from tunesmith.data.config import Data
 from tunesmith.kinds.stage import Output, StageConfig
 
 GRAPH_FIELDS = frozenset({"name", "start"})
@@ -51,6 +53,32 @@ def configs(value: Any) -> Iterator[Config]:
         for _, item, _ in _children(value):
             if not isinstance(item, StageConfig):
                 yield from configs(item)
+
+
+def with_folders(value: Any, inputs: Mapping[str, Path], path: str = "") -> Any:
+    """Return a config in which data of earlier stages comes from their folders; the rest is as it was.
+
+    Args:
+        value: A config, or what stands in one.
+        inputs: Dotted path of every output in it to the artifact's folder.
+        path: Where ``value`` stands.
+    """
+    if isinstance(value, Data) and isinstance(value.source, Output):
+        return attrs.evolve(value, source=str(inputs[f"{path}.source" if path else "source"]))
+    if isinstance(value, Output) or not _is_branch(value) or (isinstance(value, StageConfig) and path):
+        return value
+    changed = {}
+    for key, item, _ in _children(value):
+        new = with_folders(item, inputs, f"{path}.{key}" if path else key)
+        if new is not item:
+            changed[key] = new
+    if not changed:
+        return value
+    if isinstance(value, dict):
+        return {key: changed.get(str(key), item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(changed.get(str(index), item) for index, item in enumerate(value))
+    return attrs.evolve(value, **changed)
 
 
 def _is_branch(value: Any) -> bool:

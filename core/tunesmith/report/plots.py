@@ -8,13 +8,17 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import wraps
 from itertools import count
-from typing import Any
+from typing import Any, ParamSpec
 
 from attrs import frozen
 
 from tunesmith.report.content import Point, Scatter, Series
+
+P = ParamSpec("P")
 
 SERIES_COLOURS = 8
 SMOOTH_FROM = 60
@@ -64,6 +68,22 @@ class Mark:
     high: float | None = None
 
 
+def _styled(draw: Callable[P, str]) -> Callable[P, str]:
+    """Let a function draw in our style; other drawings of the process keep theirs."""
+
+    @wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> str:
+        import matplotlib
+
+        with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+            # the browser has the fonts for what matplotlib's own font lacks
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+@_styled
 def series(content: Series) -> str:
     """Return curves over a shared x axis as SVG."""
     figure, axes = _figure(6.4, 3.1)
@@ -86,6 +106,7 @@ def series(content: Series) -> str:
     return _svg(figure, content.title)
 
 
+@_styled
 def scatter(content: Scatter) -> str:
     """Return labelled points with their intervals as SVG; an axis over more than a decade and a half is logarithmic."""
     figure, axes = _figure(6.4, 3.6)
@@ -108,6 +129,7 @@ def scatter(content: Scatter) -> str:
     return _svg(figure, content.title)
 
 
+@_styled
 def dots(title: str, marks: Sequence[Mark]) -> str:
     """Return one row a mark, each a dot with its interval, as SVG."""
     figure, axes = _figure(6.4, 0.62 + 0.31 * len(marks))
@@ -142,23 +164,19 @@ def _errors(point: Point) -> list[list[float]] | None:
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
     # figures of their own, without pyplot: that would keep a global list of them and choose a window system
-    import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_axisbelow(True)
-        return figure, axes
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_axisbelow(True)
+    return figure, axes
 
 
 def _svg(figure: Any, title: str) -> str:
-    import matplotlib
     from markupsafe import escape
 
     stream = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

@@ -11,6 +11,7 @@ from tunesmith_plugins.stages.config import (
     Feedback,
     FineTune,
     Generate,
+    Generation,
     TrainReward,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "Feedback",
     "FineTune",
     "Generate",
+    "Generation",
     "TrainReward",
 ]

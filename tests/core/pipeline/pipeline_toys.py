@@ -78,6 +78,7 @@ class Rewarded(StageConfig):
     reward: RewardModelConfig | Output | None = None
     several: tuple[RewardModelConfig | Output, ...] = ()
     data: ts.Data | None = None
+    mix: dict[str, ts.Data] = field(factory=dict)
 
 
 @frozen(kw_only=True)
@@ -191,9 +192,13 @@ class RewardedStage(_Noted):
         (context.artifact("report") / "seen").write_text("x")
         return {
             "inputs": {
-                path: (folder / "reward").read_text() for path, folder in context.inputs.items() if "data" not in path
+                path: (folder / "reward").read_text()
+                for path, folder in context.inputs.items()
+                if not path.endswith("source")
             },
             "source": None if context.data is None else context.data.source,
+            "own": None if self.config.data is None else self.config.data.source,
+            "mix": {label: data.source for label, data in self.config.mix.items()},
             "start": context.start,
         }
 

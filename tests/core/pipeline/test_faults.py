@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -184,9 +185,11 @@ def test_a_full_disk_says_so_and_loses_nothing(small_disk, calls):
 
 def test_a_disk_that_is_full_before_anything_runs_says_so(small_disk):
     filler = small_disk / "filler"
-    with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as stream:
+    written = 0
+    with filler.open("wb", buffering=0) as stream, suppress(OSError):
         while True:
-            stream.write(b"\0" * 4096)
+            written += stream.write(b"\0" * 4096)
+    assert 0 < written < 2 * 2**20  # the system did refuse more
     with pytest.raises(PipelineError, match=r"No space left|disk is full"):
         pair().run(small_disk / "r")
 

@@ -82,12 +82,13 @@ def test_a_reward_of_an_earlier_stage_is_handed_over_as_a_folder(tmp_path):
     assert pipeline.run(tmp_path / "r").summary["e"]["inputs"] == {"reward": "1", "several.0": "1"}
 
 
-def test_data_of_an_earlier_stage_becomes_its_folder(tmp_path):
-    pipeline = ts.Pipeline(
-        base="b", stages=(Records(name="d"), Rewarded(name="e", data=ts.Data(source=ts.output("d", "dataset"))))
-    )
-    run = pipeline.run(tmp_path / "r")
-    assert run.summary["e"]["source"] == str(run.output("d", "dataset"))
+def test_data_of_an_earlier_stage_becomes_its_folder_wherever_it_stands(tmp_path):
+    data = ts.Data(source=ts.output("d", "dataset"))
+    mixed = Rewarded(name="e", data=data, mix={"same": data, "other": ts.Data(source="x")})
+    run = ts.Pipeline(base="b", stages=(Records(name="d"), mixed)).run(tmp_path / "r")
+    folder = str(run.output("d", "dataset"))
+    assert run.summary["e"]["source"] == run.summary["e"]["own"] == folder
+    assert run.summary["e"]["mix"] == {"same": folder, "other": "x"}
 
 
 def test_a_local_base_is_handed_over_by_its_full_path(tmp_path, monkeypatch):

@@ -16,8 +16,7 @@ from tunesmith.report import content
 from tunesmith.testing.models import WORDS, tiny_lm
 from tunesmith_plugins.adapters import LoRA
 from tunesmith_plugins.metrics import TokenF1
-from tunesmith_plugins.stages import Compare, Evaluate, FineTune
-from tunesmith_plugins.stages.config import Generation
+from tunesmith_plugins.stages import Compare, Evaluate, FineTune, Generation
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +25,10 @@ def folder(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("compare")
     (root / "data").mkdir()
     for split, count in (("train", 32), ("test", 24)):
-        rows = [{"x": f"{WORDS[i % 20]} {WORDS[(i * 7 + len(split)) % 20]}", "y": f"{WORDS[1]} {WORDS[2]}"} for i in range(count)]
+        rows = [
+            {"x": f"{WORDS[i % 20]} {WORDS[(i * 7 + len(split)) % 20]}", "y": f"{WORDS[1]} {WORDS[2]}"}
+            for i in range(count)
+        ]
         (root / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tiny_lm("encoder-decoder").save(root / "model")
     return root
@@ -119,8 +121,12 @@ def test_texts_of_all_models_stand_side_by_side(told):
 
 def test_another_metric_reuses_the_branches(run, folder):
     plan = pipeline(folder, items=8).plan(run.folder)
-    assert {step.name: step.status for step in plan.steps} == {"tuned/learned": "done", "tuned/idle": "done", "tuned": "run"}
-    assert "items 0 → 8" in plan.steps[-1].why or 'items "(default)"' in plan.steps[-1].why or "items" in plan.steps[-1].why
+    assert {step.name: step.status for step in plan.steps} == {
+        "tuned/learned": "done",
+        "tuned/idle": "done",
+        "tuned": "run",
+    }
+    assert plan.steps[-1].why == "changed since its last result: items (default) → 8"
 
 
 def test_without_metrics_or_models_there_is_nothing_to_evaluate(run, folder):
