@@ -77,11 +77,11 @@ class FineTuneStage(Stage):
             packing=config.packing,
             mask_prompt=config.mask_prompt,
         )
-        if config.packing:
-            packing.check(lm.model, lm.adapters)
         task = Task(
             objective=objective, lm=lm, limits=limits, labels=_labels(lm) if objective == "classification" else ()
         )
+        if config.packing:
+            packing.check(lm.model, lm.adapters)
         cut = Truncation()
         tasks = {"": task.rows(self._examples(data, config.split, runtime, lm), cut)}
         for label, other in sorted(config.mix.items()):
@@ -96,7 +96,9 @@ class FineTuneStage(Stage):
         given = training_arguments.training_arguments(
             config, context.folder / "trainer", runtime, math.ceil(items / size), seq2seq
         )
-        if given.gradient_checkpointing and lm.adapters:
+        # transformers 5 renamed it; the old name still works
+        recompute = getattr(given, "activation_checkpointing", False) or given.gradient_checkpointing
+        if recompute and lm.adapters:
             lm.model.enable_input_require_grads()  # or nothing of a frozen first layer asks for a gradient
         trainable = lm.parameter_count(trainable=True)
         validation = Fixed(held_out[VALIDATION], runtime.seed, task.noise) if config.validation else None

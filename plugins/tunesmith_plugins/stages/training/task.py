@@ -43,7 +43,7 @@ def objective_of(family: str, asked: str) -> Objective:
     if family not in FAMILIES[asked]:
         needs = " or ".join(FAMILIES[asked])
         raise ConfigError(
-            [f"{asked!r} needs an {needs} model, and this one is of the family {family!r} @ objective"], "fine_tune"
+            [f"{asked!r} needs a model of the family {needs!r}, and this one is of {family!r} @ objective"], "fine_tune"
         )
     found: Objective = asked  # type: ignore[assignment]
     return found

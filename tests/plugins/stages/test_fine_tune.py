@@ -1,0 +1,281 @@
+"""The fine-tuning stage on tiny models: every objective, what it writes, what it refuses."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from attrs import evolve
+
+from tunesmith.data import Data
+from tunesmith.errors import ConfigError, PipelineError
+from tunesmith.kinds.stage import StageContext
+from tunesmith.lm import load
+from tunesmith.report import content
+from tunesmith.runtime import Runtime
+from tunesmith.testing import conformance
+from tunesmith.testing.models import WORDS, tiny_lm
+from tunesmith_plugins.adapters import Bottleneck, LoRA, Prefix, Prompt
+from tunesmith_plugins.stages import FineTune
+
+
+@conformance(FineTune(name="tune"), FineTune(name="tune", adapter=LoRA(), objective="seq2seq", packing=False, steps=3))
+def test_conforms(check):
+    check()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Data of two word tasks and a model of each family."""
+    root = tmp_path_factory.mktemp("tune")
+    for task, shift in (("first", 0), ("second", 7)):
+        (root / task).mkdir()
+        for split, count in (("train", 32), ("validation", 8), ("test", 8)):
+            rows = []
+            for i in range(count):
+                words = [WORDS[(i * 5 + k * 3 + shift + len(split)) % 20] for k in range(6)]
+                kind = "good" if words[0] < "f" else "bad"
+                rows.append(
+                    json.dumps({"x": " ".join(words), "y": " ".join(words[:3]), "kind": kind, "text": " ".join(words)})
+                )
+            (root / task / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
+    for family in ("encoder", "decoder", "encoder-decoder"):
+        tiny_lm(family).save(root / family)
+    return root
+
+
+@pytest.fixture
+def run(folder, tmp_path):
+    """Run a stage from a family's model; returns its summary and its context."""
+
+    def go(family, config, seed=1, start=None, name="run"):
+        for part in ("work", "out"):
+            (tmp_path / name / part).mkdir(parents=True, exist_ok=True)
+        work = tmp_path / name / "work"
+        context = StageContext(
+            name=name,
+            start=str(start or folder / family),
+            data=pairs(folder),
+            inputs={},
+            folder=work,
+            out=tmp_path / name / "out",
+            runtime=Runtime(seed=seed, folder=work),
+        )
+        return config.build().run(context), context
+
+    return go
+
+
+def pairs(folder: Path, task: str = "first") -> Data:
+    return Data(source=str(folder / task), prompt="{x} ?", target="{y}")
+
+
+BASE = FineTune(name="x", batch_size=8, validation="validation", learning_rate=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("encoder-decoder", {}),
+        ("encoder-decoder", {"adapter": LoRA()}),
+        ("encoder-decoder", {"adapter": Prompt(tokens=4), "learning_rate": 0.3}),
+        ("encoder-decoder", {"adapter": Prefix(tokens=4), "learning_rate": 0.05}),
+        ("encoder-decoder", {"adapter": Bottleneck(reduction=4)}),
+        ("decoder", {}),
+        ("decoder", {"adapter": LoRA()}),
+        ("decoder", {"packing": True, "max_length": 48}),
+        ("encoder", {}),
+        ("encoder", {"adapter": LoRA()}),
+    ],
+    ids=str,
+)
+def test_training_lowers_the_validation_loss_and_the_saved_model_has_it(run, folder, family, options):
+    config = evolve(BASE, epochs=6, **options)
+    summary, context = run(family, config)
+    loss = summary["validation_loss"]
+    assert loss["after"] < loss["before"]
+    lm = load(context.out / "model")
+    assert len(lm.adapters) == (1 if config.adapter else 0)
+    assert summary["trainable_parameters"] <= summary["parameters"]
+    # a second stage on the saved model, of zero learning rate, finds the very same loss
+    again, _ = run(
+        family, evolve(config, adapter=LoRA(), learning_rate=1e-12, steps=1), start=context.out / "model", name="again"
+    )
+    assert again["validation_loss"]["before"] == pytest.approx(loss["after"], rel=1e-6)
+
+
+def test_an_adapter_leaves_the_base_bit_for_bit(run, folder):
+    _, context = run("encoder-decoder", evolve(BASE, adapter=LoRA(), epochs=2))
+    base = load(context.out / "model" / "base")
+    assert base.fingerprint == load(folder / "encoder-decoder").fingerprint
+
+
+def test_causal_loss_is_over_the_answer_unless_asked_otherwise(run, folder):
+    """The loss before training equals the mean negative log-likelihood of the answer's tokens, computed by hand."""
+    lm = load(folder / "decoder")
+    logps = {"answer": [], "all": []}
+    for line in (folder / "first" / "validation.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        prompt = lm.tokenizer(record["x"] + " ?")["input_ids"]
+        ids = lm.tokenizer(record["x"] + " ?" + record["y"])["input_ids"] + [lm.tokenizer.eos_token_id]
+        with torch.no_grad():
+            every = torch.log_softmax(lm.model(torch.tensor([ids])).logits[0].double(), -1)
+        found = [-float(every[t, ids[t + 1]]) for t in range(len(ids) - 1)]
+        logps["all"] += found
+        logps["answer"] += found[len(prompt) - 1 :]
+    for name, masked in (("answer", True), ("all", False)):
+        summary, _ = run("decoder", evolve(BASE, steps=1, mask_prompt=masked), name=name)
+        assert summary["validation_loss"]["before"] == pytest.approx(sum(logps[name]) / len(logps[name]), rel=1e-5)
+
+
+def test_packed_examples_do_not_see_each_other(run):
+    """Packed or not, the loss over the same examples is the same number."""
+    apart, _ = run("decoder", evolve(BASE, steps=1), name="apart")
+    packed, _ = run("decoder", evolve(BASE, steps=1, packing=True, max_length=64), name="packed")
+    assert packed["examples"] < apart["examples"]
+    assert packed["validation_loss"]["before"] == pytest.approx(apart["validation_loss"]["before"], rel=1e-5)
+
+
+def test_packing_with_virtual_tokens_is_refused(run):
+    with pytest.raises(ConfigError, match="only its first example would see"):
+        run("decoder", evolve(BASE, packing=True, adapter=Prompt(tokens=2)))
+
+
+@pytest.mark.parametrize("family", ["encoder", "decoder"])
+@pytest.mark.parametrize("adapter", [None, LoRA(rank=4)], ids=["full", "lora"])
+def test_a_classifier_learns_its_head_and_loads_with_it(run, folder, family, adapter):
+    data = evolve(pairs(folder), prompt="{x}", target="{kind}")
+    config = evolve(BASE, objective="classification", data=data, adapter=adapter, epochs=20, learning_rate=2e-2)
+    summary, context = run(family, config)
+    assert summary["validation_loss"]["after"] < min(summary["validation_loss"]["before"], math.log(2))
+    lm = load(context.out / "model")  # the folder says what head it has
+    assert type(lm.model).__name__.endswith("ForSequenceClassification")
+    assert lm.model.config.id2label == {0: "bad", 1: "good"}
+    assert load(context.out / "model", head="classification").fingerprint == lm.fingerprint
+
+
+def test_mixed_tasks_are_learned_together_and_forgetting_is_measured(run, folder):
+    held_out = {"second": pairs(folder, "second")}
+    alone, _ = run("encoder-decoder", evolve(BASE, epochs=8, held_out=held_out), name="alone")
+    mixed, context = run(
+        "encoder-decoder",
+        evolve(BASE, epochs=8, held_out=held_out, mix={"second": pairs(folder, "second")}, mix_weights={"second": 1.0}),
+        name="mixed",
+    )
+    assert mixed["steps"] == 2 * alone["steps"]  # an epoch is a pass over the main task; the other comes on top
+    assert mixed["forgetting"]["second"]["after"] < alone["forgetting"]["second"]["after"]
+    table = next(t for t in content.read(context.out / "report").tables if t.title.startswith("Held-out"))
+    assert [row[0] for row in table.rows] == ["validation", "second"]
+
+
+def test_the_report_has_the_loss_of_every_step(run):
+    summary, context = run("encoder-decoder", evolve(BASE, steps=5, adapter=LoRA()))
+    (series,) = content.read(context.out / "report").series
+    assert series.x[:5] == [1.0, 2.0, 3.0, 4.0, 5.0] or tuple(series.x) == (1.0, 2.0, 3.0, 4.0, 5.0)
+    assert all(loss is not None for loss in series.y["training"])
+    assert series.y["training"][-1] == summary["last_loss"]
+    assert summary["steps"] == 5
+    assert summary["peak_memory_bytes"] > 2**20
+    assert summary["median_step_seconds"] > 0
+
+
+def test_equal_seeds_give_equal_runs_and_other_seeds_others(run):
+    config = evolve(BASE, adapter=LoRA(dropout=0.1), steps=6)
+    losses = [run("encoder-decoder", config, seed=s, name=f"s{i}")[0]["last_loss"] for i, s in enumerate((1, 1, 2))]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_early_stopping_stops_and_keeps_the_best(run):
+    config = evolve(
+        BASE,
+        adapter=LoRA(),
+        steps=60,
+        learning_rate=3.0,
+        early_stopping=2,
+        arguments={"eval_steps": 2, "save_steps": 2},
+    )
+    summary, context = run("encoder-decoder", config)
+    assert summary["steps"] < 60
+    (series,) = content.read(context.out / "report").series
+    best = min(loss for loss in series.y["validation"] if loss is not None)
+    assert summary["validation_loss"]["after"] == pytest.approx(best, rel=1e-3)
+
+
+def test_what_is_cut_is_counted(run):
+    summary, context = run("encoder-decoder", evolve(BASE, steps=1, max_length=4, max_target_length=3))
+    table = next(t for t in content.read(context.out / "report").tables if t.title == "Truncation")
+    rows = {row[0]: row[1:] for row in table.rows}
+    # inputs are six words and a question mark, targets three words and an end
+    assert list(rows["inputs"]) == [32, 32, 7 * 32, 3 * 32, 3 / 7]
+    assert list(rows["targets"]) == [32, 32, 4 * 32, 32, 1 / 4]
+    assert summary["truncated_inputs"] == 32
+
+
+def test_training_arguments_pass_through(run, caplog):
+    config = evolve(
+        BASE,
+        adapter=LoRA(),
+        steps=2,
+        arguments={
+            "gradient_accumulation_steps": 2,
+            "gradient_checkpointing": True,
+            "weight_decay": 0.1,
+            "warmup_steps": 1,
+        },
+    )
+    summary, context = run("decoder", config)
+    assert summary["steps"] == 2
+    state = json.loads(sorted((context.folder / "trainer").glob("checkpoint-*/trainer_state.json"))[-1].read_text())
+    assert state["log_history"][0]["learning_rate"] == 0.0  # warmup
+
+
+def test_checkpointed_activations_change_no_gradient(run):
+    config = evolve(BASE, adapter=LoRA(), steps=4)
+    plain, _ = run("decoder", config, name="plain")
+    kept, _ = run("decoder", evolve(config, arguments={"gradient_checkpointing": True}), name="kept")
+    assert kept["last_loss"] == pytest.approx(plain["last_loss"], rel=1e-6)
+
+
+def test_all_wrong_arguments_are_named_at_once(run):
+    with pytest.raises(ConfigError) as caught:
+        run("decoder", evolve(BASE, arguments={"weight_decy": 0.1, "learning_rate": 1.0, "max_steps": 3}))
+    assert len(caught.value.problems) == 3
+    assert "did you mean 'weight_decay'?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "causal"}, "needs a model of the family 'decoder'"),
+        ({"early_stopping": 1, "validation": ""}, "needs a validation split"),
+        ({"mix_weights": {"b": 1.0}}, "every task of mix needs a weight"),
+        ({"packing": True}, "cannot pack"),
+        ({"objective": "span_corruption"}, "has no <extra_id_0>"),
+    ],
+)
+def test_what_cannot_be_is_refused(run, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        run("encoder-decoder", evolve(BASE, **changes))
+
+
+def test_without_model_or_data_it_says_so(run, tmp_path):
+    context = StageContext(name="x", start=None, data=None, inputs={}, folder=tmp_path, out=tmp_path, runtime=Runtime())
+    with pytest.raises(PipelineError, match="no model to train"):
+        BASE.build().run(context)
+    with pytest.raises(PipelineError, match="no data"):
+        BASE.build().run(evolve(context, start="somewhere"))
+
+
+def test_in_a_child_process_the_result_is_the_same(run):
+    config = evolve(BASE, adapter=LoRA(), steps=3)
+    here, mine = run("encoder-decoder", config, name="here")
+    there, theirs = run("encoder-decoder", evolve(config, measure_in_child=True), name="there")
+    assert load(mine.out / "model").fingerprint == load(theirs.out / "model").fingerprint
+    assert there["last_loss"] == here["last_loss"]
+    assert there["peak_memory_bytes"] > 2**20
+
+
+def test_an_error_in_the_child_is_raised_here(run):
+    with pytest.raises(ConfigError, match="needs a model of the family 'encoder'"):
+        run("decoder", evolve(BASE, objective="masked", measure_in_child=True))
