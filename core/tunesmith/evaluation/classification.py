@@ -26,8 +26,12 @@ def is_classifier(lm: LM) -> bool:
     return type(inner).__name__.endswith("ForSequenceClassification")
 
 
-def probabilities(lm: LM, texts: Sequence[str], runtime: Runtime) -> tuple[list[tuple[float, ...]], int]:
+def probabilities(
+    lm: LM, texts: Sequence[str], runtime: Runtime, *, batch_size: int = BATCH
+) -> tuple[list[tuple[float, ...]], int]:
     """Return the class probabilities of every text, and how many texts were cut at the model's limit (from the right).
+
+    In batches, the last bits depend on the company a text is in; one by one they do not.
 
     Raises:
         ConfigError: If the model has no classification head.
@@ -38,19 +42,22 @@ def probabilities(lm: LM, texts: Sequence[str], runtime: Runtime) -> tuple[list[
         raise ConfigError(
             [
                 f"class probabilities need a classification head, and {type(lm.model).__name__} has none; "
-                "load the model with head='classification' (tunesmith evaluate --head classification)"
+                "load the model with head='classification'"
             ],
             "evaluate",
         )
     limit = continuation.positions(lm)
+    # a text of no tokens still has a class; it is read as one token that says nothing
+    nothing = lm.tokenizer.unk_token or lm.tokenizer.eos_token or lm.tokenizer.bos_token
+    texts = [text if lm.tokenizer.encode(text) else nothing for text in texts]
     encoded = [lm.tokenizer.encode(text) for text in texts]
     truncated = sum(limit is not None and len(ids) > limit for ids in encoded)
     order = sorted(range(len(texts)), key=lambda i: -len(encoded[i]))
     found: list[tuple[float, ...]] = [()] * len(texts)
-    starts = range(0, len(order), BATCH)
+    starts = range(0, len(order), batch_size)
     with lm.evaluating():
         for start in runtime.track(starts, "classifying", len(starts)):
-            chosen = order[start : start + BATCH]
+            chosen = order[start : start + batch_size]
             batch = lm.tokenizer(
                 [texts[i] for i in chosen],
                 return_tensors="pt",

@@ -46,10 +46,10 @@ class SuperGlue(BenchmarkConfig):
     Attributes:
         source: A JSONL file, a folder with one file a split, or a name for the ``datasets`` library
             (``"aps/super_glue"``).
-        task: BoolQ (yes or no of a passage), RTE (does it follow?), COPA (cause or effect), CB (entailment with
-        neutral). split: The split that is asked. shots: Solved examples before every question, drawn from the
-        training split, for each item by the seed; never one with
-            the item's own text.
+        task: BoolQ (yes or no of a passage), RTE (does it follow?), COPA (cause or effect), CB (RTE with neutral).
+        split: The split that is asked.
+        shots: Solved examples before every question, drawn from the training split, for each item by the seed; never
+            one with the item's own text.
         seed: Seed of the shots.
         scoring: By log-likelihood, by what the model writes, or by a classification head, which reads the plain texts
             (not COPA).

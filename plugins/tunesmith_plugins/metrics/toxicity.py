@@ -45,11 +45,11 @@ class ToxicityMetric(Metric):
         return names if self.config.main == "mean" else names[::-1]
 
     def rows(self, batch: Batch) -> np.ndarray:
-        """Classify the texts."""
+        """Classify the texts, one by one: in a batch the last bits would depend on the others."""
         from tunesmith.evaluation.classification import probabilities
 
         self._ready()
-        found, _ = probabilities(self._lm, list(batch["prediction"]), self._runtime)
+        found, _ = probabilities(self._lm, list(batch["prediction"]), self._runtime, batch_size=1)
         values = np.array([p[self._class] for p in found], dtype=np.float64).reshape(-1)
         return np.stack([values, values >= self.config.threshold], axis=1).astype(np.float64)
 
