@@ -1,0 +1,159 @@
+"""Reading files, folders and hub names."""
+
+import gzip
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from tunesmith.data import Data, load_examples
+from tunesmith.errors import DataError
+from tunesmith.runtime import Runtime
+
+RECORDS = [{"q": f"question {i}, really?", "a": f"answer {i}"} for i in range(4)]
+
+
+def data(source, **options):
+    return Data(source=str(source), **{"prompt": "{q}", "target": "{a}", **options})
+
+
+def write(path, records=RECORDS):
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".jsonl"):
+        text = "\n".join(json.dumps(r) for r in records) + "\n"
+    elif name.endswith(".json"):
+        text = json.dumps(records)
+    elif name.endswith(".csv"):
+        text = "q,a\n" + "".join(f'"{r["q"]}",{r["a"]}\r\n' for r in records)
+    elif name.endswith(".tsv"):
+        text = "q\ta\n" + "".join(f"{r['q']}\t{r['a']}\n" for r in records)
+    elif name.endswith(".parquet"):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
+        return path
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.csv", "x.tsv", "x.parquet", "x.jsonl.gz", "x.csv.gz"])
+def test_every_format_gives_the_same_examples(tmp_path, name):
+    expected = load_examples(data(write(tmp_path / "reference.jsonl")), "train")
+    assert load_examples(data(write(tmp_path / name)), "train") == expected
+    assert [e.prompt for e in expected] == [r["q"] for r in RECORDS]
+
+
+@pytest.mark.parametrize(
+    ("files", "asked", "found"),
+    [
+        (["train.jsonl", "test.jsonl"], "test", "test.jsonl"),
+        (["dialogsum.train.jsonl", "dialogsum.dev.jsonl"], "validation", "dialogsum.dev.jsonl"),
+        (["train.jsonl", "val.jsonl"], "dev", "val.jsonl"),
+        (["glue_train.tsv", "glue_dev.tsv"], "valid", "glue_dev.tsv"),
+        (["train.jsonl", "dev32.jsonl", "val.jsonl"], "dev32", "dev32.jsonl"),
+        (["train-00000-of-00001.parquet", "test-00000-of-00001.parquet"], "test", "test-00000-of-00001.parquet"),
+    ],
+)
+def test_a_folder_has_one_file_a_split(tmp_path, files, asked, found):
+    for name in files:
+        write(tmp_path / name, [{"q": name, "a": "x"}])
+    (tmp_path / "manifest.json").write_text("{}")
+    assert [e.prompt for e in load_examples(data(tmp_path), asked)] == [found]
+
+
+def test_shards_of_a_split_belong_together(tmp_path):
+    for i in range(2):
+        write(tmp_path / f"train-0000{i}-of-00002.parquet", RECORDS[i * 2 : i * 2 + 2])
+    assert [e.targets for e in load_examples(data(tmp_path), "train")] == [(r["a"],) for r in RECORDS]
+
+
+def test_two_candidates_are_an_error_that_names_them(tmp_path):
+    for name in ("one.train.jsonl", "two.train.jsonl"):
+        write(tmp_path / name)
+    with pytest.raises(DataError, match=r"one\.train\.jsonl, two\.train\.jsonl"):
+        load_examples(data(tmp_path), "train")
+
+
+def test_documents_stand_between_separators(tmp_path):
+    (tmp_path / "stories.txt").write_text("one\nstory\n<|endoftext|>\nanother\n<|endoftext|>\n")
+    found = load_examples(Data(source=str(tmp_path / "stories.txt")), "all")
+    assert [(e.prompt, e.targets) for e in found] == [("", ("one\nstory",)), ("", ("another",))]
+    (tmp_path / "lines.txt").write_text("first\nsecond\n")
+    lines = load_examples(Data(source=str(tmp_path / "lines.txt"), prompt="{text}", document_separator="\n"), "all")
+    assert [e.prompt for e in lines] == ["first", "second"]
+
+
+def test_a_folder_of_texts_is_one_document_a_file(tmp_path):
+    for name in ("b.txt", "a.txt"):
+        (tmp_path / name).write_text(f"text of {name}")
+    found = load_examples(Data(source=str(tmp_path)), "train")
+    assert [e.targets[0] for e in found] == ["text of a.txt", "text of b.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", '{"q": 1}\n{"q": \n[1]\n', r"line 2: .*; line 3: a record must be an object, not list"),
+        ("x.json", '{"q": ', "malformed JSON"),
+        ("x.json", '{"q": 1}', "must be a list of objects"),
+        ("x.csv", "q,a\n1,2,3\n", r"x\.csv, line 2: 3 fields, but the header has 2"),
+        ("x.csv", "q,q\n1,2\n", "column 'q' stands there twice"),
+        ("x.csv", 'q,a\n"open,2\n', "line"),
+        ("x.jsonl", "", "holds no record"),
+        ("x.parquet", "no parquet", "no readable parquet file"),
+        ("x.docx", "?", r"cannot be read; give one of \.csv"),
+    ],
+)
+def test_malformed_files_say_where(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message) as caught:
+        load_examples(data(tmp_path / name), "train")
+    assert name in str(caught.value)
+
+
+def test_many_malformed_lines_are_counted(tmp_path):
+    (tmp_path / "x.jsonl").write_text("nonsense\n" * 9)
+    with pytest.raises(DataError, match="line 5:.*; and 4 more"):
+        load_examples(data(tmp_path / "x.jsonl"), "train")
+
+
+def test_other_encodings_are_named(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes('{"q": "é"}'.encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8 text"):
+        load_examples(data(tmp_path / "x.jsonl"), "train")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    (tmp_path / "x.csv").write_bytes("\ufeffq,a\n1,2\n".encode())
+    assert load_examples(data(tmp_path / "x.csv"), "train")[0].prompt == "1"
+
+
+def test_long_fields_are_read(tmp_path):
+    write(tmp_path / "x.csv", [{"q": "w " * 200_000, "a": "b"}])
+    assert len(load_examples(data(tmp_path / "x.csv"), "train")[0].prompt) == 400_000
+
+
+def test_tab_separated_text_keeps_its_quotation_marks(tmp_path):
+    (tmp_path / "x.tsv").write_text('q\ta\n"unclosed\tyes\n')
+    assert load_examples(data(tmp_path / "x.tsv"), "train")[0].prompt == '"unclosed'
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "message"),
+    [
+        ("trian.jsonl", "train", r"did you mean .*train\.jsonl"),
+        ("folder", "tset", "no file for the split 'tset'; did you mean 'test'"),
+        ("folder/test.jsonl", "train", "is the split 'test' by its name, and 'train' was asked for"),
+        ("whole.jsonl", "test", "one file without splits"),
+    ],
+)
+def test_what_is_not_there_is_said_with_what_is(tmp_path, source, split, message):
+    (tmp_path / "folder").mkdir()
+    for name in ("train.jsonl", "whole.jsonl", "folder/train.jsonl", "folder/test.jsonl"):
+        write(tmp_path / name)
+    with pytest.raises(DataError, match=message):
+        load_examples(data(tmp_path / source), split)
+
+
+def test_offline_no_hub_is_asked():
+    with pytest.raises(DataError, match="no network is used"):
+        load_examples(data("somebody/some-data-set"), "train", Runtime(offline=True))

@@ -1,0 +1,200 @@
+"""The model handle: what is saved comes back, and what cannot be loaded is said plainly."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from attrs import evolve
+
+from tunesmith.errors import ArtifactError, ConfigError
+from tunesmith.lm import ADAPTED, LM, family_of, load
+from tunesmith.registry import adapters
+from tunesmith.runtime import Runtime
+from tunesmith.testing.adapters import move, outputs
+from tunesmith.testing.models import tiny_lm, tiny_tokenizer
+
+FAMILIES = ["encoder", "decoder", "encoder-decoder"]
+
+
+def adapted(family, *names):
+    lm = tiny_lm(family)
+    for name in names:
+        lm = adapters.create(name).build().attach(lm, Runtime())
+        move(lm.adapters[-1])
+    return lm
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("head", ["lm", "classification"])
+def test_a_plain_model_comes_back(family, head, tmp_path):
+    lm = tiny_lm(family, head=head)
+    lm.save(tmp_path)
+    again = load(tmp_path)
+    assert again.fingerprint == lm.fingerprint
+    assert again.family == family
+    assert type(again.model) is type(lm.model)
+    assert again.origin == str(tmp_path)
+    assert not again.model.training
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plain_save_is_one_for_from_pretrained(family, tmp_path):
+    lm = tiny_lm(family)
+    lm.save(tmp_path)
+    theirs = type(lm.model).from_pretrained(tmp_path).eval()
+    assert torch.equal(outputs(LM(model=theirs, tokenizer=None, family=family)), outputs(lm))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "names", [("lora",), ("bottleneck", "lora"), ("prompt",), ("ia3", "prefix", "lora")], ids="+".join
+)
+def test_a_model_with_adapters_comes_back_and_again_from_there(family, names, tmp_path):
+    lm = adapted(family, *names)
+    lm.save(tmp_path / "a")
+    second = load(tmp_path / "a")
+    second.save(tmp_path / "b")
+    third = load(tmp_path / "b")
+    assert torch.equal(outputs(third), outputs(lm))
+    assert third.fingerprint == lm.fingerprint
+    assert not any(p.requires_grad for p in third.model.parameters() if id(p) in own_of(third))
+
+
+def own_of(lm):
+    return {id(p) for adapter in lm.adapters for _, p in adapter.trainable()}
+
+
+def test_without_a_copy_the_folder_points_to_the_base(tmp_path):
+    tiny_lm("decoder").save(tmp_path / "base-model")
+    lm = adapters.create("lora").build().attach(load(tmp_path / "base-model"), Runtime())
+    move(lm.adapters[0])
+    lm.save(tmp_path / "tuned", copy_base=False)
+    assert not (tmp_path / "tuned" / "base").exists()
+    assert torch.equal(outputs(load(tmp_path / "tuned")), outputs(lm))
+
+
+def test_merged_weights_are_not_the_origin_any_more(tmp_path):
+    tiny_lm("decoder").save(tmp_path / "base-model")
+    lm = adapters.create("lora").build().attach(load(tmp_path / "base-model"), Runtime())
+    move(lm.adapters[0])
+    expected = outputs(lm)
+    merged = lm.adapters[0].merge(lm)
+    stacked = adapters.create("bottleneck").build().attach(merged, Runtime())
+    stacked.save(tmp_path / "tuned", copy_base=False)  # has to copy all the same
+    assert torch.allclose(outputs(load(tmp_path / "tuned")), expected, atol=1e-4)
+
+
+def test_the_fingerprint_follows_every_weight():
+    lm = tiny_lm("encoder-decoder")
+    before = lm.fingerprint
+    assert tiny_lm("encoder-decoder").fingerprint == before
+    assert tiny_lm("encoder-decoder", seed=1).fingerprint != before
+    with torch.no_grad():
+        next(lm.model.parameters()).view(-1)[0] += 1e-3
+    assert lm.fingerprint != before
+
+
+def test_shared_parameters_count_once():
+    lm = tiny_lm("encoder-decoder")
+    assert lm.parameter_count() == sum(p.numel() for p in {id(p): p for p in lm.model.parameters()}.values())
+    assert lm.parameter_count(trainable=True) == lm.parameter_count()
+    assert adapted("encoder-decoder", "lora").parameter_count(trainable=True) == sum(
+        p.numel() for _, p in adapted("encoder-decoder", "lora").adapters[0].trainable()
+    )
+
+
+def test_evaluating_puts_the_mode_back_even_after_an_error():
+    lm = tiny_lm("decoder")
+    lm.model.train()
+    seen = []
+
+    def fail():
+        with lm.evaluating():
+            seen.append((lm.model.training, torch.is_grad_enabled()))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert seen == [(False, False)]
+    assert lm.model.training
+    assert torch.is_grad_enabled()
+
+
+def test_new_classes_get_a_new_head_and_known_ones_keep_theirs(tmp_path):
+    tiny_lm("encoder", head="classification", labels=("no", "yes")).save(tmp_path)
+    same = load(tmp_path, labels=["yes", "no"])
+    assert same.model.config.id2label == {0: "no", 1: "yes"}
+    assert same.origin == str(tmp_path)
+    new = load(tmp_path, labels=["a", "b", "c"])
+    assert new.model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert new.model.classifier.weight.shape[0] == 3
+    assert new.origin is None
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="no model folder"):
+        load(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="no hub is asked"):
+        load("somebody/something", runtime=Runtime(offline=True))
+
+
+def test_truncated_weights_are_named(tmp_path):
+    tiny_lm("decoder").save(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        load(tmp_path)
+
+
+def test_pickled_weights_are_not_read(tmp_path):
+    lm = tiny_lm("decoder")
+    lm.save(tmp_path)
+    torch.save(lm.model.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises((ArtifactError, ConfigError)):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.update(format=99), "format 99"),
+        (lambda r: r.pop("base"), "is damaged"),
+        (lambda r: r["adapters"][0].update(folder="../../elsewhere"), "outside its folder"),
+        (lambda r: r["adapters"][0].update(folder="adapter-07"), "cannot be read"),
+    ],
+)
+def test_a_damaged_record_is_named(tmp_path, change, message):
+    adapted("decoder", "lora").save(tmp_path)
+    record = json.loads((tmp_path / ADAPTED).read_text())
+    change(record)
+    (tmp_path / ADAPTED).write_text(json.dumps(record))
+    with pytest.raises(ArtifactError, match=message):
+        load(tmp_path)
+
+
+def test_families_of_architectures():
+    hf = transformers
+    assert family_of(hf.T5Config()) == "encoder-decoder"
+    assert family_of(hf.BartConfig()) == "encoder-decoder"
+    assert family_of(hf.LlamaConfig()) == "decoder"
+    assert family_of(hf.GPT2Config()) == "decoder"
+    assert family_of(hf.BertConfig()) == "encoder"
+    assert family_of(hf.BertConfig(architectures=["BertLMHeadModel"], is_decoder=True)) == "decoder"
+    assert family_of(hf.RobertaConfig()) == "encoder"
+
+
+def test_saving_says_nothing_on_standard_error(tmp_path, capfd):
+    lm = tiny_lm("decoder")
+    capfd.readouterr()
+    lm.save(tmp_path)
+    load(tmp_path)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_copy_with_other_attributes_is_a_value():
+    lm = tiny_lm("decoder")
+    assert evolve(lm, origin="x").origin == "x"
+    assert lm.origin is None
+    assert len(tiny_tokenizer()) == lm.model.config.vocab_size

@@ -1,0 +1,120 @@
+"""The export stage: what stands in the folder loads as the card says and computes the same."""
+
+import pytest
+import torch
+import transformers
+from attrs import evolve
+
+from tunesmith.errors import PipelineError
+from tunesmith.kinds.stage import StageContext
+from tunesmith.lm import LM, load
+from tunesmith.runtime import Runtime
+from tunesmith.testing import conformance
+from tunesmith.testing.adapters import move, outputs
+from tunesmith.testing.models import tiny_lm
+from tunesmith_plugins.adapters import IA3, Bottleneck, LoRA, Prompt
+from tunesmith_plugins.stages import Export
+
+AUTO = {
+    "encoder": transformers.AutoModelForMaskedLM,
+    "decoder": transformers.AutoModelForCausalLM,
+    "encoder-decoder": transformers.AutoModelForSeq2SeqLM,
+}
+
+
+@conformance(Export(name="out"), Export(name="out", folder="somewhere", merge=False))
+def test_conforms(check):
+    check()
+
+
+def export(tmp_path, lm, config=None, **options):
+    lm.save(tmp_path / "start")
+    for part in ("work", "out"):
+        (tmp_path / part).mkdir(exist_ok=True)
+    context = StageContext(
+        name="export",
+        start=str(tmp_path / "start"),
+        data=None,
+        inputs={},
+        folder=tmp_path / "work",
+        out=tmp_path / "out",
+        runtime=Runtime(),
+    )
+    return Export(name="export", **options).build().run(context), tmp_path / "out" / "model"
+
+
+def adapted(family, *configs):
+    lm = tiny_lm(family)
+    for config in configs:
+        lm = config.build().attach(lm, Runtime())
+        move(lm.adapters[-1], 0.2)
+    return lm
+
+
+@pytest.mark.parametrize("family", AUTO)
+@pytest.mark.parametrize("configs", [(), (LoRA(),), (IA3(), LoRA()), (LoRA(), LoRA(rank=2))], ids=len)
+def test_merged_it_is_a_folder_for_from_pretrained(tmp_path, family, configs):
+    lm = adapted(family, *configs)
+    summary, folder = export(tmp_path, lm)
+    assert summary["loads_with"] == "from_pretrained"
+    theirs = AUTO[family].from_pretrained(folder).eval()
+    found, expected = outputs(LM(model=theirs, tokenizer=None, family=family)), outputs(lm)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert len(transformers.AutoTokenizer.from_pretrained(folder)) == len(lm.tokenizer)
+    card = (folder / "README.md").read_text()
+    assert AUTO[family].__name__ in card
+    for config in configs:
+        assert type(config).__name__ in card
+
+
+@pytest.mark.parametrize("config", [Bottleneck(reduction=8), Prompt(tokens=3)], ids=lambda c: type(c).__name__)
+def test_what_cannot_be_merged_stays_beside_the_base_and_the_card_says_so(tmp_path, config):
+    lm = adapted("encoder-decoder", LoRA(), config)
+    summary, folder = export(tmp_path, lm)
+    assert summary["left_unmerged"] == [type(config).__name__]
+    again = load(folder)
+    assert torch.allclose(outputs(again), outputs(lm), atol=1e-4)
+    assert [a.config for a in again.adapters] == [config]
+    card = (folder / "README.md").read_text()
+    assert "does **not** give this model" in card
+    assert "tunesmith.load" in card
+
+
+def test_without_merging_adapters_stay(tmp_path):
+    summary, folder = export(tmp_path, adapted("decoder", LoRA()), merge=False)
+    assert summary["left_unmerged"] == ["LoRA"]
+    assert load(folder).adapters
+
+
+def test_a_classifier_is_exported_as_one(tmp_path):
+    lm = LoRA().build().attach(tiny_lm("encoder", head="classification"), Runtime())
+    _, folder = export(tmp_path, lm)
+    assert "AutoModelForSequenceClassification" in (folder / "README.md").read_text()
+    assert transformers.AutoModelForSequenceClassification.from_pretrained(folder).config.id2label == {
+        0: "no",
+        1: "yes",
+    }
+
+
+def test_a_copy_goes_where_the_user_wants_it_and_is_renewed(tmp_path):
+    target = tmp_path / "elsewhere" / "mine"
+    for seed in (0, 1):
+        lm = tiny_lm("decoder", seed=seed)
+        export(tmp_path, lm, folder=str(target))
+        assert load(target).fingerprint == lm.fingerprint
+    assert sorted(p.name for p in target.parent.iterdir()) == ["mine"]
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path):
+    target = tmp_path / "thesis"
+    target.mkdir()
+    (target / "chapter.txt").write_text("years of work")
+    with pytest.raises(PipelineError, match="is no export of tunesmith"):
+        export(tmp_path, tiny_lm("decoder"), folder=str(target))
+    assert (target / "chapter.txt").read_text() == "years of work"
+
+
+def test_without_a_model_it_says_so(tmp_path):
+    context = StageContext(name="x", start=None, data=None, inputs={}, folder=tmp_path, out=tmp_path, runtime=Runtime())
+    with pytest.raises(PipelineError, match="no model to export"):
+        Export(name="x").build().run(evolve(context))
