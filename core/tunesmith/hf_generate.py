@@ -25,9 +25,9 @@ def custom_generate(
     """Return a callable for the ``custom_generate`` argument of a transformers model's ``generate``.
 
     It draws the tokens that ``tunesmith.generate`` draws with the ``stepwise`` decoder for the same prompts and seeds. The
-    rest is transformers': inputs, cache, stopping criteria, streamer, and logits processors, which come before the sampler.
+    rest is transformers': inputs, cache, stopping criteria, and logits processors, which come before the sampler.
     transformers asks for ``do_sample=True`` with ``num_return_sequences`` above 1; the temperature, top-k ... that come with
-    it are left out, since the sampler stands in their place.
+    it are left out, since the sampler stands in their place. transformers hands callables no streamer.
 
     Args:
         sampler: A config, a short spelling or a built sampler; None means ``greedy``.
@@ -47,8 +47,6 @@ def custom_generate(
         logits_processor: Any,
         stopping_criteria: Any,
         generation_config: Any,
-        synced_gpus: bool = False,
-        streamer: Any = None,
         **model_kwargs: Any,
     ) -> Any:
         _check(generation_config)
@@ -59,7 +57,6 @@ def custom_generate(
             rows,
             built,
             (logits_processor, stopping_criteria, generation_config),
-            (synced_gpus, streamer),
             model_kwargs,
         )
 
@@ -111,30 +108,21 @@ def _loop(
     rows: Rows,
     sampler: Sampler,
     rules: tuple[Any, Any, Any],
-    ways: tuple[bool, Any],
     model_kwargs: dict[str, Any],
 ) -> Any:
     import torch
 
-    (processors, criteria, settings), (synced, streamer) = rules, ways
+    processors, criteria, settings = rules
     processors = type(processors)(p for p in processors if not type(p).__name__.endswith(WARPER))
     finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
     filler = _filler(settings)
     scores: list[torch.Tensor] = []
     logits: list[torch.Tensor] = []
     outputs = model._prefill(input_ids, settings, model_kwargs)
-    done, first = False, True
-    while model._has_unfinished_sequences(done, synced, device=input_ids.device):
-        if not first:
-            length = 1 if model_kwargs.get("use_cache") else None
-            inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=length, **model_kwargs)
-            outputs = model(**inputs, return_dict=True)
-        first = False
+    while True:
         model_kwargs = model._update_model_kwargs_for_generation(
             outputs, model_kwargs, is_encoder_decoder=model.config.is_encoder_decoder
         )
-        if done:  # other processes go on, and the model's weights are spread over all of them
-            continue
         raw = outputs.logits[:, -1].to(device=input_ids.device, dtype=torch.float32, copy=True)
         processed = processors(input_ids, raw)
         draw = sampler.sample(processed, rows)
@@ -150,13 +138,12 @@ def _loop(
         token = torch.where(finished, filler, draw.token)
         input_ids = torch.cat([input_ids, token[:, None]], dim=1)
         rows = _advanced(rows, token, draw.state)
-        if streamer is not None:
-            streamer.put(token.cpu())
         finished = finished | criteria(input_ids, tuple(scores) or None)
-        done = bool(finished.all())
-    if streamer is not None:
-        streamer.end()
-    return _result(model, input_ids, settings, scores, logits, model_kwargs)
+        if bool(finished.all()):
+            return _result(model, input_ids, settings, scores, logits, model_kwargs)
+        length = 1 if model_kwargs.get("use_cache") else None
+        inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=length, **model_kwargs)
+        outputs = model(**inputs, return_dict=True)
 
 
 def _filler(settings: Any) -> int:

@@ -1,0 +1,280 @@
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from tunesmith import hf
+from tunesmith.cli.generate import generate as command
+from tunesmith.errors import ConfigError, MissingPower
+from tunesmith.generation import generate, prompt_ids
+from tunesmith.kinds.decoder import Completion, Decoder, DecoderConfig
+from tunesmith.lm import load
+from tunesmith.testing.models import tiny_lm
+from tunesmith_plugins.engines import Scripted, Transformers
+from tunesmith_plugins.samplers import Chain, Temperature, TopK
+
+PROMPTS = ["the cat sees a tree", "dog", "one two red and blue fish"]
+HOT = "chain(links=[repetition_penalty(penalty=1.3), temperature(temperature=1.5), top_k(k=20), top_p(p=0.9)])"
+
+
+@pytest.fixture(scope="module", params=["decoder", "encoder-decoder"])
+def lm(request):
+    return tiny_lm(request.param)
+
+
+def ids_of(completions):
+    return [c.token_ids for c in completions]
+
+
+def test_completions_come_in_the_order_of_prompts_then_streams(lm):
+    found = generate(lm, PROMPTS, ids=["c", "a", "b"], sampler=HOT, completions=2, max_new_tokens=4)
+    assert [(c.request, c.id, c.stream) for c in found] == [(n, i, s) for n, i in enumerate("cab") for s in range(2)]
+
+
+def test_a_prompts_completion_depends_on_its_id_and_the_seed_alone(lm):
+    whole = generate(lm, PROMPTS, ids=["x", "y", "z"], sampler=HOT, seed=4, max_new_tokens=6)
+    alone = generate(
+        lm, [PROMPTS[2]], ids=["z"], sampler=HOT, seed=4, max_new_tokens=6, engine="transformers(batch_size=1)"
+    )
+    assert alone[0].token_ids == whole[2].token_ids
+    assert ids_of(generate(lm, PROMPTS, ids=["x", "y", "z"], sampler=HOT, seed=5, max_new_tokens=6)) != ids_of(whole)
+    twins = generate(lm, ["dog"] * 3, sampler=HOT, seed=4, max_new_tokens=6)
+    assert len(set(ids_of(twins))) > 1
+
+
+def test_a_spelling_a_config_and_a_component_mean_the_same(lm):
+    config = Chain(links=(Temperature(temperature=1.5), TopK(k=20)))
+    spelled = "chain(links=[temperature(temperature=1.5), top_k(k=20)])"
+    found = [ids_of(generate(lm, PROMPTS, sampler=s, max_new_tokens=4)) for s in (config, spelled, config.build())]
+    assert found[0] == found[1] == found[2]
+
+
+def test_an_engine_that_is_built_serves_again(lm):
+    engine = Transformers(batch_size=2).build()
+    first = generate(lm, PROMPTS, engine=engine, max_new_tokens=4)
+    assert ids_of(generate(lm, PROMPTS, engine=engine, max_new_tokens=4)) == ids_of(first)
+
+
+def test_log_probabilities_are_those_after_edits(lm):
+    found = generate(lm, PROMPTS, sampler="chain(links=[temperature(temperature=0.5), top_k(k=2)])", max_new_tokens=4)
+    engine = Transformers().build()
+    engine.sync(lm)
+    from tunesmith.scoring import token_logps_in_batches
+
+    for completion, prompt in zip(found, prompt_ids(lm, PROMPTS), strict=True):
+        row = torch.tensor([completion.token_ids])
+        expected = token_logps_in_batches(lm, [prompt], row, torch.tensor([row.shape[1]]), temperature=0.5)[0][0]
+        torch.testing.assert_close(torch.tensor(completion.logp), expected, atol=1e-4, rtol=0)
+
+
+def test_an_engine_without_the_powers_is_refused_with_the_names_of_others():
+    with pytest.raises(MissingPower, match=r"any_sampler.*tunesmith/transformers"):
+        generate(tiny_lm(), PROMPTS, engine=Scripted(answers=("a",), repeat=True), sampler="top_p")
+    with pytest.raises(MissingPower, match="seeds"):
+        generate(tiny_lm(), PROMPTS, engine=Scripted(answers=("a",), repeat=True), completions=2)
+
+
+def test_ids_have_to_be_unique_and_complete():
+    with pytest.raises(ConfigError, match="2 ids for 3 prompts"):
+        generate(tiny_lm(), PROMPTS, ids=["a", "b"])
+    with pytest.raises(ConfigError, match="not unique"):
+        generate(tiny_lm(), PROMPTS, ids=["a", "b", "a"])
+
+
+def test_something_of_another_kind_is_refused():
+    with pytest.raises(ConfigError, match="sampler"):
+        generate(tiny_lm(), PROMPTS, sampler=Transformers())
+
+
+def test_no_prompts_give_no_completions(lm):
+    assert generate(lm, []) == []
+
+
+def test_a_decoder_that_forgets_a_request_is_an_error():
+    class Forgetful(Decoder):
+        def decode(self, step_model, requests, sampler, limits, runtime):
+            yield Completion(request=0, id="0", stream=0, token_ids=(5,), text="", finish="length")
+
+    with pytest.raises(Exception, match="returned nothing for the requests 1, 2"):
+        generate(tiny_lm(), PROMPTS, decoder=Forgetful(DecoderConfig()))
+
+
+def test_a_prompt_to_be_continued_does_not_end_and_begins_once():
+    lm = tiny_lm()
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = lm.tokenizer
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 3), ("</s>", 1)]
+    )
+    cat = tokenizer.convert_tokens_to_ids("cat")
+    assert prompt_ids(lm, ["cat", "<s> cat", ""]) == [(3, cat), (3, cat), (3,)]
+    seq2seq = tiny_lm("encoder-decoder")
+    seq2seq.tokenizer.backend_tokenizer.post_processor = tokenizer.backend_tokenizer.post_processor
+    assert prompt_ids(seq2seq, ["cat"]) == [(3, cat, 1)]
+
+
+def test_an_empty_prompt_begins_with_the_beginning_of_text():
+    lm = tiny_lm()
+    assert prompt_ids(lm, [""]) == [(lm.tokenizer.bos_token_id,)]
+    lm.tokenizer.bos_token = lm.tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match="empty"):
+        prompt_ids(lm, [""])
+
+
+def padded(lm, prompts):
+    side = "left" if lm.family == "decoder" else "right"
+    found = lm.tokenizer(prompts, return_tensors="pt", padding=True, padding_side=side)
+    return {"input_ids": found["input_ids"], "attention_mask": found["attention_mask"]}
+
+
+def new_ids(lm, sequences, inputs):
+    return sequences[:, inputs["input_ids"].shape[1] if lm.family == "decoder" else 1 :].tolist()
+
+
+def assert_same_tokens(rows, completions):
+    for row, completion in zip(rows, completions, strict=True):
+        assert tuple(row[: len(completion.token_ids)]) == completion.token_ids
+        assert set(row[len(completion.token_ids) :]) <= {0}
+
+
+@pytest.mark.parametrize("sampler", [HOT, "greedy", "top_p(p=0.7)"])
+def test_custom_generate_draws_the_tokens_of_the_stepwise_decoder(lm, sampler):
+    ours = generate(lm, PROMPTS, sampler=sampler, seed=3, max_new_tokens=7)
+    inputs = padded(lm, PROMPTS)
+    theirs = lm.model.generate(**inputs, max_new_tokens=7, custom_generate=hf.custom_generate(sampler, seed=3))
+    assert_same_tokens(new_ids(lm, theirs, inputs), ours)
+
+
+def test_custom_generate_numbers_the_completions_of_a_prompt_as_streams(lm):
+    ours = generate(lm, PROMPTS, sampler=HOT, seed=3, completions=2, max_new_tokens=5)
+    inputs = padded(lm, PROMPTS)
+    theirs = lm.model.generate(
+        **inputs,
+        max_new_tokens=5,
+        do_sample=True,
+        top_k=1,  # of transformers' own sampling nothing is left
+        num_return_sequences=2,
+        custom_generate=hf.custom_generate(HOT, seed=3),
+    )
+    assert_same_tokens(new_ids(lm, theirs, inputs), ours)
+
+
+def test_custom_generate_takes_a_seed_a_row_and_minds_the_minimum(lm):
+    inputs = padded(lm, PROMPTS)
+    options = {"max_new_tokens": 6, "min_new_tokens": 4}
+    both = lm.model.generate(**inputs, **options, custom_generate=hf.custom_generate(HOT, seed=[11, 12, 13]))
+    for number, seed in enumerate([11, 12, 13]):
+        one = padded(lm, [PROMPTS[number]])
+        row = lm.model.generate(**one, **options, custom_generate=hf.custom_generate(HOT, seed=[seed]))
+        assert new_ids(lm, row, one)[0] == new_ids(lm, both, inputs)[number][: row.shape[1]]
+        assert lm.tokenizer.eos_token_id not in new_ids(lm, row, one)[0][:3]
+
+
+def test_custom_generate_refuses_what_it_cannot_do(lm):
+    inputs = padded(lm, PROMPTS)
+    for options, message in (({"num_beams": 2}, "beam"), ({"output_attentions": True}, "output_attentions")):
+        with pytest.raises(ConfigError, match=message):
+            lm.model.generate(**inputs, max_new_tokens=2, custom_generate=hf.custom_generate("greedy"), **options)
+    with pytest.raises(ConfigError, match="2 seeds for 3 prompts"):
+        lm.model.generate(**inputs, max_new_tokens=2, custom_generate=hf.custom_generate("greedy", seed=[1, 2]))
+
+
+def test_custom_generate_gives_scores_where_they_are_asked_for(lm):
+    inputs = padded(lm, PROMPTS[:1])
+    found = lm.model.generate(
+        **inputs,
+        max_new_tokens=3,
+        min_new_tokens=3,
+        custom_generate=hf.custom_generate("greedy"),
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    assert [int(s.argmax()) for s in found.scores] == new_ids(lm, found.sequences, inputs)[0]
+
+
+@pytest.mark.parametrize("adapter", ["lora(rank=2)", "bottleneck", "prefix(tokens=3)", "prompt(tokens=3)"])
+def test_adapters_count_in_both_ways_of_generating(lm, adapter):
+    from tunesmith.runtime import Runtime
+    from tunesmith.spec import parse
+
+    fresh = tiny_lm(lm.family)
+    adapted = parse(adapter, "adapter").build().attach(fresh, Runtime())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, parameter in adapted.adapters[0].trainable():
+            parameter.add_(torch.randn(parameter.shape, generator=generator))
+    ours = generate(adapted, PROMPTS, sampler=HOT, seed=3, max_new_tokens=6, engine="transformers(batch_size=2)")
+    alone = [generate(adapted, [p], ids=[str(n)], sampler=HOT, seed=3, max_new_tokens=6) for n, p in enumerate(PROMPTS)]
+    assert ids_of(ours) == [a[0].token_ids for a in alone]
+    assert ids_of(ours) != ids_of(generate(lm, PROMPTS, sampler=HOT, seed=3, max_new_tokens=6))
+    inputs = padded(adapted, PROMPTS)
+    theirs = adapted.model.generate(**inputs, max_new_tokens=6, custom_generate=hf.custom_generate(HOT, seed=3))
+    assert_same_tokens(new_ids(adapted, theirs, inputs), ours)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    tiny_lm().save(path)
+    return str(path)
+
+
+def test_the_command_writes_what_the_function_writes(folder):
+    given = ["-p", PROMPTS[0], "-p", PROMPTS[1]]
+    run = CliRunner().invoke(
+        command,
+        f"{folder} --sampler top_k(k=5) --max-new-tokens 4 --seed 7 --completions 2 --json".split() + given,
+        catch_exceptions=False,
+    )
+    assert run.exit_code == 0, run.output
+    rows = [json.loads(line) for line in run.output.splitlines() if line.startswith("{")]
+    ids = [f"{p}\0{1}" for p in PROMPTS[:2]]
+    expected = generate(
+        load(folder), PROMPTS[:2], ids=ids, sampler="top_k(k=5)", max_new_tokens=4, seed=7, completions=2
+    )
+    assert [tuple(row["token_ids"]) for row in rows] == ids_of(expected)
+    assert [row["stream"] for row in rows] == [0, 1, 0, 1]
+
+
+def test_the_command_reads_files_and_standard_input_and_says_what_is_missing(folder, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("dog\n\nthe cat\n", encoding="utf-8")
+    from_file = CliRunner().invoke(command, [folder, "--file", str(file), "--max-new-tokens", "3", "--json"])
+    from_input = CliRunner().invoke(command, [folder, "--max-new-tokens", "3", "--json"], input="dog\nthe cat\n")
+    lines = [line for line in from_file.output.splitlines() if line.startswith("{")]
+    assert len(lines) == 2
+    assert lines == [line for line in from_input.output.splitlines() if line.startswith("{")]
+    assert "every line is empty" in CliRunner().invoke(command, [folder], input="\n").output
+    assert "not both" in CliRunner().invoke(command, [folder, "-p", "a", "--file", str(file)]).output
+    assert "cannot be read" in CliRunner().invoke(command, [folder, "--file", str(tmp_path / "none")]).output
+
+
+def test_the_command_finds_a_wrong_name_before_it_reads_the_model():
+    run = CliRunner().invoke(command, ["no/such/model", "-p", "a", "--sampler", "top_pp"])
+    assert isinstance(run.exception, Exception)
+    assert "top_p" in str(run.exception)
+
+
+@pytest.mark.realdata
+def test_a_real_model_writes_what_transformers_writes_greedily(real_models):
+    lm = load(real_models / "stories260k")
+    prompts = ["Once upon a time", "The dog", "One day, Lily and her mom went to the park. They saw"]
+    ours = generate(lm, prompts, max_new_tokens=30)
+    for completion, ids in zip(ours, prompt_ids(lm, prompts), strict=True):
+        theirs = lm.model.generate(torch.tensor([ids]), max_new_tokens=30, do_sample=False)[0, len(ids) :]
+        assert tuple(theirs.tolist()) == completion.token_ids
+        assert lm.tokenizer.decode(theirs, skip_special_tokens=True) == completion.text
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("beams", [1, 4])
+def test_a_real_encoder_decoder_transliterates_as_in_transformers(real_models, beams):
+    lm = load(real_models / "aren-seq2seq")
+    prompts = ["آ ت ز م و ن", "م ح م د", "ا ل ق ا ه ر ة"]
+    decoder = "stepwise" if beams == 1 else f"beam(beams={beams}, length_penalty=0.0)"
+    ours = generate(lm, prompts, max_new_tokens=24, decoder=decoder)
+    for completion, ids in zip(ours, prompt_ids(lm, prompts), strict=True):
+        theirs = lm.model.generate(torch.tensor([ids]), max_new_tokens=24, num_beams=beams, do_sample=False)[0, 1:]
+        assert tuple(theirs.tolist()) == completion.token_ids

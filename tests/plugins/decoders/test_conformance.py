@@ -1,0 +1,7 @@
+from tunesmith.testing import conformance
+from tunesmith_plugins.decoders import Beam, BestOfN, Stepwise
+
+
+@conformance(Stepwise(), Beam(beams=3), Beam(beams=1, early_stopping="yes"), BestOfN(n=3))
+def test_conforms(check):
+    check()
