@@ -158,7 +158,8 @@ def _unit(preference: Preference) -> str:
 
 
 def _wins(difference: np.ndarray) -> np.ndarray:
-    return (difference > 0) + 0.5 * (difference == 0)
+    found: np.ndarray = (difference > 0) + 0.5 * (difference == 0)
+    return found
 
 
 def _length_wins(pairs: Sequence[Preference]) -> np.ndarray:

@@ -133,7 +133,7 @@ class _Writer:
     def __init__(self, stage: ConstitutionalRevisionStage, context: StageContext, lm: LM) -> None:
         self.lm, self.runtime, self.settings = lm, context.runtime, stage.config.generation
         self.seed, self.folder = context.runtime.seed, context.folder
-        self.engine = component(self.settings.engine, "engine", Engine)
+        self.engine: Engine = component(self.settings.engine, "engine")
         self.engine.setup(context.runtime)
         self.engine.sync(lm)
 

@@ -1,0 +1,120 @@
+"""Accuracy of reward models on held-out pairs, with intervals that cover and a baseline that shows length."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tunesmith.data.records import Preference
+from tunesmith.errors import DataError
+from tunesmith.kinds.reward_model import RewardModel
+from tunesmith.preference_accuracy import measure, split_groups
+
+
+class Given(RewardModel):
+    """Scores a text by what is written in it: ``"0.7 some words"``."""
+
+    def __init__(self) -> None: ...
+
+    def score(self, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+        return [None if c.startswith("?") else float(c.split()[0]) for c in completions]
+
+
+def pair(number: int, chosen: str, rejected: str, **more: Any) -> Preference:
+    return Preference(id=str(number), prompt="", chosen=chosen, rejected=rejected, **more)
+
+
+def test_accuracy_counts_wins_and_half_of_the_ties() -> None:
+    pairs = [pair(0, "2", "1"), pair(1, "1", "2"), pair(2, "3", "3"), pair(3, "2 words", "0"), pair(4, "?", "0")]
+    found = measure(Given(), pairs)
+    assert found.accuracy.value == pytest.approx(2.5 / 4)
+    assert (found.pairs, found.no_opinion) == (4, 1)
+
+
+def test_the_interval_is_wilsons_for_independent_pairs() -> None:
+    found = measure(Given(), [pair(i, "1", "0") for i in range(20)])
+    assert found.accuracy.value == found.accuracy.high == 1
+    z = 1.959964
+    assert found.accuracy.low == pytest.approx(20 / (20 + z * z), abs=1e-5)  # Wilson's lower limit at share 1
+
+
+def test_weights_count_as_repetitions() -> None:
+    right, wrong = ("1", "0"), ("0", "1")
+    weighted = measure(Given(), [pair(0, *right, weight=3.0), pair(1, *wrong)])
+    assert weighted.accuracy.value == pytest.approx(0.75)
+
+
+def test_pairs_of_one_ranking_are_not_independent_evidence() -> None:
+    rng = np.random.default_rng(0)
+    sides = [("1", "0") if rng.random() < 0.7 else ("0", "1") for _ in range(40)]
+    alone = measure(Given(), [pair(i, *s) for i, s in enumerate(sides)])
+    tenfold = [pair(10 * i + k, *s, group=str(i)) for i, s in enumerate(sides) for k in range(10)]
+    grouped = measure(Given(), tenfold)
+    assert grouped.groups == 40
+    assert grouped.accuracy.value == pytest.approx(alone.accuracy.value)
+    width = grouped.accuracy.high - grouped.accuracy.low
+    assert width == pytest.approx(alone.accuracy.high - alone.accuracy.low, rel=0.15)
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for trial in range(200):
+        pairs = []
+        for group in range(30):
+            share = rng.beta(3, 1)  # mean .75: pairs of a group are alike
+            for k in range(3):
+                sides = ("1", "0") if rng.random() < share else ("0", "1")
+                pairs.append(pair(group * 3 + k, *sides, group=str(group)))
+        found = measure(Given(), pairs, seed=trial).accuracy
+        covered += found.low <= 0.75 <= found.high
+    assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_the_length_rule_is_learned_from_training_pairs_and_judged_on_the_others() -> None:
+    train = [pair(i, "1", "0 longer one") for i in range(5)]  # the shorter one is better
+    held_out = [pair(10, "1", "0 longer"), pair(11, "1 longer", "0"), pair(12, "1", "0 longer")]
+    found = measure(Given(), held_out, train)
+    assert not found.longer_is_better
+    assert found.length_only.value == pytest.approx(2 / 3)
+    assert found.accuracy.value == 1
+    assert found.gain.value == pytest.approx(1 / 3)
+
+
+def test_a_calibrated_model_has_no_calibration_error_and_a_boasting_one_has() -> None:
+    rng = np.random.default_rng(2)
+    honest, boasting = [], []
+    for i in range(20_000):
+        difference = rng.normal() * 1.5
+        better = rng.random() < 1 / (1 + math.exp(-difference))
+        sides = (f"{difference}", "0") if better else ("0", f"{difference}")
+        loud = tuple(str(float(s) * 3) for s in sides)
+        honest.append(pair(i, *sides))
+        boasting.append(pair(i, *loud))
+    found = measure(Given(), honest)
+    assert found.calibration_error < 0.02
+    assert found.expected == pytest.approx(found.accuracy.value, abs=0.02)
+    assert measure(Given(), boasting).calibration_error > 0.1
+
+
+def test_groups_and_prompts_stay_whole_when_pairs_are_divided() -> None:
+    pairs = [pair(i, "1", "0", group=f"g{i // 3}") for i in range(30)]
+    pairs += [Preference(id=f"p{i}", prompt=f"prompt {i // 2}", chosen="1", rejected="0") for i in range(20)]
+    train, held_out = split_groups(pairs, 0.25, seed=3)
+    assert sorted(p.id for p in train + held_out) == sorted(p.id for p in pairs)
+    for key in ("group", "prompt"):
+        assert not ({getattr(p, key) for p in train} & {getattr(p, key) for p in held_out} - {""})
+    assert 0.15 < len(held_out) / len(pairs) < 0.35
+    assert split_groups(pairs, 0.25, seed=3) == (train, held_out)
+    assert split_groups(pairs, 0.25, seed=4)[1] != held_out
+    assert split_groups(pairs, 0.0, seed=3) == (pairs, [])
+
+
+def test_what_cannot_be_divided_or_measured_is_said() -> None:
+    with pytest.raises(DataError, match="cannot be divided"):
+        split_groups([pair(0, "1", "0", group="a"), pair(1, "1", "0", group="a")], 0.5, seed=0)
+    with pytest.raises(DataError, match="no scores"):
+        measure(Given(), [pair(0, "?", "0")])

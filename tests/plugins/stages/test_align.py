@@ -1,0 +1,161 @@
+"""The Align stage: reward or preferences, an adapter on top or all weights, and a report that says what happened."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tunesmith.data.config import Data
+from tunesmith.data.preferences import write_preferences
+from tunesmith.data.records import Preference
+from tunesmith.errors import ConfigError, PipelineError
+from tunesmith.kinds.rl_algorithm import TrainingReport
+from tunesmith.kinds.stage import Output, StageContext
+from tunesmith.lm import load
+from tunesmith.registry import adapters
+from tunesmith.report.content import read
+from tunesmith.runtime import Runtime
+from tunesmith.testing.models import tiny_lm
+from tunesmith_plugins.adapters import LoRA
+from tunesmith_plugins.reward_models import Function, Pairwise
+from tunesmith_plugins.rl_algorithms import DPO, PPO
+from tunesmith_plugins.stages import Align
+from tunesmith_plugins.stages.align import verdicts
+
+SMALL_PPO = PPO(steps=3, batch_size=6, minibatches=2, epochs=2, max_new_tokens=4, samples=2, learning_rate=1e-2)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[str]:
+    (tmp_path / "stage_rewards.py").write_text(
+        "def words(prompts, completions, wanted):\n"
+        "    return [float(c.split().count(w)) for c, w in zip(completions, wanted)]\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    yield "stage_rewards:words"
+    sys.path.remove(str(tmp_path))
+    sys.modules.pop("stage_rewards", None)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Data:
+    rows = [
+        {"text": t, "wanted": w} for t, w in [("the cat", "good"), ("who ?", "bad"), ("yes", "here"), ("no", "now")]
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Data(source=str(tmp_path / "train.jsonl"), prompt="{text}")
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> str:
+    path = tmp_path / "pairs.jsonl"
+    chosen = [("good", "bad"), ("a happy cat", "a sad cat"), ("yes", "no")]
+    write_preferences(
+        path, [Preference(id=str(i), prompt="who ?", chosen=c, rejected=r) for i, (c, r) in enumerate(chosen)]
+    )
+    return str(path)
+
+
+def context(tmp_path: Path, start: Path | None, data: Data | None = None, **inputs: Path) -> StageContext:
+    folder = tmp_path / "work"
+    return StageContext(
+        name="align",
+        start=None if start is None else str(start),
+        data=data,
+        inputs=inputs,
+        folder=folder,
+        out=tmp_path / "out",
+        runtime=Runtime(seed=1, threads=1, folder=folder, allow_code=True, progress=False),
+    )
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder-decoder"])
+def test_online_with_an_adapter_on_top_of_a_tuned_one(tmp_path: Path, family: Any, data: Data, target: str) -> None:
+    lm = adapters.create("lora").build().attach(tiny_lm(family), Runtime())
+    for _, parameter in lm.adapters[0].trainable():
+        torch.nn.init.normal_(parameter, std=0.2)
+    lm.save(tmp_path / "start")
+    given = context(tmp_path, tmp_path / "start", data)
+    stage = Align(name="align", algorithm=SMALL_PPO, adapter=LoRA(rank=2), reward=Function(target=target)).build()
+    summary = stage.run(given)
+    json.dumps(summary)
+    assert summary["reference"] == "last adapter off"
+    assert summary["start_kl"] == pytest.approx(0, abs=1e-5)
+    aligned = load(tmp_path / "out" / "model")
+    assert len(aligned.adapters) == 2
+    with aligned.adapters[-1].disabled():
+        before = load(tmp_path / "start")
+        ids = before.tokenizer(["the cat sees"], return_tensors="pt").input_ids
+        more = {"decoder_input_ids": ids} if family == "encoder-decoder" else {}
+        assert torch.allclose(aligned.model(ids, **more).logits, before.model(ids, **more).logits, atol=1e-5)
+    shown = read(tmp_path / "out" / "report")
+    assert {s.title for s in shown.series} >= {"Reward", "KL to the reference"}
+    assert len(shown.samples[0].rows) == 2
+    assert len(json.loads((tmp_path / "out" / "report" / "training.json").read_text())["steps"]) == 3
+    assert stage.run(given) == summary  # resumed: nothing is left to do
+
+
+def test_offline_with_all_weights(tmp_path: Path, pairs: str) -> None:
+    tiny_lm("decoder").save(tmp_path / "start")
+    stage = Align(name="align", algorithm=DPO(epochs=4, learning_rate=1e-2), preferences=pairs)
+    summary = stage.build().run(context(tmp_path, tmp_path / "start"))
+    assert summary["reference"] == "frozen copy"
+    assert summary["end_loss"] < summary["start_loss"]
+    assert not load(tmp_path / "out" / "model").adapters
+    assert "margin" in " ".join(read(tmp_path / "out" / "report").verdicts)
+
+
+def test_rewards_and_preferences_come_from_earlier_stages_too(tmp_path: Path, pairs: str, data: Data) -> None:
+    from tunesmith import reward
+
+    tiny_lm("decoder").save(tmp_path / "start")
+    tiny_lm("encoder").save(tmp_path / "bert")
+    model = reward.ready(Pairwise(model=str(tmp_path / "bert")), Runtime())
+    reward.save(model, tmp_path / "reward")
+    online = Align(name="align", algorithm=SMALL_PPO, reward=Output(stage="rm", artifact="reward_model"))
+    summary = online.build().run(context(tmp_path / "a", tmp_path / "start", data, reward=tmp_path / "reward"))
+    assert summary["steps"] == 3
+    folder = tmp_path / "preferences"
+    folder.mkdir()
+    (folder / "preferences.jsonl").write_text(Path(pairs).read_text())
+    offline = Align(name="align", algorithm=DPO(), preferences=Output(stage="feedback", artifact="preferences"))
+    assert offline.build().run(context(tmp_path / "b", tmp_path / "start", preferences=folder))["pairs"] == 3
+
+
+def test_what_is_missing_or_too_much_is_named(tmp_path: Path, pairs: str, data: Data, target: str) -> None:
+    tiny_lm("decoder").save(tmp_path / "start")
+    here = context(tmp_path, tmp_path / "start", data)
+    reward = Function(target=target)
+    with pytest.raises(ConfigError, match="PPO needs a reward, and the stage has none @ reward"):
+        Align(algorithm=SMALL_PPO).build().run(here)
+    with pytest.raises(ConfigError, match="PPO needs a reward"):
+        Align(algorithm=SMALL_PPO, preferences=pairs).build().run(here)
+    with pytest.raises(ConfigError, match="DPO needs preferences"):
+        Align(algorithm=DPO(), reward=reward).build().run(here)
+    with pytest.raises(ConfigError, match="PPO does not use preferences"):
+        Align(algorithm=SMALL_PPO, reward=reward, preferences=pairs).build().run(here)
+    with pytest.raises(PipelineError, match="no data"):
+        Align(algorithm=SMALL_PPO, reward=reward).build().run(context(tmp_path, tmp_path / "start"))
+    with pytest.raises(PipelineError, match="no model to align"):
+        Align(algorithm=SMALL_PPO, reward=reward).build().run(context(tmp_path, None, data))
+
+
+def rewards(values: list[float]) -> TrainingReport:
+    return TrainingReport(steps=[{"reward": value, "kl": 0.1} for value in values])
+
+
+def test_the_verdict_tells_a_change_from_noise() -> None:
+    rising = verdicts(rewards([0.0, 0.1, 0.05, 0.5, 0.8, 0.9, 1.0, 1.1, 1.0, 1.05]))
+    assert rising[0].startswith("The mean reward rose")
+    flat = verdicts(rewards([0.0, 1.0, 0.1, 0.5, 0.8, 0.2, 0.4, 1.0, 1.0, 0.1]))
+    assert flat[0].startswith("No effect on the reward")
+    falling = verdicts(rewards([1.0, 1.1, 1.0, 0.9, 0.5, 0.4, 0.2, 0.1, 0.0, 0.1]))
+    assert falling[0].startswith("The mean reward fell")
+    assert "too few steps" in verdicts(rewards([0.0, 1.0]))[0]
+    assert "0.100 at most" in rising[1]
