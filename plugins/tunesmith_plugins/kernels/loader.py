@@ -215,6 +215,7 @@ class _Slot:
         return library, None
 
 
+_reference_chosen = False  # by set_isa
 _cpu = _Slot("tunesmith", "ts_", "native")
 _cuda = _Slot("tunesmith_cuda", "ts_cuda_", "cuda")
 
@@ -225,6 +226,8 @@ def cpu() -> Library | None:
     Raises:
         RuntimeError: TUNESMITH_ISA names an instruction set that is not available here.
     """
+    if _reference_chosen:
+        return None
     return _cpu.library if _cpu.tried else _cpu.open()
 
 
@@ -238,7 +241,7 @@ _warned: set[str] = set()
 
 def warn_fallback(device: str) -> None:
     """Say once per device type that the reference serves, and why."""
-    if device in _warned:
+    if device in _warned or (_reference_chosen and device == "cpu"):
         return
     _warned.add(device)
     reason = {"cpu": _cpu.reason, "cuda": _cuda.reason}.get(device) or f"there are no kernels for {device}"
@@ -251,15 +254,23 @@ def warn_fallback(device: str) -> None:
 
 
 def set_isa(name: str) -> None:
-    """Choose the instruction set of the CPU library for the whole process, one of ``info()["isa_available"]``.
+    """Choose what computes on the CPU for the whole process, mainly for tests.
+
+    Args:
+        name: one of ``info()["isa_available"]``, or ``"reference"`` for the torch reference.
 
     Raises:
         RuntimeError: the library is not loaded, or the name is not available here.
     """
-    library = cpu()
+    global _reference_chosen
+    if name == "reference":
+        _reference_chosen = True
+        return
+    library = _cpu.open()
     if library is None:
         raise RuntimeError(f"the native library is not loaded: {_cpu.reason}")
     library.check(library.isa_set(name.encode()))
+    _reference_chosen = False
 
 
 def info() -> dict[str, Any]:
@@ -273,7 +284,7 @@ def info() -> dict[str, Any]:
     Raises:
         RuntimeError: TUNESMITH_ISA names an instruction set that is not available here.
     """
-    library, gpu = cpu(), cuda()
+    library, gpu = _cpu.open(), cuda()
     return {
         "native": library is not None,
         "path": str(library.path) if library else None,

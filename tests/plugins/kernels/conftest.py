@@ -26,12 +26,30 @@ def native() -> dict[str, Any]:
     return _require_native()
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512"])
+INSTRUCTION_SETS = ["scalar", "avx2", "avx512"]
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """The native library with this instruction set chosen."""
-    info = _require_native()
-    if request.param not in info["isa_available"]:
-        pytest.skip(f"this processor or build has no {request.param}: {info['isa_available']}")
-    kernels.set_isa(request.param)
-    yield request.param
+    yield from _serving(request.param, _require_native())
+
+
+@pytest.fixture(params=["reference", *INSTRUCTION_SETS])
+def serving(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The native library with this instruction set, or the torch reference, in its place."""
+    if request.param != "reference":
+        yield from _serving(request.param, _require_native())
+        return
+    kernels.set_isa("reference")
+    yield "reference"
+    if kernels.info()["native"]:
+        kernels.set_isa(kernels.info()["isa"])
+
+
+def _serving(name: str, info: dict[str, Any]) -> Iterator[str]:
+    if name not in info["isa_available"]:
+        pytest.skip(f"this processor or build has no {name}: {info['isa_available']}")
+    kernels.set_isa(name)
+    yield name
     kernels.set_isa(info["isa"])

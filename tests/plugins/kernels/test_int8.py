@@ -26,7 +26,7 @@ def in_64_bits(x: Tensor, weight: kernels.QuantizedWeight) -> np.ndarray:
 
 
 @pytest.mark.parametrize("k", [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 514])
-def test_the_product_is_exact_around_every_tile_edge(isa: str, k: int) -> None:
+def test_the_product_is_exact_around_every_tile_edge(serving: str, k: int) -> None:
     for n in (1, 3, 63, 64, 65, 130):
         _, weight, bias = layer(n, k, seed=n)
         for m in (1, 2, 3, 4, 5, 9):
@@ -57,7 +57,7 @@ def test_native_has_the_bits_of_the_reference_at_every_magnitude(isa: str, dtype
 
 
 @pytest.mark.parametrize("extreme", [-128, -127, 127])
-def test_extreme_values_neither_saturate_nor_overflow(isa: str, extreme: int) -> None:
+def test_extreme_values_neither_saturate_nor_overflow(serving: str, extreme: int) -> None:
     # Pairs of 255 * 127 are what vpmaddubsw would saturate; the longest row allowed is what int32 just holds.
     k = reference.MAX_K
     weight = torch.full((2, k), extreme, dtype=torch.int8)
@@ -79,7 +79,7 @@ def test_rows_longer_than_the_accumulator_allows_are_refused(native: dict[str, A
         kernels.quantize_weight(torch.zeros(1, k))
 
 
-def test_rows_that_are_not_finite_give_nan_and_leave_the_others_alone(isa: str) -> None:
+def test_rows_that_are_not_finite_give_nan_and_leave_the_others_alone(serving: str) -> None:
     _, weight, bias = layer(10, 40)
     x = torch.randn(4, 40)
     clean = kernels.int8_linear(x, *weight, bias)
@@ -92,7 +92,7 @@ def test_rows_that_are_not_finite_give_nan_and_leave_the_others_alone(isa: str) 
     assert int(rows.q[1:3].sum()) == 0
 
 
-def test_rounding_is_half_to_even_and_zero_is_exact(isa: str) -> None:
+def test_rounding_is_half_to_even_and_zero_is_exact(serving: str) -> None:
     x = torch.tensor([[0.0, 255.0, 0.5, 1.5, 2.5, 3.5, 254.5]])
     rows = kernels.quantize_rows(x)
     assert rows.scale.item() == 1.0
@@ -104,7 +104,7 @@ def test_rounding_is_half_to_even_and_zero_is_exact(isa: str) -> None:
     assert torch.equal(q[:, 7].int(), zero)
 
 
-def test_quantised_rows_are_within_half_a_step(isa: str) -> None:
+def test_quantised_rows_are_within_half_a_step(serving: str) -> None:
     torch.manual_seed(1)
     x = torch.randn(20, 100) * 5
     q, scale, zero = kernels.quantize_rows(x)
@@ -115,7 +115,7 @@ def test_quantised_rows_are_within_half_a_step(isa: str) -> None:
     assert ((back - x).abs() <= scale.double()[:, None] * 0.5001)[inside].all()
 
 
-def test_a_row_does_not_depend_on_the_batch_or_on_strides(isa: str) -> None:
+def test_a_row_does_not_depend_on_the_batch_or_on_strides(serving: str) -> None:
     _, weight, bias = layer(70, 50)
     wide = torch.randn(11, 80)
     x = wide[:, 10:60]
@@ -127,7 +127,7 @@ def test_a_row_does_not_depend_on_the_batch_or_on_strides(isa: str) -> None:
     assert kernels.int8_linear(x[0], *weight, bias).shape == (70,)
 
 
-def test_the_error_of_a_gaussian_layer_is_that_of_eight_bits(isa: str) -> None:
+def test_the_error_of_a_gaussian_layer_is_that_of_eight_bits(serving: str) -> None:
     weight, quantised, bias = layer(256, 768)
     x = torch.randn(64, 768)
     exact = x.double() @ weight.double().T + bias
@@ -146,7 +146,7 @@ def test_weights_use_the_whole_symmetric_range() -> None:
         kernels.quantize_weight(torch.tensor([[1.0], [torch.nan]]))
 
 
-def test_gradients_are_those_of_the_dequantised_weight(isa: str) -> None:
+def test_gradients_are_those_of_the_dequantised_weight(serving: str) -> None:
     _, weight, bias = layer(12, 20)
     x, bias = torch.randn(3, 5, 20, requires_grad=True), bias.requires_grad_()
     upstream = torch.randn(3, 5, 12)

@@ -79,18 +79,37 @@ def test_switched_off_it_builds_nothing(tmp_path: Path) -> None:
     assert record == "native: off (TUNESMITH_NATIVE=OFF)\ncuda: off (TUNESMITH_NATIVE=OFF)\n"
 
 
-@needs_compiler
-def test_a_failing_cuda_compiler_leaves_the_cpu_library(tmp_path: Path) -> None:
-    broken = tmp_path / "nvcc"
+@pytest.fixture(scope="module")
+def failing_cuda(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A whole build with a CUDA compiler that always fails: its folder and what the build record says."""
+    folder = tmp_path_factory.mktemp("failing_cuda")
+    broken = folder / "nvcc"
     broken.write_text("#!/bin/sh\necho no such device architecture >&2\nexit 1\n")
     broken.chmod(0o755)
-    done, record = build(tmp_path, CUDACXX=str(broken))
+    done, record = build(folder, CUDACXX=str(broken))
     assert done.returncode == 0, done.stderr
+    return folder, record
+
+
+@needs_compiler
+def test_a_failing_cuda_compiler_leaves_the_cpu_library(failing_cuda: tuple[Path, str]) -> None:
+    folder, record = failing_cuda
     assert record.startswith("native: built\ncuda: absent (")
-    assert list((tmp_path / "site").rglob("libtunesmith.*"))
-    done, _ = build(tmp_path / "on", CUDACXX=str(broken), TUNESMITH_CUDA="ON")
+    assert list((folder / "site").rglob("libtunesmith.*"))
+    done, _ = build(folder / "on", CUDACXX=str(folder / "nvcc"), TUNESMITH_CUDA="ON")
     assert done.returncode != 0
     assert "TUNESMITH_CUDA=ON but the CUDA library was not built" in done.stdout + done.stderr
+
+
+@needs_compiler
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm on the path")
+def test_units_of_an_instruction_set_lend_no_code_to_the_linker(failing_cuda: tuple[Path, str]) -> None:
+    # A weak symbol compiled for AVX2 could be the copy that the linker keeps for every processor.
+    objects = list((failing_cuda[0] / "build").rglob("isa_*.cpp.o"))
+    assert objects
+    for unit in objects:
+        symbols = run("nm", "--defined-only", "--extern-only", unit).stdout.splitlines()
+        assert [line.split()[-1] for line in symbols] == ["ts_kernels_" + unit.name.split(".")[0].removeprefix("isa_")]
 
 
 def test_a_misspelt_setting_is_refused(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_high_half_of_a_product() -> None:
         assert int(philox.mulhi(torch.tensor(signed), torch.tensor(total))) == (bits * total) >> 64
 
 
-def test_a_flat_row_shows_the_uniform_that_the_kernel_drew(isa: str) -> None:
+def test_a_flat_row_shows_the_uniform_that_the_kernel_drew(serving: str) -> None:
     seed, stream = torch.randint(-(2**63), 2**63 - 1, (2, 64))
     position = torch.randint(0, 2**32, (64,))
     for draw in (0, 5):

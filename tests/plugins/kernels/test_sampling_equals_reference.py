@@ -112,7 +112,7 @@ def test_a_large_vocabulary_has_the_bits_of_the_reference(isa: str) -> None:
     assert_same(kernels.sample_chain(logits, steps, one, one, one, **asked), expected)
 
 
-def test_a_row_does_not_depend_on_its_neighbours_or_its_place(isa: str) -> None:
+def test_a_row_does_not_depend_on_its_neighbours_or_its_place(serving: str) -> None:
     torch.manual_seed(2)
     batch, vocab = 9, 300
     logits = torch.randn(batch, vocab)
@@ -135,7 +135,7 @@ def test_a_row_does_not_depend_on_its_neighbours_or_its_place(isa: str) -> None:
         assert torch.equal(logp, whole.logp_truncated[rows])
 
 
-def test_strides_and_sixteen_bit_copies_change_nothing(isa: str) -> None:
+def test_strides_and_sixteen_bit_copies_change_nothing(serving: str) -> None:
     torch.manual_seed(3)
     logits = torch.randn(4, 130).bfloat16()
     zero = torch.zeros(4, dtype=torch.int64)
@@ -153,7 +153,7 @@ def test_strides_and_sixteen_bit_copies_change_nothing(isa: str) -> None:
     )
 
 
-def test_bad_rows_are_reported_and_leave_the_others_alone(isa: str) -> None:
+def test_bad_rows_are_reported_and_leave_the_others_alone(serving: str) -> None:
     good = torch.tensor([0.0, 1.0, 2.0])
     logits = torch.stack(
         [good, good.clone(), torch.tensor([0.0, torch.inf, -torch.inf]), torch.full((3,), -torch.inf), good]
@@ -170,18 +170,18 @@ def test_bad_rows_are_reported_and_leave_the_others_alone(isa: str) -> None:
     assert result.logp_raw.isnan().tolist() == [False, True, True, True, False]
 
 
-def test_overflow_by_a_low_temperature_is_reported(isa: str) -> None:
+def test_overflow_by_a_low_temperature_is_reported(serving: str) -> None:
     logits = torch.tensor([[3e38, 0.0], [-3e38, -3e38]])
     result = kernels.sample_chain(logits, [Step("temperature", torch.tensor([1e-3]).double())], greedy=True)
     assert result.status.tolist() == [Status.POSINF, Status.EMPTY]
 
 
-def test_greedy_takes_the_first_of_equals_and_needs_no_seed(isa: str) -> None:
+def test_greedy_takes_the_first_of_equals_and_needs_no_seed(serving: str) -> None:
     logits = torch.tensor([[0.0, 3.0, 3.0], [-0.0, 0.0, -1.0]])
     assert kernels.sample_chain(logits, [], greedy=True).token.tolist() == [1, 0]
 
 
-def test_an_empty_batch_gives_empty_results(isa: str) -> None:
+def test_an_empty_batch_gives_empty_results(serving: str) -> None:
     none = torch.zeros(0, dtype=torch.int64)
     result = kernels.sample_chain(torch.zeros(0, 5), [Step("top_k", none)], none, none, none, logp_raw=True)
     assert result.token.shape == result.status.shape == (0,)

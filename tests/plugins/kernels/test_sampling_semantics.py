@@ -52,7 +52,7 @@ def value_of(op: str, rng: np.random.Generator, vocab: int) -> float:
     return float(rng.integers(0, vocab + 5)) if op == "top_k" else float(rng.uniform(*ranges[op]))
 
 
-def test_every_step_keeps_what_its_definition_in_float64_keeps(isa: str) -> None:
+def test_every_step_keeps_what_its_definition_in_float64_keeps(serving: str) -> None:
     rng = np.random.default_rng(7)
     decided = dropped = 0
     for trial in range(400):
@@ -81,7 +81,7 @@ def huggingface(logits: Tensor, history: Tensor, processors: list[object]) -> Te
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_edits_and_top_k_equal_transformers_exactly(isa: str, seed: int) -> None:
+def test_edits_and_top_k_equal_transformers_exactly(serving: str, seed: int) -> None:
     torch.manual_seed(seed)
     logits = (torch.randn(6, 500) * 4).round() / 2
     history = torch.randint(0, 500, (6, 20))
@@ -97,7 +97,7 @@ def test_edits_and_top_k_equal_transformers_exactly(isa: str, seed: int) -> None
 
 
 @pytest.mark.parametrize("p", [0.05, 0.3, 0.9, 0.99])
-def test_top_p_and_min_p_keep_as_many_as_transformers(isa: str, p: float) -> None:
+def test_top_p_and_min_p_keep_as_many_as_transformers(serving: str, p: float) -> None:
     torch.manual_seed(int(p * 100))
     logits = torch.randn(40, 800) * 3
     logits[::2] = logits[::2].round()
@@ -115,21 +115,21 @@ def test_top_p_and_min_p_keep_as_many_as_transformers(isa: str, p: float) -> Non
     assert compared > 60
 
 
-def test_top_p_keeps_the_highest_indices_of_tied_tokens(isa: str) -> None:
+def test_top_p_keeps_the_highest_indices_of_tied_tokens(serving: str) -> None:
     row = torch.tensor([[1.0, 0.0, 1.0, 0.0, 1.0]])
     # mass of the three largest is 0.803: half of everything takes two of the three
     kept = kernels.apply_chain(row, [Step("top_p", torch.tensor([0.5], dtype=torch.float64))]).logits.isfinite()
     assert kept[0].tolist() == [False, False, True, False, True]
 
 
-def test_top_k_keeps_every_tie_with_the_last(isa: str) -> None:
+def test_top_k_keeps_every_tie_with_the_last(serving: str) -> None:
     kept = kernels.apply_chain(
         torch.tensor([[2.0, 1.0, 1.0, 0.0]]), [Step("top_k", torch.tensor([2]))]
     ).logits.isfinite()
     assert kept[0].tolist() == [True, True, True, False]
 
 
-def test_the_order_of_steps_is_the_callers(isa: str) -> None:
+def test_the_order_of_steps_is_the_callers(serving: str) -> None:
     # The example that separates transformers' order from the one with min-p first.
     row = torch.tensor([[1.0, 0.1, 0.055, 0.04]]).log()
     k, p, m = (
@@ -140,7 +140,7 @@ def test_the_order_of_steps_is_the_callers(isa: str) -> None:
     assert counts == [3, 2]
 
 
-def test_log_probabilities_equal_log_softmax(isa: str) -> None:
+def test_log_probabilities_equal_log_softmax(serving: str) -> None:
     torch.manual_seed(5)
     logits = torch.randn(64, 1000) * 3
     zero = torch.zeros(64, dtype=torch.int64)
@@ -159,7 +159,7 @@ def test_log_probabilities_equal_log_softmax(isa: str) -> None:
         assert (found.double() - expected).abs().max() < 2e-6
 
 
-def test_processed_means_all_edits_and_no_truncation_whatever_their_order(isa: str) -> None:
+def test_processed_means_all_edits_and_no_truncation_whatever_their_order(serving: str) -> None:
     torch.manual_seed(6)
     logits = torch.randn(16, 50)
     zero = torch.zeros(16, dtype=torch.int64)
