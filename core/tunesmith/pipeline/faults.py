@@ -17,6 +17,11 @@ _UNCLEAR_TEXTS = ("pytorchstreamwriter failed", "iostream error", "unexpected po
 """Native writers say only that they failed; a full disk is then the likely cause, and a look at it tells."""
 
 
+def is_full(error: BaseException) -> bool:
+    """Tell whether the system refused to write because the disk is full."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
 def explain(error: BaseException, folder: Path) -> str:
     """Return a sentence about an error that came up while writing into ``folder`` and what to do about it."""
     for cause in _chain(error):

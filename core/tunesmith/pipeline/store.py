@@ -28,6 +28,7 @@ from typing import Any
 
 from tunesmith import manifest
 from tunesmith.errors import ArtifactError, PipelineError, RunLocked
+from tunesmith.pipeline.faults import is_full
 
 FORMAT = 1
 PIPELINE = "pipeline.json"
@@ -238,9 +239,9 @@ class Store:
                 f"{self.folder} is in use by {who}. Wait until it has finished, stop it, or choose another folder."
             ) from None
         except OSError as cause:
+            todo = "Free some space" if is_full(cause) else "Choose another folder or change its permissions"
             raise PipelineError(
-                f"the run folder {self.folder} cannot be written: {cause.strerror or cause}. "
-                "Choose another folder or change its permissions."
+                f"the run folder {self.folder} cannot be written: {cause.strerror or cause}. {todo}."
             ) from cause
         try:
             yield

@@ -323,8 +323,8 @@ class ReinforceStage(_Trained):
         return -(logits.gather(1, chosen).squeeze(1) * (reward - reward.mean())).mean()
 
 
-def training_pipeline() -> ts.Pipeline:
-    """A pipeline with training and RL stages."""
+def training_pipeline(root: Path) -> ts.Pipeline:
+    """A pipeline with training and RL stages; needs no files."""
     return ts.Pipeline(
         seed=3,
         base="no-such-model",
@@ -336,10 +336,10 @@ def training_pipeline() -> ts.Pipeline:
     )
 
 
-def run_factory(target: str, folder: str) -> None:
-    """Run the pipeline that ``"module:function"`` makes. For processes that tests start."""
+def run_factory(target: str, root: str, folder: str) -> None:
+    """Run the pipeline that ``"module:function"`` makes of ``root``. For processes that tests start."""
     import importlib
 
     register()
     module, _, function = target.partition(":")
-    getattr(importlib.import_module(module), function)().run(folder, threads=1, progress=False)
+    getattr(importlib.import_module(module), function)(Path(root)).run(folder, threads=1, progress=False)

@@ -189,7 +189,7 @@ def test_a_disk_that_is_full_before_anything_runs_says_so(small_disk):
     with filler.open("wb", buffering=0) as stream, suppress(OSError):
         while True:
             written += stream.write(b"\0" * 4096)
-    assert 0 < written < 2 * 2**20  # the system did refuse more
+    assert 0 < written <= 2 * 2**20  # the system did refuse more
     with pytest.raises(PipelineError, match=r"No space left|disk is full"):
         pair().run(small_disk / "r")
 
