@@ -35,8 +35,18 @@ class Stepping:
         self.eos_token_ids = eos_ids(lm)
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """Decode without special tokens."""
-        text: str = self.lm.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        """Decode without special tokens, so that a decoder-only model's prompt and completion read on without a gap.
+
+        Tokenizers of the SentencePiece kind drop the space that their first piece begins with, because they take every text
+        for a beginning; a continuation is none.
+        """
+        tokenizer = self.lm.tokenizer
+        kept = [i for i in token_ids if i not in tokenizer.all_special_ids]
+        text: str = tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        if self.lm.family == "decoder" and kept and not text.startswith(" "):
+            piece = tokenizer.convert_ids_to_tokens(kept[0])
+            if isinstance(piece, str) and piece.startswith("\u2581"):
+                return f" {text}"
         return text
 
     @contextmanager
