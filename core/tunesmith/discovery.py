@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterable
 from importlib import metadata
 
 from attrs import evolve, frozen
@@ -122,11 +121,12 @@ def _disabled(setting: str) -> frozenset[str]:
 
 
 def _scan(disabled: frozenset[str]) -> Discovery:
-    entries: list[Entry] = []
     off: set[str] = set()
     extras: dict[str, dict[str, tuple[str, ...]]] = {}
-    for dist in _owners():
-        name, version = normalise(dist.metadata["Name"]), dist.version
+    names, entries = _owners()
+    for name in names:
+        dist = metadata.distribution(name)
+        name, version = normalise(name), dist.version
         own = _entries_of(dist, name, version)
         if not own:
             continue
@@ -142,16 +142,32 @@ def _scan(disabled: frozenset[str]) -> Discovery:
     return Discovery(entries=tuple(entries), disabled=tuple(sorted(off)), extras=extras)
 
 
-def _owners() -> Iterable[metadata.Distribution]:
-    """Yield the distributions that name one of our groups: of each the one that Python would import from."""
+def _owners() -> tuple[list[str], list[Entry]]:
+    """Return the names of the distributions that have one of our groups, sorted, and those that have no name."""
     names = set()
+    nameless = []
     for dist in metadata.distributions():
         # reading entry_points.txt is cheap, parsing METADATA is not: most distributions stop here
         text = dist.read_text("entry_points.txt")
         if text and f"[{HOOK_GROUP}" in text:
-            names.add(dist.metadata["Name"])
-    for name in sorted(names, key=normalise):
-        yield metadata.distribution(name)
+            name = _name_of(dist)
+            if name is None:
+                folder = str(dist.locate_file(""))
+                problem = (
+                    f"a distribution in {folder} offers components and has no readable METADATA. Install it again."
+                )
+                nameless.append(Entry(kind="", name="?", target="", dist="?", version="?", problem=problem))
+            else:
+                names.add(name)
+    return sorted(names, key=normalise), nameless
+
+
+def _name_of(dist: metadata.Distribution) -> str | None:
+    try:
+        name: str | None = dist.metadata["Name"]
+    except Exception:  # newer Pythons raise for missing metadata, of several types
+        return None
+    return name if name and dist.metadata["Version"] else None
 
 
 def _entries_of(dist: metadata.Distribution, name: str, version: str) -> list[Entry]:

@@ -242,15 +242,18 @@ class Registry(Generic[T]):
                 return self._local[entry.name]
             if entry.id in self._classes:
                 return self._classes[entry.id]
-            if entry.id in self._failures:
-                raise self._failures[entry.id].with_traceback(None)
-            try:
-                cls = self._import(entry)
-            except PluginError as failure:
-                self._failures[entry.id] = failure
-                raise
-            self._classes[entry.id] = cls
-            return cls
+            failure = self._failures.get(entry.id)
+        if failure is not None:
+            raise type(failure)(*failure.args) from failure.__cause__
+        # not under the lock: a module may ask any registry while it is imported, and Python has locks of its own for that
+        try:
+            cls = self._import(entry)
+        except PluginError as error:
+            with self._lock:
+                self._failures[entry.id] = error
+            raise
+        with self._lock:
+            return self._classes.setdefault(entry.id, cls)
 
     def _import(self, entry: Entry) -> type[T]:
         label = f"{entry.id} ({entry.dist} {entry.version})"

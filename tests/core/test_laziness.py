@@ -41,6 +41,13 @@ LIGHT = {
     "plugins list --all": command("plugins", "list", "--all"),
     "plugins show": command("plugins", "show", "top_p"),
     "a spec": "from tunesmith import spec; spec.dump(spec.parse('chain(links=[top_p(p=0.5)])', 'sampler'))",
+    "Pipeline.load": (
+        "import tunesmith as ts, tempfile, pathlib\nfrom tunesmith_plugins import metrics, stages as st, adapters\n"
+        "stages = (st.FineTune(name='t', adapter=adapters.LoRA()), st.Evaluate(name='e', metrics=(metrics.Rouge(),)))\n"
+        "pipeline = ts.Pipeline(base='model', data=ts.Data(source='data.jsonl'), stages=stages)\n"
+        "file = pathlib.Path(tempfile.mkdtemp()) / 'p.json'\n"
+        "pipeline.save(file)\nassert ts.Pipeline.load(file) == pipeline"
+    ),
     "every config": (
         "from tunesmith.registry import registry_for\nfrom tunesmith.kinds import KINDS\n"
         "for kind in KINDS:\n"

@@ -283,6 +283,42 @@ def test_an_unreadable_entry_points_file_hides_nobody_else(fake_distribution, ty
     assert [entry.dist for entry in discovery.discover().of_kind("") if entry.problem] == ["tunesmith-garbled"]
 
 
+def test_a_distribution_without_metadata_hides_nobody_else(fake_distribution, typical):
+    folder = fake_distribution("tunesmith-nameless", entry_points=sampler("x", "y:Z"))
+    (folder / "tunesmith_nameless-1.0.dist-info" / "METADATA").unlink()
+    registry.refresh()
+    assert ts.samplers.get("typical").__name__ == "Typical"
+    (entry,) = discovery.discover().of_kind("")
+    assert str(folder) in str(entry.problem)
+
+
+def test_modules_that_ask_registries_while_they_are_imported_do_not_block_each_other(fake_distribution):
+    """Two threads, each importing a plugin that asks the other's registry on the way."""
+    slow = "import time\ntime.sleep(0.05)\nimport tunesmith as ts\nts.{}.get('{}')\n"
+    metric = GOOD.replace("sampler", "metric").replace("Sampler", "Metric")
+    fake_distribution(
+        "tunesmith-crossed",
+        entry_points={
+            "tunesmith.samplers": {"one": "one_plugin:Typical"},
+            "tunesmith.metrics": {"two": "two_plugin:Typical"},
+        },
+        modules={
+            "one_plugin": slow.format("metrics", "bleu") + GOOD,
+            "two_plugin": slow.format("samplers", "top_k") + metric,
+        },
+    )
+    found = []
+    threads = [
+        threading.Thread(target=lambda r=r, n=n: found.append(r.get(n)), daemon=True)
+        for r, n in ((ts.samplers, "one"), (ts.metrics, "two"))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert len(found) == 2, "the threads block each other"
+
+
 def test_a_misspelt_group_and_an_odd_name_are_reported(fake_distribution):
     fake_distribution(
         "tunesmith-misspelt",
