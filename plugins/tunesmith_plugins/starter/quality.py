@@ -12,7 +12,7 @@ import torch
 from rouge_score import rouge_scorer
 from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from . import corpus, models
+from . import carried, corpus
 from . import dialogues as dg
 from .masking import masked
 
@@ -58,7 +58,7 @@ def masked_loss(model: Any, tokenizer: Any, texts: Sequence[str], *, seed: int =
     return sum(losses) / len(losses)
 
 
-def table(folder: Path = models.FOLDER, *, items: int = 200, names: Iterable[str] = ("seq2seq", "encoder")) -> str:
+def table(folder: Path = carried.FOLDER, *, items: int = 200, names: Iterable[str] = ("seq2seq", "encoder")) -> str:
     """The table, in Markdown: ROUGE of the seq2seq model by number of examples, masked loss of the encoder."""
     lines = ["| measure (validation split) | value |", "|---|---|"]
     if "seq2seq" in names:

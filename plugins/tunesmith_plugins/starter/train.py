@@ -28,13 +28,13 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from . import corpus, models, quality
+from . import carried, corpus, quality
 from . import dialogues as dg
 from .masking import masked
 from .tokenizer import SENTINELS, train_tokenizer
 
 SEED = 2026
-STEPS = {"seq2seq": 3000, "encoder": 1500}
+STEPS = {"seq2seq": 3000, "encoder": 700}
 LEARNING_RATES = {"seq2seq": 4e-3, "encoder": 4e-3}
 POOL = 20_000  # dialogues of the pre-training split
 TOKENS = 2048  # prompt tokens in a batch of the seq2seq model
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m tunesmith_plugins.starter.train", description="Train the demo's models."
     )
     parser.add_argument(
-        "--out", type=Path, default=models.FOLDER, help="folder for the model folders (default: those of the package)"
+        "--out", type=Path, default=carried.FOLDER, help="folder for the model folders (default: those of the package)"
     )
     parser.add_argument("--steps", type=float, default=1.0, help="share of the usual number of steps (default 1)")
     parser.add_argument("--only", choices=tuple(STEPS), help="train just this model")
