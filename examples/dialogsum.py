@@ -70,14 +70,14 @@ def toxicity_pipeline(arguments: argparse.Namespace) -> ts.Pipeline:
     rows = [example.prompt for example in load_examples(tweets, "train", ts.Runtime())]
     size = {"vocab": 400, "width": 32, "layers": 1} if arguments.quick else {"vocab": 4000, "width": 96, "layers": 2}
     base = scratch_models.encoder(arguments.folder / "scratch" / "encoder", rows, seed=arguments.seed, **size)
-    steps = 4 if arguments.quick else 1000
+    words, classes = (4, 4) if arguments.quick else (300, 600)
     common = {"data": tweets, "batch_size": 32, "max_length": 64}
     return ts.Pipeline(
         base=str(base),
         seed=arguments.seed,
         stages=(
-            st.FineTune(name="words", steps=steps, learning_rate=2e-3, **common),
-            st.FineTune(name="classifier", objective="classification", steps=steps, learning_rate=1e-3, **common),
+            st.FineTune(name="words", steps=words, learning_rate=2e-3, **common),
+            st.FineTune(name="classifier", objective="classification", steps=classes, learning_rate=1e-3, **common),
             st.Evaluate(name="held-out", metrics=(metrics.Accuracy(of="classes"),), data=tweets, items=50 if arguments.quick else 0),
         ),
     )
