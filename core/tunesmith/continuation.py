@@ -110,7 +110,7 @@ def truncate(lm: LM, pair: Pair) -> Pair:
 def windows(lm: LM, text: str) -> list[Pair]:
     """Return pairs in which every token of a plain text is predicted exactly once (decoder-only).
 
-    Each window but the first begins with the last token of the one before, as its only context.
+    Every window but the last predicts as many tokens as the model reads; the last has all the context that still fits.
     """
     first = prefix_id(lm)
     ids = tuple(lm.tokenizer.encode(text))
@@ -118,8 +118,9 @@ def windows(lm: LM, text: str) -> list[Pair]:
     limit = positions(lm) or max(len(ids), 1)
     pairs = []
     for start in range(0, len(ids), limit):
-        before = ids[start - 1] if start else first
-        pairs.append(Pair(context_ids=(before,), ids=ids[start : start + limit]))
+        end = min(start + limit, len(ids))
+        before = ids[end - limit - 1 : start] if start else (first,)
+        pairs.append(Pair(context_ids=before, ids=ids[start:end]))
     return pairs
 
 
