@@ -39,13 +39,17 @@ def course(root: Path) -> ts.Pipeline:
             ),
             TrainReward(
                 name="reward",
-                reward=Pairwise(model=str(given / "encoder"), steps=9, batch_size=4, checkpoint_every=3, template="{completion}"),
+                reward=Pairwise(
+                    model=str(given / "encoder"), steps=9, batch_size=4, checkpoint_every=3, template="{completion}"
+                ),
                 preferences=str(given / "pairs.jsonl"),
             ),
             Align(
                 name="aligned",
                 start=ts.output("tuned", "lora"),
-                algorithm=PPO(steps=9, batch_size=6, minibatches=2, epochs=2, max_new_tokens=5, checkpoint_every=2, samples=2),
+                algorithm=PPO(
+                    steps=9, batch_size=6, minibatches=2, epochs=2, max_new_tokens=5, checkpoint_every=2, samples=2
+                ),
                 adapter=LoRA(rank=2),
                 reward=ts.output("reward", "reward_model"),
             ),
@@ -64,7 +68,8 @@ def _make(given: Path) -> None:
         rows = [{"x": f"{WORDS[i % 20]} {WORDS[(i * 7 + len(split)) % 20]}", "y": WORDS[i % 20]} for i in range(24)]
         (beside / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pairs = [
-        {"prompt": f"{WORDS[i]} ?", "chosen": f"good {WORDS[i]}", "rejected": f"bad {WORDS[(i * 3) % 20]}"} for i in range(20)
+        {"prompt": f"{WORDS[i]} ?", "chosen": f"good {WORDS[i]}", "rejected": f"bad {WORDS[(i * 3) % 20]}"}
+        for i in range(20)
     ]
     (beside / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     tiny_lm("encoder-decoder").save(beside / "model")

@@ -1,7 +1,8 @@
 """kill -9 at random moments, some of them inside the writing of a checkpoint: the end is bit for bit as without.
 
-To point it at another pipeline, add ``"module:function"`` to FACTORIES; the function makes the pipeline, given a folder for
-what it needs, and the module must be importable with this folder on the path.
+To point it at another pipeline, add ``"module:function"`` to FACTORIES, with the stages in whose checkpoints it is to be killed;
+the function makes the pipeline, given a folder for what it needs, and the module must be importable with this folder on the
+path.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import tunesmith as ts
 from tunesmith import manifest
 
 FACTORIES = {
-    "toy training and reinforcement": "pipeline_toys:training_pipeline",
-    "the standard stages": "real_pipelines:course",
+    "toy training and reinforcement": ("pipeline_toys:training_pipeline", ("tune", "tune", "align", "align")),
+    "the standard stages": ("real_pipelines:course", ("tuned.full", "tuned.lora", "reward", "aligned")),
 }
 PRELOADED = (
     "numpy",
@@ -37,9 +38,7 @@ PRELOADED = (
 )
 """Imported once for all processes, so that most of their time is work."""
 KILLS = 10
-INSIDE = 4
 TIMES = {"second", "seconds", "time"}
-"""So many of the kills fall into the writing of a checkpoint."""
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +64,11 @@ def owner(folder: Path) -> int | None:
         return None
 
 
-def half_written(folder: Path) -> list[Path]:
+def half_written(folder: Path, stage: str = "*") -> list[Path]:
     """Return checkpoints that are being written: beside their place, or a trainer's without its seal."""
-    beside = [path for path in folder.glob("work/**/.*.writing-*") if path.is_dir()]
-    trainers = [p for p in folder.glob("work/**/checkpoint-*") if p.is_dir() and not (p / manifest.FILE).exists()]
-    return beside + trainers
+    beside = [path for path in folder.glob(f"work/{stage}-*/**/.*.writing-*") if path.is_dir()]
+    trainers = folder.glob(f"work/{stage}-*/**/checkpoint-*")
+    return beside + [path for path in trainers if path.is_dir() and not (path / manifest.FILE).exists()]
 
 
 def kill(process) -> None:
@@ -103,8 +102,8 @@ def what_counts(folder: Path) -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize("target", FACTORIES.values(), ids=FACTORIES)
-def test_ten_kills_change_nothing(tmp_path, processes, target):
+@pytest.mark.parametrize(("target", "stages"), FACTORIES.values(), ids=FACTORIES)
+def test_ten_kills_change_nothing(tmp_path, processes, target, stages):
     whole = tmp_path / "whole"
     process = launch(processes, target, whole)
     begun = time.monotonic()
@@ -112,22 +111,21 @@ def test_ten_kills_change_nothing(tmp_path, processes, target):
     assert process.exitcode == 0
     duration = time.monotonic() - begun
 
-    killed, inside, half = tmp_path / "killed", 0, []
+    killed, inside = tmp_path / "killed", []
     chance = random.Random(target)
     for number in range(KILLS):
         process = launch(processes, target, killed)
-        if inside < INSIDE:  # wait for the writing of a checkpoint, after a while so that each falls elsewhere
-            time.sleep(chance.uniform(0, duration / 8))
-            while process.is_alive() and not half_written(killed):
-                time.sleep(0.0005)
-        else:
-            time.sleep(chance.uniform(0, duration / 8))
+        aim = stages[len(inside)] if len(inside) < len(stages) else None
+        # in turn at a random moment, and when the stage that is aimed at writes a checkpoint, whatever comes first
+        wait = chance.uniform(0, duration / 8) if number % 2 or aim is None else 600.0
+        end = time.monotonic() + wait
+        while process.is_alive() and time.monotonic() < end and not (aim and half_written(killed, aim)):
+            time.sleep(0.0005)
         assert process.is_alive(), f"the run was over before kill {number}; make the pipeline longer"
         kill(process)
-        if left := half_written(killed):
-            inside += 1
-            half.append(left[0].name)
-    assert inside >= INSIDE, half
+        if aim and half_written(killed, aim):
+            inside.append(aim)
+    assert inside == list(stages)
 
     process = launch(processes, target, killed)
     process.join()
