@@ -195,7 +195,7 @@ class _Intervals:
         z, n = NormalDist().inv_cdf((1 + self.confidence) / 2), self.count
         centre = (share + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-        return Share(value=share, low=max(0.0, centre - half), high=min(1.0, centre + half))
+        return Share(value=share, low=max(0.0, min(share, centre - half)), high=min(1.0, max(share, centre + half)))
 
 
 def _calibration(sure: np.ndarray, right: np.ndarray) -> tuple[tuple[Bin, ...], float]:

@@ -108,7 +108,9 @@ class PairwiseReward(RewardModel):
         self.tokenizer.save_pretrained(folder / "backbone")
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
         save_file(state, folder / "head.safetensors")
-        (folder / RECORD).write_text(json.dumps({"format": 1, "family": self.family}) + "\n", encoding="utf-8")
+        # BERT's kin have a pooler of their own or not; the score is read before it
+        record = {"format": 1, "family": self.family, "without_pooler": getattr(self.backbone, "pooler", 0) is None}
+        (folder / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
 
     def load(self, folder: Path, runtime: Runtime) -> None:
         """Take up what :meth:`save` wrote.
@@ -121,10 +123,14 @@ class PairwiseReward(RewardModel):
         from safetensors.torch import load_file
 
         try:
-            family = json.loads((folder / RECORD).read_text(encoding="utf-8"))["family"]
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            family = record["family"]
+            options: dict[str, Any] = {"add_pooling_layer": False} if record["without_pooler"] else {}
             state = load_file(folder / "head.safetensors")
             inner = folder / "backbone"
-            backbone = transformers.AutoModel.from_pretrained(inner, local_files_only=True, dtype=runtime.torch_dtype)
+            backbone = transformers.AutoModel.from_pretrained(
+                inner, local_files_only=True, dtype=runtime.torch_dtype, **options
+            )
             tokenizer = transformers.AutoTokenizer.from_pretrained(inner, local_files_only=True)
         except (OSError, ValueError, KeyError, SafetensorError) as cause:
             raise ArtifactError(f"{folder} holds no whole pairwise reward model ({cause}); train it again.") from cause
