@@ -12,7 +12,7 @@ from tunesmith.testing.adapters import move, outputs
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins.adapters import IA3, Bottleneck, Full, LoRA, Prefix, Prompt
 
-KINDS = [LoRA(rank=2), IA3(), Bottleneck(reduction=8), Prompt(tokens=2), Prefix(tokens=2)]
+KINDS = [LoRA(rank=2), LoRA(rank=3, alpha=4.0), IA3(), Bottleneck(reduction=8), Prompt(tokens=2), Prefix(tokens=2)]
 
 
 @pytest.mark.parametrize("family", ["decoder", "encoder-decoder", "encoder"])
