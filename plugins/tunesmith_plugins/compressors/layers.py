@@ -57,7 +57,7 @@ def merged(lm: LM, method: str) -> LM:
     Raises:
         ConfigError: Naming the first adapter that cannot be merged.
     """
-    for adapter in reversed(lm.adapters):
+    for adapter in lm.adapters:  # from below: one kind may wrap another
         if not isinstance(adapter, SupportsMerge):
             raise ConfigError(
                 [
