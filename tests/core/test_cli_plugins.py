@@ -192,6 +192,15 @@ def test_check_says_what_to_give_where_no_config_can_be_guessed(capsys):
     assert "0 conformance checks" in out
 
 
+def test_check_runs_only_the_common_checks_where_a_text_had_to_be_invented(capsys):
+    from tunesmith.testing import common
+
+    assert main(["plugins", "check", "classifier"]) == 0
+    out = lines(capsys)
+    assert f"{len(common.CHECKS)} checks, 0 failed" in out
+    assert "plugins check 'tunesmith/classifier(model=..., label=...)'" in out
+
+
 def test_check_of_a_component_that_breaks_its_promise_fails(fake_distribution, capsys):
     fake_distribution(
         "tunesmith-typical",

@@ -416,6 +416,8 @@ def test_entries_are_sorted_and_do_not_depend_on_the_hash_seed(fake_distribution
         fake_distribution(dist, entry_points=sampler("zeta", "m:A"))
     names = [(e.name, e.dist) for e in ts.samplers.entries()]
     assert names == sorted(names)
+    found = [(e.kind, e.name, e.dist) for e in discovery.discover().entries]
+    assert found == sorted(found)
     code = "import tunesmith as ts; print([e.id for e in ts.samplers.entries()])"
     path = os.pathsep.join(p for p in sys.path if p)
     runs = {

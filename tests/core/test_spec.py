@@ -280,6 +280,13 @@ def test_a_missing_file_is_a_config_error_that_names_it(tmp_path):
         spec.read(tmp_path / "nothing.json", SamplerConfig)
 
 
+def test_a_write_that_fails_leaves_nothing_beside(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(OSError):
+        spec.write(Wide(), tmp_path / "config.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
 def test_toml_has_no_null_and_says_where(tmp_path):
     @frozen(kw_only=True)
     class Holder:

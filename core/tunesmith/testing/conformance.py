@@ -78,18 +78,23 @@ def checks_for(config: Config) -> tuple[Check, ...]:
     return tuple(check for check in checks if all(_has(component, power) for power in _powers(check)))
 
 
-def run_checks(config: Config, expected_failures: Mapping[str, str] | None = None) -> tuple[CheckResult, ...]:
+def run_checks(
+    config: Config, expected_failures: Mapping[str, str] | None = None, *, kind_checks: bool = True
+) -> tuple[CheckResult, ...]:
     """Run every check of a config and return what came of each. Raises nothing for a failing check.
 
     Args:
         config: What is checked.
         expected_failures: Check to the reason why it fails.
+        kind_checks: Also run those of the kind, which use the component; otherwise the common ones only.
 
     Raises:
         ConfigError: If ``expected_failures`` names a check that does not exist, or gives no reason.
     """
+    from tunesmith.testing import common
+
     expected = expected_failures or {}
-    checks = checks_for(config)
+    checks = [check for check in checks_for(config) if kind_checks or check in common.CHECKS]
     _verify(expected, [config])
     return tuple(_run(check, config, expected.get(_name(check))) for check in checks)
 

@@ -33,6 +33,12 @@ def example(cls: type[Config], **options: Any) -> Config:
         raise ConfigError([f"no example of {cls.__name__} can be guessed: {reason}{fields}"], "example") from error
 
 
+def guessed_texts(cls: type[Config]) -> list[str]:
+    """Return the required fields that hold text, for which :func:`example` can only invent something."""
+    kinds = field_types(cls)
+    return [a.name for a in attrs.fields(cls) if a.default is attrs.NOTHING and _holds(kinds[a.name], str)]
+
+
 def _simplest(kind: Any, name: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if kind in (bool, int, float, str):
@@ -61,10 +67,12 @@ def _simplest(kind: Any, name: str) -> Any:
     raise ConfigError([f"no value of {kind} can be guessed for {name!r}"], "example")
 
 
-def _holds_a_config(kind: Any) -> bool:
-    if isinstance(kind, type) and issubclass(kind, Config):
-        return True
-    return any(_holds_a_config(argument) for argument in get_args(kind))
+def _holds(kind: Any, wanted: type) -> bool:
+    if get_origin(kind) is dict:
+        return _holds(get_args(kind)[1], wanted)
+    if isinstance(kind, type) and get_origin(kind) is None:
+        return issubclass(kind, wanted)
+    return get_origin(kind) is not Literal and any(_holds(argument, wanted) for argument in get_args(kind))
 
 
 def _simplest_component(base: type[Config]) -> Config:
@@ -80,7 +88,7 @@ def _simplest_component(base: type[Config]) -> Config:
             continue
         if issubclass(found, base):
             required = [a.name for a in attrs.fields(found) if a.default is attrs.NOTHING]
-            if not any(_holds_a_config(field_types(found)[name]) for name in required):
+            if not any(_holds(field_types(found)[name], Config) for name in required):
                 classes.append((len(required), not entry.builtin, entry.id, found))
     for _, _, _, found in sorted(classes, key=lambda item: item[:3]):
         try:

@@ -104,10 +104,14 @@ def _hook_problems() -> list[str]:
 def _conform(entry: Entry, config: Config | None) -> tuple[int, list[str]]:
     """Run the checks of one component, print them, and return how many ran and what failed."""
     from tunesmith.testing import run_checks
-    from tunesmith.testing.examples import example
+    from tunesmith.testing.examples import example, guessed_texts
 
+    invented: list[str] = []
     try:
-        config = config or example(registry_for(entry.kind).get(entry.id))
+        if config is None:
+            cls = registry_for(entry.kind).get(entry.id)
+            invented = guessed_texts(cls)
+            config = example(cls)
     except ConfigError as error:
         problem = f"{'; '.join(error.problems)}. Give it: `tunesmith plugins check '{entry.id}(...)'`."
         click.echo(f"FAIL {entry.kind} {entry.id}: {problem}")
@@ -115,7 +119,7 @@ def _conform(entry: Entry, config: Config | None) -> tuple[int, list[str]]:
     except TunesmithError:
         return 0, []  # already reported by the import
     failed = []
-    results = run_checks(config)
+    results = run_checks(config, kind_checks=not invented)
     click.secho(f"{entry.kind} {entry.id} {config!r}", bold=True)
     for result in results:
         click.echo(f"  {'ok  ' if result.ok else 'FAIL'} {result.check} ({result.seconds:.2f} s)")
@@ -123,4 +127,9 @@ def _conform(entry: Entry, config: Config | None) -> tuple[int, list[str]]:
             failed.append(f"{entry.id}: {result.check}: {result.message}")
             click.echo(f"       {result.message}")
     click.echo(f"  {len(results)} checks, {len(failed)} failed")
+    if invented:
+        needed = ", ".join(f"{name}=..." for name in invented)
+        click.echo(
+            f"  Only the common checks: for those of the kind, `tunesmith plugins check '{entry.id}({needed})'`."
+        )
     return len(results), failed
