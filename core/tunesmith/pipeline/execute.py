@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith import hooks
 from tunesmith.errors import CodeNotAllowed, PipelineError
 from tunesmith.kinds.stage import StageContext
+from tunesmith.pipeline import quiet
 from tunesmith.pipeline.faults import explain
 from tunesmith.pipeline.graph import BASE, Node, Ref
 from tunesmith.pipeline.journal import Journal
@@ -53,7 +54,7 @@ def execute(
         try:
             settings = {"device": device, "threads": threads, "offline": runtime.offline, "allow_code": allow_code}
             journal = Journal(store, pipeline, settings, progress)
-            with journal.logging():
+            with journal.logging(), quiet.bars(progress and sys.stderr.isatty()):
                 executor.run(journal)
         except OSError as error:  # of the stages themselves is taken care of already
             raise PipelineError(f"the run in {store.folder} stopped: {explain(error, store.folder)}") from error

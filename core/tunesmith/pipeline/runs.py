@@ -15,6 +15,7 @@ from tunesmith.pipeline import store as layout
 from tunesmith.pipeline.identity import flat
 from tunesmith.pipeline.run import Run
 from tunesmith.pipeline.store import Store
+from tunesmith.report.cells import score_name
 
 _OWN = ("damaged", "stages", "work")
 _OWN_FILES = (layout.LOG, layout.PIPELINE, layout.PLUGINS, layout.REPORT, layout.RUN, "lock", "lock.json")
@@ -83,7 +84,7 @@ def scores(run: Run) -> Iterator[tuple[tuple[str, str], Score]]:
             try:
                 for metric in json.loads(path.read_text(encoding="utf-8")):
                     for name, entry in metric["scores"].items():
-                        label = metric["name"] if name == metric["name"] else f"{metric['name']} {name}"
+                        label = score_name(metric["name"], name)
                         yield (
                             (stage.name, label),
                             Score(

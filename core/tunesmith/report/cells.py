@@ -62,6 +62,21 @@ def rows(table: Table) -> list[list[Cell]]:
     return shown
 
 
+def number_columns(table: Table) -> list[bool]:
+    """Return which columns hold numbers, at least in half of their rows, and are set flush right."""
+    return [
+        2 * sum(cell(row[column]).number for row in table.rows) >= len(table.rows)
+        for column in range(len(table.columns))
+    ]
+
+
+def score_name(metric: str, score: str) -> str:
+    """Return one name for a metric's score: ``rouge1``, ``token_f1``, ``accuracy by_bytes``."""
+    if metric in score:
+        return score
+    return metric if score in metric else f"{metric} {score}"
+
+
 def cell(value: Any, scale: Sequence[float] | None = None) -> Cell:
     """Return how a value is shown; ``scale`` are the values among which an interval's bar is placed."""
     if is_interval(value):

@@ -22,19 +22,26 @@ TEMPLATE = "page.html.j2"
 SAMPLES = 12
 """Most rows of a table of texts."""
 
-_TONES = (
-    ("even", re.compile(r"\bno (clear |measurable )?(effect|difference)\b", re.IGNORECASE)),
-    ("good", re.compile(r"\bbetter (than|by)\b", re.IGNORECASE)),
-    ("bad", re.compile(r"\b(worse|slower) (than|by)\b", re.IGNORECASE)),
-)
+_NO_EFFECT = re.compile(r"\bno (clear |measurable )?(effect|difference)\b", re.IGNORECASE)
+_WORDS = re.compile(r"\b(better|worse|slower)\b(?= (than|by)\b|[.,;:]|$)", re.IGNORECASE)
+_DENIAL = re.compile(r"\b(not|no|never|neither|cannot)\b|n't\b", re.IGNORECASE)
+_TONES = {"better": "good", "worse": "bad", "slower": "bad"}
 
 
 @frozen(kw_only=True)
 class Verdict:
-    """A sentence with the stage that says it and whether it is good news, bad news or neither."""
+    """A sentence.
+
+    Attributes:
+        text: The sentence.
+        stage: The stage that says it.
+        word: What it comes to in a word: ``"better"``, ``"worse"``, ``"slower"``, ``"no effect"``; "" for none of them.
+        tone: ``"good"``, ``"bad"`` or ``"even"``, as the word is.
+    """
 
     text: str
     stage: str
+    word: str
     tone: str
 
 
@@ -107,7 +114,9 @@ def journeys(run: Run) -> list[dict[str, str]]:
         for label, entry in _scores(stage):
             for name, score in list(entry["scores"].items())[:1]:
                 metric = str(entry.get("metric", entry["name"]))
-                title = name if name.startswith(metric) else f"{metric}: {name}"
+                title = cells.score_name(metric, name)
+                if score["value"] is None:
+                    continue
                 mark = plots.Mark(label=label, value=score["value"], low=score.get("low"), high=score.get("high"))
                 found.setdefault((title, name, entry["signature"], entry["n"]), []).append(mark)
     return [
@@ -152,9 +161,15 @@ def _section(stage: StageResult) -> Section:
         result=stage,
         anchor=_anchor(stage.name),
         short=stage.name.rpartition("/")[2],
-        verdicts=[Verdict(text=text, stage=stage.name, tone=_tone(text)) for text in shown.verdicts],
+        verdicts=[verdict(text, stage.name) for text in shown.verdicts],
         tables=[
-            {"title": t.title, "columns": t.columns, "rows": cells.rows(t), "note": t.note}
+            {
+                "title": t.title,
+                "columns": t.columns,
+                "rows": cells.rows(t),
+                "note": t.note,
+                "numbers": cells.number_columns(t),
+            }
             for t in shown.tables
             if t.rows
         ],
@@ -271,8 +286,15 @@ def _value(value: Any) -> str:
     return cells.number(value)
 
 
-def _tone(text: str) -> str:
-    return next((tone for tone, pattern in _TONES if pattern.search(text)), "plain")
+def verdict(text: str, stage: str) -> Verdict:
+    """Return a sentence with the word that sums it up, where it plainly says one and denies nothing."""
+    if _NO_EFFECT.search(text):
+        return Verdict(text=text, stage=stage, word="no effect", tone="even")
+    found = _WORDS.search(text)
+    if found is None or _DENIAL.search(text):
+        return Verdict(text=text, stage=stage, word="", tone="even")
+    word = found[1].lower()
+    return Verdict(text=text, stage=stage, word=word, tone=_TONES[word])
 
 
 def _anchor(name: str) -> str:

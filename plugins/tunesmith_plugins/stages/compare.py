@@ -17,6 +17,7 @@ from tunesmith.evaluation import Evaluation, evaluate
 from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.lm import load
 from tunesmith.report import content
+from tunesmith.report.cells import score_name
 from tunesmith.report.content import Content, Point, Samples, Scatter, Series, Table
 from tunesmith.statistics import Comparison
 
@@ -101,7 +102,7 @@ class CompareStage(Stage):
         tables = [
             Table(
                 title="Scores",
-                columns=("model", *(_score_name(metric, score) for metric, score in names)),
+                columns=("model", *(score_name(metric, score) for metric, score in names)),
                 rows=rows,
                 note=f"n = {n}, {confidence:.0%} bootstrap intervals. {signatures}",
             )
@@ -140,7 +141,7 @@ def _tests(compared: Compared, confidence: float) -> Table:
         name, main = next(iter(comparison.differences.items()))
         p = main.p_adjusted
         effect = "no test" if p is None else "no effect seen" if p >= 1 - confidence else "differs"
-        rows.append((_score_name(metric, name), label, versus, _cell(main.value.as_json()), p, effect))
+        rows.append((score_name(metric, name), label, versus, _cell(main.value.as_json()), p, effect))
     return Table(
         title="Paired tests",
         columns=("score", "model", "against", "difference", "p", "verdict"),
@@ -228,7 +229,7 @@ def _against_size(numbers: Mapping[str, Mapping[str, Any]], measured: _Measured)
     for key, found in numbers.items():
         if found.get(SIZE) and key in measured.evaluations:
             metric, result = next(iter(measured.evaluations[key].results.items()))
-            title = _score_name(metric, next(iter(result.scores)))
+            title = score_name(metric, next(iter(result.scores)))
             score = result.main
             points.append(Point(label=key, x=float(found[SIZE]), y=score.value, y_low=score.low, y_high=score.high))
     if len(points) > 1:
@@ -255,10 +256,6 @@ def _unused(label: str, taken: Mapping[str, Any]) -> str:
     while label in taken:
         label += "_model"
     return label
-
-
-def _score_name(metric: str, score: str) -> str:
-    return score if score.startswith(metric) else f"{metric} {score}"
 
 
 def _cell(score: Mapping[str, Any]) -> Any:

@@ -113,12 +113,12 @@ def test_scores_are_compared_only_if_they_were_measured_alike(tmp_path):
         return Run(folder=folder, stages={"e": stage}, record={})
 
     one, two, other = with_score("1", 0.25, "s"), with_score("2", 0.5, "s"), with_score("3", 0.5, "t")
-    a, b = compare(one, two).scores["e", "rouge rouge1"]
+    a, b = compare(one, two).scores["e", "rouge1"]
     assert (a.value, b.value, a.low) == (0.25, 0.5, 0.1)
     from tunesmith.cli.runs import _change
 
     assert _change(a, b) == "(+0.25)"
-    assert "not comparable" in _change(*compare(one, other).scores["e", "rouge rouge1"])
+    assert "not comparable" in _change(*compare(one, other).scores["e", "rouge1"])
     (tmp_path / "1" / "scores" / "scores.json").write_text("[{}]")
     with pytest.raises(ArtifactError, match="cannot be read"):
         compare(one, two)

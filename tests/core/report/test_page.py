@@ -12,7 +12,7 @@ from report_toys import Hostile, Learned, Measured
 
 import tunesmith as ts
 from tunesmith.errors import ArtifactError, PipelineError
-from tunesmith.report.page import journeys, render, spelled
+from tunesmith.report.page import journeys, render, spelled, verdict
 
 VOID = {"meta", "input", "br", "hr", "img", "link", "use", "path"}
 
@@ -171,6 +171,23 @@ def test_a_damaged_content_is_named(tmp_path):
     (run.output("a", "report") / "report.json").write_text("{")
     with pytest.raises(ArtifactError, match="the report of stage 'a'"):
         run.report()
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("lora, rouge1: better than start by 0.2 [0.1, 0.3], p = 0.001, n = 200.", "better"),
+        ("lora, rouge1: worse by 0.2 [0.1, 0.3], p = 0.001, n = 200.", "worse"),
+        ("rouge1: no effect seen against full: -0.01 [-0.03, 0.01], p = 0.4, n = 200.", "no effect"),
+        ("No effect on the reward: 0.1 in the first 5 steps.", "no effect"),
+        ("int8 is 3 times smaller, and at this size 1.4 times slower.", "slower"),
+        ("It is not shown to be better than length alone.", ""),
+        ("On held-out pairs the better completion gets the higher score.", ""),
+        ("The mean reward rose from 0.1 to 0.9.", ""),
+    ],
+)
+def test_a_verdict_is_summed_up_only_where_it_plainly_says_so(text, word):
+    assert verdict(text, "s").word == word
 
 
 def test_configs_are_spelled_as_people_write_them():
