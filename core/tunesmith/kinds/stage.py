@@ -34,6 +34,10 @@ class Output:
     """A reference to an artifact that an earlier stage makes. Write ``tunesmith.output("stage", "artifact")``.
 
     Of a Compare: ``output("compare", "branch")`` is that branch's model.
+
+    Attributes:
+        stage: Name of the stage.
+        artifact: Name of the artifact, as in the stage's ``produces``; of a Compare also the name of a branch.
     """
 
     stage: str
@@ -46,8 +50,8 @@ class StageConfig(Config):
 
     Attributes:
         name: Unique in the pipeline; letters, digits, ``-``, ``_`` and ``.``. A branch of a Compare needs none.
-        start: The model this stage begins from: ``"previous"`` (of the nearest earlier stage that makes one), ``"base"`` or an
-            output.
+        start: The model this stage begins from: ``"previous"`` (of the nearest earlier stage that makes one), ``"base"``, an
+            output, or a folder or hub name with a slash in it: a model of the stage's own.
         produces: Names of the artifacts the stage makes, each with its kind: ``{"model": "model"}``.
         uses_model: False for a stage that needs no model to begin from.
         uses_data: False for a stage that never looks at ``StageContext.data``; a change of the pipeline's data then does not
