@@ -159,8 +159,8 @@ def digest(folder: Path) -> str:
 def build(target: Path, fill: Callable[[Path], None], record: Mapping[str, Any]) -> None:
     """Make a finished folder at ``target`` in one step: fill one beside, write its manifest, rename.
 
-    Whatever interrupts it, ``target`` is either as before or whole. What an interruption leaves is named
-    ``.<name>.writing-...`` and can be removed.
+    Whatever interrupts it, ``target`` is whole or not there. One that is there already is removed first. What an
+    interruption leaves is named ``.<name>.writing-...`` and can be removed.
     """
     import shutil
     import tempfile
