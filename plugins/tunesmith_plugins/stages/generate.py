@@ -54,7 +54,10 @@ class GenerateStage(Stage):
         engine: Engine = generation.component(config.generation.engine, "engine")
         engine.setup(context.runtime)
         samplers = config.samplers or {"sampler": config.generation.sampler}
-        written = [self._write(context, lm, engine, examples, label, s) for label, s in samplers.items()]
+        written = [
+            self._write(context, lm, engine, examples, context.folder / f"written-{number}.json", label, sampler)
+            for number, (label, sampler) in enumerate(samplers.items())
+        ]
         folder = context.artifact("generations")
         _save(folder / FILE, written, examples)
         _report(context.name, written, examples).write(folder)
@@ -71,10 +74,10 @@ class GenerateStage(Stage):
         lm: LM,
         engine: Engine,
         examples: list[Example],
+        done: Path,
         label: str,
         sampler: SamplerConfig | None,
     ) -> _Written:
-        done = context.folder / f"{label}.json"
         if done.is_file():
             return _read(done, label)
         how = self.config.generation

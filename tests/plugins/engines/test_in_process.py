@@ -1,0 +1,248 @@
+import logging
+
+import attrs
+import pytest
+import torch
+import transformers
+
+from tunesmith.errors import ConfigError
+from tunesmith.generation import component, generate, prompt_ids
+from tunesmith.kinds.decoder import Limits, Request
+from tunesmith.lm import LM
+from tunesmith.runtime import Runtime
+from tunesmith.testing.models import tiny_lm, tiny_tokenizer
+from tunesmith_plugins.engines import Transformers
+
+PROMPTS = ["the cat sees a tree", "dog", "one two red and blue fish in the house", "no fish"]
+HOT = "chain(links=[temperature(temperature=1.5), top_p(p=0.95)])"
+SIZES = {"vocab_size": 51, "pad_token_id": None, "eos_token_id": 1, "bos_token_id": 3}
+
+
+def spread(model, width):
+    """Make a random model's logits differ visibly."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * width)
+    return model.eval()
+
+
+def gpt2():
+    config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **SIZES)
+    return LM(model=spread(transformers.GPT2LMHeadModel(config), 0.3), tokenizer=tiny_tokenizer(), family="decoder")
+
+
+def sliding():
+    config = transformers.MistralConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=4,
+        **SIZES,
+    )
+    return LM(model=spread(transformers.MistralForCausalLM(config), 0.3), tokenizer=tiny_tokenizer(), family="decoder")
+
+
+def bloom():
+    config = transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=4, **SIZES)
+    return LM(model=spread(transformers.BloomForCausalLM(config), 0.3), tokenizer=tiny_tokenizer(), family="decoder")
+
+
+def bart():
+    config = transformers.BartConfig(
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=64,
+        decoder_start_token_id=1,
+        **{**SIZES, "pad_token_id": 0},
+    )
+    model = spread(transformers.BartForConditionalGeneration(config), 0.3)
+    model.generation_config.forced_bos_token_id = 7
+    model.generation_config.forced_eos_token_id = None
+    return LM(model=model, tokenizer=tiny_tokenizer(), family="encoder-decoder")
+
+
+MODELS = {
+    "gpt2": gpt2,
+    "mistral with a window": sliding,
+    "bloom": bloom,
+    "bart": bart,
+}
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def lm(request):
+    return MODELS[request.param]()
+
+
+def test_greedy_tokens_are_those_of_transformers_in_mixed_batches(lm):
+    ours = generate(lm, PROMPTS, max_new_tokens=8, engine=Transformers(batch_size=3))
+    for completion, ids in zip(ours, prompt_ids(lm, PROMPTS), strict=True):
+        ids = torch.tensor([ids])
+        theirs = lm.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+        new = theirs[0, ids.shape[1] if lm.family == "decoder" else 1 :].tolist()
+        assert tuple(new) == completion.token_ids
+
+
+def test_a_first_token_that_the_generation_config_forces_comes_first():
+    for completion in generate(bart(), PROMPTS, sampler=HOT, max_new_tokens=3):
+        assert completion.token_ids[0] == 7
+        assert completion.logp[0] == 0
+
+
+def test_tokens_do_not_depend_on_the_size_of_the_batch(lm):
+    options = {"sampler": HOT, "completions": 2, "max_new_tokens": 7}
+    sizes = [generate(lm, PROMPTS, engine=Transformers(batch_size=size), **options) for size in (1, 3)]
+    assert [c.token_ids for c in sizes[0]] == [c.token_ids for c in sizes[1]]
+
+
+def test_a_model_without_a_cache_is_read_anew_at_every_step():
+    lm = tiny_lm()
+    expected = generate(lm, PROMPTS, sampler=HOT, max_new_tokens=6)
+    forward = lm.model.forward
+
+    def without(*args, **kwargs):
+        output = forward(*args, **{**kwargs, "use_cache": False, "past_key_values": None})
+        output.past_key_values = None
+        return output
+
+    import functools
+
+    lm.model.forward = functools.wraps(forward)(without)
+    found = generate(lm, PROMPTS, sampler=HOT, max_new_tokens=6, engine=Transformers(batch_size=3))
+    assert [c.token_ids for c in found] == [c.token_ids for c in expected]
+
+
+def test_an_encoder_is_refused():
+    with pytest.raises(ConfigError, match="encoder and writes no text"):
+        generate(tiny_lm("encoder"), PROMPTS)
+
+
+def test_an_engine_without_a_model_says_so():
+    with pytest.raises(ConfigError, match="sync"):
+        Transformers().build().score([((5,), (6,))])
+
+
+def test_long_prompts_lose_their_beginning_but_not_the_first_token_and_are_counted(caplog):
+    lm = tiny_lm()
+    engine = Transformers(max_length=8).build()
+    long = (3, 10, 11, 12, 13, 14, 15)
+    engine.sync(lm)
+
+    def first(prompt):
+        requests = [Request(prompt_ids=prompt), Request(prompt_ids=(5, 6))]
+        found = engine.generate(
+            requests, component(None, "decoder"), component(None, "sampler"), Limits(max_new_tokens=4), Runtime()
+        )
+        return next(c.token_ids for c in found if c.request == 0)
+
+    with caplog.at_level(logging.WARNING):
+        cut = first(long)
+    assert engine.truncated == 1
+    assert "1 of 2 prompts were longer than 4 tokens" in caplog.text
+    assert first((3, 13, 14, 15)) == cut
+    assert engine.truncated == 1
+    assert first((9, *long[1:])) == first((12, 13, 14, 15))
+    assert engine.truncated == 2
+
+
+def test_what_an_encoder_reads_loses_its_end_but_not_the_end_of_text():
+    lm = tiny_lm("encoder-decoder")
+    engine = Transformers(max_length=4).build()
+    engine.sync(lm)
+    assert engine._fit((5, 6, 7, 8, 9, 1), 4, 0) == (5, 6, 7, 1)
+    assert engine._fit((5, 6, 7, 8, 9), 4, 0) == (5, 6, 7, 8)
+    scores = engine.score([((5, 6, 7, 8, 9, 1), (10, 11)), ((5, 6, 7, 1), (10, 11))])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    assert engine.truncated == 1
+
+
+def test_no_room_for_a_prompt_is_an_error():
+    with pytest.raises(ConfigError, match="no room for a prompt"):
+        generate(tiny_lm(), PROMPTS, max_new_tokens=128)
+
+
+def test_a_decoder_with_few_positions_ends_there_and_says_so(caplog):
+    lm = bart()
+    with caplog.at_level(logging.WARNING):
+        (found,) = generate(lm, PROMPTS[:1], max_new_tokens=100, min_new_tokens=80)
+    assert len(found.token_ids) == 64
+    assert "64 positions" in caplog.text
+
+
+def test_an_empty_prompt_of_ids_is_an_error():
+    engine = Transformers().build()
+    engine.sync(tiny_lm())
+    with pytest.raises(ConfigError, match="request 0 has an empty prompt"):
+        list(
+            engine.generate(
+                [Request(prompt_ids=())],
+                component(None, "decoder"),
+                component(None, "sampler"),
+                Limits(),
+                Runtime(),
+            )
+        )
+
+
+def test_ends_come_from_the_generation_config_first():
+    lm = tiny_lm()
+    free = generate(lm, PROMPTS[:1], max_new_tokens=6, min_new_tokens=6)[0].token_ids
+    lm.model.generation_config.eos_token_id = [1, free[2]]
+    (found,) = generate(lm, PROMPTS[:1], max_new_tokens=6)
+    assert found.token_ids == free[: free.index(free[2]) + 1]
+    assert found.finish == "eos"
+
+
+def test_generating_leaves_the_training_mode_and_gradients_as_they_were():
+    lm = tiny_lm()
+    lm.model.config.attention_dropout = 0.5
+    expected = generate(lm, PROMPTS, max_new_tokens=4)
+    lm.model.train()
+    engine = Transformers().build()
+    engine.sync(lm)
+    requests = [Request(prompt_ids=ids) for ids in prompt_ids(lm, PROMPTS)]
+    parts = component(None, "decoder"), component(None, "sampler")
+    for completion in engine.generate(requests, *parts, Limits(max_new_tokens=4), Runtime()):
+        assert torch.is_grad_enabled(), "a consumer that trains between completions would have no gradients"
+        assert lm.model.training
+        assert completion.token_ids == expected[completion.request].token_ids
+
+
+def test_weights_that_change_in_place_are_followed_without_a_word():
+    lm, other = tiny_lm(), tiny_lm(seed=3)
+    engine = Transformers().build()
+    generate(lm, PROMPTS, engine=engine, max_new_tokens=4)
+    with torch.no_grad():
+        for mine, theirs in zip(lm.model.parameters(), other.model.parameters(), strict=True):
+            mine.copy_(theirs)
+    requests = [Request(prompt_ids=ids) for ids in prompt_ids(lm, PROMPTS)]
+    parts = component(None, "decoder"), component(None, "sampler")
+    found = engine.generate(requests, *parts, Limits(max_new_tokens=4), Runtime())
+    expected = generate(other, PROMPTS, max_new_tokens=4)
+    assert {c.request: c.token_ids for c in found} == {c.request: c.token_ids for c in expected}
+
+
+def test_caches_given_to_select_and_join_stay_as_they_were():
+    lm = tiny_lm()
+    engine = Transformers().build()
+    engine.sync(lm)
+    model = engine.step_model
+    _, cache = model.begin([(5, 6, 7), (8,)])
+    _, younger = model.begin([(9, 10)])
+    again = model.select(cache, torch.tensor([0, 1]))
+    token = torch.tensor([11])
+    expected, _ = model.step(token, model.select(cache, torch.tensor([1])))
+    model.step(torch.tensor([11, 12, 11]), model.join([cache, younger]))
+    model.step(torch.tensor([12]), model.select(cache, torch.tensor([0])))
+    found, _ = model.step(token, model.select(again, torch.tensor([1])))
+    torch.testing.assert_close(found, expected)
+    assert attrs.asdict(cache, recurse=False)["mask"].shape == (2, 3)
