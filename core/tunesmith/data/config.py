@@ -38,6 +38,7 @@ class Data:
         id: The field that identifies a record; "" uses a hash of the record's content.
         subset: Configuration name of a hub data set.
         revision: Revision of a hub data set.
+        instruction: Text put once before everything else, ahead of the in-context examples.
         shots: In-context examples put before every prompt, drawn from ``shots_split`` by the seed, never the item itself.
         shots_split: Split that in-context examples come from; never the evaluated one.
         separator: Between in-context examples.
@@ -55,6 +56,7 @@ class Data:
     id: str = ""
     subset: str = ""
     revision: str = ""
+    instruction: str = ""
     shots: int = field(default=0, validator=v.ge(0))
     shots_split: str = "train"
     separator: str = "\n\n"

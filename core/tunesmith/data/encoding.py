@@ -36,7 +36,13 @@ class Encoded:
 
 
 def encode(
-    example: Example, tokenizer: Any, family: Family, *, max_length: int, max_target_length: int, mask_prompt: bool = True
+    example: Example,
+    tokenizer: Any,
+    family: Family,
+    *,
+    max_length: int,
+    max_target_length: int,
+    mask_prompt: bool = True,
 ) -> Encoded:
     """Encode one example and its first target.
 

@@ -57,6 +57,8 @@ def load_examples(
     chosen = found[:items] if items else found
     if count:
         chosen = _with_shots(chosen, found, data, split, count, runtime)
+    if data.instruction:
+        chosen = [evolve(example, prompt=data.instruction + example.prompt) for example in chosen]
     return _as_chat(chosen, tokenizer) if data.chat else chosen
 
 
@@ -190,13 +192,15 @@ def _shots(example: Example, pool: Sequence[Example], data: Data, count: int) ->
     from tunesmith.runtime import derive_seed
 
     random = Random(derive_seed(data.seed, "shots", example.id))
-    order = list(range(len(pool)))
     own = normalised(example.prompt)
     chosen: list[str] = []
-    while order and len(chosen) < count:  # drawn one by one, so that more shots keep the earlier ones
-        index = random.randrange(len(order))
-        order[index], order[-1] = order[-1], order[index]
-        shot = pool[order.pop()]
+    seen: set[int] = set()
+    while len(chosen) < count and len(seen) < len(pool):  # one by one, so that more shots keep the earlier ones
+        index = random.randrange(len(pool))
+        if index in seen:
+            continue
+        seen.add(index)
+        shot = pool[index]
         if shot.id != example.id and normalised(shot.prompt) != own:
             chosen.append(shot.prompt + shot.targets[0])
     if len(chosen) < count:

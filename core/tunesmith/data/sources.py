@@ -49,7 +49,9 @@ def find(data: Data, split: str, runtime: Runtime) -> Found:
         DataError: If there is no such source or split, or it cannot be read.
     """
     if not isinstance(data.source, str):
-        raise DataError(f"{data.source} stands for what a stage makes, and only a pipeline that is run can tell where that is.")
+        raise DataError(
+            f"{data.source} stands for what a stage makes, and only a pipeline that is run can tell where that is."
+        )
     path = Path(data.source).expanduser()
     if path.is_file():
         return _from_file(path, data, split)

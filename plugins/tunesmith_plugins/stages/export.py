@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from tunesmith import __version__
 from tunesmith.errors import PipelineError, TunesmithError
 from tunesmith.kinds.adapter import SupportsMerge
 from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.lm import LM, load
+from tunesmith_plugins.stages.model_card import card, record_of
 
 CARD = "README.md"
 
@@ -37,7 +36,8 @@ class ExportStage(Stage):
         folder = context.artifact("model")
         lm.save(folder)
         left = [type(adapter.config).__name__ for adapter in lm.adapters]
-        (folder / CARD).write_text(card(lm, context.start, had, left), encoding="utf-8")
+        text = card(lm, record_of(context.start), had, left)
+        (folder / CARD).write_text(text, encoding="utf-8")
         if target is not None:
             _copy(folder, target)
         return {
@@ -55,112 +55,6 @@ def merged(lm: LM) -> LM:
         if isinstance(adapter, SupportsMerge):
             lm = adapter.merge(lm)
     return lm
-
-
-def card(lm: LM, start: str, had: list[str], left: list[str]) -> str:
-    """Return a model card as Markdown."""
-    name = type(lm.model).__name__
-    origin = _origin(Path(start))
-    lines = [
-        "---",
-        "library_name: transformers" if not left else "library_name: tunesmith",
-        "tags:",
-        "- tunesmith",
-        "---",
-        "",
-        f"# {getattr(lm.model.config, 'model_type', name)} ({name})",
-        "",
-        f"Exported by tunesmith {__version__}. {lm.parameter_count():,} parameters, family: {lm.family}.",
-        "",
-        "## How to load it",
-        "",
-    ]
-    if left:
-        lines += [
-            f"This folder holds a base model and adapters that cannot be merged into its weights ({', '.join(left)}). "
-            "`from_pretrained` on this folder does **not** give this model; tunesmith does:",
-            "",
-            "```python",
-            "import tunesmith",
-            "",
-            'lm = tunesmith.load("this/folder")  # lm.model, lm.tokenizer',
-            "```",
-            "",
-            "The base model alone is in `base/`, the adapters are in `adapter-*/`.",
-        ]
-    else:
-        auto = (
-            "AutoModelForSequenceClassification"
-            if name.endswith("ForSequenceClassification")
-            else {
-                "encoder": "AutoModelForMaskedLM",
-                "decoder": "AutoModelForCausalLM",
-                "encoder-decoder": "AutoModelForSeq2SeqLM",
-            }[lm.family]
-        )
-        custom = ["import tunesmith.hf  # registers the model's number format with transformers"] if _custom(lm) else []
-        lines += [
-            "```python",
-            f"from transformers import AutoTokenizer, {auto}",
-            *custom,
-            "",
-            f'model = {auto}.from_pretrained("this/folder")',
-            'tokenizer = AutoTokenizer.from_pretrained("this/folder")',
-            "```",
-        ]
-    lines += ["", "## How it was made", ""]
-    gone = [kind for kind in had if kind not in left]
-    if gone:
-        lines.append(f"- Adapters folded into the weights: {', '.join(gone)}.")
-    if left:
-        lines.append(f"- Adapters kept beside the weights: {', '.join(left)}.")
-    lines += [f"- {line}" for line in origin] or ["- Taken over as it was; what came before is not recorded beside it."]
-    lines += [
-        "",
-        "## Evaluation",
-        "",
-        *_scores(Path(start)),
-        "",
-        "## Licence",
-        "",
-        "The licence of the base model and of the data it was trained on applies; tunesmith adds none. Fill it in here before you "
-        "publish this folder.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _custom(lm: LM) -> bool:
-    return getattr(lm.model.config, "quantization_config", None) is not None
-
-
-def _origin(start: Path) -> list[str]:
-    """Return what the manifest of the artifact that was exported says about its making."""
-    try:
-        manifest = json.loads((start / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return [] if start.is_dir() else [f"Base model: `{start}`."]
-    producer = manifest.get("producer")
-    if not producer:
-        return []
-    return ["Produced by this stage:", "", "```json", json.dumps(producer, indent=1, ensure_ascii=False), "```"]
-
-
-def _scores(start: Path) -> list[str]:
-    """Return the scores that stand beside the exported artifact, if its stage made any."""
-    file = start.parent / "scores" / "scores.json"
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        rows = [
-            f"| {entry['name']} | {label} | {score['value']:.4f} | {entry['n']} |"
-            for entry in found
-            for label, score in entry["scores"].items()
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        rows = []
-    if not rows:
-        return ["The stage that made this model recorded no scores; see the run's report."]
-    return ["| metric | score | value | items |", "|---|---|---|---|", *rows]
 
 
 def _ours(folder: Path) -> bool:

@@ -157,3 +157,37 @@ def test_what_is_not_there_is_said_with_what_is(tmp_path, source, split, message
 def test_offline_no_hub_is_asked():
     with pytest.raises(DataError, match="no network is used"):
         load_examples(data("somebody/some-data-set"), "train", Runtime(offline=True))
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Stand in for the network under ``datasets``: the name "owner/name" gives the splits that the test says."""
+    import datasets
+
+    splits = {}
+
+    def load_dataset(name, subset, revision):
+        assert (name, subset, revision) == ("owner/name", "small", "abc")
+        return datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in splits.items()})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return splits
+
+
+def test_a_hub_name_gives_its_splits(hub):
+    hub.update(train=RECORDS, validation=RECORDS[:2])
+    named = data("owner/name", subset="small", revision="abc")
+    assert [e.prompt for e in load_examples(named, "dev")] == [r["q"] for r in RECORDS[:2]]
+    assert len(load_examples(named, "train")) == 4
+    with pytest.raises(DataError, match=r"'owner/name' \(small\): no split 'test'; there are: 'train', 'validation'"):
+        load_examples(named, "test")
+    with pytest.raises(DataError, match="row 1: no field 'b'"):
+        load_examples(data("owner/name", subset="small", revision="abc", target="{b}"), "train")
+
+
+def test_a_hub_name_with_one_split_can_be_divided(hub):
+    hub.update(train=[{"q": str(i), "a": "x"} for i in range(50)])
+    named = data("owner/name", subset="small", revision="abc", fractions={"train": 0.5, "test": 0.5})
+    parts = [load_examples(named, split) for split in ("train", "test")]
+    assert sum(map(len, parts)) == 50
+    assert all(parts)

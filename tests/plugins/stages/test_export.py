@@ -1,19 +1,23 @@
 """The export stage: what stands in the folder loads as the card says and computes the same."""
 
+import json
+
 import pytest
 import torch
 import transformers
 from attrs import evolve
 
+import tunesmith
 from tunesmith.errors import PipelineError
 from tunesmith.kinds.stage import StageContext
 from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
 from tunesmith.testing import conformance
 from tunesmith.testing.adapters import move, outputs
-from tunesmith.testing.models import tiny_lm
+from tunesmith.testing.models import WORDS, tiny_lm
 from tunesmith_plugins.adapters import IA3, Bottleneck, LoRA, Prompt
-from tunesmith_plugins.stages import Export
+from tunesmith_plugins.metrics import ExactMatch
+from tunesmith_plugins.stages import Evaluate, Export, FineTune
 
 AUTO = {
     "encoder": transformers.AutoModelForMaskedLM,
@@ -118,3 +122,26 @@ def test_without_a_model_it_says_so(tmp_path):
     context = StageContext(name="x", start=None, data=None, inputs={}, folder=tmp_path, out=tmp_path, runtime=Runtime())
     with pytest.raises(PipelineError, match="no model to export"):
         Export(name="x").build().run(evolve(context))
+
+
+def test_in_a_pipeline_the_card_says_how_the_model_was_made_and_what_it_scored(tmp_path):
+    rows = [json.dumps({"q": word, "a": "yes"}) for word in WORDS[:12]]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
+    tiny_lm("encoder-decoder").save(tmp_path / "model")
+    pipeline = tunesmith.Pipeline(
+        base=str(tmp_path / "model"),
+        data=tunesmith.Data(source=str(tmp_path), prompt="{q}", target="{a}"),
+        stages=(
+            FineTune(name="tuned", adapter=LoRA(), steps=2, batch_size=4),
+            Evaluate(name="measured", metrics=(ExactMatch(),)),
+            Export(name="out", folder=str(tmp_path / "exported")),
+        ),
+    )
+    pipeline.run(folder=str(tmp_path / "run"))
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "Adapters folded into the weights: LoRA." in card
+    assert '"use": "tunesmith/fine_tune"' in card
+    assert '"use": "tunesmith/export"' in card  # the whole pipeline
+    assert "| exact_match |" in card
+    assert f"transformers {transformers.__version__}" in card

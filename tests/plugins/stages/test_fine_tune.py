@@ -9,7 +9,7 @@ import torch
 from attrs import evolve
 
 from tunesmith.data import Data
-from tunesmith.errors import ConfigError, PipelineError
+from tunesmith.errors import ConfigError, PipelineError, TunesmithError
 from tunesmith.kinds.stage import StageContext
 from tunesmith.lm import load
 from tunesmith.report import content
@@ -129,6 +129,20 @@ def test_causal_loss_is_over_the_answer_unless_asked_otherwise(run, folder):
         assert summary["validation_loss"]["before"] == pytest.approx(sum(logps[name]) / len(logps[name]), rel=1e-5)
 
 
+def test_span_corruption_trains_on_plain_text(run, folder, tmp_path):
+    lm = tiny_lm("encoder-decoder")
+    lm.tokenizer.add_special_tokens({"additional_special_tokens": [f"<extra_id_{i}>" for i in range(4)]})
+    lm.model.resize_token_embeddings(len(lm.tokenizer))
+    lm.save(tmp_path / "model")
+    data = Data(source=str(folder / "first"))  # without templates the field "text" is the text
+    config = evolve(
+        BASE, objective="span_corruption", data=data, epochs=10, adapter=LoRA(), max_length=16, max_target_length=16
+    )
+    summary, _context = run("encoder-decoder", config, start=tmp_path / "model")
+    assert summary["validation_loss"]["after"] < summary["validation_loss"]["before"]
+    assert summary["truncated_token_share"] == 0
+
+
 def test_packed_examples_do_not_see_each_other(run):
     """Packed or not, the loss over the same examples is the same number."""
     apart, _ = run("decoder", evolve(BASE, steps=1), name="apart")
@@ -235,6 +249,11 @@ def test_checkpointed_activations_change_no_gradient(run):
     plain, _ = run("decoder", config, name="plain")
     kept, _ = run("decoder", evolve(config, arguments={"gradient_checkpointing": True}), name="kept")
     assert kept["last_loss"] == pytest.approx(plain["last_loss"], rel=1e-6)
+
+
+def test_prefixes_are_not_lost_silently_under_recomputation(run):
+    with pytest.raises(TunesmithError, match="gradient checkpointing switches off"):
+        run("decoder", evolve(BASE, adapter=Prefix(tokens=2), steps=1, arguments={"gradient_checkpointing": True}))
 
 
 def test_all_wrong_arguments_are_named_at_once(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -134,9 +135,13 @@ def train(
     cache = getattr(config, "use_cache", None)
     if cache is not None:
         config.use_cache = False  # a cache costs memory, and with one packed examples would see each other
+    logger = logging.getLogger("transformers.trainer_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns when checkpoints are saved within one second of each other
     try:
         trainer.train(resume_from_checkpoint=str(found) if found else None)
     finally:
+        logger.setLevel(level)
         if cache is not None:
             config.use_cache = cache
     return trainer.state, times
