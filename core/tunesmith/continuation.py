@@ -41,13 +41,14 @@ class Pair:
 
 
 def positions(lm: LM) -> int | None:
-    """Return how many tokens the model reads at once; None if it has no limit."""
-    for name in ("max_position_embeddings", "n_positions", "n_ctx"):
-        found = getattr(lm.model.config, name, None)
-        if found is not None and found > 0:
-            return int(found)
-    limit = getattr(lm.tokenizer, "model_max_length", None)
-    return int(limit) if limit is not None and limit < UNLIMITED else None
+    """Return how many tokens the model and its tokenizer allow at once; None if neither has a limit."""
+    config = lm.model.config
+    stated = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
+    limits = [int(found) for found in stated if found is not None and found > 0][:1]
+    own = getattr(lm.tokenizer, "model_max_length", None)
+    if own is not None and own < UNLIMITED:
+        limits.append(int(own))
+    return min(limits, default=None)
 
 
 def prefix_id(lm: LM) -> int:

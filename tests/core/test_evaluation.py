@@ -101,8 +101,18 @@ def test_every_token_of_a_plain_text_is_predicted_once_whatever_its_length() -> 
 
 
 def test_spaces_at_the_end_of_a_context_move_to_the_continuation() -> None:
+    """With a tokenizer that keeps a space with the next word, "the cat " + "runs" would leave no token to score."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     lm = tiny_lm("decoder")
-    assert continuation.encode(lm, "the cat ", "runs") == continuation.encode(lm, "the cat", " runs")
+    inner = Tokenizer(
+        models.WordLevel({"<unk>": 0, "the": 1, " cat": 2, " runs": 3, " ": 4, "runs": 5}, unk_token="<unk>")
+    )
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(" "), "merged_with_next")
+    lm.tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+    moved = continuation.encode(lm, "the cat ", "runs")
+    assert (moved.context_ids, moved.ids) == ((1, 2), (3,))
 
 
 def test_what_does_not_fit_is_cut_from_the_left() -> None:

@@ -24,6 +24,11 @@ def test_with_all_signs_alike_p_is_two_of_all_exchanges(mean, table) -> None:
     assert found.value.value == 3
 
 
+def test_p_is_never_zero(mean, table) -> None:
+    """Of 199 random exchanges none is as extreme; the observed one counts."""
+    assert compare(table([5.0] * 80), table([1.0] * 80), mean, permutations=199).main.p == 1 / 200
+
+
 def test_a_large_permutation_test_agrees_with_the_t_test(mean, table) -> None:
     random = np.random.default_rng(7)
     a = random.normal(size=400)

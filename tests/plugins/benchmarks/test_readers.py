@@ -196,7 +196,9 @@ def test_the_signature_changes_with_the_data(tmp_path: Path, change: str) -> Non
     one, other = (SuperGlue(source=str(tmp_path), task="boolq").build() for _ in range(2))
     one.items(OFFLINE)
     path.write_text(
-        path.read_text().replace(": \"p\"", ": \"other\"") if change == "text" else path.read_text().replace("true", "false")
+        path.read_text().replace(': "p"', ': "other"')
+        if change == "text"
+        else path.read_text().replace("true", "false")
     )
     other.items(OFFLINE)
     assert one.signature != other.signature

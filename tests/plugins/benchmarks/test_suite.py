@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 
 from tunesmith.benchmarking import run
+from tunesmith.benchmarking.runner import worst
 from tunesmith.runtime import Runtime
+from tunesmith.statistics import make
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins.benchmarks import MMLU, Suite, SuperGlue
 from tunesmith_plugins.benchmarks.perturbations import PERTURBATIONS
+from tunesmith_plugins.metrics import Accuracy
 
 OFFLINE = Runtime(offline=True, progress=False)
 TEXT = "Do you think that it is not raining? She does not know, and I can't see the neighbouring garden. " * 4
@@ -85,13 +89,20 @@ def test_one_table_has_all_sides(small: Path) -> None:
         "accuracy@worst",
     }
     versions = [found.tables[name].values for name in ("accuracy", "accuracy@case", "accuracy@spaces")]
-    assert (found.tables["accuracy@worst"].values == min(versions, key=lambda v: v.sum())).all() or (
-        found.tables["accuracy@worst"].values <= versions[0]
-    ).all()
-    expected = [min(column) for column in zip(*(v[:, 0] for v in versions), strict=True)]
-    assert found.tables["accuracy@worst"].values[:, 0].tolist() == expected
+    assert (found.tables["accuracy@worst"].values == np.min(versions, axis=0)).all()
     assert found.results["latency"].main.value > 0
     assert found.results["accuracy@case"].n == 9
+
+
+@pytest.mark.parametrize(("higher", "expected"), [(True, [0, 0, 1]), (False, [1, 1, 1])])
+def test_the_worst_version_counts(higher: bool, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right on 2 and 3, and on 1 and 3: only the third item is right in every version."""
+    metric = Accuracy().build()
+    monkeypatch.setattr(type(metric), "higher_is_better", higher)
+    batch = {"id": ["a", "b", "c"], "label": [1, 1, 1], "references": [("1",)] * 3}
+    tables = [make(metric, {**batch, "prediction": said}) for said in (["0", "1", "1"], ["1", "0", "1"])]
+    assert worst(tables, metric).values[:, 0].tolist() == expected
+    assert worst(tables[::-1], metric).values[:, 0].tolist() == expected
 
 
 def test_few_items_come_with_all_their_versions(small: Path) -> None:
