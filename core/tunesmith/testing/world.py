@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from tunesmith.data.records import Preference
 from tunesmith.lm import LM
 from tunesmith.scoring import pad, token_logps_in_batches
-from tunesmith.testing.tabular import EOS, TabularConfig, tabular_lm
+from tunesmith.testing.tabular import EOS, tabular_lm
 
 
 @frozen(kw_only=True, eq=False)
@@ -94,12 +94,12 @@ class World:
         return float((logps.exp() - target.exp()).abs().sum() / 2)
 
 
-def every_answer(config: TabularConfig) -> list[tuple[int, ...]]:
+def every_answer(symbol_count: int, depth: int) -> list[tuple[int, ...]]:
     """Return all answers: up to ``depth`` symbols, shorter ones ended by the end of sequence."""
-    symbols = range(1, config.symbols + 1)
+    symbols = range(1, symbol_count + 1)
     found: list[tuple[int, ...]] = []
-    for length in range(config.depth + 1):
-        end = () if length == config.depth else (EOS,)
+    for length in range(depth + 1):
+        end = () if length == depth else (EOS,)
         found += [(*answer, *end) for answer in itertools.product(symbols, repeat=length)]
     return found
 
@@ -119,11 +119,59 @@ def exam_world(
         spread: See ``seed``.
     """
     lm = tabular_lm(symbols, depth, seed=seed, spread=spread)
-    answers = every_answer(lm.model.config)
+    answers = every_answer(symbols, depth)
     generator = torch.Generator().manual_seed(seed + 1)
     reward = torch.rand(len(answers), generator=generator, dtype=torch.float64) * 2 - 1
-    empty = World(reference=reward, reward=reward, answers=answers, beta=beta)
+    return _world(lm, answers, reward, beta, "q0"), lm
+
+
+def seq2seq_world(seed: int = 0, *, beta: float = 0.1, width: int = 48) -> tuple[World, LM]:
+    """Return a world of 341 answers with a random T5 as reference, to examine an algorithm on a real encoder-decoder.
+
+    The vocabulary is the end of sequence and four symbols, the first of which is also the pad token and the one that the
+    decoder starts from: whoever looks for padding by its id fails here. The reward is the mean of random values of
+    neighbouring symbols, which a network can learn.
+
+    Args:
+        seed: Of the weights and the rewards.
+        beta: Weight of the KL term.
+        width: Width of the model.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    inner = Tokenizer(models.WordLevel({"</s>": EOS, "a": 1, "b": 2, "c": 3, "d": 4}, unk_token="a"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    config = T5Config(
+        vocab_size=5,
+        d_model=width,
+        d_kv=width // 4,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=1,
+        pad_token_id=1,
+        eos_token_id=EOS,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = T5ForConditionalGeneration(config)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=1.5 / parameter.shape[-1] ** 0.5)
+        pairs = torch.rand(5, 5, dtype=torch.float64) * 2 - 1
+    model.eval()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>")
+    lm = LM(model=model, tokenizer=tokenizer, family="encoder-decoder")
+    answers = every_answer(4, 4)
+    values = [[pairs[a, b] for a, b in itertools.pairwise((0, *answer))] for answer in answers]
+    reward = torch.stack([torch.stack(some).mean() for some in values])
+    return _world(lm, answers, reward, beta, "b c"), lm
+
+
+def _world(lm: LM, answers: Sequence[tuple[int, ...]], reward: torch.Tensor, beta: float, prompt: str) -> World:
+    empty = World(reference=reward, reward=reward, answers=answers, beta=beta, prompt=prompt)
     texts: dict[str, Any] = {
         "".join(empty.text(a).split()): float(r) for a, r in zip(answers, reward.tolist(), strict=True)
     }
-    return World(reference=empty.logps(lm), reward=reward, answers=answers, beta=beta, rewards=texts), lm
+    return evolve(empty, reference=empty.logps(lm), rewards=texts)
