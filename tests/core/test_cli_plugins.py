@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -107,6 +108,63 @@ def test_an_error_is_one_message_and_status_1_and_a_traceback_with_debug(capsys)
     assert "Traceback" not in captured.err
     with pytest.raises(TunesmithError):
         main(["--debug", "plugins", "show", "tpo_p"])
+
+
+COMMANDS = """
+from tunesmith import hookimpl
+from tunesmith.hooks import CommandRef
+
+@hookimpl
+def tunesmith_commands():
+    return [CommandRef(name=n, target=f"hello_cli:{n}", help=f"Try {n}.") for n in ("hello", "stop", "full", "plugins", "odd")]
+"""
+HELLO = """
+import click
+
+@click.command()
+@click.argument("name")
+def hello(name):
+    click.echo(f"hello {name}")
+
+@click.command()
+def stop():
+    raise KeyboardInterrupt
+
+@click.command()
+def full():
+    raise OSError(28, "No space left on device")
+
+def odd():
+    pass
+"""
+
+
+def test_a_plugin_adds_commands_and_replaces_none(fake_distribution, capsys):
+    fake_distribution(
+        "hello",
+        entry_points={"tunesmith": {"main": "hello_hooks"}},
+        modules={"hello_hooks": COMMANDS, "hello_cli": HELLO},
+    )
+    assert main(["--help"]) == 0
+    out = lines(capsys)
+    assert "Try hello." in out
+    assert "Try plugins." not in out
+    assert "hello_cli" not in sys.modules, "--help imported a command"
+    assert main(["hello", "world"]) == 0
+    assert lines(capsys) == "hello world\n"
+    assert main(["plugins", "--help"]) == 0
+    assert "List, show and check components." in lines(capsys)
+    assert main(["stop"]) == 130
+    assert "stopped" in capsys.readouterr().err
+    assert main(["full"]) == 1
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
+    assert main(["odd"]) == 1
+    assert "not a click command" in capsys.readouterr().err
+
+
+def test_a_broken_hook_module_does_not_take_the_commands_away(broken, capsys):
+    assert main(["--help"]) == 0
+    assert "new-plugin" in lines(capsys)
 
 
 def test_list_shows_short_names_distributions_and_versions(typical, capsys):

@@ -154,6 +154,8 @@ def test_a_new_sampler_installs_with_pip_into_a_fresh_environment(tmp_path):
     assert done.returncode == 0, done.stdout[-4000:]
     listed = run(str(python), "-m", "tunesmith", "plugins", "list", env=env, cwd=tmp_path)
     assert "tunesmith-top-a 0.1.0" in listed.stdout, listed.stderr
+    made = run(str(python), "-m", "tunesmith", "new-plugin", "next", "--kind", "metric", env=env, cwd=tmp_path)
+    assert made.returncode == 0, f"the templates are not in the wheel: {made.stderr}"
     done = run(str(python), "-m", "pip", "uninstall", "-y", "tunesmith-top-a", env=env, cwd=tmp_path)
     assert done.returncode == 0
     gone = run(str(python), "-m", "tunesmith", "plugins", "show", "tunesmith-top-a/top_a", env=env, cwd=tmp_path)

@@ -64,12 +64,12 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except TunesmithError as error:
+    except BrokenPipeError:  # the reader of our output has gone, as in `tunesmith plugins list | head`
+        sys.stderr.close()
+        return 1
+    except (TunesmithError, OSError) as error:
         # --debug belongs to the group and stands before the command
         if "--debug" in given:
             raise
         click.echo(f"error: {error}", err=True)
-        return 1
-    except BrokenPipeError:  # the reader of our output has gone, as in `tunesmith plugins list | head`
-        sys.stderr.close()
         return 1

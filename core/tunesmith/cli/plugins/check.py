@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from tunesmith import hooks
@@ -43,6 +45,7 @@ def check(names: tuple[str, ...], kind: str | None, require: tuple[str, ...], co
     if not names and not kind:
         problems += _hook_problems()
     if conformance if conformance is not None else bool(names):
+        os.environ.setdefault("TQDM_DISABLE", "1")  # a bar for every tiny model that is saved hides the checks
         for entry, config in given if names else [(entry, None) for entry in entries]:
             run, failed = _conform(entry, config)
             total += run
