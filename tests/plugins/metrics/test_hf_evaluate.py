@@ -9,6 +9,7 @@ import pytest
 from tunesmith.errors import CodeNotAllowed, ConfigError, DataError
 from tunesmith.runtime import Runtime
 from tunesmith.statistics import compute, load, make, save
+from tunesmith.testing import run_checks
 from tunesmith_plugins.metrics import HFEvaluate
 
 SOURCE = """
@@ -96,3 +97,10 @@ def test_the_signature_changes_with_the_code(module: str, allowed: Runtime) -> N
 def test_a_module_that_is_not_there_is_an_error_that_says_what_to_do(allowed: Runtime) -> None:
     with pytest.raises(ConfigError, match="local folder"):
         HFEvaluate(module="there-is-no-such-module-at-all").build().setup(allowed)
+
+
+@pytest.mark.parametrize("aggregation", ["corpus", "mean"])
+def test_modules_conform(module: str, aggregation: str) -> None:
+    results = run_checks(HFEvaluate(module=module, aggregation=aggregation))
+    assert len(results) > 20
+    assert [r for r in results if not r.ok] == []

@@ -105,8 +105,8 @@ def test_distinct_n_has_no_interval() -> None:
 
 def test_ece_by_hand() -> None:
     """Two bins: (0.6 right, 0.7 wrong) is off by |0.65 - 0.5|, (0.8 right, 0.9 right) by |0.85 - 1|."""
-    probabilities = [(0.6, 0.4), (0.3, 0.7), (0.2, 0.8), (0.9, 0.1)]
-    found = score(ECE(of="classes", bins=2), probabilities=probabilities, label=[0, 0, 1, 0])
+    probabilities = [(0.2, 0.8), (0.6, 0.4), (0.9, 0.1), (0.3, 0.7)]
+    found = score(ECE(of="classes", bins=2), probabilities=probabilities, label=[1, 0, 0, 0])
     assert found == pytest.approx({"ece": 0.15})
 
 
