@@ -126,7 +126,7 @@ def _scan(disabled: frozenset[str]) -> Discovery:
     names, entries = _owners()
     for name in names:
         dist = metadata.distribution(name)
-        name, version = normalise(name), dist.version
+        version = dist.version
         own = _entries_of(dist, name, version)
         if not own:
             continue
@@ -148,7 +148,10 @@ def _owners() -> tuple[list[str], list[Entry]]:
     nameless = []
     for dist in metadata.distributions():
         # reading entry_points.txt is cheap, parsing METADATA is not: most distributions stop here
-        text = dist.read_text("entry_points.txt")
+        try:
+            text = dist.read_text("entry_points.txt")
+        except UnicodeDecodeError:
+            continue  # nobody's tools can read it, so it offers nothing
         if text and f"[{HOOK_GROUP}" in text:
             name = _name_of(dist)
             if name is None:
@@ -158,8 +161,8 @@ def _owners() -> tuple[list[str], list[Entry]]:
                 )
                 nameless.append(Entry(kind="", name="?", target="", dist="?", version="?", problem=problem))
             else:
-                names.add(name)
-    return sorted(names, key=normalise), nameless
+                names.add(normalise(name))
+    return sorted(names), nameless
 
 
 def _name_of(dist: metadata.Distribution) -> str | None:

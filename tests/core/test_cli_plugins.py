@@ -193,6 +193,13 @@ def test_list_shows_what_metadata_knows_to_be_wrong(fake_distribution, broken, c
     assert "; 1 with a problem." in out, "an import was made to list plugins"
 
 
+def test_list_all_shows_hook_modules_that_cannot_be_imported(broken, capsys):
+    assert main(["plugins", "list"]) == 0
+    assert "no hook luck" not in lines(capsys)
+    assert main(["plugins", "list", "--all"]) == 0
+    assert "PROBLEM: could not be imported: RuntimeError: no hook luck" in lines(capsys)
+
+
 def test_list_as_json_holds_every_entry(typical, capsys):
     assert main(["plugins", "list", "--json", "--kind", "sampler"]) == 0
     entries = {entry["id"]: entry for entry in json.loads(lines(capsys))["entries"]}

@@ -292,6 +292,13 @@ def test_a_distribution_without_metadata_hides_nobody_else(fake_distribution, ty
     assert str(folder) in str(entry.problem)
 
 
+def test_a_distribution_whose_entry_points_are_no_text_hides_nobody_else(fake_distribution, typical):
+    folder = fake_distribution("tunesmith-bytes", entry_points=sampler("x", "y:Z"))
+    (folder / "tunesmith_bytes-1.0.dist-info" / "entry_points.txt").write_bytes(b"[tunesmith.samplers]\n\xff = a:B\n")
+    registry.refresh()
+    assert ts.samplers.get("typical").__name__ == "Typical"
+
+
 def test_modules_that_ask_registries_while_they_are_imported_do_not_block_each_other(fake_distribution):
     """Two threads, each importing a plugin that asks the other's registry on the way."""
     slow = "import time\ntime.sleep(0.05)\nimport tunesmith as ts\nts.{}.get('{}')\n"
@@ -332,9 +339,9 @@ def test_a_misspelt_group_and_an_odd_name_are_reported(fake_distribution):
 
 
 def test_of_two_copies_of_a_distribution_the_first_on_the_path_counts(fake_distribution):
-    for version in ("1.0", "2.0"):  # what is made later stands earlier on the path
-        fake_distribution(
-            "tunesmith-typical",
+    for version, name in (("1.0", "Tunesmith_Typical"), ("2.0", "tunesmith-typical")):
+        fake_distribution(  # what is made later stands earlier on the path
+            name,
             version=version,
             entry_points=sampler("typical", "typical_plugin:Typical"),
             modules={"typical_plugin": GOOD},

@@ -115,15 +115,17 @@ def _print(found: Evaluation, compared: dict[str, Comparison], as_json: bool) ->
         }
         click.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
         return
+    from tunesmith.report.cells import score_name
+
     for name, result in found.results.items():
         for score, value in result.scores.items():
-            label = score if score == name else f"{name}: {score}"
-            click.echo(f"{label:32} {value}")
+            click.echo(f"{score_name(name, score):32} {value}")
         click.echo(f"{'':32} n = {result.n}, {result.signature}")
     for what, count in found.truncated.items():
         click.echo(f"{count} of {len(found.examples)} {what} were cut at the model's limit")
     for name, comparison in compared.items():
-        click.echo(comparison.verdict(subject=name, versus="the earlier evaluation"))
+        shown = score_name(name, next(iter(comparison.differences)))
+        click.echo(comparison.verdict(versus="the earlier evaluation", name=shown))
 
 
 command = evaluate

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import click
+from attrs import evolve
 
-from tunesmith import discovery
+from tunesmith import discovery, hooks
 from tunesmith.discovery import Entry
 from tunesmith.kinds import KINDS
 from tunesmith.registry import registry_for
@@ -22,7 +23,7 @@ def list_plugins(kind: str | None, everything: bool, as_json: bool) -> None:
     found = [entry for name in kinds for entry in registry_for(name).entries(dynamic=everything)]
     if not kind:
         found += discovery.discover().of_kind("")
-        found += discovery.discover().of_kind("hook") if everything else ()
+        found += _hook_modules() if everything else ()
     disabled = discovery.discover().disabled
     if as_json:
         click.echo(json.dumps({"entries": [_as_json(entry) for entry in found], "disabled": disabled}, indent=2))
@@ -36,6 +37,13 @@ def list_plugins(kind: str | None, everything: bool, as_json: bool) -> None:
     click.echo(f"{line}; {problems} with a problem." if problems else f"{line}.")
     if disabled:
         click.echo(f"Disabled by TUNESMITH_DISABLE_PLUGINS: {', '.join(disabled)}.")
+
+
+def _hook_modules() -> list[Entry]:
+    """Return the hook modules, with what importing them (which --all does anyway) shows to be wrong."""
+    problems = {failure.plugin: failure.problem for failure in hooks.manager().failures}
+    entries = discovery.discover().of_kind("hook")
+    return [evolve(entry, problem=problems.get(f"{entry.dist}:{entry.name}")) for entry in entries]
 
 
 def _count(number: int, what: str) -> str:
