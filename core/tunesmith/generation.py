@@ -74,8 +74,10 @@ def generate(
     built_decoder: Decoder = component(decoder, "decoder")
     built_sampler: Sampler = component(sampler, "sampler")
     built.require(_powers(built_sampler, completions))
-    if not isinstance(engine, Engine):
+    if built is not engine:
         built.setup(runtime)
+    if built_sampler is not sampler:
+        built_sampler.setup(runtime)
     built.sync(lm)
     requests = [
         Request(prompt_ids=tokens, seed=derive_seed(seed, name), stream=stream, id=name)

@@ -191,8 +191,11 @@ class Link(Sampler):
     def _chain(self) -> Sampler:
         from tunesmith.registry import samplers
 
-        chain: Sampler = samplers.create("tunesmith/chain", links=(self.config,)).build()
-        return chain
+        # around this very link, which may have been set up, instead of another of its config
+        chain: Any = samplers.create("tunesmith/chain").build()
+        chain.use([self])
+        found: Sampler = chain
+        return found
 
 
 @runtime_checkable

@@ -181,8 +181,3 @@ class _OnlyOne(Link):
         only = torch.full_like(logits, -torch.inf)
         only[:, self.token] = 0
         return only
-
-    def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0) -> Any:
-        """Draw from what is left: through the greedy sampler, since the link's config is registered nowhere."""
-        greedy: Any = component(None, "sampler")
-        return greedy.sample(self.apply(logits, rows), rows, top=top)

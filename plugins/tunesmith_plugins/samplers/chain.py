@@ -10,7 +10,8 @@ import attrs
 import torch
 
 from tunesmith.errors import ConfigError
-from tunesmith.kinds.sampler import Draw, Link, Rows, Sampler, SamplerConfig, Stateful
+from tunesmith.kinds.sampler import Draw, Link, Rows, Sampler, Stateful
+from tunesmith.runtime import Runtime
 from tunesmith_plugins import kernels
 from tunesmith_plugins.kernels import reference
 from tunesmith_plugins.samplers.walk import Fused, Walk, history_of, parts_of
@@ -26,7 +27,16 @@ class ChainSampler(Sampler):
     @cached_property
     def links(self) -> Mapping[str, Link]:
         """Name in the chain to link, in order."""
-        return named_links(self.config.flat())
+        return named_links([config.build() for config in self.config.flat()])
+
+    def use(self, links: Sequence[Sampler]) -> None:
+        """Run these built links instead of the config's."""
+        self.links = named_links(links)
+
+    def setup(self, runtime: Runtime) -> None:
+        """Set up every link."""
+        for link in self.links.values():
+            link.setup(runtime)
 
     def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0) -> Draw:
         return run(self.links, self.config.greedy, logits, rows, top)
@@ -41,18 +51,18 @@ class GreedySampler(Sampler):
         return run({}, True, logits, rows, top)
 
 
-def named_links(configs: Sequence[SamplerConfig]) -> dict[str, Link]:
-    """Build links and name them as per-row parameters do: ``top_p``, and ``top_p#2`` for the second one.
+def named_links(links: Sequence[Sampler]) -> dict[str, Link]:
+    """Name links as per-row parameters do: ``top_p``, and ``top_p#2`` for the second one.
 
     Raises:
         ConfigError: For a sampler that is not a link.
     """
     found: dict[str, Link] = {}
-    for config in configs:
-        link = config.build()
+    for link in links:
+        kind = type(link.config)
         if not isinstance(link, Link):
-            raise ConfigError([f"{type(config).__name__} is no link and cannot stand in a chain"], "sampler chain")
-        name = first = config.name_in_chain or type(config).__name__
+            raise ConfigError([f"{kind.__name__} is no link and cannot stand in a chain"], "sampler chain")
+        name = first = link.config.name_in_chain or kind.__name__
         count = 1
         while name in found:
             count += 1

@@ -118,6 +118,9 @@ def test_requests_with_and_without_parameters_of_their_own_stand_side_by_side():
         assert run([plain], Temperature(temperature=temperature)) == [mixed[number]]
 
 
+END = 29
+
+
 @attrs.frozen(eq=False)
 class Seen:
     """How often each row has drawn."""
@@ -132,7 +135,7 @@ class Seen:
 
 
 class Recount(Link):
-    """A stateful link that leaves exactly one token: the number of tokens drawn so far, so a mixed-up state shows."""
+    """A stateful link that leaves one token: how many were drawn so far, or the end when the prompt's first id says so."""
 
     truncates = True
 
@@ -140,8 +143,8 @@ class Recount(Link):
         (state,) = rows.state.values()
         assert torch.equal(state.count, rows.position), "a row has another row's state"
         only = torch.full_like(logits, -torch.inf)
-        only.scatter_(1, (5 + state.count % 20)[:, None], 0.0)
-        return only
+        token = torch.where(state.count + 1 >= rows.history[:, 0], END, 5 + state.count)
+        return only.scatter_(1, token[:, None], 0.0)
 
     def initial_state(self, rows):
         return Seen(torch.zeros(len(rows), dtype=torch.int64))
@@ -159,10 +162,10 @@ class Recounting(SamplerConfig):
 
 
 class Uneven(Counting):
-    """Ends rows at different lengths although the sampler decides the tokens."""
+    """Leaves the tokens to the sampler."""
 
     vocab_size = 30
-    eos_token_ids = frozenset({8, 11})
+    eos_token_ids = frozenset({END})
 
     def logits(self, cache):
         return torch.zeros(len(cache), 30)
@@ -173,8 +176,13 @@ class Uneven(Counting):
 
 def test_a_samplers_memory_goes_with_its_row():
     sampler = Chain(links=(Temperature(), Recounting())).build()
-    found = decode(Uneven(2), [Request(prompt_ids=(n,)) for n in range(1, 6)], sampler, max_new_tokens=9)
-    assert [c.token_ids for c in found] == [(5, 6, 7, 8)] * 5
+    lengths = [3, 1, 6, 2, 4, 5, 2]
+    model = Uneven(3)
+    found = decode(model, [Request(prompt_ids=(n,)) for n in lengths], sampler, max_new_tokens=9)
+    assert len(model.began) > 3, "nobody entered a running batch"
+    for completion in found:
+        length = lengths[completion.request]
+        assert completion.token_ids == (*range(5, 4 + length), END)
 
 
 def test_bad_logits_are_an_error_that_names_the_request():

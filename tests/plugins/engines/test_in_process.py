@@ -99,8 +99,13 @@ def test_a_first_token_that_the_generation_config_forces_comes_first():
 
 
 def test_tokens_do_not_depend_on_the_size_of_the_batch(lm):
-    options = {"sampler": HOT, "completions": 2, "max_new_tokens": 7}
-    sizes = [generate(lm, PROMPTS, engine=Transformers(batch_size=size), **options) for size in (1, 3)]
+    # many ends, so that rows leave and enter a running batch at all times
+    settings = lm.model.generation_config
+    before, settings.eos_token_id = settings.eos_token_id, [1, *range(8, 20)]
+    options = {"sampler": HOT, "completions": 3, "max_new_tokens": 9}
+    sizes = [generate(lm, PROMPTS, engine=Transformers(batch_size=size), **options) for size in (1, 4)]
+    settings.eos_token_id = before
+    assert len({len(c.token_ids) for c in sizes[0]}) > 3
     assert [c.token_ids for c in sizes[0]] == [c.token_ids for c in sizes[1]]
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.sampler import Link, Rows, SamplerConfig
+from tunesmith.runtime import Runtime
 from tunesmith.testing.samplers import chi_square_limit, logits_of, rows_of
 from tunesmith_plugins.kernels import philox, reference
 from tunesmith_plugins.samplers import Chain, Greedy, MinP, RepetitionPenalty, Temperature, TopK, TopP
@@ -87,6 +88,25 @@ class NoRepeat(SamplerConfig):
         return BanLast(self)
 
 
+class NeedsSetup(Link):
+    """Needs its setup, as a link with weights does; then leaves one token."""
+
+    truncates = True
+    keeps = None
+
+    def setup(self, runtime):
+        self.keeps = 9
+
+    def apply(self, logits, rows):
+        return logits.masked_fill(torch.arange(logits.shape[1]) != self.keeps, -math.inf)
+
+
+@attrs.frozen(kw_only=True)
+class Needy(SamplerConfig):
+    def build(self):
+        return NeedsSetup(self)
+
+
 class Unfused:
     """A link with its kernel step taken away."""
 
@@ -100,7 +120,7 @@ class Unfused:
 
 
 def unfused(config):
-    return {name: Unfused(link) for name, link in named_links(config.flat()).items()}
+    return {name: Unfused(link) for name, link in named_links([c.build() for c in config.flat()]).items()}
 
 
 def assert_same(first, second):
@@ -141,7 +161,7 @@ def test_fused_runs_give_what_every_link_by_itself_gives(links, batch, vocab, sp
 
 def test_neighbouring_kernel_links_are_one_part_and_a_strangers_link_stands_alone():
     config = Chain(links=(Temperature(temperature=0.5), TopK(k=9), Bias(), TopP(p=0.9), MinP(p=0.1)))
-    links = named_links(config.flat())
+    links = named_links([c.build() for c in config.flat()])
     rows = rows_of(2)
     parts = parts_of(links, {name: rows.for_link(name) for name in links})
     assert [len(p.steps) if isinstance(p, Fused) else "single" for p in parts] == [2, "single", 2]
@@ -185,6 +205,16 @@ def test_greedy_may_end_a_chain_and_stand_nowhere_else():
 def test_a_link_alone_is_the_chain_of_one():
     logits, rows = logits_of(7), rows_of(7)
     assert_same(TopP(p=0.6).build().sample(logits, rows), Chain(links=(TopP(p=0.6),)).build().sample(logits, rows))
+
+
+def test_a_link_that_was_set_up_is_the_one_that_draws():
+    link = NeedsSetup(Needy())
+    link.setup(Runtime())
+    draw = link.sample(logits_of(5), rows_of(5))
+    assert draw.token.tolist() == [9] * 5
+    sampler = Chain(links=(Temperature(), Needy())).build()
+    sampler.setup(Runtime())
+    assert sampler.sample(logits_of(5), rows_of(5)).token.tolist() == [9] * 5
 
 
 def test_parameters_of_rows_take_precedence_and_the_second_link_of_a_name_has_its_own():
