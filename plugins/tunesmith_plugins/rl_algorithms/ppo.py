@@ -37,6 +37,9 @@ class PPOAlgorithm(RLAlgorithm):
             raise ConfigError(["ppo learns from a reward, not from preferences: give prompts and a reward"], "ppo")
         if not task.prompts:
             raise ConfigError(["there are no prompts to draw completions for"], "ppo")
+        uneven = [name for name, values in task.columns.items() if len(values) != len(task.prompts)]
+        if uneven:
+            raise ConfigError([f"the columns {', '.join(uneven)} are not as long as the prompts"], "ppo")
         if policy.family == "encoder":
             raise MissingPower("ppo trains decoder-only and encoder-decoder models; an encoder generates nothing.")
         with runtime.activated(), _evaluation_mode(policy):

@@ -108,7 +108,7 @@ class AlignStage(Stage):
 
 def columns(examples: Sequence[Example]) -> dict[str, list[Any]]:
     """Return the fields that all examples have, but for those with names that rewards use for something else."""
-    reserved = {"prompts", "completions"}
+    reserved = {"self", "prompts", "completions"}
     names = set.intersection(*(set(e.columns) for e in examples)) - reserved
     return {name: [e.columns[name] for e in examples] for name in sorted(names)}
 

@@ -204,6 +204,9 @@ def test_what_ppo_cannot_do_is_said(reward_by: Any) -> None:
         settings().build().train(tiny_lm("decoder"), Online(prompts=[], reward=reward), Runtime())
     with pytest.raises(MissingPower, match="encoder"):
         settings().build().train(tiny_lm("encoder"), Online(prompts=PROMPTS, reward=reward), Runtime())
+    uneven = Online(prompts=PROMPTS, reward=reward, columns={"length": [1]})
+    with pytest.raises(ConfigError, match="length"):
+        settings().build().train(tiny_lm("decoder"), uneven, Runtime())
     with pytest.raises(ConfigError, match="minibatches"):
         PPO(batch_size=2, minibatches=4)
 
