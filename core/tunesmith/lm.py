@@ -105,13 +105,14 @@ class LM:
         if not self.adapters:
             with _no_bars():
                 self.model.save_pretrained(folder)
+            (folder / ADAPTED).unlink(missing_ok=True)  # of another model that was here
             return
         from tunesmith.spec import dump
 
         record: dict[str, Any] = {"format": FORMAT, "adapters": []}
         if copy_base or self.origin is None:
-            with _no_bars():
-                self.model.save_pretrained(folder / BASE, state_dict=self.unadapted_state())
+            with _no_bars(), _as_if(self.model, self.unadapted_state()):
+                self.model.save_pretrained(folder / BASE)
             self.tokenizer.save_pretrained(folder / BASE)
             record["base"] = BASE
         else:
@@ -138,6 +139,19 @@ class LM:
             if plain is not None:
                 state[plain] = tensor
         return state
+
+
+@contextmanager
+def _as_if(model: Any, state: dict[str, Any]) -> Iterator[None]:
+    """Let ``model.state_dict()`` be ``state`` within.
+
+    ``save_pretrained`` takes a state too, but forgets it for models with quantised weights.
+    """
+    model.state_dict = lambda *args, **kwargs: state
+    try:
+        yield
+    finally:
+        del model.state_dict
 
 
 @contextmanager

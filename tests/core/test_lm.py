@@ -7,9 +7,9 @@ import torch
 import transformers
 from attrs import evolve
 
-from tunesmith.errors import ArtifactError, ConfigError
+from tunesmith.errors import ArtifactError, ConfigError, TunesmithError
 from tunesmith.lm import ADAPTED, LM, family_of, load
-from tunesmith.registry import adapters
+from tunesmith.registry import adapters, compressors
 from tunesmith.runtime import Runtime
 from tunesmith.testing.adapters import move, outputs
 from tunesmith.testing.models import tiny_lm, tiny_tokenizer
@@ -65,6 +65,23 @@ def own_of(lm):
     return {id(p) for adapter in lm.adapters for _, p in adapter.trainable()}
 
 
+@pytest.mark.parametrize("name", ["bottleneck", "prompt", "prefix"])
+def test_adapters_on_quantised_weights_come_back_and_leave_a_plain_base(name, tmp_path):
+    plain, _ = compressors.create("int8").build().compress(tiny_lm("decoder"), runtime=Runtime())
+    fingerprint = plain.fingerprint
+    lm = adapters.create(name).build().attach(plain, Runtime())
+    move(lm.adapters[0])
+    lm.save(tmp_path)
+    assert torch.equal(outputs(load(tmp_path)), outputs(lm))
+    assert load(tmp_path / "base").fingerprint == fingerprint
+
+
+def test_an_adapter_that_cannot_go_on_quantised_weights_says_so():
+    lm, _ = compressors.create("int8").build().compress(tiny_lm("decoder"), runtime=Runtime())
+    with pytest.raises(TunesmithError, match="peft cannot adapt this model"):
+        adapters.create("lora").build().attach(lm, Runtime())
+
+
 def test_without_a_copy_the_folder_points_to_the_base(tmp_path):
     tiny_lm("decoder").save(tmp_path / "base-model")
     lm = adapters.create("lora").build().attach(load(tmp_path / "base-model"), Runtime())
@@ -72,6 +89,12 @@ def test_without_a_copy_the_folder_points_to_the_base(tmp_path):
     lm.save(tmp_path / "tuned", copy_base=False)
     assert not (tmp_path / "tuned" / "base").exists()
     assert torch.equal(outputs(load(tmp_path / "tuned")), outputs(lm))
+
+
+def test_a_plain_model_saved_over_an_adapted_one_is_plain(tmp_path):
+    adapted("decoder", "lora").save(tmp_path)
+    tiny_lm("decoder").save(tmp_path)
+    assert load(tmp_path).fingerprint == tiny_lm("decoder").fingerprint
 
 
 def test_merged_weights_are_not_the_origin_any_more(tmp_path):

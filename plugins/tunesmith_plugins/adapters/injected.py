@@ -41,7 +41,10 @@ class InjectedAdapter(Attachment):
             warnings.filterwarnings(
                 "ignore", message=".*already found.*peft.*|.*multiple adapters.*|.*fan_in_fan_out.*"
             )
-            inject_adapter_in_model(self._peft, lm.model, adapter_name=self.name)
+            try:
+                inject_adapter_in_model(self._peft, lm.model, adapter_name=self.name)
+            except ValueError as cause:  # a layer that is linear in name only, say a quantised one
+                raise TunesmithError(f"peft cannot adapt this model: {cause}") from cause
         self._own = [m for m in _layers(lm.model) if self.name in _names(m)]
         for module in _layers(lm.model):
             # injecting switches everything else off in the layers it touches
@@ -108,8 +111,10 @@ class LoRAAdapter(InjectedAdapter):
     def peft_config(self, lm: LM) -> LoraConfig:
         """Return peft's LoRA configuration."""
         config = self.config
-        names = config.targets if config.targets is not None else targets.names_of(lm.model).query_value
-        names = [name for name in names if config.targets is not None or _there(lm.model, name)]
+        if config.targets is None:
+            names = [name for name in targets.names_of(lm.model).query_value if _there(lm.model, name)]
+        else:
+            names = list(config.targets)
         targets.check(lm.model, names)
         return LoraConfig(
             r=config.rank,

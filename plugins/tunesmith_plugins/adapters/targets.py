@@ -82,7 +82,7 @@ def check(model: Any, targets: Sequence[str]) -> None:
     """
     paths = list(linears(model))
     known = sorted({path.rsplit(".", 1)[-1] for path in paths})
-    problems = []
+    problems = [] if targets else [f"name the linear layers to adapt; there are {', '.join(known)} @ targets"]
     for target in targets:
         if not any(ends(path, (target,)) for path in paths):
             close = difflib.get_close_matches(target, known, n=1)

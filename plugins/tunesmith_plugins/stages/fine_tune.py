@@ -58,6 +58,8 @@ class FineTuneStage(Stage):
                 f"every task of mix needs a weight: {sorted(set(config.mix) ^ set(config.mix_weights))} @ mix_weights"
             )
         problems += [f"must be > 0: {w} @ mix_weights.{label}" for label, w in config.mix_weights.items() if not w > 0]
+        if "" in config.mix:
+            problems.append("a task of mix needs a label @ mix")
         if config.early_stopping and not config.validation:
             problems.append("early stopping needs a validation split @ validation")
         if VALIDATION in config.held_out:
@@ -139,7 +141,10 @@ class FineTuneStage(Stage):
             raise ConfigError(
                 [f"classification needs at least two classes, and the data has {names} @ data.target"], "fine_tune"
             )
-        return load(start, runtime=runtime, head="classification", labels=names, **options)
+        lm = load(start, runtime=runtime, head="classification", labels=names, **options)
+        if lm.model.config.pad_token_id is None:  # a decoder's head looks for the last token before padding
+            lm.model.config.pad_token_id = lm.tokenizer.pad_token_id or lm.tokenizer.eos_token_id
+        return lm
 
     def _adapted(self, lm: LM, runtime: Runtime) -> LM:
         """Attach what is to be trained; with a classification head, the head and a pooler before it too."""
