@@ -42,7 +42,9 @@ def show(name: str, kind: str | None, as_json: bool) -> None:
         click.secho(f"From {inherited[0].__name__}", bold=True)
         click.echo(_indent(inspect.getdoc(inherited[0]) or ""))
     click.echo()
-    click.echo(f"Short spelling: {entry.name if entry.builtin else entry.id}({_example(options)})")
+    needed = ", ".join(f"{option['name']}=..." for option in options if option["required"])
+    name = entry.name if entry.builtin else entry.id
+    click.echo(f"Short spelling: {name}({needed})" if needed else f"Short spelling: {name}")
 
 
 def _options(cls: type[Config]) -> list[dict[str, Any]]:
@@ -69,10 +71,6 @@ def _type_name(kind: Any) -> str:
     return (
         kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind).replace("typing.", "")
     )
-
-
-def _example(options: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{option['name']}=..." for option in options if option["required"])
 
 
 def _indent(text: str) -> str:
