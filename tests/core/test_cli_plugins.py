@@ -218,7 +218,13 @@ def test_list_all_adds_hook_modules_and_disabled_distributions(typical, monkeypa
 def test_show_prints_docstring_options_and_spelling(capsys):
     assert main(["plugins", "show", "top_p"]) == 0
     out = lines(capsys)
-    for part in ("tunesmith/top_p", "sampler of tunesmith", "Cumulative probability", "p: float = 0.9", "Short spelling: top_p\n"):
+    for part in (
+        "tunesmith/top_p",
+        "sampler of tunesmith",
+        "Cumulative probability",
+        "p: float = 0.9",
+        "Short spelling: top_p\n",
+    ):
         assert part in out
     assert main(["plugins", "show", "compare", "--kind", "stage"]) == 0
     out = lines(capsys)

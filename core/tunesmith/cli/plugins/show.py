@@ -68,9 +68,10 @@ def _default(default: Any) -> str:
 
 
 def _type_name(kind: Any) -> str:
-    return (
-        kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind).replace("typing.", "")
-    )
+    if isinstance(kind, type) and not hasattr(kind, "__args__"):
+        return kind.__name__
+    # module paths say little here; quoted choices stay as they are
+    return re.sub(r"('[^']*')|\b(?:\w+\.)+(\w+)", lambda found: found.group(1) or found.group(2), str(kind))
 
 
 def _indent(text: str) -> str:
