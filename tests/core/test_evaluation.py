@@ -231,7 +231,7 @@ def test_the_artifact_is_as_the_contract_says(two, tmp_path: Path) -> None:
     assert read_tables(tmp_path / "two")["rouge"].equals(two[1].tables["rouge"])
     shown = read(tmp_path / "two")
     assert len(compared) == 2
-    assert any("tuned, perplexity, perplexity: " in v and "base" in v for v in shown.verdicts)
+    assert any(v.startswith("tuned, perplexity: ") and "base" in v for v in shown.verdicts)
     assert [row[0] for row in shown.tables[0].rows[:2]] == ["perplexity", "perplexity"]
     assert shown.samples[0].rows[0]["prompt"] == examples()[0].prompt
     assert json.loads((tmp_path / "one" / "scores.json").read_text())[0]["versus"] is None

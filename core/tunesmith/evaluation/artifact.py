@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith import statistics
 from tunesmith.errors import ArtifactError
+from tunesmith.report.cells import score_name
 from tunesmith.report.content import Content, Samples
 from tunesmith.report.content import Table as ShownTable
 
@@ -105,7 +106,7 @@ def content(
 ) -> Content:
     """Return what the report shows: verdicts, one table of scores with intervals, samples."""
     verdicts = [
-        _sentence(c.verdict(subject=f"{label}, {name}" if label else name, versus=versus_label))
+        _sentence(c.verdict(subject=label, versus=versus_label, name=score_name(name, next(iter(c.differences)))))
         for name, c in compared.items()
     ]
     total = len(evaluation.examples) or max(r.n for r in evaluation.results.values())
@@ -113,10 +114,10 @@ def content(
         verdicts.append(f"Of {total} {what}, {count} were cut at the model's limit ({count / total:.1%}).")
     rows = []
     for name, result in evaluation.results.items():
-        for score_name, score in result.scores.items():
+        for key, score in result.scores.items():
             cell: Any = score.as_json()
-            difference = compared[name].differences[score_name] if name in compared else None
-            row: list[Any] = [name, score_name, cell if cell["low"] is not None else cell["value"], result.n]
+            difference = compared[name].differences[key] if name in compared else None
+            row: list[Any] = [name, key, cell if cell["low"] is not None else cell["value"], result.n]
             if compared:
                 row += [None, None] if difference is None else [difference.value.as_json(), difference.p_adjusted]
             rows.append(tuple(row))

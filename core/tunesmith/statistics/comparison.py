@@ -47,6 +47,7 @@ class Comparison:
         signature: The metric's signature.
         higher_is_better: Direction of the main score.
         confidence: Level of the intervals, and 1 minus the level of the tests.
+        words: What a better and a worse system are called.
     """
 
     differences: dict[str, Difference]
@@ -55,22 +56,25 @@ class Comparison:
     signature: str
     higher_is_better: bool
     confidence: float
+    words: tuple[str, str] = ("better", "worse")
 
     @property
     def main(self) -> Difference:
         """The main score's difference."""
         return next(iter(self.differences.values()))
 
-    def verdict(self, score: str = "", subject: str = "", versus: str = "") -> str:
+    def verdict(self, score: str = "", subject: str = "", versus: str = "", name: str = "") -> str:
         """Return one sentence that says what the numbers mean.
 
         Args:
             score: The score it is about; "" for the main one.
             subject: What was compared, e.g. a branch; put in front.
             versus: With what, e.g. ``"the base"``.
+            name: What to call the score; "" for its own name.
         """
-        name = score or next(iter(self.differences))
-        found = self.differences[name]
+        score = score or next(iter(self.differences))
+        name = name or score
+        found = self.differences[score]
         head = f"{subject}, {name}: " if subject else f"{name}: "
         tail = f" than {versus}" if versus else ""
         p = found.p_adjusted
@@ -83,7 +87,7 @@ class Comparison:
             return f"{head}no effect seen{against}: {found.value.value:+.4g}{span}, {numbers}"
         better = (found.value.value > 0) == self.higher_is_better
         size = abs(found.value.value)
-        return f"{head}{'better' if better else 'worse'}{tail} by {size:.4g}{span}, {numbers}"
+        return f"{head}{self.words[0 if better else 1]}{tail} by {size:.4g}{span}, {numbers}"
 
     def as_json(self) -> dict[str, Any]:
         """Return ``{score: {"difference", "low", "high", "p", "p_adjusted"}}``."""
@@ -151,6 +155,7 @@ def compare(
         signature=table.signature,
         higher_is_better=metric.higher_is_better,
         confidence=confidence,
+        words=metric.words,
     )
 
 
