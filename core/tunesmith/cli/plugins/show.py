@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from typing import Any
 
 import attrs
@@ -71,7 +72,8 @@ def _type_name(kind: Any) -> str:
     if isinstance(kind, type) and not hasattr(kind, "__args__"):
         return kind.__name__
     # module paths say little here; quoted choices stay as they are
-    return re.sub(r"('[^']*')|\b(?:\w+\.)+(\w+)", lambda found: found.group(1) or found.group(2), str(kind))
+    text: str = re.sub(r"('[^']*')|\b(?:\w+\.)+(\w+)", lambda found: found.group(1) or found.group(2), str(kind))
+    return text
 
 
 def _indent(text: str) -> str:
