@@ -33,7 +33,7 @@ def test_the_world_agrees_with_itself() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_ppo_reaches_the_tilted_distribution(seed: int, reward_by: Any) -> None:
-    """Measured .979 and .977 with these 40 steps; with 80: .990 and .992. See docs/rl.md for what breaks it."""
+    """Measured .979 and .977; see docs/rl.md for what mistakes give."""
     world, lm = exam_world(seed, beta=0.3)
     task = Online(prompts=["q0"], reward=reward_by(lambda _, text: world.reward_of(text)))
     report = ppo(kl_coefficient=world.beta).train(lm, task, Runtime(seed=seed))
@@ -46,7 +46,7 @@ def test_ppo_reaches_the_tilted_distribution(seed: int, reward_by: Any) -> None:
 
 
 def test_ppo_comes_close_with_a_real_encoder_decoder_whose_pad_token_is_a_symbol(reward_by: Any) -> None:
-    """Measured .923; without the first token's training .781, without KL .714 (benchmarks/exam.py)."""
+    """Measured .923 with this seed (benchmarks/exam.py)."""
     world, lm = seq2seq_world(1)
     task = Online(prompts=[world.prompt], reward=reward_by(lambda _, text: world.reward_of(text)))
     ppo(batch_size=128, learning_rate=1e-3, value_learning_rate=1e-2, kl_coefficient=world.beta).train(

@@ -110,6 +110,19 @@ def test_a_soft_prompt_starts_away_from_its_reference_and_the_report_says_how_fa
         assert torch.equal(lm.model.state_dict()[name], tensor)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["lora", "ia3", "prompt", "p_tuning", "prefix", "bottleneck", "full"])
+def test_every_adapter_is_scored_as_it_draws(family: Any, name: str, reward_by: Any) -> None:
+    """PPO's own start checks compare drawn and recomputed log-probabilities; soft prompts shift every position."""
+    lm = with_adapter(tiny_lm(family), name)
+    task = Online(prompts=PROMPTS, reward=reward_by(share_of_good))
+    report = settings(learning_rate=1e-2).build().train(lm, task, Runtime())
+    assert report.summary["reference"] == ("frozen copy" if name == "full" else "last adapter off")
+    if lm.adapters[-1].identity:
+        assert report.summary["start_kl"] == pytest.approx(0, abs=1e-5)
+        assert abs(report.steps[1]["kl"]) > 0
+
+
 def test_dropout_is_off_and_the_mode_is_put_back(reward_by: Any) -> None:
     lm = tiny_lm("encoder-decoder")
     for module in lm.model.modules():
