@@ -14,6 +14,8 @@ from hypothesis import strategies as hs
 from tunesmith import spec
 from tunesmith.kinds import KINDS
 from tunesmith.registry import name_of, registry_for
+from tunesmith.testing import common, run_checks
+from tunesmith.testing.examples import example
 from tunesmith.testing.strategies import configs
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +47,15 @@ def test_any_config_survives_dict_json_toml_and_short_spelling(kind, use, tmp_pa
             assert spec.read(path, registry.base) == config
 
     survives()
+
+
+@pytest.mark.parametrize(("kind", "use"), BUILT_IN)
+def test_every_built_in_passes_the_common_checks(kind, use):
+    """Those that use the component are with the tests of its kind."""
+    config = example(registry_for(kind).get(use), **STARTS.get(use, {}))
+    results = run_checks(config, kind_checks=False)
+    assert len(results) == len(common.CHECKS)
+    assert not [f"{result.check}: {result.message}" for result in results if not result.ok]
 
 
 def test_the_registered_names_are_those_of_the_snapshot():
