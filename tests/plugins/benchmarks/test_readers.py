@@ -72,6 +72,22 @@ def test_mmlu_finds_the_letter_in_what_is_written(small: Path) -> None:
     assert [benchmark.extract(t) for t in (" B. two", "The answer is C", "Dogs", "A")] == ["B", "C", "Dogs", "A"]
 
 
+def test_mmlu_records_of_a_data_set_have_choices_and_a_number(tmp_path: Path) -> None:
+    """The form of the hub's copy: the answer is the place of the right one."""
+    record = {"question": "Which one?", "choices": ["cat", "dog", "bird", "fish"], "answer": 2, "subject": "animals"}
+    (tmp_path / "animals.test.jsonl").write_text(json.dumps(record) + "\n")
+    config = MMLU(source=str(tmp_path / "animals.test.jsonl"), subjects=("animals",), shots=0)
+    (item,) = items(config)
+    assert item.context.endswith("Which one?\nA. cat\nB. dog\nC. bird\nD. fish\nAnswer:")
+    assert (item.target, item.group) == (2, "animals")
+
+
+@pytest.mark.parametrize(("field", "given", "target"), [("label", 1, 1), ("label", "0", 0), ("label", "entailment", 0)])
+def test_labels_are_read_as_numbers_or_names(tmp_path: Path, field: str, given: object, target: int) -> None:
+    (tmp_path / "val.jsonl").write_text(json.dumps({"premise": "p", "hypothesis": "h", field: given}) + "\n")
+    assert items(SuperGlue(source=str(tmp_path), task="rte"))[0].target == target
+
+
 def test_shots_are_the_same_for_a_seed_and_grow_at_the_end(small: Path) -> None:
     source = str(small / "sst2")
     one, two, again, other = (items(Glue(source=source, shots=k, seed=s)) for k, s in ((1, 0), (2, 0), (2, 0), (2, 7)))
