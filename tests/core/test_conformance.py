@@ -256,12 +256,32 @@ def test_no_config_is_an_error():
         checks_for(Config())
 
 
-@conformance(Good(), Good(share=0.25), expected_failures={"check_it_is_registered": "it lives in a test"})
-def test_the_decorator_makes_a_test_of_every_check(check):
-    if "share" in repr(check) and check.check in common.CHECKS and "light" not in repr(check):
+def test_the_decorator_makes_a_test_of_every_check_of_every_config():
+    configs = (Good(), Good(share=0.25))
+    seen = []
+
+    @conformance(*configs, expected_failures={"check_it_is_registered": "it lives in a test"})
+    def test_conforms(check):
+        seen.append(check)
         check()
-    elif "registered" in repr(check):
-        raise AssertionError("announced")
+
+    (mark,) = test_conforms.pytestmark
+    cases = mark.args[1]
+    assert [case.id for case in cases] == [
+        f"{label}-{check.__name__}"
+        for label, config in zip(("Good()", "Good(share=0.25)"), configs, strict=True)
+        for check in checks_for(config)
+    ]
+    strict = {case.id: case.marks for case in cases if case.marks}
+    assert set(strict) == {f"{label}-check_it_is_registered" for label in ("Good()", "Good(share=0.25)")}
+    for (xfail,) in strict.values():
+        assert xfail.name == "xfail"
+        assert xfail.kwargs == {"reason": "it lives in a test", "strict": True}
+    by_id = {case.id: case.values[0] for case in cases}
+    test_conforms(by_id["Good(share=0.25)-check_it_is_frozen"])
+    with pytest.raises(AssertionError, match="in this process only"):
+        test_conforms(by_id["Good()-check_it_is_registered"])
+    assert len(seen) == 2
 
 
 def test_a_check_with_a_power_is_for_components_that_have_it(monkeypatch):
