@@ -8,6 +8,7 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.metric import MetricConfig
+from tunesmith.kinds.stage import Output
 
 IMPLEMENTATIONS = "tunesmith_plugins.metrics"
 
@@ -166,14 +167,14 @@ class Toxicity(MetricConfig):
     """Probability that a classifier gives a class for what was written; lower is better unless said otherwise.
 
     Attributes:
-        model: Folder or hub name of a sequence classifier.
+        model: Folder or hub name of a sequence classifier, or the model of an earlier stage of the pipeline.
         label: The class, by name or number.
         threshold: From this probability on a text counts for the share.
         main: Which score is the main one: the mean probability, or the share of texts at or above the threshold.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.toxicity:ToxicityMetric"
-    model: str
+    model: str | Output
     label: str = "toxic"
     threshold: float = field(default=0.5, validator=[v.gt(0), v.le(1)])
     main: Literal["mean", "share"] = "mean"
@@ -223,3 +224,11 @@ class HFEvaluate(MetricConfig):
     references: Literal["first", "all"] = "first"
     options: dict[str, bool | int | float | str] = field(factory=dict)
     higher_is_better: bool = True
+
+    def code_digest(self) -> str:
+        """Return the SHA-256 of a local module's Python files, without running them; of a hub module, of its name."""
+        import hashlib
+        from pathlib import Path
+
+        files = sorted(Path(self.module).glob("*.py"))
+        return hashlib.sha256(b"".join(f.read_bytes() for f in files) or self.module.encode()).hexdigest()

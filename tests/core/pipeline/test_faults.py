@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 from pipeline_toys import Bytes, Number, Slow
 
 import tunesmith as ts
@@ -20,7 +22,7 @@ from tunesmith.errors import ArtifactError, ConfigError, PipelineError
 from tunesmith.pipeline.store import Store
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.path.dirname(__file__), "OMP_NUM_THREADS": "1"}
-START = "import pipeline_toys; pipeline_toys.register(); import tunesmith as ts; from pipeline_toys import *\n"
+START = "import time, pipeline_toys; pipeline_toys.register(); import tunesmith as ts; from pipeline_toys import *\n"
 
 
 def pair():
@@ -271,6 +273,24 @@ def test_a_second_process_is_told_who_is_there(tmp_path):
         first.kill()
         first.communicate()
     assert pair().run(folder).done  # the lock of the killed process is gone with it
+
+
+def test_children_of_a_killed_process_are_waited_for(tmp_path):
+    """A child that inherited the lock may need a while to notice that its parent is gone."""
+    folder = tmp_path / "r"
+    folder.mkdir()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    owner = {"pid": gone.pid, "host": socket.gethostname(), "since": "2026-01-01T00:00:00Z"}
+    (folder / "lock.json").write_text(json.dumps(owner))
+    child = start(
+        f"from filelock import FileLock\nwith FileLock({str(folder / 'lock')!r}): print('held', flush=True); time.sleep(3)"
+    )
+    assert child.stdout.readline() == "held\n"
+    with pytest.raises(Timeout), FileLock(folder / "lock", timeout=0):
+        pass
+    assert pair().run(folder).done
+    child.communicate()
 
 
 def test_an_interruption_is_a_clean_stop_that_says_how_to_go_on(tmp_path, calls):

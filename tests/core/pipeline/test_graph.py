@@ -34,6 +34,25 @@ def test_base_and_outputs_can_be_asked_for():
     assert found["d"].start.stage == "a"
 
 
+def test_a_stage_can_begin_from_a_folder_or_hub_name_of_its_own():
+    found = nodes(Number(name="a", start="./elsewhere"), Number(name="b", start="some/model"))
+    assert (found["a"].start, found["b"].start) == ("./elsewhere", "some/model")
+
+
+def test_a_component_inside_a_stage_can_read_the_model_of_an_earlier_one():
+    from pathlib import Path
+
+    from tunesmith.pipeline.walk import with_folders
+    from tunesmith_plugins.metrics import Toxicity
+    from tunesmith_plugins.stages import Evaluate
+
+    stage = Evaluate(name="e", metrics=(Toxicity(model=ts.output("a")),))
+    found = nodes(Number(name="a"), stage)
+    assert found["e"].inputs["metrics.0.model"].stage == "a"
+    ready = with_folders(stage, {"metrics.0.model": Path("/somewhere")})
+    assert ready.metrics[0].model == str(Path("/somewhere"))
+
+
 def test_a_stage_that_uses_no_model_has_no_start_and_needs_no_base():
     pipeline = ts.Pipeline(stages=(Source(name="r"),))
     assert pipeline.nodes[0].start is None
@@ -95,7 +114,7 @@ def test_all_problems_are_found_at_once():
             "two stages are called 'a' (the other: stages[1])",
             "no earlier stage is called 'aa'; did you mean 'a'?",
             "stage 'a' makes no 'modle'; it makes model; did you mean 'model'?",
-            "start must be 'previous', 'base' or an output such as output(\"basis\")",
+            "start must be 'previous', 'base', a path, or an output such as output(\"basis\")",
             "a:model is of kind 'model'; here an artifact of kind 'reward_model' is needed @ pipeline.stages[6].reward",
             "no earlier stage is called 'r'",
         ],

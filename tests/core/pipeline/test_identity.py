@@ -121,6 +121,16 @@ def test_a_plain_word_is_not_taken_for_the_folder_of_that_name(tmp_path, monkeyp
     assert key(rewarded) == before
 
 
+def test_where_results_go_to_is_no_input(tmp_path):
+    from tunesmith_plugins.stages import Export
+
+    pipeline = ts.Pipeline(base="b", stages=(Export(name="out", folder=str(tmp_path / "out")),))
+    before = key(pipeline)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "weights").write_text("x")
+    assert key(pipeline) == before
+
+
 def test_a_raised_revision_makes_results_anew(pipeline, monkeypatch):
     before = key(pipeline)
     monkeypatch.setattr(Chosen, "revision", 2)
@@ -136,6 +146,26 @@ def test_the_text_of_code_counts(tmp_path):
     before = key(pipeline)
     code.write_text("def f(): return 1")
     assert key(pipeline) != before
+
+
+def test_the_standard_components_that_run_code_say_so_and_count_it(tmp_path, monkeypatch):
+    from tunesmith.pipeline.identity import runs_code
+    from tunesmith_plugins.metrics import HFEvaluate
+    from tunesmith_plugins.reward_models import Function
+    from tunesmith_plugins.stages import Evaluate
+
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "rewarding").mkdir()
+    for name in ("rewarding/__init__.py", "rewarding/rewarding.py"):
+        (tmp_path / name).write_text("def f(prompts, completions): ...\n")
+    function = Rewarded(name="e", reward=Function(target="rewarding.rewarding:f"))
+    metric = Evaluate(name="e", metrics=(HFEvaluate(module=str(tmp_path / "rewarding")),))
+    for stage, use in ((function, "tunesmith/function"), (metric, "tunesmith/hf_evaluate")):
+        pipeline = ts.Pipeline(base="b", stages=(stage,))
+        assert runs_code(pipeline.nodes[0]) == [use]
+        before = key(pipeline)
+        (tmp_path / "rewarding" / "rewarding.py").write_text(f"def f(prompts, completions): return {use!r}\n")
+        assert key(pipeline) != before
 
 
 def test_data_that_a_stage_never_looks_at_does_not_count(pipeline):

@@ -101,6 +101,17 @@ def test_a_local_base_is_handed_over_by_its_full_path(tmp_path, monkeypatch):
     assert run.summary["e"]["start"] == str(tmp_path / "model")
 
 
+def test_a_stage_may_begin_from_a_folder_whose_content_counts(tmp_path, calls):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "value").write_text("10")
+    pipeline = ts.Pipeline(stages=(Number(name="a", start=str(tmp_path / "other")),))
+    assert pipeline.run(tmp_path / "r").summary["a"]["value"] == 11
+    pipeline.run(tmp_path / "r")
+    assert calls() == ["a"]
+    (tmp_path / "other" / "value").write_text("20")
+    assert pipeline.run(tmp_path / "r").summary["a"]["value"] == 21
+
+
 def test_every_artifact_has_a_manifest_that_names_its_producer(tmp_path):
     run = numbers(1).run(tmp_path / "r")
     manifest = json.loads((run.output("a") / "manifest.json").read_text())
@@ -165,6 +176,15 @@ def test_a_stage_that_breaks_its_promise_is_refused(tmp_path, how, message):
     with pytest.raises(PipelineError, match=message):
         pipeline.run(tmp_path / "r")
     assert Store(tmp_path / "r").finished() == []
+
+
+def test_what_a_failed_attempt_wrote_is_not_in_the_result(tmp_path):
+    pipeline = ts.Pipeline(base="b", stages=(Misbehaving(name="bad", how="extra", once=True),))
+    with pytest.raises(PipelineError, match=r"loose.txt"):
+        pipeline.run(tmp_path / "r")
+    assert list((tmp_path / "r" / "stages").glob("*/loose.txt"))
+    run = pipeline.run(tmp_path / "r")
+    assert sorted(path.name for path in run.stages["bad"].folder.iterdir()) == ["model", "result.json"]
 
 
 def test_hooks_are_told(tmp_path):
