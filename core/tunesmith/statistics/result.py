@@ -86,7 +86,8 @@ def compute(
     """Return the scores of ``table`` with percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13).
 
     Whole groups are resampled (the cluster bootstrap; Cameron, Gelbach and Miller 2008, section 3). There is no
-    interval where the metric says that resampling would be wrong, and where there are fewer than two groups.
+    interval where the metric says that resampling would be wrong, where there are fewer than two groups, and where all rows are
+    equal.
 
     Args:
         table: At least one row.
@@ -102,7 +103,9 @@ def compute(
     value = metric.score(table.values)
     clusters = int(table.clusters().max()) + 1
     scores = {name: Score(value=float(value[name])) for name in metric.scores}
-    if metric.resampling != "none" and clusters > 1 and resamples > 0:
+    # equal rows (0 right of 40) have equal resamples, and [0, 0] would claim a certainty that 40 examples cannot give
+    varied = bool((table.values != table.values[0]).any())
+    if metric.resampling != "none" and clusters > 1 and varied and resamples > 0:
         (found,) = resampled_scores(metric, (table,), resamples, seed)
         low, high = interval(found, confidence)
         scores = {

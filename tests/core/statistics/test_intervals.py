@@ -87,6 +87,11 @@ def test_one_group_gives_no_interval(mean, table) -> None:
     assert compute(table([1, 2], groups=["a", "a"]), mean).main.low is None
 
 
+def test_equal_rows_give_no_interval(mean, table) -> None:
+    """0 right of 40 does not prove that the share is 0."""
+    assert compute(table([0.0] * 40), mean).main.low is None
+
+
 def test_nothing_to_score_is_an_error(mean, table) -> None:
     with pytest.raises(DataError, match="no examples"):
         compute(table([]), mean)
