@@ -251,3 +251,26 @@ def test_caches_given_to_select_and_join_stay_as_they_were():
     found, _ = model.step(token, model.select(again, torch.tensor([1])))
     torch.testing.assert_close(found, expected)
     assert attrs.asdict(cache, recurse=False)["mask"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("adapter", [None, "prefix(tokens=3)", "prompt(tokens=3)"])
+def test_rows_go_on_alike_after_padding_is_cut_off_or_put_before_them(adapter):
+    from tunesmith.spec import parse
+
+    lm = tiny_lm()
+    if adapter is not None:
+        lm = parse(adapter, "adapter").build().attach(lm, Runtime())
+        with torch.no_grad():
+            for _, parameter in lm.adapters[0].trainable():
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    engine = Transformers().build()
+    engine.sync(lm)
+    model = engine.step_model
+    long, short, token = (5, 6, 7, 8), (9,), torch.tensor([11])
+    expected, _ = model.step(token, model.begin([short])[1])
+    _, together = model.begin([long, short])
+    cut = model.select(together, torch.tensor([1]))
+    assert cut.mask.shape == (1, 1)
+    torch.testing.assert_close(model.step(token, cut)[0], expected)
+    joined = model.join([model.begin([short])[1], model.begin([long])[1]])
+    torch.testing.assert_close(model.step(token.expand(2), joined)[0][:1], expected)
