@@ -9,7 +9,9 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def block(word: str) -> str:
-    found = [text for text in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S) if word in text]
+    found = [
+        text for text in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S) if word in text
+    ]
     assert len(found) == 1, word
     return found[0]
 
@@ -39,7 +41,14 @@ def test_the_plugin_drops_what_it_says():
 
     code = block("EpsilonLink(Link)")
     assert len([line for line in code.splitlines() if line.strip()]) <= 25
-    names = {"frozen": frozen, "field": field, "v": v, "ClassVar": ClassVar, "SamplerConfig": SamplerConfig, "Link": Link}
+    names = {
+        "frozen": frozen,
+        "field": field,
+        "v": v,
+        "ClassVar": ClassVar,
+        "SamplerConfig": SamplerConfig,
+        "Link": Link,
+    }
     exec(code, names)
     config = names["Epsilon"](epsilon=0.1)
     one = torch.zeros(1, dtype=torch.int64)
