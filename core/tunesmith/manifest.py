@@ -62,19 +62,27 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's content so that a reader sees the old or the new one, never a part."""
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace a file's content so that a reader sees the old or the new one, never a part.
+
+    Args:
+        path: The file.
+        text: Its new content.
+        durable: Wait until the disk has it. Otherwise a power cut, though no kill, may lose it.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         with beside.open("w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         os.replace(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    fsync_folder(path.parent)
+    if durable:
+        fsync_folder(path.parent)
 
 
 def write(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -178,9 +178,10 @@ class _Executor:
         start: str | None = None
         if isinstance(node.start, Ref):
             start = str(self._folder(node.start))
-        elif node.start == BASE:
-            local = Path(self.pipeline.base).expanduser()
-            start = str(local.absolute()) if local.exists() else self.pipeline.base
+        elif node.start is not None:
+            named = self.pipeline.base if node.start == BASE else node.start
+            local = Path(named).expanduser()
+            start = str(local.absolute()) if local.exists() else named
         return StageContext(
             name=node.name,
             start=start,

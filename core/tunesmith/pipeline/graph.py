@@ -48,7 +48,7 @@ class Node:
         name: Full name; a part of an expanding stage is ``"<name>/<part>"``.
         place: Where it stands, for messages: ``"stages[2].branches.lora"``.
         config: Its config.
-        start: None if it uses no model, ``"base"``, or a model that an earlier stage makes.
+        start: None if it uses no model, ``"base"``, a folder or hub name, or a model that an earlier stage makes.
         data: The data it is given; None if it uses none.
         inputs: As in ``StageContext.inputs``, with references in place of folders.
         parts: Full names of the stages that it consists of.
@@ -161,8 +161,10 @@ class _Builder:
             return self._from_base(where)
         if stage.start == BASE:
             return self._from_base(where)
+        if "/" in stage.start or "\\" in stage.start:
+            return stage.start
         self._problem(
-            f"start must be 'previous', 'base' or an output such as output(\"{stage.start}\"), not {stage.start!r}",
+            f"start must be 'previous', 'base', a path, or an output such as output(\"{stage.start}\"), not {stage.start!r}",
             where,
         )
         return None

@@ -106,8 +106,8 @@ def stage_identity(
     start: Any = None
     if isinstance(node.start, Ref):
         start = {"artifact": artifacts[node.start]}
-    elif node.start == BASE:
-        start = tree.text(pipeline.base, "base", {})
+    elif node.start is not None:
+        start = tree.text(pipeline.base if node.start == BASE else node.start, "base", {})
     return {
         "format": FORMAT,
         "stage": tree.of(node.config, ""),

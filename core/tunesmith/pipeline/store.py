@@ -49,9 +49,10 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def write_json(path: Path, record: Any) -> None:
-    """Replace a JSON file in one step."""
-    manifest.write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, record: Any, *, durable: bool = False) -> None:
+    """Replace a JSON file in one step. What only reports on the run need not be durable: the results themselves are."""
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    manifest.write_text(path, text + "\n", durable=durable)
 
 
 class Store:
@@ -167,7 +168,7 @@ class Store:
         whole = json.loads(
             json.dumps({"format": FORMAT, "key": key, **record, "artifacts": artifacts}, allow_nan=False)
         )
-        write_json(out / RESULT, {**whole, "checksum": _checksum(whole)})
+        write_json(out / RESULT, {**whole, "checksum": _checksum(whole)}, durable=True)
         manifest.fsync_folder(out)
         out.rename(self.stage(key))
         manifest.fsync_folder(out.parent)

@@ -56,7 +56,8 @@ def configs(value: Any) -> Iterator[Config]:
 
 
 def with_folders(value: Any, inputs: Mapping[str, Path], path: str = "") -> Any:
-    """Return a config in which data of earlier stages comes from their folders; the rest is as it was.
+    """Return a config in which data of earlier stages, and models of theirs that a component inside the stage reads,
+    come from their folders; the rest is as it was. Outputs in fields of the stage itself are the stage's to look up.
 
     Args:
         value: A config, or what stands in one.
@@ -68,8 +69,13 @@ def with_folders(value: Any, inputs: Mapping[str, Path], path: str = "") -> Any:
     if isinstance(value, Output) or not _is_branch(value) or (isinstance(value, StageConfig) and path):
         return value
     changed = {}
+    component = isinstance(value, Config) and not isinstance(value, StageConfig)
     for key, item, _ in _children(value):
-        new = with_folders(item, inputs, f"{path}.{key}" if path else key)
+        place = f"{path}.{key}" if path else key
+        if component and key == "model" and isinstance(item, Output):
+            changed[key] = str(inputs[place])
+            continue
+        new = with_folders(item, inputs, place)
         if new is not item:
             changed[key] = new
     if not changed:
