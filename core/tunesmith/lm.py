@@ -171,6 +171,20 @@ def _no_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@contextmanager
+def _no_load_report(quiet: bool) -> Iterator[None]:
+    """Keep transformers from telling at length that a head is new, where a new head was asked for."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    if quiet:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def load(
     source: str | Path,
     *,
@@ -223,7 +237,7 @@ def load(
     new_head = _set_labels(config, labels)
     placed = {"device_map": device_map} if device_map else {}
     try:
-        with _no_bars():
+        with _no_bars(), _no_load_report(new_head):
             model = _auto_class(family, head or _head_of(config)).from_pretrained(
                 source,
                 config=config,

@@ -52,11 +52,13 @@ class Metric(Component[Any]):
             bootstrap is a matrix product. ``"rows"``: :meth:`score` is called on resampled rows. ``"none"``: a percentile
             bootstrap would be wrong (distinct-n), and no interval is given.
         higher_is_better: Direction of the main score, for reports.
+        words: What verdicts call a better and a worse system by this metric.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"prediction", "references"})
     resampling: ClassVar[Literal["additive", "rows", "none"]] = "additive"
     higher_is_better: ClassVar[bool] = True
+    words: ClassVar[tuple[str, str]] = ("better", "worse")
 
     @property
     @abstractmethod

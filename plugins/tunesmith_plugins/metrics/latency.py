@@ -14,6 +14,7 @@ class LatencyMetric(Metric):
 
     needs = frozenset({"latency"})
     higher_is_better = False
+    words = ("faster", "slower")
     columns = ("seconds", "new_tokens")
     scores = ("seconds", "tokens_per_second")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from tunesmith import statistics
 from tunesmith.data import Example, load_examples
@@ -27,16 +27,23 @@ SHOWN = 8
 SIZE = "trainable parameters"
 """The number that branches are plotted against, if they report it."""
 
+DISK = "kB of weights on disk"
+"""Otherwise models are plotted against this."""
+
 Compared = Mapping[tuple[str, str, str], Comparison]
 """(model, what it is compared with, metric) to the paired comparison."""
 
 
 @frozen(kw_only=True)
 class _Measured:
-    """Evaluations by label of the model, the baseline first, and their paired comparisons."""
+    """Evaluations by label of the model, the baseline first, and their paired comparisons.
+
+    ``disk``: bytes of the models' own weights, of those that lie in a folder.
+    """
 
     evaluations: Mapping[str, Evaluation]
     compared: Compared
+    disk: Mapping[str, int] = field(factory=dict)
 
 
 class CompareStage(Stage):
@@ -79,7 +86,8 @@ class CompareStage(Stage):
         pairs = [(label, first) for label in models if label not in (first, baseline)]
         if baseline is not None:
             pairs += [(label, baseline) for label in models if label != baseline]
-        return _Measured(evaluations=evaluations, compared=dict(_compare(evaluations, pairs)))
+        disk = {label: _bytes(Path(source)) for label, source in models.items() if Path(source).is_dir()}
+        return _Measured(evaluations=evaluations, compared=dict(_compare(evaluations, pairs)), disk=disk)
 
     def _evaluate(self, context: StageContext, source: str) -> Evaluation:
         config, runtime = self.config, context.runtime
@@ -109,10 +117,11 @@ class CompareStage(Stage):
         ]
         if measured.compared:
             tables.append(_tests(measured.compared, confidence))
+        reference = next(iter(measured.evaluations))
         verdicts = tuple(
             f"{comparison.verdict(subject=label, versus=versus)}."
             for (label, versus, metric), comparison in measured.compared.items()
-            if metric == main
+            if metric == main or versus == reference
         )
         return Content(verdicts=verdicts, tables=tuple(tables), samples=_samples(measured.evaluations))
 
@@ -188,13 +197,20 @@ def _write_scores(folder: Path, measured: _Measured) -> None:
 def _merged(contents: Mapping[str, Content], measured: _Measured, keys: Sequence[str]) -> Content:
     """Return the branches' own numbers in one table, and their curves in one plot where they have the same title."""
     numbers = {key: dict(_numbers(found)) for key, found in contents.items()}
+    size = SIZE
+    if not any(SIZE in found for found in numbers.values()):
+        size = DISK
+        for label, count in measured.disk.items():
+            numbers.setdefault(label, {})[DISK] = count / 1000
+        keys = [*(label for label in numbers if label not in keys), *keys]
     names = list(dict.fromkeys(name for found in numbers.values() for name in found))
     tables = []
     if names:
         rows = tuple((key, *(numbers.get(key, {}).get(name) for name in names)) for key in keys)
-        tables.append(Table(title="What the branches took", columns=("branch", *names), rows=rows))
+        title = "What the branches took" if size == SIZE else "Size"
+        tables.append(Table(title=title, columns=("branch", *names), rows=rows))
     return Content(
-        tables=tuple(tables), series=tuple(_curves(contents)), scatters=tuple(_against_size(numbers, measured))
+        tables=tuple(tables), series=tuple(_curves(contents)), scatters=tuple(_against_size(numbers, measured, size))
     )
 
 
@@ -223,17 +239,17 @@ def _curves(contents: Mapping[str, Content]) -> Iterator[Series]:
         yield Series(title=shown, x_label=some.x_label, x=tuple(x), y=y, y_label=some.y_label)
 
 
-def _against_size(numbers: Mapping[str, Mapping[str, Any]], measured: _Measured) -> Iterator[Scatter]:
+def _against_size(numbers: Mapping[str, Mapping[str, Any]], measured: _Measured, size: str) -> Iterator[Scatter]:
     points = []
     title = ""
     for key, found in numbers.items():
-        if found.get(SIZE) and key in measured.evaluations:
+        if found.get(size) and key in measured.evaluations:
             metric, result = next(iter(measured.evaluations[key].results.items()))
             title = score_name(metric, next(iter(result.scores)))
             score = result.main
-            points.append(Point(label=key, x=float(found[SIZE]), y=score.value, y_low=score.low, y_high=score.high))
+            points.append(Point(label=key, x=float(found[size]), y=score.value, y_low=score.low, y_high=score.high))
     if len(points) > 1:
-        yield Scatter(title=f"{title} against {SIZE}", x_label=SIZE, y_label=title, points=tuple(points))
+        yield Scatter(title=f"{title} against {size}", x_label=size, y_label=title, points=tuple(points))
 
 
 def _model(context: StageContext, key: str, config: Any) -> Path | None:
@@ -250,6 +266,11 @@ def _content(context: StageContext, key: str) -> Content:
         tables=tuple(table for each in found for table in each.tables),
         series=tuple(series for each in found for series in each.series),
     )
+
+
+def _bytes(folder: Path) -> int:
+    """Return the bytes of a model's weights; of an adapter, without those of a base elsewhere."""
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
 
 def _unused(label: str, taken: Mapping[str, Any]) -> str:

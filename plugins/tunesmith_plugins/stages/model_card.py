@@ -44,7 +44,8 @@ def record_of(start: str) -> Record:
     made = stage.get("artifacts", {}).get(artifact.name, {}).get("digest")
     scores: list[dict[str, Any]] = []
     for other in sorted(artifact.parent.parent.glob("*/result.json")):
-        if made and _read(other).get("identity", {}).get("start", {}).get("artifact") == made:
+        start = _read(other).get("identity", {}).get("start") or {}  # a stage that uses no model has none
+        if made and isinstance(start, dict) and start.get("artifact") == made:
             scores += _read_list(other.parent / "scores" / "scores.json")
     return Record(stage=stage, pipeline=_read(artifact.parent.parent.parent / "pipeline.json"), scores=tuple(scores))
 
