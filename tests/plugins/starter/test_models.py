@@ -81,6 +81,6 @@ def test_a_missing_model_is_named_with_the_command_that_makes_it(monkeypatch: py
 
 
 def _rouge(handle, shots: int, instruction: str = dg.INSTRUCTION) -> float:  # type: ignore[no-untyped-def]
-    rows = quality.few_shot_prompts(60, shots, instruction=instruction)
+    rows = quality.few_shot_prompts(30, shots, instruction=instruction)
     made = quality.generate(*handle, [prompt for prompt, _ in rows])
     return quality.rouge(made, [reference for _, reference in rows])[0]
