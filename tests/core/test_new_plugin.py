@@ -85,36 +85,36 @@ assert not {"torch", "numpy", "transformers"} & set(sys.modules)
 """
 
 
+USE = """
+import tunesmith as ts
+from tunesmith.cli import main
+from tunesmith.testing.models import tiny_lm
+
+assert ts.generate(tiny_lm(), ["the cat"], sampler="top_a(scale=0.1)", max_new_tokens=5)[0].token_ids
+assert main(["plugins", "check", "tunesmith-top-a/top_a"]) == 0
+"""
+
+
 def test_a_new_sampler_is_listed_checked_and_serves_in_a_saved_pipeline_until_it_is_removed(tmp_path):
     folder = write_plugin("top-a", KINDS["sampler"], tmp_path)
     env = installed(folder, site=tmp_path / "site")
     listed = run(*tunesmith("plugins", "list", "--kind", "sampler"), env=env, cwd=tmp_path)
     assert "top_a" in listed.stdout
     assert "tunesmith-top-a 0.1.0" in listed.stdout
-    checked = run(*tunesmith("plugins", "check", "tunesmith-top-a/top_a"), env=env, cwd=tmp_path)
-    assert checked.returncode == 0, checked.stdout
-    assert " conformance checks, 0 failed" in checked.stdout
     file = tmp_path / "pipeline.json"
     saved = run(sys.executable, "-c", PIPELINE, str(file), env=env, cwd=tmp_path)
     assert saved.returncode == 0, saved.stderr
     assert '"use": "tunesmith-top-a/top_a"' in file.read_text(encoding="utf-8")
-    drawn = run(
-        sys.executable,
-        "-c",
-        "import tunesmith as ts\nfrom tunesmith.testing.models import tiny_lm\n"
-        "print(ts.generate(tiny_lm(), ['the cat'], sampler='top_a(scale=0.1)', max_new_tokens=5)[0].token_ids)",
-        env=env,
-        cwd=tmp_path,
-    )
-    assert drawn.returncode == 0, drawn.stderr
+    used = run(sys.executable, "-c", USE, env=env, cwd=tmp_path)
+    assert used.returncode == 0, used.stdout + used.stderr
+    assert " conformance checks, 0 failed" in used.stdout
     for path in (tmp_path / "site").rglob("*"):
         if path.is_file():
             path.unlink()
-    for code in (f"import tunesmith as ts; ts.Pipeline.load({str(file)!r})",):
-        gone = run(sys.executable, "-c", code, env=env, cwd=tmp_path)
-        assert gone.returncode == 1
-        assert "no plugin distribution 'tunesmith-top-a' is installed" in gone.stderr
-        assert "pip install tunesmith-top-a" in gone.stderr
+    gone = run(sys.executable, "-c", f"import tunesmith as ts; ts.Pipeline.load({str(file)!r})", env=env, cwd=tmp_path)
+    assert gone.returncode == 1
+    assert "no plugin distribution 'tunesmith-top-a' is installed" in gone.stderr
+    assert "pip install tunesmith-top-a" in gone.stderr
 
 
 @pytest.mark.parametrize("name", ["", "Top", "top a", "../top", "top/a", "-top", "1top", "top--a", "tunesmith-"])
