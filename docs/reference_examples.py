@@ -21,7 +21,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "compressor": {
         "distill": "distill(keep_every=3, temperature=4.0, steps=1000)",
-        "int8": 'int8(skip=["lm_head"])',
+        "int8": 'int8(skip=["decoder.block.0"])',
         "magnitude": 'magnitude(sparsity=0.3, scope="global")',
     },
     "decoder": {

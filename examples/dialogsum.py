@@ -26,7 +26,7 @@ import scratch_models
 from attrs import evolve
 
 import tunesmith as ts
-from tunesmith import evaluation, reward, statistics
+from tunesmith import reward, statistics
 from tunesmith.data import load_examples
 from tunesmith_plugins import adapters, compressors, metrics, reward_models
 from tunesmith_plugins import rl_algorithms as rl
@@ -55,7 +55,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The course's three labs on DialogSum.")
     parser.add_argument("--data", type=Path, required=True, help="folder with dialogsum.{train,dev,test}.jsonl")
     parser.add_argument("--toxicity", type=Path, required=True, help="labeled_data.csv of Davidson et al. (2017)")
-    parser.add_argument("--model", default="", help="encoder-decoder to start from; default: train a small one from scratch")
+    parser.add_argument(
+        "--model", default="", help="encoder-decoder to start from; default: train a small one from scratch"
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs/dialogsum"))
     parser.add_argument("--items", type=int, default=200, help="test items that are generated and scored (0: all 500)")
     parser.add_argument("--threads", type=int, default=2)
@@ -66,7 +68,9 @@ def parse() -> argparse.Namespace:
 
 def toxicity_pipeline(arguments: argparse.Namespace) -> ts.Pipeline:
     """A classifier of tweets (0 hate, 1 offensive, 2 neither): first masked words, then the classes."""
-    tweets = ts.Data(source=str(arguments.toxicity), prompt="{tweet}", target="{class}", fractions={"train": 0.9, "test": 0.1})
+    tweets = ts.Data(
+        source=str(arguments.toxicity), prompt="{tweet}", target="{class}", fractions={"train": 0.9, "test": 0.1}
+    )
     rows = [example.prompt for example in load_examples(tweets, "train", ts.Runtime())]
     size = {"vocab": 400, "width": 32, "layers": 1} if arguments.quick else {"vocab": 4000, "width": 96, "layers": 2}
     base = scratch_models.encoder(arguments.folder / "scratch" / "encoder", rows, seed=arguments.seed, **size)
@@ -78,7 +82,12 @@ def toxicity_pipeline(arguments: argparse.Namespace) -> ts.Pipeline:
         stages=(
             st.FineTune(name="words", steps=words, learning_rate=2e-3, **common),
             st.FineTune(name="classifier", objective="classification", steps=classes, learning_rate=1e-3, **common),
-            st.Evaluate(name="held-out", metrics=(metrics.Accuracy(of="classes"),), data=tweets, items=50 if arguments.quick else 0),
+            st.Evaluate(
+                name="held-out",
+                metrics=(metrics.Accuracy(of="classes"),),
+                data=tweets,
+                items=50 if arguments.quick else 0,
+            ),
         ),
     )
 
@@ -89,7 +98,9 @@ def scratch(arguments: argparse.Namespace) -> str:
     texts = (f"{row['dialogue']} {row['summary']}" for row in read(first / "train.jsonl"))
     size = {"vocab": 400, "width": 32, "layers": 1} if arguments.quick else {"vocab": 3000, "width": 128, "layers": 2}
     start = scratch_models.seq2seq(arguments.folder / "scratch" / "t5", texts, seed=arguments.seed, **size)
-    summaries = ts.Data(source=str(first), prompt="What happens in this dialogue?\n\n{dialogue}\n\nAnswer: ", target="{summary}")
+    summaries = ts.Data(
+        source=str(first), prompt="What happens in this dialogue?\n\n{dialogue}\n\nAnswer: ", target="{summary}"
+    )
     topics = evolve(summaries, prompt="What is this dialogue about?\n\n{dialogue}\n\nTopic: ", target="{topic}")
     spans, tasks = (4, 4) if arguments.quick else (250, 700)
     common = {"batch_size": 16, "max_length": 288, "max_target_length": 96}
@@ -184,7 +195,11 @@ def labs(arguments: argparse.Namespace, base: str, classifier: Path) -> ts.Pipel
             st.Evaluate(name="after-ppo", metrics=SCORES, items=items, generation=generation),
             st.Compress(name="small", compressor=compressors.Int8()),
             st.Evaluate(
-                name="after-int8", metrics=SCORES, items=items, generation=generation, versus=ts.output("after-ppo", "scores")
+                name="after-int8",
+                metrics=SCORES,
+                items=items,
+                generation=generation,
+                versus=ts.output("after-ppo", "scores"),
             ),
         ),
     )
@@ -250,14 +265,23 @@ def print_headroom(arguments: argparse.Namespace, run: ts.Run, toxicity: ts.Run,
     examples = load_examples(dialogues(arguments), "validation", runtime, items=count)
     prompts = [example.prompt for example in examples]
     drawn = ts.generate(
-        policy, prompts, sampler="temperature(temperature=1.0)", completions=samples, max_new_tokens=60, seed=arguments.seed
+        policy,
+        prompts,
+        sampler="temperature(temperature=1.0)",
+        completions=samples,
+        max_new_tokens=60,
+        seed=arguments.seed,
     )
-    judge = reward.ready(reward_models.Classifier(model=str(toxicity.output("classifier", "model")), label="2"), runtime)
+    judge = reward.ready(
+        reward_models.Classifier(model=str(toxicity.output("classifier", "model")), label="2"), runtime
+    )
     values = judge.score([prompts[c.request] for c in drawn], [c.text for c in drawn])
     rows = [values[i : i + samples] for i in range(0, len(values), samples)]
     gaps = [max(row) - sum(row) / len(row) for row in rows]
     mean = sum(map(sum, rows)) / len(values)
-    print(f"\nReward of {samples} reference samples of {count} validation prompts: mean {mean:.3f}, best minus mean {sum(gaps) / count:.3f}")
+    print(
+        f"\nReward of {samples} reference samples of {count} validation prompts: mean {mean:.3f}, best minus mean {sum(gaps) / count:.3f}"
+    )
 
 
 def scores_of(run: ts.Run, stage: str) -> list[dict]:

@@ -28,7 +28,8 @@ def main() -> None:
     pipeline = ts.Pipeline(
         base=arguments.model,
         stages=tuple(
-            st.Benchmark(name=name, start="base", benchmarks=(config,), items=arguments.items) for name, config in chosen.items()
+            st.Benchmark(name=name, start="base", benchmarks=(config,), items=arguments.items)
+            for name, config in chosen.items()
         ),
     )
     run = pipeline.run(arguments.folder, threads=arguments.threads)
@@ -55,7 +56,9 @@ def summary(stage: dict) -> list[str]:
     for record in stage.values():
         for name, value in record["scores"].items():
             interval = "" if value.get("low") is None else f" [{value['low']:.4f}, {value['high']:.4f}]"
-            lines.append(f"{name} {value['value']:.4f}{interval}, n = {record['items']}, {record['truncated']} truncated")
+            lines.append(
+                f"{name} {value['value']:.4f}{interval}, n = {record['items']}, {record['truncated']} truncated"
+            )
     return lines
 
 

@@ -40,7 +40,9 @@ def tokenizer(texts: Iterable[str], vocab: int) -> transformers.PreTrainedTokeni
     )
 
 
-def seq2seq(folder: Path, texts: Iterable[str], *, vocab: int = 4000, width: int = 128, layers: int = 2, seed: int = 0) -> Path:
+def seq2seq(
+    folder: Path, texts: Iterable[str], *, vocab: int = 4000, width: int = 128, layers: int = 2, seed: int = 0
+) -> Path:
     """Write an untrained T5 (gated GELU, tied embeddings) into ``folder`` and return it; nothing if it is there already."""
     if (folder / "config.json").is_file():
         return folder
@@ -64,7 +66,9 @@ def seq2seq(folder: Path, texts: Iterable[str], *, vocab: int = 4000, width: int
     return folder
 
 
-def encoder(folder: Path, texts: Iterable[str], *, vocab: int = 4000, width: int = 128, layers: int = 2, seed: int = 0) -> Path:
+def encoder(
+    folder: Path, texts: Iterable[str], *, vocab: int = 4000, width: int = 128, layers: int = 2, seed: int = 0
+) -> Path:
     """Write an untrained BERT into ``folder`` and return it; nothing if it is there already."""
     if (folder / "config.json").is_file():
         return folder

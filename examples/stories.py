@@ -66,7 +66,9 @@ def prepare(arguments: argparse.Namespace) -> dict[str, Path]:
     for split, name in (("valid", "train"), ("test", "test")):
         raw = (arguments.wikitext / f"wiki.{split}.raw").read_text(encoding="utf-8").split("\n")
         paragraphs = [line.strip() for line in raw if len(line.strip()) > 200]
-        write(files[WIKITEXT] / f"{name}.jsonl", paragraphs[: 20 if arguments.quick else 1500 if name == "train" else 300])
+        write(
+            files[WIKITEXT] / f"{name}.jsonl", paragraphs[: 20 if arguments.quick else 1500 if name == "train" else 300]
+        )
     return files
 
 
@@ -84,7 +86,9 @@ def pipeline(arguments: argparse.Namespace, files: dict[str, Path]) -> ts.Pipeli
 
     def measure(stage: str, start: str | ts.Output) -> Sequence[st.Evaluate]:
         return [
-            st.Evaluate(name=f"{stage}-on-{name.lower()}", start=start, data=data[name], metrics=(metrics.Perplexity(),))
+            st.Evaluate(
+                name=f"{stage}-on-{name.lower()}", start=start, data=data[name], metrics=(metrics.Perplexity(),)
+            )
             for name in data
         ]
 
@@ -110,7 +114,9 @@ def pipeline(arguments: argparse.Namespace, files: dict[str, Path]) -> ts.Pipeli
                 name="lora",
                 start="base",
                 data=data[WIKITEXT],
-                adapter=adapters.LoRA(rank=8, alpha=16, targets=("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")),
+                adapter=adapters.LoRA(
+                    rank=8, alpha=16, targets=("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+                ),
                 steps=steps,
                 batch_size=8,
                 learning_rate=3e-3,

@@ -65,7 +65,7 @@ _WHERE = {
     "stages": "registry",
 }
 
-__all__ = ["API_VERSION", "__version__", *sorted(_WHERE)]  # noqa: PLE0604
+__all__ = ["API_VERSION", "__version__", *sorted(_WHERE)]
 
 
 def __getattr__(name: str) -> Any:

@@ -263,10 +263,11 @@ def test_a_real_model_writes_what_transformers_writes_greedily(real_models):
     lm = load(real_models / "stories260k")
     prompts = ["Once upon a time", "The dog", "One day, Lily and her mom went to the park. They saw"]
     ours = generate(lm, prompts, max_new_tokens=30)
-    for completion, ids in zip(ours, prompt_ids(lm, prompts), strict=True):
-        theirs = lm.model.generate(torch.tensor([ids]), max_new_tokens=30, do_sample=False)[0, len(ids) :]
-        assert tuple(theirs.tolist()) == completion.token_ids
-        assert lm.tokenizer.decode(theirs, skip_special_tokens=True) == completion.text
+    for prompt, completion, ids in zip(prompts, ours, prompt_ids(lm, prompts), strict=True):
+        theirs = lm.model.generate(torch.tensor([ids]), max_new_tokens=30, do_sample=False)[0]
+        assert tuple(theirs[len(ids) :].tolist()) == completion.token_ids
+        # prompt and completion read on as one text: the first piece keeps its space, or its absence
+        assert prompt + completion.text == lm.tokenizer.decode(theirs, skip_special_tokens=True)
 
 
 @pytest.mark.realdata

@@ -111,3 +111,25 @@ def test_hosts_are_recognised(text):
 def test_the_table_of_contents_has_every_page(page):
     if page.name != "index.md":
         assert f"]({page.name})" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+
+
+def test_the_rooms_of_the_map_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:4] for line in text.splitlines() if re.match(r"\| `", line)]
+    assert len(rows) > 15
+    for rooms, _, start in rows:
+        paths = re.findall(r"`([^`]+)`", rooms.replace("<kind>", "samplers"))
+        base = ROOT / paths[0]
+        home = base.parent if base.is_file() or len(paths) > 1 else base
+        for path in paths[1:]:
+            assert (home / path).exists() or (ROOT / path).exists(), path
+        for path in re.findall(r"`([\w./-]+)`", start):
+            assert any((folder / path).exists() for folder in (home, home.parent, ROOT)), path
+
+
+def test_every_part_of_core_has_a_room():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    core = ROOT / "core" / "tunesmith"
+    own = {"__init__.py", "__main__.py", "py.typed", "__pycache__", "errors.py", "runtime.py", "typecheck.py"}
+    parts = [path.name + "/" * path.is_dir() for path in core.iterdir() if path.name not in own]
+    assert [part for part in sorted(parts) if f"`{part}`" not in text and f"core/tunesmith/{part}`" not in text] == []

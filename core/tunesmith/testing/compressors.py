@@ -27,7 +27,9 @@ def check_every_family_saves_and_loads_with_equal_outputs(config: CompressorConf
         with tempfile.TemporaryDirectory() as folder:
             smaller.save(Path(folder))
             after = _logits(load(folder))
-        assert torch.equal(before, after), f"{family}: logits change by {float((before - after).abs().max())} on the way through a file"
+        assert torch.equal(before, after), (
+            f"{family}: logits change by {float((before - after).abs().max())} on the way through a file"
+        )
 
 
 def check_family_and_tokenizer_stay(config: CompressorConfig) -> None:

@@ -37,7 +37,9 @@ class DistillCompressor(Compressor):
             ConfigError: Without data, or if teacher and student do not share vocabulary and family.
         """
         if not data:
-            raise ConfigError(["distillation needs examples to train on; give the stage data with at least one example"])
+            raise ConfigError(
+                ["distillation needs examples to train on; give the stage data with at least one example"]
+            )
         lm = merged(lm, "distillation")
         teacher = lm if teacher is None else teacher
         with runtime.activated():
@@ -174,8 +176,12 @@ def _is_masked(model: Any) -> bool:
 def _check_pair(teacher: LM, student: LM) -> None:
     problems = []
     if teacher.family != student.family:
-        problems.append(f"the teacher is a(n) {teacher.family}, the student a(n) {student.family}; they must be of one family")
+        problems.append(
+            f"the teacher is a(n) {teacher.family}, the student a(n) {student.family}; they must be of one family"
+        )
     if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
-        problems.append("teacher and student have different vocabularies; distillation compares distributions over one vocabulary")
+        problems.append(
+            "teacher and student have different vocabularies; distillation compares distributions over one vocabulary"
+        )
     if problems:
         raise ConfigError(problems, "distill")

@@ -52,7 +52,11 @@ class Int8Compressor(Compressor):
             weight = layer.weight.detach().T if isinstance(layer, Conv1D) else layer.weight.detach()
             quantized = Int8Linear.from_float(weight.float(), layer.bias)
             report.layers.append(
-                {"name": name, "shape": list(weight.shape), "sqnr_db": round(sqnr(weight.float(), quantized.dequantized()), 2)}
+                {
+                    "name": name,
+                    "shape": list(weight.shape),
+                    "sqnr_db": round(sqnr(weight.float(), quantized.dequantized()), 2),
+                }
             )
             lm.model.set_submodule(name, quantized)
             changed.append(name)
@@ -61,7 +65,10 @@ class Int8Compressor(Compressor):
         worst = min(report.layers, key=lambda row: row["sqnr_db"])
         report.summary.update(layers=len(changed), worst_layer=worst["name"], worst_sqnr_db=worst["sqnr_db"])
         done = CompressionReport(
-            parameters=report.parameters, bytes=(size, stored_bytes(lm.model)), layers=report.layers, summary=report.summary
+            parameters=report.parameters,
+            bytes=(size, stored_bytes(lm.model)),
+            layers=report.layers,
+            summary=report.summary,
         )
         return LM(model=lm.model, tokenizer=lm.tokenizer, family=lm.family), done
 
@@ -107,7 +114,9 @@ class Int8Quantizer(HfQuantizer):
             try:
                 layer = model.get_submodule(name)
             except AttributeError:
-                raise ConfigError([f"quantization_config names a layer {name!r} that this model does not have"]) from None
+                raise ConfigError(
+                    [f"quantization_config names a layer {name!r} that this model does not have"]
+                ) from None
             if isinstance(layer, Conv1D):
                 inputs, outputs = layer.weight.shape
             else:

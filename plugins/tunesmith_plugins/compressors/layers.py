@@ -33,7 +33,9 @@ def linear_layers(model: nn.Module, skip: tuple[str, ...] = ()) -> Iterator[tupl
             found.append((name, module))
     if unused:
         known = ", ".join(name for name, _ in found[:5])
-        raise ConfigError([f"skip: no linear layer is named by {pattern!r}; there are {known} ..." for pattern in sorted(unused)])
+        raise ConfigError(
+            [f"skip: no linear layer is named by {pattern!r}; there are {known} ..." for pattern in sorted(unused)]
+        )
     yield from found
 
 

@@ -38,7 +38,9 @@ class MagnitudeCompressor(Compressor):
             lost = weight[mask].double().square().sum() / weight.double().square().sum().clamp_min(1e-300)
             weight[mask] = 0
             zeros += int(mask.sum())
-            rows.append({"name": name, "sparsity": round(float(mask.double().mean()), 4), "relative_error": float(lost.sqrt())})
+            rows.append(
+                {"name": name, "sparsity": round(float(mask.double().mean()), 4), "relative_error": float(lost.sqrt())}
+            )
         report = CompressionReport(
             parameters=(before, before - zeros),
             bytes=(size, stored_bytes(lm.model)),

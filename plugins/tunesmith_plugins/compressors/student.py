@@ -26,7 +26,9 @@ def every_nth(lm: LM, keep_every: int) -> LM:
     own = config.to_dict()
     stacks = [name for name in STACKS if isinstance(own.get(name), int)]
     if not stacks:
-        raise ConfigError([f"keep_every: models of type {config.model_type!r} have no stack of layers that is known; give a teacher"])
+        raise ConfigError(
+            [f"keep_every: models of type {config.model_type!r} have no stack of layers that is known; give a teacher"]
+        )
     depths = {name: own[name] for name in stacks}
     for name, depth in depths.items():
         setattr(config, name, len(range(0, depth, keep_every)))

@@ -18,7 +18,9 @@ class CompressStage(Stage):
     def run(self, context: StageContext) -> dict[str, Any]:
         """Write ``model`` and ``report``."""
         if context.start is None:
-            raise PipelineError(f"{context.name}: there is no model to compress; give the pipeline a base or the stage a start.")
+            raise PipelineError(
+                f"{context.name}: there is no model to compress; give the pipeline a base or the stage a start."
+            )
         runtime = context.runtime
         compressor = self.config.compressor.build()
         compressor.setup(runtime)
@@ -40,8 +42,15 @@ class CompressStage(Stage):
         smaller.save(folder)
         on_disk = sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
         _content(report, on_disk).write(context.artifact("report"))
-        details = {"parameters": report.parameters, "bytes": report.bytes, "layers": report.layers, "summary": report.summary}
-        (context.artifact("report") / "compression.json").write_text(json.dumps(details, indent=1) + "\n", encoding="utf-8")
+        details = {
+            "parameters": report.parameters,
+            "bytes": report.bytes,
+            "layers": report.layers,
+            "summary": report.summary,
+        }
+        (context.artifact("report") / "compression.json").write_text(
+            json.dumps(details, indent=1) + "\n", encoding="utf-8"
+        )
         return {
             "parameters_before": report.parameters[0],
             "parameters_after": report.parameters[1],
@@ -58,7 +67,12 @@ def _content(report: Any, on_disk: int) -> Content:
             title="Size",
             columns=("", "before", "after", "share"),
             rows=(
-                ("parameters that are not zero", parameters_before, parameters_after, parameters_after / parameters_before),
+                (
+                    "parameters that are not zero",
+                    parameters_before,
+                    parameters_after,
+                    parameters_after / parameters_before,
+                ),
                 ("bytes of weights", bytes_before, bytes_after, bytes_after / bytes_before),
             ),
             note=f"The saved weights take {on_disk} bytes on disk.",
@@ -66,13 +80,21 @@ def _content(report: Any, on_disk: int) -> Content:
     ]
     if report.layers:
         columns = tuple(report.layers[0])
-        rows = tuple(tuple(str(row[c]) if isinstance(row[c], list) else row[c] for c in columns) for row in report.layers)
+        rows = tuple(
+            tuple(str(row[c]) if isinstance(row[c], list) else row[c] for c in columns) for row in report.layers
+        )
         tables.append(Table(title="Layers", columns=columns, rows=rows))
     losses = report.summary.get("loss")
     series = ()
     if losses:
         steps = tuple(float(i + 1) for i in range(len(losses)))
-        series = (Series(title="Distillation loss", x_label="step", x=steps, y={"loss": tuple(losses)}, y_label="nats"),)
+        series = (
+            Series(title="Distillation loss", x_label="step", x=steps, y={"loss": tuple(losses)}, y_label="nats"),
+        )
     change = bytes_after / bytes_before - 1
-    verdict = f"The weights take {-change:.0%} fewer bytes." if change < -0.005 else "The weights take as many bytes as before."
+    verdict = (
+        f"The weights take {-change:.0%} fewer bytes."
+        if change < -0.005
+        else "The weights take as many bytes as before."
+    )
     return Content(verdicts=(verdict,), tables=tuple(tables), series=series)

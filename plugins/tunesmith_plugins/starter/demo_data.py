@@ -28,18 +28,18 @@ class Sizes:
         validation: Dialogues to choose settings on.
         test: Dialogues to report on.
         pairs: Preference pairs.
-        tone: Texts that train the judge; a quarter as many test it.
+        tone: Texts that train the judge; an eighth as many are in each of its other splits.
     """
 
     train: int = 600
     validation: int = 200
     test: int = 200
     pairs: int = 500
-    tone: int = 800
+    tone: int = 1600
 
 
 def write(folder: Path, sizes: Sizes) -> None:
-    """Write ``dialogues/{train,validation,test}.jsonl``, ``tone/{train,test}.jsonl`` and ``preferences.jsonl``.
+    """Write ``dialogues/{train,validation,test}.jsonl``, ``tone/{train,validation,test}.jsonl`` and ``preferences.jsonl``.
 
     A file that says the same already is left alone.
     """
@@ -47,12 +47,14 @@ def write(folder: Path, sizes: Sizes) -> None:
     counts: dict[dg.Split, int] = {"train": sizes.train, "validation": sizes.validation, "test": sizes.test}
     for split, count in counts.items():
         _write(folder / "dialogues" / f"{split}.jsonl", (item.row() for item in dg.dialogues(split, count, seed=seed)))
-    tone: dict[dg.Split, int] = {"train": sizes.tone, "test": max(2, sizes.tone // 4)}
+    tone: dict[dg.Split, int] = {
+        "train": sizes.tone,
+        "validation": max(2, sizes.tone // 8),
+        "test": max(2, sizes.tone // 8),
+    }
     for split, count in tone.items():
         _write(folder / "tone" / f"{split}.jsonl", labelled(split, count, seed=SEEDS["tone"]))
-    _write(
-        folder / "preferences.jsonl", preferences("train", sizes.pairs, seed=SEEDS["preferences"], noise=NOISE)
-    )
+    _write(folder / "preferences.jsonl", preferences("train", sizes.pairs, seed=SEEDS["preferences"], noise=NOISE))
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

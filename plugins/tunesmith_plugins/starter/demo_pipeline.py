@@ -57,7 +57,7 @@ class Budget:
     sizes: Sizes = field(factory=Sizes)
     items: int = 150
     tune: int = 150
-    judge: int = 100
+    judge: int = 300
     reward: int = 100
     ppo: int = 40
     rollouts: int = 32
@@ -153,10 +153,10 @@ def pipeline(
                 data=tone,
                 steps=budget.judge,
                 batch_size=16,
-                learning_rate=5e-4,
+                learning_rate=1e-3,
                 max_length=96,
             ),
-            Evaluate(name="judge-checked", metrics=(Accuracy(of="classes"),), data=tone),
+            Evaluate(name="judge-checked", metrics=(Accuracy(of="classes"),), data=tone, split=split),
             TrainReward(
                 name="reward",
                 reward=Pairwise(

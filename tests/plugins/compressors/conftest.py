@@ -35,9 +35,16 @@ def _config(kind: str) -> transformers.PretrainedConfig:
             num_key_value_heads=2, max_position_embeddings=64, bos_token_id=None, **ids,
         )  # fmt: skip
     if kind == "gpt2":
-        return transformers.GPT2Config(vocab_size=size, n_embd=32, n_layer=4, n_head=4, n_positions=64, bos_token_id=1, **ids)
+        return transformers.GPT2Config(
+            vocab_size=size, n_embd=32, n_layer=4, n_head=4, n_positions=64, bos_token_id=1, **ids
+        )
     return transformers.BertConfig(
-        vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, pad_token_id=0
+        vocab_size=size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        pad_token_id=0,
     )
 
 

@@ -14,7 +14,9 @@ from tunesmith_plugins.compressors.student import every_nth
 
 RUNTIME = Runtime(progress=False)
 EXAMPLES = [
-    Example(id=str(i), prompt=" ".join("abcdefgh"[i % 5 : i % 5 + 3]), targets=(" ".join("mnopqrst"[i % 4 : i % 4 + 4]),))
+    Example(
+        id=str(i), prompt=" ".join("abcdefgh"[i % 5 : i % 5 + 3]), targets=(" ".join("mnopqrst"[i % 4 : i % 4 + 4]),)
+    )
     for i in range(16)
 ]
 
@@ -84,7 +86,9 @@ def test_a_given_teacher_is_not_changed_and_the_student_is_the_model_itself(make
 
 def test_an_interrupted_run_ends_with_the_same_weights(make, tmp_path):
     config = Distill(steps=8, batch_size=4, learning_rate=1e-3)
-    whole, _ = config.build().compress(make("t5"), data=EXAMPLES, runtime=Runtime(folder=tmp_path / "a", progress=False))
+    whole, _ = config.build().compress(
+        make("t5"), data=EXAMPLES, runtime=Runtime(folder=tmp_path / "a", progress=False)
+    )
     folder = tmp_path / "b"
 
     class Interrupted(Exception):

@@ -46,7 +46,9 @@ def calls(tmp_path_factory):
     """A run that is interrupted when its first stage has finished, the run that goes on, and a third call."""
     folder = tmp_path_factory.mktemp("demo") / "run"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
-    process = subprocess.Popen(_command(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        _command(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
     told = ""
     for line in process.stderr:
         told += line
@@ -78,6 +80,8 @@ def test_it_goes_on_and_shows_every_stage_on_the_page(calls) -> None:
     for name in run.stages:
         assert f'id="stage-{name.replace("/", "-")}"' in page
     assert "<svg" in page
+    assert "rouge1 against trainable parameters" in page
+    assert "rouge1 against kB of weights on disk" in page
     assert "http" not in re.sub(r"http://www\.w3\.org/\S+", "", page)  # nothing is fetched
 
 
@@ -130,7 +134,7 @@ def test_nothing_learns_from_what_it_is_measured_on(tmp_path: Path, split: str) 
         if kind in ("FineTune", "Align", "Compress"):
             assert asked == "train", node.name
         elif kind in ("Evaluate", "Compare", "Generate"):
-            assert asked == ("test" if node.name == "judge-checked" else split), node.name
+            assert asked == split, node.name
             assert node.data.shots_split == "train"
 
 
@@ -151,6 +155,7 @@ def test_files_share_no_dialogue_and_equal_ones_are_left_alone(tmp_path: Path) -
         "preferences.jsonl",
         "tone/test.jsonl",
         "tone/train.jsonl",
+        "tone/validation.jsonl",
     ]
     before = {path: path.stat().st_mtime_ns for path in files}
     demo_data.write(tmp_path, sizes)
