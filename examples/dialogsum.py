@@ -279,9 +279,8 @@ def print_headroom(arguments: argparse.Namespace, run: ts.Run, toxicity: ts.Run,
     rows = [values[i : i + samples] for i in range(0, len(values), samples)]
     gaps = [max(row) - sum(row) / len(row) for row in rows]
     mean = sum(map(sum, rows)) / len(values)
-    print(
-        f"\nReward of {samples} reference samples of {count} validation prompts: mean {mean:.3f}, best minus mean {sum(gaps) / count:.3f}"
-    )
+    gap = sum(gaps) / count
+    print(f"\nReward of {samples} reference samples of {count} prompts: mean {mean:.3f}, best minus mean {gap:.3f}")
 
 
 def scores_of(run: ts.Run, stage: str) -> list[dict]:
