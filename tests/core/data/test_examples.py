@@ -214,3 +214,10 @@ def test_other_published_sets(real_data):
     assert load_examples(Data(source=str(real_data / "wikitext2")), "test")[0].prompt == ""
     labels = load_examples(Data(source=str(real_data / "davidson-hate"), prompt="{tweet}", target="{class}"), "train")
     assert {e.targets[0] for e in labels} == {"0", "1", "2"}
+
+
+def test_an_instruction_stands_once_before_everything(data):
+    plain = load_examples(data, "train", shots=2)
+    told = load_examples(evolve(data, instruction="Answer.\n\n"), "train", shots=2)
+    assert [example.prompt for example in told] == ["Answer.\n\n" + example.prompt for example in plain]
+    assert [(e.id, e.targets) for e in told] == [(e.id, e.targets) for e in plain]
