@@ -59,7 +59,7 @@ class Budget:
     tune: int = 150
     judge: int = 300
     reward: int = 100
-    ppo: int = 40
+    ppo: int = 50
     rollouts: int = 32
     distill: int = 200
     child: bool = True
@@ -180,8 +180,8 @@ def pipeline(
                     minibatches=2,
                     epochs=2,
                     max_new_tokens=TOKENS,
-                    learning_rate=2e-3,
-                    kl_coefficient=0.1,
+                    learning_rate=1e-3,
+                    kl_coefficient=0.6,
                     entropy_coefficient=0.005,
                 ),
                 reward=output("reward", "reward_model"),
@@ -195,14 +195,15 @@ def pipeline(
                         compressor=Distill(
                             steps=budget.distill,
                             learning_rate=2e-3,
+                            soft=0.9,
                             batch_size=16,
                             **lengths,
                         )
                     ),
-                    "pruned": Compress(compressor=Magnitude(sparsity=0.3)),
+                    "pruned": Compress(compressor=Magnitude(sparsity=0.5)),
                     "int8": Compress(compressor=Int8()),
                 },
-                metrics=(rouge, Latency()),
+                metrics=(*judged, Latency()),
                 **ask,
             ),
         ),

@@ -53,7 +53,7 @@ def streams(made: dict[str, list[object]]) -> list[list[str]]:
     return [list(stream) for stream in zip(*made["references"], strict=True)]  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize(("config", "theirs"), CASES, ids=str)
+@pytest.mark.parametrize(("config", "theirs"), CASES, ids=[str(config) for config, _ in CASES])
 @pytest.mark.parametrize("references", [1, 2])
 def test_the_score_is_sacrebleus_corpus_score(config: MetricConfig, theirs: object, references: int) -> None:
     made = batch(references)
@@ -62,7 +62,7 @@ def test_the_score_is_sacrebleus_corpus_score(config: MetricConfig, theirs: obje
     assert found == theirs.corpus_score(made["prediction"], streams(made)).score  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("config", "theirs"), CASES, ids=str)
+@pytest.mark.parametrize(("config", "theirs"), CASES, ids=[str(config) for config, _ in CASES])
 def test_the_bootstrap_scores_resamples_as_sacrebleu_would(config: MetricConfig, theirs: object) -> None:
     made = batch()
     metric = config.build()
