@@ -87,6 +87,8 @@ class Comparison:
             return f"{head}no effect seen{against}: {found.value.value:+.4g}{span}, {numbers}"
         better = (found.value.value > 0) == self.higher_is_better
         size = abs(found.value.value)
+        if found.value.value < 0 and found.value.low is not None and found.value.high is not None:
+            span = f" [{-found.value.high:.4g}, {-found.value.low:.4g}]"  # of the size, as the number before it
         return f"{head}{self.words[0 if better else 1]}{tail} by {size:.4g}{span}, {numbers}"
 
     def as_json(self) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from tunesmith import statistics
 from tunesmith.data import Example, load_examples
 from tunesmith.errors import PipelineError
 from tunesmith.evaluation import Evaluation, evaluate
+from tunesmith.evaluation.columns import generate_timed
 from tunesmith.kinds.stage import Stage, StageContext
-from tunesmith.lm import load
+from tunesmith.lm import LM, load
 from tunesmith.report import content
 from tunesmith.report.cells import score_name
 from tunesmith.report.content import Content, Point, Samples, Scatter, Series, Table
@@ -26,6 +27,9 @@ SHOWN = 8
 
 SIZE = "trainable parameters"
 """The number that branches are plotted against, if they report it."""
+
+BLOCKS = 5
+"""Where times are measured, the models take turns so many times."""
 
 DISK = "kB of weights on disk"
 """Otherwise models are plotted against this."""
@@ -78,6 +82,8 @@ class CompareStage(Stage):
         if config.baseline and context.start is not None:
             baseline = _unused("start", models)
             models = {baseline: context.start, **models}
+        if any("latency" in metric.build().needs for metric in config.metrics):
+            self._time_in_turn(context, list(models.values()))
         evaluations: dict[str, Evaluation] = {}
         for label, source in models.items():
             evaluations[label] = self._evaluate(context, source)
@@ -89,10 +95,35 @@ class CompareStage(Stage):
         disk = {label: _bytes(Path(source)) for label, source in models.items() if Path(source).is_dir()}
         return _Measured(evaluations=evaluations, compared=dict(_compare(evaluations, pairs)), disk=disk)
 
+    def _time_in_turn(self, context: StageContext, sources: Sequence[str]) -> None:
+        """Time all models on a few examples, then all on the next few, and so on.
+
+        One model after the other, whatever else the machine had to do during one of them would seem to be that model's
+        doing. The times are kept in the stage's folder, where the evaluation finds them.
+        """
+        runtime = context.runtime
+        for block in range(BLOCKS):
+            for source in sources:
+                lm = load(source, runtime=runtime)
+                examples = self._examples(context, lm)[block::BLOCKS]
+                if not examples:
+                    continue
+                generating = self.config.generation
+                generate_timed(
+                    lm, examples[:1], generating, runtime.evolve(folder=None), runtime.seed, alone=True
+                )  # warm
+                generate_timed(lm, examples, generating, runtime, runtime.seed, alone=True)
+
+    def _examples(self, context: StageContext, lm: LM) -> list[Example]:
+        config = self.config
+        return load_examples(  # type: ignore[arg-type]
+            context.data, config.split, context.runtime, items=config.items, tokenizer=lm.tokenizer
+        )
+
     def _evaluate(self, context: StageContext, source: str) -> Evaluation:
         config, runtime = self.config, context.runtime
         lm = load(source, runtime=runtime)
-        examples = load_examples(context.data, config.split, runtime, items=config.items, tokenizer=lm.tokenizer)  # type: ignore[arg-type]
+        examples = self._examples(context, lm)
         return evaluate(lm, examples, config.metrics, generation=config.generation, runtime=runtime, seed=runtime.seed)
 
     def _shown(self, measured: _Measured) -> Content:

@@ -114,6 +114,8 @@ def test_a_verdict_says_which_way_and_how_sure(mean, table) -> None:
     a, b = table(np.linspace(1, 2, 50)), table(np.linspace(0, 1, 50))
     assert compare(a, b, mean).verdict(subject="lora", versus="full").startswith("lora, mean: better than full by 1 [")
     assert ": worse" in compare(b, a, mean).verdict()
+    up, down = (compare(*pair, mean).verdict().partition(" by ")[2].partition(",")[0] for pair in ((a, b), (b, a)))
+    assert up == down  # the size and the interval of the size
 
 
 def test_lower_is_better_turns_the_verdict_round(mean, table, monkeypatch) -> None:
