@@ -55,7 +55,7 @@ def execute(
             settings = {"device": device, "threads": threads, "offline": runtime.offline, "allow_code": allow_code}
             journal = Journal(store, pipeline, settings, progress)
             with journal.logging(), quiet.bars(progress and sys.stderr.isatty()):
-                executor.run(journal)
+                executor.run_or_say(journal)
         except OSError as error:  # of the stages themselves is taken care of already
             raise PipelineError(f"the run in {store.folder} stopped: {explain(error, store.folder)}") from error
     return Run.open(folder)
@@ -68,6 +68,7 @@ class _Executor:
         self.runtime = runtime
         self.locator = Locator(pipeline, store, runtime.device, runtime.offline)
         self.keys: dict[str, str] = {}
+        self.told = False
 
     def check_code(self) -> None:
         """Refuse before anything has run, not after hours, if a stage would run code that was not allowed."""
@@ -82,6 +83,19 @@ class _Executor:
                 f"the pipeline runs Python code that its configuration names: {'; '.join(named)}. "
                 "If you trust that code, pass allow_code=True, or --allow-code on the command line."
             )
+
+    def run_or_say(self, journal: Journal) -> None:
+        """Run what has to be run; an interruption between two stages is told as one within a stage is."""
+        try:
+            self.run(journal)
+        except KeyboardInterrupt:
+            if not self.told:
+                journal.close("interrupted")
+                journal.say(f"Interrupted. {self._go_on()}")
+            raise
+
+    def _go_on(self) -> str:
+        return f"Everything finished is kept in {self.store.folder}; run the same again to go on from there."
 
     def run(self, journal: Journal) -> None:
         """Run what has to be run."""
@@ -158,10 +172,8 @@ class _Executor:
             journal.close("interrupted" if stopped else "failed")
         hooks.stage_failed(node.config, context, error)
         if stopped:
-            journal.say(
-                f"Interrupted in stage {node.name!r}. Everything finished is kept in {self.store.folder}; "
-                "run the same again to go on from there."
-            )
+            self.told = True
+            journal.say(f"Interrupted in stage {node.name!r}. {self._go_on()}")
         elif isinstance(error, Exception):
             from tunesmith.pipeline.journal import log
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from tunesmith.pipeline.run import Run, StageResult
 from tunesmith.report.page import stage_content, verdict
 
-STYLES = {"better": "green", "worse": "red", "slower": "red", "no effect": "yellow"}
+STYLES = {"better": "green", "faster": "green", "worse": "red", "slower": "red", "no effect": "yellow"}
 
 
 def show(run: Run, console: Console | None = None) -> None:
@@ -58,7 +58,8 @@ def _against(stage: StageResult, label: str, score: str) -> str:
         subject, _, said = text.partition(": ")
         if word and subject.split(", ")[0] in (label, short) and score in subject:
             other = said.split(" by ")[0].rpartition(" than ")[2] if " than " in said else _after(said, "against ")
-            found.append(f"[{STYLES[word]}]{word}[/] ({other})" if other else f"[{STYLES[word]}]{word}[/]")
+            style = STYLES.get(word, "default")
+            found.append(f"[{style}]{word}[/] ({other})" if other else f"[{style}]{word}[/]")
     return ", ".join(found)
 
 
