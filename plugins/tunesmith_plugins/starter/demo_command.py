@@ -18,7 +18,11 @@ import click
     help="Run folder; finished stages in it are reused.",
 )
 @click.option(
-    "--threads", type=click.IntRange(min=0), default=2, show_default=True, help="Threads of torch; 0: its own choice."
+    "--threads",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Threads of torch, 0: its own choice; for models this small more cost more than they bring where others compute.",
 )
 @click.option("--quick", is_flag=True, help="A few steps of everything: shows that all runs; the results mean nothing.")
 @click.option(
