@@ -19,24 +19,25 @@ def linear_layers(model: nn.Module, skip: tuple[str, ...] = ()) -> Iterator[tupl
     A head whose weight is the embedding matrix is left out: changing it would change the embeddings.
 
     Raises:
-        ConfigError: If a pattern of ``skip`` names no layer at all.
+        ConfigError: If a pattern of ``skip`` names nothing in the model.
     """
-    unused = set(skip)
+    named = [name for name, _ in model.named_modules()]
+    unused = sorted(pattern for pattern in skip if not any(names(pattern, name) for name in named))
+    if unused:
+        linear = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+        known = ", ".join(linear[:5])
+        raise ConfigError(
+            [
+                f"skip: nothing in the model is named by {pattern!r}; its linear layers are {known} ..."
+                for pattern in unused
+            ]
+        )
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    found = []
     for name, module in model.named_modules():
         if not isinstance(module, (nn.Linear, Conv1D)) or id(module.weight) in embeddings:
             continue
-        hits = {pattern for pattern in skip if names(pattern, name)}
-        unused -= hits
-        if not hits:
-            found.append((name, module))
-    if unused:
-        known = ", ".join(name for name, _ in found[:5])
-        raise ConfigError(
-            [f"skip: no linear layer is named by {pattern!r}; there are {known} ..." for pattern in sorted(unused)]
-        )
-    yield from found
+        if not any(names(pattern, name) for pattern in skip):
+            yield name, module
 
 
 def names(pattern: str, name: str) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from attrs import evolve, field, frozen
+from attrs import Attribute, evolve, field, frozen
 from attrs import validators as v
 
 from tunesmith.data.config import Data
@@ -94,6 +95,15 @@ class Evaluate(StageConfig):
     generation: Generation = field(factory=Generation)
 
 
+def _stage_names(_: Any, attribute: Attribute[Any], value: dict[str, Any]) -> None:
+    wrong = [key for key in value if not re.fullmatch(r"[A-Za-z0-9_.-]+", key)]
+    if wrong:
+        raise ValueError(
+            f"'{attribute.name}' has keys that cannot name a stage (letters, digits, '-', '_', '.'): "
+            + ", ".join(map(repr, wrong))
+        )
+
+
 @frozen(kw_only=True)
 class Compare(StageConfig):
     """Run branches from one start and make one table with paired tests against the first branch.
@@ -109,7 +119,7 @@ class Compare(StageConfig):
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.compare:CompareStage"
     produces: ClassVar[Mapping[str, str]] = {"scores": "scores", "report": "report"}
-    branches: dict[str, StageConfig] = field(validator=v.min_len(1))
+    branches: dict[str, StageConfig] = field(validator=[v.min_len(1), _stage_names])
     metrics: tuple[MetricConfig, ...] = ()
     split: str = "test"
     items: int = field(default=0, validator=v.ge(0))

@@ -139,3 +139,8 @@ def test_the_transliterator_says_the_same_after_int8(real_models):
     before = lm.model.generate(**ids, generation_config=generation)
     small, _ = Int8().build().compress(lm, runtime=RUNTIME)
     assert torch.equal(before, small.model.generate(**ids, generation_config=generation))
+
+
+def test_a_tied_head_may_be_named_in_skip_though_it_stays_anyway(make):
+    small, _ = Int8(skip=("lm_head",)).build().compress(make("gpt2"), runtime=RUNTIME)
+    assert isinstance(small.model.lm_head, torch.nn.Linear)

@@ -152,3 +152,8 @@ def test_the_page_shows_it(run):
     assert "no effect seen against start" in page
     assert "What the branches took" in page
     assert 'id="stage-tuned-learned"' in page
+
+
+def test_a_branch_key_that_cannot_name_a_stage_is_said_when_it_is_made():
+    with pytest.raises(ValueError, match="'low rank'"):
+        Compare(branches={"low rank": FineTune()})
