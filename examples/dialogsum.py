@@ -236,8 +236,8 @@ def evaluated(run: ts.Run) -> list[tuple[str, dict]]:
     for stage in ("zero-shot", "tuned", "after-ppo", "after-int8"):
         for record in scores_of(run, stage):
             if "rouge" in record["name"]:
-                label = record["name"].replace("rouge", "").strip(" /:") or stage
-                found.append((label if stage != "tuned" else f"tuned {label}", record))
+                label = record["name"].rpartition(".")[0] or stage
+                found.append((label if stage != "tuned" else f"tuned/{label}", record))
     return found
 
 

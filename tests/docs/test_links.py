@@ -95,7 +95,7 @@ def test_no_page_names_a_place_on_a_machine_or_an_unexpected_host(page):
     assert sorted({host.lower() for host in HOST.findall(text)} - HOSTS) == []
 
 
-@pytest.mark.parametrize("text", ["see /work/dev", "cd /home/me", "(/root/.cache)", "`/tmp/x`"])
+@pytest.mark.parametrize("text", ["see /work/it", "cd /home/me", "(/root/.cache)", "`/tmp/x`"])
 def test_machine_paths_are_recognised(text):
     assert MACHINE.search(text)
 
