@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.compressor import CompressionReport, Compressor
 from tunesmith.lm import LM
-from tunesmith.runtime import Runtime
+from tunesmith.runtime import Runtime, derive_seed
 from tunesmith_plugins.compressors.layers import merged, stored_bytes
 from tunesmith_plugins.compressors.student import every_nth
 
@@ -82,7 +83,6 @@ class DistillCompressor(Compressor):
                 disable_tqdm=True,
                 use_cpu=runtime.device == "cpu",
             )
-            collate = _Collator(student, config.mask_share)
             trainer = DistillationTrainer(
                 teacher=teacher.model,
                 temperature=config.temperature,
@@ -90,7 +90,8 @@ class DistillCompressor(Compressor):
                 model=student.model,
                 args=arguments,
                 train_dataset=rows,
-                data_collator=collate,
+                mask=_Masking(student, config.mask_share, runtime.seed) if student.family == "encoder" else None,
+                data_collator=functools.partial(pad, tokenizer=student.tokenizer),
                 callbacks=[sealing_callback()] if runtime.folder else [],
             )
             trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
@@ -107,18 +108,23 @@ class DistillationTrainer(transformers.Trainer):
         teacher: Frozen here; used without gradients and without dropout.
         temperature: T.
         soft: Weight of the teacher's part.
+        mask: Makes a masked batch of a batch and the number of the step; None where nothing is masked.
         options: Of ``transformers.Trainer``.
     """
 
-    def __init__(self, *, teacher: Any, temperature: float, soft: float, **options: Any) -> None:
+    def __init__(
+        self, *, teacher: Any, temperature: float, soft: float, mask: Callable[..., Any] | None = None, **options: Any
+    ) -> None:
         super().__init__(**options)
         self.teacher = teacher.requires_grad_(False).eval()
-        self.temperature, self.soft = temperature, soft
+        self.temperature, self.soft, self.mask = temperature, soft, mask
 
     def compute_loss(
         self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the loss of one batch, averaged over its target tokens."""
+        if self.mask is not None:
+            inputs = self.mask(inputs, self.state.global_step)
         labels = inputs["labels"]
         output = model(**inputs)
         with torch.no_grad():
@@ -145,6 +151,8 @@ def distillation_loss(
         soft: Weight of the first term.
     """
     valid = labels != IGNORED
+    if not valid.any():  # no token of a short encoder batch was hidden; a mean over none is NaN
+        return student.sum() * 0.0
     student, teacher, labels = student[valid].float(), teacher[valid].float(), labels[valid]
     log_student = functional.log_softmax(student / temperature, dim=-1)
     log_teacher = functional.log_softmax(teacher / temperature, dim=-1)
@@ -152,21 +160,20 @@ def distillation_loss(
     return soft * temperature**2 * divergence + (1 - soft) * functional.cross_entropy(student, labels)
 
 
-class _Collator:
-    """Pads rows; for an encoder also masks tokens to be predicted."""
+class _Masking:
+    """Hides tokens of an encoder's batch. Which ones depends on the seed and the step alone: the state of a generator in a
+    checkpoint would be that after batches which were fetched ahead, and a resumed run would hide others."""
 
-    def __init__(self, lm: LM, mask_share: float) -> None:
-        self._lm = lm
-        self._mask: Any = None
-        if lm.family == "encoder":
-            self._mask = transformers.DataCollatorForLanguageModeling(lm.tokenizer, mlm_probability=mask_share)
+    def __init__(self, lm: LM, share: float, seed: int) -> None:
+        self._hide = transformers.DataCollatorForLanguageModeling(lm.tokenizer, mlm_probability=share)
+        self._seed = seed
 
-    def __call__(self, rows: list[Encoded]) -> dict[str, torch.Tensor]:
-        batch = pad(rows, self._lm.tokenizer)
-        if self._mask is not None:
-            batch["input_ids"], batch["labels"] = self._mask.torch_mask_tokens(batch["input_ids"])
-            batch["labels"] = batch["labels"].masked_fill(batch["attention_mask"] == 0, IGNORED)
-        return batch
+    def __call__(self, batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
+        device = batch["input_ids"].device
+        self._hide.generator = torch.Generator().manual_seed(derive_seed(self._seed, "mask", step))
+        ids, labels = self._hide.torch_mask_tokens(batch["input_ids"].cpu())
+        labels = labels.to(device).masked_fill(batch["attention_mask"] == 0, IGNORED)
+        return {**batch, "input_ids": ids.to(device), "labels": labels}
 
 
 def _is_masked(model: Any) -> bool:

@@ -40,8 +40,6 @@ class Int8Compressor(Compressor):
         """
         register_with_transformers()
         lm = merged(lm, "int8")
-        if getattr(lm.model, "is_quantized", False):
-            raise ConfigError(["the model is quantized already; start int8 from the model before that"])
         count, size = lm.parameter_count(), stored_bytes(lm.model)
         report = CompressionReport(parameters=(count, count), bytes=(size, size))
         changed = []

@@ -58,8 +58,10 @@ def merged(lm: LM, method: str) -> LM:
     """Return ``lm`` with its adapters folded into the weights, since a compressor works on the weights themselves.
 
     Raises:
-        ConfigError: Naming the first adapter that cannot be merged.
+        ConfigError: Naming the first adapter that cannot be merged, or if the weights are quantized already.
     """
+    if getattr(lm.model, "is_quantized", False):
+        raise ConfigError([f"the model is quantized already; start {method} from the model before that"])
     for adapter in lm.adapters:  # from below: one kind may wrap another
         if not isinstance(adapter, SupportsMerge):
             raise ConfigError(

@@ -43,11 +43,10 @@ class Reference:
 def reference_of(policy: LM) -> Reference:
     """Return the reference of a policy that has not been trained yet.
 
-    If its last adapter is trainable and can be switched off, that is the reference, and costs no memory. Otherwise it is a
-    copy.
+    If its last adapter alone is trainable and can be switched off, that is the reference, and costs no memory. Otherwise it
+    is a copy.
     """
-    last = policy.adapters[-1] if policy.adapters else None
-    if isinstance(last, SupportsDisable) and any(p.requires_grad for _, p in last.trainable()):
+    if _own(policy) and isinstance(policy.adapters[-1], SupportsDisable):
         return Reference(policy, None)
     model = copy.deepcopy(policy.model)
     model.requires_grad_(False)
@@ -56,12 +55,20 @@ def reference_of(policy: LM) -> Reference:
 
 
 def trainable(policy: LM) -> dict[str, torch.nn.Parameter]:
-    """Return what is trained, by name: the last adapter's parameters if any of them is trainable, else every parameter."""
-    if policy.adapters:
-        own = {name: p for name, p in policy.adapters[-1].trainable() if p.requires_grad}
-        if own:
-            return own
+    """Return what is trained, by name: the last adapter's parameters if only such are trainable, else every parameter."""
+    own = _own(policy)
+    if own:
+        return own
     found = {name: p for name, p in policy.model.named_parameters() if p.is_floating_point()}
     for parameter in found.values():
         parameter.requires_grad_(True)
     return found
+
+
+def _own(policy: LM) -> dict[str, torch.nn.Parameter]:
+    """Return the last adapter's trainable parameters, none of them if others of the model are trainable too."""
+    if not policy.adapters:
+        return {}
+    own = {name: p for name, p in policy.adapters[-1].trainable() if p.requires_grad}
+    known = {id(p) for p in own.values()}
+    return {} if any(p.requires_grad and id(p) not in known for p in policy.model.parameters()) else own

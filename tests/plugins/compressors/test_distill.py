@@ -40,6 +40,14 @@ def test_the_loss_is_the_formula_and_ignores_unlabelled_tokens(temperature, soft
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_batch_without_a_labelled_token_has_no_loss():
+    student = torch.randn(1, 2, 3, requires_grad=True)
+    loss = distillation_loss(student, torch.randn(1, 2, 3), torch.full((1, 2), -100), 2.0, 0.5)
+    loss.backward()
+    assert loss.item() == 0
+    assert not student.grad.any()
+
+
 def test_the_gradient_keeps_its_scale_when_the_temperature_grows():
     # T^2 KL has, to first order in 1/T, the gradient (z_s - z_t) / V for centred logits (Hinton et al. 2015, eq. 4)
     teacher = torch.tensor([[[1.0, -1.0, 0.0, 0.0]]], dtype=torch.float64)
@@ -84,10 +92,11 @@ def test_a_given_teacher_is_not_changed_and_the_student_is_the_model_itself(make
     assert all(torch.equal(before[n], t) for n, t in teacher.model.state_dict().items())
 
 
-def test_an_interrupted_run_ends_with_the_same_weights(make, tmp_path):
+@pytest.mark.parametrize("kind", ["t5", "bert"])
+def test_an_interrupted_run_ends_with_the_same_weights(make, tmp_path, kind):
     config = Distill(steps=8, batch_size=4, learning_rate=1e-3)
     whole, _ = config.build().compress(
-        make("t5"), data=EXAMPLES, runtime=Runtime(folder=tmp_path / "a", progress=False)
+        make(kind), data=EXAMPLES, runtime=Runtime(folder=tmp_path / "a", progress=False)
     )
     folder = tmp_path / "b"
 
@@ -108,11 +117,11 @@ def test_an_interrupted_run_ends_with_the_same_weights(make, tmp_path):
     module.sealing_callback = lambda: _Both(plain(), Stop())
     try:
         with pytest.raises(Interrupted):
-            compressor.compress(make("t5"), data=EXAMPLES, runtime=Runtime(folder=folder, progress=False))
+            compressor.compress(make(kind), data=EXAMPLES, runtime=Runtime(folder=folder, progress=False))
     finally:
         module.sealing_callback = plain
     assert list(folder.glob("checkpoint-*"))
-    resumed, _ = config.build().compress(make("t5"), data=EXAMPLES, runtime=Runtime(folder=folder, progress=False))
+    resumed, _ = config.build().compress(make(kind), data=EXAMPLES, runtime=Runtime(folder=folder, progress=False))
     for (name, a), (_, b) in zip(whole.model.state_dict().items(), resumed.model.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
 

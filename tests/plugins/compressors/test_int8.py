@@ -9,10 +9,11 @@ import pytest
 import torch
 import transformers
 
+from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
 from tunesmith.lm import load
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.compressors import Int8
+from tunesmith_plugins.compressors import Distill, Int8, Magnitude
 from tunesmith_plugins.compressors.int8 import sqnr
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
 
@@ -115,10 +116,12 @@ def test_skipped_layers_stay_float_and_a_name_that_skips_nothing_is_an_error(mak
         Int8(skip=("nowhere",)).build().compress(make("t5"), runtime=RUNTIME)
 
 
-def test_a_model_is_not_quantized_twice(make):
+@pytest.mark.parametrize("again", [Int8(), Magnitude(), Magnitude(scope="global"), Distill(steps=1)])
+def test_a_quantized_model_is_not_compressed_further(make, again):
     small, _ = Int8().build().compress(make("bert"), runtime=RUNTIME)
+    data = [Example(id="0", prompt="a b", targets=("c",))]
     with pytest.raises(ConfigError, match="already"):
-        Int8().build().compress(small, runtime=RUNTIME)
+        again.build().compress(small, data=data, runtime=RUNTIME)
 
 
 def test_a_tampered_folder_names_the_layer_that_is_not_there(make, tmp_path):

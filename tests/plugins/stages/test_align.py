@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,26 @@ def test_offline_with_all_weights(tmp_path: Path, pairs: str) -> None:
     assert summary["end_loss"] < summary["start_loss"]
     assert not load(tmp_path / "out" / "model").adapters
     assert "margin" in " ".join(read(tmp_path / "out" / "report").verdicts)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "prompt"])
+def test_all_weights_of_a_tuned_model_are_trained_against_a_copy_of_it(
+    tmp_path: Path, pairs: str, adapter: str
+) -> None:
+    lm = adapters.create(adapter).build().attach(tiny_lm("decoder"), Runtime())
+    for _, parameter in lm.adapters[0].trainable():
+        torch.nn.init.normal_(parameter, std=0.2)
+    lm.save(tmp_path / "start")
+    stage = Align(name="align", algorithm=DPO(epochs=4, learning_rate=1e-2), preferences=pairs)
+    summary = stage.build().run(context(tmp_path, tmp_path / "start"))
+    assert summary["reference"] == "frozen copy"
+    assert summary["trained_parameters"] == lm.parameter_count()
+    assert summary["start_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    aligned = dict(load(tmp_path / "out" / "model").model.named_parameters())
+    before = dict(load(tmp_path / "start").model.named_parameters())
+    moved = [name for name in before if not torch.equal(before[name], aligned[name])]
+    assert any("tunesmith_0" in name or "lora" in name for name in moved)
+    assert any("norm" in name for name in moved)
 
 
 def test_rewards_and_preferences_come_from_earlier_stages_too(tmp_path: Path, pairs: str, data: Data) -> None:
