@@ -13,7 +13,15 @@ from tunesmith import continuation
 from tunesmith.cli.evaluate import evaluate as command
 from tunesmith.data.records import Example
 from tunesmith.errors import ArtifactError, ConfigError, DataError, MissingPower
-from tunesmith.evaluation import Greedily, evaluate, read_tables, ready_engine, write_generations, write_scores
+from tunesmith.evaluation import (
+    Greedily,
+    classification,
+    evaluate,
+    read_tables,
+    ready_engine,
+    write_generations,
+    write_scores,
+)
 from tunesmith.evaluation.losses import token_losses
 from tunesmith.kinds.metric import MetricConfig
 from tunesmith.lm import LM
@@ -157,6 +165,17 @@ def test_latency_is_of_single_requests_and_changes_no_text() -> None:
     plain = evaluate(lm, examples(), [metric("exact_match")], generation=generation, runtime=OFFLINE)
     assert [p.text for p in timed.predictions] == [p.text for p in plain.predictions]
     assert timed.results["latency"].main.value > 0
+
+
+@torch.no_grad()
+def test_a_classifier_whose_tokenizer_cannot_pad_is_asked_text_by_text() -> None:
+    lm = tiny_lm("decoder", head="classification", labels=("yes", "no"))
+    lm.tokenizer.pad_token = None
+    found, cut = classification.probabilities(lm, TEXTS, OFFLINE)
+    assert cut == 0
+    for text, row in zip(TEXTS, found, strict=True):
+        logits = lm.model(torch.tensor([lm.tokenizer.encode(text)])).logits[0]
+        assert row == pytest.approx(logits.double().softmax(-1).tolist())
 
 
 def test_a_classifier_is_asked_for_its_classes() -> None:

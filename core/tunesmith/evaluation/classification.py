@@ -47,6 +47,9 @@ def probabilities(
             "evaluate",
         )
     limit = continuation.positions(lm)
+    padding = lm.tokenizer.pad_token is not None
+    if not padding:  # as of many decoders: what cannot be padded goes one by one
+        batch_size = 1
     # a text of no tokens still has a class; it is read as one token that says nothing
     nothing = lm.tokenizer.unk_token or lm.tokenizer.eos_token or lm.tokenizer.bos_token
     texts = [text if lm.tokenizer.encode(text) else nothing for text in texts]
@@ -61,7 +64,7 @@ def probabilities(
             batch = lm.tokenizer(
                 [texts[i] for i in chosen],
                 return_tensors="pt",
-                padding=True,
+                padding=padding,
                 truncation=limit is not None,
                 max_length=limit,
             )
