@@ -212,6 +212,7 @@ def load(
         ArtifactError: If a folder is incomplete.
     """
     runtime = runtime or Runtime()
+    _check_device(runtime.device)
     folder = Path(source)
     if (folder / ADAPTED).is_file():
         return _load_adapted(folder, runtime, head, labels, device_map)
@@ -222,7 +223,12 @@ def load(
 
     hf.register()
     if not folder.is_dir() and (str(source).startswith((".", "/", "~")) or runtime.offline):
-        raise ConfigError([f"there is no model folder {str(source)!r}, and no hub is asked for it"], "tunesmith.load")
+        why = (
+            "a path is never looked up on a hub; give the folder's right path"
+            if str(source).startswith((".", "/", "~"))
+            else "no hub is asked for it (offline, or HF_HUB_OFFLINE is set); give a folder, or go online"
+        )
+        raise ConfigError([f"there is no model folder {str(source)!r}, and {why}"], "tunesmith.load")
     options: dict[str, Any] = {
         "local_files_only": runtime.offline,
         "trust_remote_code": runtime.allow_code,
@@ -255,6 +261,19 @@ def load(
         model.to(runtime.device)
     model.eval()
     return LM(model=model, tokenizer=tokenizer, family=family, origin=None if new_head else str(source))
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as cause:
+        reason = str(cause).splitlines()[0]
+        raise ConfigError(
+            [f"the device {device!r} cannot be used: {reason}. `tunesmith doctor` lists what there is; cpu always works"],
+            "device",
+        ) from cause
 
 
 def _set_labels(config: Any, labels: int | Sequence[str] | None) -> bool:

@@ -77,7 +77,9 @@ def _jsonl(path: Path, _: str) -> Iterator[Record]:
         try:
             value = json.loads(line)
         except ValueError as error:
-            problems.append(f"line {number}: {error}")
+            # its own line number is always 1 here, and would contradict the file's
+            place = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            problems.append(f"line {number}{place}: {getattr(error, 'msg', error)}")
             continue
         if not isinstance(value, dict):
             problems.append(f"line {number}: a record must be an object, not {type(value).__name__}")
@@ -85,7 +87,7 @@ def _jsonl(path: Path, _: str) -> Iterator[Record]:
         yield Record(value, f"{path}, line {number}")
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise DataError(f"{path}: malformed JSON lines: {'; '.join(problems[:_SHOWN])}{more}.")
+        raise DataError(f"{path}: malformed JSON lines: {'; '.join(problems[:_SHOWN])}{more}. Correct the file.")
 
 
 def _json(path: Path, _: str) -> Iterator[Record]:

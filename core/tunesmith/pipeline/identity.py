@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,8 @@ from tunesmith.runtime import derive_seed
 
 if TYPE_CHECKING:
     from tunesmith.pipeline.value import Pipeline
+
+log = logging.getLogger("tunesmith.pipeline")
 
 FORMAT = 1
 """Raised when identities are put together in another way; every stage then runs anew."""
@@ -227,8 +230,8 @@ def _commit(name: str, repo_type: str, revision: str, offline: bool) -> str | No
         try:
             found = HfApi().repo_info(name, revision=revision, repo_type=repo_type, timeout=10).sha
             return str(found) if found else None
-        except Exception:  # no network, no such name: loading it will say so if it matters
-            pass
+        except Exception as cause:  # no network, no such name: loading it will say so if it matters
+            log.debug("the hub does not tell the commit of %s: %s", name, cause)
     cached = Path(constants.HF_HUB_CACHE, f"{repo_type}s--{name.replace('/', '--')}", "refs", revision)
     try:
         return cached.read_text(encoding="utf-8").strip() or None

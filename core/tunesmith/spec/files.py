@@ -83,7 +83,7 @@ def write(config: Any, path: str | os.PathLike[str]) -> None:
 
 def _suffix(path: Path) -> str:
     if path.suffix.lower() not in (".json", ".toml"):
-        raise ConfigError([f"{path.name!r} is neither .json nor .toml"], str(path))
+        raise ConfigError([f"{str(path)!r} is neither .json nor .toml; give a file of one of these"], str(path))
     return path.suffix.lower()
 
 

@@ -228,7 +228,7 @@ def _structure_config(value: Any, expected: type[Config]) -> Any:
             f"must be a {kind}, as {{'use': name, 'config': {{...}}}}, not {type(value).__name__} ({_short(value)})"
         )
     errors: list[Exception] = [
-        _unknown_key(key, ["use", "version", "config"], f"a {kind}")
+        _unknown_key(key, ["use", "version", "config"], f"a {kind}", f" The {kind}'s own options stand under 'config'.")
         for key in value
         if key not in ("use", "version", "config")
     ]
@@ -273,9 +273,9 @@ def _structure_fields(data: Any, cls: type[Any]) -> Any:
             except Exception as error:
                 errors.append(_at(error, attribute.name, kinds[attribute.name]))
         elif attribute.default is attrs.NOTHING:
-            errors.append(ValueError(f"{attribute.name!r} is missing: {cls.__name__} needs it"))
+            errors.append(ValueError(f"{attribute.name!r} is missing: {_called(cls)} needs it"))
     errors += [
-        _unknown_key(key, [a.name for a in known], cls.__name__) for key in data if key not in {a.name for a in known}
+        _unknown_key(key, [a.name for a in known], _called(cls)) for key in data if key not in {a.name for a in known}
     ]
     if not errors:
         try:
@@ -358,9 +358,14 @@ def _fitting(value: Any, choices: tuple[Any, ...]) -> list[Any]:
     return [c for c in choices if get_origin(c) is Literal or (c is float and type(value) is int)]
 
 
-def _unknown_key(key: Any, known: list[str], owner: str) -> Exception:
+def _called(cls: type) -> str:
+    """Return what messages call a class: those that users do not write go by their kind."""
+    return f"a {getattr(cls, 'kind', 'value')}" if cls.__name__.startswith("_") else cls.__name__
+
+
+def _unknown_key(key: Any, known: list[str], owner: str, otherwise: str = "") -> Exception:
     near = get_close_matches(str(key), known, 1, 0.6)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = f" Did you mean {near[0]!r}?" if near else otherwise
     return ValueError(f"{owner} has no field {key!r}.{hint} Fields: {', '.join(known) or 'none'}.")
 
 

@@ -51,7 +51,13 @@ class DistillCompressor(Compressor):
         report = CompressionReport(
             parameters=(teacher.parameter_count(), student.parameter_count()),
             bytes=(stored_bytes(teacher.model), stored_bytes(student.model)),
-            summary={"steps": self.config.steps, "loss": losses, "examples": len(rows)},
+            summary={
+                "steps": self.config.steps,
+                "loss": losses,
+                "examples": len(rows),
+                "cut_inputs": sum(row.cut_input > 0 for row in rows),
+                "cut_targets": sum(row.cut_target > 0 for row in rows),
+            },
         )
         return LM(model=student.model, tokenizer=student.tokenizer, family=student.family), report
 

@@ -97,4 +97,8 @@ def _content(report: Any, on_disk: int) -> Content:
         if change < -0.005
         else "The weights take as many bytes as before."
     )
-    return Content(verdicts=(verdict,), tables=tuple(tables), series=series)
+    verdicts = [verdict]
+    inputs, targets = (report.summary.get(name, 0) for name in ("cut_inputs", "cut_targets"))
+    if inputs or targets:
+        verdicts.append(f"{inputs} inputs and {targets} targets of the training examples were cut.")
+    return Content(verdicts=tuple(verdicts), tables=tuple(tables), series=series)

@@ -37,6 +37,8 @@ class TrainRewardStage(Stage):
         accuracy = measure(model, held_out, train, seed=runtime.seed) if held_out else None
         _content(accuracy, fitted, len(train), source).write(context.artifact("report"))
         summary: dict[str, Any] = {"pairs": len(train), "held_out_pairs": len(held_out)}
+        if "cut" in fitted:
+            summary["cut_texts"] = fitted["cut"]
         if accuracy is not None:
             summary |= {
                 "accuracy": accuracy.accuracy.value,
@@ -72,9 +74,11 @@ def _content(accuracy: Accuracy | None, fitted: Mapping[str, Any], pairs: int, s
         series = (
             Series(title="Loss of the reward model", x_label="update", x=x, y={"loss": tuple(losses)}, y_label="nats"),
         )
+    cut = fitted.get("cut", 0)
+    lost = (f"{cut} of the {2 * pairs} texts that it was trained on lost their beginning.",) if cut else ()
     if accuracy is None:
         return Content(
-            verdicts=(f"Trained on {pairs} pairs; none were held out, so nothing is known of its accuracy.",),
+            verdicts=(f"Trained on {pairs} pairs; none were held out, so nothing is known of its accuracy.", *lost),
             series=series,
         )
     rule = "the longer one is better" if accuracy.longer_is_better else "the shorter one is better"
@@ -99,7 +103,7 @@ def _content(accuracy: Accuracy | None, fitted: Mapping[str, Any], pairs: int, s
             note="Confidence is the sigmoid of the difference of two scores.",
         ),
     )
-    return Content(verdicts=_verdicts(accuracy, rule), tables=tables, series=series)
+    return Content(verdicts=(*_verdicts(accuracy, rule), *lost), tables=tables, series=series)
 
 
 def _verdicts(accuracy: Accuracy, rule: str) -> tuple[str, ...]:

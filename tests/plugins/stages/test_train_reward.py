@@ -83,8 +83,24 @@ def test_pairs_come_from_an_earlier_stage_too_and_none_need_be_held_out(tmp_path
         preferences=Output(stage="feedback", artifact="preferences"),
         held_out=0.0,
     )
-    assert config.build().run(context(tmp_path, preferences=folder)) == {"pairs": 8, "held_out_pairs": 0}
+    assert config.build().run(context(tmp_path, preferences=folder)) == {
+        "pairs": 8,
+        "held_out_pairs": 0,
+        "cut_texts": 0,
+    }
     assert "none were held out" in read(tmp_path / "out" / "report").verdicts[0]
+
+
+def test_texts_that_were_cut_are_counted_and_told(tmp_path: Path, backbone: str) -> None:
+    write_preferences(tmp_path / "pairs.jsonl", pairs()[:8])
+    config = TrainReward(
+        name="rm",
+        reward=Pairwise(model=backbone, steps=1, max_length=3),
+        preferences=str(tmp_path / "pairs.jsonl"),
+        held_out=0.0,
+    )
+    assert config.build().run(context(tmp_path))["cut_texts"] == 16
+    assert "16 of the 16 texts" in read(tmp_path / "out" / "report").verdicts[-1]
 
 
 def test_a_model_that_cannot_be_trained_is_answered_with_those_that_can(tmp_path: Path) -> None:
