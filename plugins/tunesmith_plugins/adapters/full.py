@@ -25,8 +25,13 @@ class FullAdapter(Adapter):
         """Make all weights trainable.
 
         Raises:
-            TunesmithError: If the model has adapters; merge them first.
+            TunesmithError: If the model has adapters; merge them first. If its weights are quantized.
         """
+        if getattr(lm.model, "is_quantized", False):
+            raise TunesmithError(
+                "the weights of a quantized model cannot be trained; train an adapter on top (bottleneck, prompt, prefix), or "
+                "start from the model before it was quantized."
+            )
         if lm.adapters:
             names = ", ".join(type(adapter.config).__name__ for adapter in lm.adapters)
             raise TunesmithError(

@@ -131,6 +131,11 @@ class Int8Quantizer(HfQuantizer):
         """Gradients flow through to the inputs (an adapter can train on top); int8 weights themselves do not train."""
         return True
 
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Trainers refuse a quantized model without an adapter of peft's otherwise, whatever else is attached to it."""
+        return True
+
 
 def register_with_transformers() -> None:
     """Register the quantizer under ``tunesmith_int8``, once."""

@@ -17,6 +17,7 @@ from tunesmith.runtime import Runtime
 from tunesmith.testing import conformance
 from tunesmith.testing.models import WORDS, tiny_lm
 from tunesmith_plugins.adapters import Bottleneck, LoRA, Prefix, Prompt
+from tunesmith_plugins.compressors import Int8
 from tunesmith_plugins.stages import FineTune
 
 
@@ -198,6 +199,20 @@ def test_equal_seeds_give_equal_runs_and_other_seeds_others(run):
     config = evolve(BASE, adapter=LoRA(dropout=0.1), steps=6)
     losses = [run("encoder-decoder", config, seed=s, name=f"s{i}")[0]["last_loss"] for i, s in enumerate((1, 1, 2))]
     assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("adapter", [Bottleneck(), Prompt(tokens=4)])
+def test_an_adapter_trains_on_a_quantized_model_and_all_its_weights_do_not(run, tmp_path, adapter):
+    small, _ = Int8().build().compress(tiny_lm("decoder"), runtime=Runtime())
+    small.save(tmp_path / "int8")
+    _, context = run("decoder", FineTune(name="run", steps=2, adapter=adapter), start=tmp_path / "int8")
+    tuned = load(context.out / "model")
+    assert [type(a.config) for a in tuned.adapters] == [type(adapter)]
+    kept = tuned.unadapted_state()
+    for name, tensor in load(tmp_path / "int8").model.state_dict().items():
+        assert torch.equal(tensor, kept[name]), name
+    with pytest.raises(TunesmithError, match="quantized"):
+        run("decoder", FineTune(name="run", steps=2), start=tmp_path / "int8", name="full")
 
 
 def test_early_stopping_stops_and_keeps_the_best(run):
