@@ -162,6 +162,13 @@ def test_a_missing_folder_is_named(tmp_path):
         load("somebody/something", runtime=Runtime(offline=True))
 
 
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(tmp_path, device):
+    tiny_lm("decoder").save(tmp_path)
+    with pytest.raises(ConfigError, match=f"the device '{device}' cannot be used: .*doctor"):
+        load(tmp_path, runtime=Runtime(device=device))
+
+
 def test_truncated_weights_are_named(tmp_path):
     tiny_lm("decoder").save(tmp_path)
     file = tmp_path / "model.safetensors"

@@ -253,6 +253,11 @@ def test_files_hold_ids_and_versions_and_read_back_equal(tmp_path, suffix):
     assert sorted(p.name for p in tmp_path.iterdir()) == [path.name], "something was left beside the file"
 
 
+def test_options_beside_config_are_told_their_place():
+    with pytest.raises(ConfigError, match="no field 'p'. The sampler's own options stand under 'config'"):
+        spec.load({"use": "top_p", "p": 0.5}, SamplerConfig)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

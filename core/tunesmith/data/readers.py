@@ -78,8 +78,8 @@ def _jsonl(path: Path, _: str) -> Iterator[Record]:
             value = json.loads(line)
         except ValueError as error:
             # its own line number is always 1 here, and would contradict the file's
-            place = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-            problems.append(f"line {number}{place}: {getattr(error, 'msg', error)}")
+            place = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            problems.append(f"line {number}: {getattr(error, 'msg', error)}{place}")
             continue
         if not isinstance(value, dict):
             problems.append(f"line {number}: a record must be an object, not {type(value).__name__}")

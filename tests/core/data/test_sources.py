@@ -93,6 +93,7 @@ def test_a_folder_of_texts_is_one_document_a_file(tmp_path):
     ("name", "content", "message"),
     [
         ("x.jsonl", '{"q": 1}\n{"q": \n[1]\n', r"line 2: .*; line 3: a record must be an object, not list"),
+        ("x.jsonl", '{"q": "a", "a": "b"}\n{"q": }\n', r"line 2: Expecting value at column 7\."),
         ("x.json", '{"q": ', "malformed JSON"),
         ("x.json", '{"q": 1}', "must be a list of objects"),
         ("x.csv", "q,a\n1,2,3\n", r"x\.csv, line 2: 3 fields, but the header has 2"),

@@ -50,6 +50,7 @@ def test_a_file_tells_all_its_problems_at_once(tmp_path):
     data["stages"][0]["config"]["valeu"] = 1
     data["stages"][1]["use"] = "local/sauce"
     data["seed"] = "7"
+    data["dtpye"] = "float32"
     path.write_text(json.dumps(data))
     with pytest.raises(ConfigError) as caught:
         ts.Pipeline.load(path)
@@ -58,6 +59,7 @@ def test_a_file_tells_all_its_problems_at_once(tmp_path):
     assert "valeu" in text
     assert "local/sauce" in text
     assert "seed" in text
+    assert "a pipeline has no field 'dtpye'. Did you mean 'dtype'?" in text
 
 
 def test_a_file_tells_all_problems_of_its_graph_at_once(tmp_path):

@@ -52,8 +52,9 @@ def test_the_sanitized_program_passes(tmp_path: Path) -> None:
     print(done.stdout)
 
 
-def test_without_a_compiler_the_build_succeeds_and_says_why(tmp_path: Path) -> None:
-    done, record = build(tmp_path, CXX=str(tmp_path / "no-such-compiler"), TUNESMITH_CUDA="OFF")
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "/nowhere/no-such-compiler"])
+def test_without_a_compiler_the_build_succeeds_and_says_why(tmp_path: Path, compiler: str) -> None:
+    done, record = build(tmp_path, CXX=compiler, TUNESMITH_CUDA="OFF")
     assert done.returncode == 0, done.stderr
     assert record == "native: absent (no working compiler)\ncuda: off (TUNESMITH_CUDA=OFF)\n"
 
