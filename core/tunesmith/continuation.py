@@ -11,7 +11,7 @@ Imported at run time only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 UNLIMITED = 10**6
 """Tokenizers write their missing limit as a huge number."""
+_OFFSET = frozenset(
+    {"roberta", "xlm-roberta", "camembert", "roberta-prelayernorm", "xlm-roberta-xl", "longformer", "mpnet"}
+)
+"""RoBERTa and its kin count positions from behind the padding id."""
 
 
 @frozen(kw_only=True)
@@ -42,10 +46,15 @@ class Pair:
 
 def positions(lm: LM) -> int | None:
     """Return how many tokens the model and its tokenizer allow at once; None if neither has a limit."""
-    config = lm.model.config
+    return readable(lm.model.config, lm.tokenizer)
+
+
+def readable(config: Any, tokenizer: Any) -> int | None:
+    """Return how many tokens a model of this transformers config and its tokenizer allow at once; None for any number."""
     stated = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
-    limits = [int(found) for found in stated if found is not None and found > 0][:1]
-    own = getattr(lm.tokenizer, "model_max_length", None)
+    offset = config.pad_token_id + 1 if config.model_type in _OFFSET else 0
+    limits = [int(found) - offset for found in stated if found is not None and found > 0][:1]
+    own = getattr(tokenizer, "model_max_length", None)
     if own is not None and own < UNLIMITED:
         limits.append(int(own))
     return min(limits, default=None)

@@ -240,6 +240,14 @@ def load(
     except (OSError, ValueError) as cause:
         raise ConfigError([f"{str(source)!r} holds no model that can be loaded: {cause}"], "tunesmith.load") from cause
     family = family_of(config)
+    if head == "classification" and labels is None and config.architectures and _head_of(config) != head:
+        raise ConfigError(
+            [
+                f"{str(source)!r} was saved without a classification head ({config.architectures[0]}), and a new one would "
+                "answer at random; train one with FineTune(objective='classification')"
+            ],
+            "tunesmith.load",
+        )
     new_head = _set_labels(config, labels)
     placed = {"device_map": device_map} if device_map else {}
     try:
@@ -271,7 +279,9 @@ def _check_device(device: str) -> None:
     except (RuntimeError, AssertionError, NotImplementedError) as cause:
         reason = str(cause).splitlines()[0]
         raise ConfigError(
-            [f"the device {device!r} cannot be used: {reason}. `tunesmith doctor` lists what there is; cpu always works"],
+            [
+                f"the device {device!r} cannot be used: {reason}. `tunesmith doctor` lists what there is; cpu always works"
+            ],
             "device",
         ) from cause
 

@@ -178,6 +178,19 @@ def test_a_classifier_whose_tokenizer_cannot_pad_is_asked_text_by_text() -> None
         assert row == pytest.approx(logits.double().softmax(-1).tolist())
 
 
+def test_texts_are_cut_at_the_positions_that_are_left_behind_the_padding_id() -> None:
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    tokenizer = tiny_lm("encoder").tokenizer
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = RobertaConfig(
+        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, max_position_embeddings=34, **sizes
+    )
+    lm = LM(model=RobertaForSequenceClassification(config), tokenizer=tokenizer, family="encoder")
+    assert continuation.positions(lm) == 33 - tokenizer.pad_token_id
+    assert classification.probabilities(lm, ["cat " * 60], OFFLINE)[1] == 1
+
+
 def test_a_classifier_is_asked_for_its_classes() -> None:
     lm = tiny_lm("encoder", head="classification", labels=("no", "yes"))
     asked = [Example(id=str(i), prompt=t, columns={"label": ("no", "yes")[i % 2]}) for i, t in enumerate(TEXTS)]

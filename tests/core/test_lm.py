@@ -228,3 +228,10 @@ def test_a_copy_with_other_attributes_is_a_value():
     assert evolve(lm, origin="x").origin == "x"
     assert lm.origin is None
     assert len(tiny_tokenizer()) == lm.model.config.vocab_size
+
+
+def test_a_head_that_was_never_trained_is_no_classifier(tmp_path):
+    tiny_lm("encoder").save(tmp_path)
+    with pytest.raises(ConfigError, match="saved without a classification head"):
+        load(tmp_path, head="classification")
+    assert load(tmp_path, head="classification", labels=["no", "yes"]).model.config.num_labels == 2

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-log = logging.getLogger(__name__)
+from tunesmith import continuation
 
-UNLIMITED = 10**6
-"""Tokenizers write their missing limit as a huge number."""
+log = logging.getLogger(__name__)
 
 
 def filled(template: str, prompts: Sequence[str], completions: Sequence[str]) -> list[str]:
@@ -26,22 +25,8 @@ def filled(template: str, prompts: Sequence[str], completions: Sequence[str]) ->
 
 def readable(model: Any, tokenizer: Any, asked: int) -> int | None:
     """Return how many tokens an input may have: what was asked for, but no more than the model can read; None: no limit."""
-    limits = [asked] if asked else []
-    for name in ("max_position_embeddings", "n_positions"):
-        found = getattr(model.config, name, None)
-        if found is not None and found > 0:
-            # RoBERTa and its kin count positions from behind the padding id
-            offset = model.config.pad_token_id + 1 if model.config.model_type in _OFFSET else 0
-            limits.append(found - offset)
-            break
-    if tokenizer.model_max_length < UNLIMITED:
-        limits.append(tokenizer.model_max_length)
-    return min(limits, default=None)
-
-
-_OFFSET = frozenset(
-    {"roberta", "xlm-roberta", "camembert", "roberta-prelayernorm", "xlm-roberta-xl", "longformer", "mpnet"}
-)
+    limits = [asked or None, continuation.readable(model.config, tokenizer)]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def encoded(tokenizer: Any, texts: Sequence[str], limit: int | None) -> tuple[list[list[int]], int]:
