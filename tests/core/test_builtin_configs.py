@@ -20,7 +20,10 @@ from tunesmith.testing.strategies import configs
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("registered_names.json")
-STARTS = {"tunesmith/function": {"target": "package.module:function"}}
+STARTS = {
+    "tunesmith/align": {"preferences": "pairs.jsonl"},
+    "tunesmith/function": {"target": "package.module:function"},
+}
 BUILT_IN = [
     pytest.param(entry.kind, entry.id, id=f"{entry.kind}-{entry.name}")
     for kind in KINDS

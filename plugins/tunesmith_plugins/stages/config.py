@@ -226,10 +226,17 @@ class Align(StageConfig):
     algorithm: RLAlgorithmConfig
     adapter: AdapterConfig | None = None
     reward: RewardModelConfig | Output | None = None
-    preferences: str | Output | None = None
+    preferences: str | Output | None = field(default=None)
     data: Data | None = None
     split: str = "train"
     items: int = field(default=0, validator=v.ge(0))
+
+    @preferences.validator
+    def _has_something_to_learn_from(self, attribute: Attribute[Any], value: Any) -> None:
+        if value is None and self.reward is None:
+            raise ValueError(
+                "'reward' or 'preferences' is missing: online algorithms need the one, offline ones the other"
+            )
 
 
 @frozen(kw_only=True)

@@ -153,9 +153,9 @@ def test_what_is_missing_or_too_much_is_named(tmp_path: Path, pairs: str, data: 
     tiny_lm("decoder").save(tmp_path / "start")
     here = context(tmp_path, tmp_path / "start", data)
     reward = Function(target=target)
+    with pytest.raises(ValueError, match="'reward' or 'preferences' is missing"):
+        Align(algorithm=SMALL_PPO)
     with pytest.raises(ConfigError, match="PPO needs a reward, and the stage has none @ reward"):
-        Align(algorithm=SMALL_PPO).build().run(here)
-    with pytest.raises(ConfigError, match="PPO needs a reward"):
         Align(algorithm=SMALL_PPO, preferences=pairs).build().run(here)
     with pytest.raises(ConfigError, match="DPO needs preferences"):
         Align(algorithm=DPO(), reward=reward).build().run(here)
