@@ -32,9 +32,8 @@ def every_nth(lm: LM, keep_every: int) -> LM:
     depths = {name: own[name] for name in stacks}
     for name, depth in depths.items():
         setattr(config, name, len(range(0, depth, keep_every)))
-    for name in ("layer_types", "max_window_layers"):  # per-layer settings of some decoders
-        if isinstance(own.get(name), (list, tuple)):
-            setattr(config, name, list(own[name])[::keep_every])
+    if isinstance(own.get("layer_types"), (list, tuple)):  # which kind of attention each layer of some decoders has
+        config.layer_types = list(own["layer_types"])[::keep_every]
     student: nn.Module = type(lm.model)(config)
     source = lm.model.state_dict()
     state: dict[str, torch.Tensor] = {}

@@ -18,7 +18,9 @@ def tunesmith_doctor() -> list[str]:
         sets = ", ".join(found["isa_available"])
         lines = [f"kernels: native library {found['path']}", f"kernels: instruction set {found['isa']} of {sets}"]
     else:
-        lines = [f"kernels: no native library, torch references serve: {found['reason']}; docs/kernels.md says how to build it"]
+        lines = [
+            f"kernels: no native library, torch references serve: {found['reason']}; docs/kernels.md says how to build it"
+        ]
     if found["cuda"]:
         return [*lines, f"kernels: CUDA library {found['cuda_path']}"]
     return [*lines, f"kernels: no CUDA library: {found['cuda_reason']}"]
