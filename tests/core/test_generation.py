@@ -258,10 +258,15 @@ def test_the_command_finds_a_wrong_name_before_it_reads_the_model():
     assert "top_p" in str(run.exception)
 
 
+def test_an_empty_stop_string_is_refused(lm):
+    with pytest.raises(ConfigError, match="'stop' holds an empty string"):
+        generate(lm, ["a"], stop=["", "x"])
+
+
 @pytest.mark.realdata
 def test_a_real_model_writes_what_transformers_writes_greedily(real_models):
     lm = load(real_models / "stories260k")
-    prompts = ["Once upon a time", "The dog", "One day, Lily and her mom went to the park. They saw"]
+    prompts = ["Once upon a time", "The dog", "In the morning, Ben and his cat sat by the window. They saw"]
     ours = generate(lm, prompts, max_new_tokens=30)
     for prompt, completion, ids in zip(prompts, ours, prompt_ids(lm, prompts), strict=True):
         theirs = lm.model.generate(torch.tensor([ids]), max_new_tokens=30, do_sample=False)[0]

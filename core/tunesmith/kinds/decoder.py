@@ -6,9 +6,10 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from attrs import Factory, field, frozen, validators
+from attrs import Attribute, Factory, field, frozen, validators
 
 from tunesmith.component import Component, Config
+from tunesmith.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,14 @@ class Limits:
 
     max_new_tokens: int = field(default=64, validator=validators.ge(1))
     min_new_tokens: int = field(default=0, validator=validators.ge(0))
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = field(default=())
+
+    @stop.validator
+    def _stop_can_be_waited_for(self, attribute: Attribute[tuple[str, ...]], value: tuple[str, ...]) -> None:
+        if "" in value:
+            raise ConfigError(
+                ["'stop' holds an empty string, which would end every text at once; leave it out"], "limits"
+            )
 
 
 @frozen(kw_only=True)
