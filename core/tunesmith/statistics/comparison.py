@@ -81,7 +81,8 @@ class Comparison:
         if p is None:
             return f"{head}differs by {found.value}; this score has no test (n = {self.n})"
         span = "" if found.value.low is None else f" [{found.value.low:.4g}, {found.value.high:.4g}]"
-        numbers = f"p = {p:.2g}, n = {self.n}"
+        # adjusted for the comparisons made together, p can stay above the level though the lone interval excludes 0
+        numbers = f"p = {p:.2g}{'' if p == found.p else ' (Holm)'}, n = {self.n}"
         if p >= 1 - self.confidence:
             against = f" against {versus}" if versus else ""
             return f"{head}no effect seen{against}: {found.value.value:+.4g}{span}, {numbers}"
