@@ -81,6 +81,16 @@ class Rows:
     def __len__(self) -> int:
         return int(self.seed.shape[0])
 
+    def uniform(self, draw: int) -> torch.Tensor:
+        """Return one number in [0, 1) a row, (batch,) float64: the row's own noise.
+
+        Args:
+            draw: Which of the random values that a position needs; 0 is the draw of the token, links take others.
+        """
+        from tunesmith import philox
+
+        return philox.uniform(self.seed, self.stream, self.position, draw)
+
     def select(self, index: torch.Tensor) -> Rows:
         """Return the rows at ``index`` (int64)."""
         return Rows(
@@ -139,12 +149,14 @@ class Sampler(Component[Any]):
 
     Attributes:
         deterministic: True if nothing is drawn; may depend on the config.
+        stochastic: True if more is drawn than the token, so that a row's ``logp_truncated`` holds for its own noise only.
 
     Example:
         >>> draw = TopP(p=0.9).build().sample(logits, rows)  # doctest: +SKIP
     """
 
     deterministic: bool = False
+    stochastic: bool = False
 
     @abstractmethod
     def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0) -> Draw:

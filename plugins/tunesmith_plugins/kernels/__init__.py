@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import loader, philox, reference
+    from . import loader, reference
     from .loader import info, set_isa
     from .ops import (
         QuantizedRows,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         supported_steps,
     )
 
-_MODULES = ("loader", "ops", "philox", "reference")
+_MODULES = ("loader", "ops", "reference")
 _HOME = {"info": "loader", "set_isa": "loader"}
 
 __all__ = [
@@ -39,7 +39,6 @@ __all__ = [
     "info",
     "int8_linear",
     "loader",
-    "philox",
     "quantize_rows",
     "quantize_weight",
     "reference",

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import philox
+from tunesmith import philox
 
 OK, NAN, POSINF, EMPTY = range(4)
 """Values of a row's status."""

@@ -39,28 +39,35 @@ class TopK(SamplerConfig):
 
     Attributes:
         k: How many; 0 keeps every token.
+        ties: Which of several equal tokens at the border stay: ``"all"``, as in transformers (``"hf"`` means the same), or
+            ``"low"``, those with the lowest ids, so that exactly ``k`` stay.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.truncation:TopKLink"
     name_in_chain: ClassVar[str] = "top_k"
     k: int = field(default=50, validator=v.ge(0))
+    ties: Literal["hf", "low", "all"] = "hf"
 
 
 @frozen(kw_only=True)
 class TopP(SamplerConfig):
     """Keep the smallest set of likeliest tokens whose probabilities add up to ``p`` (Holtzman et al., 2020).
 
-    Tokens are counted from the least likely; among equals at the border those with the highest ids stay.
+    Tokens are counted from the least likely.
 
     Attributes:
         p: Cumulative probability, in (0, 1]; 1 keeps every token.
         min_keep: At least so many tokens stay.
+        ties: Which of several equal tokens at the border stay: ``"hf"``, as many as are needed, those with the highest ids (a
+            stable ascending sort, which transformers' own is not); ``"low"``, as many, with the lowest ids; ``"all"``, all of
+            them, which alone prefers no id.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.truncation:TopPLink"
     name_in_chain: ClassVar[str] = "top_p"
     p: float = field(default=0.9, validator=[v.gt(0), v.le(1)])
     min_keep: int = field(default=1, validator=v.ge(1))
+    ties: Literal["hf", "low", "all"] = "hf"
 
 
 @frozen(kw_only=True)

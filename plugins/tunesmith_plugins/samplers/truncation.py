@@ -14,11 +14,19 @@ class TopKLink(Link):
     truncates = True
 
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+        logits = logits.float()
         values = self.value(rows, "k")
         reference.check_values("top_k", values)
-        return reference.top_k(logits.float(), values)
+        if self.config.ties != "low":
+            return reference.top_k(logits, values)
+        order = logits.sort(dim=-1, descending=True, stable=True).indices
+        place = torch.arange(logits.shape[1], device=logits.device)
+        gone = (place >= values[:, None]) & (values > 0)[:, None]
+        return logits.masked_fill(torch.zeros_like(gone).scatter_(1, order, gone), -torch.inf)
 
-    def lower(self, rows: Rows) -> Step:
+    def lower(self, rows: Rows) -> Step | None:
+        if self.config.ties == "low":
+            return None  # the kernel keeps all ties
         return Step(op="top_k", values=self.value(rows, "k"))
 
 
@@ -31,7 +39,7 @@ class TopPLink(Link):
         logits = logits.float()
         values = self.value(rows, "p", torch.float64)
         reference.check_values("top_p", values)
-        kept = reference.top_p(logits, values)
+        kept = self._kept(logits, values)
         least = self.value(rows, "min_keep", torch.int64)
         # The order top_p counts in is ascending and stable, so what it keeps longest comes last.
         order = logits.sort(dim=-1, stable=True).indices
@@ -40,9 +48,18 @@ class TopPLink(Link):
         return torch.where(torch.zeros_like(stays).scatter_(1, order, stays), logits, kept)
 
     def lower(self, rows: Rows) -> Step | None:
-        if "min_keep" in rows.parameters or self.config.min_keep > 1:
-            return None  # the kernel always keeps one token and knows no other minimum
+        if "min_keep" in rows.parameters or self.config.min_keep > 1 or self.config.ties != "hf":
+            return None  # the kernel always keeps one token, knows no other minimum and one rule for ties
         return Step(op="top_p", values=self.value(rows, "p", torch.float64))
+
+    def _kept(self, logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        if self.config.ties == "low":  # the highest ids stay, of ids counted from the end
+            return reference.top_p(logits.flip(-1), values).flip(-1)
+        kept = reference.top_p(logits, values)
+        if self.config.ties == "hf":
+            return kept
+        lowest = kept.masked_fill(kept == -torch.inf, torch.inf).amin(-1, keepdim=True)
+        return logits.masked_fill(logits < lowest, -torch.inf)
 
 
 class MinPLink(Link):

@@ -6,11 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunesmith import philox
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.sampler import Link, Rows, SamplerConfig
 from tunesmith.runtime import Runtime
 from tunesmith.testing.samplers import chi_square_limit, logits_of, rows_of
-from tunesmith_plugins.kernels import philox, reference
+from tunesmith_plugins.kernels import reference
 from tunesmith_plugins.samplers import Chain, Greedy, MinP, RepetitionPenalty, Temperature, TopK, TopP
 from tunesmith_plugins.samplers.chain import named_links, run
 from tunesmith_plugins.samplers.walk import Fused, parts_of

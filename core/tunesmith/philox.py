@@ -1,7 +1,8 @@
 """Philox4x32-10, the counter-based generator behind every draw (Salmon et al., SC 2011), in torch integers.
 
-The native kernels compute the same bits. A sampler that draws in torch uses :func:`uniform_bits` (or
-:func:`uniform`) with the same key and counter and stays on the same stream as the fused kernel.
+The native kernels compute the same bits. A link that needs noise calls :meth:`tunesmith.kinds.sampler.Rows.uniform`.
+
+Imported at run time only.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
+from tunesmith import philox
 from tunesmith_plugins import kernels
-from tunesmith_plugins.kernels import philox
 
 KNOWN = [
     ((0, 0), (0, 0, 0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),

@@ -1,0 +1,71 @@
+"""Mirostat: a link with a memory, which steers how surprising the drawn tokens are (Basu et al., 2021)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from attrs import frozen
+
+from tunesmith.kinds.sampler import STATUS_OK, Draw, Link, Rows, RowState
+from tunesmith_plugins.samplers.thresholds import drop, likeliest
+
+
+@frozen(kw_only=True, eq=False)
+class Bounds:
+    """``mu`` (batch,) float64: the bound on the surprise of every row, bits."""
+
+    mu: torch.Tensor
+
+    def select(self, index: torch.Tensor) -> Bounds:
+        return Bounds(mu=self.mu[index])
+
+    def join(self, others: Sequence[RowState]) -> Bounds:
+        return Bounds(mu=torch.cat([self.mu, *(other.mu for other in others if isinstance(other, Bounds))]))
+
+
+class MirostatLink(Link):
+    """See the config."""
+
+    truncates = True
+
+    def initial_state(self, rows: Rows) -> Bounds:
+        return Bounds(mu=2 * self.value(rows, "tau", torch.float64))
+
+    def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+        held = rows.state["mirostat"] if rows.state is not None and "mirostat" in rows.state else None
+        if held is None and rows.state:
+            (held,) = rows.state.values()  # under the name that the link has in its chain
+        mu = (held if isinstance(held, Bounds) else self.initial_state(rows)).mu
+        gone = self._beyond_k(logits, mu) if self.config.version == 1 else self._too_surprising(logits, mu)
+        return drop(logits, gone & ~likeliest(logits))
+
+    def advance(self, state: RowState, logits: torch.Tensor, draw: Draw, rows: Rows) -> Bounds:
+        assert isinstance(state, Bounds)
+        surprise = -draw.logp_truncated.double() / math.log(2)
+        error = surprise - self.value(rows, "tau", torch.float64)
+        moved = state.mu - self.value(rows, "eta", torch.float64) * error
+        return Bounds(mu=torch.where(draw.status == STATUS_OK, moved, state.mu))
+
+    def _too_surprising(self, logits: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
+        """Algorithm 2 of the authors' later note: drop tokens of more than ``mu`` bits."""
+        return -logits.double().log_softmax(-1) / math.log(2) > mu[:, None]
+
+    def _beyond_k(self, logits: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
+        """Algorithm 1: estimate Zipf's exponent ``s`` from ratios of neighbouring probabilities, equation 30, then ``k``."""
+        vocab = logits.shape[1]
+        count = min(self.config.candidates, vocab)
+        ordered, order = logits.double().log_softmax(-1).sort(dim=-1, descending=True, stable=True)
+        ranks = torch.arange(1, count, dtype=torch.float64, device=logits.device)
+        t = ((ranks + 1) / ranks).log()
+        b = ordered[:, : count - 1] - ordered[:, 1:count]
+        known = b.isfinite()
+        s = (t * b.masked_fill(~known, 0.0)).sum(-1) / (t * t * known).sum(-1).clamp(min=1e-12)
+        excess = s - 1
+        near = excess.abs() < 1e-6  # (1 - N^-e) / e tends to log N
+        spread = torch.where(near, math.log(vocab), (1 - vocab**-excess) / torch.where(near, 1.0, excess))
+        k = ((2.0**mu) / spread.clamp(min=1e-12)) ** (1 / s.clamp(min=1e-3))
+        k = k.nan_to_num(posinf=float(vocab)).clamp(1, vocab).round()
+        place = torch.empty_like(order).scatter_(1, order, torch.arange(vocab, device=order.device).expand_as(order))
+        return place >= k[:, None]

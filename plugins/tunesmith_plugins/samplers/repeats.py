@@ -1,0 +1,87 @@
+"""Links against repetition of whole sequences: no-repeat-n-gram and DRY.
+
+Both look through each row's history in Python: the time is linear in the history and does not depend on the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from tunesmith.kinds.sampler import Link, Rows
+from tunesmith_plugins.samplers.thresholds import drop
+
+
+def last_ids(link: Link, rows: Rows) -> list[list[int]]:
+    """Return the ids of each row's history that are within the link's window."""
+    lengths, windows = rows.history_lengths.tolist(), link.value(rows, "window", torch.int64).tolist()
+    found = []
+    for ids, length, window in zip(rows.history.tolist(), lengths, windows, strict=True):
+        found.append(ids[max(0, length - window) if window else 0 : length])
+    return found
+
+
+def banned(history: Sequence[int], size: int) -> set[int]:
+    """Return the ids that would complete an n-gram of ``size`` which the history already has."""
+    if size < 1 or len(history) < size:
+        return set()
+    start = tuple(history[len(history) - size + 1 :])
+    return {history[i + size - 1] for i in range(len(history) - size + 1) if tuple(history[i : i + size - 1]) == start}
+
+
+def matches(history: Sequence[int], breakers: frozenset[int]) -> dict[int, int]:
+    """Return id to the length of the longest repetition that it would continue.
+
+    The history read backwards is compared with itself: the Z-function (Gusfield, 1997, section 1.3) gives, for each
+    earlier place, how many ids before it equal the last ids.
+    """
+    backwards = list(reversed(history))
+    limit = next((i for i, token in enumerate(backwards) if token in breakers), len(backwards))
+    lengths = [0] * len(backwards)
+    left = right = 0
+    for i in range(1, len(backwards)):
+        length = min(right - i, lengths[i - left]) if i < right else 0
+        while i + length < len(backwards) and backwards[length] == backwards[i + length]:
+            length += 1
+        lengths[i] = length
+        if i + length > right:
+            left, right = i, i + length
+    found: dict[int, int] = {}
+    for i in range(1, len(backwards)):
+        length = min(lengths[i], limit)
+        if length and length > found.get(backwards[i - 1], 0):
+            found[backwards[i - 1]] = length
+    return found
+
+
+class NoRepeatNgramLink(Link):
+    """Drop what would repeat an n-gram."""
+
+    truncates = True
+
+    def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+        sizes = self.value(rows, "size", torch.int64).tolist()
+        gone = torch.zeros(logits.shape, dtype=torch.bool)
+        for row, (history, size) in enumerate(zip(last_ids(self, rows), sizes, strict=True)):
+            ids = [token for token in banned(history, size) if 0 <= token < logits.shape[1]]
+            gone[row, ids] = True
+        return drop(logits, gone.to(logits.device))
+
+
+class DryLink(Link):
+    """Penalise what would lengthen a repetition."""
+
+    def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+        multipliers, bases = (self.value(rows, name, torch.float64).tolist() for name in ("multiplier", "base"))
+        allowed = self.value(rows, "allowed_length", torch.int64).tolist()
+        breakers = frozenset(self.config.breakers)
+        penalty = torch.zeros(logits.shape)
+        for row, history in enumerate(last_ids(self, rows)):
+            for token, length in matches(history, breakers).items():
+                if length >= allowed[row] and 0 <= token < logits.shape[1]:
+                    # the power is bounded so that a long loop gives a large finite penalty instead of an error
+                    power = min((length - allowed[row]) * math.log(bases[row]), 80.0)
+                    penalty[row, token] = multipliers[row] * math.exp(power)
+        return logits.float() - penalty.to(logits.device)

@@ -1,0 +1,100 @@
+"""The watermark of Kirchenbauer et al. (2023), "A Watermark for Large Language Models": the link and the detector.
+
+Which tokens are green at a place is decided by Philox numbers, one a token, so that the detector needs the ids and the
+key alone: no model, no generator's state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from attrs import frozen
+
+from tunesmith import philox
+from tunesmith.errors import DataError
+from tunesmith.kinds.sampler import Link, Rows
+from tunesmith_plugins.samplers.config_edits import Watermark
+
+
+def green(config: Watermark, contexts: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return whether tokens are green behind their contexts.
+
+    Args:
+        config: Key, share and length of the context.
+        contexts: (n, context) int64, the ids before.
+        tokens: (n, m) or (1, m) int64, the tokens in question.
+
+    Returns:
+        (n, m) bool.
+    """
+    stream = torch.zeros(len(contexts), dtype=torch.int64, device=contexts.device)
+    key = torch.full_like(stream, config.key)
+    for place in range(contexts.shape[1]):  # ids before are folded into one number, each by a draw of its own
+        stream = philox.uniform_bits(key, stream ^ contexts[:, place], torch.full_like(stream, place), 1)
+    shape = (len(contexts), tokens.shape[1])
+    zero = torch.zeros(shape, dtype=torch.int64, device=contexts.device)
+    return philox.uniform(zero + config.key, zero + stream[:, None], zero + tokens, 0) < config.gamma
+
+
+class WatermarkLink(Link):
+    """Add delta to green tokens."""
+
+    def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+        config = self.config
+        place = rows.history_lengths[:, None] - config.context + torch.arange(config.context, device=logits.device)
+        if rows.history.shape[1]:
+            contexts = rows.history.gather(1, place.clamp(min=0))
+        else:
+            contexts = torch.zeros_like(place)
+        tokens = torch.arange(logits.shape[1], device=logits.device)[None, :]
+        marked = green(config, contexts, tokens) & (place[:, :1] >= 0)
+        return logits.float() + marked * self.value(rows, "delta", torch.float32)[:, None]
+
+
+@frozen(kw_only=True)
+class Detection:
+    """What was found in a text.
+
+    Attributes:
+        tokens: How many tokens were tested.
+        green: How many of them are green.
+        z: Standard deviations above the share that unmarked text has (equation 3 of the paper).
+        p_value: Probability of at least so many green tokens in unmarked text (exact binomial).
+    """
+
+    tokens: int
+    green: int
+    z: float
+    p_value: float
+
+
+def detect(token_ids: Sequence[int], config: Watermark, *, prompt_ids: Sequence[int] = ()) -> Detection:
+    """Test whether ids were drawn with a watermark.
+
+    Each pair of context and token counts once: repetitions are not independent (section 3.3 of the paper).
+
+    Args:
+        token_ids: The text.
+        config: The watermark, key included.
+        prompt_ids: Ids before the text; they are context and are not tested.
+
+    Raises:
+        DataError: If no token has enough ids before it.
+    """
+    whole = [*prompt_ids, *token_ids]
+    first = max(len(prompt_ids), config.context)
+    pairs = {(tuple(whole[i - config.context : i]), whole[i]) for i in range(first, len(whole))}
+    if not pairs:
+        raise DataError(f"{len(token_ids)} ids are too few: a token is tested by the {config.context} ids before it.")
+    ordered = sorted(pairs)
+    contexts, tokens = torch.tensor([c for c, _ in ordered]), torch.tensor([[t] for _, t in ordered])
+    found, count, gamma = int(green(config, contexts, tokens).sum()), len(ordered), config.gamma
+    z = (found - gamma * count) / math.sqrt(count * gamma * (1 - gamma))
+    logs = [
+        math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
+        + k * math.log(gamma) + (count - k) * math.log1p(-gamma)
+        for k in range(found, count + 1)
+    ]  # fmt: skip
+    return Detection(tokens=count, green=found, z=z, p_value=min(1.0, math.fsum(map(math.exp, logs))))
