@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tunesmith.kinds.metric import Batch, Metric
-from tunesmith_plugins.metrics import means
+from tunesmith.kinds.metric import Batch
 from tunesmith_plugins.metrics.choices import by_length
+from tunesmith_plugins.metrics.means import MeanMetric
 
 NEEDS = {
     "labels": frozenset({"prediction", "label"}),
@@ -17,11 +17,12 @@ NEEDS = {
 }
 
 
-class AccuracyMetric(Metric):
+class AccuracyMetric(MeanMetric):
     """One column: 1 where the answer is right."""
 
     columns = ("correct",)
     scores = ("accuracy",)
+    shares = frozenset(scores)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -44,14 +45,6 @@ class AccuracyMetric(Metric):
         unit = 0 if rule == "choices_by_characters" else 1
         pairs = zip(batch["choice_logprobs"], batch["choice_lengths"], strict=True)
         return [int(np.argmax(by_length(logprobs, lengths, unit))) for logprobs, lengths in pairs]
-
-    def score(self, rows: np.ndarray) -> dict[str, float]:
-        """Return the share."""
-        return means.score(rows, self.scores)
-
-    def score_sums(self, sums: np.ndarray, count: np.ndarray) -> np.ndarray:
-        """Return the shares of resamples."""
-        return means.score_sums(sums, count)
 
     @property
     def signature(self) -> str:

@@ -55,16 +55,18 @@ class Generate(StageConfig):
         split: The split whose prompts are used.
         items: At most so many prompts; 0 means all.
         completions: So many completions of each prompt (streams 0, 1, ...).
+        metrics: Computed on what each sampler wrote, with paired tests against the first one.
         generation: Engine, decoder, limits.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.generate:GenerateStage"
-    produces: ClassVar[Mapping[str, str]] = {"generations": "generations"}
+    produces: ClassVar[Mapping[str, str]] = {"generations": "generations", "scores": "scores"}
     samplers: dict[str, SamplerConfig] = field(factory=dict)
     data: Data | None = None
     split: str = "test"
     items: int = field(default=0, validator=v.ge(0))
     completions: int = field(default=1, validator=v.ge(1))
+    metrics: tuple[MetricConfig, ...] = ()
     generation: Generation = field(factory=Generation)
 
 
