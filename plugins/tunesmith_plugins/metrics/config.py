@@ -8,6 +8,7 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.metric import MetricConfig
+from tunesmith.kinds.reward_model import RewardModelConfig
 from tunesmith.kinds.stage import Output
 
 IMPLEMENTATIONS = "tunesmith_plugins.metrics"
@@ -178,6 +179,19 @@ class Toxicity(MetricConfig):
     label: str = "toxic"
     threshold: float = field(default=0.5, validator=[v.gt(0), v.le(1)])
     main: Literal["mean", "share"] = "mean"
+
+
+@frozen(kw_only=True)
+class Reward(MetricConfig):
+    """Mean score that a reward model gives what was written; higher is better. After alignment to that reward it says
+    what was gained on prompts that were not trained on, and nothing of what was lost: measure that by other metrics.
+
+    Attributes:
+        model: A reward model, its folder, or the ``reward_model`` of an earlier stage of the pipeline.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.reward:RewardMetric"
+    model: RewardModelConfig | str | Output = field(metadata={"artifact": "reward_model"})
 
 
 @frozen(kw_only=True)

@@ -12,7 +12,9 @@ from attrs import field, frozen
 from tunesmith.data import Example, load_examples
 from tunesmith.errors import PipelineError
 from tunesmith.evaluation import Evaluation, evaluate
+from tunesmith.evaluation.classification import is_classifier
 from tunesmith.evaluation.columns import generate_timed
+from tunesmith.evaluation.head import head_for
 from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.lm import LM, load
 from tunesmith.report import content
@@ -38,12 +40,13 @@ DISK = "kB of weights on disk"
 class _Measured:
     """Evaluations by label of the model, the baseline first, and their paired comparisons.
 
-    ``disk``: bytes of the models' own weights, of those that lie in a folder.
+    ``disk``: bytes of the models' own weights, of those that lie in a folder. ``unmeasured``: why there is no baseline.
     """
 
     evaluations: Evaluations
     compared: Compared
     disk: Mapping[str, int] = field(factory=dict)
+    unmeasured: str = ""
 
 
 class CompareStage(Stage):
@@ -75,7 +78,10 @@ class CompareStage(Stage):
         if context.data is None:
             raise PipelineError(f"{context.name}: there is no data to evaluate on; give it to the pipeline.")
         baseline = None
-        if config.baseline and context.start is not None:
+        unmeasured = ""
+        if config.baseline and context.start is not None and self._lacks_head(context.start, context):
+            unmeasured = "The model that the branches start from is not among them: it has no classification head, which the metrics need."
+        elif config.baseline and context.start is not None:
             baseline = _unused("start", models)
             models = {baseline: context.start, **models}
         if any("latency" in metric.build().needs for metric in config.metrics):
@@ -89,7 +95,15 @@ class CompareStage(Stage):
         if baseline is not None:
             pairs += [(label, baseline) for label in models if label != baseline]
         disk = {label: _bytes(Path(source)) for label, source in models.items() if Path(source).is_dir()}
-        return _Measured(evaluations=evaluations, compared=side_by_side.compare(evaluations, pairs), disk=disk)
+        return _Measured(
+            evaluations=evaluations, compared=side_by_side.compare(evaluations, pairs), disk=disk, unmeasured=unmeasured
+        )
+
+    def _lacks_head(self, source: str, context: StageContext) -> bool:
+        """Tell whether metrics need class probabilities and the model has none to give."""
+        return head_for(self.config.metrics) == "classification" and not is_classifier(
+            load(source, runtime=context.runtime)
+        )
 
     def _time_in_turn(self, context: StageContext, sources: Sequence[str]) -> None:
         """Time all models on a few examples, then all on the next few, and so on.
@@ -127,7 +141,10 @@ class CompareStage(Stage):
             return Content()
         evaluations, compared = measured.evaluations, measured.compared
         return Content(
-            verdicts=side_by_side.verdicts(evaluations, compared),
+            verdicts=(
+                *side_by_side.verdicts(evaluations, compared),
+                *((measured.unmeasured,) if measured.unmeasured else ()),
+            ),
             tables=tuple(side_by_side.tables(evaluations, compared, "model")),
             samples=_samples(evaluations),
         )
