@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tunesmith.lm import LM
     from tunesmith.runtime import Runtime
 
-BENCHMARK_ONLY = frozenset({"choice_logprobs", "choice_lengths"})
+BENCHMARK_ONLY = frozenset({"choice_logprobs", "choice_lengths", "choice_grades"})
 """Columns that need items with choices, which only benchmarks have."""
 
 

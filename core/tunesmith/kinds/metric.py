@@ -23,6 +23,7 @@ NEEDS = frozenset(
         "source",  # str, the prompt
         "label",  # int or str, the right answer's index or name
         "choice_logprobs",  # Sequence[float], one per choice
+        "choice_grades",  # Sequence[float], what each choice is worth
         "choice_lengths",  # Sequence[tuple[int, int]], characters and UTF-8 bytes of each choice
         "token_losses",  # Sequence[float], natural-log loss of every predicted token
         "probabilities",  # Sequence[float], one per class

@@ -37,6 +37,7 @@ def batch_of(examples: int = EXAMPLES, *, seed: int = 0) -> dict[str, list[Any]]
         "source": [text() for _ in range(examples)],
         "label": random.integers(0, 3, examples).tolist(),
         "choice_logprobs": [tuple(row) for row in logprobs.tolist()],
+        "choice_grades": [tuple(row) for row in shares.round(1).tolist()],
         "choice_lengths": [((2, 2), (4, 4), (3, 6))] * examples,
         "token_losses": [tuple(random.exponential(2.0, random.integers(1, 9)).tolist()) for _ in range(examples)],
         "probabilities": [tuple(row) for row in shares.tolist()],

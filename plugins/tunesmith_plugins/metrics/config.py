@@ -137,6 +137,19 @@ class Accuracy(MetricConfig):
 
 
 @frozen(kw_only=True)
+class ChoiceGrade(MetricConfig):
+    """Mean worth of the choice of the highest log-likelihood, where choices are graded: BIG-bench's
+    ``multiple_choice_grade`` (Srivastava et al. 2022). Where one choice is worth 1 and the others 0 it is the accuracy.
+
+    Attributes:
+        of: The log-likelihood as it is, or divided by the choice's characters or bytes (the first among equals).
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.accuracy:ChoiceGradeMetric"
+    of: Literal["choices", "choices_by_characters", "choices_by_bytes"] = "choices"
+
+
+@frozen(kw_only=True)
 class Perplexity(MetricConfig):
     """exp of the mean loss of a unit of text, all examples taken together; lower is better.
 

@@ -348,3 +348,7 @@ class Export(StageConfig):
     produces: ClassVar[Mapping[str, str]] = {"model": "model"}
     folder: str = ""
     merge: bool = True
+
+    def outside(self) -> tuple[str, ...]:
+        """Return the folder of the copy."""
+        return (self.folder,) if self.folder else ()

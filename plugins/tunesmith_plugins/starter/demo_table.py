@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,9 +28,10 @@ WIDTH = 110
 
 def show(run: Run, console: Console | None = None) -> None:
     """Print every score with its interval and the verdict of its paired test, and the sentences of the other stages."""
-    console = console or Console()
-    if not console.is_terminal:  # a file or a pipe has no width of its own
-        console = Console(file=console.file, width=WIDTH)
+    if console is None:
+        console = Console()
+        if not console.is_terminal and "COLUMNS" not in os.environ:  # a file or a pipe has no width of its own
+            console = Console(width=WIDTH)
     table = Table(box=None, header_style="bold", title=None, pad_edge=False)
     for column in ("measured", "score", "value"):
         table.add_column(column, no_wrap=True)
