@@ -186,6 +186,7 @@ def _columns(items: Sequence[Item], answers: Mapping[str, Answer], ids: Sequence
     }
     if all(item.choices for item in items):
         columns["label"] = [_label(item) for item in items]
+        columns["choice_grades"] = [_grades(item) for item in items]
         columns["choice_lengths"] = [tuple((len(c), len(c.encode())) for c in item.choices or ()) for item in items]
     if all(one.logprobs for one in found):
         columns["choice_logprobs"] = [one.logprobs for one in found]
@@ -205,6 +206,15 @@ def _label(item: Item) -> int:
     if isinstance(item.target, int) and 0 <= item.target < len(item.choices or ()):
         return item.target
     raise DataError(f"item {item.id!r} has choices, so its target must be the index of one, not {item.target!r}.")
+
+
+def _grades(item: Item) -> tuple[float, ...]:
+    choices = item.choices or ()
+    if item.grades is None:
+        return tuple(float(place == _label(item)) for place in range(len(choices)))
+    if len(item.grades) != len(choices):
+        raise DataError(f"item {item.id!r} has {len(choices)} choices and {len(item.grades)} grades.")
+    return item.grades
 
 
 def _references(item: Item) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ Imports numpy, so nothing that lists or validates imports this package.
 
 from tunesmith.evaluation.artifact import content, read_tables, write_generations, write_scores
 from tunesmith.evaluation.columns import Columns, Generating, Greedily, collect, ready_engine
-from tunesmith.evaluation.scores import Evaluation, build, evaluate, measure
+from tunesmith.evaluation.scores import Evaluation, build, evaluate, evaluate_texts, measure
 
 __all__ = [
     "Columns",
@@ -16,6 +16,7 @@ __all__ = [
     "collect",
     "content",
     "evaluate",
+    "evaluate_texts",
     "measure",
     "read_tables",
     "ready_engine",

@@ -6,7 +6,7 @@ Imported at run time only.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,15 +84,16 @@ def read_tables(folder: Path) -> dict[str, Table]:
         ArtifactError: If it is not there or is damaged.
     """
     try:
-        names = [record["name"] for record in json.loads((folder / "scores.json").read_text(encoding="utf-8"))]
-    except (OSError, ValueError, KeyError, TypeError) as cause:
+        records = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        files = {str(r["name"]): str(r.get("rows", f"{r['name']}.jsonl")) for r in records}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
         raise ArtifactError(f"{folder} holds no scores ({cause}); evaluate again.") from cause
     tables = {}
-    for name in names:
-        path = folder / "rows" / f"{name}.jsonl"
+    for name, file in files.items():
+        path = folder / "rows" / file
         if path.parent.resolve() != path.resolve().parent:
-            raise ArtifactError(f"{folder / 'scores.json'} names rows outside its folder: {name!r}.")
-        tables[str(name)] = statistics.load(path)
+            raise ArtifactError(f"{folder / 'scores.json'} names rows outside its folder: {file!r}.")
+        tables[name] = statistics.load(path)
     return tables
 
 
@@ -109,9 +110,7 @@ def content(
         _sentence(c.verdict(subject=label, versus=versus_label, name=score_name(name, next(iter(c.differences)))))
         for name, c in compared.items()
     ]
-    total = len(evaluation.examples) or max(r.n for r in evaluation.results.values())
-    for what, count in evaluation.truncated.items():
-        verdicts.append(f"Of {total} {what}, {count} were cut at the model's limit ({count / total:.1%}).")
+    verdicts += about_truncation(evaluation)
     rows = []
     for name, result in evaluation.results.items():
         for key, score in result.scores.items():
@@ -122,11 +121,46 @@ def content(
                 row += [None, None] if difference is None else [difference.value.as_json(), difference.p_adjusted]
             rows.append(tuple(row))
     columns = ("metric", "score", "value", "n", *(("difference", "p") if compared else ()))
-    confidence = f"{evaluation.confidence:.0%} bootstrap intervals over examples (whole groups where there are groups)."
     signatures = " ".join(f"{name}: {r.signature}." for name, r in evaluation.results.items())
     holm = " p of main scores is Holm-adjusted." if len(compared) > 1 else ""
-    table = ShownTable(title="Scores", columns=columns, rows=tuple(rows), note=f"{confidence}{holm} {signatures}")
+    table = ShownTable(
+        title="Scores", columns=columns, rows=tuple(rows), note=f"{about_intervals([evaluation])}{holm} {signatures}"
+    )
     return Content(verdicts=tuple(verdicts), tables=(table,), samples=_samples(evaluation))
+
+
+def about_intervals(evaluations: Sequence[Evaluation]) -> str:
+    """Return how the intervals of evaluations by the same metrics were made, which have none, and of what level they are."""
+    made: dict[str, str] = {}
+    without: list[str] = []
+    for name, result in evaluations[0].results.items():
+        for score in result.scores:
+            title = score_name(name, score)
+            kinds = [e.results[name].intervals.get(score) for e in evaluations]
+            kind = next((kind for kind in kinds if kind), None)
+            if kind is None:
+                without.append(title)
+            else:
+                made[title] = kind
+    shares = [title for title, kind in made.items() if kind == "wilson"]
+    found = []
+    if len(shares) < len(made):
+        found.append("bootstrap over examples (whole groups where there are groups)")
+    if shares:
+        found.append(f"Wilson's of {', '.join(shares)}")
+    said = f"{evaluations[0].confidence:.0%} intervals: {'; '.join(found)}." if found else ""
+    if without:
+        said += f" No interval: {', '.join(without)}."
+    return said.strip()
+
+
+def about_truncation(evaluation: Evaluation) -> list[str]:
+    """Return a sentence for everything that was cut at a model's limit."""
+    total = len(evaluation.examples) or max(r.n for r in evaluation.results.values())
+    return [
+        f"Of {total} {what}, {count} were cut at the model's limit ({count / total:.1%})."
+        for what, count in evaluation.truncated.items()
+    ]
 
 
 def _sentence(text: str) -> str:

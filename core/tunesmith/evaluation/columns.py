@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tunesmith.lm import LM
     from tunesmith.runtime import Runtime
 
-BENCHMARK_ONLY = frozenset({"choice_logprobs", "choice_lengths"})
+BENCHMARK_ONLY = frozenset({"choice_logprobs", "choice_lengths", "choice_grades"})
 """Columns that need items with choices, which only benchmarks have."""
 
 
@@ -95,15 +95,9 @@ def collect(
             ],
             "evaluate",
         )
-    batch: dict[str, list[Any]] = {
-        "id": [e.id for e in examples],
-        "group": [str(e.columns.get("group", "") or "") for e in examples],
-        "source": [e.prompt for e in examples],
-    }
+    batch = _known(lm, examples, needs)
     completions: tuple[Completion, ...] = ()
     truncated: dict[str, int] = {}
-    if "references" in needs:
-        batch["references"] = [_references(e) for e in examples]
     if needs & {"prediction", "latency"}:
         completions, seconds = generate_timed(lm, examples, generation, runtime, seed, alone="latency" in needs)
         batch["prediction"] = [c.text for c in completions]
@@ -121,12 +115,57 @@ def collect(
         found, cut = classification.probabilities(lm, [e.prompt for e in examples], runtime)
         batch["probabilities"] = list(found)
         truncated["classified texts"] = cut
-    if "label" in needs:
-        batch["label"] = [_label(lm, e) for e in examples]
     unknown = sorted(needs - set(batch))
     if unknown:
         raise ConfigError([f"no column {name!r} is known" for name in unknown], "evaluate")
     return Columns(batch=batch, completions=completions, truncated={k: v for k, v in truncated.items() if v})
+
+
+def of_texts(
+    lm: LM, examples: Sequence[Example], completions: Sequence[Completion], needs: frozenset[str]
+) -> dict[str, list[Any]]:
+    """Return the columns ``needs`` of completions that were written before, one entry each.
+
+    Where an example has several completions, its id gets the number of the stream and they are a group, since they are
+    no independent evidence.
+
+    Args:
+        lm: The model that wrote them.
+        examples: What they complete; ``completion.request`` is the place in it.
+        completions: At least one.
+        needs: Columns about texts, examples and labels.
+
+    Raises:
+        ConfigError: If a column is about the model, not about the text it wrote.
+        DataError: If an example lacks what a column is made of; it names the example.
+    """
+    told = [examples[c.request] for c in completions]
+    batch = _known(lm, told, needs)
+    batch["prediction"] = [c.text for c in completions]
+    if len({c.request for c in completions}) < len(completions):
+        batch["group"] = [group or e.id for group, e in zip(batch["group"], told, strict=True)]
+        batch["id"] = [f"{e.id}#{c.stream}" for e, c in zip(told, completions, strict=True)]
+    unknown = sorted(needs - set(batch))
+    if unknown:
+        raise ConfigError(
+            [f"{name}: nothing that a written text could tell; measure it by an Evaluate stage" for name in unknown],
+            "metrics of texts",
+        )
+    return batch
+
+
+def _known(lm: LM, examples: Sequence[Example], needs: frozenset[str]) -> dict[str, list[Any]]:
+    """Return the columns that examples have without the model's doing."""
+    batch: dict[str, list[Any]] = {
+        "id": [e.id for e in examples],
+        "group": [str(e.columns.get("group", "") or "") for e in examples],
+        "source": [e.prompt for e in examples],
+    }
+    if "references" in needs:
+        batch["references"] = [_references(e) for e in examples]
+    if "label" in needs:
+        batch["label"] = [_label(lm, e) for e in examples]
+    return batch
 
 
 def ready_engine(lm: LM, config: EngineConfig | None, runtime: Runtime) -> Engine:

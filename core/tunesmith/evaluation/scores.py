@@ -13,7 +13,7 @@ from attrs import field, frozen
 
 from tunesmith import statistics
 from tunesmith.errors import ConfigError
-from tunesmith.evaluation.columns import Generating, Greedily, collect
+from tunesmith.evaluation.columns import Generating, Greedily, collect, of_texts
 from tunesmith.statistics.result import RESAMPLES
 
 if TYPE_CHECKING:
@@ -121,10 +121,57 @@ def evaluate(
         results=results,
         examples=tuple(examples),
         predictions=columns.completions,
-        truncated=columns.truncated,
+        truncated={**columns.truncated, **_cut(built)},
         seed=seed,
         confidence=confidence,
     )
+
+
+def evaluate_texts(
+    lm: LM,
+    examples: Sequence[Example],
+    completions: Sequence[Completion],
+    metrics: Sequence[MetricConfig],
+    *,
+    runtime: Runtime,
+    seed: int = 0,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> Evaluation:
+    """Measure texts that a model has written already, as one or several completions of each example.
+
+    Args:
+        lm: The model that wrote them.
+        examples: What they complete.
+        completions: At least one; ``request`` is the place in ``examples``.
+        metrics: At least one, of texts: none may need losses, class probabilities or times.
+        runtime: Of the metrics.
+        seed: Seed of resampling.
+        confidence: Level of the intervals.
+        resamples: Bootstrap resamples; 0 gives no intervals.
+
+    Raises:
+        ConfigError: If a metric needs more than texts, examples and labels.
+        DataError: If an example lacks what a metric needs.
+    """
+    built = build(metrics, runtime)
+    needs = frozenset[str]().union(*(m.needs for m in built.values()))
+    batch = of_texts(lm, examples, completions, needs)
+    tables, results = measure(built, batch, confidence=confidence, seed=seed, resamples=resamples)
+    return Evaluation(
+        metrics=built,
+        tables=tables,
+        results=results,
+        examples=tuple(examples[c.request] for c in completions),
+        predictions=tuple(completions),
+        truncated=_cut(built),
+        seed=seed,
+        confidence=confidence,
+    )
+
+
+def _cut(metrics: Mapping[str, Metric]) -> dict[str, int]:
+    return {what: count for metric in metrics.values() for what, count in metric.truncated.items() if count}
 
 
 def build(metrics: Sequence[MetricConfig], runtime: Runtime) -> dict[str, Metric]:

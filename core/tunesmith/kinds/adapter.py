@@ -69,3 +69,13 @@ class SupportsMerge(Protocol):
 
     def merge(self, lm: LM) -> LM:
         """Return an LM whose weights contain the adapter and whose ``adapters`` do not."""
+
+
+def merged(lm: LM) -> LM:
+    """Return the model with every adapter folded in that can be, in the order in which they were attached; the others
+    are left in ``adapters``.
+    """
+    for adapter in lm.adapters:
+        if isinstance(adapter, SupportsMerge):
+            lm = adapter.merge(lm)
+    return lm

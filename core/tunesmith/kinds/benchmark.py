@@ -34,6 +34,7 @@ class Item:
         target: Index of the right choice, or the text(s) of the right answer.
         group: Items of one group resample together and are averaged per group (subject, subtask); "" if there are none.
         preamble: The part of ``context`` that truncation may remove first (few-shot examples).
+        grades: What each choice is worth, where it is not all or nothing; None means 1 for the target and 0 else.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Item:
     choices: tuple[str, ...] | None = None
     group: str = ""
     preamble: str = ""
+    grades: tuple[float, ...] | None = None
 
 
 class Benchmark(Component[Any]):

@@ -23,6 +23,7 @@ NEEDS = frozenset(
         "source",  # str, the prompt
         "label",  # int or str, the right answer's index or name
         "choice_logprobs",  # Sequence[float], one per choice
+        "choice_grades",  # Sequence[float], what each choice is worth
         "choice_lengths",  # Sequence[tuple[int, int]], characters and UTF-8 bytes of each choice
         "token_losses",  # Sequence[float], natural-log loss of every predicted token
         "probabilities",  # Sequence[float], one per class
@@ -49,16 +50,24 @@ class Metric(Component[Any]):
     Attributes:
         needs: Columns of the batch that are read, a subset of :data:`NEEDS`.
         resampling: How an interval is made. ``"additive"``: scores depend on column sums only, see :meth:`score_sums`, and the
-            bootstrap is a matrix product. ``"rows"``: :meth:`score` is called on resampled rows. ``"none"``: a percentile
-            bootstrap would be wrong (distinct-n), and no interval is given.
+            bootstrap is a matrix product. ``"rows"``: :meth:`score` is called on resampled rows. ``"exchange"``: a score of
+            resampled rows would be biased, since they repeat (distinct-n), so there is no interval; but rows of two systems
+            can be exchanged, so there is a paired test. ``"none"``: neither.
+        shares: Those of the scores that are shares of examples, each counted as 0 or 1: they get an interval made for shares.
         higher_is_better: Direction of the main score, for reports.
         words: What verdicts call a better and a worse system by this metric.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"prediction", "references"})
-    resampling: ClassVar[Literal["additive", "rows", "none"]] = "additive"
+    resampling: ClassVar[Literal["additive", "rows", "exchange", "none"]] = "additive"
+    shares: ClassVar[frozenset[str]] = frozenset()
     higher_is_better: ClassVar[bool] = True
     words: ClassVar[tuple[str, str]] = ("better", "worse")
+
+    @property
+    def truncated(self) -> Mapping[str, int]:
+        """What :meth:`rows` had to cut so far, e.g. texts that a classifier cannot read whole, to the number of examples."""
+        return {}
 
     @property
     @abstractmethod

@@ -66,6 +66,13 @@ class StageConfig(Config):
     name: str = field(default="", validator=validators.matches_re(r"[A-Za-z0-9_.-]*"))
     start: str | Output = "previous"
 
+    def outside(self) -> tuple[str, ...]:
+        """Return the files or folders that the stage also makes outside the run folder.
+
+        Where its stored result is reused and one of them is gone, :meth:`Stage.restore` is asked to make it again.
+        """
+        return ()
+
     def expand(self) -> tuple[StageConfig, ...]:
         """Return the stages that this one consists of, to be run before it with names ``"<name>/<their name>"``.
 
@@ -115,3 +122,11 @@ class Stage(Component[Any]):
 
         Called again after an interruption with the same ``context.folder``, it resumes from there.
         """
+
+    def restore(self, context: StageContext) -> None:
+        """Make again what ``config.outside()`` names, from the stored artifacts, which :meth:`StageContext.artifact` gives.
+
+        Called instead of :meth:`run` where the result is reused and something outside the run folder is gone. The
+        artifacts must be left as they are.
+        """
+        raise NotImplementedError(f"{type(self).__name__} names things outside the run folder and cannot restore them")

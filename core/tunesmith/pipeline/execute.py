@@ -111,7 +111,7 @@ class _Executor:
             if step.status == "done":
                 self.store.clean(step.key)
                 self._warn_of_versions(node, step.key, journal)
-                journal.say(f"{head}: done before, reused")
+                journal.say(f"{head}: done before, reused{self._restored(node, identity)}")
                 journal.stage(node.name, step.key, "done")
                 continue
             if self.store.stage(step.key).exists():
@@ -163,6 +163,23 @@ class _Executor:
         finally:
             _free_memory()
         return self.store.result(key)
+
+    def _restored(self, node: Node, identity: Mapping[str, Any]) -> str:
+        """Let a reused stage make again what is gone outside the run folder; return what to say of it."""
+        gone = [path for path in node.config.outside() if not Path(path).expanduser().exists()]
+        if not gone:
+            return ""
+        stage = self.store.stage(self.keys[node.name])
+        context = self._context(node, identity, stage, stage)
+        try:
+            with context.runtime.activated():
+                with_folders(node.config, context.inputs).build().restore(context)
+        except Exception as error:
+            raise PipelineError(
+                f"stage {node.name!r} was done before, and what is gone could not be made again: "
+                f"{explain(error, self.store.folder)}"
+            ) from error
+        return f"; made again: {', '.join(gone)}"
 
     def _failed(self, node: Node, context: StageContext, error: BaseException, journal: Journal) -> None:
         """Record a failure, tell the plugins, and raise what the caller is to see; an interruption goes through."""

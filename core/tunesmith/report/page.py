@@ -23,9 +23,16 @@ SAMPLES = 12
 """Most rows of a table of texts."""
 
 _NO_EFFECT = re.compile(r"\bno (clear |measurable )?(effect|difference)\b", re.IGNORECASE)
-_WORDS = re.compile(r"\b(better|faster|worse|slower)\b(?= (than|by)\b|[.,;:]|$)", re.IGNORECASE)
+_WORDS = re.compile(r"\b(better|faster|more varied|worse|slower|less varied)\b(?= (than|by)\b|[.,;:]|$)", re.IGNORECASE)
 _DENIAL = re.compile(r"\b(not|no|never|neither|cannot)\b|n't\b", re.IGNORECASE)
-_TONES = {"better": "good", "faster": "good", "worse": "bad", "slower": "bad"}
+_TONES = {
+    "better": "good",
+    "faster": "good",
+    "more varied": "good",
+    "worse": "bad",
+    "slower": "bad",
+    "less varied": "bad",
+}
 
 
 @frozen(kw_only=True)

@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 
 from tunesmith.errors import DataError
 from tunesmith.statistics.resampling import cluster_sums, generator, resampled_scores, score_row
-from tunesmith.statistics.result import RESAMPLES, Score, check_metric, interval
+from tunesmith.statistics.result import RESAMPLED, RESAMPLES, Score, check_metric, interval
 
 if TYPE_CHECKING:
     from tunesmith.kinds.metric import Metric
@@ -144,7 +144,7 @@ def compare(
     p: list[float | None] = [None] * len(names)
     if metric.resampling != "none":
         p = list(_permutation_p(metric, table, versus, seed, permutations))
-        if clusters > 1 and resamples > 0:
+        if metric.resampling in RESAMPLED and clusters > 1 and resamples > 0:
             a, b = resampled_scores(metric, (table, versus), resamples, seed)
             low, high = interval(a - b, confidence)
             values = {

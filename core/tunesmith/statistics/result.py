@@ -6,9 +6,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from attrs import frozen
+from attrs import field, frozen
 
 from tunesmith.errors import DataError
+from tunesmith.statistics.proportion import wilson
 from tunesmith.statistics.resampling import resampled_scores
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from tunesmith.statistics.table import Table
 
 RESAMPLES = 2000
+RESAMPLED = ("additive", "rows")
+"""Ways of resampling that give an interval."""
 
 
 @frozen(kw_only=True)
@@ -52,6 +55,7 @@ class Result:
         confidence: Level of the intervals.
         seed: Seed of the resampling.
         resamples: Number of resamples.
+        intervals: Score to how its interval was made, ``"bootstrap"`` or ``"wilson"``; a score without one is not there.
     """
 
     scores: dict[str, Score]
@@ -61,6 +65,7 @@ class Result:
     confidence: float
     seed: int
     resamples: int
+    intervals: dict[str, str] = field(factory=dict)
 
     @property
     def main(self) -> Score:
@@ -76,6 +81,7 @@ class Result:
             "confidence": self.confidence,
             "seed": self.seed,
             "resamples": self.resamples,
+            "intervals": dict(self.intervals),
             "scores": {name: score.as_json() for name, score in self.scores.items()},
         }
 
@@ -83,11 +89,13 @@ class Result:
 def compute(
     table: Table, metric: Metric, *, confidence: float = 0.95, seed: int = 0, resamples: int = RESAMPLES
 ) -> Result:
-    """Return the scores of ``table`` with percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13).
+    """Return the scores of ``table`` with intervals.
 
-    Whole groups are resampled (the cluster bootstrap; Cameron, Gelbach and Miller 2008, section 3). There is no
-    interval where the metric says that resampling would be wrong, where there are fewer than two groups, and where all rows are
-    equal.
+    The share of independent examples (:attr:`Metric.shares`) has Wilson's interval, other scores the percentile bootstrap
+    interval (Efron and Tibshirani 1993, chapter 13). Where there are groups, whole groups are resampled (the cluster
+    bootstrap; Cameron, Gelbach and Miller 2008, section 3); a share whose rows are all equal then has Wilson's interval
+    with as many cases as there are groups. There is no interval where the metric says that resampling would be wrong, and
+    of what is no share none where there are fewer than two groups or where all rows are equal.
 
     Args:
         table: At least one row.
@@ -103,15 +111,23 @@ def compute(
     value = metric.score(table.values)
     clusters = int(table.clusters().max()) + 1
     scores = {name: Score(value=float(value[name])) for name in metric.scores}
-    # equal rows (0 right of 40) have equal resamples, and [0, 0] would claim a certainty that 40 examples cannot give
+    intervals: dict[str, str] = {}
+    # equal rows have equal resamples, and an interval of no width would claim a certainty that no sample can give
     varied = bool((table.values != table.values[0]).any())
-    if metric.resampling != "none" and clusters > 1 and varied and resamples > 0:
+    if metric.resampling in RESAMPLED and clusters > 1 and varied and resamples > 0:
         (found,) = resampled_scores(metric, (table,), resamples, seed)
         low, high = interval(found, confidence)
         scores = {
             name: Score(value=float(value[name]), low=float(low[i]), high=float(high[i]))
             for i, name in enumerate(metric.scores)
         }
+        intervals = dict.fromkeys(metric.scores, "bootstrap")
+    for name in metric.shares:
+        # of few cases, or near 0 and 1, a bootstrap interval of a share is too narrow (Brown, Cai and DasGupta 2001)
+        if resamples > 0 and (clusters == len(table) or (clusters > 1 and not varied)):
+            low_end, high_end = wilson(scores[name].value, clusters, confidence)
+            scores[name] = Score(value=scores[name].value, low=low_end, high=high_end)
+            intervals[name] = "wilson"
     return Result(
         scores=scores,
         n=len(table),
@@ -120,6 +136,7 @@ def compute(
         confidence=confidence,
         seed=seed,
         resamples=resamples,
+        intervals=intervals,
     )
 
 

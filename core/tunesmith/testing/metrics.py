@@ -13,6 +13,7 @@ from tunesmith.component import Config
 from tunesmith.kinds.metric import NEEDS, Metric
 from tunesmith.runtime import Runtime
 from tunesmith.statistics import Table, compare, compute, load, make, merge, save
+from tunesmith.statistics.result import RESAMPLED
 from tunesmith.testing.conformance import when
 
 EXAMPLES = 24
@@ -36,6 +37,7 @@ def batch_of(examples: int = EXAMPLES, *, seed: int = 0) -> dict[str, list[Any]]
         "source": [text() for _ in range(examples)],
         "label": random.integers(0, 3, examples).tolist(),
         "choice_logprobs": [tuple(row) for row in logprobs.tolist()],
+        "choice_grades": [tuple(row) for row in shares.round(1).tolist()],
         "choice_lengths": [((2, 2), (4, 4), (3, 6))] * examples,
         "token_losses": [tuple(random.exponential(2.0, random.integers(1, 9)).tolist()) for _ in range(examples)],
         "probabilities": [tuple(row) for row in shares.tolist()],
@@ -122,14 +124,15 @@ def check_sums_score_as_rows_do(config: Config) -> None:
         assert np.allclose(by_sums, expected, rtol=1e-9, atol=1e-12), f"from sums {by_sums}, from rows {expected}"
 
 
-@when(lambda metric: metric.resampling != "none")
+@when(lambda metric: metric.resampling in RESAMPLED)
 def check_intervals_hold_the_value(config: Config) -> None:
-    """The bootstrap interval of 99 % is around the score; rows that are all equal have none."""
+    """The interval of 99 % is around the score; where all rows are equal only a share has one."""
     metric = _ready(config)
     table = make(metric, batch_of())
     found = compute(table, metric, confidence=0.99, resamples=300)
     if (table.values == table.values[0]).all():
-        assert found.main.low is None, "all rows are equal, and there is an interval"
+        wrong = [n for n, s in found.scores.items() if s.low is not None and n not in metric.shares]
+        assert not wrong, f"all rows are equal, and {', '.join(wrong)} has an interval"
         return
     for name, score in found.scores.items():
         assert score.low is not None, f"{name} has no interval"
@@ -138,12 +141,24 @@ def check_intervals_hold_the_value(config: Config) -> None:
         assert score.low - slack <= score.value <= score.high + slack, f"{name}: {score}"
 
 
-@when(lambda metric: metric.resampling == "none")
+@when(lambda metric: metric.resampling not in RESAMPLED)
 def check_no_interval_where_it_would_be_wrong(config: Config) -> None:
     """A metric that says so gets no interval."""
     metric = _ready(config)
     found = compute(make(metric, batch_of()), metric)
     assert all(score.low is None and score.high is None for score in found.scores.values())
+
+
+@when(lambda metric: bool(metric.shares))
+def check_shares_count_each_example_as_0_or_1(config: Config) -> None:
+    """A score that is said to be a share is 0 or 1 of one example, and else the mean of those."""
+    metric = _ready(config)
+    assert metric.shares <= set(metric.scores), f"no such scores: {', '.join(metric.shares - set(metric.scores))}"
+    values = make(metric, batch_of()).values
+    for name in metric.shares:
+        alone = [metric.score(row[None])[name] for row in values]
+        assert set(alone) <= {0.0, 1.0}, f"{name} of one example is {sorted(set(alone))}"
+        assert abs(metric.score(values)[name] - sum(alone) / len(alone)) < 1e-12, f"{name} is not the mean of examples"
 
 
 @when(lambda metric: metric.resampling != "none")
@@ -193,6 +208,7 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_sums_score_as_rows_do,
     check_intervals_hold_the_value,
     check_no_interval_where_it_would_be_wrong,
+    check_shares_count_each_example_as_0_or_1,
     check_a_system_does_not_differ_from_itself,
     check_the_signature_says_which_metric,
 )

@@ -171,22 +171,41 @@ def check_a_truncating_link_only_removes(config: Config) -> None:
 
 @when(lambda component: callable(getattr(component, "lower", None)))
 def check_the_fused_step_does_what_apply_does(config: Config) -> None:
-    """The kernel step that ``lower`` gives leaves the same logits as ``apply``, bit for bit."""
-    from tunesmith.component import load_target
-
+    """A chain draws the same whether it may use the step that ``lower`` gives or has to call ``apply``: the same tokens,
+    and every token with the same probability, bit for bit.
+    """
     link = config.build()
-    logits, rows = logits_of(8), rows_of(8)
-    step = link.lower(rows)
-    if step is None:
+    logits, rows = logits_of(32), rows_of(32)
+    if link.lower(rows) is None:
         return
-    kernels = load_target("tunesmith_plugins.kernels:ops", "the fused kernel")
-    fused = kernels.apply_chain(
-        logits,
-        [kernels.Step(step.op, step.values)],
-        history=rows.history,
-        history_lengths=rows.history_lengths,
-    ).logits
-    assert torch.equal(fused, link.apply(logits, rows).float()), "lower and apply differ"
+    fused, plain = (_chain_of(each).sample(logits, rows, top=VOCAB) for each in (link, _Unfused(link)))
+    assert torch.equal(fused.token, plain.token), "lower and apply draw other tokens"
+    assert torch.equal(fused.status, plain.status), "lower and apply give other statuses"
+    assert fused.top is not None
+    assert plain.top is not None
+    for found, expected in zip(fused.top, plain.top, strict=True):
+        assert torch.equal(found, expected), "lower and apply differ"
+
+
+class _Unfused(Link):
+    """A link without its ``lower``."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(link.config)
+        self.truncates = link.truncates  # type: ignore[misc]
+        self._link = link
+
+    def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+        return self._link.apply(logits, rows)
+
+
+def _chain_of(link: Link) -> Sampler:
+    from tunesmith.registry import samplers
+
+    chain: Any = samplers.create("tunesmith/chain").build()
+    chain.use([link])
+    found: Sampler = chain
+    return found
 
 
 def chi_square_limit(freedom: int) -> float:

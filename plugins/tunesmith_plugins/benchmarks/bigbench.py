@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +17,15 @@ from tunesmith.kinds.benchmark import Item
 from tunesmith.kinds.decoder import Limits
 from tunesmith.kinds.metric import MetricConfig
 from tunesmith.registry import metrics
-from tunesmith_plugins.benchmarks.reading import Pool, Question, ReadBenchmark, accuracy_of_choices, with_shots
+from tunesmith.runtime import derive_seed
+from tunesmith_plugins.benchmarks.reading import (
+    Pool,
+    Question,
+    ReadBenchmark,
+    accuracy_of_choices,
+    grade_of_choices,
+    with_shots,
+)
 
 if TYPE_CHECKING:
     from tunesmith.runtime import Runtime
@@ -31,6 +41,9 @@ WRITTEN = {
     "rougeLsum": ("tunesmith/rouge", {"types": ("Lsum",)}),
 }
 """Its metrics of written answers that there are here, and by what."""
+
+SENTENCE = r"[^\.\?\!\;\n]+"
+"""What is taken of a written answer where the task has neither a stop string nor a regex, as in BIG-bench's own code."""
 
 
 @frozen(kw_only=True)
@@ -90,7 +103,7 @@ class BigBenchBenchmark(ReadBenchmark):
         """The preferred score first, then the task's others of the same scoring."""
         task = self.tasks[0]
         if task.preferred == CHOICE:
-            return accuracy_of_choices()
+            return grade_of_choices() if self._graded else accuracy_of_choices()
         names = [task.preferred, *(m for m in task.metrics if m != task.preferred)]
         known = [WRITTEN[name] for name in names if name in WRITTEN]
         if not known:
@@ -101,29 +114,42 @@ class BigBenchBenchmark(ReadBenchmark):
         return tuple(metrics.create(use, **options) for use, options in known)
 
     @property
+    def _graded(self) -> bool:
+        """Whether some example has other scores than one 1 among 0s, so that the grade is no accuracy."""
+        return any(
+            sorted(example["target_scores"].values())[:-1] != [0] * (len(example["target_scores"]) - 1)
+            or max(example["target_scores"].values()) != 1
+            for task in self.tasks
+            for example in task.examples
+        )
+
+    @property
     def limits(self) -> Limits:
-        """The task's stop string, else the end of the line."""
+        """The task's stop string, if it has one."""
         stop = self.tasks[0].stop_string
-        return Limits(max_new_tokens=self.config.max_new_tokens, stop=(stop if stop else "\n",))
+        return Limits(max_new_tokens=self.config.max_new_tokens, stop=(stop,) if stop else ())
 
     def extract(self, text: str) -> str:
-        """Return the first group (or match) of the task's ``output_regex`` in the stripped text; the text without
-        one.
+        """Return the first group (or match) of the task's ``output_regex`` in the stripped text, nothing where it does not
+        match. A task without one, and without a stop string, takes the first piece of a sentence.
         """
-        pattern = self.tasks[0].output_regex
+        task = self.tasks[0]
+        pattern = task.output_regex or (None if task.stop_string else SENTENCE)
         text = text.strip()
         if not pattern:
             return text
         found = re.search(pattern, text)
         if found is None:
-            return text
-        return found.group(1) if found.re.groups else found.group(0)
+            return ""
+        return (found.group(1) if found.re.groups else found.group(0)).strip()
 
     def read(self, runtime: Runtime) -> list[Item]:
         """Turn every example of every task into an item."""
         items = []
         for task in self.tasks:
-            questions = [_question(task, number, example) for number, example in enumerate(task.examples)]
+            questions = [
+                _question(task, number, example, self.config.seed) for number, example in enumerate(task.examples)
+            ]
             pool = Pool(questions)
             for question in questions:
                 shots = pool.draw(question, self.config.shots, self.config.seed)
@@ -133,10 +159,10 @@ class BigBenchBenchmark(ReadBenchmark):
 
     @property
     def rules(self) -> str:
-        """Shots and scoring; the task is in the data's hash."""
+        """Shots, form of the question and scoring; the task is in the data's hash."""
         c = self.config
         written = "" if self.scoring == "loglikelihood" else f"|tokens:{c.max_new_tokens}"
-        return f"bigbench|task:{self.part}|shots:{c.shots}|seed:{c.seed}|scoring:{self.scoring}{written}"
+        return f"bigbench|task:{self.part}|shots:{c.shots}|seed:{c.seed}|form:2|scoring:{self.scoring}{written}"
 
 
 def _files(source: Path) -> list[Path]:
@@ -176,6 +202,9 @@ def _read_task(path: Path) -> Task:
     for number, example in enumerate(raw["examples"]):
         if not isinstance(example, dict) or "input" not in example or not {"target", "target_scores"} & set(example):
             raise DataError(f"{path}, example {number}: it needs 'input', and 'target' or 'target_scores'.")
+        scores = example.get("target_scores", {"": 0})
+        if not isinstance(scores, dict) or not scores or not all(_is_number(score) for score in scores.values()):
+            raise DataError(f"{path}, example {number}: 'target_scores' must give every choice a number.")
     stated = tuple(raw.get("metrics") or ())
     choices = all("target_scores" in e for e in raw["examples"])
     default = CHOICE if choices else next((m for m in stated if m != CHOICE), "exact_str_match")
@@ -199,15 +228,19 @@ def _read_task(path: Path) -> Task:
     )
 
 
-def _question(task: Task, number: int, example: Mapping[str, Any]) -> Question:
+def _question(task: Task, number: int, example: Mapping[str, Any], seed: int) -> Question:
     key = f"{task.name}/{number:05d}"
     scores = example.get("target_scores")
     asked = f"{task.example_input_prefix}{example['input']}"
     if scores and task.append_choices:
-        asked += "".join(f"{task.choice_prefix}{choice}" for choice in scores)
+        # in the file the right one often stands first
+        listed = sorted(scores)
+        random.Random(derive_seed(seed, "choices", key)).shuffle(listed)
+        asked += "".join(f"{task.choice_prefix}{choice}" for choice in listed)
     asked += task.example_output_prefix
     if task.preferred == CHOICE:
-        return Question(id=key, text=asked, choices=tuple(scores), target=_best(task, number, scores))
+        grades = tuple(float(score) for score in scores.values())
+        return Question(id=key, text=asked, choices=tuple(scores), target=grades.index(max(grades)), grades=grades)
     target = example.get("target")
     if target is None:
         target = [choice for choice, score in scores.items() if score == max(scores.values())]
@@ -215,16 +248,5 @@ def _question(task: Task, number: int, example: Mapping[str, Any]) -> Question:
     return Question(id=key, text=asked, choices=None, target=targets)
 
 
-def _best(task: Task, number: int, scores: Mapping[str, float]) -> int:
-    """Return the index of the one right choice.
-
-    Raises:
-        DataError: If choices have other scores than 0 and one 1; a graded choice is no accuracy.
-    """
-    values = list(scores.values())
-    if sorted(values) != [0] * (len(values) - 1) + [1]:
-        raise DataError(
-            f"{task.path}, example {number}: the choices' scores are {values}; only tasks with one right choice (1) among "
-            "wrong ones (0) can be scored here."
-        )
-    return values.index(1)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

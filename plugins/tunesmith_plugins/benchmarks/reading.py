@@ -7,7 +7,7 @@ import json
 import random
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import attrs
 from attrs import frozen
@@ -33,6 +33,7 @@ class Question:
         choices: As in an item.
         target: As in an item.
         plain: What a classification head reads.
+        grades: As in an item.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Question:
     choices: tuple[str, ...] | None
     target: int | str | tuple[str, ...]
     plain: str = ""
+    grades: tuple[float, ...] | None = None
 
     @property
     def answer(self) -> str:
@@ -77,9 +79,63 @@ class ReadBenchmark(Benchmark):
         return f"{self.rules}|data:{'unread' if self._items is None else digest(self._items)}"
 
 
+class LabelBenchmark(ReadBenchmark):
+    """A benchmark of labelled records: its configs have ``source``, ``task``, ``split``, ``shots``, ``seed`` and
+    ``scoring``.
+    """
+
+    name: ClassVar[str]
+    """In the signature."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels in the order of their numbers."""
+
+    @abstractmethod
+    def question(self, key: str, record: Mapping[str, Any], where: str) -> Question:
+        """Return the question of a record; ``where`` is for messages."""
+
+    @property
+    def part(self) -> str:
+        """The task, for the name in reports."""
+        return str(self.config.task)
+
+    @property
+    def scoring(self) -> Literal["loglikelihood", "generation", "classification"]:
+        """As configured."""
+        found: Literal["loglikelihood", "generation", "classification"] = self.config.scoring
+        return found
+
+    @property
+    def metrics(self) -> tuple[MetricConfig, ...]:
+        """Accuracy, or exact match of what is written."""
+        return scored(self.config.scoring)
+
+    def read(self, runtime: Runtime) -> list[Item]:
+        """Read the split, and the training split if shots are drawn from it."""
+        config = self.config
+        questions = self._questions(config.split, runtime)
+        if config.scoring == "classification":
+            return [Item(id=q.id, context=q.plain, choices=self.labels, target=q.target) for q in questions]
+        pool = Pool(self._questions("train", runtime) if config.shots else [])
+        return [with_shots(q, pool.draw(q, config.shots, config.seed)) for q in questions]
+
+    def _questions(self, split: str, runtime: Runtime) -> list[Question]:
+        source, task = self.config.source, self.config.task
+        return [self.question(k, r, f"{source}, {split}, {k}") for k, r in records(source, task, split, runtime)]
+
+    @property
+    def rules(self) -> str:
+        """Task, split, shots, form of the question, scoring."""
+        c = self.config
+        return f"{self.name}|task:{c.task}|split:{c.split}|shots:{c.shots}|seed:{c.seed}|form:1|scoring:{c.scoring}"
+
+
 def digest(items: Sequence[Item]) -> str:
     """Return 16 hexadecimal digits of the items' content."""
-    text = json.dumps([attrs.asdict(item) for item in items], sort_keys=True, ensure_ascii=False)
+    found = [{k: v for k, v in attrs.asdict(item).items() if k != "grades" or v is not None} for item in items]
+    text = json.dumps(found, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -176,6 +232,7 @@ def with_shots(
         target=question.target,
         choices=question.choices,
         preamble=preamble,
+        grades=question.grades,
     )
 
 
@@ -183,6 +240,14 @@ def accuracy_of_choices() -> tuple[MetricConfig, ...]:
     """Return accuracy by log-likelihood, plain, by characters and by bytes."""
     return tuple(
         metrics.create("tunesmith/accuracy", of=of) for of in ("choices", "choices_by_characters", "choices_by_bytes")
+    )
+
+
+def grade_of_choices() -> tuple[MetricConfig, ...]:
+    """Return the mean grade of the choice of the highest log-likelihood, plain, by characters and by bytes."""
+    return tuple(
+        metrics.create("tunesmith/choice_grade", of=of)
+        for of in ("choices", "choices_by_characters", "choices_by_bytes")
     )
 
 

@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.adapter import SupportsMerge
+from tunesmith.kinds.adapter import merged as fold
 from tunesmith.lm import LM
 
 
@@ -62,7 +63,7 @@ def merged(lm: LM, method: str) -> LM:
     """
     if getattr(lm.model, "is_quantized", False):
         raise ConfigError([f"the model is quantized already; start {method} from the model before that"])
-    for adapter in lm.adapters:  # from below: one kind may wrap another
+    for adapter in lm.adapters:
         if not isinstance(adapter, SupportsMerge):
             raise ConfigError(
                 [
@@ -70,5 +71,4 @@ def merged(lm: LM, method: str) -> LM:
                     "Compress the model before this adapter is trained, or use an adapter that merges (lora, ia3)"
                 ]
             )
-        lm = adapter.merge(lm)
-    return lm
+    return fold(lm)

@@ -189,10 +189,11 @@ class _Slot:
         self.tried = False
 
     def open(self) -> Library | None:
-        with _lock:
-            if not self.tried:
-                self.library, self.reason = self._find()
-                self.tried = True
+        if not self.tried:  # without the lock from the second call on; these calls are in the innermost loops
+            with _lock:
+                if not self.tried:
+                    self.library, self.reason = self._find()
+                    self.tried = True
         return self.library
 
     def _find(self) -> tuple[Library | None, str | None]:
@@ -216,8 +217,7 @@ class _Slot:
 
 
 _reference_chosen = False  # by set_isa
-_cpu = _Slot("tunesmith", "ts_", "native")
-_cuda = _Slot("tunesmith_cuda", "ts_cuda_", "cuda")
+_slots = {"cpu": _Slot("tunesmith", "ts_", "native"), "cuda": _Slot("tunesmith_cuda", "ts_cuda_", "cuda")}
 
 
 def cpu() -> Library | None:
@@ -226,14 +226,12 @@ def cpu() -> Library | None:
     Raises:
         RuntimeError: TUNESMITH_ISA names an instruction set that is not available here.
     """
-    if _reference_chosen:
-        return None
-    return _cpu.library if _cpu.tried else _cpu.open()
+    return None if _reference_chosen else _slots["cpu"].open()
 
 
 def cuda() -> Library | None:
     """Return the CUDA library, or None; asked for only when a tensor is on a CUDA device."""
-    return _cuda.library if _cuda.tried else _cuda.open()
+    return _slots["cuda"].open()
 
 
 _warned: set[str] = set()
@@ -244,7 +242,7 @@ def warn_fallback(device: str) -> None:
     if device in _warned or (_reference_chosen and device == "cpu"):
         return
     _warned.add(device)
-    reason = {"cpu": _cpu.reason, "cuda": _cuda.reason}.get(device) or f"there are no kernels for {device}"
+    reason = (_slots[device].reason if device in _slots else None) or f"there are no kernels for {device}"
     warnings.warn(
         f"tunesmith's native {device} kernels are not in use ({reason}); the slower torch reference gives the same "
         "results. `tunesmith doctor` shows the state, docs/kernels.md the build settings.",
@@ -266,9 +264,9 @@ def set_isa(name: str) -> None:
     if name == "reference":
         _reference_chosen = True
         return
-    library = _cpu.open()
+    library = _slots["cpu"].open()
     if library is None:
-        raise RuntimeError(f"the native library is not loaded: {_cpu.reason}")
+        raise RuntimeError(f"the native library is not loaded: {_slots['cpu'].reason}")
     library.check(library.isa_set(name.encode()))
     _reference_chosen = False
 
@@ -284,16 +282,16 @@ def info() -> dict[str, Any]:
     Raises:
         RuntimeError: TUNESMITH_ISA names an instruction set that is not available here.
     """
-    library, gpu = _cpu.open(), cuda()
+    library, gpu = (slot.open() for slot in _slots.values())
     return {
         "native": library is not None,
         "path": str(library.path) if library else None,
         "isa_available": library.isa_available().decode().split(",") if library else [],
         "isa": library.isa_current().decode() if library else None,
-        "reason": _cpu.reason,
+        "reason": _slots["cpu"].reason,
         "cuda_built": build_record().get("cuda", "unknown"),
         "cuda": gpu is not None,
         "cuda_path": str(gpu.path) if gpu else None,
-        "cuda_reason": _cuda.reason,
+        "cuda_reason": _slots["cuda"].reason,
         "abi_version": ABI_VERSION,
     }

@@ -1,12 +1,12 @@
-"""Accuracy of labels, classes and choices."""
+"""Accuracy of labels, classes and choices; what choices are worth."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from tunesmith.kinds.metric import Batch, Metric
-from tunesmith_plugins.metrics import means
-from tunesmith_plugins.metrics.choices import by_length
+from tunesmith.kinds.metric import Batch
+from tunesmith_plugins.metrics.choices import chosen
+from tunesmith_plugins.metrics.means import MeanMetric
 
 NEEDS = {
     "labels": frozenset({"prediction", "label"}),
@@ -17,11 +17,12 @@ NEEDS = {
 }
 
 
-class AccuracyMetric(Metric):
+class AccuracyMetric(MeanMetric):
     """One column: 1 where the answer is right."""
 
     columns = ("correct",)
     scores = ("accuracy",)
+    shares = frozenset(scores)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -39,21 +40,32 @@ class AccuracyMetric(Metric):
             return list(batch["prediction"])
         if rule == "classes":
             return [int(np.argmax(p)) for p in batch["probabilities"]]
-        if rule == "choices":
-            return [int(np.argmax(p)) for p in batch["choice_logprobs"]]
-        unit = 0 if rule == "choices_by_characters" else 1
-        pairs = zip(batch["choice_logprobs"], batch["choice_lengths"], strict=True)
-        return [int(np.argmax(by_length(logprobs, lengths, unit))) for logprobs, lengths in pairs]
-
-    def score(self, rows: np.ndarray) -> dict[str, float]:
-        """Return the share."""
-        return means.score(rows, self.scores)
-
-    def score_sums(self, sums: np.ndarray, count: np.ndarray) -> np.ndarray:
-        """Return the shares of resamples."""
-        return means.score_sums(sums, count)
+        return list(chosen(batch["choice_logprobs"], batch.get("choice_lengths"), rule))
 
     @property
     def signature(self) -> str:
         """The rule."""
         return f"accuracy|of:{self.config.of}"
+
+
+class ChoiceGradeMetric(MeanMetric):
+    """One column: what the chosen one is worth."""
+
+    columns = ("grade",)
+    scores = ("choice_grade",)
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """What the rule reads."""
+        return NEEDS[self.config.of] - {"label"} | {"choice_grades"}
+
+    def rows(self, batch: Batch) -> np.ndarray:
+        """Look up the grade of the choice of the highest log-likelihood."""
+        places = chosen(batch["choice_logprobs"], batch.get("choice_lengths"), self.config.of)
+        grades = [each[place] for each, place in zip(batch["choice_grades"], places, strict=True)]
+        return np.array(grades, dtype=np.float64).reshape(-1, 1)
+
+    @property
+    def signature(self) -> str:
+        """The rule."""
+        return f"choice_grade|of:{self.config.of}"

@@ -8,8 +8,8 @@ from collections import Counter
 
 import numpy as np
 
-from tunesmith.kinds.metric import Batch, Metric
-from tunesmith_plugins.metrics import means
+from tunesmith.kinds.metric import Batch
+from tunesmith_plugins.metrics.means import MeanMetric
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -29,11 +29,12 @@ def token_f1(prediction: str, reference: str) -> float:
     return 2 * shared / (len(written) + len(wanted))
 
 
-class ExactMatchMetric(Metric):
+class ExactMatchMetric(MeanMetric):
     """One column: 1 where the prediction equals a reference."""
 
     columns = ("match",)
     scores = ("exact_match",)
+    shares = frozenset(scores)
 
     def rows(self, batch: Batch) -> np.ndarray:
         """Compare in the normal form."""
@@ -41,21 +42,13 @@ class ExactMatchMetric(Metric):
         pairs = zip(batch["prediction"], batch["references"], strict=True)
         return np.array([[form(p) in {form(r) for r in references}] for p, references in pairs], dtype=np.float64)
 
-    def score(self, rows: np.ndarray) -> dict[str, float]:
-        """Return the share."""
-        return means.score(rows, self.scores)
-
-    def score_sums(self, sums: np.ndarray, count: np.ndarray) -> np.ndarray:
-        """Return the shares of resamples."""
-        return means.score_sums(sums, count)
-
     @property
     def signature(self) -> str:
         """The normal form; the best of several references counts."""
         return f"exact_match|norm:{self.config.normalize}|refs:best"
 
 
-class TokenF1Metric(Metric):
+class TokenF1Metric(MeanMetric):
     """One column: the F1 with the best reference."""
 
     columns = ("f1",)
@@ -65,14 +58,6 @@ class TokenF1Metric(Metric):
         """Take the best reference."""
         pairs = zip(batch["prediction"], batch["references"], strict=True)
         return np.array([[max(token_f1(p, r) for r in references)] for p, references in pairs], dtype=np.float64)
-
-    def score(self, rows: np.ndarray) -> dict[str, float]:
-        """Return the mean."""
-        return means.score(rows, self.scores)
-
-    def score_sums(self, sums: np.ndarray, count: np.ndarray) -> np.ndarray:
-        """Return the means of resamples."""
-        return means.score_sums(sums, count)
 
     @property
     def signature(self) -> str:

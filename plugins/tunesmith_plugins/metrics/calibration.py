@@ -13,7 +13,7 @@ from tunesmith_plugins.metrics.choices import softmax
 class ECEMetric(Metric):
     """Rows: the highest probability, and whether it is the right answer's."""
 
-    resampling = "none"
+    resampling = "exchange"
     higher_is_better = False
     columns = ("confidence", "correct")
     scores = ("ece",)

@@ -8,6 +8,7 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.metric import MetricConfig
+from tunesmith.kinds.reward_model import RewardModelConfig
 from tunesmith.kinds.stage import Output
 
 IMPLEMENTATIONS = "tunesmith_plugins.metrics"
@@ -136,6 +137,19 @@ class Accuracy(MetricConfig):
 
 
 @frozen(kw_only=True)
+class ChoiceGrade(MetricConfig):
+    """Mean worth of the choice of the highest log-likelihood, where choices are graded: BIG-bench's
+    ``multiple_choice_grade`` (Srivastava et al. 2022). Where one choice is worth 1 and the others 0 it is the accuracy.
+
+    Attributes:
+        of: The log-likelihood as it is, or divided by the choice's characters or bytes (the first among equals).
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.accuracy:ChoiceGradeMetric"
+    of: Literal["choices", "choices_by_characters", "choices_by_bytes"] = "choices"
+
+
+@frozen(kw_only=True)
 class Perplexity(MetricConfig):
     """exp of the mean loss of a unit of text, all examples taken together; lower is better.
 
@@ -178,6 +192,19 @@ class Toxicity(MetricConfig):
     label: str = "toxic"
     threshold: float = field(default=0.5, validator=[v.gt(0), v.le(1)])
     main: Literal["mean", "share"] = "mean"
+
+
+@frozen(kw_only=True)
+class Reward(MetricConfig):
+    """Mean score that a reward model gives what was written; higher is better. After alignment to that reward it says
+    what was gained on prompts that were not trained on, and nothing of what was lost: measure that by other metrics.
+
+    Attributes:
+        model: A reward model, its folder, or the ``reward_model`` of an earlier stage of the pipeline.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.reward:RewardMetric"
+    model: RewardModelConfig | str | Output = field(metadata={"artifact": "reward_model"})
 
 
 @frozen(kw_only=True)

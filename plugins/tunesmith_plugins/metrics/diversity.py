@@ -24,7 +24,8 @@ class DistinctNMetric(Metric):
     """Rows: hashes of the n-grams of each order."""
 
     needs = frozenset({"prediction"})
-    resampling = "none"
+    resampling = "exchange"
+    words = ("more varied", "less varied")
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunesmith.errors import TunesmithError
-from tunesmith.kinds.metric import Batch, Metric
-from tunesmith_plugins.metrics import means
+from tunesmith.kinds.metric import Batch
+from tunesmith_plugins.metrics.means import MeanMetric
 
 if TYPE_CHECKING:
     from tunesmith.runtime import Runtime
 
 
-class ToxicityMetric(Metric):
+class ToxicityMetric(MeanMetric):
     """Rows: the class's probability, and whether it reaches the threshold."""
 
     needs = frozenset({"prediction"})
     higher_is_better = False
-    columns = ("probability", "above")
+    shares = frozenset({"toxic_share"})
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -27,6 +27,7 @@ class ToxicityMetric(Metric):
         self._runtime: Any = None
         self._class = -1
         self._weights = ""
+        self._cut: set[str] = set()
 
     def setup(self, runtime: Runtime) -> None:
         """Load the classifier and find the class."""
@@ -39,6 +40,11 @@ class ToxicityMetric(Metric):
         self._weights = self._lm.fingerprint[:12]
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """As the scores: a text's probability, and whether it reaches the threshold."""
+        return tuple({"toxicity": "probability", "toxic_share": "above"}[name] for name in self.scores)
+
+    @property
     def scores(self) -> tuple[str, ...]:
         """The mean and the share, the chosen one first."""
         names = ("toxicity", "toxic_share")
@@ -49,24 +55,27 @@ class ToxicityMetric(Metric):
         from tunesmith.evaluation.classification import probabilities
 
         self._ready()
-        found, _ = probabilities(self._lm, list(batch["prediction"]), self._runtime, batch_size=1)
+        texts = list(batch["prediction"])
+        found, _ = probabilities(self._lm, texts, self._runtime, batch_size=1)
+        self._cut.update(key for key, text in zip(batch["id"], texts, strict=True) if self._too_long(text))
         values = np.array([p[self._class] for p in found], dtype=np.float64).reshape(-1)
-        return np.stack([values, values >= self.config.threshold], axis=1).astype(np.float64)
+        columns = {"toxicity": values, "toxic_share": values >= self.config.threshold}
+        return np.stack([columns[name] for name in self.scores], axis=1).astype(np.float64)
+
+    def _too_long(self, text: str) -> bool:
+        from tunesmith.continuation import positions
+
+        limit = positions(self._lm)
+        return limit is not None and len(self._lm.tokenizer.encode(text)) > limit
+
+    @property
+    def truncated(self) -> dict[str, int]:
+        """Texts longer than the classifier reads."""
+        return {f"texts read by the classifier of {self.config.label!r}": len(self._cut)}
 
     def _ready(self) -> None:
         if self._lm is None:
             raise TunesmithError("the toxicity metric has no classifier yet; call setup(runtime) first.")
-
-    def _ordered(self, rows: np.ndarray) -> np.ndarray:
-        return rows if self.config.main == "mean" else rows[:, ::-1]
-
-    def score(self, rows: np.ndarray) -> dict[str, float]:
-        """Return mean and share."""
-        return means.score(self._ordered(rows), self.scores)
-
-    def score_sums(self, sums: np.ndarray, count: np.ndarray) -> np.ndarray:
-        """Return mean and share of resamples."""
-        return means.score_sums(self._ordered(sums), count)
 
     @property
     def signature(self) -> str:

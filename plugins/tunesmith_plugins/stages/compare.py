@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from attrs import field, frozen
 
-from tunesmith import statistics
 from tunesmith.data import Example, load_examples
 from tunesmith.errors import PipelineError
 from tunesmith.evaluation import Evaluation, evaluate
+from tunesmith.evaluation.classification import is_classifier
 from tunesmith.evaluation.columns import generate_timed
+from tunesmith.evaluation.head import head_for
 from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.lm import LM, load
 from tunesmith.report import content
 from tunesmith.report.cells import score_name
 from tunesmith.report.content import Content, Point, Samples, Scatter, Series, Table
-from tunesmith.statistics import Comparison
+from tunesmith_plugins.stages import side_by_side
+from tunesmith_plugins.stages.side_by_side import Compared, Evaluations
 
 SHOWN = 8
 """Examples whose texts are shown side by side."""
@@ -34,20 +35,18 @@ BLOCKS = 5
 DISK = "kB of weights on disk"
 """Otherwise models are plotted against this."""
 
-Compared = Mapping[tuple[str, str, str], Comparison]
-"""(model, what it is compared with, metric) to the paired comparison."""
-
 
 @frozen(kw_only=True)
 class _Measured:
     """Evaluations by label of the model, the baseline first, and their paired comparisons.
 
-    ``disk``: bytes of the models' own weights, of those that lie in a folder.
+    ``disk``: bytes of the models' own weights, of those that lie in a folder. ``unmeasured``: why there is no baseline.
     """
 
-    evaluations: Mapping[str, Evaluation]
+    evaluations: Evaluations
     compared: Compared
     disk: Mapping[str, int] = field(factory=dict)
+    unmeasured: str = ""
 
 
 class CompareStage(Stage):
@@ -57,7 +56,7 @@ class CompareStage(Stage):
         """Write ``scores`` and ``report``; return the main scores of every model and the verdicts."""
         measured = self._measure(context)
         told = self._shown(measured)
-        _write_scores(context.artifact("scores"), measured)
+        side_by_side.write(context.artifact("scores"), measured.evaluations, measured.compared)
         told.write(context.artifact("scores"))
         merged = _merged(
             {key: _content(context, key) for key in self.config.branches}, measured, list(self.config.branches)
@@ -79,7 +78,10 @@ class CompareStage(Stage):
         if context.data is None:
             raise PipelineError(f"{context.name}: there is no data to evaluate on; give it to the pipeline.")
         baseline = None
-        if config.baseline and context.start is not None:
+        unmeasured = ""
+        if config.baseline and context.start is not None and self._lacks_head(context.start, context):
+            unmeasured = "The model that the branches start from is not among them: it has no classification head, which the metrics need."
+        elif config.baseline and context.start is not None:
             baseline = _unused("start", models)
             models = {baseline: context.start, **models}
         if any("latency" in metric.build().needs for metric in config.metrics):
@@ -93,7 +95,15 @@ class CompareStage(Stage):
         if baseline is not None:
             pairs += [(label, baseline) for label in models if label != baseline]
         disk = {label: _bytes(Path(source)) for label, source in models.items() if Path(source).is_dir()}
-        return _Measured(evaluations=evaluations, compared=dict(_compare(evaluations, pairs)), disk=disk)
+        return _Measured(
+            evaluations=evaluations, compared=side_by_side.compare(evaluations, pairs), disk=disk, unmeasured=unmeasured
+        )
+
+    def _lacks_head(self, source: str, context: StageContext) -> bool:
+        """Tell whether metrics need class probabilities and the model has none to give."""
+        return head_for(self.config.metrics) == "classification" and not is_classifier(
+            load(source, runtime=context.runtime)
+        )
 
     def _time_in_turn(self, context: StageContext, sources: Sequence[str]) -> None:
         """Time all models on a few examples, then all on the next few, and so on.
@@ -129,69 +139,18 @@ class CompareStage(Stage):
     def _shown(self, measured: _Measured) -> Content:
         if not measured.evaluations:
             return Content()
-        first = next(iter(measured.evaluations.values()))
-        main = next(iter(first.results))
-        n, confidence = first.results[main].n, first.confidence
-        names = [(metric, score) for metric, result in first.results.items() for score in result.scores]
-        rows = tuple(
-            (label, *(_cell(evaluation.results[metric].scores[score].as_json()) for metric, score in names))
-            for label, evaluation in measured.evaluations.items()
+        evaluations, compared = measured.evaluations, measured.compared
+        return Content(
+            verdicts=(
+                *side_by_side.verdicts(evaluations, compared),
+                *((measured.unmeasured,) if measured.unmeasured else ()),
+            ),
+            tables=tuple(side_by_side.tables(evaluations, compared, "model")),
+            samples=_samples(evaluations),
         )
-        signatures = " ".join(f"{name}: {result.signature}." for name, result in first.results.items())
-        tables = [
-            Table(
-                title="Scores",
-                columns=("model", *(score_name(metric, score) for metric, score in names)),
-                rows=rows,
-                note=f"n = {n}, {confidence:.0%} bootstrap intervals. {signatures}",
-            )
-        ]
-        if measured.compared:
-            tables.append(_tests(measured.compared, confidence))
-        reference = next(iter(measured.evaluations))
-        verdicts = tuple(
-            f"{comparison.verdict(subject=label, versus=versus)}."
-            for (label, versus, metric), comparison in measured.compared.items()
-            if metric == main or versus == reference
-        )
-        return Content(verdicts=verdicts, tables=tuple(tables), samples=_samples(measured.evaluations))
 
 
-def _compare(
-    evaluations: Mapping[str, Evaluation], pairs: Sequence[tuple[str, str]]
-) -> Iterator[tuple[tuple[str, str, str], Comparison]]:
-    """Yield paired comparisons, Holm-adjusted over all of the pairs and metrics together."""
-    found = {
-        (label, versus, metric): statistics.compare(
-            table,
-            evaluations[versus].tables[metric],
-            evaluations[label].metrics[metric],
-            confidence=evaluations[label].confidence,
-            seed=evaluations[label].seed,
-        )
-        for label, versus in pairs
-        for metric, table in evaluations[label].tables.items()
-    }
-    yield from statistics.adjust(found).items()
-
-
-def _tests(compared: Compared, confidence: float) -> Table:
-    rows = []
-    for (label, versus, metric), comparison in compared.items():
-        name, main = next(iter(comparison.differences.items()))
-        p = main.p_adjusted
-        effect = "no test" if p is None else "no effect seen" if p >= 1 - confidence else "differs"
-        rows.append((score_name(metric, name), label, versus, _cell(main.value.as_json()), p, effect))
-    return Table(
-        title="Paired tests",
-        columns=("score", "model", "against", "difference", "p", "verdict"),
-        rows=tuple(rows),
-        note=f"Permutation test on the same examples; p is Holm-adjusted over the {len(rows)} tests of this table. "
-        f"Intervals: paired bootstrap, {confidence:.0%}.",
-    )
-
-
-def _samples(evaluations: Mapping[str, Evaluation]) -> tuple[Samples, ...]:
+def _samples(evaluations: Evaluations) -> tuple[Samples, ...]:
     written = {label: found for label, found in evaluations.items() if found.predictions}
     if not written:
         return ()
@@ -205,24 +164,6 @@ def _samples(evaluations: Mapping[str, Evaluation]) -> tuple[Samples, ...]:
         for index, example in enumerate(examples[:SHOWN])
     )
     return (Samples(title="The same prompts", columns=("prompt", "reference", *written), rows=rows),)
-
-
-def _write_scores(folder: Path, measured: _Measured) -> None:
-    """Write ``scores.json`` and the rows. An entry's ``of`` says which model it is about."""
-    records: list[dict[str, Any]] = []
-    (folder / "rows").mkdir(parents=True, exist_ok=True)
-    for label, evaluation in measured.evaluations.items():
-        for metric, result in evaluation.results.items():
-            name = f"{label}.{metric}"
-            versus = {
-                other: comparison.as_json()
-                for (model, other, of), comparison in measured.compared.items()
-                if (model, of) == (label, metric)
-            }
-            records.append({"name": name, "metric": metric, "of": label, **result.as_json(), "versus": versus or None})
-            statistics.save(evaluation.tables[metric], folder / "rows" / f"{name}.jsonl")
-    text = json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _merged(contents: Mapping[str, Content], measured: _Measured, keys: Sequence[str]) -> Content:
@@ -308,7 +249,3 @@ def _unused(label: str, taken: Mapping[str, Any]) -> str:
     while label in taken:
         label += "_model"
     return label
-
-
-def _cell(score: Mapping[str, Any]) -> Any:
-    return score["value"] if score["low"] is None else dict(score)

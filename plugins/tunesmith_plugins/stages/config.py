@@ -55,16 +55,18 @@ class Generate(StageConfig):
         split: The split whose prompts are used.
         items: At most so many prompts; 0 means all.
         completions: So many completions of each prompt (streams 0, 1, ...).
+        metrics: Computed on what each sampler wrote, with paired tests against the first one.
         generation: Engine, decoder, limits.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.generate:GenerateStage"
-    produces: ClassVar[Mapping[str, str]] = {"generations": "generations"}
+    produces: ClassVar[Mapping[str, str]] = {"generations": "generations", "scores": "scores"}
     samplers: dict[str, SamplerConfig] = field(factory=dict)
     data: Data | None = None
     split: str = "test"
     items: int = field(default=0, validator=v.ge(0))
     completions: int = field(default=1, validator=v.ge(1))
+    metrics: tuple[MetricConfig, ...] = ()
     generation: Generation = field(factory=Generation)
 
 
@@ -111,9 +113,10 @@ class Compare(StageConfig):
     Attributes:
         branches: Key to stage. A branch's stage is named ``compare/key`` and needs no name of its own.
         metrics: Evaluated for every branch that makes a model (and for the start); empty: no evaluation.
+        data: What is evaluated on, and what branches without data of their own use; None means the pipeline's.
         split: The split to evaluate on.
         items: At most so many examples; 0 means all.
-        baseline: Also evaluate the model that the branches start from.
+        baseline: Also evaluate the model that the branches start from, if it has the head that the metrics need.
         generation: How text is generated for the evaluation.
     """
 
@@ -121,15 +124,23 @@ class Compare(StageConfig):
     produces: ClassVar[Mapping[str, str]] = {"scores": "scores", "report": "report"}
     branches: dict[str, StageConfig] = field(validator=[v.min_len(1), _stage_names])
     metrics: tuple[MetricConfig, ...] = ()
+    data: Data | None = None
     split: str = "test"
     items: int = field(default=0, validator=v.ge(0))
     baseline: bool = True
     generation: Generation = field(factory=Generation)
 
     def expand(self) -> tuple[StageConfig, ...]:
-        """Return the branches, named by their keys; each starts where the Compare does unless it says otherwise."""
+        """Return the branches, named by their keys; each starts where the Compare does and has its data, unless it says
+        otherwise.
+        """
         return tuple(
-            evolve(stage, name=key, start=self.start if stage.start == "previous" else stage.start)
+            evolve(
+                stage,
+                name=key,
+                start=self.start if stage.start == "previous" else stage.start,
+                **({"data": self.data} if getattr(stage, "data", self.data) is None else {}),
+            )
             for key, stage in self.branches.items()
         )
 
@@ -337,3 +348,7 @@ class Export(StageConfig):
     produces: ClassVar[Mapping[str, str]] = {"model": "model"}
     folder: str = ""
     merge: bool = True
+
+    def outside(self) -> tuple[str, ...]:
+        """Return the folder of the copy."""
+        return (self.folder,) if self.folder else ()

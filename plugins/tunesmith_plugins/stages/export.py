@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import PipelineError, TunesmithError
-from tunesmith.kinds.adapter import SupportsMerge
+from tunesmith.kinds.adapter import merged
 from tunesmith.kinds.stage import Stage, StageContext
-from tunesmith.lm import LM, load
+from tunesmith.lm import load
 from tunesmith_plugins.stages.model_card import card, record_of
 
 CARD = "README.md"
@@ -24,11 +24,7 @@ class ExportStage(Stage):
             raise PipelineError(
                 f"{context.name}: there is no model to export; give the pipeline a base or the stage a start."
             )
-        target = Path(self.config.folder).expanduser() if self.config.folder else None
-        if target is not None and target.exists() and not _ours(target):
-            raise PipelineError(
-                f"{context.name}: {target} exists and is no export of tunesmith; name another folder or empty it."
-            )
+        target = self._target(context)
         lm = load(context.start, runtime=context.runtime)
         had = [type(adapter.config).__name__ for adapter in lm.adapters]
         if self.config.merge:
@@ -48,13 +44,19 @@ class ExportStage(Stage):
             "loads_with": "tunesmith.load" if left else "from_pretrained",
         }
 
+    def restore(self, context: StageContext) -> None:
+        """Copy the stored model into the config's folder again."""
+        target = self._target(context)
+        if target is not None:
+            _copy(context.artifact("model"), target)
 
-def merged(lm: LM) -> LM:
-    """Return the model with every adapter folded in that can be, in the order in which they were attached."""
-    for adapter in lm.adapters:
-        if isinstance(adapter, SupportsMerge):
-            lm = adapter.merge(lm)
-    return lm
+    def _target(self, context: StageContext) -> Path | None:
+        target = Path(self.config.folder).expanduser() if self.config.folder else None
+        if target is not None and target.exists() and not _ours(target):
+            raise PipelineError(
+                f"{context.name}: {target} exists and is no export of tunesmith; name another folder or empty it."
+            )
+        return target
 
 
 def _ours(folder: Path) -> bool:

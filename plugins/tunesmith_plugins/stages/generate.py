@@ -14,6 +14,7 @@ from attrs import frozen
 from tunesmith import generation
 from tunesmith.data import Example, load_examples
 from tunesmith.errors import PipelineError
+from tunesmith.evaluation import Evaluation, evaluate_texts
 from tunesmith.kinds.decoder import Completion
 from tunesmith.kinds.engine import Engine
 from tunesmith.kinds.sampler import SamplerConfig
@@ -21,6 +22,8 @@ from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.lm import LM, load
 from tunesmith.report.content import Content, Samples, Table
 from tunesmith.runtime import derive_seed
+from tunesmith_plugins.stages import side_by_side
+from tunesmith_plugins.stages.side_by_side import Compared, Evaluations
 
 logger = logging.getLogger("tunesmith.stages.generate")
 
@@ -61,11 +64,36 @@ class GenerateStage(Stage):
         folder = context.artifact("generations")
         _save(folder / FILE, written, examples)
         _report(context.name, written, examples).write(folder)
+        evaluations = self._evaluations(context, lm, written, examples)
+        labels = list(evaluations)
+        compared = side_by_side.compare(evaluations, [(label, labels[0]) for label in labels[1:]])
+        scores = context.artifact("scores")
+        side_by_side.write(scores, evaluations, compared)
+        told = _told(evaluations, compared)
+        told.write(scores)
         return {
             "prompts": len(examples),
             "completions": sum(len(w.completions) for w in written),
             "cut_prompts": max((w.cut for w in written), default=0),
             "samplers": {w.label: _numbers(w) for w in written},
+            "scores": {
+                label: {name: result.main.value for name, result in evaluation.results.items()}
+                for label, evaluation in evaluations.items()
+            },
+            "verdicts": list(told.verdicts),
+        }
+
+    def _evaluations(
+        self, context: StageContext, lm: LM, written: list[_Written], examples: list[Example]
+    ) -> dict[str, Evaluation]:
+        if not self.config.metrics:
+            return {}
+        runtime = context.runtime
+        return {
+            one.label: evaluate_texts(
+                lm, examples, one.completions, self.config.metrics, runtime=runtime, seed=runtime.seed
+            )
+            for one in written
         }
 
     def _write(
@@ -180,6 +208,15 @@ def _report(name: str, written: list[_Written], examples: list[Example]) -> Cont
     cut = max((w.cut for w in written), default=0)
     verdicts = (f"{cut} of {len(examples)} prompts were longer than the model allows and were cut.",) if cut else ()
     return Content(verdicts=verdicts, tables=(table,), samples=(_samples(name, written, examples),))
+
+
+def _told(evaluations: Evaluations, compared: Compared) -> Content:
+    if not evaluations:
+        return Content()
+    return Content(
+        verdicts=side_by_side.verdicts(evaluations, compared),
+        tables=tuple(side_by_side.tables(evaluations, compared, "sampler")),
+    )
 
 
 def _samples(name: str, written: list[_Written], examples: list[Example]) -> Samples:

@@ -14,7 +14,7 @@ from tunesmith.data.config import Data
 from tunesmith.pipeline.value import Pipeline, output
 from tunesmith_plugins.adapters.config import Bottleneck, LoRA, Prompt
 from tunesmith_plugins.compressors.config import Distill, Int8, Magnitude
-from tunesmith_plugins.metrics.config import Accuracy, Bleu, Latency, Rouge, Toxicity
+from tunesmith_plugins.metrics.config import Accuracy, Bleu, DistinctN, Latency, Reward, Rouge, Toxicity
 from tunesmith_plugins.reward_models.config import Pairwise
 from tunesmith_plugins.rl_algorithms.config import PPO
 from tunesmith_plugins.samplers.config import Chain, Greedy, MinP, Temperature, TopP
@@ -110,7 +110,9 @@ def pipeline(
     zero = output("zero-shot", "scores")
     lengths = {"max_length": 256, "max_target_length": 64}
     tune = {"steps": budget.tune, "batch_size": 16, "measure_in_child": budget.child, **lengths}
-    judged = (rouge, Toxicity(model=output("judge"), label="rude"))
+    classify = {"objective": "classification", "batch_size": 16, "learning_rate": 1e-3, "max_length": 96}
+    judged = (rouge, Toxicity(model=output("judge", "long"), label="rude"))
+    aligned = (*judged, Reward(model=output("reward", "reward_model")))
     return Pipeline(
         base=str(model_path("seq2seq")),
         data=dialogues,
@@ -125,12 +127,13 @@ def pipeline(
                 name="samplers",
                 start="base",
                 split=split,
-                items=min(30, budget.items),
+                items=budget.items,
+                metrics=(rouge, DistinctN()),
                 samplers={
                     "greedy": Greedy(),
                     "temperature 0.7": Temperature(temperature=0.7),
                     "top-p 0.9": TopP(p=0.9),
-                    "min-p 0.1, temperature 1.5": Chain(links=(MinP(p=0.1), Temperature(temperature=1.5))),
+                    "min-p 0.1 at 1.5": Chain(links=(MinP(p=0.1), Temperature(temperature=1.5))),
                 },
                 generation=generation,
             ),
@@ -146,17 +149,17 @@ def pipeline(
                 metrics=texts,
                 **ask,
             ),
-            FineTune(
+            Compare(
                 name="judge",
                 start=encoder,
-                objective="classification",
+                branches={
+                    "brief": FineTune(steps=max(1, budget.judge // 30), **classify),
+                    "long": FineTune(steps=budget.judge, **classify),
+                },
+                metrics=(Accuracy(of="classes"),),
                 data=tone,
-                steps=budget.judge,
-                batch_size=16,
-                learning_rate=1e-3,
-                max_length=96,
+                split=split,
             ),
-            Evaluate(name="judge-checked", metrics=(Accuracy(of="classes"),), data=tone, split=split),
             TrainReward(
                 name="reward",
                 reward=Pairwise(
@@ -169,7 +172,7 @@ def pipeline(
                 preferences=str(data / "preferences.jsonl"),
                 held_out=0.2,
             ),
-            Evaluate(name="before-ppo", metrics=judged, start=output("tuned", "full"), **ask),
+            Evaluate(name="before-ppo", metrics=aligned, start=output("tuned", "full"), **ask),
             Align(
                 name="ppo",
                 start=output("tuned", "full"),
@@ -186,7 +189,7 @@ def pipeline(
                 ),
                 reward=output("reward", "reward_model"),
             ),
-            Evaluate(name="after-ppo", metrics=judged, versus=output("before-ppo", "scores"), **ask),
+            Evaluate(name="after-ppo", metrics=aligned, versus=output("before-ppo", "scores"), **ask),
             Export(name="merged"),
             Compare(
                 name="smaller",

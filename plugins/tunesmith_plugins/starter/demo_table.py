@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,16 +13,29 @@ from rich.table import Table
 from tunesmith.pipeline.run import Run, StageResult
 from tunesmith.report.page import stage_content, verdict
 
-STYLES = {"better": "green", "faster": "green", "worse": "red", "slower": "red", "no effect": "yellow"}
+STYLES = {
+    "better": "green",
+    "faster": "green",
+    "more varied": "green",
+    "worse": "red",
+    "slower": "red",
+    "less varied": "red",
+    "no effect": "yellow",
+}
+WIDTH = 110
+"""Columns where the output is no terminal."""
 
 
 def show(run: Run, console: Console | None = None) -> None:
     """Print every score with its interval and the verdict of its paired test, and the sentences of the other stages."""
-    console = console or Console()
+    if console is None:
+        console = Console()
+        if not console.is_terminal and "COLUMNS" not in os.environ:  # a file or a pipe has no width of its own
+            console = Console(width=WIDTH)
     table = Table(box=None, header_style="bold", title=None, pad_edge=False)
     for column in ("measured", "score", "value"):
         table.add_column(column, no_wrap=True)
-    table.add_column("against", overflow="fold")
+    table.add_column("against", overflow="fold", min_width=20)
     sentences = []
     for stage in run.stages.values():
         if any(kind == "scores" for kind in stage.kinds.values()):

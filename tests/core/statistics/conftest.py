@@ -44,6 +44,28 @@ class Unresampled(Mean):
     resampling = "none"
 
 
+class Share(Mean):
+    """The mean of zeros and ones."""
+
+    shares = frozenset({"mean"})
+
+
+class Exchanged(Mean):
+    """The mean, as if rows must not be drawn twice."""
+
+    resampling = "exchange"
+
+
+@pytest.fixture
+def share() -> Metric:
+    return Share(None)
+
+
+@pytest.fixture
+def exchanged() -> Metric:
+    return Exchanged(None)
+
+
 @pytest.fixture
 def mean() -> Metric:
     return Mean(None)

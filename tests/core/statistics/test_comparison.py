@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from tunesmith.errors import DataError
-from tunesmith.statistics import adjust, compare, holm
+from tunesmith.statistics import adjust, compare, compute, holm
 
 
 def test_a_small_permutation_test_is_exact(mean, table) -> None:
@@ -127,3 +127,12 @@ def test_without_resampling_there_is_a_difference_but_no_test(unresampled, table
     found = compare(table([1, 2]), table([0, 0]), unresampled)
     assert (found.main.value.value, found.main.p) == (1.5, None)
     assert "no test" in found.verdict()
+
+
+def test_rows_that_must_not_be_drawn_twice_can_still_be_exchanged(exchanged, mean_of_rows, table) -> None:
+    """The test is that of the metric that is resampled, and there is no interval."""
+    here, there = table([1, 2, 3, 5, 8]), table([0, 1, 3, 2, 4])
+    found, other = (compare(here, there, metric).main for metric in (exchanged, mean_of_rows))
+    assert found.p == other.p == 2 / 16  # of the four unequal pairs all must point one way, or all the other
+    assert (found.value.low, found.value.high) == (None, None)
+    assert compute(here, exchanged).main.low is None

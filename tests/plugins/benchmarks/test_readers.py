@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,9 @@ def test_bigbench_prefixes_choices_and_shots(task) -> None:
         examples=[{"input": "a", "target_scores": scores}, {"input": "b", "target_scores": scores}],
     )
     item = items(BigBench(source=str(path), shots=1))[0]
-    assert item.context == "Say!\nI: b | yes | no O: no\n--\nI: a | yes | no O: "
+    assert re.sub(r" \| (yes \| no|no \| yes) ", " CHOICES ", item.context) == (
+        "Say!\nI: b CHOICES O: no\n--\nI: a CHOICES O: "
+    )
     assert (item.choices, item.target) == (("yes", "no"), 1)
     plain = json.loads(path.read_text())
     path.write_text(json.dumps({**plain, "append_choices_to_input": False}))
@@ -141,9 +144,59 @@ def test_bigbench_prefixes_choices_and_shots(task) -> None:
 def test_bigbench_regex_and_stop_string(task) -> None:
     benchmark = BigBench(source=str(task(output_regex=r"([-+]?\d+)[.]{0,1}$", stop_string="END"))).build()
     assert benchmark.extract(" it is -17. ") == "-17"
-    assert benchmark.extract("no number") == "no number"
+    assert benchmark.extract("no number") == ""
     assert benchmark.limits.stop == ("END",)
-    assert BigBench(source=str(task())).build().limits.stop == ("\n",)
+
+
+def test_bigbench_without_stop_string_and_regex_takes_the_first_piece_of_a_sentence(task) -> None:
+    """As BIG-bench's own code does: up to a full stop, question or exclamation mark, semicolon or line end."""
+    benchmark = BigBench(source=str(task())).build()
+    assert benchmark.limits.stop == ()
+    assert benchmark.extract("\n 17. So it is") == "17"
+    assert benchmark.extract("ant bee; cow") == "ant bee"
+    assert benchmark.extract("...") == ""
+    assert BigBench(source=str(task(stop_string="\n"))).build().extract(" a. b ") == "a. b"
+
+
+def test_bigbench_lists_choices_in_another_order_for_every_question(task) -> None:
+    """In many files the right one stands first; the order depends on the seed and the question alone."""
+    scores = {"w": 1, "x": 0, "y": 0, "z": 0}
+    examples = [{"input": f"q{i}", "target_scores": scores} for i in range(60)]
+    path = task(examples=examples, metrics=["multiple_choice_grade"])
+
+    def listed(seed: int) -> list[list[str]]:
+        return [re.findall(r"choice: (.)", item.context) for item in items(BigBench(source=str(path), seed=seed))]
+
+    first = listed(0)
+    assert first == listed(0) != listed(1)
+    assert all(sorted(each) == list("wxyz") for each in first)
+    assert {each[0] for each in first} == set("wxyz")
+    assert all((i.choices, i.target) == (tuple("wxyz"), 0) for i in items(BigBench(source=str(path))))
+
+
+def test_bigbench_grades_choices_as_the_task_does(task) -> None:
+    """What counts is the grade of the choice of the highest log-likelihood."""
+    examples = [
+        {"input": "a", "target_scores": {"x": 0.5, "y": 0.25, "z": 0}},
+        {"input": "b", "target_scores": {"x": 0, "y": 1, "z": 1}},
+    ]
+    benchmark = BigBench(source=str(task(examples=examples, metrics=["multiple_choice_grade"]))).build()
+    first, second = benchmark.items(OFFLINE)
+    assert (first.grades, first.target) == ((0.5, 0.25, 0.0), 0)
+    assert (second.grades, second.target) == ((0.0, 1.0, 1.0), 1)
+    assert type(benchmark.metrics[0]).__name__ == "ChoiceGrade"
+    rows = (
+        benchmark.metrics[0]
+        .build()
+        .rows(
+            {
+                "id": ["a", "b"],
+                "choice_logprobs": [(-2.0, -1.0, -3.0), (-5.0, -9.0, -1.0)],
+                "choice_grades": [first.grades, second.grades],
+            }
+        )
+    )
+    assert rows[:, 0].tolist() == [0.25, 1.0]
 
 
 def test_subtasks_are_groups(tmp_path: Path, task) -> None:
@@ -170,8 +223,8 @@ def test_malformed_json_names_its_line(task) -> None:
         ({"examples": []}, "not empty"),
         ({"examples": [{"input": "x"}]}, "example 0"),
         (
-            {"examples": [{"input": "x", "target_scores": {"a": 0.5, "b": 0.5}}], "metrics": ["multiple_choice_grade"]},
-            "one right",
+            {"examples": [{"input": "x", "target_scores": {"a": "yes"}}], "metrics": ["multiple_choice_grade"]},
+            "give every choice a number",
         ),
         ({"preferred_score": "multiple_choice_grade"}, "target_scores"),
     ],
@@ -268,3 +321,30 @@ def test_the_real_mmlu_subjects(real_data: Path) -> None:
 def test_real_bigbench_tasks(real_data: Path, task: str, count: int, scoring: str) -> None:
     config = BigBench(source=str(real_data / "bigbench" / task), shots=1)
     assert (len(items(config)), config.build().scoring) == (count, scoring)
+
+
+@pytest.mark.realdata
+def test_real_bigbench_prompts_follow_each_tasks_own_format(real_data: Path) -> None:
+    """The nine files name their prefixes or leave them out; where one is left out BIG-bench's default stands."""
+    for folder in sorted((real_data / "bigbench").iterdir()):
+        raw = json.loads((folder / "task.json").read_text())
+        benchmark = BigBench(source=str(folder)).build()
+        item, example = benchmark.items(OFFLINE)[0], raw["examples"][0]
+        begin = raw.get("task_prefix", "") + raw.get("example_input_prefix", "\nQ: ") + example["input"]
+        assert item.context.startswith(begin), folder.name
+        assert item.context.endswith(raw.get("example_output_prefix", "\nA: ")), folder.name
+        middle = item.context[len(begin) : -len(raw.get("example_output_prefix", "\nA: "))]
+        listed = "target_scores" in example and raw.get("append_choices_to_input", True)
+        assert sorted(middle.split("\n  choice: ")[1:]) == (sorted(example["target_scores"]) if listed else []), (
+            folder.name
+        )
+        assert benchmark.limits.stop == ((raw["stop_string"],) if "stop_string" in raw else ()), folder.name
+        if "target_scores" in example:
+            assert type(benchmark.metrics[0]).__name__ == "Accuracy", folder.name  # one right choice in all of them
+
+
+@pytest.mark.realdata
+def test_the_right_choice_stands_at_every_place_of_real_prompts(real_data: Path) -> None:
+    found = items(BigBench(source=str(real_data / "bigbench" / "movie_recommendation")))
+    places = [re.findall(r"\n  choice: (.*)", i.context).index(i.choices[i.target]) for i in found]
+    assert all(80 < places.count(place) < 170 for place in range(4))  # of 500

@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score
 from tunesmith.errors import DataError
 from tunesmith.kinds.metric import MetricConfig
 from tunesmith.statistics import compute, make
-from tunesmith_plugins.metrics import ECE, Accuracy, DistinctN, ExactMatch, Latency, Perplexity, TokenF1
+from tunesmith_plugins.metrics import ECE, Accuracy, ChoiceGrade, DistinctN, ExactMatch, Latency, Perplexity, TokenF1
 
 
 def score(config: MetricConfig, **columns: list[object]) -> dict[str, float]:
@@ -64,6 +64,22 @@ def test_accuracy_of_choices_by_each_length(of: str, chosen: int) -> None:
     assert score(Accuracy(of=of), label=[(chosen + 1) % 3], **columns) == {"accuracy": 0}
 
 
+@pytest.mark.parametrize(("of", "expected"), [("choices", 0.2), ("choices_by_characters", 0.9)])
+def test_the_grade_is_that_of_the_chosen_one(of: str, expected: float) -> None:
+    """-4 and -6 for 2 and 6 characters: the first one by the sum, the second one by the character."""
+    columns = {"choice_logprobs": [(-4.0, -6.0)], "choice_lengths": [((2, 2), (6, 6))], "choice_grades": [(0.2, 0.9)]}
+    assert score(ChoiceGrade(of=of), **columns) == {"choice_grade": expected}
+
+
+def test_the_grade_of_all_or_nothing_is_the_accuracy() -> None:
+    random = np.random.default_rng(3)
+    logprobs = [tuple(row) for row in random.normal(size=(40, 4)).tolist()]
+    label = random.integers(0, 4, 40).tolist()
+    grades = [tuple(float(i == right) for i in range(4)) for right in label]
+    found = score(ChoiceGrade(), choice_logprobs=logprobs, choice_grades=grades)["choice_grade"]
+    assert found == score(Accuracy(of="choices"), choice_logprobs=logprobs, label=label)["accuracy"]
+
+
 def test_the_first_of_equal_choices_is_chosen() -> None:
     assert score(Accuracy(of="choices"), choice_logprobs=[(-1.0, -1.0)], label=[0]) == {"accuracy": 1}
 
@@ -74,6 +90,12 @@ def test_perplexity_by_hand(per: str, units: int) -> None:
     losses, texts = [(1.0, 2.0), (0.5, 0.5)], [("ein süßes",), ("x",)]
     found = score(Perplexity(per=per), token_losses=losses, references=texts)
     assert found == pytest.approx({"perplexity": math.exp(4 / units), "loss": 4 / units})
+
+
+def test_blanks_at_the_ends_are_no_words() -> None:
+    """As of a continuation that begins with a space: " a b\\n" has two words."""
+    found = score(Perplexity(per="word"), token_losses=[(1.0, 2.0, 1.0)], references=[(" a  b\n",)])
+    assert found["loss"] == 2.0
 
 
 def test_a_uniform_model_has_the_perplexity_of_its_vocabulary() -> None:

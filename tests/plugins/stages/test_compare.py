@@ -15,7 +15,7 @@ from tunesmith.evaluation import evaluate, read_tables
 from tunesmith.report import content
 from tunesmith.testing.models import WORDS, tiny_lm
 from tunesmith_plugins.adapters import LoRA
-from tunesmith_plugins.metrics import TokenF1
+from tunesmith_plugins.metrics import Accuracy, TokenF1
 from tunesmith_plugins.stages import Compare, Evaluate, FineTune, Generation
 
 
@@ -157,3 +157,25 @@ def test_the_page_shows_it(run):
 def test_a_branch_key_that_cannot_name_a_stage_is_said_when_it_is_made():
     with pytest.raises(ValueError, match="'low rank'"):
         Compare(branches={"low rank": FineTune()})
+
+
+def test_classifiers_on_a_plain_language_model_leave_the_start_out_and_say_so(tmp_path):
+    tiny_lm("encoder").save(tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    for split, count in (("train", 16), ("test", 12)):
+        rows = [{"x": WORDS[i % 2], "y": ("one", "two")[i % 2]} for i in range(count)]
+        (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    branches = {
+        "idle": FineTune(objective="classification", steps=1, batch_size=4, learning_rate=1e-9),
+        "learned": FineTune(objective="classification", steps=40, batch_size=8, learning_rate=1e-2),
+    }
+    data = ts.Data(source=str(tmp_path / "data"), prompt="{x}", target="{y}")
+    compare = Compare(name="judges", branches=branches, metrics=(Accuracy(of="classes"),), data=data)
+    run = ts.Pipeline(base=str(tmp_path / "model"), stages=(compare,)).run(tmp_path / "run", progress=False)
+    assert list(run.summary["judges"]["scores"]) == ["idle", "learned"]
+    assert run.summary["judges"]["scores"]["learned"]["accuracy"] == 1
+    told = content.read(run.output("judges", "scores"))
+    assert told.verdicts[-1].startswith("The model that the branches start from is not among them")
+    record = json.loads((run.output("judges", "scores") / "scores.json").read_text())[1]
+    assert record["intervals"] == {"accuracy": "wilson"}
+    assert record["scores"]["accuracy"]["low"] == pytest.approx(12 / (12 + 1.959964**2), abs=1e-6)

@@ -145,3 +145,29 @@ def test_in_a_pipeline_the_card_says_how_the_model_was_made_and_what_it_scored(t
     assert '"use": "tunesmith/export"' in card  # the whole pipeline
     assert "| exact_match |" in card
     assert f"transformers {transformers.__version__}" in card
+
+
+def test_a_reused_export_is_copied_again_to_a_folder_that_is_gone(tmp_path):
+    import shutil
+
+    tiny_lm("decoder").save(tmp_path / "base")
+    target = tmp_path / "deployed"
+    pipeline = tunesmith.Pipeline(base=str(tmp_path / "base"), stages=(Export(name="out", folder=str(target)),))
+    run = pipeline.run(tmp_path / "run", progress=False)
+    before = {p.relative_to(target): p.read_bytes() for p in target.rglob("*") if p.is_file()}
+    finished = run.stages["out"].record["finished"]
+    shutil.rmtree(target)
+    again = pipeline.run(tmp_path / "run", progress=False)
+    assert {p.relative_to(target): p.read_bytes() for p in target.rglob("*") if p.is_file()} == before
+    assert again.stages["out"].record["finished"] == finished  # copied, not made anew
+    assert load(target).family == "decoder"
+
+
+def test_a_folder_that_is_there_is_left_alone_by_a_reused_export(tmp_path):
+    tiny_lm("decoder").save(tmp_path / "base")
+    target = tmp_path / "deployed"
+    pipeline = tunesmith.Pipeline(base=str(tmp_path / "base"), stages=(Export(name="out", folder=str(target)),))
+    pipeline.run(tmp_path / "run", progress=False)
+    (target / "note.txt").write_text("mine")
+    pipeline.run(tmp_path / "run", progress=False)
+    assert (target / "note.txt").read_text() == "mine"

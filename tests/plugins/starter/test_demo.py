@@ -27,7 +27,6 @@ STAGES = (
     "samplers",
     "tuned",
     "judge",
-    "judge-checked",
     "reward",
     "before-ppo",
     "ppo",
@@ -89,7 +88,7 @@ def test_a_second_call_reuses_everything(calls) -> None:
     _, _, _, again = calls
     assert again.returncode == 0, again.stderr
     told = [line for line in again.stderr.splitlines() if line.startswith("[")]
-    assert len(told) == 22
+    assert len(told) == 23
     assert all(line.endswith("done before, reused") for line in told)
 
 
@@ -111,6 +110,13 @@ def test_the_terminal_shows_value_interval_and_verdict_of_each_model(calls) -> N
         assert re.search(rf"^{model} +rouge1 +0\.\d+ \[[\d.]+, [\d.]+\]", text, re.MULTILINE), model
     assert re.search(r"^five-shot +rouge1 .*(better|worse|no effect) \(zero-shot\)", text, re.MULTILINE)
     assert re.search(r"^smaller/int8 +seconds .*(faster|slower|no effect) \(start\)", text, re.MULTILINE)
+    assert re.search(
+        r"^samplers/top-p 0.9 +distinct_1 .*(more varied|less varied|no effect) \(greedy\)", text, re.MULTILINE
+    )
+    assert re.search(
+        r"^judge/long +accuracy .*\[[\d.]+, [\d.]+\] +(better|worse|no effect) \(brief\)", text, re.MULTILINE
+    )
+    assert re.search(r"^after-ppo +reward .*(better|worse|no effect) \(before-ppo\)", text, re.MULTILINE)
     assert re.search(r"^ppo: KL to the reference", text, re.MULTILINE)
 
 
@@ -180,3 +186,19 @@ def test_no_reference_is_longer_than_what_is_written() -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_path("seq2seq"))
     longest = max(len(tokenizer(item.summary)["input_ids"]) for item in dg.dialogues("test", 200))
     assert longest <= demo_pipeline.TOKENS
+
+
+def test_every_step_has_an_interval_and_a_verdict(calls) -> None:
+    """Of every stage with scores, each main score that can have an interval has one, and each but a first has a verdict."""
+    folder, *_ = calls
+    silent = {"zero-shot", "before-ppo", "samplers/greedy", "tuned/start", "judge/brief", "smaller/start"}
+    seen = set()
+    for stage in Run.open(folder).stages.values():
+        if "scores" not in stage.kinds.values():
+            continue
+        for label, score, value, against in demo_table.rows(stage):
+            seen.add(label)
+            assert "[" in value or score == "distinct_1", (label, score, value)
+            assert bool(against) == (label not in silent), (label, score, against)
+    assert silent < seen
+    assert {"samplers/top-p 0.9", "judge/long", "after-ppo"} < seen

@@ -1,0 +1,86 @@
+"""The score that a reward model gives what a model wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tunesmith import reward
+from tunesmith.errors import DataError, TunesmithError
+from tunesmith.kinds.metric import Batch, Metric
+from tunesmith_plugins.metrics import means
+
+if TYPE_CHECKING:
+    from tunesmith.runtime import Runtime
+
+
+class RewardMetric(Metric):
+    """Rows: the reward, and 1; twice 0 where the reward model has no opinion."""
+
+    needs = frozenset({"source", "prediction"})
+    columns = ("reward", "scored")
+    scores = ("reward",)
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._model: Any = None
+        self._identity = ""
+
+    def setup(self, runtime: Runtime) -> None:
+        """Load the reward model."""
+        from tunesmith.spec import dump
+
+        given = self.config.model
+        digest = hashlib.sha256()
+        if isinstance(given, str):
+            folder = Path(given).expanduser()
+            self._model = reward.load(folder, runtime)
+            for file in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
+                if file.name not in ("manifest.json", "report.json"):
+                    digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
+        else:
+            self._model = reward.ready(given, runtime)
+            digest.update(json.dumps(dump(given), sort_keys=True).encode())
+        self._identity = digest.hexdigest()[:12]
+
+    def rows(self, batch: Batch) -> np.ndarray:
+        """Score the texts, one by one: in a batch the last bits would depend on the others.
+
+        Raises:
+            NumericError: If the reward model gives a NaN or an infinity.
+        """
+        self._ready()
+        rows = []
+        for prompt, text in zip(batch["source"], batch["prediction"], strict=True):
+            (score,) = reward.check_scores(self._model, self._model.score([prompt], [text]), 1)
+            rows.append([0.0, 0.0] if score is None else [score, 1.0])
+        return np.array(rows, dtype=np.float64).reshape(-1, 2)
+
+    def score(self, rows: np.ndarray) -> dict[str, float]:
+        """Return the mean over the texts that were scored.
+
+        Raises:
+            DataError: If the reward model has no opinion on any.
+        """
+        total, count = means.sums(rows)
+        if count == 0:
+            raise DataError("reward: the reward model has no opinion on any of the texts.")
+        return {"reward": total / count}
+
+    def score_sums(self, sums: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """Return the means of resamples."""
+        return sums[:, :1] / np.maximum(sums[:, 1:], 1)
+
+    def _ready(self) -> None:
+        if self._model is None:
+            raise TunesmithError("the reward metric has no reward model yet; call setup(runtime) first.")
+
+    @property
+    def signature(self) -> str:
+        """What the reward model is: its files, or its config; known after :meth:`setup`."""
+        self._ready()
+        return f"reward|model:{self._identity}|agg:mean"
