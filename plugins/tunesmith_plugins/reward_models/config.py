@@ -145,7 +145,7 @@ class Trained(RewardModelConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.trained:TrainedReward"
-    reward_model: str | Output
+    reward_model: str | Output = field(metadata={"path": True})
 
 
 @frozen(kw_only=True)
@@ -226,7 +226,7 @@ class Normalized(RewardModelConfig):
     reward: RewardModelConfig
     gain: float | None = field(default=None, validator=v.optional(v.gt(0)))
     bias: float | None = None
-    generations: str | Output | None = None
+    generations: str | Output | None = field(default=None, metadata={"path": True})
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)

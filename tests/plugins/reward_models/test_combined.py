@@ -100,7 +100,7 @@ def test_the_length_penalty_is_what_lies_outside_the_range() -> None:
     texts = ["", "one", "one two", "one two three", " a\tb\n c  d "]
     assert LengthPenalty().build().score(texts, texts) == [0, -1, -2, -3, -4]
     assert LengthPenalty(fewest=1, most=2).build().score(texts, texts) == [-1, 0, 0, -1, -2]
-    assert LengthPenalty(unit="characters", most=4).build().score(texts, texts) == [0, 0, -3, -9, -6]
+    assert LengthPenalty(unit="characters", most=4).build().score(texts, texts) == [0, 0, -3, -9, -7]
     with pytest.raises(ConfigError, match="'fewest' .3. must not exceed 'most' .2."):
         LengthPenalty(fewest=3, most=2)
 
