@@ -44,7 +44,10 @@ class AlignStage(Stage):
         record = {"steps": report.steps, "summary": report.summary, "samples": report.samples}
         text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
         (folder / "training.json").write_text(text + "\n", encoding="utf-8")
-        return {**report.summary, **prepared.summary}
+        summary = {**report.summary, **prepared.summary}
+        if prepared.watch is not None:
+            summary["alarms"] = {alarm.name: alarm.step + 1 for alarm in prepared.watch.fired}
+        return summary
 
     def _mode(self, accepts: frozenset[str], context: StageContext) -> str:
         """Return whether to train online or offline, by what the algorithm accepts and what there is."""
@@ -79,13 +82,19 @@ class AlignStage(Stage):
         if not examples:
             raise PipelineError(f"{context.name}: the split {config.split!r} has no examples to take prompts from.")
         prompts, more = [e.prompt for e in examples], columns(examples)
-        prepared = prepare(config, context, lm, prompts, more)
-        return Online(prompts=prompts, reward=prepared.reward, columns=more), prepared
+        model, prepared = prepare(config, context, lm, prompts, more)
+        observers = () if prepared.watch is None else (prepared.watch,)
+        return Online(prompts=prompts, reward=model, columns=more, observers=observers), prepared
 
     def _offline(self, context: StageContext) -> Offline:
-        if self.config.gate is not None:
+        unused = [name for name in ("gate", "alarms") if getattr(self.config, name) is not None]
+        if unused:
             raise ConfigError(
-                ["a gate checks a reward model, and this algorithm uses none; leave it out @ gate"], context.name
+                [
+                    f"{type(self.config.algorithm).__name__} uses no reward model; leave it out @ {name}"
+                    for name in unused
+                ],
+                context.name,
             )
         source = self.config.preferences
         return Offline(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from tunesmith.alarms import shown
 from tunesmith.kinds.rl_algorithm import TrainingReport
 from tunesmith.report.content import Content, Samples, Series, Table
 from tunesmith_plugins.stages.align_reward import Prepared
@@ -33,10 +34,11 @@ def content(report: TrainingReport, prepared: Prepared | None = None) -> Content
         samples = (
             Samples(title="Before and after", columns=("prompt", "before", "after"), rows=tuple(report.samples)),
         )
+    alarms = Content() if prepared.watch is None else shown.content(prepared.watch)
     return Content(
-        verdicts=(*verdicts(report), *prepared.verdicts),
-        tables=(*tables, *prepared.tables),
-        series=tuple(series),
+        verdicts=(*verdicts(report), *alarms.verdicts, *prepared.verdicts),
+        tables=(*tables, *alarms.tables, *prepared.tables),
+        series=(*series, *alarms.series),
         samples=samples,
     )
 

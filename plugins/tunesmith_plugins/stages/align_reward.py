@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
 from tunesmith import generation, reward
+from tunesmith.alarms.watch import Watch
 from tunesmith.errors import GateFailed
 from tunesmith.kinds.reward_model import ReferenceFitted, RewardModel
 from tunesmith.kinds.stage import StageContext
@@ -18,21 +20,24 @@ from tunesmith.report.content import Table
 from tunesmith.reward_gate import Gate, check, explanation, table, verdict
 from tunesmith.runtime import derive_seed
 
+STEPS = 1000
+"""Steps for which alarms are set where the algorithm's config does not say how many it makes."""
+
 
 @frozen(kw_only=True)
 class Prepared:
-    """A reward that is ready to train on, and what was found out about it."""
+    """What was found out about a reward before training."""
 
-    reward: RewardModel | None = None
     verdicts: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     summary: Mapping[str, Any] = {}
+    watch: Watch | None = None
 
 
 def prepare(
     config: Any, context: StageContext, reference: LM, prompts: Sequence[str], columns: Mapping[str, Sequence[Any]]
-) -> Prepared:
-    """Return the reward of an Align config.
+) -> tuple[RewardModel, Prepared]:
+    """Return the reward of an Align config, ready to train on, and what was found out about it.
 
     Raises:
         GateFailed: If the gate is to stop the stage and the reward model does not pass.
@@ -43,8 +48,9 @@ def prepare(
     verdicts: list[str] = []
     tables: list[Table] = []
     summary: dict[str, Any] = {}
+    measure = partial(_fitted, config=config, context=context, reference=reference, prompts=prompts, columns=columns)
     if isinstance(model, ReferenceFitted) and model.needs_reference():
-        fitted = _fitted(model, config, context, reference, prompts, columns)
+        fitted = measure(model)
         tables.append(_scale_table(fitted))
         summary["reward_scale"] = fitted
     if config.gate is not None:
@@ -52,7 +58,16 @@ def prepare(
         verdicts.append(told)
         tables.append(shown)
         summary["gate_passed"] = passed
-    return Prepared(reward=model, verdicts=tuple(verdicts), tables=tuple(tables), summary=summary)
+    watch = None
+    if config.alarms is not None:
+        held_out = None
+        if config.alarms.held_out is not None:
+            held_out = reward.ready(config.alarms.held_out, runtime)
+            if isinstance(held_out, ReferenceFitted) and held_out.needs_reference():
+                measure(held_out)
+        steps = getattr(config.algorithm, "steps", 0) or STEPS
+        watch = Watch(config.alarms, steps, reward=model, held_out=held_out, columns=columns)
+    return model, Prepared(verdicts=tuple(verdicts), tables=tuple(tables), summary=summary, watch=watch)
 
 
 def gated(model: RewardModel, gate: Gate, name: str) -> tuple[str, Table, bool]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from attrs import Attribute, evolve, field, frozen
 from attrs import validators as v
 
+from tunesmith.alarms import Alarms
 from tunesmith.data.config import Data
 from tunesmith.kinds.adapter import AdapterConfig
 from tunesmith.kinds.benchmark import BenchmarkConfig
@@ -222,6 +223,7 @@ class Align(StageConfig):
         preferences: A JSONL file or the ``preferences`` of an earlier stage.
         gate: Functional test cases that the reward model must pass before it is used; None: no gate. Off unless asked for,
             because only you know whether the reward means anything like what the cases expect.
+        alarms: What an online training is watched for, see :class:`tunesmith.alarms.Alarms`; None: nothing.
         reference_samples: Completions drawn before training for a reward whose scale is fixed on the reference
             (``normalized``), at the algorithm's temperature and length.
         data: Prompts of an online algorithm; None means the pipeline's.
@@ -236,6 +238,7 @@ class Align(StageConfig):
     reward: RewardModelConfig | Output | None = None
     preferences: str | Output | None = field(default=None)
     gate: Gate | None = None
+    alarms: Alarms | None = None
     reference_samples: int = field(default=256, validator=v.ge(2))
     data: Data | None = None
     split: str = "train"

@@ -209,7 +209,7 @@ def test_the_gate_stops_before_anything_is_trained(tmp_path: Path, data: Data, t
 
 def test_a_gate_needs_a_reward(tmp_path: Path, pairs: str) -> None:
     tiny_lm("decoder").save(tmp_path / "start")
-    with pytest.raises(ConfigError, match="a gate checks a reward model"):
+    with pytest.raises(ConfigError, match="DPO uses no reward model; leave it out @ gate"):
         Align(algorithm=DPO(), preferences=pairs, gate=Gate()).build().run(context(tmp_path, tmp_path / "start"))
 
 
