@@ -197,8 +197,8 @@ class TrainReward(StageConfig):
         preferences: A JSONL file with ``prompt``, ``chosen``, ``rejected`` (and optionally ``margin``, ``id``, ``group``), or the
             ``preferences`` of an earlier stage.
         held_out: Share of the pairs kept for the held-out accuracy; whole groups.
-        gate: Functional test cases that the trained model is scored on, for the report; None for none. With
-            ``on_failure="stop"`` a model that fails them is not handed on.
+        gate: Functional test cases that the trained model is scored on; None: the suite ``civility``, for the report only.
+            With ``on_failure="stop"`` a model that fails them is not handed on.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.train_reward:TrainRewardStage"
@@ -208,7 +208,7 @@ class TrainReward(StageConfig):
     reward: RewardModelConfig
     preferences: str | Output
     held_out: float = field(default=0.1, validator=[v.ge(0), v.lt(1)])
-    gate: Gate | None = field(factory=lambda: Gate(on_failure="warn"))
+    gate: Gate | None = None
 
 
 @frozen(kw_only=True)

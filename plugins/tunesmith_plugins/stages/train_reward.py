@@ -16,6 +16,7 @@ from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.preference_accuracy import Accuracy, Share, measure, split_groups
 from tunesmith.registry import reward_models
 from tunesmith.report.content import Content, Series, Table
+from tunesmith.reward_gate import Gate
 from tunesmith_plugins.stages.align_reward import gated
 
 
@@ -39,10 +40,8 @@ class TrainRewardStage(Stage):
         reward.save(model, context.artifact("reward_model"))
         accuracy = measure(model, held_out, train, seed=runtime.seed) if held_out else None
         shown = _content(accuracy, fitted, len(train), source)
-        passed: bool | None = None
-        if config.gate is not None:
-            told, cases, passed = gated(model, config.gate, context.name)
-            shown = evolve(shown, verdicts=(*shown.verdicts, told), tables=(*shown.tables, cases))
+        told, cases, passed = gated(model, config.gate or Gate(on_failure="warn"), context.name)
+        shown = evolve(shown, verdicts=(*shown.verdicts, told), tables=(*shown.tables, cases))
         shown.write(context.artifact("report"))
         summary: dict[str, Any] = {"pairs": len(train), "held_out_pairs": len(held_out)}
         if "cut" in fitted:
@@ -55,8 +54,7 @@ class TrainRewardStage(Stage):
                 "length_only_accuracy": accuracy.length_only.value,
                 "calibration_error": accuracy.calibration_error,
             }
-        if passed is not None:
-            summary["gate_passed"] = passed
+        summary["gate_passed"] = passed
         return summary
 
 
