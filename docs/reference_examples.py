@@ -50,10 +50,16 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "reward_model": {
         "classifier": 'classifier(model="judge/", label="polite")',
+        "ensemble": 'ensemble(models={"a": trained(reward_model="judge-a/"), "b": trained(reward_model="judge-b/")}, '
+        'combine="penalized", coefficient=0.5)',
         "function": 'function(target="my_package.rewards:short_answers")',
+        "length_penalty": "length_penalty(most=40)",
         "mix": 'mix(models={"polite": classifier(model="judge/", label="polite"), '
         '"brief": function(target="my_package.rewards:brevity")}, weights={"brief": 0.1})',
+        "normalized": 'normalized(reward=classifier(model="judge/", label="polite"))',
         "pairwise": 'pairwise(model="encoder/", steps=200, learning_rate=0.0005)',
+        "repetition_penalty": "repetition_penalty(n=2)",
+        "trained": 'trained(reward_model="judge/")',
     },
     "rl_algorithm": {
         "dpo": "dpo(beta=0.2, label_smoothing=0.1, steps=200)",

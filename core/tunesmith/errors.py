@@ -57,6 +57,10 @@ class PipelineError(TunesmithError):
     """A pipeline is not consistent, or a stage failed. What was finished stays on disk."""
 
 
+class GateFailed(PipelineError):
+    """A reward model did badly on functional test cases, and its stage was told to stop then. The message shows cases."""
+
+
 class ArtifactError(PipelineError):
     """A stored artifact is missing, truncated or was changed after it was written."""
 

@@ -1,6 +1,7 @@
 """Reward models in use: made ready from a config, kept as an artifact, and how their scores are checked.
 
-The artifact is a folder with ``component.json`` (the config) and, for a model that was trained, ``weights/``.
+The artifact is a folder with ``component.json`` (the config) and, for a model that was trained, measured or made of others,
+``weights/``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import ArtifactError, NumericError
-from tunesmith.kinds.reward_model import Fittable, RewardModel, RewardModelConfig
+from tunesmith.kinds.reward_model import RewardModel, RewardModelConfig, Storable
 
 if TYPE_CHECKING:
     from tunesmith.runtime import Runtime
@@ -35,7 +36,7 @@ def save(model: RewardModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     record = json.dumps(dump(model.config), indent=2, sort_keys=True, allow_nan=False)
     (folder / COMPONENT).write_text(record + "\n", encoding="utf-8")
-    if isinstance(model, Fittable):
+    if isinstance(model, Storable):
         (folder / WEIGHTS).mkdir(exist_ok=True)
         model.save(folder / WEIGHTS)
 
@@ -54,7 +55,7 @@ def load(folder: Path, runtime: Runtime) -> RewardModel:
         raise ArtifactError(f"{folder} holds no reward model ({cause}); train or export one there.") from cause
     config = load_spec(record, RewardModelConfig, where=str(folder / COMPONENT))
     model: RewardModel = config.build()
-    if isinstance(model, Fittable):
+    if isinstance(model, Storable):
         if not (folder / WEIGHTS).is_dir():
             raise ArtifactError(f"{folder} has no weights of {type(model).__name__}; train it again.")
         model.load(folder / WEIGHTS, runtime)

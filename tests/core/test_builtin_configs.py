@@ -17,11 +17,13 @@ from tunesmith.registry import name_of, registry_for
 from tunesmith.testing import common, run_checks
 from tunesmith.testing.examples import example
 from tunesmith.testing.strategies import configs
+from tunesmith_plugins.reward_models import LengthPenalty, RepetitionPenalty
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("registered_names.json")
 STARTS = {
     "tunesmith/align": {"preferences": "pairs.jsonl"},
+    "tunesmith/ensemble": {"models": {"a": LengthPenalty(), "b": RepetitionPenalty()}},
     "tunesmith/function": {"target": "package.module:function"},
 }
 BUILT_IN = [

@@ -16,6 +16,9 @@ from tunesmith.kinds.stage import Output, StageConfig
 GRAPH_FIELDS = frozenset({"name", "start"})
 """Fields of a stage that say where it stands in the graph, not what it does."""
 
+COMPONENT_FIELDS = frozenset({"generations", "model", "reward_model"})
+"""Fields in which a component inside a stage may name an artifact of an earlier stage; it is given the folder."""
+
 
 @frozen
 class Leaf:
@@ -72,7 +75,7 @@ def with_folders(value: Any, inputs: Mapping[str, Path], path: str = "") -> Any:
     component = isinstance(value, Config) and not isinstance(value, StageConfig)
     for key, item, _ in _children(value):
         place = f"{path}.{key}" if path else key
-        if component and key == "model" and isinstance(item, Output):
+        if component and key in COMPONENT_FIELDS and isinstance(item, Output):
             changed[key] = str(inputs[place])
             continue
         new = with_folders(item, inputs, place)

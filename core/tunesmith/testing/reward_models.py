@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tunesmith import reward
 from tunesmith.data.records import Preference
-from tunesmith.kinds.reward_model import Fittable, RewardModel, RewardModelConfig
+from tunesmith.kinds.reward_model import Disagreeing, Fittable, ReferenceFitted, RewardModel, RewardModelConfig
 from tunesmith.runtime import Runtime
 from tunesmith.testing.conformance import when
 
@@ -77,13 +77,42 @@ def check_fitting_moves_scores_towards_the_preferences(config: RewardModelConfig
     assert lead() > before, f"the lead of the chosen completions went from {before} to {lead()}"
 
 
+@when(Disagreeing)
+def check_disagreement_is_a_deviation_of_each_row(config: RewardModelConfig) -> None:
+    """``disagreement`` gives one value a row, not negative, None at least where there is no score."""
+    model = _ready(config)
+    assert isinstance(model, Disagreeing)
+    found = model.disagreement(PROMPTS, COMPLETIONS)
+    assert len(found) == len(PROMPTS), f"{len(found)} values for {len(PROMPTS)} rows"
+    assert all(value is None or (math.isfinite(value) and value >= 0) for value in found), f"{found}"
+
+
+@when(ReferenceFitted)
+def check_what_is_measured_on_the_reference_is_measured_once(config: RewardModelConfig) -> None:
+    """After ``fit_reference`` nothing is left to be measured, the report is JSON-able, and the artifact keeps the numbers."""
+    import json
+
+    model = _ready(config)
+    assert isinstance(model, ReferenceFitted)
+    assert not model.needs_reference(), "needs_reference is still true after fit_reference"
+    json.dumps({name: dict(found) for name, found in model.fit_reference(PROMPTS, COMPLETIONS).items()})
+    with tempfile.TemporaryDirectory() as folder:
+        reward.save(model, Path(folder))
+        again = reward.load(Path(folder), _runtime())
+    assert isinstance(again, ReferenceFitted)
+    assert not again.needs_reference(), "the artifact has forgotten what was measured"
+
+
 def _runtime() -> Runtime:
     # whoever checks a component has decided to run it
     return Runtime(progress=False, allow_code=True)
 
 
 def _ready(config: RewardModelConfig) -> RewardModel:
-    return reward.ready(config, _runtime())
+    model = reward.ready(config, _runtime())
+    if isinstance(model, ReferenceFitted) and model.needs_reference():
+        model.fit_reference(PROMPTS, COMPLETIONS)
+    return model
 
 
 def _close(a: float | None, b: float | None) -> bool:
@@ -98,4 +127,6 @@ CHECKS = (
     check_columns_it_does_not_know_are_ignored,
     check_an_artifact_brings_the_scores_back,
     check_fitting_moves_scores_towards_the_preferences,
+    check_disagreement_is_a_deviation_of_each_row,
+    check_what_is_measured_on_the_reference_is_measured_once,
 )

@@ -1,5 +1,25 @@
 """The standard reward models. This package holds their configs and imports no torch; implementations stand in their own files."""
 
-from tunesmith_plugins.reward_models.config import Classifier, Function, Mix, Pairwise
+from tunesmith_plugins.reward_models.config import (
+    Classifier,
+    Ensemble,
+    Function,
+    LengthPenalty,
+    Mix,
+    Normalized,
+    Pairwise,
+    RepetitionPenalty,
+    Trained,
+)
 
-__all__ = ["Classifier", "Function", "Mix", "Pairwise"]
+__all__ = [
+    "Classifier",
+    "Ensemble",
+    "Function",
+    "LengthPenalty",
+    "Mix",
+    "Normalized",
+    "Pairwise",
+    "RepetitionPenalty",
+    "Trained",
+]

@@ -9,6 +9,7 @@ from attrs import validators as v
 
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.reward_model import RewardModelConfig
+from tunesmith.kinds.stage import Output
 from tunesmith.typecheck import check_fields
 
 IMPLEMENTATIONS = "tunesmith_plugins.reward_models"
@@ -133,3 +134,103 @@ class Mix(RewardModelConfig):
         if unknown:
             known = ", ".join(self.models)
             raise ConfigError([f"'weights' names {', '.join(unknown)}, but the models are {known}"], "mix")
+
+
+@frozen(kw_only=True)
+class Trained(RewardModelConfig):
+    """A reward model that is already an artifact: what TrainReward made, as a part of a mix, an ensemble or a normalization.
+
+    Attributes:
+        reward_model: The artifact's folder, or the ``reward_model`` of an earlier stage.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.trained:TrainedReward"
+    reward_model: str | Output = field(metadata={"path": True})
+
+
+@frozen(kw_only=True)
+class Ensemble(RewardModelConfig):
+    """Several reward models of the same thing, so that where they disagree less is believed (Coste et al. 2024).
+
+    Members must be on one scale, as those of one training recipe are; put others in ``normalized`` first. A row on which one
+    member has no opinion gets none.
+
+    Attributes:
+        models: Label to member; at least two.
+        combine: ``"mean"``, ``"min"``, or ``"penalized"``: ``mean - coefficient * std``, with the standard deviation of the
+            members as a population (divided by their number).
+        coefficient: See ``combine``; used by ``"penalized"`` only.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.ensemble:EnsembleReward"
+    models: dict[str, RewardModelConfig] = field(validator=v.min_len(2))
+    combine: Literal["mean", "min", "penalized"] = "penalized"
+    coefficient: float = field(default=1.0, validator=v.ge(0))
+
+
+@frozen(kw_only=True)
+class LengthPenalty(RewardModelConfig):
+    """Minus the length outside a range: ``-(max(0, length - most) + max(0, fewest - length))``. For use in a ``mix``.
+
+    Attributes:
+        unit: ``"words"`` (what white space separates) or ``"characters"``.
+        most: Free of charge up to this length.
+        fewest: Free of charge from this length; not above ``most``.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.penalties:LengthPenaltyReward"
+    unit: Literal["words", "characters"] = "words"
+    most: int = field(default=0, validator=v.ge(0))
+    fewest: int = field(default=0, validator=v.ge(0))
+
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
+        if self.fewest > self.most:
+            raise ConfigError([f"'fewest' ({self.fewest}) must not exceed 'most' ({self.most})"], "length_penalty")
+
+
+@frozen(kw_only=True)
+class RepetitionPenalty(RewardModelConfig):
+    """Minus the share of n-grams that were there before: ``-(1 - different n-grams / n-grams)``, between -1 and 0.
+
+    This is the seq-rep-n of Welleck et al. 2020. A completion shorter than ``n`` repeats nothing. For use in a ``mix``.
+
+    Attributes:
+        n: Length of the n-grams.
+        unit: ``"words"`` (what white space separates) or ``"characters"``.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.penalties:RepetitionPenaltyReward"
+    n: int = field(default=3, validator=v.ge(1))
+    unit: Literal["words", "characters"] = "words"
+
+
+@frozen(kw_only=True)
+class Normalized(RewardModelConfig):
+    """``gain * reward + bias`` with mean 0 and variance 1 on completions of the reference (Ziegler et al. 2019).
+
+    Both numbers are fixed before training. A running deviation would change the weight of the KL term as the policy
+    changes; with a fixed gain ``g`` the optimum is that of the raw reward with the KL coefficient divided by ``g``.
+
+    Where they come from: ``gain`` and ``bias``; or completions in ``generations``; or, if neither is given, whoever trains
+    with it measures them: the Align stage draws completions of the model that it starts from.
+
+    Attributes:
+        reward: What is normalized.
+        gain: Above 0; given together with ``bias`` or not at all.
+        bias: Added after the gain.
+        generations: The ``generations`` of an earlier stage, their folder, or a JSONL file with ``prompt`` and ``text``.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.normalized:NormalizedReward"
+    reward: RewardModelConfig
+    gain: float | None = field(default=None, validator=v.optional(v.gt(0)))
+    bias: float | None = None
+    generations: str | Output | None = field(default=None, metadata={"path": True})
+
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
+        if (self.gain is None) != (self.bias is None):
+            raise ConfigError(["'gain' and 'bias' belong together: give both or neither"], "normalized")
+        if self.gain is not None and self.generations is not None:
+            raise ConfigError(["'gain' and 'bias' are given, so 'generations' has no use: leave it out"], "normalized")

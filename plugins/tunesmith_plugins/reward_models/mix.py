@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tunesmith.kinds.reward_model import RewardModel
-from tunesmith.reward import check_scores, ready
-from tunesmith.runtime import Runtime
+from tunesmith.kinds.reward_model import RewardModelConfig
 from tunesmith_plugins.reward_models.config import Mix
+from tunesmith_plugins.reward_models.members import MembersReward
 
 
-class MixReward(RewardModel):
+class MixReward(MembersReward):
     """See the config."""
 
     config: Mix
 
-    def setup(self, runtime: Runtime) -> None:
-        """Set up every model."""
-        self.models = {label: ready(config, runtime) for label, config in self.config.models.items()}
+    def parts(self) -> Mapping[str, RewardModelConfig]:
+        """Return the models."""
+        return self.config.models
 
     def score(self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]) -> list[float | None]:
         """See :class:`tunesmith.kinds.reward_model.RewardModel`."""
         weighted: list[list[float | None]] = []
-        for label, model in self.models.items():
+        for label, scores in self.scores(prompts, completions, columns).items():
             weight = self.config.weights.get(label, 1.0)
-            scores = check_scores(model, model.score(prompts, completions, **columns), len(prompts))
             weighted.append([None if score is None else weight * score for score in scores])
         return [self._sum(row) for row in zip(*weighted, strict=True)]
 

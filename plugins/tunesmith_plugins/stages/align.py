@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from tunesmith import reward
 from tunesmith.data import load_examples, load_preferences
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError, PipelineError
-from tunesmith.kinds.rl_algorithm import Offline, Online, TrainingReport
+from tunesmith.kinds.rl_algorithm import Offline, Online
 from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.lm import LM, load
-from tunesmith.report.content import Content, Samples, Series, Table
-
-SHOWN = ("reward", "objective", "kl", "entropy", "length", "loss", "margin", "accuracy")
-"""Numbers of a step that get a curve, each of its own, if the algorithm reports them."""
-
-TITLES = {"kl": "KL to the reference", "objective": "Reward minus KL penalty"}
+from tunesmith_plugins.stages.align_report import content
+from tunesmith_plugins.stages.align_reward import Prepared, prepare
 
 
 class AlignStage(Stage):
@@ -36,17 +29,25 @@ class AlignStage(Stage):
         algorithm = self.config.algorithm.build()
         mode = self._mode(algorithm.accepts, context)
         lm = load(context.start, runtime=runtime)
-        task = self._online(context, lm) if mode == "online" else self._offline(context)
+        prepared = Prepared()
+        task: Online | Offline
+        if mode == "online":
+            task, prepared = self._online(context, lm)
+        else:
+            task = self._offline(context)
         algorithm.setup(runtime)
         policy = self._adapted(lm, context)
         report = algorithm.train(policy, task, runtime.evolve(folder=context.folder / "training"))
         policy.save(context.artifact("model"))
         folder = context.artifact("report")
-        content(report).write(folder)
+        content(report, prepared).write(folder)
         record = {"steps": report.steps, "summary": report.summary, "samples": report.samples}
         text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
         (folder / "training.json").write_text(text + "\n", encoding="utf-8")
-        return dict(report.summary)
+        summary = {**report.summary, **prepared.summary}
+        if prepared.watch is not None:
+            summary["alarms"] = {alarm.name: alarm.step + 1 for alarm in prepared.watch.fired}
+        return summary
 
     def _mode(self, accepts: frozenset[str], context: StageContext) -> str:
         """Return whether to train online or offline, by what the algorithm accepts and what there is."""
@@ -69,7 +70,7 @@ class AlignStage(Stage):
             context.name,
         )
 
-    def _online(self, context: StageContext, lm: LM) -> Online:
+    def _online(self, context: StageContext, lm: LM) -> tuple[Online, Prepared]:
         if context.data is None:
             raise PipelineError(
                 f"{context.name}: there is no data to take prompts from; give the stage or the pipeline some."
@@ -80,14 +81,21 @@ class AlignStage(Stage):
         )
         if not examples:
             raise PipelineError(f"{context.name}: the split {config.split!r} has no examples to take prompts from.")
-        given = config.reward
-        folder = context.inputs.get("reward")
-        model = (
-            reward.load(Path(folder), context.runtime) if folder is not None else reward.ready(given, context.runtime)
-        )
-        return Online(prompts=[e.prompt for e in examples], reward=model, columns=columns(examples))
+        prompts, more = [e.prompt for e in examples], columns(examples)
+        model, prepared = prepare(config, context, lm, prompts, more)
+        observers = () if prepared.watch is None else (prepared.watch,)
+        return Online(prompts=prompts, reward=model, columns=more, observers=observers), prepared
 
     def _offline(self, context: StageContext) -> Offline:
+        unused = [name for name in ("gate", "alarms") if getattr(self.config, name) is not None]
+        if unused:
+            raise ConfigError(
+                [
+                    f"{type(self.config.algorithm).__name__} uses no reward model; leave it out @ {name}"
+                    for name in unused
+                ],
+                context.name,
+            )
         source = self.config.preferences
         return Offline(
             preferences=load_preferences(source if isinstance(source, str) else context.inputs["preferences"])
@@ -111,72 +119,3 @@ def columns(examples: Sequence[Example]) -> dict[str, list[Any]]:
     reserved = {"self", "prompts", "completions"}
     names = set.intersection(*(set(e.columns) for e in examples)) - reserved
     return {name: [e.columns[name] for e in examples] for name in sorted(names)}
-
-
-def content(report: TrainingReport) -> Content:
-    """Return what is shown of a training run."""
-    x = tuple(float(i + 1) for i in range(len(report.steps)))
-    series = []
-    for name in SHOWN:
-        values = tuple(step.get(name) for step in report.steps)
-        if any(value is not None for value in values):
-            title = TITLES.get(name, name.capitalize())
-            unit = {"kl": "nats a completion", "entropy": "nats a token", "length": "tokens"}.get(name, "")
-            series.append(Series(title=title, x_label="step", x=x, y={name: values}, y_label=unit))
-    rows = tuple((name.replace("_", " "), value) for name, value in report.summary.items())
-    tables = (Table(title="Training", columns=("", "value"), rows=rows),) if rows else ()
-    samples = ()
-    if report.samples:
-        samples = (
-            Samples(title="Before and after", columns=("prompt", "before", "after"), rows=tuple(report.samples)),
-        )
-    return Content(verdicts=verdicts(report), tables=tables, series=tuple(series), samples=samples)
-
-
-def verdicts(report: TrainingReport) -> tuple[str, ...]:
-    """Say in sentences whether the reward rose and how far the model went for it."""
-    found = []
-    steps = report.steps
-    if steps and "reward" in steps[0]:
-        part = max(1, len(steps) // 5)
-        first, last = ([step["reward"] for step in some] for some in (steps[:part], steps[-part:]))
-        before, after = sum(first) / part, sum(last) / part
-        noise = _standard_error(first, last)
-        change = after - before
-        if noise is None:
-            found.append(
-                f"The mean reward went from {before:.3f} to {after:.3f}; too few steps to tell that from noise."
-            )
-        elif abs(change) <= 2 * noise:
-            found.append(
-                f"No effect on the reward: {before:.3f} in the first {part} steps, {after:.3f} in the last {part}, a change "
-                f"within two standard errors ({2 * noise:.3f})."
-            )
-        else:
-            verb = "rose" if change > 0 else "fell"
-            found.append(
-                f"The mean reward {verb} from {before:.3f} (first {part} steps) to {after:.3f} (last {part}), standard error of "
-                f"the change {noise:.3f}."
-            )
-    if steps and "kl" in steps[0]:
-        highest = max(step["kl"] for step in steps)
-        found.append(
-            f"KL to the reference: {steps[0]['kl']:.4f} nats a completion at the first step, {steps[-1]['kl']:.3f} at the last, "
-            f"{highest:.3f} at most."
-        )
-    if steps and "margin" in steps[0]:
-        found.append(
-            f"Preferred completions gained on the others: margin {steps[0]['margin']:.3f} at the first update, "
-            f"{steps[-1]['margin']:.3f} at the last."
-        )
-    return tuple(found)
-
-
-def _standard_error(first: Sequence[float], last: Sequence[float]) -> float | None:
-    """Of the difference of two means of steps, taken as independent; None with fewer than two steps each."""
-
-    def squared(some: Sequence[float]) -> float:
-        mean = sum(some) / len(some)
-        return sum((value - mean) ** 2 for value in some) / (len(some) - 1) / len(some)
-
-    return math.sqrt(squared(first) + squared(last)) if len(first) > 1 and len(last) > 1 else None

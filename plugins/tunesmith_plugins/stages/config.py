@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from attrs import Attribute, evolve, field, frozen
 from attrs import validators as v
 
+from tunesmith.alarms import Alarms
 from tunesmith.data.config import Data
 from tunesmith.kinds.adapter import AdapterConfig
 from tunesmith.kinds.benchmark import BenchmarkConfig
@@ -20,6 +21,7 @@ from tunesmith.kinds.reward_model import RewardModelConfig
 from tunesmith.kinds.rl_algorithm import RLAlgorithmConfig
 from tunesmith.kinds.sampler import SamplerConfig
 from tunesmith.kinds.stage import Output, StageConfig
+from tunesmith.reward_gate import Gate
 
 IMPLEMENTATIONS = "tunesmith_plugins.stages"
 
@@ -206,6 +208,8 @@ class TrainReward(StageConfig):
         preferences: A JSONL file with ``prompt``, ``chosen``, ``rejected`` (and optionally ``margin``, ``id``, ``group``), or the
             ``preferences`` of an earlier stage.
         held_out: Share of the pairs kept for the held-out accuracy; whole groups.
+        gate: Functional test cases that the trained model is scored on; None: the suite ``civility``, for the report only.
+            With ``on_failure="stop"`` a model that fails them is not handed on.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.train_reward:TrainRewardStage"
@@ -215,6 +219,7 @@ class TrainReward(StageConfig):
     reward: RewardModelConfig
     preferences: str | Output
     held_out: float = field(default=0.1, validator=[v.ge(0), v.lt(1)])
+    gate: Gate | None = None
 
 
 @frozen(kw_only=True)
@@ -227,6 +232,11 @@ class Align(StageConfig):
             against a frozen copy.
         reward: A reward model, or the ``reward_model`` of an earlier stage.
         preferences: A JSONL file or the ``preferences`` of an earlier stage.
+        gate: Functional test cases that the reward model must pass before it is used; None: no gate. Off unless asked for,
+            because only you know whether the reward means anything like what the cases expect.
+        alarms: What an online training is watched for, see :class:`tunesmith.alarms.Alarms`; None: nothing.
+        reference_samples: Completions drawn before training for a reward whose scale is fixed on the reference
+            (``normalized``), at the algorithm's temperature and length.
         data: Prompts of an online algorithm; None means the pipeline's.
         split: The split whose prompts are used.
         items: At most so many prompts; 0 means all.
@@ -238,6 +248,9 @@ class Align(StageConfig):
     adapter: AdapterConfig | None = None
     reward: RewardModelConfig | Output | None = None
     preferences: str | Output | None = field(default=None)
+    gate: Gate | None = None
+    alarms: Alarms | None = None
+    reference_samples: int = field(default=256, validator=v.ge(2))
     data: Data | None = None
     split: str = "train"
     items: int = field(default=0, validator=v.ge(0))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from attrs import evolve
+
 from tunesmith import reward
 from tunesmith.component import load_target
 from tunesmith.data import load_preferences
@@ -14,6 +16,8 @@ from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.preference_accuracy import Accuracy, Share, measure, split_groups
 from tunesmith.registry import reward_models
 from tunesmith.report.content import Content, Series, Table
+from tunesmith.reward_gate import Gate
+from tunesmith_plugins.stages.align_reward import gated
 
 
 class TrainRewardStage(Stage):
@@ -35,7 +39,10 @@ class TrainRewardStage(Stage):
         fitted = model.fit(train, runtime.evolve(folder=context.folder / "fit"))
         reward.save(model, context.artifact("reward_model"))
         accuracy = measure(model, held_out, train, seed=runtime.seed) if held_out else None
-        _content(accuracy, fitted, len(train), source).write(context.artifact("report"))
+        shown = _content(accuracy, fitted, len(train), source)
+        told, cases, passed = gated(model, config.gate or Gate(on_failure="warn"), context.name)
+        shown = evolve(shown, verdicts=(*shown.verdicts, told), tables=(*shown.tables, cases))
+        shown.write(context.artifact("report"))
         summary: dict[str, Any] = {"pairs": len(train), "held_out_pairs": len(held_out)}
         if "cut" in fitted:
             summary["cut_texts"] = fitted["cut"]
@@ -47,6 +54,7 @@ class TrainRewardStage(Stage):
                 "length_only_accuracy": accuracy.length_only.value,
                 "calibration_error": accuracy.calibration_error,
             }
+        summary["gate_passed"] = passed
         return summary
 
 

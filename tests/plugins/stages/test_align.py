@@ -11,23 +11,25 @@ from typing import Any
 
 import pytest
 import torch
+from attrs import evolve
 
 from tunesmith.data.config import Data
 from tunesmith.data.preferences import write_preferences
 from tunesmith.data.records import Preference
-from tunesmith.errors import ConfigError, PipelineError
+from tunesmith.errors import ConfigError, GateFailed, PipelineError
 from tunesmith.kinds.rl_algorithm import TrainingReport
 from tunesmith.kinds.stage import Output, StageContext
 from tunesmith.lm import load
 from tunesmith.registry import adapters
 from tunesmith.report.content import read
+from tunesmith.reward_gate import Gate
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins.adapters import LoRA
-from tunesmith_plugins.reward_models import Function, Pairwise
+from tunesmith_plugins.reward_models import Function, LengthPenalty, Mix, Normalized, Pairwise
 from tunesmith_plugins.rl_algorithms import DPO, PPO
 from tunesmith_plugins.stages import Align
-from tunesmith_plugins.stages.align import verdicts
+from tunesmith_plugins.stages.align_report import verdicts
 
 SMALL_PPO = PPO(steps=3, batch_size=6, minibatches=2, epochs=2, max_new_tokens=4, samples=2, learning_rate=1e-2)
 
@@ -165,6 +167,50 @@ def test_what_is_missing_or_too_much_is_named(tmp_path: Path, pairs: str, data: 
         Align(algorithm=SMALL_PPO, reward=reward).build().run(context(tmp_path, tmp_path / "start"))
     with pytest.raises(PipelineError, match="no model to align"):
         Align(algorithm=SMALL_PPO, reward=reward).build().run(context(tmp_path, None, data))
+
+
+# --- what is done with the reward before training
+
+
+def test_a_reward_on_a_fixed_scale_is_measured_on_the_reference_first(tmp_path: Path, data: Data, target: str) -> None:
+    tiny_lm("decoder").save(tmp_path / "start")
+    mix = Mix(models={"n": Normalized(reward=LengthPenalty(unit="characters")), "w": Function(target=target)})
+    stage = Align(name="align", algorithm=SMALL_PPO, reward=mix, reference_samples=40)
+    summary = stage.build().run(context(tmp_path, tmp_path / "start", data))
+    found = summary["reward_scale"]["n"]
+    assert found["samples"] == 40
+    assert found["gain"] == pytest.approx(1 / found["deviation"])
+    assert found["bias"] == pytest.approx(-found["mean"] / found["deviation"])
+    shown = read(tmp_path / "out" / "report")
+    assert next(t for t in shown.tables if t.title == "Scale of the reward").rows[0][1] == pytest.approx(found["gain"])
+    # the step-0 completions come from the same reference, so their mean reward is near what the scale says: 0
+    steps = json.loads((tmp_path / "out" / "report" / "training.json").read_text())["steps"]
+    assert abs(steps[0]["reward"]) < 1.5
+
+
+def test_the_gate_stops_before_anything_is_trained(tmp_path: Path, data: Data, target: str) -> None:
+    tiny_lm("decoder").save(tmp_path / "start")
+    cases = tmp_path / "cases.jsonl"
+    cases.write_text('{"category": "brevity", "better": "no", "worse": "no no"}\n')
+    wrong_way = Mix(models={"l": LengthPenalty()}, weights={"l": -1.0})
+    stage = Align(algorithm=SMALL_PPO, reward=wrong_way, gate=Gate(suites=(), cases=str(cases)))
+    here = context(tmp_path, tmp_path / "start", data)
+    with pytest.raises(GateFailed, match=r"align: .*brevity 0% \(needed 75%\)[\s\S]*'no' scores 1, and 'no no' 2"):
+        stage.build().run(here)
+    assert not (here.folder / "training").exists()
+    summary = evolve(stage, gate=evolve(stage.gate, on_failure="warn")).build().run(here)
+    assert summary["gate_passed"] is False
+    shown = read(tmp_path / "out" / "report")
+    assert any("failed the gate in 1 of 1" in sentence for sentence in shown.verdicts)
+    assert next(t for t in shown.tables if t.title.startswith("Gate")).rows[0][2]["value"] == 0
+    right_way = evolve(stage, reward=LengthPenalty())
+    assert right_way.build().run(context(tmp_path / "b", tmp_path / "start", data))["gate_passed"] is True
+
+
+def test_a_gate_needs_a_reward(tmp_path: Path, pairs: str) -> None:
+    tiny_lm("decoder").save(tmp_path / "start")
+    with pytest.raises(ConfigError, match="DPO uses no reward model; leave it out @ gate"):
+        Align(algorithm=DPO(), preferences=pairs, gate=Gate()).build().run(context(tmp_path, tmp_path / "start"))
 
 
 def rewards(values: list[float]) -> TrainingReport:

@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from tunesmith import reward
 from tunesmith.data.preferences import write_preferences
 from tunesmith.data.records import Preference
-from tunesmith.errors import ConfigError
+from tunesmith.errors import ConfigError, GateFailed
 from tunesmith.kinds.stage import Output, StageContext
 from tunesmith.report.content import read
+from tunesmith.reward_gate import Gate
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins.reward_models import Classifier, Pairwise
@@ -87,6 +89,7 @@ def test_pairs_come_from_an_earlier_stage_too_and_none_need_be_held_out(tmp_path
         "pairs": 8,
         "held_out_pairs": 0,
         "cut_texts": 0,
+        "gate_passed": False,
     }
     assert "none were held out" in read(tmp_path / "out" / "report").verdicts[0]
 
@@ -100,7 +103,7 @@ def test_texts_that_were_cut_are_counted_and_told(tmp_path: Path, backbone: str)
         held_out=0.0,
     )
     assert config.build().run(context(tmp_path))["cut_texts"] == 16
-    assert "16 of the 16 texts" in read(tmp_path / "out" / "report").verdicts[-1]
+    assert "16 of the 16 texts" in " ".join(read(tmp_path / "out" / "report").verdicts)
 
 
 def test_a_model_that_cannot_be_trained_is_answered_with_those_that_can(tmp_path: Path) -> None:
@@ -108,3 +111,20 @@ def test_a_model_that_cannot_be_trained_is_answered_with_those_that_can(tmp_path
     config = TrainReward(name="rm", reward=Classifier(model="x", label="y"), preferences=str(tmp_path / "pairs.jsonl"))
     with pytest.raises(ConfigError, match=r"Classifier cannot be trained; these can: .*tunesmith/pairwise"):
         config.build().run(context(tmp_path))
+
+
+def test_the_gate_is_always_in_the_report_and_may_stop(tmp_path: Path, backbone: str) -> None:
+    write_preferences(tmp_path / "pairs.jsonl", pairs())
+    cases = tmp_path / "cases.jsonl"
+    cases.write_text('{"better": "good cat", "worse": "bad cat"}\n{"better": "bad fish", "worse": "good fish"}\n')
+    config = TrainReward(
+        name="rm",
+        reward=Pairwise(model=backbone, epochs=4, learning_rate=3e-3, template="{completion}"),
+        preferences=str(tmp_path / "pairs.jsonl"),
+    )
+    config.build().run(context(tmp_path))
+    table = next(t for t in read(tmp_path / "out" / "report").tables if t.title.startswith("Gate"))
+    assert table.rows[0][0] == "civility 1: insult"
+    strict = evolve(config, gate=Gate(suites=(), cases=str(cases)))
+    with pytest.raises(GateFailed, match=r"given 50% \(needed 75%\)[\s\S]*'bad fish' scores"):
+        strict.build().run(context(tmp_path))
