@@ -247,12 +247,12 @@ def _decoder(
 def _can_keep_some(model: Any) -> bool:
     while hasattr(model, "get_base_model"):  # inside wrappers such as peft's
         model = model.get_base_model()
-    return "logits_to_keep" in _arguments(type(model))
+    return "logits_to_keep" in _arguments(type(model).forward)
 
 
 @cache
-def _arguments(model: type) -> frozenset[str]:
-    return frozenset(inspect.signature(model.forward).parameters)  # type: ignore[attr-defined]
+def _arguments(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
 
 
 def decoder_start(lm: LM) -> int:
