@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from attrs import field, frozen
 from attrs import validators as v
@@ -92,6 +93,13 @@ class PPO(RLAlgorithmConfig):
                 [f"'minibatches' ({self.minibatches}) must not exceed 'batch_size' ({self.batch_size})"], "ppo"
             )
 
+    def exam_settings(self, policy: str, beta: float) -> Mapping[str, Any]:
+        """See :class:`tunesmith.kinds.rl_algorithm.Examinable`."""
+        common = {"kl_coefficient": beta, "max_new_tokens": 4, "samples": 0, "checkpoint_every": 10_000}
+        if policy == "tabular":
+            return {**common, "steps": 250, "batch_size": 1024, "learning_rate": 0.05}
+        return {**common, "steps": 200, "batch_size": 256, "learning_rate": 1e-3, "value_learning_rate": 1e-2}
+
 
 @frozen(kw_only=True)
 class DPO(RLAlgorithmConfig):
@@ -131,3 +139,10 @@ class DPO(RLAlgorithmConfig):
     max_completion_tokens: int = field(default=0, validator=v.ge(0))
     checkpoint_every: int = field(default=50, validator=v.ge(1))
     allow_start_kl: bool = False
+
+    def exam_settings(self, policy: str, beta: float) -> Mapping[str, Any]:
+        """See :class:`tunesmith.kinds.rl_algorithm.Examinable`."""
+        common = {"beta": beta, "max_completion_tokens": 4, "checkpoint_every": 10_000}
+        if policy == "tabular":
+            return {**common, "steps": 300, "batch_size": 4096, "learning_rate": 0.05}
+        return {**common, "steps": 300, "batch_size": 512, "learning_rate": 1e-3}
