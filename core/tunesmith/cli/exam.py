@@ -26,7 +26,9 @@ import click
     help="Also if the total variation to the algorithm's own fixed point, where it declares one, is above this.",
 )  # fmt: skip
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write every number here.")
-@click.option("--plot", "plot_file", type=click.Path(path_type=Path, dir_okay=False), help="Write a plot here (.png, .svg, .pdf).")
+@click.option(
+    "--plot", "plot_file", type=click.Path(path_type=Path, dir_okay=False), help="Write a plot here (.png, .svg, .pdf)."
+)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.pass_context
 def command(
@@ -64,7 +66,9 @@ def command(
             betas=betas,
             seeds=seeds,
             runtime=Runtime(threads=threads),
-            after=lambda a: click.echo(f"beta {a.beta:g}, seed {a.seed}: score {a.score:.3f}, {a.seconds:.1f} s", err=True),
+            after=lambda a: click.echo(
+                f"beta {a.beta:g}, seed {a.seed}: score {a.score:.3f}, {a.seconds:.1f} s", err=True
+            ),
         )
         exams.append(exam)
         for table in tables(exam):

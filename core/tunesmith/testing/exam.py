@@ -110,7 +110,9 @@ class Exam:
             distance: Also demand that the total variation to the algorithm's own fixed point, where it declares one, is at
                 most this.
         """
-        near = distance is None or all(a.target_distance is None or a.target_distance <= distance for a in self.attempts)
+        near = distance is None or all(
+            a.target_distance is None or a.target_distance <= distance for a in self.attempts
+        )
         return near and all(a.score >= threshold for a in self.attempts)
 
 

@@ -21,7 +21,9 @@ def tables(exam: Exam) -> Iterator[Table]:
     from rich.table import Table
 
     for beta in exam.betas:
-        table = Table(title=f"{exam.algorithm}, {exam.policy} policy, beta {beta:g}", box=box.SIMPLE_HEAD, title_justify="left")
+        table = Table(
+            title=f"{exam.algorithm}, {exam.policy} policy, beta {beta:g}", box=box.SIMPLE_HEAD, title_justify="left"
+        )
         for name in ("seed", "J ref", "J", "J*", "KL", "KL*", "score", "TV tilt", "TV own", "s"):
             table.add_column(name, justify="right", no_wrap=True)
         attempts = exam.at(beta)

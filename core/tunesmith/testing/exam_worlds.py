@@ -11,7 +11,7 @@ Imported at run time only.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -54,8 +54,12 @@ def _fit(policy: Policy) -> Iterator[int]:
 
 def draw(policy: Policy, seed: int, beta: float = 0.1) -> tuple[World, LM]:
     """Return the world of a seed and the policy that is its reference."""
-    make = {"tabular": exam_world, "causal": causal_world, "seq2seq": seq2seq_world}[policy]
-    return make(seed, beta=beta)
+    makers: dict[Policy, Callable[..., tuple[World, LM]]] = {
+        "tabular": exam_world,
+        "causal": causal_world,
+        "seq2seq": seq2seq_world,
+    }
+    return makers[policy](seed, beta=beta)
 
 
 def exam_world(

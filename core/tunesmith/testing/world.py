@@ -22,7 +22,7 @@ from tunesmith.errors import NumericError
 from tunesmith.kinds.reward_model import RewardModel
 from tunesmith.lm import LM
 from tunesmith.scoring import pad, token_logps_in_batches
-from tunesmith.testing.tabular import EOS, tabular_lm
+from tunesmith.testing.tabular import EOS
 
 
 @frozen(kw_only=True, eq=False)
