@@ -126,10 +126,9 @@ def take(
 def pad(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ids (batch, longest) int64, right-padded with 0, and their lengths (batch,) int64."""
     lengths = torch.tensor([len(s) for s in sequences], dtype=torch.int64)
-    ids = torch.zeros(len(sequences), int(lengths.max()) if len(sequences) else 0, dtype=torch.int64)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(list(sequence), dtype=torch.int64)
-    return ids, lengths
+    width = int(lengths.max()) if len(sequences) else 0
+    rows = [[*sequence, *[0] * (width - len(sequence))] for sequence in sequences]
+    return torch.tensor(rows, dtype=torch.int64).reshape(len(sequences), width), lengths
 
 
 def _wide(logits: torch.Tensor) -> torch.Tensor:

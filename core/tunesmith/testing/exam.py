@@ -51,6 +51,7 @@ class Attempt:
         target_score: The score of that fixed point; None if it declares none.
         identity_error: By how much ``J* - J = beta KL(pi || pi*)`` failed: rounding.
         seconds: What the training took.
+        processor_seconds: Processor time of it: what it would have taken on one idle core, if it ran on one thread.
     """
 
     seed: int
@@ -66,6 +67,7 @@ class Attempt:
     target_score: float | None
     identity_error: float
     seconds: float
+    processor_seconds: float
 
 
 @frozen(kw_only=True)
@@ -220,14 +222,16 @@ def attempt(config: RLAlgorithmConfig, policy: Policy, seed: int, beta: float, r
         if "online" in algorithm.accepts
         else Offline(preferences=world.preferences())
     )
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     algorithm.train(lm, task, runtime)
-    seconds = time.perf_counter() - began
-    return judge(world, world.logps(lm), algorithm, seed=seed, seconds=seconds)
+    seconds, processor = time.perf_counter() - began, time.process_time() - used
+    return judge(world, world.logps(lm), algorithm, seed=seed, seconds=seconds, processor_seconds=processor)
 
 
-def judge(world: World, logps: Any, algorithm: RLAlgorithm, *, seed: int, seconds: float) -> Attempt:
-    """Judge a policy by its log-probabilities of all answers, (answers,) float64."""
+def judge(
+    world: World, logps: Any, algorithm: RLAlgorithm, *, seed: int, seconds: float = 0.0, processor_seconds: float = 0.0
+) -> Attempt:
+    """Judge a policy by its log-probabilities of all answers, (answers,) float64; the rest is taken over."""
     error = world.check(logps)
     target = algorithm.target(world.reference, world.reward, world.beta)
     return Attempt(
@@ -244,6 +248,7 @@ def judge(world: World, logps: Any, algorithm: RLAlgorithm, *, seed: int, second
         target_score=None if target is None else world.score(target),
         identity_error=error,
         seconds=seconds,
+        processor_seconds=processor_seconds,
     )
 
 
