@@ -73,10 +73,10 @@ def train_classifiers(arguments: argparse.Namespace) -> tuple[ts.Run, ts.Run]:
     test = ts.Data(source=str(arguments.sst2 / "glue_dev.tsv"), prompt="{text_a}", target="{label}")
     same = {"data": rows, "test": test, "test_split": "all"}
     quick = classifiers.QUICK if arguments.quick else {}
-    towards = classifiers.Settings(split="reward", **{**same, "steps": 1000, **quick})
-    other = {"seed": 1000, "width": 128, "layers": 1, "vocab": 2500, "steps": 1000}
+    towards = classifiers.Settings(split="reward", **{**same, "steps": 600, **quick})
+    other = {"seed": 1000, "width": 128, "layers": 1, "vocab": 2500, "steps": 600}
     if arguments.judge_model:
-        other |= {"backbone": arguments.judge_model, "steps": 400, "learning_rate": 1e-4}
+        other |= {"backbone": arguments.judge_model, "steps": 200, "learning_rate": 2e-4}
     judge = classifiers.Settings(split="judge", **{**same, **other, **quick})
     folder = arguments.folder / "classifiers"
     return (
@@ -87,7 +87,7 @@ def train_classifiers(arguments: argparse.Namespace) -> tuple[ts.Run, ts.Run]:
 
 def openings(arguments: argparse.Namespace) -> tuple[ts.Data, list[str]]:
     """Write the training prompts; return them and the held-out ones. All are different."""
-    train, held = (24, 8) if arguments.quick else (600, 150)
+    train, held = (24, 8) if arguments.quick else (400, 150)
     texts = arguments.stories.read_text(encoding="utf-8").split("<|endoftext|>")
     words = [text.split() for text in texts]
     prompts = list(dict.fromkeys(" ".join(some[:WORDS]) for some in words if len(some) > 3 * WORDS))
@@ -124,19 +124,19 @@ def tokens(arguments: argparse.Namespace) -> int:
 
 def budgets(arguments: argparse.Namespace) -> dict[str, tuple[int, ...]]:
     """Algorithm to the numbers of steps (DPO: updates) of its runs."""
-    online, offline = ((1, 2), (1, 2)) if arguments.quick else ((15, 30, 60), (40, 80, 160))
+    online, offline = ((1, 2), (1, 2)) if arguments.quick else ((10, 20, 40), (20, 40, 80))
     return {"ppo": online, "rloo": online, "dpo": offline}
 
 
 def algorithm(arguments: argparse.Namespace, name: str, steps: int) -> RLAlgorithmConfig:
-    beta, batch = arguments.beta, 8 if arguments.quick else 64
+    beta, batch = arguments.beta, 8 if arguments.quick else 32
     same = {"steps": steps, "learning_rate": 3e-4, "schedule": "constant"}
     drawn = {"batch_size": batch, "max_new_tokens": tokens(arguments), "kl_coefficient": beta}
     if name == "ppo":
         return rl.PPO(minibatches=2, epochs=2, **drawn, **same)
     if name == "rloo":
         return rl.RLOO(completions=4, **drawn, **same)
-    return rl.DPO(beta=beta, label_smoothing=0.1, batch_size=8 if arguments.quick else 32, **same)
+    return rl.DPO(beta=beta, label_smoothing=0.1, batch_size=batch // 2, **same)
 
 
 def train(

@@ -8,7 +8,7 @@ backbone (`--judge-model`, or another encoder from scratch), which nothing is tr
 dialogues on which 16 samples of the fine-tuned model leave most headroom (best minus mean reward). Each seed then trains its own
 LoRA with PPO, with a KL penalty to the fine-tuned model.
 
-Stated before anything was run. Measured: the first 200 test dialogues, not chosen by anything, 4 completions each at temperature
+Stated before anything was run. Measured: the first 150 test dialogues, not chosen by anything, 4 completions each at temperature
 1 with the same seeds before and after, and a greedy summary for ROUGE-1 (F, best of three references). Success means all three:
 
 1. the reward's paired change has a 95 % interval above zero, prompts and seeds resampled;
@@ -67,7 +67,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--judge-model", default="", help="encoder of the judge; default: another one from scratch")
     parser.add_argument("--folder", type=Path, default=Path("runs/toxicity"))
     parser.add_argument("--seeds", type=int, default=5, help="PPO runs; all start from the same model")
-    parser.add_argument("--steps", type=int, default=60, help="PPO steps of a run")
+    parser.add_argument("--steps", type=int, default=40, help="PPO steps of a run")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of what all runs share")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything: does it run?")
@@ -82,12 +82,12 @@ def train_classifiers(arguments: argparse.Namespace) -> tuple[ts.Run, ts.Run]:
         target="{class}",
         fractions={"judge": 0.45, "reward": 0.45, "test": 0.1},
     )
-    same = {"data": tweets, "test": tweets, "test_split": "test"}
+    same = {"data": tweets, "test": tweets, "test_split": "test", "items": 1000}
     quick = classifiers.QUICK if arguments.quick else {}
-    towards = classifiers.Settings(split="reward", seed=arguments.seed, **{**same, **quick})
+    towards = classifiers.Settings(split="reward", seed=arguments.seed, **{**same, "words": 200, "steps": 400, **quick})
     other = {"seed": arguments.seed + 1000, "width": 128, "layers": 1, "vocab": 2500}
     if arguments.judge_model:
-        other |= {"backbone": arguments.judge_model, "steps": 300, "learning_rate": 1e-4}
+        other |= {"backbone": arguments.judge_model, "steps": 120, "learning_rate": 2e-4}
     judge = classifiers.Settings(split="judge", **{**same, **other, **quick})
     return tuple(
         classifiers.train(arguments.folder / "classifiers" / name, settings, arguments.threads)
@@ -97,7 +97,7 @@ def train_classifiers(arguments: argparse.Namespace) -> tuple[ts.Run, ts.Run]:
 
 def base_run(arguments: argparse.Namespace) -> ts.Run:
     """Fine-tune the model that every seed starts from, and draw the candidates' completions."""
-    steps, items = (4, 12) if arguments.quick else (350, 400)
+    steps, items = (4, 12) if arguments.quick else (200, 240)
     return ts.Pipeline(
         base=arguments.model or dialogsum.scratch(arguments),
         data=dialogsum.dialogues(arguments),
@@ -176,7 +176,7 @@ def measure(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Train every seed; return what was measured of ``"before"`` and of each seed, (prompts,) each."""
     tuned = base.output("tuned")
-    examples = load_examples(dialogsum.dialogues(arguments), "test", runtime, items=8 if arguments.quick else 200)
+    examples = load_examples(dialogsum.dialogues(arguments), "test", runtime, items=8 if arguments.quick else 150)
     judge = classifiers.Judge(judge_folder, NEITHER, runtime)
     bench = held_out.Bench(
         prompts=[example.prompt for example in examples],
