@@ -55,7 +55,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A reward model from HH-RLHF's harmlessness pairs.")
     parser.add_argument("--pairs", type=Path, required=True, help="JSON lines with chosen and rejected, plain or .gz")
     parser.add_argument("--model", default="", help="encoder to start from; default: a small one from scratch")
-    parser.add_argument("--max-length", type=int, default=192, help="tokens that are read: the conversation's end")
+    parser.add_argument("--max-length", type=int, default=128, help="tokens that are read: the conversation's end")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=5, help="so many splits, each with a model of its own")
     parser.add_argument("--folder", type=Path, default=Path("runs/hh"))
@@ -139,7 +139,7 @@ def scratch(arguments: argparse.Namespace, folder: Path, pairs: list[ts.Preferen
         name="words",
         data=ts.Data(source=str(rows), target="{text}"),
         split="all",
-        steps=2 if arguments.quick else 300,
+        steps=2 if arguments.quick else 100,
         batch_size=32,
         learning_rate=2e-3,
         max_length=arguments.max_length,
