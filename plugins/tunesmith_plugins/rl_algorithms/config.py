@@ -1,14 +1,13 @@
-"""Configs of the standard RL algorithms."""
+"""Config of PPO."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from attrs import field, frozen
 from attrs import validators as v
 
-from tunesmith.kinds.rl_algorithm import RLAlgorithmConfig
 from tunesmith_plugins.rl_algorithms.config_online import IMPLEMENTATIONS, OnlineConfig, minibatch_problems
 
 
@@ -64,48 +63,8 @@ class PPO(OnlineConfig):
         return found
 
     def exam_settings(self, policy: str, beta: float) -> Mapping[str, Any]:
-        """Return the field values with which the exam runs it."""
+        """See :class:`tunesmith.kinds.rl_algorithm.Examinable`."""
         common = {"kl_coefficient": beta, "max_new_tokens": 4, "samples": 0, "checkpoint_every": 10_000}
         if policy == "tabular":
             return {**common, "steps": 250, "batch_size": 1024, "learning_rate": 0.05}
         return {**common, "steps": 200, "batch_size": 256, "learning_rate": 1e-3, "value_learning_rate": 1e-2}
-
-
-@frozen(kw_only=True)
-class DPO(RLAlgorithmConfig):
-    """Direct preference optimisation (Rafailov et al. 2023, equation 7), with label smoothing (Mitchell 2023).
-
-    The loss of a pair is ``-(1 - s) log sigmoid(d) - s log sigmoid(-d)`` with ``d`` beta times the difference of the two
-    completions' summed log-ratios to the reference. Pairs are weighted by ``Preference.weight``. Without label smoothing,
-    pairs that are always decided the same way have no finite optimum: the difference grows as long as one trains.
-
-    Attributes:
-        beta: Strength of the pull to the reference.
-        label_smoothing: Share ``s`` of labels taken to be wrong, below one half.
-        epochs: Passes over the pairs; ignored where ``steps`` is set.
-        steps: Updates; 0 means by epochs.
-        batch_size: Pairs an update.
-        micro_batch_size: Pairs that go through the model at once; 0: all of an update. Only memory depends on it.
-        learning_rate: Peak learning rate (Adam).
-        schedule: ``"linear"`` goes down to zero over the updates.
-        max_grad_norm: Gradients are clipped to this norm; 0: never.
-        max_prompt_tokens: Longer prompts lose their beginning; 0: no limit. The report says how many did.
-        max_completion_tokens: Longer completions lose their end; 0: no limit.
-        checkpoint_every: Updates between checkpoints.
-        allow_start_kl: Go on with an adapter that was trained before; an error otherwise.
-    """
-
-    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.dpo:DPOAlgorithm"
-    beta: float = field(default=0.1, validator=v.gt(0))
-    label_smoothing: float = field(default=0.0, validator=[v.ge(0), v.lt(0.5)])
-    epochs: int = field(default=1, validator=v.ge(1))
-    steps: int = field(default=0, validator=v.ge(0))
-    batch_size: int = field(default=16, validator=v.ge(1))
-    micro_batch_size: int = field(default=0, validator=v.ge(0))
-    learning_rate: float = field(default=1e-4, validator=v.gt(0))
-    schedule: Literal["constant", "linear"] = "linear"
-    max_grad_norm: float = field(default=1.0, validator=v.ge(0))
-    max_prompt_tokens: int = field(default=0, validator=v.ge(0))
-    max_completion_tokens: int = field(default=0, validator=v.ge(0))
-    checkpoint_every: int = field(default=50, validator=v.ge(1))
-    allow_start_kl: bool = False
