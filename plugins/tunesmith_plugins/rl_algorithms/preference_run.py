@@ -186,9 +186,7 @@ class PreferenceAlgorithm(RLAlgorithm):
         if not task.preferences:
             raise ConfigError(["there are no preferences to learn from"], name)
         if policy.family == "encoder":
-            raise MissingPower(
-                f"{name} trains decoder-only and encoder-decoder models; an encoder generates nothing."
-            )
+            raise MissingPower(f"{name} trains decoder-only and encoder-decoder models; an encoder generates nothing.")
         before = policy.model.training
         policy.model.eval()
         try:
