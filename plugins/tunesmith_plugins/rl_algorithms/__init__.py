@@ -2,5 +2,6 @@
 
 from tunesmith_plugins.rl_algorithms.config import PPO
 from tunesmith_plugins.rl_algorithms.config_preferences import DPO, KTO
+from tunesmith_plugins.rl_algorithms.config_trl import TrlDPO, TrlGRPO, TrlKTO, TrlRLOO
 
-__all__ = ["DPO", "KTO", "PPO"]
+__all__ = ["DPO", "KTO", "PPO", "TrlDPO", "TrlGRPO", "TrlKTO", "TrlRLOO"]
