@@ -49,6 +49,26 @@ class Bin:
 
 
 @frozen(kw_only=True)
+class Ceiling:
+    """How good a reward model could be at best, where the true reward is known.
+
+    Attributes:
+        bayes: Mean of ``sigmoid(|difference of true rewards|)``: the accuracy that cannot be exceeded on average if labels
+            are drawn by Bradley and Terry.
+        true_reward: The accuracy of the true reward on the same pairs.
+        gap: The model's accuracy minus that, paired.
+        correlation: Of the differences of scores with those of true rewards.
+        slope: Of the regression of the former on the latter: 1 if the model has the scale of the true reward.
+    """
+
+    bayes: float
+    true_reward: Share
+    gap: Share
+    correlation: float
+    slope: float
+
+
+@frozen(kw_only=True)
 class Accuracy:
     """What was found on held-out pairs.
 
@@ -62,7 +82,8 @@ class Accuracy:
         expected: Mean of ``sigmoid(|difference|)``, the accuracy that a calibrated model would have.
         calibration_error: Expected calibration error over ten equal bins of confidence between .5 and 1.
         bins: Those of the bins that have pairs.
-        no_opinion: Pairs left out because the model gave no score.
+        no_opinion: Pairs left out because the model (or the true reward) gave no score.
+        ceiling: Where the true reward is known.
     """
 
     pairs: int
@@ -75,6 +96,7 @@ class Accuracy:
     calibration_error: float
     bins: tuple[Bin, ...]
     no_opinion: int
+    ceiling: Ceiling | None = None
 
 
 def measure(
@@ -84,6 +106,7 @@ def measure(
     *,
     confidence: float = 0.95,
     seed: int = 0,
+    true_reward: RewardModel | None = None,
 ) -> Accuracy:
     """Score held-out pairs and say how often the chosen completion wins.
 
@@ -96,17 +119,23 @@ def measure(
         train: Pairs it was trained on, from which the length-only rule is chosen.
         confidence: Level of the intervals.
         seed: Of the resampling.
+        true_reward: What the labels were drawn by, if that is known.
 
     Raises:
         DataError: If no pair could be scored.
     """
     prompts = [p.prompt for p in held_out]
-    sides = (model.score(prompts, [p.chosen for p in held_out]), model.score(prompts, [p.rejected for p in held_out]))
-    known = [i for i, both in enumerate(zip(*sides, strict=True)) if None not in both]
+    sides = [
+        judge.score(prompts, [getattr(p, side) for p in held_out])
+        for judge in (model, true_reward)
+        if judge is not None
+        for side in ("chosen", "rejected")
+    ]
+    known = [i for i, scores in enumerate(zip(*sides, strict=True)) if None not in scores]
     if not known:
         raise DataError(f"{type(model).__name__} gave no scores for the {len(held_out)} held-out pairs.")
     pairs = [held_out[i] for i in known]
-    chosen, rejected = (np.array([side[i] for i in known], dtype=np.float64) for side in sides)
+    chosen, rejected, *truth = (np.array([side[i] for i in known], dtype=np.float64) for side in sides)
     longer = _length_wins(train or held_out).mean() >= 0.5
     by_length = _length_wins(pairs) if longer else 1 - _length_wins(pairs)
     right = _wins(chosen - rejected)
@@ -126,6 +155,7 @@ def measure(
         calibration_error=error,
         bins=bins,
         no_opinion=len(held_out) - len(known),
+        ceiling=_ceiling(chosen - rejected, truth[0] - truth[1], right, importance, interval) if truth else None,
     )
 
 
@@ -193,6 +223,25 @@ class _Intervals:
         """With as many cases as there are groups."""
         low, high = wilson(share, self.count, self.confidence)
         return Share(value=share, low=low, high=high)
+
+
+def _ceiling(
+    found: np.ndarray, true: np.ndarray, right: np.ndarray, importance: np.ndarray, interval: _Intervals
+) -> Ceiling:
+    """``found`` and ``true`` are differences of scores, (pairs,)."""
+    # a difference of either sign stands for the same pair, so that the means that are taken off are 0
+    products = {name: float((importance * a * b).sum()) for name, a, b in (("ft", found, true), ("tt", true, true))}
+    size = float((importance * found * found).sum())
+    known = products["tt"] > 0
+    best = 1 / (1 + np.exp(-np.abs(true)))
+    wins = _wins(true)
+    return Ceiling(
+        bayes=float((importance * best).sum() / importance.sum()),
+        true_reward=interval.share(wins),
+        gap=interval.resampled(right - wins),
+        correlation=products["ft"] / math.sqrt(products["tt"] * size) if known and size > 0 else 0.0,
+        slope=products["ft"] / products["tt"] if known else 0.0,
+    )
 
 
 def _calibration(sure: np.ndarray, right: np.ndarray) -> tuple[tuple[Bin, ...], float]:

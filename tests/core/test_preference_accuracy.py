@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tunesmith.data.records import Preference
 from tunesmith.errors import DataError
 from tunesmith.kinds.reward_model import RewardModel
 from tunesmith.preference_accuracy import measure, split_groups
+from tunesmith.testing.preferences import LinearReward, features, linear_preferences
+from tunesmith_plugins.reward_models.pairwise_fit import pair_loss
 
 
 class Given(RewardModel):
@@ -118,3 +121,64 @@ def test_what_cannot_be_divided_or_measured_is_said() -> None:
         split_groups([pair(0, "1", "0", group="a"), pair(1, "1", "0", group="a")], 0.5, seed=0)
     with pytest.raises(DataError, match="no scores"):
         measure(Given(), [pair(0, "?", "0")])
+
+
+# --- where the true reward is known
+
+
+def test_the_true_reward_reaches_the_ceiling_and_nothing_goes_beyond_it() -> None:
+    world = linear_preferences(4000, seed=3)
+    found = measure(LinearReward(world.weights), world.preferences, true_reward=LinearReward(world.weights))
+    assert found.ceiling is not None
+    assert (found.ceiling.correlation, found.ceiling.slope) == pytest.approx((1, 1))
+    assert found.ceiling.gap.low == found.ceiling.gap.high == 0
+    assert found.ceiling.true_reward == found.accuracy
+    assert found.accuracy.low < found.ceiling.bayes < found.accuracy.high
+    assert found.ceiling.bayes == pytest.approx(found.expected)
+    # E sigmoid(|d|) for d normal with the deviation that the preferences were drawn with
+    d = np.random.default_rng(0).standard_normal(400_000) * 3.2
+    assert found.ceiling.bayes == pytest.approx(float((1 / (1 + np.exp(-np.abs(d)))).mean()), abs=0.01)
+
+
+def test_scale_and_direction_of_a_model_are_told_from_its_accuracy() -> None:
+    world = linear_preferences(4000)
+    truth = LinearReward(world.weights)
+    double = measure(LinearReward(2 * world.weights), world.preferences, true_reward=truth)
+    assert double.ceiling is not None
+    assert (double.ceiling.correlation, double.ceiling.slope) == pytest.approx((1, 2))
+    assert double.calibration_error > 2 * measure(truth, world.preferences).calibration_error
+    against = measure(LinearReward(-world.weights), world.preferences, true_reward=truth)
+    assert against.ceiling is not None
+    assert against.ceiling.correlation == pytest.approx(-1)
+    assert against.accuracy.value == pytest.approx(1 - against.ceiling.true_reward.value)
+    blind = measure(LinearReward(0 * world.weights), world.preferences, true_reward=truth)
+    assert blind.ceiling is not None
+    assert (blind.accuracy.value, blind.ceiling.correlation, blind.ceiling.slope) == (0.5, 0, 0)
+    assert measure(truth, world.preferences).ceiling is None
+
+
+def test_a_bradley_terry_fit_on_4000_pairs_is_as_good_as_the_true_reward() -> None:
+    train, held_out = linear_preferences(4000, draw=0), linear_preferences(4000, draw=1)
+    assert (train.weights == held_out.weights).all()
+    sides = [torch.tensor(features([getattr(p, side) for p in train.preferences])) for side in ("chosen", "rejected")]
+    weights = torch.zeros(16, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+    ones, zeros = torch.ones(4000, dtype=torch.float64), torch.zeros(4000, dtype=torch.float64)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = pair_loss(sides[0] @ weights, sides[1] @ weights, zeros, ones, 0.0)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)  # type: ignore[arg-type]
+    found = measure(
+        LinearReward(weights.detach().numpy()), held_out.preferences, true_reward=LinearReward(train.weights)
+    )
+    assert found.ceiling is not None
+    assert found.ceiling.bayes == pytest.approx(0.85, abs=0.01)
+    assert found.accuracy.value == pytest.approx(found.ceiling.true_reward.value, abs=0.01)
+    assert found.ceiling.gap.low <= 0 <= found.ceiling.gap.high
+    assert found.ceiling.correlation > 0.995
+    assert found.ceiling.slope == pytest.approx(1, abs=0.1)
+    assert found.calibration_error < 0.02

@@ -210,6 +210,8 @@ class TrainReward(StageConfig):
         held_out: Share of the pairs kept for the held-out accuracy; whole groups.
         gate: Functional test cases that the trained model is scored on; None: the suite ``civility``, for the report only.
             With ``on_failure="stop"`` a model that fails them is not handed on.
+        true_reward: What the preferences were drawn by, where that is known (synthetic data): the report then compares with
+            it and with the accuracy that is possible at all.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.train_reward:TrainRewardStage"
@@ -220,6 +222,7 @@ class TrainReward(StageConfig):
     preferences: str | Output
     held_out: float = field(default=0.1, validator=[v.ge(0), v.lt(1)])
     gate: Gate | None = None
+    true_reward: RewardModelConfig | None = None
 
 
 @frozen(kw_only=True)

@@ -38,7 +38,8 @@ class TrainRewardStage(Stage):
         model.setup(runtime)
         fitted = model.fit(train, runtime.evolve(folder=context.folder / "fit"))
         reward.save(model, context.artifact("reward_model"))
-        accuracy = measure(model, held_out, train, seed=runtime.seed) if held_out else None
+        truth = None if config.true_reward is None else reward.ready(config.true_reward, runtime)
+        accuracy = measure(model, held_out, train, seed=runtime.seed, true_reward=truth) if held_out else None
         shown = _content(accuracy, fitted, len(train), source)
         told, cases, passed = gated(model, config.gate or Gate(on_failure="warn"), context.name)
         shown = evolve(shown, verdicts=(*shown.verdicts, told), tables=(*shown.tables, cases))
@@ -54,6 +55,8 @@ class TrainRewardStage(Stage):
                 "length_only_accuracy": accuracy.length_only.value,
                 "calibration_error": accuracy.calibration_error,
             }
+            if accuracy.ceiling is not None:
+                summary["bayes_ceiling"] = accuracy.ceiling.bayes
         summary["gate_passed"] = passed
         return summary
 
@@ -97,6 +100,16 @@ def _content(accuracy: Accuracy | None, fitted: Mapping[str, Any], pairs: int, s
         ("what the model's own confidence promises", accuracy.expected),
         ("expected calibration error", accuracy.calibration_error),
     ]
+    if accuracy.ceiling is not None:
+        rows[1:1] = [
+            ("true reward", _cell(accuracy.ceiling.true_reward)),
+            ("reward model less true reward", _cell(accuracy.ceiling.gap)),
+            ("Bayes ceiling", accuracy.ceiling.bayes),
+        ]
+        rows += [
+            ("correlation with the true reward (differences)", accuracy.ceiling.correlation),
+            ("slope against the true reward (differences)", accuracy.ceiling.slope),
+        ]
     note = f"{accuracy.pairs} held-out pairs in {accuracy.groups} groups; trained on {pairs} pairs."
     if accuracy.no_opinion:
         note += f" {accuracy.no_opinion} pairs were not scored."
@@ -126,4 +139,13 @@ def _verdicts(accuracy: Accuracy, rule: str) -> tuple[str, ...]:
         second = f"Length alone does better (rule: {rule}, {accuracy.length_only.value:.1%}); do not trust this model."
     else:
         second = f"It is not shown to be better than length alone (rule: {rule}, {accuracy.length_only.value:.1%})."
-    return first, second
+    if accuracy.ceiling is None:
+        return first, second
+    gap, best = accuracy.ceiling.gap, accuracy.ceiling.true_reward.value
+    judged = (
+        "and the reward model is not shown to be worse"
+        if gap.low <= 0 <= gap.high
+        else f"{abs(gap.value):.1%} {'less' if gap.value > 0 else 'more'} than the reward model"
+    )
+    third = f"The true reward is right in {best:.1%} of them (Bayes ceiling {accuracy.ceiling.bayes:.1%}), {judged}."
+    return first, second, third

@@ -17,7 +17,7 @@ from tunesmith.report.content import read
 from tunesmith.reward_gate import Gate
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm
-from tunesmith_plugins.reward_models import Classifier, Pairwise
+from tunesmith_plugins.reward_models import Classifier, Pairwise, RepetitionPenalty
 from tunesmith_plugins.stages import TrainReward
 
 NOUNS = ["cat", "dog", "bird", "fish", "tree", "house"]
@@ -128,3 +128,21 @@ def test_the_gate_is_always_in_the_report_and_may_stop(tmp_path: Path, backbone:
     strict = evolve(config, gate=Gate(suites=(), cases=str(cases)))
     with pytest.raises(GateFailed, match=r"given 50% \(needed 75%\)[\s\S]*'bad fish' scores"):
         strict.build().run(context(tmp_path))
+
+
+def test_where_the_true_reward_is_known_the_report_says_what_is_possible(tmp_path: Path, backbone: str) -> None:
+    write_preferences(tmp_path / "pairs.jsonl", pairs())
+    config = TrainReward(
+        name="rm",
+        reward=Pairwise(model=backbone, epochs=4, learning_rate=3e-3, template="{completion}"),
+        preferences=str(tmp_path / "pairs.jsonl"),
+        true_reward=RepetitionPenalty(n=1),  # says nothing about these pairs: a coin
+        held_out=0.25,
+    )
+    summary = config.build().run(context(tmp_path))
+    assert summary["bayes_ceiling"] == 0.5
+    shown = read(tmp_path / "out" / "report")
+    rows = {row[0]: row[1] for row in shown.tables[0].rows}
+    assert rows["true reward"]["value"] == 0.5
+    assert rows["reward model less true reward"]["value"] == pytest.approx(summary["accuracy"] - 0.5)
+    assert "Bayes ceiling 50.0%" in " ".join(shown.verdicts)
