@@ -45,8 +45,12 @@ class Pair:
 
 
 def positions(lm: LM) -> int | None:
-    """Return how many tokens the model and its tokenizer allow at once; None if neither has a limit."""
-    return readable(lm.model.config, lm.tokenizer)
+    """Return how many tokens of text the model and its tokenizer allow at once; None if neither has a limit.
+
+    What adapters put before every text takes places that are then no longer there for it.
+    """
+    limit = readable(lm.model.config, lm.tokenizer)
+    return None if limit is None else max(1, limit - sum(adapter.virtual_tokens for adapter in lm.adapters))
 
 
 def readable(config: Any, tokenizer: Any) -> int | None:

@@ -28,4 +28,16 @@ def register() -> None:
             announce()
 
 
+def is_cached(name: str, revision: str | None = None) -> bool:
+    """Return whether the hub's cache on this machine has the config of a model; no hub is asked."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:  # no name that a hub could know
+        return False
+    return isinstance(found, str)
+
+
 register()

@@ -222,11 +222,13 @@ def load(
     from tunesmith import hf
 
     hf.register()
-    if not folder.is_dir() and (str(source).startswith((".", "/", "~")) or runtime.offline):
+    is_path = str(source).startswith((".", "/", "~"))
+    if not folder.is_dir() and (is_path or (runtime.offline and not hf.is_cached(str(source), revision))):
         why = (
             "a path is never looked up on a hub; give the folder's right path"
-            if str(source).startswith((".", "/", "~"))
-            else "no hub is asked for it (offline, or HF_HUB_OFFLINE is set); give a folder, or go online"
+            if is_path
+            else "no hub is asked for it (offline, or HF_HUB_OFFLINE is set) and the hub's cache does not have it; give a "
+            "folder, or go online once"
         )
         raise ConfigError([f"there is no model folder {str(source)!r}, and {why}"], "tunesmith.load")
     options: dict[str, Any] = {

@@ -34,9 +34,11 @@ class Adapter(Component[Any]):
 
     Attributes:
         identity: True (unless stated otherwise) if a fresh adapter leaves the model's outputs as they are.
+        virtual_tokens: Positions that it takes before every text, of those that the model has.
     """
 
     identity: ClassVar[bool] = True
+    virtual_tokens: int = 0
 
     @abstractmethod
     def attach(self, lm: LM, runtime: Runtime) -> LM:

@@ -71,8 +71,9 @@ def number_columns(table: Table) -> list[bool]:
 
 
 def score_name(metric: str, score: str) -> str:
-    """Return one name for a metric's score: ``rouge1``, ``token_f1``, ``accuracy by_bytes``."""
-    if metric in score:
+    """Return one name for a metric's score: ``rouge1``, ``token_f1``, ``distinct_2``, ``accuracy by_bytes``."""
+    stem = metric.rpartition("_")[0]
+    if metric in score or (stem and score.startswith(f"{stem}_")):
         return score
     return metric if score in metric else f"{metric} {score}"
 

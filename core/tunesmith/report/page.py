@@ -127,10 +127,14 @@ def journeys(run: Run) -> list[dict[str, str]]:
                 mark = plots.Mark(label=label, value=score["value"], low=score.get("low"), high=score.get("high"))
                 found.setdefault((title, name, entry["signature"], entry["n"]), []).append(mark)
     return [
-        {"title": title, "svg": plots.dots(title, marks), "note": f"{n} examples"}
+        {"title": title, "svg": plots.dots(title, marks), "note": f"{n} examples; {_bars(marks)}"}
         for (title, _, _, n), marks in found.items()
         if len(marks) > 1
     ]
+
+
+def _bars(marks: list[plots.Mark]) -> str:
+    return "no intervals" if all(mark.low is None for mark in marks) else "bars are intervals"
 
 
 def stage_content(stage: StageResult) -> Content:

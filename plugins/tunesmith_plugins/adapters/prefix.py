@@ -106,6 +106,8 @@ class PrefixAdapter(Attachment):
 
     def insert(self, lm: LM) -> None:
         """Register one table for each stack and the hooks."""
+        # a decoder's cache counts them as places before the text; an encoder's text keeps its own places
+        self.virtual_tokens = self.config.tokens if lm.family == "decoder" else 0
         stacks: dict[str, Any] = {}
         if lm.family == "encoder-decoder":
             stacks = {"encoder": lm.model.get_encoder(), "decoder": lm.model.get_decoder()}

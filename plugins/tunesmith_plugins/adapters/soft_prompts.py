@@ -24,6 +24,7 @@ class SoftPrompt(Attachment):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.switch = Switch()
+        self.virtual_tokens = config.tokens
 
     @abstractmethod
     def network(self, lm: LM, table: torch.nn.Embedding) -> torch.nn.Module:

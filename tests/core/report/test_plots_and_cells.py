@@ -106,3 +106,17 @@ def test_content_comes_back_equal(tmp_path):
 def test_content_refuses_nan(tmp_path):
     with pytest.raises(ValueError):
         Content(tables=(Table(title="", columns=("a",), rows=((float("nan"),),)),)).write(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metric", "score", "name"),
+    [
+        ("rouge", "rouge1", "rouge1"),
+        ("distinct_n", "distinct_2", "distinct_2"),
+        ("token_f1", "f1", "token_f1"),
+        ("exact_match", "exact_match", "exact_match"),
+        ("latency", "tokens_per_second", "latency tokens_per_second"),
+    ],
+)
+def test_a_score_has_one_name(metric: str, score: str, name: str) -> None:
+    assert cells.score_name(metric, score) == name
