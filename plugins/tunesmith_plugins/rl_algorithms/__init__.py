@@ -1,5 +1,6 @@
 """The standard RL algorithms. This package holds their configs and imports no torch; implementations stand in their own files."""
 
 from tunesmith_plugins.rl_algorithms.config import DPO, PPO
+from tunesmith_plugins.rl_algorithms.config_policy_gradient import GRPO, RLOO, Reinforce
 
-__all__ = ["DPO", "PPO"]
+__all__ = ["DPO", "GRPO", "PPO", "RLOO", "Reinforce"]
