@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from attrs import frozen
 
+from tunesmith.errors import ConfigError
+
 if TYPE_CHECKING:
     import torch
 
@@ -95,6 +97,18 @@ class Processes:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         self.add([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+    def agree(self, key: str) -> None:
+        """Check that all processes have the same ``key``, which says what the work is about.
+
+        Raises:
+            ConfigError: If one has another.
+        """
+        if len(set(self.gather([key]))) > 1:
+            raise ConfigError(
+                ["the processes were not given the same model, settings, seed and data; start all of them alike"],
+                "accelerate launch",
+            )
 
     def wait(self) -> None:
         """Wait until all processes are here."""

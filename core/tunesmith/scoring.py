@@ -109,7 +109,7 @@ def token_logps_in_batches(
         return torch.cat([torch.nn.functional.pad(p, (0, time - p.shape[1])) for p in pieces])
 
     if not parts:
-        empty = torch.zeros(0, time)
+        empty = torch.zeros(0, time, device=lm.device)
         return empty, empty, None if value_head is None else empty
     values = None if value_head is None else joined([p[2] for p in parts if p[2] is not None])
     return joined([p[0] for p in parts]), joined([p[1] for p in parts]), values

@@ -16,8 +16,9 @@ from attrs import asdict, define, field
 from tunesmith.errors import ConfigError, MissingPower, NumericError
 from tunesmith.kinds.rl_algorithm import Offline, Online, ResumableObserver, StepTexts, TrainingReport
 from tunesmith.lm import LM
+from tunesmith.processes import processes
 from tunesmith.runtime import Runtime, derive_seed
-from tunesmith.scoring import token_logps_in_batches
+from tunesmith.scoring import take, token_logps_in_batches
 from tunesmith_plugins.rl_algorithms.advantages import token_rewards
 from tunesmith_plugins.rl_algorithms.config_online import OnlineConfig
 from tunesmith_plugins.rl_algorithms.estimates import Method, Rewarded
@@ -84,10 +85,14 @@ class _Run:
     """One training run."""
 
     def __init__(self, config: OnlineConfig, method: Method, policy: LM, task: Online, runtime: Runtime) -> None:
-        self.config, self.method, self.policy, self.task, self.runtime = config, method, policy, task, runtime
+        self.config, self.method, self.policy, self.task = config, method, policy, task
+        self.together = processes(policy.device)
+        # Only the main process keeps checkpoints and logs and draws a bar; the others get from it what they need.
+        self.runtime = runtime if self.together.main else runtime.evolve(folder=None, progress=False)
         at_once = config.micro_batch_size or config.batch_size
-        self.drawer = Drawer(policy, task.prompts, config.temperature, config.max_new_tokens, at_once, runtime)
+        self.drawer = Drawer(policy, task.prompts, config.temperature, config.max_new_tokens, at_once, runtime, self.together)
         key = identity(method.name, repr(config), str(runtime.seed), policy.fingerprint, *task.prompts)
+        self.together.agree(key)
         self.reference = reference_of(policy)
         self.parameters = trainable(policy)
         self.head = None if method.values is None else value_head_for(policy.model)
@@ -100,8 +105,8 @@ class _Run:
             self.peaks.append(method.values.learning_rate)
             kept |= heads
         self.optimizer = torch.optim.Adam(groups, lr=config.learning_rate, eps=1e-5)
-        self.progress = Progress(runtime.folder, key, kept, self.optimizer)
-        self.updater = Updater(config, method, policy, self.head, self.optimizer)
+        self.progress = Progress(self.runtime.folder, key, kept, self.optimizer, self.together)
+        self.updater = Updater(config, method, policy, self.head, self.optimizer, self.together)
         self.state = _State(KLControl(config.kl_coefficient, config.kl_target, config.kl_horizon))
         half = next(policy.model.parameters()).dtype in (torch.bfloat16, torch.float16)
         self.drawn_tolerance, self.start_tolerance = (0.2, 0.1) if half else (1e-3, 1e-4)
@@ -110,7 +115,8 @@ class _Run:
         config, runtime = self.config, self.runtime
         shown = list(range(min(config.samples, len(self.task.prompts))))
         first = self._restored()
-        trackers = Trackers(config.report_to, runtime.folder, self.method.name, asdict(config))
+        report_to = config.report_to if self.together.main else ()
+        trackers = Trackers(report_to, runtime.folder, self.method.name, asdict(config))
         try:
             if first is None:
                 first = 0
@@ -164,15 +170,11 @@ class _Run:
         return found
 
     def _scored(self, model: LM, rollout: Rollout, head: Callable[..., torch.Tensor] | None = None) -> Any:
-        return token_logps_in_batches(
-            model,
-            rollout.prompt_ids,
-            rollout.ids,
-            rollout.lengths,
-            self.config.temperature,
-            head,
-            batch_size=self.config.micro_batch_size,
-        )
+        """Every process scores its share of the rows and gets all."""
+        own = take(rollout.prompt_ids, rollout.ids, rollout.lengths, self.together.share(len(rollout.rows)))
+        size = self.config.micro_batch_size
+        found = token_logps_in_batches(model, *own, self.config.temperature, head, batch_size=size)
+        return [None if part is None else self.together.gather_rows(part) for part in found]
 
     def _step(self, step: int, checked: bool) -> tuple[dict[str, float], StepTexts]:
         config, state, method = self.config, self.state, self.method
@@ -191,7 +193,9 @@ class _Run:
             state.stopped = (
                 f"KL to the reference was {kl:.4g} nats a completion at step {step}, above max_kl={config.max_kl:g}"
             )
-        task_rewards = rewards_of(self.task.reward, self.task.prompts, self.task.columns, rollout).to(old.device)
+        task_rewards = rewards_of(
+            self.task.reward, self.task.prompts, self.task.columns, rollout, self.together
+        ).to(old.device)
         known = ~task_rewards.isnan()
         scores = task_rewards.nan_to_num() - length_penalties(rollout.lengths, rollout.ended, config)
         trained = known & rollout.ended if config.mask_truncated else known
@@ -278,7 +282,7 @@ class _Run:
             reasons.append(observer.step(step, found, drawn) or "")
             if isinstance(observer, ResumableObserver):
                 state.observers[str(place)] = dict(observer.state())
-        state.stopped = "; ".join(reason for reason in reasons if reason)
+        state.stopped = self.together.from_main(lambda: "; ".join(reason for reason in reasons if reason))
         if not every or step % every:
             return []
         rows = range(0, len(drawn.completions), self.config.group_size)[: self.config.samples]

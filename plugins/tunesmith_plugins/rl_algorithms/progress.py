@@ -11,6 +11,7 @@ import torch
 
 from tunesmith.checkpoints import Checkpoints, load_tree, save_tree
 from tunesmith.errors import ArtifactError
+from tunesmith.processes import Processes
 
 NAME = "training"
 
@@ -30,6 +31,7 @@ class Progress:
         identity: See :func:`identity`.
         parameters: What is trained; restored in place.
         optimizer: Over these parameters.
+        together: The processes of this run. The main one saves, and gives the others what it restores.
     """
 
     def __init__(
@@ -38,21 +40,23 @@ class Progress:
         identity: str,
         parameters: Mapping[str, torch.nn.Parameter],
         optimizer: torch.optim.Optimizer,
+        together: Processes | None = None,
     ) -> None:
+        self.together = together or Processes()
         self.checkpoints = None if folder is None else Checkpoints(folder)
         self.identity, self.parameters, self.optimizer = identity, parameters, optimizer
 
     def save(self, step: int, values: dict[str, Any]) -> None:
         """Keep the state after ``step`` steps; ``values`` are plain."""
-        if self.checkpoints is None:
-            return
-        tree = {
-            "identity": self.identity,
-            "parameters": {name: p.detach() for name, p in self.parameters.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "values": values,
-        }
-        self.checkpoints.save(step, lambda folder: save_tree(folder, NAME, tree))
+        if self.checkpoints is not None:
+            tree = {
+                "identity": self.identity,
+                "parameters": {name: p.detach() for name, p in self.parameters.items()},
+                "optimizer": self.optimizer.state_dict(),
+                "values": values,
+            }
+            self.checkpoints.save(step, lambda folder: save_tree(folder, NAME, tree))
+        self.together.wait()
 
     def restore(self) -> tuple[int, dict[str, Any]] | None:
         """Take up the newest whole checkpoint; returns its step and values, or None if there is none.
@@ -60,20 +64,27 @@ class Progress:
         Raises:
             ArtifactError: If it belongs to another run.
         """
+        found = self.together.from_main(self._newest)
+        if found is None:
+            return None
+        step, tree = found
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tree["parameters"][name])
+        self.optimizer.load_state_dict(tree["optimizer"])
+        return step, tree["values"]
+
+    def _newest(self) -> tuple[int, dict[str, Any]] | None:
         newest = None if self.checkpoints is None else self.checkpoints.newest()
         if newest is None:
             return None
-        tree = load_tree(newest.folder, NAME)
+        tree: dict[str, Any] = load_tree(newest.folder, NAME)
         if tree["identity"] != self.identity:
             raise ArtifactError(
                 f"{newest.folder} belongs to another run (other settings, data or weights). Use another folder, or remove it "
                 "to start again."
             )
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tree["parameters"][name])
-        self.optimizer.load_state_dict(tree["optimizer"])
-        return newest.step, tree["values"]
+        return newest.step, tree
 
 
 def decayed(schedule: str, peak: float, done: int, total: int) -> float:
@@ -83,4 +94,6 @@ def decayed(schedule: str, peak: float, done: int, total: int) -> float:
 
 def shuffled(count: int, seed: int) -> list[int]:
     """Return 0 ... count - 1 in an order that depends on ``seed`` only."""
+    if count == 1:
+        return [0]  # asked for often, and making a generator takes time
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()

@@ -15,6 +15,7 @@ from tunesmith.generation import prompt_ids
 from tunesmith.kinds.decoder import Completion, Limits, Request
 from tunesmith.kinds.reward_model import RewardModel
 from tunesmith.lm import LM
+from tunesmith.processes import Processes
 from tunesmith.registry import decoders, engines, samplers
 from tunesmith.reward import check_scores
 from tunesmith.runtime import Runtime, derive_seed
@@ -63,8 +64,9 @@ class Drawer:
         max_new_tokens: int,
         rows_at_once: int,
         runtime: Runtime,
+        together: Processes,
     ) -> None:
-        self.policy, self.runtime = policy, runtime
+        self.policy, self.runtime, self.together = policy, runtime, together
         self.engine = engines.create("tunesmith/transformers", batch_size=rows_at_once).build()
         self.engine.require({"token_ids", "logp", "seeds", "live_weights"})
         self.decoder = decoders.create("tunesmith/stepwise").build()
@@ -85,25 +87,27 @@ class Drawer:
         self.cut = sum(len(a) != len(b) for a, b in zip(whole, self.prompts, strict=True))
 
     def completions(self, rows: Sequence[int], *names: str | int) -> list[Completion]:
-        """Return one completion a row, in order; the seed depends on the names and the place in ``rows`` only."""
+        """Return one completion a row, in order; the seed depends on the names and the place in ``rows`` only.
+
+        Every process draws its share of them and gets all.
+        """
         requests = [
-            Request(prompt_ids=self.prompts[row], seed=derive_seed(self.runtime.seed, *names, place))
-            for place, row in enumerate(rows)
+            Request(prompt_ids=self.prompts[rows[place]], seed=derive_seed(self.runtime.seed, *names, place))
+            for place in self.together.share(len(rows))
         ]
         self.engine.sync(self.policy)
         with torch.no_grad():
             found = self.engine.generate(requests, self.decoder, self.sampler, self.limits, self.runtime)
-            return sorted(found, key=lambda c: c.request)
+            return self.together.gather(sorted(found, key=lambda c: c.request))
 
     def draw(self, rows: Sequence[int], *names: str | int) -> Rollout:
         """Return completions as tensors on the policy's device."""
         found = self.completions(rows, *names)
         device = self.policy.device
         ids, lengths = pad([c.token_ids for c in found])
-        drawn = torch.zeros(ids.shape, dtype=torch.float64)
-        for row, completion in enumerate(found):
-            drawn[row, : len(completion.logp)] = torch.tensor(completion.logp, dtype=torch.float64)
         mask = torch.arange(ids.shape[1])[None, :] < lengths[:, None]
+        logps = torch.tensor([logp for c in found for logp in c.logp], dtype=torch.float64)
+        drawn = torch.zeros(ids.shape, dtype=torch.float64).masked_scatter_(mask, logps)
         return Rollout(
             prompt_ids=[self.prompts[row] for row in rows],
             ids=ids.to(device),
@@ -117,7 +121,11 @@ class Drawer:
 
 
 def rewards_of(
-    reward: RewardModel, prompts: Sequence[str], columns: Mapping[str, Sequence[Any]], rollout: Rollout
+    reward: RewardModel,
+    prompts: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+    rollout: Rollout,
+    together: Processes,
 ) -> torch.Tensor:
     """Return the task reward of every row, (batch,) float64; NaN where the reward model has no opinion.
 
@@ -125,12 +133,15 @@ def rewards_of(
         NumericError: If a score is not a finite number.
         ConfigError: If the reward model has no opinion on any row.
     """
-    some = {name: [values[row] for row in rollout.rows] for name, values in columns.items()}
-    asked = [prompts[row] for row in rollout.rows]
-    scores = check_scores(reward, reward.score(asked, rollout.texts, **some), len(asked))
+    places = together.share(len(rollout.rows))
+    rows = [rollout.rows[place] for place in places]
+    some = {name: [values[row] for row in rows] for name, values in columns.items()}
+    texts = [rollout.texts[place] for place in places]
+    own = check_scores(reward, reward.score([prompts[row] for row in rows], texts, **some), len(rows)) if rows else []
+    scores = together.gather(own)
     if all(score is None for score in scores):
         raise ConfigError(
-            [f"{type(reward).__name__} has no opinion on any of {len(asked)} completions; nothing can be learned"],
+            [f"{type(reward).__name__} has no opinion on any of {len(scores)} completions; nothing can be learned"],
             "reward",
         )
     return torch.tensor([math.nan if s is None else s for s in scores], dtype=torch.float64)

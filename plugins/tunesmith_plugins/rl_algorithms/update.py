@@ -9,6 +9,7 @@ from attrs import frozen
 
 from tunesmith.errors import NumericError
 from tunesmith.lm import LM
+from tunesmith.processes import Processes
 from tunesmith.scoring import micro_batches, take, token_logps
 from tunesmith_plugins.rl_algorithms.config_online import OnlineConfig
 from tunesmith_plugins.rl_algorithms.estimates import Method
@@ -55,6 +56,7 @@ class Updater:
         policy: What is trained.
         head: Its value head, or None.
         optimizer: Its groups are the policy's parameters and, behind them, the value head's.
+        together: The processes that share the rows of an update.
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class Updater:
         policy: LM,
         head: ValueHead | None,
         optimizer: torch.optim.Optimizer,
+        together: Processes,
     ) -> None:
         self.config, self.method, self.policy, self.head, self.optimizer = config, method, policy, head, optimizer
+        self.together = together
 
     def update(self, batch: Batch, orders: Sequence[Sequence[int]], tolerance: float | None) -> dict[str, float]:
         """Make the updates of a step.
@@ -93,8 +97,10 @@ class Updater:
             )
             if totals.tokens == 0:
                 continue
-            found = self._gradients(batch, rows, totals)
-            error = found.pop("ratio_error")
+            own = [rows[place] for place in self.together.share(len(rows))]
+            parts = self.together.gather([self._gradients(batch, own, totals)])
+            error = max(part.pop("ratio_error") for part in parts)
+            found = {name: sum(part[name] for part in parts) for name in parts[0]}
             if tolerance is not None and not made and error > tolerance:
                 raise NumericError(
                     f"the first update starts from probability ratios up to {error:.2e} away from 1: the policy is not "
@@ -104,6 +110,7 @@ class Updater:
                 self.optimizer.zero_grad(set_to_none=True)
                 break
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            self.together.add_gradients(parameters)
             limit = self.config.max_grad_norm or float("inf")
             found["gradient_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
             self.optimizer.step()

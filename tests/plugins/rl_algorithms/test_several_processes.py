@@ -1,0 +1,62 @@
+"""Two processes of ``accelerate launch`` train what one trains."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).with_name("several_processes.py")
+LAUNCH = "-m accelerate.commands.accelerate_cli launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
+PLAIN = "--mixed_precision no --dynamo_backend no"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The results of one process and of both of two, and the folder in which the two worked."""
+    folder = tmp_path_factory.mktemp("processes")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def run(name, *before):
+        (folder / name).mkdir()
+        command = [sys.executable, *before, str(SCRIPT), str(folder / name), str(folder / name)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    run("one")
+    run("two", *LAUNCH.split(), *PLAIN.split())
+    one, *two = (load_file(folder / name) for name in ("one/0.safetensors", "two/0.safetensors", "two/1.safetensors"))
+    return one, two, folder / "two"
+
+
+def test_three_updates_of_two_processes_give_the_weights_and_the_report_of_one(runs):
+    one, two, _ = runs
+    assert {name.rsplit(".", 1)[0] for name in one if name.endswith("report")} == {
+        "again", "tabular.ppo", "tabular.rloo", "tabular.grpo", "t5.ppo", "t5.rloo", "t5.grpo",
+    }  # fmt: skip
+    for found in two:
+        for name, value in one.items():
+            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_the_processes_end_with_the_same_bits(runs):
+    _, (first, second), _ = runs
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_that_two_processes_take_up_again_ends_like_one_that_was_never_interrupted(runs):
+    one, two, _ = runs
+    for found in (one, *two):
+        assert torch.equal(found["again.table.weight"], found["tabular.ppo.table.weight"])
+
+
+def test_only_the_main_process_writes_checkpoints_and_logs(runs):
+    folder = runs[2]
+    assert any((folder / "0" / "tabular.ppo").rglob("step-*"))
+    assert any((folder / "0" / "tabular.ppo").rglob("*tfevents*"))
+    assert not (folder / "1").exists()
