@@ -34,7 +34,7 @@ PRELOADED = (
     "tunesmith.evaluation",
     "tunesmith.pipeline",
     "tunesmith_plugins.rl_algorithms.ppo",
-    "tunesmith_plugins.stages.training.trainer",
+    "tunesmith.training.trainer",
 )
 """Imported once for all processes, so that most of their time is work."""
 KILLS = 10

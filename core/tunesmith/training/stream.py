@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from tunesmith.data.encoding import Row
 from tunesmith.runtime import derive_seed
-from tunesmith_plugins.stages.training.features import Row
 
 Noise = Callable[[Row, np.random.Generator], Row]
 
@@ -56,7 +56,7 @@ class Stream(Dataset[Row]):
 
     def __getitem__(self, index: int) -> Row:
         task, number = self.plan[index]
-        row = self.tasks[self.labels[task]][number]
+        row: Row = self.tasks[self.labels[task]][number]
         if self.noise is None:
             return row
         return self.noise(row, np.random.default_rng(derive_seed(self.seed, "noise", int(index))))
