@@ -77,7 +77,7 @@ def check(settings: Settings) -> None:
             hint = f"; did you mean {close[0]!r}?" if close else ""
             problems.append(f"TrainingArguments has no {name!r}{hint} @ arguments.{name}")
     if settings.early_stopping and not settings.validates:
-        problems.append("early stopping needs a validation loss @ validation")
+        problems.append("early stopping needs a validation split or share @ validation")
     if problems:
         raise ConfigError(problems, settings.where)
 

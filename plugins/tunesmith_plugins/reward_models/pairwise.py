@@ -132,7 +132,7 @@ class PairwiseReward(RewardModel):
 
         Dropout is on while training. Returns ``losses`` (one a step, unless ``logging_steps`` says otherwise), ``loss_steps``,
         ``validation_losses`` (step and loss), ``train_accuracy`` over the last epoch's pairs as they were met, ``steps``,
-        ``pairs``, ``rankings``, ``cut`` (texts that were too long) and ``cut_token_share``.
+        ``pairs``, ``rankings``, ``texts``, ``cut`` (of these, too long) and ``cut_token_share``.
 
         Raises:
             ConfigError: For arguments that the trainer does not take.

@@ -155,6 +155,7 @@ class Fit:
             "steps": trained.steps,
             "pairs": self.pairs,
             "rankings": len(rankings),
+            "texts": self.cut.texts,
             "cut": self.cut.shortened,
             "cut_token_share": self.cut.share,
         }

@@ -51,6 +51,8 @@ class ExportStage(Stage):
 
 def merged(lm: LM) -> LM:
     """Return the model with every adapter folded in that can be, in the order in which they were attached."""
+    if getattr(lm.model, "is_quantized", False):
+        return lm  # nothing can be folded into integers
     for adapter in lm.adapters:
         if isinstance(adapter, SupportsMerge):
             lm = adapter.merge(lm)

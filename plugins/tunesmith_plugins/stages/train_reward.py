@@ -73,7 +73,9 @@ def _content(accuracy: Accuracy | None, fitted: Mapping[str, Any], pairs: int, s
     cut = fitted.get("cut", 0)
     lost: tuple[str, ...] = ()
     if cut:
-        lost = (f"{cut} of the texts that it was trained on lost their beginning: {_share(fitted)} of all tokens.",)
+        texts = fitted.get("texts", 2 * pairs)
+        share = f": {fitted['cut_token_share']:.2%} of all tokens were not seen." if "cut_token_share" in fitted else "."
+        lost = (f"{cut} of the {texts} texts that it was trained on lost their beginning{share}",)
     if accuracy is None:
         return Content(
             verdicts=(f"Trained on {pairs} pairs; none were held out, so nothing is known of its accuracy.", *lost),
@@ -116,10 +118,6 @@ def _curves(fitted: Mapping[str, Any]) -> tuple[Series, ...]:
     return (
         Series(title="Loss of the reward model", x_label="update", x=tuple(map(float, x)), y=y, y_label="nats a pair"),
     )
-
-
-def _share(fitted: Mapping[str, Any]) -> str:
-    return f"{fitted.get('cut_token_share', 0.0):.2%}"
 
 
 def _verdicts(accuracy: Accuracy, rule: str) -> tuple[str, ...]:
