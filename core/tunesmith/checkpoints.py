@@ -113,26 +113,29 @@ def sealing_callback() -> TrainerCallback:
     return Sealing()
 
 
-def save_random(folder: Path) -> None:
-    """Write the states of Python's, numpy's and torch's global generators into ``folder``, every CUDA device's too."""
+def save_random(folder: Path, name: str = "random") -> None:
+    """Write the states of Python's, numpy's and torch's global generators into ``folder``, every CUDA device's too.
+
+    ``name`` is that of the files; processes that write into one folder need one each.
+    """
     import numpy as np
     import torch
 
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     save_tree(
         folder,
-        "random",
+        name,
         {
             "python": [version, list(words), gauss],
-            "numpy": [str(name), [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
+            "numpy": [str(kind), [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         },
     )
 
 
-def load_random(folder: Path) -> None:
+def load_random(folder: Path, name: str = "random") -> None:
     """Put back the states that :func:`save_random` wrote.
 
     CUDA states are put back for as many devices as both sides have.
@@ -140,11 +143,11 @@ def load_random(folder: Path) -> None:
     import numpy as np
     import torch
 
-    state = load_tree(folder, "random")
+    state = load_tree(folder, name)
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available():
         for device, value in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):

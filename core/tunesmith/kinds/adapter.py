@@ -75,8 +75,10 @@ class SupportsMerge(Protocol):
 
 def merged(lm: LM) -> LM:
     """Return the model with every adapter folded in that can be, in the order in which they were attached; the others
-    are left in ``adapters``.
+    are left in ``adapters``, and all of them if the weights are quantized: nothing can be folded into integers.
     """
+    if getattr(lm.model, "is_quantized", False):
+        return lm
     for adapter in lm.adapters:
         if isinstance(adapter, SupportsMerge):
             lm = adapter.merge(lm)

@@ -29,7 +29,7 @@ class FullAdapter(Adapter):
         """
         if getattr(lm.model, "is_quantized", False):
             raise TunesmithError(
-                "the weights of a quantized model cannot be trained; train an adapter on top (bottleneck, prompt, prefix), or "
+                "the weights of a quantized model cannot be trained; train an adapter on top (lora, ia3, bottleneck, prompt ...), or "
                 "start from the model before it was quantized."
             )
         if lm.adapters:

@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from tunesmith.errors import TunesmithError
 from tunesmith.lm import LM
-from tunesmith_plugins.adapters import targets
+from tunesmith_plugins.adapters import quantized, targets
 from tunesmith_plugins.adapters.attachment import Attachment
 
 _PEFT = "base_model.model."  # what peft writes before every name
@@ -42,8 +42,9 @@ class InjectedAdapter(Attachment):
                 "ignore", message=".*already found.*peft.*|.*multiple adapters.*|.*fan_in_fan_out.*"
             )
             try:
-                inject_adapter_in_model(self._peft, lm.model, adapter_name=self.name)
-            except ValueError as cause:  # a layer that is linear in name only, say a quantised one
+                with quantized.stood_in(lm.model):
+                    inject_adapter_in_model(self._peft, lm.model, adapter_name=self.name)
+            except ValueError as cause:  # a layer that is linear in name only
                 raise TunesmithError(f"peft cannot adapt this model: {cause}") from cause
         self._own = [m for m in _layers(lm.model) if self.name in _names(m)]
         for module in _layers(lm.model):
@@ -85,9 +86,15 @@ class InjectedAdapter(Attachment):
         """Fold the adapter into the weights below it.
 
         Raises:
-            TunesmithError: If another kind of adapter lies between it and the weights, or it is disabled.
+            TunesmithError: If another kind of adapter lies between it and the weights, it is disabled, or the weights are
+                integers.
         """
         for module in self._own:
+            if quantized.is_quantized(module.get_base_layer()):
+                raise TunesmithError(
+                    "an adapter cannot be folded into int8 weights: they would have to be rounded again. Keep it on top (save "
+                    "and load know how), or train it on the model before int8, merge it, and compress the result."
+                )
             if isinstance(module.base_layer, BaseTunerLayer):
                 raise TunesmithError("another adapter lies between this one and the weights; merge that one first.")
             if self.name not in _active(module):

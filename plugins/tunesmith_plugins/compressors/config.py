@@ -63,11 +63,17 @@ class Distill(CompressorConfig):
         steps: Optimizer steps.
         batch_size: Examples a step.
         learning_rate: Peak learning rate of AdamW; falls linearly to 0.
-        max_length: Longest input in tokens.
+        max_length: Longest input in tokens; what is cut is reported.
         max_target_length: Longest target in tokens (encoder-decoder).
         mask_share: Share of masked tokens (encoders).
+        mask_prompt: Only the answer's tokens are in the loss (decoders).
+        packing: Put several examples in one row (decoders).
+        validation: Share of the examples kept for a validation loss; 0 for none.
+        early_stopping: Stop after so many evaluations without a better validation loss; 0 means never.
+        arguments: Further ``TrainingArguments`` (bf16, gradient_checkpointing, report_to, weight_decay ...), passed through.
     """
 
+    revision: ClassVar[int] = 2
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.distill:DistillCompressor"
     keep_every: int = field(default=2, validator=v.ge(1))
     temperature: float = field(default=2.0, validator=v.gt(0))
@@ -78,3 +84,8 @@ class Distill(CompressorConfig):
     max_length: int = field(default=512, validator=v.ge(1))
     max_target_length: int = field(default=128, validator=v.ge(1))
     mask_share: float = field(default=0.15, validator=[v.gt(0), v.lt(1)])
+    mask_prompt: bool = True
+    packing: bool = False
+    validation: float = field(default=0.0, validator=[v.ge(0), v.lt(1)])
+    early_stopping: int = field(default=0, validator=v.ge(0))
+    arguments: dict[str, bool | int | float | str] = field(factory=dict)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import functools
+import inspect
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch.nn import functional
 
-from tunesmith.checkpoints import newest_sealed, sealing_callback
-from tunesmith.data.encoding import IGNORED, Encoded, encode, pad
+from tunesmith.data.encoding import IGNORED, Lengths, Row, Truncation
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.compressor import CompressionReport, Compressor
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime, derive_seed
+from tunesmith.training import packing
+from tunesmith.training.arguments import Settings, accumulation, check, training_arguments
+from tunesmith.training.stream import Fixed, Stream
+from tunesmith.training.task import Limits, Task, objective_of
 from tunesmith_plugins.compressors.layers import merged, stored_bytes
 from tunesmith_plugins.compressors.student import every_nth
 
@@ -35,111 +37,121 @@ class DistillCompressor(Compressor):
         """Return the trained student: ``lm`` itself if a teacher is given, else every n-th layer of ``lm``.
 
         Raises:
-            ConfigError: Without data, or if teacher and student do not share vocabulary and family.
+            ConfigError: Without data, or if teacher and student do not share vocabulary and family, or for arguments that
+                the trainer does not take.
         """
         if not data:
             raise ConfigError(
                 ["distillation needs examples to train on; give the stage data with at least one example"]
             )
+        check(self._settings())
         lm = merged(lm, "distillation")
         teacher = lm if teacher is None else teacher
         with runtime.activated():
             student = lm if teacher is not lm else every_nth(lm, self.config.keep_every)
             _check_pair(teacher, student)
-            rows = [self._encode(example, student) for example in data]
-            losses = self._train(teacher, student, rows, runtime)
+            summary = self._train(teacher, student, data, runtime)
         report = CompressionReport(
             parameters=(teacher.parameter_count(), student.parameter_count()),
             bytes=(stored_bytes(teacher.model), stored_bytes(student.model)),
-            summary={
-                "steps": self.config.steps,
-                "loss": losses,
-                "examples": len(rows),
-                "cut_inputs": sum(row.cut_input > 0 for row in rows),
-                "cut_targets": sum(row.cut_target > 0 for row in rows),
-            },
+            summary=summary,
         )
         return LM(model=student.model, tokenizer=student.tokenizer, family=student.family), report
 
-    def _encode(self, example: Example, lm: LM) -> Encoded:
-        return encode(
-            example,
-            lm.tokenizer,
-            lm.family,
-            max_length=self.config.max_length,
-            max_target_length=self.config.max_target_length,
+    def _settings(self) -> Settings:
+        config = self.config
+        return Settings(
+            where="distill",
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            given=config.arguments,
+            validates=config.validation > 0,
+            early_stopping=config.early_stopping,
+            owners={"device_map": "the Compress stage, which loads the model"},
         )
 
-    def _train(self, teacher: LM, student: LM, rows: list[Encoded], runtime: Runtime) -> list[float]:
+    def _train(self, teacher: LM, student: LM, data: Sequence[Example], runtime: Runtime) -> dict[str, Any]:
+        from tunesmith.training.trainer import Job, train
+
         config = self.config
+        task = Task(
+            objective=objective_of(student.family, "auto"),
+            lm=student,
+            limits=Limits(
+                lengths=Lengths(input=config.max_length, target=config.max_target_length),
+                packing=config.packing,
+                mask_prompt=config.mask_prompt,
+                mask_share=config.mask_share,
+            ),
+        )
+        if config.packing:
+            packing.check(student.model, ())
+            packing.check(teacher.model, teacher.adapters)
+        examples, held_out = _split(data, config.validation, runtime.seed)
+        cut = Truncation()
+        rows = task.rows(examples, cut)
+        validation = task.rows(held_out, Truncation()) if held_out else []
+        student.model.requires_grad_(True)
         with ExitStack() as stack:
             folder = runtime.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            arguments = transformers.TrainingArguments(
-                output_dir=str(folder),
-                max_steps=config.steps,
-                per_device_train_batch_size=config.batch_size,
-                learning_rate=config.learning_rate,
-                lr_scheduler_type="linear",
-                seed=runtime.seed % 2**32,
-                logging_steps=1,
-                save_steps=max(1, config.steps // 10) if runtime.folder else config.steps + 1,
-                save_total_limit=2,
-                report_to=[],
-                remove_unused_columns=False,
-                disable_tqdm=True,
-                use_cpu=runtime.device == "cpu",
-            )
-            trainer = DistillationTrainer(
-                teacher=teacher.model,
-                temperature=config.temperature,
-                soft=config.soft,
+            job = Job(
                 model=student.model,
-                args=arguments,
-                train_dataset=rows,
-                mask=_Masking(student, config.mask_share, runtime.seed) if student.family == "encoder" else None,
-                data_collator=functools.partial(pad, tokenizer=student.tokenizer),
-                callbacks=[sealing_callback()] if runtime.folder else [],
+                arguments=training_arguments(self._settings(), folder, runtime, config.steps),
+                items=_stream(rows, task, config.steps * config.batch_size * accumulation(config.arguments), runtime),
+                collate=task.collate(),
+                validation=Fixed(validation, runtime.seed, task.noise) if validation else None,
+                loss=DistillationLoss(teacher.model, config.temperature, config.soft, task.objective == "causal"),
+                early_stopping=config.early_stopping,
             )
-            trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-            newest = newest_sealed(folder)
-            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-            student.model.eval()
-            return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+            trained = train(job, runtime)
+        student.model.to(runtime.device if not hasattr(student.model, "hf_device_map") else student.device)
+        student.model.eval()
+        return {
+            "steps": trained.steps,
+            "loss": trained.losses,
+            "loss_steps": trained.loss_steps,
+            "validation_loss": [list(entry) for entry in trained.validation],
+            "examples": len(examples),
+            "validation_examples": len(held_out),
+            "cut_inputs": cut.inputs.shortened,
+            "cut_targets": cut.targets.shortened,
+            "cut_token_share": cut.share,
+        }
 
 
-class DistillationTrainer(transformers.Trainer):
-    """A trainer whose loss is :func:`distillation_loss`.
+class DistillationLoss:
+    """:func:`distillation_loss` summed over the labelled tokens of a batch (a ``tunesmith.training.trainer.Loss``).
 
     Args:
         teacher: Frozen here; used without gradients and without dropout.
         temperature: T.
         soft: Weight of the teacher's part.
-        mask: Makes a masked batch of a batch and the number of the step; None where nothing is masked.
-        options: Of ``transformers.Trainer``.
+        shifted: Whether the logits at a token are those of the next one (decoders).
     """
 
-    def __init__(
-        self, *, teacher: Any, temperature: float, soft: float, mask: Callable[..., Any] | None = None, **options: Any
-    ) -> None:
-        super().__init__(**options)
+    def __init__(self, teacher: Any, temperature: float, soft: float, shifted: bool) -> None:
         self.teacher = teacher.requires_grad_(False).eval()
-        self.temperature, self.soft, self.mask = temperature, soft, mask
+        self.temperature, self.soft, self.shifted = temperature, soft, shifted
+        takes = inspect.signature(teacher.forward).parameters
+        self.options = {"use_cache": False} if "use_cache" in takes else {}
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Return the loss of one batch, averaged over its target tokens."""
-        if self.mask is not None:
-            inputs = self.mask(inputs, self.state.global_step)
-        labels = inputs["labels"]
-        output = model(**inputs)
+    def __call__(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the sum over the labelled tokens."""
+        student = model(**batch).logits
         with torch.no_grad():
-            guide = self.teacher(**inputs).logits
-        shifted = not (model.config.is_encoder_decoder or _is_masked(model))
-        student = output.logits[:, :-1] if shifted else output.logits
-        guide = guide[:, :-1] if shifted else guide
-        loss = distillation_loss(student, guide, labels[:, 1:] if shifted else labels, self.temperature, self.soft)
-        return (loss, output) if return_outputs else loss
+            teacher = self.teacher(**batch, **self.options).logits.to(student.device)
+        if self.shifted:
+            student, teacher = student[:, :-1], teacher[:, :-1]
+        labels = self._labels(batch).to(student.device)
+        mean = distillation_loss(student, teacher, labels, self.temperature, self.soft)
+        return mean * (labels != IGNORED).sum()
+
+    def items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the number of labelled tokens."""
+        return (self._labels(batch) != IGNORED).sum()
+
+    def _labels(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return batch["labels"][:, 1:] if self.shifted else batch["labels"]
 
 
 def distillation_loss(
@@ -157,7 +169,7 @@ def distillation_loss(
         soft: Weight of the first term.
     """
     valid = labels != IGNORED
-    if not valid.any():  # no token of a short encoder batch was hidden; a mean over none is NaN
+    if not valid.any():  # a batch without a token to predict; a mean over none is NaN
         return student.sum() * 0.0
     student, teacher, labels = student[valid].float(), teacher[valid].float(), labels[valid]
     log_student = functional.log_softmax(student / temperature, dim=-1)
@@ -166,24 +178,19 @@ def distillation_loss(
     return soft * temperature**2 * divergence + (1 - soft) * functional.cross_entropy(student, labels)
 
 
-class _Masking:
-    """Hides tokens of an encoder's batch. Which ones depends on the seed and the step alone: the state of a generator in a
-    checkpoint would be that after batches which were fetched ahead, and a resumed run would hide others."""
-
-    def __init__(self, lm: LM, share: float, seed: int) -> None:
-        self._hide = transformers.DataCollatorForLanguageModeling(lm.tokenizer, mlm_probability=share)
-        self._seed = seed
-
-    def __call__(self, batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
-        device = batch["input_ids"].device
-        self._hide.generator = torch.Generator().manual_seed(derive_seed(self._seed, "mask", step))
-        ids, labels = self._hide.torch_mask_tokens(batch["input_ids"].cpu())
-        labels = labels.to(device).masked_fill(batch["attention_mask"] == 0, IGNORED)
-        return {**batch, "input_ids": ids.to(device), "labels": labels}
+def _stream(rows: Sequence[Row], task: Task, items: int, runtime: Runtime) -> Stream:
+    return Stream({"": rows}, {}, items, runtime.seed, task.noise)
 
 
-def _is_masked(model: Any) -> bool:
-    return type(model).__name__.endswith("ForMaskedLM")
+def _split(data: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Return examples for training and about ``share`` of them for validation; which ones depends on ids and seed alone."""
+    if not share:
+        return list(data), []
+    if len(data) < 2:
+        raise ConfigError(["a validation share needs at least two examples @ validation"], "distill")
+    ids = sorted((example.id for example in data), key=lambda name: derive_seed(seed, "validation", name))
+    held = set(ids[: min(max(1, round(share * len(ids))), len(ids) - 1)])
+    return [e for e in data if e.id not in held], [e for e in data if e.id in held]
 
 
 def _check_pair(teacher: LM, student: LM) -> None:
@@ -196,5 +203,7 @@ def _check_pair(teacher: LM, student: LM) -> None:
         problems.append(
             "teacher and student have different vocabularies; distillation compares distributions over one vocabulary"
         )
+    if getattr(student.model, "is_quantized", False):
+        problems.append("the student's weights are quantized and cannot be trained; distill first, then quantize")
     if problems:
         raise ConfigError(problems, "distill")

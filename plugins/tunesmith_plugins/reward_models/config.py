@@ -54,14 +54,17 @@ class Pairwise(RewardModelConfig):
     """A scalar head on an encoder or decoder, trained on preference pairs (Bradley and Terry 1952; Ouyang et al. 2022).
 
     The loss of a pair is ``-log sigmoid(r_chosen - r_rejected - margin) + centering (r_chosen + r_rejected)^2``, weighted by
-    ``Preference.weight``. The score is read at the first token of an encoder and at the last one of a decoder.
+    ``Preference.weight``. All pairs of one ranking (one ``Preference.group``) are one element of a batch, each completion is
+    scored once, and the ranking counts as the mean of its C(K, 2) pairs (Ouyang et al. 2022, equation 1): the weights of its
+    pairs are scaled down where they sum to more than 1. The score is read at the first token of an encoder and at the last
+    one of a decoder.
 
     Attributes:
         model: Folder or hub name of the backbone.
         template: What is scored, made of ``{prompt}`` and ``{completion}``.
-        epochs: Passes over the pairs; ignored where ``steps`` is set. One is usual; more overfits (Ouyang et al. 2022).
+        epochs: Passes over the rankings; ignored where ``steps`` is set. One is usual; more overfits (Ouyang et al. 2022).
         steps: Updates; 0 means by epochs.
-        batch_size: Pairs an update, and rows at once when scoring.
+        batch_size: Rankings (or pairs without a group) an update and device, and rows at once when scoring.
         learning_rate: Peak learning rate (AdamW), linearly to zero.
         weight_decay: Of all weights but biases and norms.
         centering: Weight of the term that keeps scores around 0 (Eisenstein et al. 2023); differences alone would leave
@@ -69,8 +72,14 @@ class Pairwise(RewardModelConfig):
         margin: Whether ``Preference.margin`` is used.
         max_length: Longest input in tokens; longer ones lose their beginning. 0: what the model can read.
         max_grad_norm: Gradients are clipped to this norm; 0: never.
-        checkpoint_every: Updates between checkpoints.
+        checkpoint_every: Updates between checkpoints, and between evaluations.
+        validation: Share of the rankings kept for a validation loss; 0 for none.
+        early_stopping: Stop after so many evaluations without a better validation loss; 0 means never.
+        arguments: Further ``TrainingArguments`` (bf16, gradient_checkpointing, report_to ...), passed through, and
+            ``device_map``.
     """
+
+    revision: ClassVar[int] = 2
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.pairwise:PairwiseReward"
     model: str = field(validator=v.min_len(1))
@@ -85,6 +94,9 @@ class Pairwise(RewardModelConfig):
     max_length: int = field(default=0, validator=v.ge(0))
     max_grad_norm: float = field(default=1.0, validator=v.ge(0))
     checkpoint_every: int = field(default=50, validator=v.ge(1))
+    validation: float = field(default=0.0, validator=[v.ge(0), v.lt(1)])
+    early_stopping: int = field(default=0, validator=v.ge(0))
+    arguments: dict[str, bool | int | float | str] = field(factory=dict)
 
 
 @frozen(kw_only=True)

@@ -16,11 +16,50 @@ from tunesmith.lm import load
 from tunesmith.reward import check_scores
 from tunesmith.runtime import Runtime
 from tunesmith.scoring import micro_batches
+from tunesmith.training.arguments import device_map
 from tunesmith_plugins.reward_models.config import Pairwise
 from tunesmith_plugins.reward_models.inputs import encoded, filled, padded, readable
 from tunesmith_plugins.reward_models.pairwise_fit import Fit
 
 RECORD = "pairwise.json"
+
+
+class Scorer(torch.nn.Module):
+    """A backbone and a linear head on the state of one token.
+
+    Args:
+        backbone: A transformers model without a head.
+        last: Whether the score is read at the last token, not at the first.
+    """
+
+    def __init__(self, backbone: Any, last: bool) -> None:
+        super().__init__()
+        self.backbone = backbone
+        width = getattr(backbone.config, "hidden_size", None) or backbone.config.d_model
+        self.head = torch.nn.Linear(int(width), 1)
+        self.last = last
+        if hasattr(backbone, "hf_device_map"):
+            self.hf_device_map = backbone.hf_device_map
+
+    @property
+    def config(self) -> Any:
+        """The backbone's, for trainers."""
+        return self.backbone.config
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return scores (batch,) of ids (batch, time) padded on the right."""
+        states = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if self.last:
+            last = attention_mask.sum(dim=1).to(states.device) - 1
+            pooled = states[torch.arange(len(states), device=states.device), last]
+        else:
+            pooled = states[:, 0]
+        scores: torch.Tensor = self.head(pooled.to(self.head.weight)).squeeze(-1)
+        return scores
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Compute the backbone's states again on the way back, for trainers."""
+        self.backbone.gradient_checkpointing_enable(**options)
 
 
 class PairwiseReward(RewardModel):
@@ -34,7 +73,7 @@ class PairwiseReward(RewardModel):
         Raises:
             ConfigError: If the backbone is an encoder-decoder or has adapters on.
         """
-        lm = load(self.config.model, runtime=runtime)
+        lm = load(self.config.model, runtime=runtime, **device_map(self.config.arguments))
         if lm.family == "encoder-decoder":
             raise ConfigError(["'model' must be an encoder or a decoder, not an encoder-decoder"], "pairwise")
         if lm.adapters:
@@ -48,17 +87,26 @@ class PairwiseReward(RewardModel):
         self.head.to(lm.device)
 
     def _take(self, backbone: Any, tokenizer: Any, family: str) -> None:
-        self.backbone, self.tokenizer, self.family = backbone, tokenizer, family
+        self.tokenizer, self.family = tokenizer, family
+        self.scorer = Scorer(backbone, last=family == "decoder")
+        self.scorer.eval()
         config = backbone.config
-        width = getattr(config, "hidden_size", None) or config.d_model
-        self.head = torch.nn.Linear(int(width), 1)
-        self.backbone.eval()
         self.limit = readable(backbone, tokenizer, self.config.max_length)
         self.pad_id = next((i for i in (config.pad_token_id, tokenizer.pad_token_id) if i is not None), 0)
 
-    def modules(self) -> torch.nn.ModuleDict:
+    @property
+    def backbone(self) -> Any:
+        """The transformers model without a head."""
+        return self.scorer.backbone
+
+    @property
+    def head(self) -> torch.nn.Linear:
+        """The head."""
+        return self.scorer.head
+
+    def modules(self) -> Scorer:
         """Return backbone and head, for training."""
-        return torch.nn.ModuleDict({"backbone": self.backbone, "head": self.head})
+        return self.scorer
 
     def encode(self, prompts: Sequence[str], completions: Sequence[str]) -> tuple[list[list[int]], int]:
         """Return the ids of what is scored, and how many texts were cut."""
@@ -66,20 +114,13 @@ class PairwiseReward(RewardModel):
 
     def forward(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
         """Return scores (batch,), with gradients unless they are switched off."""
-        device = self.head.weight.device
-        states = self.backbone(**padded(ids, self.pad_id, device)).last_hidden_state
-        if self.family == "decoder":
-            last = torch.tensor([len(row) - 1 for row in ids], device=device)
-            pooled = states[torch.arange(len(ids), device=device), last]
-        else:
-            pooled = states[:, 0]
-        scores: torch.Tensor = self.head(pooled.to(self.head.weight.dtype)).squeeze(-1)
+        scores: torch.Tensor = self.scorer(**padded(ids, self.pad_id, self.head.weight.device))
         return scores
 
     def score(self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]) -> list[float | None]:
         """See :class:`tunesmith.kinds.reward_model.RewardModel`."""
         ids, _ = self.encode(prompts, completions)
-        self.backbone.eval()
+        self.scorer.eval()
         found: list[float] = []
         with torch.no_grad():
             for rows in micro_batches(len(ids), self.config.batch_size):
@@ -89,11 +130,14 @@ class PairwiseReward(RewardModel):
     def fit(self, preferences: Sequence[Preference], runtime: Runtime) -> Mapping[str, Any]:
         """Train; see :class:`tunesmith.kinds.reward_model.Fittable`.
 
-        Dropout is on while training. Returns ``losses`` (one a step), ``train_accuracy`` over the last epoch's pairs as they
-        were met, ``steps``, ``pairs`` and ``cut`` (texts that were too long).
+        Dropout is on while training. Returns ``losses`` (one a step, unless ``logging_steps`` says otherwise), ``loss_steps``,
+        ``validation_losses`` (step and loss), ``train_accuracy`` over the last epoch's pairs as they were met, ``steps``,
+        ``pairs``, ``rankings``, ``texts``, ``cut`` (of these, too long) and ``cut_token_share``.
 
         Raises:
+            ConfigError: For arguments that the trainer does not take.
             DataError: Without preferences.
+            NumericError: If the loss is no number.
         """
         if not preferences:
             raise DataError("there are no preferences to train the reward model on.")

@@ -1,32 +1,83 @@
-"""Training of the pairwise reward model, resumable bit for bit."""
+"""Training of the pairwise reward model by the trainer of transformers, resumable bit for bit."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from attrs import frozen
 
-from tunesmith.checkpoints import Checkpoints, load_random, load_tree, save_random, save_tree
+from tunesmith.data.encoding import Cut
 from tunesmith.data.records import Preference
-from tunesmith.errors import ArtifactError, DataError, NumericError
+from tunesmith.errors import DataError
 from tunesmith.runtime import Runtime, derive_seed
+from tunesmith.training.arguments import Settings, accumulation, check, training_arguments
+from tunesmith.training.batches import padded
+from tunesmith.training.stream import Fixed, Stream
 from tunesmith_plugins.reward_models.config import Pairwise
+from tunesmith_plugins.reward_models.inputs import filled
 
 if TYPE_CHECKING:
     from tunesmith_plugins.reward_models.pairwise import PairwiseReward
 
-NAME = "training"
+
+@frozen(kw_only=True)
+class Ranking:
+    """All pairs of one ranking, or one pair without a group.
+
+    Attributes:
+        rows: Ids of what is scored, each completion once.
+        pairs: Row of the better and of the worse completion, margin and weight.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    pairs: tuple[tuple[int, int, float, float], ...]
 
 
-def pair_loss(
+def pair_losses(
     chosen: torch.Tensor, rejected: torch.Tensor, margins: torch.Tensor, weights: torch.Tensor, centering: float
 ) -> torch.Tensor:
-    """Return the weighted mean of ``-log sigmoid(r_w - r_l - m) + c (r_w + r_l)^2``; all arguments (pairs,)."""
+    """Return ``w (-log sigmoid(r_w - r_l - m) + c (r_w + r_l)^2)``; all arguments and the result (pairs,)."""
     losses = -torch.nn.functional.logsigmoid(chosen - rejected - margins) + centering * (chosen + rejected) ** 2
-    return (losses * weights).sum() / weights.sum()
+    return losses * weights
+
+
+class PairLoss:
+    """:func:`pair_losses` summed over a batch, of total weight ``items`` (a ``tunesmith.training.trainer.Loss``).
+
+    It also counts, by weight, how often the better completion has the higher score while training.
+    """
+
+    def __init__(self, centering: float) -> None:
+        self.centering = centering
+        self.right = self.weight = 0.0
+
+    def __call__(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the sum over the batch's pairs."""
+        scores = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        chosen, rejected = scores[batch["chosen"]], scores[batch["rejected"]]
+        margins, weights = batch["margins"].to(scores), batch["labels"].to(scores)
+        if model.training:
+            right = (chosen > rejected).double() + 0.5 * (chosen == rejected)
+            self.right += float((right * weights).sum())
+            self.weight += float(weights.sum())
+        return pair_losses(chosen, rejected, margins, weights, self.centering).sum()
+
+    def items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the total weight of the pairs."""
+        return batch["labels"].sum()
+
+    def measured(self) -> dict[str, float]:
+        """Return the accuracy since the last call."""
+        found = {"accuracy": self.right / self.weight} if self.weight else {}
+        self.right = self.weight = 0.0
+        return found
 
 
 class Fit:
@@ -35,104 +86,146 @@ class Fit:
     def __init__(
         self, model: PairwiseReward, config: Pairwise, preferences: Sequence[Preference], runtime: Runtime
     ) -> None:
-        self.model, self.config, self.preferences, self.runtime = model, config, preferences, runtime
-        if not sum(p.weight for p in preferences) > 0:
-            raise DataError("all preferences have weight 0; nothing can be learned from them.")
-        prompts = [p.prompt for p in preferences]
-        self.chosen, cut_chosen = model.encode(prompts, [p.chosen for p in preferences])
-        self.rejected, cut_rejected = model.encode(prompts, [p.rejected for p in preferences])
-        self.cut = cut_chosen + cut_rejected
-        self.modules = model.modules()
-        self.modules.requires_grad_(True)
-        decayed = [p for p in self.modules.parameters() if p.ndim > 1]
-        others = [p for p in self.modules.parameters() if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=config.learning_rate,
+        self.model, self.config, self.runtime = model, config, runtime
+        self.settings = Settings(
+            where="pairwise",
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            given=config.arguments,
+            validates=config.validation > 0,
+            early_stopping=config.early_stopping,
+            fixed={
+                "weight_decay": config.weight_decay,
+                "max_grad_norm": config.max_grad_norm,
+                "save_steps": config.checkpoint_every,
+            },
+            owners={
+                "weight_decay": "weight_decay",
+                "max_grad_norm": "max_grad_norm",
+                "save_steps": "checkpoint_every",
+            },
         )
-        self.checkpoints = None if runtime.folder is None else Checkpoints(runtime.folder)
-        content = "\0".join(f"{p.prompt}\0{p.chosen}\0{p.rejected}\0{p.margin}\0{p.weight}" for p in preferences)
+        check(self.settings)
+        used = [p for p in preferences if p.weight > 0]
+        if not used:
+            raise DataError("all preferences have weight 0; nothing can be learned from them.")
+        self.pairs = len(preferences)
+        self.cut = Cut()
+        ids = self._encoded(list(dict.fromkeys((p.prompt, side) for p in used for side in (p.chosen, p.rejected))))
+        self.rankings = [self._ranking(pairs, ids) for pairs in grouped(used)]
+        content = "\0".join(
+            f"{p.prompt}\0{p.chosen}\0{p.rejected}\0{p.margin}\0{p.weight}\0{p.group}" for p in preferences
+        )
         self.identity = hashlib.sha256(f"{config!r}\0{runtime.seed}\0{content}".encode()).hexdigest()
 
     def run(self) -> dict[str, Any]:
         """Train and return what was measured."""
-        config, count = self.config, len(self.preferences)
-        each = math.ceil(count / config.batch_size)
-        total = config.steps or each * config.epochs
-        first, losses, accuracies = self._restore()
-        self.modules.train()
-        try:
-            for step in self.runtime.track(range(first, total), "reward model", total - first):
-                seed = derive_seed(self.runtime.seed, "pairs", step // each)
-                order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-                rows = order[(step % each) * config.batch_size :][: config.batch_size]
-                for group in self.optimizer.param_groups:
-                    group["lr"] = config.learning_rate * (1 - step / total)
-                loss, accuracy = self._update(rows, step)
-                losses.append(loss)
-                accuracies.append(accuracy)
-                if (step + 1) % config.checkpoint_every == 0 or step + 1 == total:
-                    self._save(step + 1, losses, accuracies)
-        finally:
-            self.modules.eval()
-        last = accuracies[-each:]
-        return {
-            "losses": losses,
-            "train_accuracy": sum(last) / len(last),
-            "steps": total,
-            "pairs": count,
-            "cut": self.cut,
-        }
+        from tunesmith.training.trainer import Job, train
 
-    def _update(self, rows: Sequence[int], step: int) -> tuple[float, float]:
-        some = [self.preferences[row] for row in rows]
-        device = self.model.head.weight.device
-        weights = torch.tensor([p.weight for p in some], device=device)
-        if not float(weights.sum()) > 0:
-            return 0.0, 0.5
-        margins = torch.tensor([p.margin if self.config.margin else 0.0 for p in some], device=device)
-        both = self.model.forward([*(self.chosen[row] for row in rows), *(self.rejected[row] for row in rows)])
-        chosen, rejected = both[: len(rows)], both[len(rows) :]
-        loss = pair_loss(chosen, rejected, margins, weights, self.config.centering)
-        if not math.isfinite(float(loss.detach())):
-            raise NumericError(f"reward model, update {step}: the loss is {float(loss)}; lower the learning rate.")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        limit = self.config.max_grad_norm or float("inf")
-        torch.nn.utils.clip_grad_norm_(self.modules.parameters(), limit)
-        self.optimizer.step()
-        right = (chosen > rejected).double() + 0.5 * (chosen == rejected)
-        return float(loss.detach()), float(right.mean())
-
-    def _save(self, step: int, losses: list[float], accuracies: list[float]) -> None:
-        if self.checkpoints is None:
-            return
-        tree = {
-            "identity": self.identity,
-            "parameters": {name: p.detach() for name, p in self.modules.named_parameters()},
-            "optimizer": self.optimizer.state_dict(),
-            "losses": losses,
-            "accuracies": accuracies,
-        }
-
-        def write(folder: Any) -> None:
-            save_tree(folder, NAME, tree)
-            save_random(folder)  # dropout draws from the global generator
-
-        self.checkpoints.save(step, write)
-
-    def _restore(self) -> tuple[int, list[float], list[float]]:
-        newest = None if self.checkpoints is None else self.checkpoints.newest()
-        if newest is None:
-            return 0, [], []
-        tree = load_tree(newest.folder, NAME)
-        if tree["identity"] != self.identity:
-            raise ArtifactError(
-                f"{newest.folder} belongs to another training (other settings or preferences). Use another folder, or remove it."
+        config, runtime = self.config, self.runtime
+        held_out, rankings = _split(self.rankings, config.validation, runtime.seed)
+        size = config.batch_size * accumulation(config.arguments)
+        items = config.steps * size or config.epochs * len(rankings)
+        loss = PairLoss(config.centering)
+        self.model.modules().requires_grad_(True)
+        with ExitStack() as stack:
+            folder = runtime.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            job = Job(
+                model=self.model.modules(),
+                arguments=training_arguments(self.settings, folder, runtime, math.ceil(items / size)),
+                items=Stream({"": rankings}, {}, items, runtime.seed),
+                collate=self._collate,
+                validation=Fixed(held_out, runtime.seed) if held_out else None,
+                loss=loss,
+                early_stopping=config.early_stopping,
+                identity=self.identity,
+                measured=loss.measured,
             )
-        with torch.no_grad():
-            for name, parameter in self.modules.named_parameters():
-                parameter.copy_(tree["parameters"][name])
-        self.optimizer.load_state_dict(tree["optimizer"])
-        load_random(newest.folder)
-        return newest.step, tree["losses"], tree["accuracies"]
+            try:
+                trained = train(job, runtime)
+            finally:
+                self.model.modules().eval()
+        epoch = max(1, math.ceil(len(rankings) / size))
+        last = [e["accuracy"] for e in trained.history if "accuracy" in e and e["step"] > trained.steps - epoch]
+        return {
+            "losses": trained.losses,
+            "loss_steps": trained.loss_steps,
+            "validation_losses": [list(entry) for entry in trained.validation],
+            "train_accuracy": sum(last) / len(last) if last else None,
+            "steps": trained.steps,
+            "pairs": self.pairs,
+            "rankings": len(rankings),
+            "texts": self.cut.texts,
+            "cut": self.cut.shortened,
+            "cut_token_share": self.cut.share,
+        }
+
+    def _encoded(self, texts: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, ...]]:
+        """Return the ids of prompts with completions, and count what is cut."""
+        prompts, completions = zip(*texts, strict=True)
+        kept, _ = self.model.encode(prompts, completions)
+        whole = self.model.tokenizer(filled(self.config.template, prompts, completions)).input_ids
+        for full, ids in zip(whole, kept, strict=True):
+            self.cut.count(len(full), min(len(full), len(ids)))
+        return dict(zip(texts, map(tuple, kept), strict=True))
+
+    def _ranking(self, pairs: Sequence[Preference], ids: Mapping[tuple[str, str], tuple[int, ...]]) -> Ranking:
+        distinct = list(dict.fromkeys((p.prompt, side) for p in pairs for side in (p.chosen, p.rejected)))
+        place = {text: number for number, text in enumerate(distinct)}
+        total = sum(p.weight for p in pairs)
+        scale = 1.0 if len(pairs) == 1 else min(1.0, 1.0 / total)
+        return Ranking(
+            rows=tuple(ids[text] for text in distinct),
+            pairs=tuple(
+                (
+                    place[p.prompt, p.chosen],
+                    place[p.prompt, p.rejected],
+                    p.margin if self.config.margin else 0.0,
+                    p.weight * scale,
+                )
+                for p in pairs
+            ),
+        )
+
+    def _collate(self, rankings: Sequence[Ranking]) -> dict[str, torch.Tensor]:
+        """Return the rows of all rankings, and for every pair its rows among them, margin and weight (``labels``)."""
+        rows = [row for ranking in rankings for row in ranking.rows]
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = padded(rows, self.model.pad_id)
+        chosen, rejected, margins, weights = [], [], [], []
+        first = 0
+        for ranking in rankings:
+            for better, worse, margin, weight in ranking.pairs:
+                chosen.append(first + better)
+                rejected.append(first + worse)
+                margins.append(margin)
+                weights.append(weight)
+            first += len(ranking.rows)
+        return {
+            "input_ids": ids,
+            "attention_mask": (torch.arange(ids.shape[1])[None] < lengths[:, None]).long(),
+            "chosen": torch.tensor(chosen),
+            "rejected": torch.tensor(rejected),
+            "margins": torch.tensor(margins),
+            "labels": torch.tensor(weights),
+        }
+
+
+def grouped(preferences: Sequence[Preference]) -> list[list[Preference]]:
+    """Return the pairs of every ranking, in the order in which the rankings come; a pair without a group is one by itself."""
+    found: dict[tuple[str, str], list[Preference]] = {}
+    for number, preference in enumerate(preferences):
+        key = ("group", preference.group) if preference.group else ("pair", str(number))
+        found.setdefault(key, []).append(preference)
+    return list(found.values())
+
+
+def _split(rankings: Sequence[Ranking], share: float, seed: int) -> tuple[list[Ranking], list[Ranking]]:
+    """Return about ``share`` of the rankings for validation, and the others."""
+    if not share:
+        return [], list(rankings)
+    if len(rankings) < 2:
+        raise DataError("one ranking cannot be divided for a validation loss; add others or set validation to 0.")
+    order = sorted(range(len(rankings)), key=lambda number: derive_seed(seed, "validation", number))
+    held = set(order[: min(max(1, round(share * len(order))), len(order) - 1)])
+    return [rankings[i] for i in sorted(held)], [r for i, r in enumerate(rankings) if i not in held]

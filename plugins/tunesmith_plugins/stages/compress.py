@@ -24,11 +24,12 @@ class CompressStage(Stage):
         runtime = context.runtime
         compressor = self.config.compressor.build()
         compressor.setup(runtime)
-        lm = load(context.start, runtime=runtime)
+        placed = self.config.device_map or None
+        lm = load(context.start, runtime=runtime, device_map=placed)
         teacher = None
         if self.config.teacher is not None:
             source = self.config.teacher if isinstance(self.config.teacher, str) else context.inputs["teacher"]
-            teacher = load(source, runtime=runtime)
+            teacher = load(source, runtime=runtime, device_map=placed)
         source_data = self.config.data or context.data
         examples = None
         if compressor.needs_data:
@@ -85,11 +86,23 @@ def _content(report: Any, on_disk: int) -> Content:
         )
         tables.append(Table(title="Layers", columns=columns, rows=rows))
     losses = report.summary.get("loss")
-    series = ()
+    series: list[Series] = []
     if losses:
-        steps = tuple(float(i + 1) for i in range(len(losses)))
-        series = (
-            Series(title="Distillation loss", x_label="step", x=steps, y={"loss": tuple(losses)}, y_label="nats"),
+        steps = tuple(map(float, report.summary.get("loss_steps") or range(1, len(losses) + 1)))
+        series.append(
+            Series(title="Distillation loss", x_label="step", x=steps, y={"loss": tuple(losses)}, y_label="nats")
+        )
+    held_out = report.summary.get("validation_loss")
+    if held_out:
+        steps, values = (tuple(map(float, part)) for part in zip(*held_out, strict=True))
+        series.append(
+            Series(
+                title="Distillation loss on held-out examples",
+                x_label="step",
+                x=steps,
+                y={"validation": values},
+                y_label="nats",
+            )
         )
     change = bytes_after / bytes_before - 1
     verdict = (
@@ -100,5 +113,8 @@ def _content(report: Any, on_disk: int) -> Content:
     verdicts = [verdict]
     inputs, targets = (report.summary.get(name, 0) for name in ("cut_inputs", "cut_targets"))
     if inputs or targets:
-        verdicts.append(f"{inputs} inputs and {targets} targets of the training examples were cut.")
-    return Content(verdicts=tuple(verdicts), tables=tuple(tables), series=series)
+        share = report.summary.get("cut_token_share", 0.0)
+        verdicts.append(
+            f"{inputs} inputs and {targets} targets of the training examples were cut: {share:.2%} of all tokens were not seen."
+        )
+    return Content(verdicts=tuple(verdicts), tables=tuple(tables), series=tuple(series))

@@ -276,6 +276,7 @@ class Compress(StageConfig):
         data: Calibration or training examples; None means the pipeline's.
         split: The split whose examples are used.
         items: At most so many; 0 means all.
+        device_map: Spread the weights over devices as transformers does (``"auto"``); "" puts all on the runtime's.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.compress:CompressStage"
@@ -285,6 +286,7 @@ class Compress(StageConfig):
     data: Data | None = None
     split: str = "train"
     items: int = field(default=0, validator=v.ge(0))
+    device_map: str = ""
 
 
 @frozen(kw_only=True)

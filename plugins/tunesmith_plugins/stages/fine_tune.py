@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,18 +11,19 @@ from attrs import evolve
 
 from tunesmith.data import Example, load_examples
 from tunesmith.data.config import Data
+from tunesmith.data.encoding import Lengths, Row, Truncation, first_target
 from tunesmith.errors import ConfigError, PipelineError
 from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.stages.training import arguments as training_arguments
-from tunesmith_plugins.stages.training import packing
+from tunesmith.training import arguments as training_arguments
+from tunesmith.training import packing
+from tunesmith.training.arguments import Settings
+from tunesmith.training.stream import Fixed, Stream
+from tunesmith.training.task import Limits, Task, objective_of
 from tunesmith_plugins.stages.training.content import Outcome
-from tunesmith_plugins.stages.training.features import Lengths, Row, Truncation, first_target
 from tunesmith_plugins.stages.training.losses import Loss, loss_of
 from tunesmith_plugins.stages.training.memory import peak_bytes
-from tunesmith_plugins.stages.training.stream import Fixed, Stream
-from tunesmith_plugins.stages.training.task import Limits, Task, objective_of
 
 VALIDATION = "validation"
 
@@ -60,13 +60,22 @@ class FineTuneStage(Stage):
         problems += [f"must be > 0: {w} @ mix_weights.{label}" for label, w in config.mix_weights.items() if not w > 0]
         if "" in config.mix:
             problems.append("a task of mix needs a label @ mix")
-        if config.early_stopping and not config.validation:
-            problems.append("early stopping needs a validation split @ validation")
         if VALIDATION in config.held_out:
             problems.append(f"{VALIDATION!r} is the validation split's own name; choose another label @ held_out")
         if problems:
             raise ConfigError(problems, context.name)
-        training_arguments.check(config.arguments)
+        training_arguments.check(self._settings())
+
+    def _settings(self) -> Settings:
+        config = self.config
+        return Settings(
+            where="fine_tune",
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            given=config.arguments,
+            validates=bool(config.validation),
+            early_stopping=config.early_stopping,
+        )
 
     def _train(self, context: StageContext) -> tuple[Outcome, LM]:
         config, runtime = self.config, context.runtime
@@ -96,7 +105,7 @@ class FineTuneStage(Stage):
         size = config.batch_size * training_arguments.accumulation(config.arguments)
         seq2seq = task.objective in ("seq2seq", "span_corruption")
         given = training_arguments.training_arguments(
-            config, context.folder / "trainer", runtime, math.ceil(items / size), seq2seq
+            self._settings(), context.folder / "trainer", runtime, math.ceil(items / size), seq2seq
         )
         # transformers 5 renamed it; the old name still works
         recompute = getattr(given, "activation_checkpointing", False) or given.gradient_checkpointing
@@ -107,21 +116,28 @@ class FineTuneStage(Stage):
         if runtime.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats()
         # trainers import slowly; nothing above needs them
-        from tunesmith_plugins.stages.training.trainer import train
+        from tunesmith.training.trainer import Job, train
 
-        bar = runtime.progress and sys.stderr.isatty()
-        state, times = train(lm, given, stream, validation, task.collate(), config.early_stopping, bar)
+        job = Job(
+            model=lm.model,
+            arguments=given,
+            items=stream,
+            collate=task.collate(),
+            validation=validation,
+            early_stopping=config.early_stopping,
+        )
+        trained = train(job, runtime)
         lm.model.to(runtime.device)
         lm.model.eval()
         after = self._losses(lm, task, held_out, runtime)
         outcome = Outcome(
-            history=state.log_history,
+            history=trained.history,
             trainable=trainable,
             parameters=lm.parameter_count(),
-            seconds=times.seconds,
+            seconds=trained.seconds,
             peak=peak_bytes(),
             device_peak=torch.cuda.max_memory_allocated() if runtime.device.startswith("cuda") else 0,
-            steps=state.global_step,
+            steps=trained.steps,
             examples=sum(len(rows) for rows in tasks.values()),
             truncation=cut,
             before=before,
@@ -131,8 +147,7 @@ class FineTuneStage(Stage):
 
     def _model(self, start: str, data: Data, runtime: Runtime) -> LM:
         """Load the model; for classification with a head for the data's classes."""
-        placed = self.config.arguments.get("device_map")
-        options: dict[str, Any] = {"device_map": str(placed)} if placed else {}
+        options: dict[str, Any] = training_arguments.device_map(self.config.arguments)
         if self.config.objective != "classification":
             return load(start, runtime=runtime, head="lm", **options)
         examples = load_examples(evolve(data, chat=False), self.config.split, runtime, shots=0)

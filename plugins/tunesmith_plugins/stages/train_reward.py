@@ -47,6 +47,8 @@ class TrainRewardStage(Stage):
         summary: dict[str, Any] = {"pairs": len(train), "held_out_pairs": len(held_out)}
         if "cut" in fitted:
             summary["cut_texts"] = fitted["cut"]
+        if "cut_token_share" in fitted:
+            summary["cut_token_share"] = fitted["cut_token_share"]
         if accuracy is not None:
             summary |= {
                 "accuracy": accuracy.accuracy.value,
@@ -78,15 +80,13 @@ def _cell(share: Share) -> dict[str, float]:
 
 
 def _content(accuracy: Accuracy | None, fitted: Mapping[str, Any], pairs: int, source: Any) -> Content:
-    losses = fitted.get("losses") or ()
-    series = ()
-    if losses:
-        x = tuple(float(i + 1) for i in range(len(losses)))
-        series = (
-            Series(title="Loss of the reward model", x_label="update", x=x, y={"loss": tuple(losses)}, y_label="nats"),
-        )
+    series = _curves(fitted)
     cut = fitted.get("cut", 0)
-    lost = (f"{cut} of the {2 * pairs} texts that it was trained on lost their beginning.",) if cut else ()
+    lost: tuple[str, ...] = ()
+    if cut:
+        texts = fitted.get("texts", 2 * pairs)
+        share = f": {fitted['cut_token_share']:.2%} of all tokens were not seen." if "cut_token_share" in fitted else "."
+        lost = (f"{cut} of the {texts} texts that it was trained on lost their beginning{share}",)
     if accuracy is None:
         return Content(
             verdicts=(f"Trained on {pairs} pairs; none were held out, so nothing is known of its accuracy.", *lost),
@@ -125,6 +125,20 @@ def _content(accuracy: Accuracy | None, fitted: Mapping[str, Any], pairs: int, s
         ),
     )
     return Content(verdicts=(*_verdicts(accuracy, rule), *lost), tables=tables, series=series)
+
+
+def _curves(fitted: Mapping[str, Any]) -> tuple[Series, ...]:
+    losses = fitted.get("losses") or ()
+    steps = fitted.get("loss_steps") or range(1, len(losses) + 1)
+    parts = {"loss": tuple(zip(steps, losses, strict=True)), "validation": fitted.get("validation_losses") or ()}
+    values = {name: dict(map(tuple, entries)) for name, entries in parts.items() if entries}
+    x = sorted({step for entries in values.values() for step in entries})
+    if not x:
+        return ()
+    y = {name: tuple(entries.get(step) for step in x) for name, entries in values.items()}
+    return (
+        Series(title="Loss of the reward model", x_label="update", x=tuple(map(float, x)), y=y, y_label="nats a pair"),
+    )
 
 
 def _verdicts(accuracy: Accuracy, rule: str) -> tuple[str, ...]:

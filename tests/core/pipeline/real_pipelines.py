@@ -8,14 +8,15 @@ from pathlib import Path
 
 import tunesmith as ts
 from tunesmith_plugins.adapters import LoRA
+from tunesmith_plugins.compressors import Distill
 from tunesmith_plugins.metrics import TokenF1
 from tunesmith_plugins.reward_models import Pairwise
 from tunesmith_plugins.rl_algorithms import PPO
-from tunesmith_plugins.stages import Align, Compare, Evaluate, FineTune, Generation, TrainReward
+from tunesmith_plugins.stages import Align, Compare, Compress, Evaluate, FineTune, Generation, TrainReward
 
 
 def course(root: Path) -> ts.Pipeline:
-    """Fine-tuning of all weights and of an adapter, a reward model, PPO and an evaluation.
+    """Fine-tuning of all weights and of an adapter, a reward model, distillation, PPO and an evaluation.
 
     Args:
         root: Models and data are made in its folder ``given``, once.
@@ -43,6 +44,13 @@ def course(root: Path) -> ts.Pipeline:
                     model=str(given / "encoder"), steps=9, batch_size=4, checkpoint_every=3, template="{completion}"
                 ),
                 preferences=str(given / "pairs.jsonl"),
+            ),
+            Compress(
+                name="smaller",
+                start=ts.output("tuned", "full"),
+                compressor=Distill(
+                    steps=9, batch_size=4, learning_rate=5e-3, max_length=16, arguments={"save_steps": 3}
+                ),
             ),
             Align(
                 name="aligned",

@@ -23,7 +23,7 @@ from tunesmith import manifest
 
 FACTORIES = {
     "toy training and reinforcement": ("pipeline_toys:training_pipeline", ("tune", "tune", "align", "align")),
-    "the standard stages": ("real_pipelines:course", ("tuned.full", "tuned.lora", "reward", "aligned")),
+    "the standard stages": ("real_pipelines:course", ("tuned.full", "tuned.lora", "reward", "smaller", "aligned")),
 }
 PRELOADED = (
     "numpy",
@@ -33,8 +33,10 @@ PRELOADED = (
     "torch._dynamo",
     "tunesmith.evaluation",
     "tunesmith.pipeline",
+    "tunesmith.training.trainer",
+    "tunesmith_plugins.compressors.distill",
+    "tunesmith_plugins.reward_models.pairwise",
     "tunesmith_plugins.rl_algorithms.ppo",
-    "tunesmith_plugins.stages.training.trainer",
 )
 """Imported once for all processes, so that most of their time is work."""
 KILLS = 10

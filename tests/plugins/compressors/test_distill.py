@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from attrs import evolve
 
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
@@ -99,44 +100,19 @@ def test_an_interrupted_run_ends_with_the_same_weights(make, tmp_path, kind):
         make(kind), data=EXAMPLES, runtime=Runtime(folder=tmp_path / "a", progress=False)
     )
     folder = tmp_path / "b"
+    lm, steps = make(kind), iter(range(5))
 
-    class Interrupted(Exception):
-        pass
+    def dying(*_):
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
 
-    compressor = config.build()
-    import transformers
-
-    class Stop(transformers.TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 5:
-                raise Interrupted
-
-    import tunesmith_plugins.compressors.distill as module
-
-    plain = module.sealing_callback
-    module.sealing_callback = lambda: _Both(plain(), Stop())
-    try:
-        with pytest.raises(Interrupted):
-            compressor.compress(make(kind), data=EXAMPLES, runtime=Runtime(folder=folder, progress=False))
-    finally:
-        module.sealing_callback = plain
+    lm.model.register_forward_pre_hook(dying)  # the teacher's, once a step
+    with pytest.raises(KeyboardInterrupt):
+        config.build().compress(lm, data=EXAMPLES, runtime=Runtime(folder=folder, progress=False))
     assert list(folder.glob("checkpoint-*"))
     resumed, _ = config.build().compress(make(kind), data=EXAMPLES, runtime=Runtime(folder=folder, progress=False))
     for (name, a), (_, b) in zip(whole.model.state_dict().items(), resumed.model.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
-
-
-def _Both(first, second):
-    import transformers
-
-    class Both(transformers.TrainerCallback):
-        def on_save(self, *args, **kwargs):
-            first.on_save(*args, **kwargs)
-
-        def on_step_end(self, *args, **kwargs):
-            second.on_step_end(*args, **kwargs)
-
-    return Both()
 
 
 def test_it_says_what_is_missing(make):
@@ -144,3 +120,54 @@ def test_it_says_what_is_missing(make):
         Distill().build().compress(make("t5"), runtime=RUNTIME)
     with pytest.raises(ConfigError, match="family"):
         Distill().build().compress(make("t5"), data=EXAMPLES, teacher=make("llama"), runtime=RUNTIME)
+    with pytest.raises(ConfigError, match="is decided by the Compress stage"):
+        Distill(arguments={"device_map": "auto"}).build().compress(make("t5"), data=EXAMPLES, runtime=RUNTIME)
+    with pytest.raises(ConfigError, match="cannot pack"):
+        Distill(packing=True).build().compress(make("t5"), data=EXAMPLES, runtime=RUNTIME)
+
+
+def same(one, other, **tolerance):
+    return all(
+        torch.allclose(a, b, **tolerance)
+        for a, b in zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
+    )
+
+
+def test_steps_of_several_batches_are_steps_of_one_large_batch(make):
+    """Even where batches have different numbers of tokens."""
+    uneven = [evolve(e, targets=(e.targets[0][: 1 + 2 * (i % 4)],)) for i, e in enumerate(EXAMPLES)]
+    config = Distill(steps=3, batch_size=8)
+    large, _ = config.build().compress(make("t5"), data=uneven, runtime=RUNTIME)
+    split = evolve(config, batch_size=2, arguments={"gradient_accumulation_steps": 4})
+    small, _ = split.build().compress(make("t5"), data=uneven, runtime=RUNTIME)
+    assert same(large, small, atol=2e-5)
+
+
+def test_packed_examples_have_the_loss_that_they_have_apart(make):
+    config = Distill(steps=1, batch_size=16, max_length=64, soft=0.7)
+    _, apart = config.build().compress(make("llama"), data=EXAMPLES, runtime=RUNTIME)
+    _, packed = evolve(config, packing=True).build().compress(make("llama"), data=EXAMPLES, runtime=RUNTIME)
+    assert packed.summary["loss"] == pytest.approx(apart.summary["loss"], rel=1e-5)
+
+
+def test_prompts_are_in_the_loss_only_if_asked_for(make):
+    config = Distill(steps=1, batch_size=16)
+    _, answers = config.build().compress(make("llama"), data=EXAMPLES, runtime=RUNTIME)
+    _, whole = evolve(config, mask_prompt=False).build().compress(make("llama"), data=EXAMPLES, runtime=RUNTIME)
+    assert answers.summary["loss"] != pytest.approx(whole.summary["loss"], rel=1e-3)
+
+
+def test_it_stops_early_by_examples_that_it_is_not_trained_on(make):
+    config = Distill(
+        steps=40, batch_size=4, learning_rate=0.3, soft=0.0, validation=0.25, early_stopping=2, arguments={"eval_steps": 2, "save_steps": 2}
+    )  # fmt: skip
+    _, report = config.build().compress(make("t5"), data=EXAMPLES, runtime=RUNTIME)
+    assert report.summary["steps"] < 40
+    assert (report.summary["examples"], report.summary["validation_examples"]) == (12, 4)
+    assert [step for step, _ in report.summary["validation_loss"]] == list(range(2, report.summary["steps"] + 1, 2))
+
+
+def test_checkpoints_hold_no_pickle(make, tmp_path):
+    runtime = Runtime(folder=tmp_path, progress=False)
+    Distill(steps=2, batch_size=4).build().compress(make("t5"), data=EXAMPLES, runtime=runtime)
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".safetensors"}

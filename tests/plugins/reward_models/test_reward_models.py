@@ -21,7 +21,7 @@ from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins.reward_models import Classifier, Function, Mix, Pairwise
 from tunesmith_plugins.reward_models.inputs import filled
-from tunesmith_plugins.reward_models.pairwise_fit import pair_loss
+from tunesmith_plugins.reward_models.pairwise_fit import pair_losses
 
 PROMPTS = ["the cat", "who ?", "one two three"]
 COMPLETIONS = ["good", "a very bad and sad dog", "yes"]
@@ -202,9 +202,9 @@ def test_the_pair_loss_is_bradley_terry_with_margin_and_centering() -> None:
     expected = sum(
         w * (math.log(1 + math.exp(-(c - r - m))) + 0.01 * (c + r) ** 2)
         for c, r, m, w in zip(chosen, rejected, margins, weights, strict=True)
-    ) / sum(weights)
-    found = pair_loss(*(torch.tensor(x, dtype=torch.float64) for x in (chosen, rejected, margins, weights)), 0.01)
-    assert float(found) == pytest.approx(expected)
+    )
+    found = pair_losses(*(torch.tensor(x, dtype=torch.float64) for x in (chosen, rejected, margins, weights)), 0.01)
+    assert float(found.sum()) == pytest.approx(expected)
 
 
 def test_it_learns_which_completions_are_better_and_keeps_it(backbone: str, tmp_path: Path) -> None:
@@ -284,14 +284,13 @@ def test_interrupted_fitting_goes_on_bit_for_bit(tmp_path: Path) -> None:
     def fitted(folder: Path, stop_after: int | None) -> Any:
         model = reward.ready(config, runtime)
         if stop_after is not None:
-            inner, calls = model.forward, iter(range(stop_after))
+            calls = iter(range(stop_after))
 
-            def dying(ids: Any) -> torch.Tensor:
+            def dying(*_: Any) -> None:
                 if next(calls, None) is None:
                     raise KeyboardInterrupt
-                return inner(ids)
 
-            model.forward = dying
+            model.modules().register_forward_pre_hook(dying)
             with pytest.raises(KeyboardInterrupt):
                 model.fit(preferences(), runtime.evolve(folder=folder))
             return None
@@ -299,7 +298,7 @@ def test_interrupted_fitting_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
     whole, report = fitted(tmp_path / "a", None)
     fitted(tmp_path / "b", 5)
-    assert [p.name for p in (tmp_path / "b").glob("step-*")]
+    assert [p.name for p in (tmp_path / "b").glob("checkpoint-*")]
     resumed, again = fitted(tmp_path / "b", None)
     assert report == again
     for a, b in zip(whole.modules().parameters(), resumed.modules().parameters(), strict=True):

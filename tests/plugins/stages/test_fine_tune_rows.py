@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data import Example
+from tunesmith.data import Example, encoding
+from tunesmith.data.encoding import Lengths, Row, Truncation
 from tunesmith.errors import ConfigError, DataError
 from tunesmith.testing.models import WORDS, tiny_tokenizer
-from tunesmith_plugins.stages.training import batches, features, spans
-from tunesmith_plugins.stages.training.features import Lengths, Row, Truncation
-from tunesmith_plugins.stages.training.packing import pack
-from tunesmith_plugins.stages.training.stream import Stream
+from tunesmith.training import batches, spans
+from tunesmith.training.packing import pack
+from tunesmith.training.stream import Stream
 
 TOKENIZER = tiny_tokenizer()
 END = TOKENIZER.eos_token_id
@@ -23,7 +23,7 @@ def ids(text):
 
 def test_a_causal_row_has_only_the_answer_in_the_loss():
     cut = Truncation()
-    (row,) = features.causal(
+    (row,) = encoding.causal(
         [Example(id="a", prompt="the cat ", targets=("sees a dog",))], TOKENIZER, Lengths(input=20, target=9), cut, True
     )
     assert row.input_ids == (*ids("the cat sees a dog"), END)
@@ -34,14 +34,14 @@ def test_a_causal_row_has_only_the_answer_in_the_loss():
 def test_a_long_causal_prompt_loses_its_beginning_and_keeps_the_answer():
     cut = Truncation()
     example = Example(id="a", prompt="the cat sees a dog ", targets=("yes",))
-    (row,) = features.causal([example], TOKENIZER, Lengths(input=4, target=9), cut, True)
+    (row,) = encoding.causal([example], TOKENIZER, Lengths(input=4, target=9), cut, True)
     assert row.input_ids == (*ids("a dog yes"), END)
     assert (cut.inputs.lost, cut.targets.lost) == (3, 0)
 
 
 def test_plain_text_is_split_and_nothing_is_lost():
     text = " ".join(WORDS[:10])
-    rows = features.causal(
+    rows = encoding.causal(
         [Example(id="a", prompt="", targets=(text,))], TOKENIZER, Lengths(input=4, target=9), Truncation(), True
     )
     assert tuple(i for row in rows for i in row.input_ids) == (*ids(text), END)
@@ -51,7 +51,7 @@ def test_plain_text_is_split_and_nothing_is_lost():
 
 def test_a_cut_target_still_ends():
     cut = Truncation()
-    (row,) = features.seq2seq(
+    (row,) = encoding.seq2seq(
         [Example(id="a", prompt="yes", targets=("the cat sees a dog",))], TOKENIZER, Lengths(input=9, target=3), cut
     )
     assert row.labels == (*ids("the cat"), END)
@@ -60,12 +60,12 @@ def test_a_cut_target_still_ends():
 
 def test_an_example_without_answer_is_named():
     with pytest.raises(DataError, match="'lonely' has no target"):
-        features.seq2seq([Example(id="lonely", prompt="yes")], TOKENIZER, Lengths(input=9, target=3), Truncation())
+        encoding.seq2seq([Example(id="lonely", prompt="yes")], TOKENIZER, Lengths(input=9, target=3), Truncation())
 
 
 def test_an_unknown_class_is_named():
     with pytest.raises(DataError, match="has the class 'maybe'; the model knows 'no', 'yes'"):
-        features.classification(
+        encoding.classification(
             [Example(id="a", prompt="x", targets=("maybe",))],
             TOKENIZER,
             Lengths(input=9, target=3),

@@ -8,8 +8,8 @@ from typing import Any
 
 from attrs import frozen
 
+from tunesmith.data.encoding import Truncation
 from tunesmith.report.content import Content, Series, Table
-from tunesmith_plugins.stages.training.features import Truncation
 from tunesmith_plugins.stages.training.losses import Loss
 
 
@@ -65,7 +65,7 @@ class Outcome:
             "peak_memory_bytes": self.peak,
             "truncated_inputs": self.truncation.inputs.shortened,
             "truncated_targets": self.truncation.targets.shortened,
-            "truncated_token_share": _share(self.truncation),
+            "truncated_token_share": self.truncation.share,
             "validation_loss": held_out.pop("validation", None),
             "forgetting": held_out,
         }
@@ -146,11 +146,6 @@ class Outcome:
         if inputs.shortened or targets.shortened:
             found.append(
                 f"{inputs.shortened} of {inputs.texts} inputs and {targets.shortened} of {targets.texts} targets were cut: "
-                f"{_share(self.truncation):.2%} of all tokens were not seen."
+                f"{self.truncation.share:.2%} of all tokens were not seen."
             )
         return found
-
-
-def _share(truncation: Truncation) -> float:
-    tokens = truncation.inputs.tokens + truncation.targets.tokens
-    return (truncation.inputs.lost + truncation.targets.lost) / tokens if tokens else 0.0

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from attrs import frozen
 
+from tunesmith.data.encoding import IGNORED, Row
 from tunesmith.errors import NumericError
 from tunesmith.lm import LM
-from tunesmith_plugins.stages.training.features import IGNORED, Row
-from tunesmith_plugins.stages.training.stream import Fixed
-from tunesmith_plugins.stages.training.task import Task
+from tunesmith.training.stream import Fixed
+from tunesmith.training.task import Task
 
 
 @frozen

@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 from attrs import define, field, frozen
 
+from tunesmith.data import encoding
+from tunesmith.data.encoding import Lengths, Row, Truncation
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError, DataError
 from tunesmith.lm import LM
-from tunesmith_plugins.stages.training import batches, features, packing, spans
-from tunesmith_plugins.stages.training.features import Lengths, Row, Truncation
-from tunesmith_plugins.stages.training.stream import Noise
+from tunesmith.training import batches, packing, spans
+from tunesmith.training.stream import Noise
 
 Objective = Literal["seq2seq", "causal", "masked", "span_corruption", "classification"]
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -43,7 +44,7 @@ def objective_of(family: str, asked: str) -> Objective:
     if family not in FAMILIES[asked]:
         needs = " or ".join(FAMILIES[asked])
         raise ConfigError(
-            [f"{asked!r} needs a model of the family {needs!r}, and this one is of {family!r} @ objective"], "fine_tune"
+            [f"{asked!r} needs a model of the family {needs!r}, and this one is of {family!r} @ objective"], "training"
         )
     found: Objective = asked  # type: ignore[assignment]
     return found
@@ -51,11 +52,19 @@ def objective_of(family: str, asked: str) -> Objective:
 
 @frozen(kw_only=True)
 class Limits:
-    """What the stage says about rows."""
+    """What is said about rows.
+
+    Attributes:
+        lengths: Most tokens of inputs and targets.
+        packing: Several examples in one row (causal only).
+        mask_prompt: Only the answer's tokens are in the loss (causal only).
+        mask_share: Share of the tokens that are asked for (masked only).
+    """
 
     lengths: Lengths
     packing: bool = False
     mask_prompt: bool = True
+    mask_share: float = batches.MASKED
 
 
 @define(kw_only=True)
@@ -72,10 +81,10 @@ class Task:
         tokenizer, lengths = self.lm.tokenizer, self.limits.lengths
         if self.limits.packing and self.objective != "causal":
             raise ConfigError(
-                [f"the objective {self.objective!r} cannot pack; leave packing out @ packing"], "fine_tune"
+                [f"the objective {self.objective!r} cannot pack; leave packing out @ packing"], "training"
             )
         if self.objective == "masked":
-            self.noise = batches.mask_noise(tokenizer)
+            self.noise = batches.mask_noise(tokenizer, self.limits.mask_share)
         elif self.objective == "span_corruption":
             self.noise = batches.span_noise(tokenizer, spans.raw_length(lengths.input, lengths.target))
 
@@ -88,16 +97,16 @@ class Task:
         tokenizer, lengths = self.lm.tokenizer, self.limits.lengths
         match self.objective:
             case "seq2seq":
-                rows = features.seq2seq(examples, tokenizer, lengths, cut)
+                rows = encoding.seq2seq(examples, tokenizer, lengths, cut)
             case "causal":
-                rows = features.causal(examples, tokenizer, lengths, cut, self.limits.mask_prompt)
+                rows = encoding.causal(examples, tokenizer, lengths, cut, self.limits.mask_prompt)
                 rows = packing.pack(rows, lengths.input) if self.limits.packing else rows
             case "masked":
-                rows = features.masked(examples, tokenizer, lengths, cut)
+                rows = encoding.masked(examples, tokenizer, lengths, cut)
             case "span_corruption":
-                rows = features.raw(examples, tokenizer, spans.raw_length(lengths.input, lengths.target), cut)
+                rows = encoding.raw(examples, tokenizer, spans.raw_length(lengths.input, lengths.target), cut)
             case "classification":
-                rows = features.classification(examples, tokenizer, lengths, cut, self.labels)
+                rows = encoding.classification(examples, tokenizer, lengths, cut, self.labels)
         if not rows:
             raise DataError("the data gives no row to train on: all texts are empty.")
         return rows

@@ -10,9 +10,9 @@ import torch
 from attrs import evolve, frozen
 
 from tunesmith.errors import ConfigError
-from tunesmith_plugins.stages.training import spans
-from tunesmith_plugins.stages.training.features import IGNORED, Row
-from tunesmith_plugins.stages.training.stream import Noise
+from tunesmith.training import spans
+from tunesmith.data.encoding import IGNORED, Row
+from tunesmith.training.stream import Noise
 
 MASKED = 0.15
 """Share of the tokens that a masked-token objective asks for; of these 80 % are masked and 10 % replaced (Devlin et al. 2019)."""
@@ -36,42 +36,40 @@ class Collate:
         """Return a batch of the model's arguments."""
         if self.kind == "packed":
             return self._packed(rows)
-        ids = _pad([row.input_ids for row in rows], self.pad, self.width)
+        ids = padded([row.input_ids for row in rows], self.pad, self.width)
         lengths = torch.tensor([len(row.input_ids) for row in rows])
         mask = (torch.arange(ids.shape[1])[None] < lengths[:, None]).long()
         if self.kind == "classes":
             labels = torch.tensor([row.labels[0] for row in rows])
         else:
-            labels = _pad([row.labels for row in rows], IGNORED, self.width if self.kind == "tokens" else 0)
+            labels = padded([row.labels for row in rows], IGNORED, self.width if self.kind == "tokens" else 0)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     def _packed(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """No mask: transformers derives it from positions that start anew. Each padding token is a text of its own."""
         positions = [[p for size in row.segments for p in range(size)] for row in rows]
         return {
-            "input_ids": _pad([row.input_ids for row in rows], self.pad, self.width),
-            "position_ids": _pad(positions, 0, self.width),
-            "labels": _pad([row.labels for row in rows], IGNORED, self.width),
+            "input_ids": padded([row.input_ids for row in rows], self.pad, self.width),
+            "position_ids": padded(positions, 0, self.width),
+            "labels": padded([row.labels for row in rows], IGNORED, self.width),
         }
 
 
-def mask_noise(tokenizer: Any) -> Noise:
-    """Return the noise of the masked-token objective; special tokens are never asked for.
+def mask_noise(tokenizer: Any, share: float = MASKED) -> Noise:
+    """Return the noise of the masked-token objective, which asks for a share of the tokens; for special ones never.
 
     Raises:
         ConfigError: If the tokenizer has no mask token.
     """
     if tokenizer.mask_token_id is None:
-        raise ConfigError(
-            ["the tokenizer has no mask token, which the masked objective needs @ objective"], "fine_tune"
-        )
+        raise ConfigError(["the tokenizer has no mask token, which the masked objective needs @ objective"], "training")
     special = np.array(sorted(set(tokenizer.all_special_ids)))
     size = len(tokenizer)
 
     def noise(row: Row, random: np.random.Generator) -> Row:
         ids = np.array(row.input_ids)
         open_ = ~np.isin(ids, special)
-        asked = (random.random(len(ids)) < MASKED) & open_
+        asked = (random.random(len(ids)) < share) & open_
         if open_.any() and not asked.any():  # a row without a question would have no loss
             asked[random.choice(np.flatnonzero(open_))] = True
         fate = random.random(len(ids))
@@ -88,7 +86,7 @@ def span_noise(tokenizer: Any, length: int) -> Noise:
     end = tokenizer.eos_token_id
     if end is None:
         raise ConfigError(
-            ["the tokenizer has no end-of-sequence token, which span corruption needs @ objective"], "fine_tune"
+            ["the tokenizer has no end-of-sequence token, which span corruption needs @ objective"], "training"
         )
 
     def noise(row: Row, random: np.random.Generator) -> Row:
@@ -98,6 +96,7 @@ def span_noise(tokenizer: Any, length: int) -> Noise:
     return noise
 
 
-def _pad(rows: Sequence[Sequence[int]], value: int, width: int) -> torch.Tensor:
+def padded(rows: Sequence[Sequence[int]], value: int, width: int = 0) -> torch.Tensor:
+    """Return (rows, longest) int64, or as wide as ``width``, filled with ``value`` on the right."""
     longest = max(width, *(len(row) for row in rows))
     return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])

@@ -36,7 +36,7 @@ def raw_length(longest_input: int, longest_target: int) -> int:
     """
     length = 2
     if sizes(length)[0] > longest_input or sizes(length)[1] > longest_target:
-        raise ConfigError(["max_length and max_target_length are too small for span corruption"], "fine_tune")
+        raise ConfigError(["max_length and max_target_length are too small for span corruption"], "training")
     while sizes(length + 1)[0] <= longest_input and sizes(length + 1)[1] <= longest_target:
         length += 1
     return length
@@ -90,7 +90,7 @@ def sentinel_ids(tokenizer: Any, length: int) -> list[int]:
             [
                 f"span corruption of {length} tokens needs {spans} sentinels, and the tokenizer has no {missing[0]} @ objective"
             ],
-            "fine_tune",
+            "training",
         )
     return [vocabulary[name] for name in names]
 

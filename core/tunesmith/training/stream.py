@@ -7,18 +7,19 @@ counting, and nothing of the order stands in a random state.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from tunesmith.runtime import derive_seed
-from tunesmith_plugins.stages.training.features import Row
 
-Noise = Callable[[Row, np.random.Generator], Row]
+Noise = Callable[[Any, np.random.Generator], Any]
+"""A row with noise, given a row and where its randomness comes from."""
 
 
-class Stream(Dataset[Row]):
+class Stream(Dataset[Any]):
     """Items of one or several tasks.
 
     Args:
@@ -31,7 +32,7 @@ class Stream(Dataset[Row]):
 
     def __init__(
         self,
-        tasks: Mapping[str, Sequence[Row]],
+        tasks: Mapping[str, Sequence[Any]],
         weights: Mapping[str, float],
         items: int,
         seed: int,
@@ -54,7 +55,7 @@ class Stream(Dataset[Row]):
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> Any:
         task, number = self.plan[index]
         row = self.tasks[self.labels[task]][number]
         if self.noise is None:
@@ -62,16 +63,16 @@ class Stream(Dataset[Row]):
         return self.noise(row, np.random.default_rng(derive_seed(self.seed, "noise", int(index))))
 
 
-class Fixed(Dataset[Row]):
+class Fixed(Dataset[Any]):
     """Rows in their order, each with noise of its own that never changes: for evaluation."""
 
-    def __init__(self, rows: Sequence[Row], seed: int, noise: Noise | None = None) -> None:
+    def __init__(self, rows: Sequence[Any], seed: int, noise: Noise | None = None) -> None:
         self.rows, self.seed, self.noise = rows, seed, noise
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> Any:
         if self.noise is None:
             return self.rows[index]
         return self.noise(self.rows[index], np.random.default_rng(derive_seed(self.seed, "fixed", int(index))))

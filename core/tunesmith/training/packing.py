@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from tunesmith.data.encoding import Row
 from tunesmith.errors import ConfigError
-from tunesmith_plugins.stages.training.features import Row
 
 
 def pack(rows: Sequence[Row], length: int) -> list[Row]:
@@ -50,11 +50,11 @@ def check(model: Any, adapters: Sequence[Any]) -> None:
     if "position_ids" not in inspect.signature(model.forward).parameters:
         raise ConfigError(
             [f"{type(model).__name__} takes no position_ids, so packed examples would see each other @ packing"],
-            "fine_tune",
+            "training",
         )
     virtual = [type(adapter.config).__name__ for adapter in adapters if not adapter.identity]
     if virtual:
         raise ConfigError(
             [f"{virtual[0]} puts virtual tokens before a row, which only its first example would see @ packing"],
-            "fine_tune",
+            "training",
         )

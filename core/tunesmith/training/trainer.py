@@ -1,0 +1,309 @@
+"""transformers' trainers with our order, sealed checkpoints of what is trained only, and losses of our own."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from attrs import field, frozen
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import EarlyStoppingCallback, PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
+
+from tunesmith.checkpoints import load_random, load_tree, newest_sealed, save_random, save_tree, seal
+from tunesmith.errors import ArtifactError, NumericError
+from tunesmith.training.callbacks import Bar, StepTimes
+from tunesmith.training.stream import InOrder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tunesmith.runtime import Runtime
+
+TRAINED = "trained.safetensors"
+
+
+class Loss(Protocol):
+    """A loss that is a sum over items divided by their number, so that it does not depend on how batches are cut up."""
+
+    def __call__(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the sum over the batch's items, with gradients."""
+
+    def items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return what the sum is divided by: the number (or total weight) of the items; a scalar."""
+
+
+@frozen(kw_only=True)
+class Job:
+    """One training.
+
+    Attributes:
+        model: A module; its parameters that need a gradient are trained.
+        arguments: Of :func:`tunesmith.training.arguments.training_arguments`.
+        items: A data set whose items come in their order (:class:`tunesmith.training.stream.Stream`).
+        collate: Items to a batch of tensors.
+        validation: A data set for the validation loss, or None.
+        loss: None: the model's own.
+        early_stopping: Evaluations without a better validation loss before it stops; 0: never.
+        identity: A digest of whatever must be the same when it goes on from a checkpoint; "" where the folder says that.
+        measured: What the loss has measured since the last call, for the log; None: nothing but the loss.
+    """
+
+    model: Any
+    arguments: Any
+    items: Any
+    collate: Callable[[Sequence[Any]], dict[str, torch.Tensor]]
+    validation: Any = None
+    loss: Loss | None = None
+    early_stopping: int = 0
+    identity: str = ""
+    measured: Callable[[], dict[str, float]] | None = None
+
+
+@frozen(kw_only=True)
+class Trained:
+    """What came of it.
+
+    Attributes:
+        history: The trainer's log, one mapping an entry.
+        steps: Optimizer steps done, those before an interruption too.
+        seconds: Of each step of this process.
+    """
+
+    history: Sequence[dict[str, Any]]
+    steps: int
+    seconds: Sequence[float] = field(factory=tuple)
+
+    @property
+    def losses(self) -> list[float]:
+        """Training losses, one a log entry (a step, unless ``logging_steps`` says otherwise)."""
+        return [float(entry["loss"]) for entry in self.history if "loss" in entry]
+
+    @property
+    def loss_steps(self) -> list[int]:
+        """The steps of :attr:`losses`."""
+        return [int(entry["step"]) for entry in self.history if "loss" in entry]
+
+    @property
+    def validation(self) -> list[tuple[int, float]]:
+        """Step and validation loss."""
+        return [(int(entry["step"]), float(entry["eval_loss"])) for entry in self.history if "eval_loss" in entry]
+
+
+class _Own:
+    """Mixed into a Trainer."""
+
+    def __init__(self, job: Job, **options: Any) -> None:
+        self.job = job
+        super().__init__(**options)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return InOrder(len(self.train_dataset))  # type: ignore[attr-defined]
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
+        loss = self.job.loss
+        if loss is None:
+            return super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
+        if not batch_samples:
+            return None
+        count = torch.stack([loss.items(batch).float() for batch in batch_samples]).sum().to(device)
+        if self.args.world_size > 1 and self.model.training:  # type: ignore[attr-defined]
+            count = self.accelerator.gather(count).sum()  # type: ignore[attr-defined]
+        return count
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the loss of a batch: its share of the loss of all batches of the step."""
+        loss = self.job.loss
+        if loss is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+        count = loss.items(inputs) if num_items_in_batch is None else num_items_in_batch
+        value = loss(model, inputs) / count.to(self.args.device).clamp(min=1e-12)  # type: ignore[attr-defined]
+        if model.training:
+            value = value * self.args.world_size  # type: ignore[attr-defined] # gradients are averaged over processes
+        return (value, {}) if return_outputs else value
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        """Do what the Trainer does, and stop at a loss that is no number.
+
+        Raises:
+            NumericError: Naming the step.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        if not math.isfinite(float(loss)):
+            step = self.state.global_step + 1  # type: ignore[attr-defined]
+            raise NumericError(
+                f"step {step} of the training: the loss is {float(loss)}; lower the learning rate or look at the data."
+            )
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what the loss has measured to the entry of a training loss."""
+        if "loss" in logs and self.job.measured is not None:
+            logs = {**logs, **self.job.measured()}
+        super().log(logs, start_time)  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined] # each process writes its random state
+        if self.args.should_save:  # type: ignore[attr-defined]
+            seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")  # type: ignore[attr-defined]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not self.args.should_save:  # type: ignore[attr-defined]
+            return
+        folder = Path(output_dir or self.args.output_dir)  # type: ignore[attr-defined]
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
+        given = state_dict or {}
+        state = {
+            name: given.get(name, parameter).detach().cpu().contiguous().clone() for name, parameter in trained(model)
+        }
+        save_file(state, folder / TRAINED, metadata={"format": "pt", **self._identity})
+
+    @property
+    def _identity(self) -> dict[str, str]:
+        return {"identity": self.job.identity, "processes": str(self.args.world_size)}  # type: ignore[attr-defined]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._restore(Path(resume_from_checkpoint), model or self.model)  # type: ignore[attr-defined]
+
+    def _load_best_model(self) -> None:
+        self._restore(Path(self.state.best_model_checkpoint), self.model)  # type: ignore[attr-defined]
+
+    def _restore(self, folder: Path, model: Any) -> None:
+        with safe_open(folder / TRAINED, framework="pt") as file:
+            metadata = file.metadata() or {}
+        state = load_file(folder / TRAINED)
+        parameters = dict(trained(self.accelerator.unwrap_model(model)))  # type: ignore[attr-defined]
+        if set(state) != set(parameters) or not self._identity.items() <= metadata.items():
+            raise ArtifactError(
+                f"{folder} belongs to another training (other settings, data or number of processes). Use another folder, "
+                f"or remove {folder.parent}."
+            )
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(state[name])
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether another library keeps the optimizer, in files of its own."""
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)  # type: ignore[attr-defined]
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self._sharded:
+            super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
+        elif self.args.should_save:  # type: ignore[attr-defined]
+            save_tree(Path(output_dir), "optimizer", self.optimizer.state_dict())  # type: ignore[attr-defined]
+            save_tree(Path(output_dir), "scheduler", self.lr_scheduler.state_dict())  # type: ignore[attr-defined]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self._sharded:
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        elif checkpoint is not None:
+            self.optimizer.load_state_dict(load_tree(Path(checkpoint), "optimizer"))  # type: ignore[attr-defined]
+            self.lr_scheduler.load_state_dict(load_tree(Path(checkpoint), "scheduler"))  # type: ignore[attr-defined]
+
+    def _save_scaler(self, output_dir: str) -> None:
+        scaler = getattr(self.accelerator, "scaler", None)  # type: ignore[attr-defined]
+        if scaler is not None and self.args.should_save:  # type: ignore[attr-defined]
+            save_tree(Path(output_dir), "scaler", scaler.state_dict())
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        scaler = getattr(self.accelerator, "scaler", None)  # type: ignore[attr-defined]
+        if scaler is not None and checkpoint is not None:
+            scaler.load_state_dict(load_tree(Path(checkpoint), "scaler"))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_random(Path(output_dir), self._random)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_random(Path(checkpoint), self._random)
+
+    @property
+    def _random(self) -> str:
+        number = self.args.process_index  # type: ignore[attr-defined]
+        return f"random-{number}" if number else "random"
+
+
+class OwnTrainer(_Own, Trainer):  # type: ignore[misc, unused-ignore]
+    """transformers' Trainer."""
+
+
+class OwnSeq2SeqTrainer(_Own, Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
+    """transformers' Seq2SeqTrainer."""
+
+
+def trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """Return the parameters that are trained, each shared one once."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def train(job: Job, runtime: Runtime) -> Trained:
+    """Train, going on from the newest whole checkpoint in the output folder."""
+    arguments, times = job.arguments, StepTimes()
+    callbacks: list[Any] = [times]
+    if runtime.progress and sys.stderr.isatty():
+        callbacks.append(Bar())
+    if job.early_stopping:
+        callbacks.append(EarlyStoppingCallback(early_stopping_patience=job.early_stopping))
+    cls: Any = OwnSeq2SeqTrainer if isinstance(arguments, Seq2SeqTrainingArguments) else OwnTrainer
+    trainer = cls(
+        job,
+        model=job.model,
+        args=arguments,
+        train_dataset=job.items,
+        eval_dataset=job.validation,
+        data_collator=job.collate,
+        callbacks=callbacks,
+    )
+    if job.loss is not None:
+        trainer.model_accepts_loss_kwargs = True  # or the Trainer would divide by the batches of a step once more
+    trainer.remove_callback(PrinterCallback)  # it prints every step; the report has them all
+    with _main_first(arguments):
+        found = newest_sealed(Path(arguments.output_dir))
+    with _without_cache(job.model), _quiet():
+        trainer.train(resume_from_checkpoint=str(found) if found else None)
+    return Trained(history=trainer.state.log_history, steps=trainer.state.global_step, seconds=times.seconds)
+
+
+@contextmanager
+def _main_first(arguments: Any) -> Iterator[None]:
+    """Let the main process go first: it removes half-written checkpoints, which the others shall not come across."""
+    with arguments.main_process_first(local=False, desc="looking for checkpoints"):
+        yield
+
+
+@contextmanager
+def _without_cache(model: Any) -> Iterator[None]:
+    """Keep no keys and values: a cache costs memory, and with one packed examples would see each other."""
+    config: Any = getattr(model, "config", None)
+    before = getattr(config, "use_cache", None)
+    if before is not None:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        if before is not None:
+            config.use_cache = before
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from warning that checkpoints are saved within one second of each other."""
+    logger = logging.getLogger("transformers.trainer_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,60 @@
+"""Linear layers whose weights are integers, shown to peft as the linear layers that they are to their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+
+def is_quantized(module: Any) -> bool:
+    """Say whether a module is a linear layer with integer weights (those of the int8 compressor are)."""
+    if isinstance(module, BaseTunerLayer):  # around one; it shows the weight of the layer inside
+        return False
+    weight = getattr(module, "weight", None)
+    return (
+        hasattr(module, "in_features")
+        and hasattr(module, "out_features")
+        and isinstance(weight, torch.Tensor)
+        and not weight.dtype.is_floating_point
+    )
+
+
+@contextmanager
+def stood_in(model: torch.nn.Module) -> Iterator[None]:
+    """Put a plain linear layer of the same size, which takes no memory, in the place of every quantized one within.
+
+    peft knows its layers by their class, and looks at nothing but their size, device and dtype while it injects. Afterwards
+    the quantized layers are back, inside whatever was put around the stand-ins. Adapters follow the dtype of the scales.
+    """
+    real: dict[torch.nn.Module, torch.nn.Module] = {}
+    made: dict[torch.nn.Module, torch.nn.Module] = {}
+    for parent, name, child in _children(model):
+        if is_quantized(child):
+            if child not in made:
+                made[child] = _stand_in(child)
+                real[made[child]] = child
+            setattr(parent, name, made[child])
+    try:
+        yield
+    finally:
+        for parent, name, child in _children(model):
+            if child in real:
+                setattr(parent, name, real[child])
+
+
+def _stand_in(layer: Any) -> torch.nn.Linear:
+    found = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    dtype = next((t.dtype for t in layer.buffers() if t.dtype.is_floating_point), torch.float32)
+    shape = (layer.out_features, layer.in_features)
+    found.weight = torch.nn.Parameter(
+        torch.zeros(1, 1, dtype=dtype, device=layer.weight.device).expand(shape), requires_grad=False
+    )
+    return found
+
+
+def _children(model: torch.nn.Module) -> list[tuple[torch.nn.Module, str, torch.nn.Module]]:
+    return [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
