@@ -73,10 +73,10 @@ def train_classifiers(arguments: argparse.Namespace) -> tuple[ts.Run, ts.Run]:
     test = ts.Data(source=str(arguments.sst2 / "glue_dev.tsv"), prompt="{text_a}", target="{label}")
     same = {"data": rows, "test": test, "test_split": "all"}
     quick = classifiers.QUICK if arguments.quick else {}
-    towards = classifiers.Settings(split="reward", **{**same, "steps": 600, **quick})
-    other = {"seed": 1000, "width": 128, "layers": 1, "vocab": 2500, "steps": 600}
+    towards = classifiers.Settings(split="reward", **{**same, "words": 100, "steps": 500, **quick})
+    other = {"seed": 1000, "width": 128, "layers": 1, "vocab": 2500, "words": 100, "steps": 500}
     if arguments.judge_model:
-        other |= {"backbone": arguments.judge_model, "steps": 200, "learning_rate": 2e-4}
+        other |= {"backbone": arguments.judge_model, "steps": 100, "learning_rate": 2e-4}
     judge = classifiers.Settings(split="judge", **{**same, **other, **quick})
     folder = arguments.folder / "classifiers"
     return (
