@@ -24,7 +24,9 @@ from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import Family, tiny_lm
 
-SMALL = {"steps": 2, "epochs": 1, "minibatches": 2, "batch_size": 4, "max_new_tokens": 4, "samples": 1}
+SMALL = {
+    "steps": 2, "epochs": 1, "minibatches": 2, "group_size": 2, "batch_size": 4, "max_new_tokens": 4, "samples": 1,
+}  # fmt: skip
 FAMILIES: tuple[Family, ...] = ("decoder", "encoder-decoder")
 
 
