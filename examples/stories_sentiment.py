@@ -130,13 +130,13 @@ def budgets(arguments: argparse.Namespace) -> dict[str, tuple[int, ...]]:
 
 def algorithm(arguments: argparse.Namespace, name: str, steps: int) -> RLAlgorithmConfig:
     beta, batch = arguments.beta, 8 if arguments.quick else 32
-    same = {"steps": steps, "learning_rate": 3e-4, "schedule": "constant"}
+    same = {"steps": steps, "schedule": "constant"}
     drawn = {"batch_size": batch, "max_new_tokens": tokens(arguments), "kl_coefficient": beta}
     if name == "ppo":
-        return rl.PPO(minibatches=2, epochs=2, **drawn, **same)
+        return rl.PPO(minibatches=2, epochs=2, learning_rate=3e-4, **drawn, **same)
     if name == "rloo":
-        return rl.RLOO(completions=4, **drawn, **same)
-    return rl.DPO(beta=beta, label_smoothing=0.1, batch_size=batch // 2, **same)
+        return rl.RLOO(group_size=4, learning_rate=1e-3, **drawn, **same)
+    return rl.DPO(beta=beta, label_smoothing=0.1, batch_size=batch // 2, learning_rate=3e-4, **same)
 
 
 def train(

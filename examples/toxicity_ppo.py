@@ -202,9 +202,7 @@ def align(
     arguments: argparse.Namespace, tuned: Path, chosen: ts.Data, scorer: reward_models.Classifier, seed: int
 ) -> ts.Run:
     """Train one seed's LoRA with PPO."""
-    stage = st.Align(
-        name="polite", algorithm=ppo(arguments), adapter=adapters.LoRA(rank=16, alpha=32), reward=scorer
-    )
+    stage = st.Align(name="polite", algorithm=ppo(arguments), adapter=adapters.LoRA(rank=16, alpha=32), reward=scorer)
     pipeline = ts.Pipeline(base=str(tuned), data=chosen, seed=seed, stages=(stage,))
     return pipeline.run(arguments.folder / f"seed-{seed}", threads=arguments.threads)
 
