@@ -73,10 +73,10 @@ def train_classifiers(arguments: argparse.Namespace) -> tuple[ts.Run, ts.Run]:
     test = ts.Data(source=str(arguments.sst2 / "glue_dev.tsv"), prompt="{text_a}", target="{label}")
     same = {"data": rows, "test": test, "test_split": "all"}
     quick = classifiers.QUICK if arguments.quick else {}
-    towards = classifiers.Settings(split="reward", **{**same, "steps": 600, **quick})
-    other = {"seed": 1000, "width": 128, "layers": 1, "vocab": 2500, "steps": 600}
+    towards = classifiers.Settings(split="reward", **{**same, "words": 100, "steps": 500, **quick})
+    other = {"seed": 1000, "width": 128, "layers": 1, "vocab": 2500, "words": 100, "steps": 500}
     if arguments.judge_model:
-        other |= {"backbone": arguments.judge_model, "steps": 200, "learning_rate": 2e-4}
+        other |= {"backbone": arguments.judge_model, "steps": 100, "learning_rate": 2e-4}
     judge = classifiers.Settings(split="judge", **{**same, **other, **quick})
     folder = arguments.folder / "classifiers"
     return (
@@ -130,13 +130,13 @@ def budgets(arguments: argparse.Namespace) -> dict[str, tuple[int, ...]]:
 
 def algorithm(arguments: argparse.Namespace, name: str, steps: int) -> RLAlgorithmConfig:
     beta, batch = arguments.beta, 8 if arguments.quick else 32
-    same = {"steps": steps, "learning_rate": 3e-4, "schedule": "constant"}
+    same = {"steps": steps, "schedule": "constant"}
     drawn = {"batch_size": batch, "max_new_tokens": tokens(arguments), "kl_coefficient": beta}
     if name == "ppo":
-        return rl.PPO(minibatches=2, epochs=2, **drawn, **same)
+        return rl.PPO(minibatches=2, epochs=2, learning_rate=3e-4, **drawn, **same)
     if name == "rloo":
-        return rl.RLOO(completions=4, **drawn, **same)
-    return rl.DPO(beta=beta, label_smoothing=0.1, batch_size=batch // 2, **same)
+        return rl.RLOO(group_size=4, learning_rate=1e-3, **drawn, **same)
+    return rl.DPO(beta=beta, label_smoothing=0.1, batch_size=batch // 2, learning_rate=3e-4, **same)
 
 
 def train(

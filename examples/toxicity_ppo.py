@@ -8,7 +8,7 @@ backbone (`--judge-model`, or another encoder from scratch), which nothing is tr
 dialogues on which 16 samples of the fine-tuned model leave most headroom (best minus mean reward). Each seed then trains its own
 LoRA with PPO, with a KL penalty to the fine-tuned model.
 
-Stated before anything was run. Measured: the first 150 test dialogues, not chosen by anything, 4 completions each at temperature
+Stated before anything was run. Measured: the first 120 test dialogues, not chosen by anything, 4 completions each at temperature
 1 with the same seeds before and after, and a greedy summary for ROUGE-1 (F, best of three references). Success means all three:
 
 1. the reward's paired change has a 95 % interval above zero, prompts and seeds resampled;
@@ -97,7 +97,7 @@ def train_classifiers(arguments: argparse.Namespace) -> tuple[ts.Run, ts.Run]:
 
 def base_run(arguments: argparse.Namespace) -> ts.Run:
     """Fine-tune the model that every seed starts from, and draw the candidates' completions."""
-    steps, items = (4, 12) if arguments.quick else (200, 240)
+    steps, items = (4, 12) if arguments.quick else (100, 150)
     return ts.Pipeline(
         base=arguments.model or dialogsum.scratch(arguments),
         data=dialogsum.dialogues(arguments),
@@ -176,7 +176,7 @@ def measure(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Train every seed; return what was measured of ``"before"`` and of each seed, (prompts,) each."""
     tuned = base.output("tuned")
-    examples = load_examples(dialogsum.dialogues(arguments), "test", runtime, items=8 if arguments.quick else 150)
+    examples = load_examples(dialogsum.dialogues(arguments), "test", runtime, items=8 if arguments.quick else 120)
     judge = classifiers.Judge(judge_folder, NEITHER, runtime)
     bench = held_out.Bench(
         prompts=[example.prompt for example in examples],
@@ -191,23 +191,20 @@ def measure(
     measured = {"before": held_out.measure(bench, bench.reference, arguments.folder / "measured" / "before.json")}
     measured["before"] |= rouge(bench, bench.reference, examples)
     for seed in range(arguments.seeds):
-        run = ts.Pipeline(
-            base=str(tuned),
-            data=chosen,
-            seed=seed,
-            stages=(
-                st.Align(
-                    name="polite",
-                    algorithm=ppo(arguments),
-                    adapter=adapters.LoRA(rank=16, alpha=32),
-                    reward=scorer,
-                ),
-            ),
-        ).run(arguments.folder / f"seed-{seed}", threads=arguments.threads)
+        run = align(arguments, tuned, chosen, scorer, seed)
         policy = ts.load(run.output("polite"), runtime=runtime)
         found = held_out.measure(bench, policy, arguments.folder / "measured" / f"seed-{seed}.json")
         measured[f"seed {seed}"] = found | rouge(bench, policy, examples)
     return measured
+
+
+def align(
+    arguments: argparse.Namespace, tuned: Path, chosen: ts.Data, scorer: reward_models.Classifier, seed: int
+) -> ts.Run:
+    """Train one seed's LoRA with PPO."""
+    stage = st.Align(name="polite", algorithm=ppo(arguments), adapter=adapters.LoRA(rank=16, alpha=32), reward=scorer)
+    pipeline = ts.Pipeline(base=str(tuned), data=chosen, seed=seed, stages=(stage,))
+    return pipeline.run(arguments.folder / f"seed-{seed}", threads=arguments.threads)
 
 
 def judged(judge: classifiers.Judge, texts: Sequence[str]) -> dict[str, np.ndarray]:
