@@ -5,6 +5,7 @@ Imported at run time only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 

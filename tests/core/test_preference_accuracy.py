@@ -14,7 +14,7 @@ from tunesmith.errors import DataError
 from tunesmith.kinds.reward_model import RewardModel
 from tunesmith.preference_accuracy import measure, split_groups
 from tunesmith.testing.preferences import LinearReward, features, linear_preferences
-from tunesmith_plugins.reward_models.pairwise_fit import pair_loss
+from tunesmith_plugins.reward_models.pairwise_fit import pair_losses
 
 
 class Given(RewardModel):
@@ -167,7 +167,7 @@ def test_a_bradley_terry_fit_on_4000_pairs_is_as_good_as_the_true_reward() -> No
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = pair_loss(sides[0] @ weights, sides[1] @ weights, zeros, ones, 0.0)
+        loss = pair_losses(sides[0] @ weights, sides[1] @ weights, zeros, ones, 0.0).mean()
         loss.backward()
         return loss
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from tunesmith.errors import NumericError
-from tunesmith.kinds.rl_algorithm import Online
 from tunesmith.kinds.reward_model import RewardModel, RewardModelConfig
+from tunesmith.kinds.rl_algorithm import Online
 from tunesmith.processes import processes
 from tunesmith.runtime import Runtime
 from tunesmith.testing.tabular import tabular_lm
@@ -47,7 +47,7 @@ class Letters(RewardModel):
         self.calls += 1
         if self.calls == self.fails_at:
             raise NumericError("the test stops here")
-        return [None if c[:1] == "b" else c.count("a") - len(c) / 4 + len(p) / 9 for p, c in zip(prompts, completions)]
+        return [None if c[:1] == "b" else c.count("a") - len(c) / 4 + len(p) / 9 for p, c in zip(prompts, completions, strict=True)]
 
 
 def policy(name):

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("several_processes.py")
-LAUNCH = "-m accelerate.commands.accelerate_cli launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
+LAUNCH = (
+    "-m accelerate.commands.accelerate_cli launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
+)
 PLAIN = "--mixed_precision no --dynamo_backend no"
 
 
