@@ -91,7 +91,9 @@ pipeline = ts.Pipeline(base="org/tiny", data=data, stages=(stage,))
 
 def test_a_pipeline_of_hub_names_runs_from_the_cache_and_its_key_has_the_commit(home, tmp_path) -> None:
     run = f"run = pipeline.run({str(tmp_path / 'run')!r}, progress=False)\n"
-    told = "record = run.stages['g'].record\nprint(json.dumps([record['identity']['start'], run.summary['g']['prompts']]))"
+    told = (
+        "record = run.stages['g'].record\nprint(json.dumps([record['identity']['start'], run.summary['g']['prompts']]))"
+    )
     start, prompts = answer(home, STAGE + run + told)
     assert start == {"name": "org/tiny", "commit": COMMITS[0]}
     assert prompts == 2
