@@ -92,7 +92,7 @@ def test_texts_that_the_classifier_cannot_read_whole_are_counted_once(classifier
 def test_an_evaluation_says_how_many_texts_the_classifier_cut(classifier: str) -> None:
     lm = tiny_lm("decoder")
     examples = [Example(id=str(i), prompt="the cat", targets=(), columns={}) for i in range(3)]
-    long = Completion(request=0, text="the cat runs " * 600, token_ids=(1,), logp=(0.0,), finish="length")
+    long = Completion(request=0, id="0", stream=0, text="the cat runs " * 600, token_ids=(1,), finish="length")
     texts = [evolve(long, request=0), evolve(long, request=1, text="no"), evolve(long, request=2)]
     found = evaluate_texts(lm, examples, texts, (m.Toxicity(model=classifier),), runtime=Runtime(offline=True))
     told = content(found, {}).verdicts
