@@ -74,7 +74,9 @@ def _content(accuracy: Accuracy | None, fitted: Mapping[str, Any], pairs: int, s
     lost: tuple[str, ...] = ()
     if cut:
         texts = fitted.get("texts", 2 * pairs)
-        share = f": {fitted['cut_token_share']:.2%} of all tokens were not seen." if "cut_token_share" in fitted else "."
+        share = (
+            f": {fitted['cut_token_share']:.2%} of all tokens were not seen." if "cut_token_share" in fitted else "."
+        )
         lost = (f"{cut} of the {texts} texts that it was trained on lost their beginning{share}",)
     if accuracy is None:
         return Content(

@@ -102,9 +102,7 @@ def test_steps_of_several_batches_are_steps_of_one_large_batch(config: Pairwise,
     tiny_lm("decoder").save(tmp_path / "llama")  # without dropout
     config = evolve(config, model=str(tmp_path / "llama"), learning_rate=0.1)
     large, _ = fitted(evolve(config, batch_size=4, arguments={"optim": "sgd"}), MIXED)
-    small, _ = fitted(
-        evolve(config, batch_size=1, arguments={"optim": "sgd", "gradient_accumulation_steps": 4}), MIXED
-    )
+    small, _ = fitted(evolve(config, batch_size=1, arguments={"optim": "sgd", "gradient_accumulation_steps": 4}), MIXED)
     for a, b in zip(large.modules().parameters(), small.modules().parameters(), strict=True):
         assert torch.allclose(a, b, atol=2e-5)
 
