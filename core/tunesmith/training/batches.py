@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from attrs import evolve, frozen
 
+from tunesmith.data.encoding import IGNORED, Row
 from tunesmith.errors import ConfigError
 from tunesmith.training import spans
-from tunesmith.data.encoding import IGNORED, Row
 from tunesmith.training.stream import Noise
 
 MASKED = 0.15
