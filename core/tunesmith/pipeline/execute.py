@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ def execute(
     progress: bool,
 ) -> Run:
     """Run a pipeline; see :meth:`Pipeline.run`."""
+    _check_alone()
     runtime = Runtime(
         device=device,
         dtype=pipeline.dtype,
@@ -59,6 +61,21 @@ def execute(
         except OSError as error:  # of the stages themselves is taken care of already
             raise PipelineError(f"the run in {store.folder} stopped: {explain(error, store.folder)}") from error
     return Run.open(folder)
+
+
+def _check_alone() -> None:
+    """Refuse to be one of several processes: all would want the run folder, and only one can have it.
+
+    Raises:
+        PipelineError: Saying what to do instead.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if "LOCAL_RANK" in os.environ and processes not in ("", "1"):
+        raise PipelineError(
+            f"a pipeline runs in one process, and a launcher (accelerate launch, torchrun) has started {processes}. Start it "
+            "without the launcher; to use several devices, spread the model over them with device_map='auto' (in FineTune's "
+            "arguments), and for larger batches set gradient_accumulation_steps there."
+        )
 
 
 class _Executor:

@@ -275,3 +275,11 @@ def test_the_lock_is_of_one_process_at_a_time_even_within_it(tmp_path):
     with Store(tmp_path / "r").locked(), pytest.raises(RunLocked, match="is in use by process"):
         numbers(1).run(tmp_path / "r")
     assert numbers(1).run(tmp_path / "r").done
+
+
+def test_a_launcher_of_several_processes_is_refused_before_anything_is_touched(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(PipelineError, match="without the launcher"):
+        ts.Pipeline(base="x/y", stages=()).run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -16,7 +16,7 @@ from tunesmith.report import content
 from tunesmith.runtime import Runtime
 from tunesmith.testing import conformance
 from tunesmith.testing.models import WORDS, tiny_lm
-from tunesmith_plugins.adapters import Bottleneck, LoRA, Prefix, Prompt
+from tunesmith_plugins.adapters import IA3, Bottleneck, LoRA, Prefix, Prompt
 from tunesmith_plugins.compressors import Int8
 from tunesmith_plugins.stages import FineTune
 
@@ -201,7 +201,7 @@ def test_equal_seeds_give_equal_runs_and_other_seeds_others(run):
     assert losses[0] == losses[1] != losses[2]
 
 
-@pytest.mark.parametrize("adapter", [Bottleneck(), Prompt(tokens=4)])
+@pytest.mark.parametrize("adapter", [Bottleneck(), Prompt(tokens=4), LoRA(), IA3()])
 def test_an_adapter_trains_on_a_quantized_model_and_all_its_weights_do_not(run, tmp_path, adapter):
     small, _ = Int8().build().compress(tiny_lm("decoder"), runtime=Runtime())
     small.save(tmp_path / "int8")

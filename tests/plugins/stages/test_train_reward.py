@@ -90,6 +90,7 @@ def test_pairs_come_from_an_earlier_stage_too_and_none_need_be_held_out(tmp_path
         "held_out_pairs": 0,
         "cut_texts": 0,
         "gate_passed": False,
+        "cut_token_share": 0.0,
     }
     assert "none were held out" in read(tmp_path / "out" / "report").verdicts[0]
 
