@@ -88,7 +88,8 @@ def generate(
     found: list[list[Completion]] = [[] for _ in requests]
     finished = built.generate(requests, built_decoder, built_sampler, limits, runtime)
     for completion in runtime.track(finished, "Generating", total=len(requests)):
-        found[completion.request].append(evolve(completion, request=completion.request // completions))
+        own = completion if completions == 1 else evolve(completion, request=completion.request // completions)
+        found[completion.request].append(own)
     lost = [str(number) for number, some in enumerate(found) if not some]
     if lost:
         raise TunesmithError(f"{built!r} with {built_decoder!r} returned nothing for the requests {', '.join(lost)}.")

@@ -157,6 +157,66 @@ def test_the_number_of_rows_at_once_changes_nothing(lm: LM) -> None:
             assert torch.allclose(a, b, atol=1e-12)
 
 
+REPEATED = [0, 1, 0, 2, 1, 0]
+
+
+def test_equal_rows_and_prompts_are_computed_once_and_nothing_changes(lm: LM) -> None:
+    ids, lengths = pad([COMPLETIONS[row] for row in REPEATED])
+    prompts = [PROMPTS[row] for row in REPEATED]
+    ids[2], lengths[2] = ids[3], lengths[3]  # the prompt of row 0, another completion
+    weights = torch.arange(1.0, 1 + ids.numel(), dtype=torch.float64).reshape(ids.shape)
+    alone = [token_logps(lm, [p], i[None], n[None], 0.7) for p, i, n in zip(prompts, ids, lengths, strict=True)]
+    (torch.cat([logps for logps, _, _ in alone]) * weights).sum().backward()
+    expected = {name: p.grad.clone() for name, p in lm.model.named_parameters()}
+    lm.model.zero_grad()
+    seen = []
+    first = lm.model.get_encoder() if lm.family == "encoder-decoder" else lm.model.get_input_embeddings()
+    hooks = [
+        module.register_forward_hook(
+            lambda module, inputs, output: seen.append(
+                len(next(iter(output.values())) if isinstance(output, dict) else output)
+            )
+        )
+        for module in (first, lm.model.get_output_embeddings())
+    ]
+    logps, entropy, _ = token_logps(lm, prompts, ids, lengths, 0.7)
+    assert seen == [3 if lm.family == "encoder-decoder" else 4, 4]
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(logps, torch.cat([logps for logps, _, _ in alone]), atol=1e-12, rtol=0)
+    torch.testing.assert_close(entropy, torch.cat([entropy for _, entropy, _ in alone]), atol=1e-12, rtol=0)
+    (logps * weights).sum().backward()
+    for name, parameter in lm.model.named_parameters():
+        # the norms of Llama and T5 compute in float32, whatever the model is in
+        torch.testing.assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-5)
+
+
+def test_in_training_mode_every_row_has_dropout_of_its_own() -> None:
+    config = T5Config(vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=24, dropout_rate=0.5, decoder_start_token_id=0)
+    lm = LM(model=T5(config).train(), tokenizer=None, family="encoder-decoder")
+    torch.manual_seed(0)
+    logps, _, _ = token_logps(lm, [[5, 6]] * 2, torch.tensor([[7, 8]] * 2), torch.tensor([2, 2]))
+    assert not torch.allclose(logps[0], logps[1], atol=1e-3)
+
+
+def test_long_prompts_leave_the_completions_logits_in_their_places(lm: LM) -> None:
+    prompts = [[4] * 7, [5, 6] * 4, [3] * 9]
+    ids, lengths = pad(COMPLETIONS)
+    with torch.no_grad():
+        logps, _, _ = token_logps(lm, prompts, ids, lengths)
+    for row, (prompt, completion) in enumerate(zip(prompts, COMPLETIONS, strict=True)):
+        expected, _ = one_token_at_a_time(lm, prompt, completion, 1.0)
+        assert logps[row, : len(completion)].tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_an_entropy_that_nobody_wants_is_no_number(lm: LM) -> None:
+    ids, lengths = pad(COMPLETIONS)
+    logps, entropy, _ = token_logps_in_batches(lm, PROMPTS, ids, lengths, batch_size=2, entropy=False)
+    assert torch.equal(logps, token_logps_in_batches(lm, PROMPTS, ids, lengths, batch_size=2)[0])
+    assert entropy.shape == logps.shape
+    assert entropy[:, :1].isnan().all()
+
+
 def test_an_empty_completion_scores_nothing(lm: LM) -> None:
     ids, lengths = pad([[], [4, 2]])
     with torch.no_grad():

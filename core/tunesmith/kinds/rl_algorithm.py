@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from attrs import Factory, field, frozen
 
@@ -27,6 +27,61 @@ class RLAlgorithmConfig(Config):
 
 
 @frozen(kw_only=True, eq=False)
+class StepTexts:
+    """What was drawn at one step of an online training; all sequences have one entry a completion.
+
+    Attributes:
+        prompts: Prompt texts.
+        completions: Completion texts, in the order of the prompts.
+        scores: The task reward, before penalties; None where the reward had no opinion.
+        kl: Log-ratio to the reference, summed over the completion's tokens, nats.
+        rows: Which of the task's prompts each one has.
+    """
+
+    prompts: Sequence[str]
+    completions: Sequence[str]
+    scores: Sequence[float | None]
+    kl: Sequence[float]
+    rows: Sequence[int]
+
+
+class Observer(Protocol):
+    """Watches an online training, and may end it.
+
+    An observer that also has ``state() -> Mapping[str, Any]`` (plain JSON values) and ``restore(values)``
+    (:class:`ResumableObserver`) gets back what it knew when an interrupted training goes on, so that training ends where it
+    would have ended uninterrupted. Others see the remaining steps only. One that does not derive from ``Observer`` will do.
+    """
+
+    def step(self, index: int, numbers: Mapping[str, float], drawn: StepTexts) -> str | None:
+        """Take up one step, after its updates.
+
+        Args:
+            index: Of the step, from 0.
+            numbers: What :attr:`TrainingReport.steps` holds of it; at least ``reward``, ``kl``, ``length``, ``entropy`` and
+                ``distinct`` (share of the step's completions that differ from all others before them).
+            drawn: The completions.
+
+        Returns:
+            A reason to stop training here, one sentence for the report; None to go on.
+        """
+
+
+@runtime_checkable
+class ResumableObserver(Protocol):
+    """An observer that remembers."""
+
+    def step(self, index: int, numbers: Mapping[str, float], drawn: StepTexts) -> str | None:
+        """See :class:`Observer`."""
+
+    def state(self) -> Mapping[str, Any]:
+        """Return what it knows, as plain JSON values; saved with every checkpoint."""
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` returned."""
+
+
+@frozen(kw_only=True, eq=False)
 class Online:
     """A task with a reward.
 
@@ -34,11 +89,13 @@ class Online:
         prompts: Prompt texts.
         reward: Already set up.
         columns: Further fields of the prompts, handed to the reward; each as long as ``prompts``.
+        observers: Called after every step, in order; all are called even if one asks to stop.
     """
 
     prompts: Sequence[str]
     reward: RewardModel
     columns: Mapping[str, Sequence[Any]] = Factory(dict)
+    observers: Sequence[Observer] = ()
 
 
 @frozen(kw_only=True, eq=False)
@@ -54,13 +111,15 @@ class TrainingReport:
 
     Attributes:
         steps: One mapping of numbers per step (``"reward"``, ``"kl"``, ``"loss"`` ...), in order.
-        summary: Numbers of the whole run.
+        summary: Numbers of the whole run; ``"stopped"`` says in words why training ended early, if it did.
         samples: Texts worth reading: mappings with ``prompt``, ``before``, ``after``.
+        logged: Texts of single steps: mappings with ``step``, ``prompt``, ``completion``, ``reward``.
     """
 
     steps: list[dict[str, float]] = field(factory=list)
     summary: dict[str, Any] = field(factory=dict)
     samples: list[dict[str, str]] = field(factory=list)
+    logged: list[dict[str, Any]] = field(factory=list)
 
 
 class RLAlgorithm(Component[Any]):

@@ -28,6 +28,7 @@ SMALL = {
     "steps": 2,
     "epochs": 1,
     "minibatches": 2,
+    "group_size": 2,
     "batch_size": 4,
     "max_new_tokens": 4,
     "samples": 1,

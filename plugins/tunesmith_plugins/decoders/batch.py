@@ -6,23 +6,24 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from attrs import define, evolve, field
+from attrs import define, evolve
 
 from tunesmith.errors import NumericError
 from tunesmith.kinds.decoder import Completion, Limits, Request, StepModel
 from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_NAN, STATUS_OK, STATUS_POSINF, Draw, Rows, RowState, seed_bits
+from tunesmith.scoring import pad
 
 WRONG = {STATUS_NAN: "a NaN", STATUS_POSINF: "+inf", STATUS_EMPTY: "no finite value"}
 
 
 @define(eq=False)
 class Row:
-    """One completion that is being written."""
+    """One completion that is being written, or a request (``number`` is its place) that has nothing written yet."""
 
     number: int
     request: Request
-    token_ids: list[int] = field(factory=list)
-    logp: list[float] = field(factory=list)
+    token_ids: Sequence[int] = ()
+    logp: Sequence[float] = ()
 
     def completion(self, model: StepModel, limits: Limits) -> Completion | None:
         """Return the completion if it has ended."""
@@ -52,11 +53,8 @@ class Row:
 
 def new_rows(members: Sequence[Row], model: StepModel, limits: Limits, device: torch.device) -> Rows:
     """Return what samplers may know of rows before their first token; the history has room for the whole completion."""
-    contexts = [list(model.context(member.request.prompt_ids)) for member in members]
-    lengths = torch.tensor([len(c) for c in contexts], dtype=torch.int64)
-    history = torch.zeros(len(members), int(lengths.max()) + limits.max_new_tokens, dtype=torch.int64)
-    for number, context in enumerate(contexts):
-        history[number, : len(context)] = torch.tensor(context, dtype=torch.int64)
+    contexts, lengths = pad([model.context(member.request.prompt_ids) for member in members])
+    history = torch.nn.functional.pad(contexts, (0, limits.max_new_tokens))
     parameters = {
         name: torch.tensor([m.request.parameters[name] for m in members], dtype=torch.float64, device=device)
         for name in members[0].request.parameters
@@ -74,8 +72,7 @@ def new_rows(members: Sequence[Row], model: StepModel, limits: Limits, device: t
 
 def advanced(rows: Rows, token: torch.Tensor, state: Mapping[str, RowState] | None) -> Rows:
     """Return the rows with a token each at the end of their histories, and the sampler's new state."""
-    history = rows.history.clone()
-    history[torch.arange(len(rows), device=history.device), rows.history_lengths] = token
+    history = rows.history.scatter(1, rows.history_lengths[:, None], token[:, None])
     return evolve(
         rows, history=history, history_lengths=rows.history_lengths + 1, position=rows.position + 1, state=state
     )
@@ -115,15 +112,16 @@ def without_end(logits: torch.Tensor, model: StepModel, rows: Rows, limits: Limi
     return logits
 
 
-def check(draw: Draw, members: Sequence[Row]) -> None:
+def check(draw: Draw, rows: Rows, members: Sequence[Row]) -> None:
     """Raise NumericError if a row has no token.
 
     Raises:
         NumericError: Naming the request, the place and what was wrong.
     """
-    for member, status in zip(members, draw.status.tolist(), strict=True):
-        if status != STATUS_OK:
-            raise NumericError(
-                f"request {member.number} {member.request.id!r}, new token {len(member.token_ids)}: the logits hold "
-                f"{WRONG[status]}. Is the model damaged or its dtype too narrow? Try Runtime(dtype='float32')."
-            )
+    for number in (draw.status != STATUS_OK).nonzero().flatten().tolist()[:1]:
+        member = members[number]
+        raise NumericError(
+            f"request {member.number} {member.request.id!r}, new token {int(rows.position[number])}: the logits hold "
+            f"{WRONG[int(draw.status[number])]}. Is the model damaged or its dtype too narrow? "
+            "Try Runtime(dtype='float32')."
+        )

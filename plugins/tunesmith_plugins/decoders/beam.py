@@ -100,7 +100,7 @@ class BeamDecoder(Decoder):
         """Extend every search by one token; return those that go on."""
         keep = max(2, 1 + len(model.eos_token_ids)) * self.config.beams
         draw = sampler.sample(without_end(logits, model, rows, limits), rows, top=min(keep, logits.shape[1]))
-        check(draw, [beam.row for search in searches for beam in search.beams])
+        check(draw, rows, [beam.row for search in searches for beam in search.beams])
         if draw.state is not None:
             raise ConfigError(
                 ["beam search cannot use a sampler that remembers what it drew: it draws nothing"], "beam"

@@ -46,10 +46,19 @@ def _alike(requests: Sequence[Request]) -> list[list[int]]:
 
 @define(eq=False)
 class _Live:
-    """A batch between two tokens: the last tokens drawn are not yet in the cache."""
+    """A batch between two tokens: the last tokens drawn are not yet in the cache.
+
+    Attributes:
+        members: The requests of the rows.
+        rows: Their histories hold what was drawn.
+        logp: (batch, max_new_tokens), its log-probabilities.
+        cache: Of the step model.
+        token: (batch,), drawn last.
+    """
 
     members: list[Row]
     rows: Rows
+    logp: torch.Tensor
     cache: Any
     token: torch.Tensor
 
@@ -71,37 +80,56 @@ class _Loop:
                 live = _together(self.model, [part for part in (live, entered) if part is not None])
             if live is not None:
                 logits, cache = self.model.step(live.token, live.cache)
-                live = yield from self._draw(logits, cache, live.members, live.rows)
+                live = yield from self._draw(logits, cache, live.members, live.rows, live.logp)
 
     def _enter(self, members: list[Row]) -> Generator[Completion, None, _Live | None]:
         logits, cache = self.model.begin([member.request.prompt_ids for member in members])
         rows = new_rows(members, self.model, self.limits, logits.device)
-        return (yield from self._draw(logits, cache, members, rows))
+        logp = torch.zeros(len(members), self.limits.max_new_tokens, device=logits.device)
+        return (yield from self._draw(logits, cache, members, rows, logp))
 
     def _draw(
-        self, logits: torch.Tensor, cache: Any, members: list[Row], rows: Rows
+        self, logits: torch.Tensor, cache: Any, members: list[Row], rows: Rows, logp: torch.Tensor
     ) -> Generator[Completion, None, _Live | None]:
         """Draw a token a row, yield what has ended and return the rest."""
         draw = self.sampler.sample(without_end(logits, self.model, rows, self.limits), rows)
-        check(draw, members)
-        stay = []
-        for number, (member, token, logp) in enumerate(
-            zip(members, draw.token.tolist(), draw.logp_processed.tolist(), strict=True)
-        ):
-            member.token_ids.append(token)
-            member.logp.append(logp)
-            ended = member.completion(self.model, self.limits)
-            if ended is None:
-                stay.append(number)
-            else:
-                yield ended
+        check(draw, rows, members)
+        logp = logp.scatter(1, rows.position[:, None], draw.logp_processed[:, None].to(logp.dtype))
+        rows, token = advanced(rows, draw.token, draw.state), draw.token
+        gone = yield from self._ended(token, members, rows, logp)
+        stay = [number for number in range(len(members)) if number not in gone]
         if not stay:
             return None
-        rows, token = advanced(rows, draw.token, draw.state), draw.token
-        if len(stay) < len(members):
+        if gone:
             index = torch.tensor(stay, dtype=torch.int64, device=logits.device)
-            rows, token, cache = rows.select(index), token[index], self.model.select(cache, index)
-        return _Live([members[n] for n in stay], rows, cache, token)
+            rows, logp, token, cache = rows.select(index), logp[index], token[index], self.model.select(cache, index)
+        return _Live([members[n] for n in stay], rows, logp, cache, token)
+
+    def _ended(
+        self, token: torch.Tensor, members: list[Row], rows: Rows, logp: torch.Tensor
+    ) -> Generator[Completion, None, set[int]]:
+        """Yield the completions that have ended and return the numbers of their rows."""
+        ended = rows.position >= self.limits.max_new_tokens
+        for end in self.model.eos_token_ids:
+            ended |= token == end
+        if self.limits.stop:  # only the text tells
+            ended = torch.ones_like(ended)
+        index = ended.nonzero().flatten()
+        if not len(index):
+            return set()
+        lengths = rows.position[index]
+        places = torch.arange(int(lengths.max()), device=index.device)
+        ids = rows.history[index].gather(1, rows.prompt_lengths[index, None] + places).tolist()
+        logps = logp[index].tolist()
+        gone = set()
+        for place, (number, length) in enumerate(zip(index.tolist(), lengths.tolist(), strict=True)):
+            member = members[number]
+            written = Row(member.number, member.request, ids[place][:length], logps[place][:length])
+            completion = written.completion(self.model, self.limits)
+            if completion is not None:
+                gone.add(number)
+                yield completion
+        return gone
 
 
 def _together(model: StepModel, parts: list[_Live]) -> _Live | None:
@@ -110,6 +138,7 @@ def _together(model: StepModel, parts: list[_Live]) -> _Live | None:
     return _Live(
         [member for part in parts for member in part.members],
         joined([part.rows for part in parts]),
+        torch.cat([part.logp for part in parts]),
         model.join([part.cache for part in parts]),
         torch.cat([part.token for part in parts]),
     )

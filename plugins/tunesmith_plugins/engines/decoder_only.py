@@ -45,8 +45,8 @@ class DecoderOnly(Stepping):
         """Return the prompt."""
         return prompt
 
-    def begin(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Cache]:
-        """Read the prompts; see :class:`tunesmith.kinds.decoder.StepModel`."""
+    def read(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Cache]:
+        """Read the prompts; see :class:`~tunesmith_plugins.engines.stepping.Stepping`."""
         ids, mask = padded(prompts, self.lm.device, left=True)
         return self._forward(ids, Cache(mask=mask))
 

@@ -55,8 +55,8 @@ class EncoderDecoder(Stepping):
         """Return the start token."""
         return (self.start,)
 
-    def begin(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Cache]:
-        """Encode the prompts; see :class:`tunesmith.kinds.decoder.StepModel`."""
+    def read(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Cache]:
+        """Encode the prompts; see :class:`~tunesmith_plugins.engines.stepping.Stepping`."""
         ids, mask = padded(prompts, self.lm.device, left=False)
         with self.quiet():
             states = self.base.get_encoder()(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
-import torch
 from attrs import evolve
 
 from tunesmith.errors import ConfigError
@@ -90,16 +89,18 @@ class TransformersEngine(Engine):
                     ],
                     "engine transformers",
                 )
+        kept = [self._fit(request.prompt_ids, room, n) for n, request in enumerate(requests)]
         fitted = [
-            evolve(request, prompt_ids=self._fit(request.prompt_ids, room, n)) for n, request in enumerate(requests)
+            request if len(ids) == len(request.prompt_ids) else evolve(request, prompt_ids=ids)
+            for request, ids in zip(requests, kept, strict=True)
         ]
-        lost = sum(len(a.prompt_ids) != len(b.prompt_ids) for a, b in zip(requests, fitted, strict=True))
+        lost = sum(given is not fit for given, fit in zip(requests, fitted, strict=True))
         self._report(lost, len(requests), room)
         yield from decoder.decode(model, fitted, sampler, limits, runtime)
 
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """Return the log-probability of every completion token; prompts that do not fit are cut."""
-        from tunesmith.scoring import token_logps_in_batches
+        from tunesmith.scoring import pad, token_logps_in_batches
 
         if not pairs:
             return []
@@ -114,12 +115,10 @@ class TransformersEngine(Engine):
             prompts.append(self._fit(tuple(prompt), room, number))
         lost = sum(len(given[0]) != len(kept) for given, kept in zip(pairs, prompts, strict=True))
         self._report(lost, len(pairs), model.max_length)
-        lengths = torch.tensor([len(completion) for _, completion in pairs], dtype=torch.int64)
-        ids = torch.zeros(len(pairs), int(lengths.max()), dtype=torch.int64)
-        for row, (_, completion) in enumerate(pairs):
-            ids[row, : len(completion)] = torch.tensor(list(completion), dtype=torch.int64)
+        ids, lengths = pad([completion for _, completion in pairs])
+        size = self.config.batch_size
         with self.lm.evaluating():
-            logps, _, _ = token_logps_in_batches(self.lm, prompts, ids, lengths, batch_size=self.config.batch_size)
+            logps, _, _ = token_logps_in_batches(self.lm, prompts, ids, lengths, batch_size=size, entropy=False)
         return [row[:length] for row, length in zip(logps.tolist(), lengths.tolist(), strict=True)]
 
     def _capped(self, limits: Limits, positions: int | None) -> Limits:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
 
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
+from tunesmith.scoring import distinct, pad
+
+TEXTS = 4096
+"""Decoded texts that are kept: short completions repeat."""
 
 NO_LIMIT = 10**9
 """Tokenizers without a length of their own say an even larger number."""
 
 
-class Stepping:
+class Stepping(ABC):
     """An LM as a decoder sees it.
 
     Args:
@@ -35,19 +41,31 @@ class Stepping:
         self.eos_token_ids = eos_ids(lm)
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """Decode without special tokens, so that a decoder-only model's prompt and completion read on without a gap.
+        """Decode without special tokens, so that a decoder-only model's prompt and completion read on without a gap."""
+        return self._text(tuple(token_ids))
 
-        Tokenizers of the SentencePiece kind drop the space that their first piece begins with, because they take every text
-        for a beginning; a continuation is none.
-        """
+    @cached_property
+    def _text(self) -> Callable[[tuple[int, ...]], str]:
         tokenizer = self.lm.tokenizer
-        kept = [i for i in token_ids if i not in tokenizer.all_special_ids]
-        text: str = tokenizer.decode(list(token_ids), skip_special_tokens=True)
-        if self.lm.family == "decoder" and kept and not text.startswith(" "):
-            piece = tokenizer.convert_ids_to_tokens(kept[0])
-            if isinstance(piece, str) and piece.startswith("\u2581"):
-                return f" {text}"
-        return text
+        special = frozenset(tokenizer.all_special_ids)  # transformers collects them anew at every look
+        return lru_cache(maxsize=TEXTS)(partial(decoded, tokenizer, special, self.lm.family == "decoder"))
+
+    def begin(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Any]:
+        """Read every distinct prompt once; see :class:`tunesmith.kinds.decoder.StepModel`."""
+        first, which = distinct(prompts)
+        if len(first) == len(which):
+            return self.read(prompts)
+        logits, cache = self.read([prompts[row] for row in first])
+        index = torch.tensor(which, device=logits.device)
+        return logits[index], self.select(cache, index)
+
+    @abstractmethod
+    def read(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Any]:
+        """Return logits (batch, vocab) of the first new token, and a cache with a row a prompt."""
+
+    @abstractmethod
+    def select(self, cache: Any, index: torch.Tensor) -> Any:
+        """Return the cache of the rows at ``index``."""
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -64,6 +82,21 @@ class Stepping:
         if "logits_to_keep" in self.accepted:
             inputs["logits_to_keep"] = 1
         return self.lm.model(**inputs, return_dict=True)
+
+
+def decoded(tokenizer: Any, special: Set[int], continues: bool, token_ids: Sequence[int]) -> str:
+    """Return the text of ids without the ``special`` ones.
+
+    Tokenizers of the SentencePiece kind drop the space that their first piece begins with, because they take every text
+    for a beginning; one that ``continues`` another gets it back.
+    """
+    text: str = tokenizer.decode(list(token_ids), skip_special_tokens=True)
+    if continues and not text.startswith(" "):
+        first = next((i for i in token_ids if i not in special), None)
+        piece = None if first is None else tokenizer.convert_ids_to_tokens(first)
+        if isinstance(piece, str) and piece.startswith("\u2581"):
+            return f" {text}"
+    return text
 
 
 def base_of(model: Any) -> Any:
@@ -92,14 +125,14 @@ def eos_ids(lm: LM) -> frozenset[int]:
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ids and mask, both (batch, time) int64. Which id pads does not matter: the mask is always used."""
-    time = max(map(len, rows))
-    ids = torch.zeros(len(rows), time, dtype=torch.int64)
-    mask = torch.zeros(len(rows), time, dtype=torch.int64)
-    for number, row in enumerate(rows):
-        place = slice(time - len(row), time) if left else slice(0, len(row))
-        ids[number, place] = torch.tensor(row, dtype=torch.int64)
-        mask[number, place] = 1
-    return ids.to(device), mask.to(device)
+    ids, lengths = pad(rows)
+    places = torch.arange(ids.shape[1])[None, :]
+    if left:
+        gap = ids.shape[1] - lengths[:, None]
+        ids, mask = ids.gather(1, (places - gap) % ids.shape[1]), places >= gap
+    else:
+        mask = places < lengths[:, None]
+    return ids.to(device), mask.long().to(device)
 
 
 def positions_of(config: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""From scores to advantages: rewards a token, generalised advantage estimation, masked whitening.
+"""From scores to advantages: rewards a token, generalised advantage estimation, masked whitening, baselines of groups.
 
 All tensors are (batch, time) and 0 outside the mask unless stated otherwise.
 """
@@ -9,10 +9,10 @@ import torch
 
 
 def token_rewards(
-    scores: torch.Tensor, logps: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor, kl_coefficient: float
+    scores: torch.Tensor, penalty: torch.Tensor, mask: torch.Tensor, kl_coefficient: float
 ) -> torch.Tensor:
-    """Return ``-beta (log pi - log ref)`` at every token, plus the score (batch,) at the last one that counts."""
-    rewards = -kl_coefficient * (logps - reference) * mask
+    """Return ``-beta`` times the KL estimate (batch, time) of every token, plus the score (batch,) at the last that counts."""
+    rewards = -kl_coefficient * penalty * mask
     lengths = mask.sum(1)
     rows = torch.nonzero(lengths > 0).squeeze(1)
     rewards[rows, lengths[rows] - 1] += scores[rows].to(rewards.dtype)
@@ -39,3 +39,37 @@ def whiten(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     mean = (values * mask).sum() / count
     variance = (((values - mean) * mask) ** 2).sum() / count
     return (values - mean) * torch.rsqrt(variance + 1e-8) * mask
+
+
+def group_means(values: torch.Tensor, known: torch.Tensor, group_size: int, leave_one_out: bool) -> torch.Tensor:
+    """Return for every row the mean of its group's known values.
+
+    Args:
+        values: (batch,); ``group_size`` rows that stand together are a group.
+        known: (batch,) bool, which of them count.
+        group_size: Rows of a group.
+        leave_one_out: Without the row's own value.
+
+    Returns:
+        (batch,), NaN where nothing is left to average.
+    """
+    own = torch.where(known, values, torch.zeros_like(values))
+    sums = own.view(-1, group_size).sum(1).repeat_interleave(group_size)
+    counts = known.view(-1, group_size).sum(1).repeat_interleave(group_size)
+    if leave_one_out:
+        sums, counts = sums - own, counts - known.long()
+    return torch.where(counts > 0, sums / counts.clamp(min=1), torch.full_like(sums, torch.nan))
+
+
+def group_deviations(values: torch.Tensor, known: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Return the standard deviation of every row's group, of n - 1 degrees of freedom; 0 for fewer than two known values."""
+    means = group_means(values, known, group_size, leave_one_out=False)
+    squares = torch.where(known, (values - means) ** 2, torch.zeros_like(values))
+    counts = known.view(-1, group_size).sum(1).repeat_interleave(group_size)
+    sums = squares.view(-1, group_size).sum(1).repeat_interleave(group_size)
+    return torch.sqrt(sums / (counts - 1).clamp(min=1))
+
+
+def spread(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return (batch,) values at every token of the mask (batch, time)."""
+    return torch.where(mask, values[:, None], torch.zeros_like(values[:, None]))

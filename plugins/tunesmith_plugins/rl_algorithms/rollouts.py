@@ -45,6 +45,12 @@ class Rollout:
     texts: list[str]
     rows: list[int]
 
+    @property
+    def distinct(self) -> int:
+        """How many different completions there are, by prompt and token ids."""
+        ids, lengths = self.ids.tolist(), self.lengths.tolist()
+        return len({(row, tuple(ids[place][: lengths[place]])) for place, row in enumerate(self.rows)})
+
 
 class Drawer:
     """Draws completions through the engine, decoder and sampler that everything else uses: temperature, no truncation."""
@@ -71,7 +77,8 @@ class Drawer:
             limit -= max_new_tokens
             if limit < 1:
                 raise ConfigError(
-                    [f"max_new_tokens={max_new_tokens} leaves no room for a prompt in the model's positions"], "ppo"
+                    [f"max_new_tokens={max_new_tokens} leaves no room for a prompt in the model's positions"],
+                    "rl_algorithm",
                 )
         whole = prompt_ids(policy, prompts)
         self.prompts = [ids if limit is None else ids[-limit:] for ids in whole]

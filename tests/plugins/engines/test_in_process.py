@@ -126,6 +126,20 @@ def test_a_model_without_a_cache_is_read_anew_at_every_step():
     assert [c.token_ids for c in found] == [c.token_ids for c in expected]
 
 
+def test_a_prompt_that_is_asked_for_many_times_is_read_once(lm):
+    many = ["dog", "one two red", "dog", "dog"]
+    alone = [generate(lm, [p], ids=[str(n)], sampler=HOT, max_new_tokens=5)[0] for n, p in enumerate(many)]
+    rows = []
+    reader = lm.model.get_encoder() if lm.family == "encoder-decoder" else lm.model.get_input_embeddings()
+    hook = reader.register_forward_pre_hook(
+        lambda module, inputs, named: rows.append(len([*inputs, *named.values()][0])), with_kwargs=True
+    )
+    found = generate(lm, many, sampler=HOT, max_new_tokens=5)
+    hook.remove()
+    assert rows[0] == 2
+    assert [c.token_ids for c in found] == [c.token_ids for c in alone]
+
+
 def test_an_encoder_is_refused():
     with pytest.raises(ConfigError, match="encoder and writes no text"):
         generate(tiny_lm("encoder"), PROMPTS)

@@ -1,0 +1,118 @@
+"""This process among those that ``accelerate launch`` started together; alone if it did not.
+
+A method that trains on several processes does the work on rows (drawing, scoring, gradients) for its :meth:`~Processes.share`
+of them and hands the results to everyone. What is small is then computed by every process alike, on all rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+
+@frozen
+class Processes:
+    """Attributes:
+    rank: Number of this process, from 0.
+    count: How many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one process that writes files and talks to people."""
+        return self.rank == 0
+
+    def share(self, rows: int) -> range:
+        """Return the numbers of this process's rows: neighbours, as many as the others have or one more or less."""
+        return range(self.rank * rows // self.count, (self.rank + 1) * rows // self.count)
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        """Return the items of all processes, those of process 0 first."""
+        if self.count == 1:
+            return list(items)
+        from accelerate.utils import gather_object
+
+        found: list[T] = gather_object(list(items))
+        return found
+
+    def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the rows of all processes in one tensor, on this one's device; shorter ones are padded with 0.
+
+        Args:
+            rows: (own rows, ...) with up to one further dimension, which may differ between processes.
+        """
+        if self.count == 1:
+            return rows
+        import torch
+
+        parts = self.gather([rows.cpu()])
+        if rows.dim() > 1:
+            width = max(part.shape[1] for part in parts)
+            parts = [torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts]
+        return torch.cat(parts).to(rows.device)
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """Return what ``make`` gives in process 0; the others do not call it."""
+        if self.count == 1:
+            return make()
+        from accelerate.utils import broadcast_object_list
+
+        found = broadcast_object_list([make() if self.main else None])
+        value: T = found[0]
+        return value
+
+    def add(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Put the sum over the processes in place of every tensor; same order and shapes everywhere."""
+        if self.count == 1:
+            return
+        import torch
+        from accelerate.utils import reduce
+
+        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+            some = [tensor for tensor in tensors if tensor.dtype == dtype]
+            total = reduce(torch.cat([tensor.reshape(-1) for tensor in some]), reduction="sum")
+            for tensor, part in zip(some, total.split([tensor.numel() for tensor in some]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def add_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Sum the gradients over the processes; one that had no rows, and so no gradients, adds nothing."""
+        if self.count == 1:
+            return
+        import torch
+
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.add([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.count > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
+
+
+def processes(device: torch.device) -> Processes:
+    """Return this process among those of its launch, connected to them.
+
+    Args:
+        device: Of the model: on the CPU the processes talk over gloo.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Processes()
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device.type == "cpu")
+    return Processes(rank=state.process_index, count=state.num_processes)
