@@ -1,7 +1,18 @@
 """The standard algorithms keep the contract."""
 
 from tunesmith.testing import conformance
-from tunesmith_plugins.rl_algorithms import DPO, GRPO, KTO, PPO, RLOO, Reinforce, TrlDPO, TrlGRPO, TrlKTO, TrlRLOO
+from tunesmith_plugins.rl_algorithms import (
+    DPO,
+    GRPO,
+    KTO,
+    PPO,
+    RLOO,
+    Reinforce,
+    TrlDPO,
+    TrlGRPO,
+    TrlKTO,
+    TrlRLOO,
+)
 
 
 @conformance(
