@@ -37,6 +37,7 @@ from tunesmith_plugins.rl_algorithms import PPO
 
 MEMBERS = 4
 FALL = 0.1
+SEEDS = 6
 
 
 def watched(training: Path, batch: int) -> dict[str, int]:
@@ -86,7 +87,7 @@ def shares(counts: Counter[str], trainings: int) -> dict[str, Any]:
 
 def show(title: str, counts: Counter[str], trainings: int) -> dict[str, Any]:
     """Print one line an alarm."""
-    print(f"{title}: {trainings} trainings")
+    print(f"{title}: {trainings} trainings", flush=True)
     found = shares(counts, trainings)
     for name, values in found.items():
         print(f"  {name:14} {values['share']:6.1%}  ({values['low']:.1%} to {values['high']:.1%})")
@@ -95,12 +96,12 @@ def show(title: str, counts: Counter[str], trainings: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="20 worlds instead of 200, and no real trainings")
+    parser.add_argument("--quick", action="store_true", help="20 worlds instead of 100, and no real trainings")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    worlds = 20 if options.quick else 200
+    worlds = 20 if options.quick else 100
     batch, steps = 64, 200
     began = time.perf_counter()
     print(f"{worlds} worlds, {steps} steps, {batch} completions a step, false_alarms={Alarms().false_alarms}")
@@ -148,14 +149,14 @@ def main() -> None:
         for title, noise in (("real PPO, true reward", 0.1), ("real PPO, heavy-tailed proxy", 1.0)):
             counts: Counter[str] = Counter()
             details = []
-            for seed in range(8):
+            for seed in range(SEEDS):
                 fired, gold_seen = trained(seed, noise, 100, 128)
                 counts.update([*fired, *(["any"] if fired else [])])
                 known = [value for value in gold_seen if value is not None]
                 thirds = [float(np.mean(known[i : i + 10])) for i in (0, 45, 90)]
                 details.append({"seed": seed, "fired": fired, "true_reward": thirds})
                 print(f"  seed {seed}: true reward {' '.join(f'{x:.2f}' for x in thirds)}; {fired}", flush=True)
-            result[title] = {**show(title, counts, 8), "details": details}
+            result[title] = {**show(title, counts, SEEDS), "details": details}
     seconds = time.perf_counter() - began
     print(f"{seconds:.0f} s, {options.threads} thread(s), Python {platform.python_version()}")
     if options.json:

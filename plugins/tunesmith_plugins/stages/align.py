@@ -41,7 +41,12 @@ class AlignStage(Stage):
         policy.save(context.artifact("model"))
         folder = context.artifact("report")
         content(report, prepared).write(folder)
-        record = {"steps": report.steps, "summary": report.summary, "samples": report.samples}
+        record = {
+            "steps": report.steps,
+            "summary": report.summary,
+            "samples": report.samples,
+            "logged": report.logged,
+        }
         text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
         (folder / "training.json").write_text(text + "\n", encoding="utf-8")
         summary = {**report.summary, **prepared.summary}

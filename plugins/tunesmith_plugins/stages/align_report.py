@@ -47,6 +47,8 @@ def verdicts(report: TrainingReport) -> tuple[str, ...]:
     """Say in sentences whether the reward rose and how far the model went for it."""
     found = []
     steps = report.steps
+    if report.summary.get("stopped"):
+        found.append(f"Training ended early, after {len(steps)} steps: {report.summary['stopped']}")
     if steps and "reward" in steps[0]:
         part = max(1, len(steps) // 5)
         first, last = ([step["reward"] for step in some] for some in (steps[:part], steps[-part:]))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from attrs import evolve
 
+from tunesmith.alarms import Alarms
 from tunesmith.data.config import Data
 from tunesmith.data.preferences import write_preferences
 from tunesmith.data.records import Preference
@@ -211,6 +212,41 @@ def test_a_gate_needs_a_reward(tmp_path: Path, pairs: str) -> None:
     tiny_lm("decoder").save(tmp_path / "start")
     with pytest.raises(ConfigError, match="DPO uses no reward model; leave it out @ gate"):
         Align(algorithm=DPO(), preferences=pairs, gate=Gate()).build().run(context(tmp_path, tmp_path / "start"))
+
+
+# --- what is watched during training
+
+
+def test_alarms_watch_the_training_are_reported_and_may_end_it(tmp_path: Path, data: Data, target: str) -> None:
+    tiny_lm("decoder").save(tmp_path / "start")
+    # trained towards length, which the held-out scorer does not like: the two are each other's opposite
+    alarms = Alarms(held_out=LengthPenalty(), window=3, watch=("held_out", "length", "kl"), false_alarms=0.5)
+    wrong_way = Mix(models={"l": LengthPenalty()}, weights={"l": -1.0})
+    algorithm = evolve(SMALL_PPO, steps=40, batch_size=24, max_new_tokens=8, learning_rate=3e-2, kl_coefficient=0.0)
+    stage = Align(algorithm=algorithm, reward=wrong_way, alarms=alarms)
+    summary = stage.build().run(context(tmp_path / "a", tmp_path / "start", data))
+    shown = read(tmp_path / "a" / "out" / "report")
+    assert "held_out" in summary["alarms"]
+    table = next(t for t in shown.tables if t.title == "Alarms")
+    assert [row[0] for row in table.rows] == ["held_out", "length", "kl"]
+    assert table.rows[0][1] == f"step {summary['alarms']['held_out']}"
+    assert any("the held-out score fell" in sentence for sentence in shown.verdicts)
+    held_out = next(s for s in shown.series if s.title == "Held-out score").y["held_out"]
+    rewards = next(s for s in shown.series if s.title == "Reward").y["reward"]
+    assert [-value for value in held_out] == pytest.approx(list(rewards))
+    stopping = evolve(stage, alarms=evolve(alarms, stop=("held_out",)))
+    stopped = stopping.build().run(context(tmp_path / "b", tmp_path / "start", data))
+    assert stopped["steps"] == summary["alarms"]["held_out"] == stopped["alarms"]["held_out"] < 40
+    assert "the held-out score fell" in stopped["stopped"]
+    assert read(tmp_path / "b" / "out" / "report").verdicts[0].startswith("Training ended early, after")
+    again = stopping.build().run(context(tmp_path / "b", tmp_path / "start", data))
+    assert again["alarms"] == stopped["alarms"]
+
+
+def test_alarms_need_a_reward(tmp_path: Path, pairs: str) -> None:
+    tiny_lm("decoder").save(tmp_path / "start")
+    with pytest.raises(ConfigError, match="leave it out @ alarms"):
+        Align(algorithm=DPO(), preferences=pairs, alarms=Alarms()).build().run(context(tmp_path, tmp_path / "start"))
 
 
 def rewards(values: list[float]) -> TrainingReport:

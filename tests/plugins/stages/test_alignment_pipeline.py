@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.alarms import Alarms
 from tunesmith.data.config import Data
 from tunesmith.lm import load
 from tunesmith.pipeline import Pipeline, output
+from tunesmith.reward_gate import Gate
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins.adapters import LoRA
-from tunesmith_plugins.reward_models import Pairwise
+from tunesmith_plugins.reward_models import LengthPenalty, Mix, Normalized, Pairwise, RepetitionPenalty, Trained
 from tunesmith_plugins.rl_algorithms import DPO, PPO
 from tunesmith_plugins.samplers import Temperature
 from tunesmith_plugins.stages import Align, Feedback, Generate, TrainReward
@@ -55,6 +57,23 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
                 reward=output("judge", "reward_model"),
             ),
             Align(
+                name="mixed",
+                start="base",
+                algorithm=PPO(steps=2, batch_size=6, minibatches=2, epochs=1, max_new_tokens=4),
+                adapter=LoRA(rank=2),
+                reward=Mix(
+                    models={
+                        "judge": Normalized(
+                            reward=Trained(reward_model=output("judge", "reward_model")),
+                            generations=output("drafts", "generations"),
+                        ),
+                        "long": LengthPenalty(most=3),
+                    }
+                ),
+                gate=Gate(on_failure="warn"),
+                alarms=Alarms(held_out=RepetitionPenalty(), window=2),
+            ),
+            Align(
                 name="offline",
                 start=output("online"),
                 algorithm=DPO(),
@@ -73,6 +92,9 @@ def test_rankings_become_an_aligned_model(pipeline: Pipeline, tmp_path: Path) ->
     assert summary["judge"]["pairs"] + summary["judge"]["held_out_pairs"] == summary["ranked"]["pairs"]
     assert summary["online"]["reference"] == summary["offline"]["reference"] == "last adapter off"
     assert abs(summary["online"]["start_kl"]) < 1e-4
+    assert "reward_scale" not in summary["mixed"]  # its scale came from the drafts
+    assert summary["mixed"]["gate_passed"] in (True, False)
+    assert summary["mixed"]["alarms"] == {}  # two steps are too few
     assert pipeline.plan(tmp_path / "run").done
     pipeline.save(tmp_path / "pipeline.toml")
     assert Pipeline.load(tmp_path / "pipeline.toml") == pipeline
