@@ -1,4 +1,4 @@
-"""Losses. Each is a sum over tokens, or pairs; callers divide by the count of the whole minibatch, or give every token the
+"""Losses. Each is a sum over tokens; callers divide by the count of the whole minibatch, or give every token the
 weight that it has there (:mod:`tunesmith_plugins.rl_algorithms.normalisers`), so that splitting one into micro-batches
 changes nothing.
 
@@ -89,19 +89,3 @@ def value_loss(
         bounded = old + (new - old).clamp(-clip, clip)
         error = torch.maximum(error, (bounded - returns) ** 2)
     return (error * mask).sum() / 2
-
-
-def dpo_loss(
-    chosen: torch.Tensor, rejected: torch.Tensor, beta: float, label_smoothing: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the losses of pairs, (pairs,), and their margins ``beta (chosen - rejected)``.
-
-    Args:
-        chosen: (pairs,) summed log-ratios to the reference of the chosen completions.
-        rejected: The same of the rejected ones.
-        beta: Rafailov et al. 2023, equation 7.
-        label_smoothing: Share of labels taken to be wrong.
-    """
-    margin = beta * (chosen - rejected)
-    right, wrong = torch.nn.functional.logsigmoid(margin), torch.nn.functional.logsigmoid(-margin)
-    return -(1 - label_smoothing) * right - label_smoothing * wrong, margin
