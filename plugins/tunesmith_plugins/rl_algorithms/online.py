@@ -175,7 +175,9 @@ class _Run:
         """Every process scores its share of the rows and gets all."""
         own = take(rollout.prompt_ids, rollout.ids, rollout.lengths, self.together.share(len(rollout.rows)))
         size = self.config.micro_batch_size
-        found = token_logps_in_batches(model, *own, self.config.temperature, head, batch_size=size)
+        found = token_logps_in_batches(
+            model, *own, self.config.temperature, head, batch_size=size, entropy=model is self.policy
+        )
         return [None if part is None else self.together.gather_rows(part) for part in found]
 
     def _step(self, step: int, checked: bool) -> tuple[dict[str, float], StepTexts]:

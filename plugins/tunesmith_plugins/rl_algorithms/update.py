@@ -126,11 +126,14 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         for some in micro_batches(rows, config.micro_batch_size):
             prompts, ids, lengths = take(batch.rollout.prompt_ids, batch.rollout.ids, batch.rollout.lengths, some)
-            new, entropy, values = token_logps(self.policy, prompts, ids, lengths, config.temperature, self.head)
-            time = new.shape[1]
+            wanted = bool(config.entropy_coefficient)
+            new, entropy, values = token_logps(
+                self.policy, prompts, ids, lengths, config.temperature, self.head, entropy=wanted
+            )
+            time, index = new.shape[1], torch.tensor(some, device=new.device)
 
-            def part(whole: torch.Tensor, some: list[int] = some, time: int = time) -> torch.Tensor:
-                return whole[some, :time]
+            def part(whole: torch.Tensor, index: torch.Tensor = index, time: int = time) -> torch.Tensor:
+                return whole[index, :time]
 
             mask = part(batch.mask)
             weights = token_weights(mask, method.normaliser, totals).to(new.dtype)
