@@ -120,7 +120,12 @@ class LogitBias(SamplerConfig):
 
 @frozen(kw_only=True)
 class BiasedSequence:
-    """Token ids, and what is added to the logit of the last one where the others have just been written."""
+    """A sequence of tokens that is made likelier or less likely.
+
+    Attributes:
+        tokens: Ids, at least one.
+        bias: Added to the logit of the last one where the others have just been written.
+    """
 
     tokens: tuple[int, ...] = field(validator=v.min_len(1))
     bias: float = field(validator=FINITE)

@@ -47,7 +47,10 @@ class Letters(RewardModel):
         self.calls += 1
         if self.calls == self.fails_at:
             raise NumericError("the test stops here")
-        return [None if c[:1] == "b" else c.count("a") - len(c) / 4 + len(p) / 9 for p, c in zip(prompts, completions, strict=True)]
+        return [
+            None if c[:1] == "b" else c.count("a") - len(c) / 4 + len(p) / 9
+            for p, c in zip(prompts, completions, strict=True)
+        ]
 
 
 def policy(name):

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import numpy as np
 import pytest
+
 from tunesmith.kinds.reward_model import RewardModel
 from tunesmith.kinds.rl_algorithm import Online, RLAlgorithmConfig
 from tunesmith.runtime import Runtime
@@ -112,4 +113,3 @@ def test_a_reference_that_is_off_by_a_little_is_noticed() -> None:
     for wrong in ({"lam": 0.94}, {"kl_coefficient": 0.301}, {"clip": 0.21}, {"value_coefficient": 0.11}):
         with pytest.raises(AssertionError):
             check(PPO(**{**SHARED, "minibatches": 1, "epochs": 3}), estimate="gae", normaliser="bnpo", **wrong)
-
