@@ -200,11 +200,11 @@ class Reward(MetricConfig):
     what was gained on prompts that were not trained on, and nothing of what was lost: measure that by other metrics.
 
     Attributes:
-        model: A reward model, its folder, or the ``reward_model`` of an earlier stage of the pipeline.
+        model: A reward model; ``trained(reward_model=...)`` is what a TrainReward stage made.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.reward:RewardMetric"
-    model: RewardModelConfig | str | Output = field(metadata={"artifact": "reward_model"})
+    model: RewardModelConfig
 
 
 @frozen(kw_only=True)

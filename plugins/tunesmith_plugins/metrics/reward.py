@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import numpy as np
 
 from tunesmith import reward
@@ -32,19 +33,9 @@ class RewardMetric(Metric):
 
     def setup(self, runtime: Runtime) -> None:
         """Load the reward model."""
-        from tunesmith.spec import dump
-
-        given = self.config.model
+        self._model = reward.ready(self.config.model, runtime)
         digest = hashlib.sha256()
-        if isinstance(given, str):
-            folder = Path(given).expanduser()
-            self._model = reward.load(folder, runtime)
-            for file in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
-                if file.name not in ("manifest.json", "report.json"):
-                    digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
-        else:
-            self._model = reward.ready(given, runtime)
-            digest.update(json.dumps(dump(given), sort_keys=True).encode())
+        _update(digest, self.config.model)
         self._identity = digest.hexdigest()[:12]
 
     def rows(self, batch: Batch) -> np.ndarray:
@@ -84,3 +75,24 @@ class RewardMetric(Metric):
         """What the reward model is: its files, or its config; known after :meth:`setup`."""
         self._ready()
         return f"reward|model:{self._identity}|agg:mean"
+
+
+def _update(digest: Any, value: Any, *, path: bool = False) -> None:
+    """Take a config into a digest: its values, and of a folder that it names the files, since the folder is a place and not
+    what is in it."""
+    if attrs.has(type(value)):
+        digest.update(type(value).__qualname__.encode() + b"\0")
+        for field in attrs.fields(type(value)):
+            digest.update(field.name.encode() + b"\0")
+            _update(digest, getattr(value, field.name), path=field.metadata.get("path", False))
+    elif isinstance(value, Mapping):
+        for name in sorted(value):
+            digest.update(name.encode() + b"\0")
+            _update(digest, value[name])
+    elif path and isinstance(value, str) and Path(value).expanduser().is_dir():
+        folder = Path(value).expanduser()
+        for file in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
+            if file.name not in ("manifest.json", "report.json"):
+                digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
+    else:
+        digest.update(repr(value).encode() + b"\0")

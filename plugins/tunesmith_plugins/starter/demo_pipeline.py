@@ -15,7 +15,7 @@ from tunesmith.pipeline.value import Pipeline, output
 from tunesmith_plugins.adapters.config import Bottleneck, LoRA, Prompt
 from tunesmith_plugins.compressors.config import Distill, Int8, Magnitude
 from tunesmith_plugins.metrics.config import Accuracy, Bleu, DistinctN, Latency, Reward, Rouge, Toxicity
-from tunesmith_plugins.reward_models.config import Pairwise
+from tunesmith_plugins.reward_models.config import Pairwise, Trained
 from tunesmith_plugins.rl_algorithms.config import PPO
 from tunesmith_plugins.samplers.config import Chain, Greedy, MinP, Temperature, TopP
 from tunesmith_plugins.stages.config import (
@@ -112,7 +112,7 @@ def pipeline(
     tune = {"steps": budget.tune, "batch_size": 16, "measure_in_child": budget.child, **lengths}
     classify = {"objective": "classification", "batch_size": 16, "learning_rate": 1e-3, "max_length": 96}
     judged = (rouge, Toxicity(model=output("judge", "long"), label="rude"))
-    aligned = (*judged, Reward(model=output("reward", "reward_model")))
+    aligned = (*judged, Reward(model=Trained(reward_model=output("reward", "reward_model"))))
     return Pipeline(
         base=str(model_path("seq2seq")),
         data=dialogues,

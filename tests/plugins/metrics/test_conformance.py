@@ -20,7 +20,7 @@ from tunesmith.statistics import compute, make
 from tunesmith.testing import conformance, run_checks
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins import metrics as m
-from tunesmith_plugins.reward_models import Pairwise
+from tunesmith_plugins.reward_models import Pairwise, Trained
 
 
 @conformance(
@@ -109,7 +109,7 @@ def reward_folder(tmp_path: Path) -> str:
 
 
 def test_the_reward_conforms(reward_folder: str) -> None:
-    results = run_checks(m.Reward(model=reward_folder))
+    results = run_checks(m.Reward(model=Trained(reward_model=reward_folder)))
     assert len(results) > 20
     assert [r for r in results if not r.ok] == []
 
@@ -118,14 +118,14 @@ def test_the_reward_is_the_mean_of_the_reward_models_scores(reward_folder: str) 
     model = reward.load(Path(reward_folder), Runtime(offline=True))
     prompts, texts = ["the cat", "a dog", "no"], ["runs", "eats the fish", "yes"]
     expected = [model.score([p], [t])[0] for p, t in zip(prompts, texts, strict=True)]
-    metric = m.Reward(model=reward_folder).build()
+    metric = m.Reward(model=Trained(reward_model=reward_folder)).build()
     metric.setup(Runtime(offline=True))
     found = compute(make(metric, {"id": list("abc"), "source": prompts, "prediction": texts}), metric)
     assert found.main.value == pytest.approx(sum(expected) / 3, abs=1e-6)
 
 
 def test_texts_without_a_reward_are_left_out_of_the_mean() -> None:
-    metric = m.Reward(model="unused").build()
+    metric = m.Reward(model=Trained(reward_model="unused")).build()
     rows = np.array([[2.0, 1.0], [0.0, 0.0], [4.0, 1.0]])
     assert metric.score(rows) == {"reward": 3.0}
     assert metric.score_sums(rows.sum(axis=0)[None], np.array([3.0])).tolist() == [[3.0]]
@@ -143,7 +143,7 @@ def test_other_weights_have_another_signature(reward_folder: str, tmp_path: Path
     reward.save(other, tmp_path / "other")
     signatures = []
     for folder in (reward_folder, str(tmp_path / "other"), reward_folder):
-        metric = m.Reward(model=folder).build()
+        metric = m.Reward(model=Trained(reward_model=folder)).build()
         metric.setup(Runtime(offline=True))
         signatures.append(metric.signature)
     assert signatures[0] == signatures[2] != signatures[1]
