@@ -133,8 +133,9 @@ def line(row: Row, beta: float, attempts: Sequence[Attempt]) -> str:
     own = [a.target_distance for a in attempts if a.target_distance is not None]
     verdict = "" if not bar else ("yes" if row.holds(attempts) else "NO")
     return (
-        f"| {row.name} | {beta:g} | {shown} | {middle} | {bar} | {verdict} | "
-        f"{max(own):.3f} | " if own else f"| {row.name} | {beta:g} | {shown} | {middle} | {bar} | {verdict} | - | "
+        f"| {row.name} | {beta:g} | {shown} | {middle} | {bar} | {verdict} | {max(own):.3f} | "
+        if own
+        else f"| {row.name} | {beta:g} | {shown} | {middle} | {bar} | {verdict} | - | "
     ) + (
         f"{max(a.seconds for a in attempts) / 60:.1f} | {max(a.processor_seconds for a in attempts) / 60:.1f} | "
         f"{sum(a.seconds for a in attempts) / 60:.1f} |"
@@ -157,7 +158,9 @@ def main() -> int:
     kept = Kept(options.json)
     lines, good = [], True
     for row in ROWS:
-        if row.name not in options.only or row.algorithm.partition("(")[0] not in {e.name for e in rl_algorithms.entries()}:
+        if row.name not in options.only or row.algorithm.partition("(")[0] not in {
+            e.name for e in rl_algorithms.entries()
+        }:
             continue
         for beta in BETAS[1:] if options.quick else BETAS:
             found = list(runs(row, beta, 1 if options.quick else row.worlds, 20 * options.quick, options.threads, kept))

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import numpy as np
 import pytest
+
 from tunesmith.kinds.reward_model import RewardModel
 from tunesmith.kinds.rl_algorithm import Online, RLAlgorithmConfig
 from tunesmith.runtime import Runtime
@@ -57,7 +58,8 @@ def check(config: RLAlgorithmConfig, **other: Any) -> None:
     table, history = reference.train(
         start, SYMBOLS, DEPTH, reward.drawn, reward.rewards, reference.Settings(**settings)
     )
-    assert {len(answer) for step in reward.drawn for answer in step} == {1, 2, 3}, "lengths must differ"
+    if len({len(answer) for step in reward.drawn for answer in step}) < 2:
+        raise RuntimeError("all completions are of one length: padding was not put to the test")
     for found, expected in zip(report.steps, history, strict=True):
         for name, value in expected.items():
             if name != "value_loss" or settings["estimate"] == "gae":
@@ -112,4 +114,3 @@ def test_a_reference_that_is_off_by_a_little_is_noticed() -> None:
     for wrong in ({"lam": 0.94}, {"kl_coefficient": 0.301}, {"clip": 0.21}, {"value_coefficient": 0.11}):
         with pytest.raises(AssertionError):
             check(PPO(**{**SHARED, "minibatches": 1, "epochs": 3}), estimate="gae", normaliser="bnpo", **wrong)
-
