@@ -1,187 +1,174 @@
-"""How close do the RL algorithms come to an optimum that is known, and does the exam notice when they are broken?
+"""How close do RL algorithms come to an optimum that is known? Ours and trl's, on tables and on tiny transformers.
 
-Every line trains a policy in a world of enumerated answers (``tunesmith.testing.world``) and prints the share of the attainable
-gain that it reached: 0 is the reference, 1 the optimum. The lines below "broken on purpose" run PPO with one mistake built in.
+Every row is an exam (docs/exam.md) with the settings that the algorithm brings for it, at beta .1 and .3, in five worlds at
+least. The file of --json is written after every run and read at the start, so that an interrupted benchmark goes on and rows can be
+run in parts; runs whose settings have changed since are made anew.
 
-    python benchmarks/exam.py [--quick] [--threads 1] [--json FILE]
+    python benchmarks/exam.py [--only ROW ...] [--json FILE] [--quick] [--threads 1]
+    python benchmarks/exam.py --worlds
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
-from attrs import evolve
+from attrs import frozen
 
-import tunesmith_plugins.rl_algorithms.ppo as ppo_module
-from tunesmith.kinds.reward_model import RewardModel
-from tunesmith.kinds.rl_algorithm import Offline, Online
-from tunesmith.lm import LM
+from tunesmith.registry import rl_algorithms
 from tunesmith.runtime import Runtime
-from tunesmith.testing.world import World, exam_world, seq2seq_world
-from tunesmith_plugins.rl_algorithms import DPO, PPO
-from tunesmith_plugins.rl_algorithms.rollouts import Drawer, Rollout
+from tunesmith.spec import spell
+from tunesmith.testing.exam import Attempt, attempt, mean, settings
+from tunesmith.testing.exam_worlds import BETAS, HEADROOM, POLICIES, SEEDS, Policy, draw
 
 
-class WorldReward(RewardModel):
-    """The world's own reward."""
+@frozen(kw_only=True)
+class Row:
+    """One line of the table.
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    Attributes:
+        name: For ``--only``.
+        algorithm: What is examined, in the short spelling.
+        policy: Which kind of policy is trained.
+        least: The least score of every world; None: only shown.
+        distance: The largest total variation to the tilt in every world; None: any.
+        worlds: How many.
+    """
 
-    def score(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
-        return [self.world.reward_of(text) for text in completions]
+    name: str
+    algorithm: str
+    policy: Policy = "tabular"
+    least: float | None = None
+    distance: float | None = None
+    worlds: int = 5
 
-
-def train_ppo(world: World, lm: LM, seed: int, **options: Any) -> None:
-    """Train in place."""
-    config = PPO(kl_coefficient=world.beta, max_new_tokens=4, samples=0, **options)
-    task = Online(prompts=[world.prompt], reward=WorldReward(world))
-    config.build().train(lm, task, Runtime(seed=seed, threads=torch.get_num_threads(), progress=False))
-
-
-# --- mistakes
-
-
-@contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Put ``value`` in the place of an attribute for a while."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
+    def holds(self, attempts: Sequence[Attempt]) -> bool:
+        """Whether the row is what it should be."""
+        near = self.distance is None or all(a.tilt_distance <= self.distance for a in attempts)
+        return near and (self.least is None or all(a.score >= self.least for a in attempts))
 
 
-def other_rewards(change: Callable[..., torch.Tensor]) -> Any:
-    """With other rewards of tokens; ``change`` is given the right function and its arguments."""
-    right = ppo_module.token_rewards
-    return replaced(ppo_module, "token_rewards", lambda *arguments: change(right, *arguments))
+ROWS = (
+    Row(name="rloo", algorithm="rloo", least=0.995),
+    Row(name="grpo", algorithm="grpo", least=0.99),
+    Row(name="ppo", algorithm="ppo", least=0.985, worlds=8),
+    Row(name="dpo", algorithm="dpo", distance=1e-3),
+    Row(name="ppo-causal", algorithm="ppo", policy="causal", least=0.95),
+    Row(name="ppo-seq2seq", algorithm="ppo", policy="seq2seq", least=0.95),
+    Row(name="rloo-causal", algorithm="rloo", policy="causal", least=0.95),
+    Row(name="rloo-seq2seq", algorithm="rloo", policy="seq2seq", least=0.95),
+)
 
 
-def on_the_first_token(right: Any, scores: Any, logps: Any, reference: Any, mask: Any, beta: float) -> torch.Tensor:
-    rewards = right(torch.zeros_like(scores), logps, reference, mask, beta)
-    rewards[:, 0] += scores.to(rewards)
-    return rewards
+def print_worlds() -> None:
+    """Print the worlds of the exam."""
+    print(f"the first seeds with at least {HEADROOM} to gain at beta {' and '.join(f'{b:g}' for b in BETAS)}\n")
+    print("| policy | seed |" + "".join(f" J* - J ref, beta {b:g} | KL* |" for b in BETAS))
+    print("|---|---|" + "---|---|" * len(BETAS))
+    for policy in POLICIES:
+        for seed in SEEDS[policy]:
+            world, _ = draw(policy, seed)
+            cells = [f" {w.headroom:.3f} | {w.kl(w.tilt):.2f} |" for w in map(world.with_beta, BETAS)]
+            print(f"| {policy} | {seed} |" + "".join(cells))
 
 
-def other_rollouts(change: Callable[[Rollout], Rollout]) -> Any:
-    """With completions changed after they were drawn."""
-    right = Drawer.draw
-    return replaced(Drawer, "draw", lambda self, rows, *names: change(right(self, rows, *names)))
+class Kept:
+    """Runs in a file, by row, beta, seed and settings."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        self.runs: list[dict[str, Any]] = []
+        if file is not None and file.exists():
+            self.runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
+
+    def find(self, **what: Any) -> Attempt | None:
+        """Return the run that was made of exactly this, or None."""
+        for run in self.runs:
+            if all(run[name] == value for name, value in what.items()):
+                return Attempt(**run["attempt"])
+        return None
+
+    def add(self, made: Attempt, **what: Any) -> None:
+        """Keep a run, in the place of one of the same row, beta and seed."""
+        place = ("row", "beta", "seed")
+        self.runs = [run for run in self.runs if any(run[name] != what[name] for name in place)]
+        self.runs.append({**what, "attempt": attrs.asdict(made)})
+        if self.file is not None:
+            beside = self.file.with_suffix(".part")
+            beside.write_text(json.dumps({"runs": self.runs}, indent=1) + "\n", encoding="utf-8")
+            os.replace(beside, self.file)
 
 
-def without_end(rollout: Rollout) -> Rollout:
-    mask = rollout.mask.clone()
-    rows = torch.nonzero(rollout.ended & (rollout.lengths > 1)).squeeze(1)
-    mask[rows, rollout.lengths[rows] - 1] = False
-    return evolve(rollout, mask=mask)
+def runs(row: Row, beta: float, worlds: int, steps: int, threads: int, kept: Kept) -> Iterator[Attempt]:
+    """Make the runs that are not kept yet, and yield all of them."""
+    config = settings(row.algorithm, row.policy, beta)
+    if steps:
+        config = attrs.evolve(config, steps=min(steps, config.steps))  # type: ignore[attr-defined,call-arg]
+    for seed in SEEDS[row.policy][:worlds]:
+        what = {"row": row.name, "beta": beta, "seed": seed, "policy": row.policy, "settings": str(spell(config))}
+        made = kept.find(**what)
+        if made is None:
+            made = attempt(config, row.policy, seed, beta, Runtime(threads=threads))
+            kept.add(made, **what)
+            print(f"  {row.name}, beta {beta:g}, seed {seed}: score {made.score:.4f}, {made.seconds:.0f} s", flush=True)
+        yield made
 
 
-def masked_first(right: Any, **fields: Any) -> Any:
-    mask = fields["mask"].clone()
-    mask[:, 0] = False
-    return right(**{**fields, "mask": mask})
-
-
-def mistakes() -> dict[str, Callable[[], Any]]:
-    """Name to a context within which PPO is wrong."""
-    batch = ppo_module.Batch
-    return {
-        "KL with the wrong sign": lambda: other_rewards(lambda f, s, p, r, m, b: f(s, p, r, m, -b)),
-        "KL left out": lambda: other_rewards(lambda f, s, p, r, m, b: f(s, p, r, m, 0.0)),
-        "reward paid at the first token": lambda: other_rewards(on_the_first_token),
-        "first token not trained": lambda: replaced(
-            ppo_module, "Batch", lambda **fields: masked_first(batch, **fields)
-        ),
-        "end of sequence not trained": lambda: other_rollouts(without_end),
-    }
-
-
-# --- the table
-
-
-def measure(
-    name: str, make: Callable[[int], tuple[World, LM]], train: Callable[..., None], seeds: int
-) -> dict[str, Any]:
-    """Train for every seed, print the line, return it."""
-    scores, seconds, distances = [], [], []
-    for seed in range(seeds):
-        world, lm = make(seed)
-        began = time.perf_counter()
-        train(world, lm, seed)
-        seconds.append(time.perf_counter() - began)
-        found = world.logps(lm)
-        scores.append(world.score(found))
-        distances.append(world.distance(found, world.tilt))
-    shown = " ".join(f"{score:7.3f}" for score in scores)
-    apart = " ".join(f"{distance:.1e}" for distance in distances)
-    print(f"{name:46} {shown}   {apart}   {max(seconds):6.1f} s", flush=True)
-    return {"name": name, "scores": scores, "distances": distances, "seconds": seconds}
-
-
-def train_dpo(world: World, lm: LM, seed: int) -> None:
-    """On the whole population of preferences."""
-    pairs = world.preferences()
-    config = DPO(beta=world.beta, epochs=300, batch_size=len(pairs), learning_rate=0.05, max_completion_tokens=2)
-    config.build().train(lm, Offline(preferences=pairs), Runtime(seed=seed, progress=False))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="40 steps and two seeds instead of 100 and three; mistakes with the tabular policy only",
+def line(row: Row, beta: float, attempts: Sequence[Attempt]) -> str:
+    """Return a line of the table."""
+    if row.distance is None:
+        values, bar = [a.score for a in attempts], "" if row.least is None else f"≥ {row.least:g}"
+        shown = " ".join(f"{value:.4f}" for value in values)
+        middle = str(mean(values))
+    else:
+        values, bar = [a.tilt_distance for a in attempts], f"TV ≤ {row.distance:g}"
+        shown = "TV " + " ".join(f"{value:.1e}" for value in values)
+        middle = f"{sum(values) / len(values):.1e}"
+    own = [a.target_distance for a in attempts if a.target_distance is not None]
+    verdict = "" if not bar else ("yes" if row.holds(attempts) else "NO")
+    return (
+        f"| {row.name} | {beta:g} | {shown} | {middle} | {bar} | {verdict} | "
+        f"{max(own):.3f} | " if own else f"| {row.name} | {beta:g} | {shown} | {middle} | {bar} | {verdict} | - | "
+    ) + (
+        f"{max(a.seconds for a in attempts) / 60:.1f} | {max(a.processor_seconds for a in attempts) / 60:.1f} | "
+        f"{sum(a.seconds for a in attempts) / 60:.1f} |"
     )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [row.name for row in ROWS]
+    parser.add_argument("--only", nargs="+", choices=names, metavar="ROW", default=names, help=", ".join(names))
+    parser.add_argument("--quick", action="store_true", help="20 steps in one world at beta .3: shows that it runs")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--json", metavar="FILE", type=Path)
+    parser.add_argument("--worlds", action="store_true", help="print the worlds and end")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    steps, seeds = (40, 2) if options.quick else (100, 3)
-    tabular: dict[str, Any] = {"steps": steps, "batch_size": 256, "learning_rate": 0.05}
-    real: dict[str, Any] = {"steps": steps, "batch_size": 128, "learning_rate": 1e-3, "value_learning_rate": 1e-2}
-    print(
-        f"{steps} steps, seeds 0 to {seeds - 1}: score of each seed, total variation to the optimum, slowest training"
-    )
-    lines = [
-        measure(
-            "PPO, tabular policy, beta .3",
-            lambda s: exam_world(s, beta=0.3),
-            lambda *a: train_ppo(*a, **tabular),
-            seeds,
-        ),
-        measure(
-            "PPO, tabular policy, beta .1",
-            lambda s: exam_world(s, beta=0.1),
-            lambda *a: train_ppo(*a, **tabular),
-            seeds,
-        ),
-        measure("PPO, T5 of 93k parameters, beta .1", seq2seq_world, lambda *a: train_ppo(*a, **real), seeds),
-        measure(
-            "DPO, population of pairs, beta .3", lambda s: exam_world(s, beta=0.3, symbols=2, depth=2), train_dpo, seeds
-        ),
-    ]
-    print("broken on purpose (PPO)")
-    for name, mistake in mistakes().items():
-        policies = [("tabular", lambda s: exam_world(s, beta=0.3), tabular), ("T5", seq2seq_world, real)]
-        for policy, make, settings in policies[:1] if options.quick else policies:
-
-            def train(world: World, lm: LM, seed: int, mistake: Any = mistake, settings: Any = settings) -> None:
-                with mistake():
-                    train_ppo(world, lm, seed, **settings)
-
-            lines.append(measure(f"{name}, {policy}", make, train, seeds))
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as stream:
-            json.dump({"steps": steps, "threads": options.threads, "lines": lines}, stream, indent=1)
+    if options.worlds:
+        print_worlds()
+        return 0
+    kept = Kept(options.json)
+    lines, good = [], True
+    for row in ROWS:
+        if row.name not in options.only or row.algorithm.partition("(")[0] not in {e.name for e in rl_algorithms.entries()}:
+            continue
+        for beta in BETAS[1:] if options.quick else BETAS:
+            found = list(runs(row, beta, 1 if options.quick else row.worlds, 20 * options.quick, options.threads, kept))
+            lines.append(line(row, beta, found))
+            good = good and row.holds(found)
+    print("\n| row | beta | every world | mean, 95 % interval | bar | held | TV to own fixed point, largest | minutes, "
+          "slowest run | processor minutes of it | minutes, all |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("\n".join(lines))
+    return 0 if good or options.quick else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

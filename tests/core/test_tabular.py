@@ -8,7 +8,7 @@ import torch
 from tunesmith.generation import generate
 from tunesmith.runtime import Runtime
 from tunesmith.testing.tabular import IMPOSSIBLE, tabular_lm
-from tunesmith.testing.world import exam_world, seq2seq_world
+from tunesmith.testing.exam_worlds import exam_world, seq2seq_world
 
 
 @pytest.fixture

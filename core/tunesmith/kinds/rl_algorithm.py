@@ -26,6 +26,26 @@ class RLAlgorithmConfig(Config):
     kind: ClassVar[str] = "rl_algorithm"
 
 
+@runtime_checkable
+class Examinable(Protocol):
+    """A config that knows with which settings it sits the exam (:mod:`tunesmith.testing.exam`).
+
+    A config without this method is examined as it is spelled.
+    """
+
+    def exam_settings(self, policy: str, beta: float) -> Mapping[str, Any]:
+        """Return field values for the exam; fields that the user set win over them.
+
+        One prompt, answers of at most four tokens, the shorter ones ended by the end of sequence: penalties of completions
+        without an end have to be off.
+
+        Args:
+            policy: ``"tabular"`` (a table of 425 logits), ``"causal"`` (a Llama of 83k parameters) or ``"seq2seq"`` (a T5 of
+                93k parameters).
+            beta: Weight of the KL term; the optimum is ``reference * exp(reward / beta)``, rewards being in [-1, 1].
+        """
+
+
 @frozen(kw_only=True, eq=False)
 class StepTexts:
     """What was drawn at one step of an online training; all sequences have one entry a completion.

@@ -2,7 +2,8 @@
 
 Objective: ``J(pi) = E_pi[r] - beta KL(pi || ref)``. Its maximum is the tilt ``pi* ~ ref exp(r / beta)`` with
 ``J* = beta log E_ref[exp(r / beta)]``, and ``J* - J(pi) = beta KL(pi || pi*)`` for every policy, which checks the
-evaluation itself. An algorithm's score is ``(J - J_ref) / (J* - J_ref)``: 0 for doing nothing, 1 for the optimum.
+evaluation itself. An algorithm's score is ``(J - J_ref) / (J* - J_ref)``: 0 for doing nothing, 1 for the optimum. The
+worlds of the exam are made by :mod:`tunesmith.testing.exam_worlds`.
 
 Imported at run time only.
 """
@@ -17,9 +18,11 @@ import torch
 from attrs import evolve, field, frozen
 
 from tunesmith.data.records import Preference
+from tunesmith.errors import NumericError
+from tunesmith.kinds.reward_model import RewardModel
 from tunesmith.lm import LM
 from tunesmith.scoring import pad, token_logps_in_batches
-from tunesmith.testing.tabular import EOS, tabular_lm
+from tunesmith.testing.tabular import EOS
 
 
 @frozen(kw_only=True, eq=False)
@@ -56,34 +59,70 @@ class World:
         logps, _, _ = token_logps_in_batches(lm, [prompt] * len(lengths), ids, lengths, temperature, batch_size=512)
         return logps.double().sum(-1).cpu()
 
+    def with_beta(self, beta: float) -> World:
+        """Return the same world with another weight of the KL term."""
+        return evolve(self, beta=beta)
+
     @property
     def tilt(self) -> torch.Tensor:
         """Log-probabilities of the optimal policy, (answers,) float64."""
         return torch.log_softmax(self.reference + self.reward / self.beta, dim=0)
+
+    @property
+    def best(self) -> float:
+        """``J* = beta log E_ref[exp(r / beta)]``, the objective's maximum."""
+        return self.beta * float(torch.logsumexp(self.reference + self.reward / self.beta, dim=0))
+
+    @property
+    def headroom(self) -> float:
+        """``J* - J_ref``, the attainable gain."""
+        return self.best - self.objective(self.reference)
 
     def objective(self, logps: torch.Tensor) -> float:
         """Return ``E[r] - beta KL(pi || ref)`` of a policy by its log-probabilities, (answers,)."""
         p = logps.exp()
         return float((p * (self.reward - self.beta * (logps - self.reference))).sum())
 
+    def identity_error(self, logps: torch.Tensor) -> float:
+        """Return by how much ``J* - J(pi) = beta KL(pi || pi*)`` fails; 0 up to rounding for a policy over these answers.
+
+        Both sides are computed on their own. They differ where the log-probabilities do not add up to 1 (an answer is
+        missing, or was scored wrongly) or where tilt and maximum do not belong together.
+        """
+        gap = self.best - self.objective(logps)
+        return abs(gap - self.beta * float((logps.exp() * (logps - self.tilt)).sum()))
+
+    def check(self, logps: torch.Tensor, tolerance: float = 1e-4) -> float:
+        """Return :meth:`identity_error`.
+
+        Raises:
+            NumericError: If it is more than ``tolerance``, or the probabilities add up to something else than 1: no number
+                about this policy could be trusted.
+        """
+        error, total = self.identity_error(logps), float(logps.exp().sum())
+        if not (error <= tolerance and abs(total - 1) <= tolerance):
+            raise NumericError(
+                f"the exam's evaluation does not hold: J* - J and beta KL(pi || pi*) differ by {error:.1e}, and the "
+                f"probabilities of all answers add up to {total:.6f}. Does the model write anything but the world's answers?"
+            )
+        return error
+
     def preferences(self) -> list[Preference]:
         """Return every ordered pair of answers, weighted by its Bradley-Terry probability ``sigmoid(r_a - r_b)``.
 
-        That is the whole population: an algorithm that learns from it has no sampling error.
+        That is the whole population: an algorithm that learns from it has no sampling error. Of 341 answers there are
+        115,940 pairs.
         """
-        found = []
         texts = [self.text(answer) for answer in self.answers]
-        for a, b in itertools.permutations(range(len(texts)), 2):
-            probability = float(torch.sigmoid(self.reward[a] - self.reward[b]))
-            found.append(
-                Preference(id=f"{a}-{b}", prompt=self.prompt, chosen=texts[a], rejected=texts[b], weight=probability)
-            )
-        return found
+        weights = torch.sigmoid(self.reward[:, None] - self.reward[None, :]).tolist()
+        return [
+            Preference(id=f"{a}-{b}", prompt=self.prompt, chosen=texts[a], rejected=texts[b], weight=weights[a][b])
+            for a, b in itertools.permutations(range(len(texts)), 2)
+        ]
 
     def score(self, logps: torch.Tensor) -> float:
         """Return the share of the attainable gain: 0 for the reference, 1 for the optimum."""
-        start, best = self.objective(self.reference), self.objective(self.tilt)
-        return (self.objective(logps) - start) / (best - start)
+        return (self.objective(logps) - self.objective(self.reference)) / self.headroom
 
     def kl(self, logps: torch.Tensor) -> float:
         """Return KL(pi || ref), nats."""
@@ -92,6 +131,17 @@ class World:
     def distance(self, logps: torch.Tensor, target: torch.Tensor) -> float:
         """Return the total variation distance between two distributions over the answers, in [0, 1]."""
         return float((logps.exp() - target.exp()).abs().sum() / 2)
+
+
+class WorldReward(RewardModel):
+    """A world's own reward, as a reward model; prompts do not matter."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def score(self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]) -> list[float | None]:
+        """See :class:`tunesmith.kinds.reward_model.RewardModel`."""
+        return [self.world.reward_of(text) for text in completions]
 
 
 def every_answer(symbol_count: int, depth: int) -> list[tuple[int, ...]]:
@@ -104,72 +154,16 @@ def every_answer(symbol_count: int, depth: int) -> list[tuple[int, ...]]:
     return found
 
 
-def exam_world(
-    seed: int = 0, *, beta: float = 0.3, symbols: int = 4, depth: int = 4, spread: float = 1.0
-) -> tuple[World, LM]:
-    """Return a random world and the tabular policy that is its reference.
-
-    With 4 symbols and depth 4 there are 341 answers.
+def world_of(lm: LM, answers: Sequence[tuple[int, ...]], reward: torch.Tensor, beta: float, prompt: str) -> World:
+    """Return the world in which ``lm``, as it is now, is the reference.
 
     Args:
-        seed: Of the reference (logits normal with standard deviation ``spread``) and the rewards (uniform in [-1, 1]).
+        lm: Writes nothing but ``answers`` to ``prompt``.
+        answers: See :class:`World`.
+        reward: (answers,) float64.
         beta: Weight of the KL term.
-        symbols: Number of symbols.
-        depth: Most tokens of an answer.
-        spread: See ``seed``.
+        prompt: The prompt's text.
     """
-    lm = tabular_lm(symbols, depth, seed=seed, spread=spread)
-    answers = every_answer(symbols, depth)
-    generator = torch.Generator().manual_seed(seed + 1)
-    reward = torch.rand(len(answers), generator=generator, dtype=torch.float64) * 2 - 1
-    return _world(lm, answers, reward, beta, "q0"), lm
-
-
-def seq2seq_world(seed: int = 0, *, beta: float = 0.1, width: int = 48) -> tuple[World, LM]:
-    """Return a world of 341 answers with a random T5 as reference, to examine an algorithm on a real encoder-decoder.
-
-    The vocabulary is the end of sequence and four symbols, the first of which is also the pad token and the one that the
-    decoder starts from: whoever looks for padding by its id fails here. The reward is the mean of random values of
-    neighbouring symbols, which a network can learn.
-
-    Args:
-        seed: Of the weights and the rewards.
-        beta: Weight of the KL term.
-        width: Width of the model.
-    """
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
-
-    inner = Tokenizer(models.WordLevel({"</s>": EOS, "a": 1, "b": 2, "c": 3, "d": 4}, unk_token="a"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    config = T5Config(
-        vocab_size=5,
-        d_model=width,
-        d_kv=width // 4,
-        d_ff=2 * width,
-        num_layers=2,
-        num_heads=4,
-        decoder_start_token_id=1,
-        pad_token_id=1,
-        eos_token_id=EOS,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = T5ForConditionalGeneration(config)
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=1.5 / parameter.shape[-1] ** 0.5)
-        pairs = torch.rand(5, 5, dtype=torch.float64) * 2 - 1
-    model.eval()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>")
-    lm = LM(model=model, tokenizer=tokenizer, family="encoder-decoder")
-    answers = every_answer(4, 4)
-    values = [[pairs[a, b] for a, b in itertools.pairwise((0, *answer))] for answer in answers]
-    reward = torch.stack([torch.stack(some).mean() for some in values])
-    return _world(lm, answers, reward, beta, "b c"), lm
-
-
-def _world(lm: LM, answers: Sequence[tuple[int, ...]], reward: torch.Tensor, beta: float, prompt: str) -> World:
     empty = World(reference=reward, reward=reward, answers=answers, beta=beta, prompt=prompt)
     texts: dict[str, Any] = {
         "".join(empty.text(a).split()): float(r) for a, r in zip(answers, reward.tolist(), strict=True)

@@ -6,4 +6,16 @@ from tunesmith_plugins.rl_algorithms.config_policy_gradient import GRPO, RLOO, R
 from tunesmith_plugins.rl_algorithms.config_preferences import DPO, KTO
 from tunesmith_plugins.rl_algorithms.config_trl import TrlDPO, TrlGRPO, TrlKTO, TrlRLOO
 
-__all__ = ["BestOfNDistillation", "DPO", "GRPO", "KTO", "PPO", "RLOO", "Reinforce", "TrlDPO", "TrlGRPO", "TrlKTO", "TrlRLOO"]
+__all__ = [
+    "DPO",
+    "GRPO",
+    "KTO",
+    "PPO",
+    "RLOO",
+    "BestOfNDistillation",
+    "Reinforce",
+    "TrlDPO",
+    "TrlGRPO",
+    "TrlKTO",
+    "TrlRLOO",
+]

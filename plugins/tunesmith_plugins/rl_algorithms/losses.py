@@ -1,6 +1,6 @@
-"""Losses. Each is a sum over tokens; callers divide by the count of the whole minibatch, or give every token the
-weight that it has there (:mod:`tunesmith_plugins.rl_algorithms.normalisers`), so that splitting one into micro-batches
-changes nothing.
+"""Losses. Each is a sum over tokens; callers divide by the count of the whole minibatch, or give every token the weight
+that it has there (:mod:`tunesmith_plugins.rl_algorithms.normalisers`), so that splitting one into micro-batches changes
+nothing.
 
 Tensors are (batch, time), masks bool.
 """

@@ -9,7 +9,7 @@ import torch
 
 from tunesmith.kinds.rl_algorithm import Offline, Online
 from tunesmith.runtime import Runtime
-from tunesmith.testing.world import exam_world, seq2seq_world
+from tunesmith.testing.exam_worlds import exam_world, seq2seq_world
 from tunesmith_plugins.rl_algorithms import DPO, PPO
 
 

@@ -1,0 +1,166 @@
+"""The worlds of the exam: random draws of 341 answers, for three kinds of policy.
+
+A tabular policy can be any distribution, so its rewards are independent random numbers. A network cannot, so where one is
+examined the reward is a function of neighbouring symbols, which it can learn; reference and policy are the same random
+network. Draws with too little to gain would measure noise, so the exam takes the first eight seeds whose attainable gain
+``J* - J_ref`` is at least :data:`HEADROOM` at every beta of :data:`BETAS`.
+
+Imported at run time only.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args
+
+import torch
+
+from tunesmith.lm import LM
+from tunesmith.testing.tabular import EOS, tabular_lm
+from tunesmith.testing.world import World, every_answer, world_of
+
+Policy = Literal["tabular", "causal", "seq2seq"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
+BETAS = (0.1, 0.3)
+"""Weights of the KL term at which the exam is set unless told otherwise."""
+HEADROOM = 0.3
+"""The least attainable gain at each of :data:`BETAS`."""
+COUNT = 8
+"""Worlds for each kind of policy."""
+SYMBOLS = DEPTH = 4
+MAX_TOKENS = DEPTH
+"""Most tokens of an answer. Answers of so many tokens have no end of sequence."""
+
+SEEDS: dict[Policy, tuple[int, ...]] = {
+    "tabular": (0, 1, 2, 3, 4, 6, 7, 8),
+    "causal": (0, 1, 2, 4, 5, 8, 16, 17),
+    "seq2seq": (3, 4, 9, 10, 11, 12, 13, 15),
+}
+"""What :func:`search` finds: the worlds of the exam, in order."""
+
+
+def search(policy: Policy, count: int = COUNT) -> list[int]:
+    """Return the first ``count`` seeds whose worlds have at least :data:`HEADROOM` at every beta of :data:`BETAS`."""
+    return list(itertools.islice(_fit(policy), count))
+
+
+def _fit(policy: Policy) -> Iterator[int]:
+    for seed in itertools.count():
+        world, _ = draw(policy, seed)
+        if min(world.with_beta(beta).headroom for beta in BETAS) >= HEADROOM:
+            yield seed
+
+
+def draw(policy: Policy, seed: int, beta: float = 0.1) -> tuple[World, LM]:
+    """Return the world of a seed and the policy that is its reference."""
+    makers: dict[Policy, Callable[..., tuple[World, LM]]] = {
+        "tabular": exam_world,
+        "causal": causal_world,
+        "seq2seq": seq2seq_world,
+    }
+    return makers[policy](seed, beta=beta)
+
+
+def exam_world(
+    seed: int = 0, *, beta: float = 0.3, symbols: int = SYMBOLS, depth: int = DEPTH, spread: float = 1.0
+) -> tuple[World, LM]:
+    """Return a random world and the tabular policy that is its reference.
+
+    With 4 symbols and depth 4 there are 341 answers.
+
+    Args:
+        seed: Of the reference (logits normal with standard deviation ``spread``) and the rewards (uniform in [-1, 1]).
+        beta: Weight of the KL term.
+        symbols: Number of symbols.
+        depth: Most tokens of an answer.
+        spread: See ``seed``.
+    """
+    lm = tabular_lm(symbols, depth, seed=seed, spread=spread)
+    answers = every_answer(symbols, depth)
+    generator = torch.Generator().manual_seed(seed + 1)
+    reward = torch.rand(len(answers), generator=generator, dtype=torch.float64) * 2 - 1
+    return world_of(lm, answers, reward, beta, "q0"), lm
+
+
+def causal_world(seed: int = 0, *, beta: float = 0.1, width: int = 64) -> tuple[World, LM]:
+    """Return a world of 341 answers with a random Llama as reference, to examine an algorithm on a real decoder-only model.
+
+    The vocabulary is the end of sequence and four symbols. The pad token is the end of sequence, as it is in many models:
+    whoever looks for padding by its id never trains the end. The reward is that of :func:`seq2seq_world`.
+
+    Args:
+        seed: Of the weights and the rewards.
+        beta: Weight of the KL term.
+        width: Width of the model.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=1 + SYMBOLS,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=16,
+        bos_token_id=None,
+        pad_token_id=EOS,
+        eos_token_id=EOS,
+        attention_dropout=0.0,
+    )
+    return _network_world(seed, beta, lambda: LlamaForCausalLM(config), "decoder", "</s>")
+
+
+def seq2seq_world(seed: int = 0, *, beta: float = 0.1, width: int = 48) -> tuple[World, LM]:
+    """Return a world of 341 answers with a random T5 as reference, to examine an algorithm on a real encoder-decoder.
+
+    The vocabulary is the end of sequence and four symbols, the first of which is also the pad token and the one that the
+    decoder starts from: whoever looks for padding by its id fails here. The reward is the mean of random values of
+    neighbouring symbols, which a network can learn, stretched to [-1, 1].
+
+    Args:
+        seed: Of the weights and the rewards.
+        beta: Weight of the KL term.
+        width: Width of the model.
+    """
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=1 + SYMBOLS,
+        d_model=width,
+        d_kv=width // 4,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=1,
+        pad_token_id=1,
+        eos_token_id=EOS,
+    )
+    return _network_world(seed, beta, lambda: T5ForConditionalGeneration(config), "encoder-decoder", "a")
+
+
+def _network_world(seed: int, beta: float, make: Any, family: Any, pad: str) -> tuple[World, LM]:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    generator = torch.Generator().manual_seed(seed)  # of our own: transformers may change how it initialises
+    with torch.random.fork_rng(), torch.no_grad():
+        model = make()
+        for _, parameter in sorted(model.named_parameters()):
+            if parameter.dim() > 1:
+                parameter.normal_(std=1.5 / parameter.shape[-1] ** 0.5, generator=generator)
+    pairs = torch.rand(1 + SYMBOLS, 1 + SYMBOLS, dtype=torch.float64, generator=generator) * 2 - 1
+    model.eval()
+    words = {"</s>": EOS, **{chr(ord("a") + i): i + 1 for i in range(SYMBOLS)}}
+    inner = Tokenizer(models.WordLevel(words, unk_token="a"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="</s>", pad_token=pad, padding_side="left" if family == "decoder" else "right"
+    )
+    lm = LM(model=model, tokenizer=tokenizer, family=family)
+    answers = every_answer(SYMBOLS, DEPTH)
+    values = [[pairs[a, b] for a, b in itertools.pairwise((EOS, *answer))] for answer in answers]
+    reward = torch.stack([torch.stack(some).mean() for some in values])
+    low, high = reward.min(), reward.max()
+    return world_of(lm, answers, (2 * reward - low - high) / (high - low), beta, "b c"), lm
