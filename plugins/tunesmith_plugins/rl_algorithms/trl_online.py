@@ -91,6 +91,10 @@ class TrlOnline(TrlAlgorithm):
     def kl(self, found: dict[str, float]) -> None:
         """Make ``kl`` nats a completion."""
 
+    def notes(self, trainer: Any, task: Online) -> dict[str, Any]:
+        """Say that nobody watched, if somebody wanted to."""
+        return {"observers": "not called; trl does not say what each completion's KL is"} if task.observers else {}
+
 
 class TrlGRPOAlgorithm(TrlOnline):
     """See the config."""

@@ -20,6 +20,7 @@ SCRIPT = textwrap.dedent(
     from pathlib import Path
     import torch
     from safetensors.torch import save_file
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
     from tunesmith.data.records import Preference
     from tunesmith.kinds.reward_model import RewardModel
     from tunesmith.kinds.rl_algorithm import Offline, Online
@@ -51,7 +52,7 @@ SCRIPT = textwrap.dedent(
             count += 1
             if count == deaths:
                 os.kill(os.getpid(), signal.SIGKILL)
-        torch.optim.optimizer.register_optimizer_step_pre_hook(hook)
+        register_optimizer_step_pre_hook(hook)
 
     pairs = [Preference(id=str(i), prompt=p, chosen=c, rejected=r) for i, (p, c, r) in
              enumerate([("who runs", "the cat", "a dog"), ("yes", "yes", "no no"), ("who", "a bird", "the fish eats"),

@@ -12,8 +12,8 @@ from tunesmith.errors import ArtifactError, ConfigError, MissingPower, NumericEr
 from tunesmith.kinds.rl_algorithm import Offline, Online
 from tunesmith.registry import adapters
 from tunesmith.runtime import Runtime
+from tunesmith.testing.exam_worlds import exam_world
 from tunesmith.testing.models import tiny_lm
-from tunesmith.testing.world import exam_world
 from tunesmith_plugins.rl_algorithms import TrlDPO, TrlGRPO, TrlKTO, TrlRLOO
 
 QUIET = Runtime(progress=False, threads=1)
