@@ -87,10 +87,11 @@ class _Run:
     def __init__(self, config: OnlineConfig, method: Method, policy: LM, task: Online, runtime: Runtime) -> None:
         self.config, self.method, self.policy, self.task = config, method, policy, task
         self.together = processes(policy.device)
-        # Only the main process keeps checkpoints and logs and draws a bar; the others get from it what they need.
-        self.runtime = runtime if self.together.main else runtime.evolve(folder=None, progress=False)
+        self.runtime = self.together.own(runtime)
         at_once = config.micro_batch_size or config.batch_size
-        self.drawer = Drawer(policy, task.prompts, config.temperature, config.max_new_tokens, at_once, runtime, self.together)
+        self.drawer = Drawer(
+            policy, task.prompts, config.temperature, config.max_new_tokens, at_once, runtime, self.together
+        )
         key = identity(method.name, repr(config), str(runtime.seed), policy.fingerprint, *task.prompts)
         self.together.agree(key)
         self.reference = reference_of(policy)
@@ -195,9 +196,9 @@ class _Run:
             state.stopped = (
                 f"KL to the reference was {kl:.4g} nats a completion at step {step}, above max_kl={config.max_kl:g}"
             )
-        task_rewards = rewards_of(
-            self.task.reward, self.task.prompts, self.task.columns, rollout, self.together
-        ).to(old.device)
+        task_rewards = rewards_of(self.task.reward, self.task.prompts, self.task.columns, rollout, self.together).to(
+            old.device
+        )
         known = ~task_rewards.isnan()
         scores = task_rewards.nan_to_num() - length_penalties(rollout.lengths, rollout.ended, config)
         trained = known & rollout.ended if config.mask_truncated else known
