@@ -17,6 +17,8 @@ from tunesmith.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from tunesmith.runtime import Runtime
+
 T = TypeVar("T")
 
 
@@ -34,6 +36,10 @@ class Processes:
     def main(self) -> bool:
         """Whether this is the one process that writes files and talks to people."""
         return self.rank == 0
+
+    def own(self, runtime: Runtime) -> Runtime:
+        """Return the runtime for this process: only the main one keeps files and shows a bar."""
+        return runtime if self.main else runtime.evolve(folder=None, progress=False)
 
     def share(self, rows: int) -> range:
         """Return the numbers of this process's rows: neighbours, as many as the others have or one more or less."""

@@ -28,7 +28,7 @@ class _Run(PreferenceRun):
         weights = self.pairs.weights.to(losses)
         return float((losses * weights).sum() / weights.sum())
 
-    def gradients(self, rows: torch.Tensor) -> dict[str, float]:
+    def gradients(self, rows: torch.Tensor, own: torch.Tensor) -> dict[str, float]:
         """The loss is the mean over the whole update by weight.
 
         Where one pass of the model cannot hold the update and its pairs share completions, the gradient by the completions'
@@ -38,25 +38,25 @@ class _Run(PreferenceRun):
         pairs = self.pairs
         total = float(pairs.weights[rows].sum())
         found = dict.fromkeys(("loss", "margin", "accuracy", "chosen", "rejected"), 0.0)
-        if total == 0:
+        if total == 0 or not len(own):
             return found
-        places = torch.cat([pairs.chosen[rows], pairs.rejected[rows]])
+        places = torch.cat([pairs.chosen[own], pairs.rejected[own]])
         answers, back = distinct(places, len(pairs.completions))
         if self.at_once and len(answers) > self.at_once:
             if 4 * len(answers) >= 3 * len(places):  # a second pass forward costs a third of a pass with gradients
-                for some in micro_batches(rows.tolist(), self.config.micro_batch_size):
+                for some in micro_batches(own.tolist(), self.config.micro_batch_size):
                     part = torch.tensor(some)
                     inner = torch.cat([pairs.chosen[part], pairs.rejected[part]])
                     few, places_in = distinct(inner, len(pairs.completions))
                     self._loss(self.ratios(few.tolist()), places_in, part, total, found).backward()
                 return found
             ratios = self.ratios_without_gradient(answers.tolist()).requires_grad_(True)
-            self._loss(ratios, back, rows, total, found).backward()
+            self._loss(ratios, back, own, total, found).backward()
             assert ratios.grad is not None
             for some in micro_batches(len(answers), self.at_once):
                 (self.ratios(answers[some].tolist()) * ratios.grad[some]).sum().backward()
             return found
-        self._loss(self.ratios(answers.tolist()), back, rows, total, found).backward()
+        self._loss(self.ratios(answers.tolist()), back, own, total, found).backward()
         return found
 
     def _loss(

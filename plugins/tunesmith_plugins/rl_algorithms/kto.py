@@ -37,17 +37,19 @@ class _Run(PreferenceRun):
         shares = (weights / weights.sum()).to(losses)
         return float((losses * shares).sum())
 
-    def gradients(self, rows: torch.Tensor) -> dict[str, float]:
+    def gradients(self, rows: torch.Tensor, own: torch.Tensor) -> dict[str, float]:
         """The loss is the mean over the whole update by weight."""
         answers, desirable, weights = self._rows(rows)
         found = dict.fromkeys(("loss", "kl", "margin", "chosen", "rejected"), 0.0)
         total = float(weights.sum())
         if total == 0:
             return found
-        found["kl"] = point = self._reference_point(answers)
+        point = self._reference_point(answers)
+        found["kl"] = point if self.together.main else 0.0
+        sides = [float(weights[desirable].sum()), float(weights[~desirable].sum())]
+        answers, desirable, weights = self._rows(own)
         # rows with the same completion have one log-ratio, so that it goes through the model once
         few, back = distinct(answers, len(self.pairs.completions))
-        sides = [float(weights[desirable].sum()), float(weights[~desirable].sum())]
         for some in micro_batches(len(few), self.at_once):
             here = (back >= some[0]) & (back <= some[-1])
             ratios = self.ratios(few[some].tolist())

@@ -87,8 +87,7 @@ class _Run:
     def __init__(self, config: OnlineConfig, method: Method, policy: LM, task: Online, runtime: Runtime) -> None:
         self.config, self.method, self.policy, self.task = config, method, policy, task
         self.together = processes(policy.device)
-        # Only the main process keeps checkpoints and logs and draws a bar; the others get from it what they need.
-        self.runtime = runtime if self.together.main else runtime.evolve(folder=None, progress=False)
+        self.runtime = self.together.own(runtime)
         at_once = config.micro_batch_size or config.batch_size
         self.drawer = Drawer(
             policy, task.prompts, config.temperature, config.max_new_tokens, at_once, runtime, self.together

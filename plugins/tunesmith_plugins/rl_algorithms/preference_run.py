@@ -12,8 +12,9 @@ import torch
 from tunesmith.errors import ConfigError, DataError, MissingPower, NumericError
 from tunesmith.kinds.rl_algorithm import Offline, Online, RLAlgorithm, TrainingReport
 from tunesmith.lm import LM
+from tunesmith.processes import processes
 from tunesmith.runtime import Runtime, derive_seed
-from tunesmith.scoring import micro_batches, pad, token_logps, token_logps_in_batches
+from tunesmith.scoring import micro_batches, pad, take, token_logps, token_logps_in_batches
 from tunesmith_plugins.rl_algorithms.pairs import encode
 from tunesmith_plugins.rl_algorithms.progress import Progress, decayed, identity
 from tunesmith_plugins.rl_algorithms.reference import reference_of, trainable
@@ -35,16 +36,19 @@ class PreferenceRun(ABC):
     """Completions a row, by which a micro-batch is measured."""
 
     def __init__(self, config: Any, policy: LM, task: Offline, runtime: Runtime) -> None:
-        self.config, self.policy, self.runtime = config, policy, runtime
+        self.config, self.policy = config, policy
+        self.together = processes(policy.device)
+        self.runtime = self.together.own(runtime)
         texts = [f"{p.prompt}\0{p.chosen}\0{p.rejected}\0{p.weight}" for p in task.preferences]
         key = identity(self.name, repr(config), str(runtime.seed), policy.fingerprint, *texts)
+        self.together.agree(key)
         self.reference = reference_of(policy)
         self.parameters = trainable(policy)
         self.pairs = encode(policy, task.preferences, config.max_prompt_tokens, config.max_completion_tokens)
         if not bool(self.pairs.weights.any()):
             raise DataError("all preferences have weight 0; nothing can be learned from them.")
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=config.learning_rate)
-        self.progress = Progress(runtime.folder, key, self.parameters, self.optimizer)
+        self.progress = Progress(self.runtime.folder, key, self.parameters, self.optimizer, self.together)
         half = next(policy.model.parameters()).dtype in (torch.bfloat16, torch.float16)
         self.start_tolerance = 0.1 if half else 1e-4
 
@@ -58,8 +62,12 @@ class PreferenceRun(ABC):
         """Return the loss over all rows, given the log-ratios of all answers before the first update."""
 
     @abstractmethod
-    def gradients(self, rows: torch.Tensor) -> dict[str, float]:
-        """Fill the gradients of an update on these rows and return what was measured, ``loss`` among it."""
+    def gradients(self, rows: torch.Tensor, own: torch.Tensor) -> dict[str, float]:
+        """Fill the gradients of an update on ``rows`` with the part of ``own``, those of them that are this process's.
+
+        Returns:
+            This process's part of what was measured, ``loss`` among it: the parts are added up.
+        """
 
     def run(self) -> TrainingReport:
         config, count = self.config, self.count
@@ -118,13 +126,15 @@ class PreferenceRun(ABC):
         """Summed log-probabilities without gradients, (rows,) on the CPU."""
         ids, lengths = pad(completions)
         size = self.at_once or self.config.batch_size * self.answers_a_row
-        logps, _, _ = token_logps_in_batches(model, prompts, ids, lengths, batch_size=size)
-        return logps.sum(1).cpu()
+        own = take(prompts, ids, lengths, self.together.share(len(prompts)))
+        logps, _, _ = token_logps_in_batches(model, *own, batch_size=size, entropy=False)
+        return self.together.gather_rows(logps.sum(1)).cpu()
 
     def ratios(self, answers: Sequence[int]) -> torch.Tensor:
         """Log-ratios to the reference with gradients, (answers,), in one pass of the model."""
         ids, lengths = pad([self.pairs.completions[i] for i in answers])
-        logps, _, _ = token_logps(self.policy, [self.pairs.prompts[i] for i in answers], ids, lengths)
+        prompts = [self.pairs.prompts[i] for i in answers]
+        logps, _, _ = token_logps(self.policy, prompts, ids, lengths, entropy=False)
         sums = logps.sum(1)
         return sums - self.ref[list(answers)].to(sums)
 
@@ -151,9 +161,14 @@ class PreferenceRun(ABC):
 
     def _update(self, rows: torch.Tensor, step: int) -> dict[str, float]:
         self.optimizer.zero_grad(set_to_none=True)
-        found = self.gradients(rows)
-        if all(p.grad is None for p in self.parameters.values()):  # no row of this update has a weight
+        share = self.together.share(len(rows))
+        mine = self.gradients(rows, rows[share.start : share.stop])
+        empty = all(p.grad is None for p in self.parameters.values())
+        parts = self.together.gather([(mine, empty)])
+        found = {name: sum(part[name] for part, _ in parts) for name in mine}
+        if all(nothing for _, nothing in parts):  # no row of this update has a weight
             return {**found, "gradient_norm": 0.0, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+        self.together.add_gradients(list(self.parameters.values()))
         limit = self.config.max_grad_norm or float("inf")
         found["gradient_norm"] = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit))
         if not all(map(math.isfinite, found.values())):

@@ -49,7 +49,6 @@ class TrlOnline(TrlAlgorithm):
     """A trainer that draws completions and takes a reward function."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"online"})
-    ours: ClassVar[str] = "ppo, rloo or grpo"
     cls: ClassVar[type]
     module: ClassVar[Any]
     """Where trl looks up how a reference is loaded."""
@@ -92,11 +91,16 @@ class TrlOnline(TrlAlgorithm):
     def kl(self, found: dict[str, float]) -> None:
         """Make ``kl`` nats a completion."""
 
+    def notes(self, trainer: Any, task: Online) -> dict[str, Any]:
+        """Say that nobody watched, if somebody wanted to."""
+        return {"observers": "not called; trl does not say what each completion's KL is"} if task.observers else {}
+
 
 class TrlGRPOAlgorithm(TrlOnline):
     """See the config."""
 
     name: ClassVar[str] = "trl_grpo"
+    ours: ClassVar[str] = "grpo"
     arguments: ClassVar[type] = GRPOConfig
     cls: ClassVar[type] = _GRPO
     module: ClassVar[Any] = grpo_trainer
@@ -111,6 +115,7 @@ class TrlRLOOAlgorithm(TrlOnline):
     """See the config."""
 
     name: ClassVar[str] = "trl_rloo"
+    ours: ClassVar[str] = "rloo"
     arguments: ClassVar[type] = RLOOConfig
     cls: ClassVar[type] = _RLOO
     module: ClassVar[Any] = rloo_trainer

@@ -128,7 +128,7 @@ class TrlAlgorithm(RLAlgorithm):
             options = {
                 "args": arguments,
                 "processing_class": copy.deepcopy(policy.tokenizer),
-                "callbacks": [sealing_callback()] if runtime.folder else [],
+                "callbacks": [_bar(runtime, self.name), *([sealing_callback()] if runtime.folder else [])],
             }
             trainer = self.trainer(policy, for_trl(reference), task, arguments, options)
             trainer.parameters = parameters
@@ -165,7 +165,7 @@ class TrlAlgorithm(RLAlgorithm):
             "save_total_limit": 2,
             "logging_strategy": "steps",
             "logging_steps": 1,
-            "disable_tqdm": not runtime.progress,
+            "disable_tqdm": True,
         }
         free = {"report_to": [], "gradient_checkpointing": False, **self.config.options}
         try:
@@ -195,6 +195,21 @@ class OwnCheckpoints:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state[name])
+
+
+def _bar(runtime: Runtime, name: str) -> transformers.TrainerCallback:
+    """Return a callback that moves the runtime's progress bar."""
+
+    class Bar(transformers.TrainerCallback):  # type: ignore[misc, unused-ignore]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            left = max(state.max_steps - state.global_step, 0)
+            self.steps = iter(runtime.track(range(left), name, left))
+            next(self.steps, None)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            next(self.steps, None)
+
+    return Bar()
 
 
 def check_options(options: Mapping[str, Any], arguments: type, config: type, name: str) -> None:

@@ -58,7 +58,8 @@ def check(config: RLAlgorithmConfig, **other: Any) -> None:
     table, history = reference.train(
         start, SYMBOLS, DEPTH, reward.drawn, reward.rewards, reference.Settings(**settings)
     )
-    assert {len(answer) for step in reward.drawn for answer in step} == {1, 2, 3}, "lengths must differ"
+    if len({len(answer) for step in reward.drawn for answer in step}) < 2:
+        raise RuntimeError("all completions are of one length: padding was not put to the test")
     for found, expected in zip(report.steps, history, strict=True):
         for name, value in expected.items():
             if name != "value_loss" or settings["estimate"] == "gae":
