@@ -23,7 +23,7 @@ def test_every_beginning_has_a_row_of_its_own() -> None:
     for prompt in (3, 4):
         for beginning in [(), (1,), (2,), (1, 1), (1, 2), (2, 1), (2, 2)]:
             ids = torch.tensor([[prompt, *beginning]])
-            seen.add(int(lm.model.beginnings(ids, torch.ones_like(ids))[0, -1]))
+            seen.add(int(lm.model.model.rows(ids, torch.ones_like(ids))[0, -1]))
     assert seen == set(range(config.hidden_size))
     assert config.hidden_size == 2 * 7
 

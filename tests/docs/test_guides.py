@@ -20,6 +20,13 @@ def test_the_examples_of_compressors_run(tmp_path):
 
 
 @pytest.mark.exhaustive
+def test_the_examples_of_preference_algorithms_run(tmp_path):
+    printed = guide_blocks.run(guide_blocks.script("preference-algorithms.md", STEPS=2), tmp_path)
+    assert "last adapter off" in printed
+    assert "kl_bound" in printed
+
+
+@pytest.mark.exhaustive
 def test_the_examples_of_stages_run(tmp_path):
     guide_blocks.run(guide_blocks.script("stages.md", STEPS=2, ROUNDS=1, ITEMS=3), tmp_path)
 

@@ -151,9 +151,11 @@ class RLAlgorithm(Component[Any]):
 
     Attributes:
         accepts: ``{"online"}``, ``{"offline"}`` or both.
+        families: Which models it trains; others are a MissingPower.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset()
+    families: ClassVar[frozenset[str]] = frozenset({"decoder", "encoder-decoder"})
 
     @abstractmethod
     def train(self, policy: LM, task: Online | Offline, runtime: Runtime) -> TrainingReport:

@@ -16,7 +16,7 @@ import attrs
 import torch
 
 from tunesmith.data.records import Preference
-from tunesmith.errors import ConfigError
+from tunesmith.errors import ConfigError, MissingPower
 from tunesmith.kinds.adapter import SupportsDisable
 from tunesmith.kinds.reward_model import RewardModel
 from tunesmith.kinds.rl_algorithm import Offline, Online, RLAlgorithmConfig, TrainingReport
@@ -25,9 +25,17 @@ from tunesmith.runtime import Runtime
 from tunesmith.testing.models import Family, tiny_lm
 
 SMALL = {
-    "steps": 2, "epochs": 1, "minibatches": 2, "group_size": 2, "batch_size": 4, "max_new_tokens": 4, "samples": 1,
-}  # fmt: skip
-FAMILIES: tuple[Family, ...] = ("decoder", "encoder-decoder")
+    "steps": 2,
+    "epochs": 1,
+    "minibatches": 2,
+    "group_size": 2,
+    "batch_size": 4,
+    "max_new_tokens": 4,
+    "samples": 1,
+    "max_steps": 2,
+    "max_completion_length": 4,
+}
+FAMILIES: tuple[Family, ...] = ("decoder", "encoder-decoder", "encoder")
 
 
 class _Length(RewardModel):
@@ -48,9 +56,26 @@ def check_it_says_what_it_accepts(config: RLAlgorithmConfig) -> None:
         raise AssertionError(f"a task that is {name} was accepted")
 
 
+def check_other_families_are_refused(config: RLAlgorithmConfig) -> None:
+    """A model of a family that is not in ``families`` is a MissingPower, and is left as it was."""
+    algorithm = config.build()
+    assert algorithm.families <= set(FAMILIES), f"families is {set(algorithm.families)}"
+    for family in sorted(set(FAMILIES) - algorithm.families):
+        lm = tiny_lm(family)
+        before = _weights(lm)
+        try:
+            algorithm.train(lm, _task(sorted(algorithm.accepts)[-1]), _runtime())
+        except MissingPower:
+            assert all(torch.equal(a, b) for a, b in zip(before, _weights(lm), strict=True)), (
+                f"{family}: it has changed"
+            )
+            continue
+        raise AssertionError(f"a model that is an {family} was accepted")
+
+
 def check_only_the_last_adapter_changes(config: RLAlgorithmConfig) -> None:
     """With a fresh adapter on, training changes it, and the model without it computes what it did before."""
-    for family in FAMILIES:
+    for family in _families(config):
         lm = _with_lora(tiny_lm(family))
         before, other = _outputs(lm), _weights(lm)
         _train(config, lm)
@@ -65,7 +90,7 @@ def check_only_the_last_adapter_changes(config: RLAlgorithmConfig) -> None:
 
 def check_without_an_adapter_all_weights_are_trained(config: RLAlgorithmConfig) -> None:
     """A model without adapters changes, stays finite, and no longer claims to be the folder it came from."""
-    for family in FAMILIES:
+    for family in _families(config):
         lm = tiny_lm(family)
         lm.origin = "somewhere"
         before = _outputs(lm)
@@ -78,7 +103,7 @@ def check_without_an_adapter_all_weights_are_trained(config: RLAlgorithmConfig) 
 
 def check_kl_is_zero_at_the_first_step(config: RLAlgorithmConfig) -> None:
     """Where a report has ``kl``, its first value is 0: the reference is the model as it was given."""
-    for family in FAMILIES:
+    for family in _families(config):
         for lm in (tiny_lm(family), _with_lora(_tuned(_with_lora(tiny_lm(family))))):
             report = _train(config, lm)
             assert report.steps, "the report has no steps"
@@ -112,6 +137,12 @@ def check_its_target_is_a_distribution(config: RLAlgorithmConfig) -> None:
     if target is not None:
         total = float(target.exp().sum())
         assert abs(total - 1) < 1e-9, f"its probabilities add up to {total}"
+
+
+def _families(config: RLAlgorithmConfig) -> list[Family]:
+    """The families it trains."""
+    trained = config.build().families
+    return [family for family in FAMILIES if family in trained]
 
 
 def _small(config: RLAlgorithmConfig) -> RLAlgorithmConfig:
@@ -177,6 +208,7 @@ def _outputs(lm: LM) -> torch.Tensor:
 
 CHECKS = (
     check_it_says_what_it_accepts,
+    check_other_families_are_refused,
     check_only_the_last_adapter_changes,
     check_without_an_adapter_all_weights_are_trained,
     check_kl_is_zero_at_the_first_step,

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from tunesmith.lm import LM
 
@@ -58,25 +58,19 @@ class TabularConfig(PretrainedConfig):  # type: ignore[misc, unused-ignore]
         return sum(self.symbols**length for length in range(self.depth))
 
 
-class TabularPolicy(PreTrainedModel, GenerationMixin):  # type: ignore[misc, unused-ignore]
-    """The model; ``table`` (prompts * beginnings, symbols + 1) are its only parameters, zero (uniform) at first."""
+class Beginnings(torch.nn.Module):
+    """The backbone: where in an answer every position is, as a one-hot vector. It has no parameters.
 
-    config_class = TabularConfig
-    base_model_prefix = ""
-    _no_split_modules: list[str] = []
-    _supports_cache_class = True
+    Args:
+        config: Of the policy.
+    """
+
+    unit: torch.Tensor
 
     def __init__(self, config: TabularConfig) -> None:
-        super().__init__(config)
-        self.table = torch.nn.Linear(config.hidden_size, config.symbols + 1, bias=False)
-        self.post_init()
-
-    def _init_weights(self, module: torch.nn.Module) -> None:
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.zeros_(module.weight)
-
-    def get_output_embeddings(self) -> None:
-        """There is none to tie."""
+        super().__init__()
+        self.config = config
+        self.register_buffer("unit", torch.ones(()), persistent=False)  # has the dtype of the states
 
     def forward(
         self,
@@ -84,37 +78,24 @@ class TabularPolicy(PreTrainedModel, GenerationMixin):  # type: ignore[misc, unu
         attention_mask: torch.Tensor | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
-        labels: torch.Tensor | None = None,
         **ignored: Any,
-    ) -> CausalLMOutputWithPast:
-        """Return logits (batch, time, vocab) and, if asked, the one-hot beginnings (batch, time, hidden)."""
+    ) -> BaseModelOutputWithPast:
+        """Return the states (batch, time, hidden)."""
         new = input_ids.shape[1]
         ids = input_ids
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         if past_key_values is not None:  # the ids themselves are kept as "keys", exactly, since they are small integers
-            state = input_ids[:, None, :, None].to(self.table.weight.dtype)
+            state = input_ids[:, None, :, None].to(self.unit.dtype)
             kept, _ = past_key_values.update(state, state, 0)
             ids = kept[:, 0, :, 0].round().long()
         if attention_mask is None or attention_mask.shape[1] != ids.shape[1]:
             attention_mask = torch.ones_like(ids)
-        nodes = self.beginnings(ids, attention_mask)[:, -new:]
-        states = torch.nn.functional.one_hot(nodes, self.config.hidden_size).to(self.table.weight.dtype)
-        answers = self.table(states)
-        rest = self.config.vocab_size - answers.shape[-1]
-        logits = torch.nn.functional.pad(answers, (0, rest), value=IMPOSSIBLE)
-        loss = None
-        if labels is not None:
-            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=past_key_values,
-            hidden_states=(states,) if output_hidden_states else None,
-        )
+        rows = self.rows(ids, attention_mask)[:, -new:]
+        states = torch.nn.functional.one_hot(rows, self.config.hidden_size).to(self.unit.dtype)
+        return BaseModelOutputWithPast(last_hidden_state=states, past_key_values=past_key_values)
 
-    def beginnings(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def rows(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return the row of the table at every position, (batch, time).
 
         Behind the end of an answer it stays where it is; such positions never count.
@@ -136,6 +117,73 @@ class TabularPolicy(PreTrainedModel, GenerationMixin):  # type: ignore[misc, unu
             index, length = index.masked_fill(is_prompt, 0), (length + is_symbol.long()).masked_fill(is_prompt, 0)
             nodes.append(prompt * config.nodes + offsets[length] + index)
         return torch.stack(nodes, dim=1)
+
+
+class Head:
+    """The table as a linear layer over the whole vocabulary, for code that multiplies states by ``weight`` itself."""
+
+    def __init__(self, table: torch.nn.Linear, vocab_size: int) -> None:
+        self.table, self.rest = table, vocab_size - table.weight.shape[0]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """(vocab, hidden)."""
+        return torch.nn.functional.pad(self.table.weight, (0, 0, 0, self.rest))
+
+    @property
+    def bias(self) -> torch.Tensor:
+        """(vocab,)."""
+        answers = self.table.weight.new_zeros(self.table.weight.shape[0])
+        return torch.nn.functional.pad(answers, (0, self.rest), value=IMPOSSIBLE)
+
+
+class TabularPolicy(PreTrainedModel, GenerationMixin):  # type: ignore[misc, unused-ignore]
+    """The model; ``table`` (prompts * beginnings, symbols + 1) are its only parameters, zero (uniform) at first."""
+
+    config_class = TabularConfig
+    base_model_prefix = "model"
+    _no_split_modules: list[str] = []
+    _supports_cache_class = True
+
+    def __init__(self, config: TabularConfig) -> None:
+        super().__init__(config)
+        self.model = Beginnings(config)
+        self.table = torch.nn.Linear(config.hidden_size, config.symbols + 1, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.zeros_(module.weight)
+
+    def get_output_embeddings(self) -> Head:
+        """Return the table as the layer that it is to trl's trainers."""
+        return Head(self.table, self.config.vocab_size)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        labels: torch.Tensor | None = None,
+        **ignored: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return logits (batch, time, vocab) and, if asked, the one-hot beginnings (batch, time, hidden)."""
+        found = self.model(input_ids, attention_mask, past_key_values, use_cache)
+        states = found.last_hidden_state
+        answers = self.table(states)
+        rest = self.config.vocab_size - answers.shape[-1]
+        logits = torch.nn.functional.pad(answers, (0, rest), value=IMPOSSIBLE)
+        loss = None
+        if labels is not None:
+            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=found.past_key_values,
+            hidden_states=(states,) if output_hidden_states else None,
+        )
 
 
 def tabular_tokenizer(config: TabularConfig) -> Any:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from attrs import field, frozen
 from attrs import validators as v
 
-from tunesmith.kinds.rl_algorithm import RLAlgorithmConfig
 from tunesmith_plugins.rl_algorithms.config_online import IMPLEMENTATIONS, OnlineConfig, minibatch_problems
 
 

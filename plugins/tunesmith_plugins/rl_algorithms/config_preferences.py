@@ -89,7 +89,7 @@ class DPO(RLAlgorithmConfig):
             "checkpoint_every": 1_000_000,
         }
         if policy == "tabular":
-            return {**shared, "steps": 2000, "learning_rate": 0.1}
+            return {**shared, "steps": 600, "learning_rate": 0.5}
         return {**shared, "steps": 600, "learning_rate": 2e-3}
 
 

@@ -77,7 +77,7 @@ class PreferenceRun(ABC):
         if self.reference.copy is not None:
             self.policy.origin = None
         for step in self.runtime.track(range(first, total), self.name.upper(), total - first):
-            rows = self._rows(step, each)
+            rows = self.rows_of(step, each)
             self.optimizer.param_groups[0]["lr"] = decayed(config.schedule, config.learning_rate, step, total)
             steps.append(self._update(rows, step))
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == total:
@@ -95,7 +95,7 @@ class PreferenceRun(ABC):
         }
         return TrainingReport(steps=steps, summary=summary)
 
-    def _rows(self, step: int, each: int) -> torch.Tensor:
+    def rows_of(self, step: int, each: int) -> torch.Tensor:
         """The rows of an update: each once in an order drawn for the epoch; all of them need no order."""
         if each == 1:
             return torch.arange(self.count)
@@ -186,9 +186,7 @@ class PreferenceAlgorithm(RLAlgorithm):
         if not task.preferences:
             raise ConfigError(["there are no preferences to learn from"], name)
         if policy.family == "encoder":
-            raise MissingPower(
-                f"{name} trains decoder-only and encoder-decoder models; an encoder generates nothing."
-            )
+            raise MissingPower(f"{name} trains decoder-only and encoder-decoder models; an encoder generates nothing.")
         before = policy.model.training
         policy.model.eval()
         try:

@@ -1,7 +1,18 @@
 """The standard algorithms keep the contract."""
 
 from tunesmith.testing import conformance
-from tunesmith_plugins.rl_algorithms import DPO, GRPO, PPO, RLOO, Reinforce
+from tunesmith_plugins.rl_algorithms import (
+    DPO,
+    GRPO,
+    KTO,
+    PPO,
+    RLOO,
+    Reinforce,
+    TrlDPO,
+    TrlGRPO,
+    TrlKTO,
+    TrlRLOO,
+)
 
 
 @conformance(
@@ -24,7 +35,13 @@ from tunesmith_plugins.rl_algorithms import DPO, GRPO, PPO, RLOO, Reinforce
     Reinforce(baseline="moving_average", kl_target=1.0),
     Reinforce(baseline="value", gamma=0.9),
     DPO(),
-    DPO(label_smoothing=0.1),
+    DPO(loss="ipo", micro_batch_size=1),
+    KTO(),
+    KTO(micro_batch_size=2, desirable_weight=1.5),
+    TrlDPO(learning_rate=1e-3),
+    TrlGRPO(learning_rate=1e-3, beta=0.1),
+    TrlKTO(learning_rate=1e-3),
+    TrlRLOO(learning_rate=1e-3),
 )
 def test_conforms(check):
     check()

@@ -17,8 +17,8 @@ from tunesmith.runtime import Runtime
 from tunesmith.scoring import pad, token_logps
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins.rl_algorithms import DPO
-from tunesmith_plugins.rl_algorithms.losses import dpo_loss
 from tunesmith_plugins.rl_algorithms.pairs import encode
+from tunesmith_plugins.rl_algorithms.preference_losses import pair_loss
 
 FAMILIES = ["decoder", "encoder-decoder"]
 PAIRS = [
@@ -32,7 +32,7 @@ PAIRS = [
 def test_the_loss_is_that_of_the_paper(smoothing: float) -> None:
     rng = np.random.default_rng(0)
     chosen, rejected = rng.normal(size=7) * 5, rng.normal(size=7) * 5
-    found, margins = dpo_loss(torch.from_numpy(chosen), torch.from_numpy(rejected), 0.3, smoothing)
+    found, margins = pair_loss("sigmoid", torch.from_numpy(chosen), torch.from_numpy(rejected), 0.3, smoothing)
     for i in range(7):
         margin = 0.3 * (chosen[i] - rejected[i])
         right = math.log(1 / (1 + math.exp(-margin)))
@@ -60,7 +60,7 @@ def test_it_starts_at_log_two_and_learns_to_tell_the_pairs_apart(family: Any, ad
 def test_the_end_of_sequence_is_part_of_a_completion_and_the_prompt_is_not(family: Any) -> None:
     lm = tiny_lm(family)
     pairs = encode(lm, PAIRS, 0, 0)
-    words = lm.tokenizer.convert_ids_to_tokens(pairs.chosen[0])
+    words = lm.tokenizer.convert_ids_to_tokens(pairs.completions[pairs.chosen[0]])
     assert words == ["the", "good", "dog", "</s>"]
     assert lm.tokenizer.convert_ids_to_tokens(pairs.prompts[1])[0] == "yes"
 
@@ -100,12 +100,11 @@ def test_the_chosen_completions_gain_on_the_rejected_ones_by_the_reported_margin
     config.build().train(lm, Offline(preferences=PAIRS), Runtime())
     pairs = encode(lm, PAIRS, 0, 0)
 
-    def ratio(side: list[tuple[int, ...]]) -> torch.Tensor:
-        ids, lengths = pad(side)
+    def ratio(side: torch.Tensor) -> torch.Tensor:
+        ids, lengths = pad([pairs.completions[i] for i in side])
+        prompts = [pairs.prompts[i] for i in side]
         with torch.no_grad():
-            return (
-                token_logps(lm, pairs.prompts, ids, lengths)[0] - token_logps(reference, pairs.prompts, ids, lengths)[0]
-            ).sum(1)
+            return (token_logps(lm, prompts, ids, lengths)[0] - token_logps(reference, prompts, ids, lengths)[0]).sum(1)
 
     margin = 0.1 * (ratio(pairs.chosen) - ratio(pairs.rejected))
     once_more = config.build().train(reference, Offline(preferences=PAIRS), Runtime())

@@ -1,0 +1,288 @@
+"""Best-of-n distillation; see :class:`tunesmith_plugins.rl_algorithms.BestOfNDistillation` for the objective."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+
+from tunesmith.errors import ConfigError, MissingPower, NumericError
+from tunesmith.kinds.rl_algorithm import Offline, Online, ResumableObserver, RLAlgorithm, StepTexts, TrainingReport
+from tunesmith.lm import LM
+from tunesmith.runtime import Runtime, derive_seed
+from tunesmith.scoring import micro_batches, take, token_logps, token_logps_in_batches
+from tunesmith_plugins.rl_algorithms.config_best_of_n import BestOfNDistillation
+from tunesmith_plugins.rl_algorithms.progress import Progress, decayed, identity, shuffled
+from tunesmith_plugins.rl_algorithms.reference import reference_of, trainable
+from tunesmith_plugins.rl_algorithms.rollouts import Drawer, Rollout, rewards_of
+
+
+class BestOfNAlgorithm(RLAlgorithm):
+    """See the config."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"online"})
+    config: BestOfNDistillation
+
+    def train(self, policy: LM, task: Online | Offline, runtime: Runtime) -> TrainingReport:
+        """See :class:`tunesmith.kinds.rl_algorithm.RLAlgorithm`."""
+        name = "best_of_n_distillation"
+        if not isinstance(task, Online):
+            raise ConfigError([f"{name} learns from a reward, not from preferences: give prompts and a reward"], name)
+        if not task.prompts:
+            raise ConfigError(["there are no prompts to draw completions for"], name)
+        uneven = [column for column, values in task.columns.items() if len(values) != len(task.prompts)]
+        if uneven:
+            raise ConfigError([f"the columns {', '.join(uneven)} are not as long as the prompts"], name)
+        if policy.family == "encoder":
+            raise MissingPower(f"{name} trains decoder-only and encoder-decoder models; an encoder generates nothing.")
+        before = policy.model.training
+        policy.model.eval()
+        try:
+            with runtime.activated():
+                return _Run(self.config, policy, task, runtime).run()
+        finally:
+            policy.model.train(before)
+
+    def target(self, ref_logp: torch.Tensor, reward: torch.Tensor, beta: float) -> torch.Tensor:
+        """Return the best-of-n distribution, n to the power of the rounds; ``beta`` means nothing to it."""
+        return best_of_n(ref_logp, reward, self.config.completions**self.config.rounds)
+
+
+def best_of_n(ref_logp: torch.Tensor, reward: torch.Tensor, n: int) -> torch.Tensor:
+    """Return the log-probabilities of the best of n independent draws from the reference, (answers,).
+
+    A draw's rewards are all at most ``r`` with probability ``F(r)^n``; the best one has reward ``r`` with ``F(r)^n - F(r-)^n``,
+    and of answers with equal rewards each is as likely as under the reference.
+
+    Args:
+        ref_logp: (answers,) log-probabilities, float64.
+        reward: (answers,); ties are allowed.
+        n: Number of draws.
+    """
+    levels, level = torch.unique(reward, return_inverse=True)
+    mass = torch.zeros_like(levels, dtype=ref_logp.dtype).index_add_(0, level, ref_logp.exp())
+    upto = mass.cumsum(0) / mass.sum()
+    below = torch.cat([upto.new_zeros(1), upto[:-1]])
+    found = ref_logp - mass.log()[level] + (upto**n - below**n).log()[level]
+    return torch.log_softmax(found, dim=0)
+
+
+def kl_bound(n: int) -> float:
+    """Return ``log n - (n - 1) / n`` nats, which the KL of the best of n to the reference never exceeds."""
+    return math.log(n) - (n - 1) / n
+
+
+class _Run:
+    """One training run."""
+
+    def __init__(self, config: BestOfNDistillation, policy: LM, task: Online, runtime: Runtime) -> None:
+        self.config, self.policy, self.task, self.runtime = config, policy, task, runtime
+        key = identity("best_of_n", repr(config), str(runtime.seed), policy.fingerprint, *task.prompts)
+        self.reference = reference_of(policy)
+        self.parameters = trainable(policy)
+        at_once = config.micro_batch_size or config.batch_size * config.completions
+
+        def drawer(lm: LM) -> Drawer:
+            return Drawer(lm, task.prompts, config.temperature, config.max_new_tokens, at_once, runtime)
+
+        self.own, self.from_reference = drawer(policy), drawer(self.reference.copy or policy)
+        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=config.learning_rate)
+        self.progress = Progress(runtime.folder, key, self.parameters, self.optimizer)
+        half = next(policy.model.parameters()).dtype in (torch.bfloat16, torch.float16)
+        self.start_tolerance = 0.1 if half else 1e-4
+        self.state: dict[str, Any] = {"steps": [], "before": [], "observers": {}, "stopped": ""}
+        self.frozen: dict[str, torch.Tensor] = {}
+        """What a later round draws from: the trained parameters as the round before left them."""
+
+    def run(self) -> TrainingReport:
+        config, state = self.config, self.state
+        total = config.steps * config.rounds
+        shown = list(range(min(config.samples, len(self.task.prompts))))
+        first = self._restored()
+        if first is None:
+            first, state["before"] = 0, self._texts(shown)
+        if self.reference.copy is not None:
+            self.policy.origin = None
+        left = range(first, first if state["stopped"] else total)
+        for step in self.runtime.track(left, "BEST OF N", len(left)):
+            if step and step % config.steps == 0:
+                self.frozen = {name: p.detach().clone() for name, p in self.parameters.items()}
+            state["steps"].append(self._step(step, total))
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == total or state["stopped"]:
+                self.progress.save(step + 1, {**state, "frozen": self.frozen})
+            if state["stopped"]:
+                break
+        samples = [
+            {"prompt": self.task.prompts[row], "before": before, "after": text}
+            for row, before, text in zip(shown, state["before"], self._texts(shown), strict=True)
+        ]
+        return TrainingReport(steps=state["steps"], summary=self._summary(), samples=samples)
+
+    def _restored(self) -> int | None:
+        """Take up a checkpoint and return its step; None if there is none."""
+        restored = self.progress.restore()
+        if restored is None:
+            return None
+        first, values = restored
+        self.frozen = {name: tensor.to(self.policy.device) for name, tensor in values.pop("frozen").items()}
+        self.state.update(values)
+        for place, observer in enumerate(self.task.observers):
+            if isinstance(observer, ResumableObserver) and str(place) in self.state["observers"]:
+                observer.restore(self.state["observers"][str(place)])
+        return first
+
+    def _texts(self, rows: Sequence[int]) -> list[str]:
+        return [c.text for c in self.own.completions(rows, "samples")] if rows else []
+
+    def _rows(self, step: int) -> list[int]:
+        """The prompts of a step, each as often as completions are drawn: every prompt once, in a new order, then again."""
+        count, found = len(self.task.prompts), []
+        for place in range(step * self.config.batch_size, (step + 1) * self.config.batch_size):
+            order = self._order(place // count)
+            found += [order[place % count]] * self.config.completions
+        return found
+
+    def _order(self, epoch: int) -> list[int]:
+        return shuffled(len(self.task.prompts), derive_seed(self.runtime.seed, "prompts", epoch))
+
+    @contextmanager
+    def _drawing(self, step: int) -> Iterator[Drawer]:
+        """The model that completions are drawn from: the reference, or the policy as the round before left it."""
+        if not self.frozen:
+            with self.reference.model():
+                yield self.from_reference
+            return
+        now = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._put(self.frozen)
+        try:
+            yield self.own
+        finally:
+            self._put(now)
+
+    def _put(self, values: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(values[name])
+
+    def _scored(self, model: LM, rollout: Rollout) -> torch.Tensor:
+        """Summed log-probabilities, (completions,) float64."""
+        logps, _, _ = token_logps_in_batches(
+            model,
+            rollout.prompt_ids,
+            rollout.ids,
+            rollout.lengths,
+            self.config.temperature,
+            batch_size=self.config.micro_batch_size,
+        )
+        return logps.double().sum(1)
+
+    def _step(self, step: int, total: int) -> dict[str, float]:
+        config = self.config
+        with self._drawing(step) as drawer:
+            rollout = drawer.draw(self._rows(step), "rollout", step)
+        drawn = rollout.drawn_logps.sum(1)
+        with self.reference.model() as reference:
+            before = self._scored(reference, rollout)
+        now = self._scored(self.policy, rollout)
+        ratios = now - before
+        if step == 0:
+            self._check_start(ratios)
+        rewards = rewards_of(self.task.reward, self.task.prompts, self.task.columns, rollout).to(now.device)
+        scores = (rewards - config.missing_eos_penalty * (~rollout.ended)).nan_to_num(nan=-math.inf)
+        groups = scores.view(-1, config.completions)
+        best = groups.argmax(1) + torch.arange(len(groups), device=groups.device) * config.completions
+        best = best[groups.isfinite().any(1)]  # a prompt without any opinion has no best completion
+        self.optimizer.param_groups[0]["lr"] = decayed(config.schedule, config.learning_rate, step, total)
+        loss, entropy, norm = self._update(rollout, best.tolist())
+        shares = torch.softmax(now - drawn, dim=0)  # the policy's completions by importance weights
+        known = ~rewards.isnan()
+        found = {
+            "loss": loss,
+            "reward": float(rewards[known].mean()),
+            "best_reward": float(rewards[best].mean()),
+            "kl": float((shares * ratios).sum()),
+            "entropy": entropy,
+            "length": float(rollout.lengths.double().mean()),
+            "ended": float(rollout.ended.double().mean()),
+            "distinct": len(set(rollout.texts)) / len(rollout.texts),
+            "no_opinion": float((~known).sum()),
+            "gradient_norm": norm,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "round": float(step // config.steps),
+        }
+        wrong = [name for name, value in found.items() if not math.isfinite(value)]
+        if wrong:
+            raise NumericError(
+                f"best_of_n_distillation step {step}: {', '.join(wrong)} is not a finite number. Lower the learning rate, or "
+                "look at the reward."
+            )
+        self._observe(step, found, rollout, rewards, ratios)
+        return found
+
+    def _update(self, rollout: Rollout, best: list[int]) -> tuple[float, float, float]:
+        """Make one update; the loss is the mean over the update's completions of their summed token losses."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = entropy = tokens = 0.0
+        for rows in micro_batches(best, self.config.micro_batch_size):
+            prompts, ids, lengths = take(rollout.prompt_ids, rollout.ids, rollout.lengths, rows)
+            logps, entropies, _ = token_logps(self.policy, prompts, ids, lengths, self.config.temperature)
+            part = -logps.sum() / len(best)
+            part.backward()
+            loss += float(part.detach())
+            entropy += float(entropies.detach().sum())
+            tokens += float(lengths.sum())
+        limit = self.config.max_grad_norm or float("inf")
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit))
+        if math.isfinite(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss, entropy / max(tokens, 1.0), norm
+
+    def _observe(
+        self, step: int, found: dict[str, float], rollout: Rollout, rewards: torch.Tensor, ratios: torch.Tensor
+    ) -> None:
+        drawn = StepTexts(
+            prompts=[self.task.prompts[row] for row in rollout.rows],
+            completions=rollout.texts,
+            scores=[None if math.isnan(score) else score for score in rewards.tolist()],
+            kl=ratios.tolist(),
+            rows=rollout.rows,
+        )
+        reasons = []
+        for place, observer in enumerate(self.task.observers):
+            reasons.append(observer.step(step, found, drawn) or "")
+            if isinstance(observer, ResumableObserver):
+                self.state["observers"][str(place)] = dict(observer.state())
+        self.state["stopped"] = "; ".join(reason for reason in reasons if reason)
+
+    def _check_start(self, ratios: torch.Tensor) -> None:
+        """At step 0 the policy must be the reference."""
+        worst = float(ratios.abs().max())
+        expected = self.config.allow_start_kl or not self.reference.starts_equal
+        if worst > self.start_tolerance and not expected:
+            raise NumericError(
+                f"the policy is not its reference at step 0: log-probabilities differ by up to {worst:.2e}. Its last adapter "
+                "was trained before. Put a fresh one on top, or set allow_start_kl=True."
+            )
+
+    def _summary(self) -> dict[str, Any]:
+        steps, config = self.state["steps"], self.config
+        part = max(1, len(steps) // 10)
+        n = config.completions**config.rounds
+        summary = {
+            "steps": len(steps),
+            "optimises": f"the likelihood of the best of {n} completions of the reference",
+            "trained_parameters": sum(p.numel() for p in self.parameters.values()),
+            "reference": "frozen copy" if self.reference.copy is not None else "last adapter off",
+            "kl_bound": kl_bound(n),
+            "kl_last": sum(s["kl"] for s in steps[-part:]) / part,
+            "reward_first": sum(s["reward"] for s in steps[:part]) / part,
+            "best_reward_last": sum(s["best_reward"] for s in steps[-part:]) / part,
+            "averaged_steps": part,
+            "cut_prompts": self.own.cut,
+            "no_opinion": sum(s["no_opinion"] for s in steps),
+        }
+        return {**summary, "stopped": self.state["stopped"]} if self.state["stopped"] else summary
