@@ -34,6 +34,7 @@ LIGHT = {
     "import tunesmith": "import tunesmith; dir(tunesmith)",
     "import of every registry": "from tunesmith import adapters, metrics, samplers, stages; samplers.entries()",
     "--help": command("--help"),
+    "exam --help": command("exam", "--help"),
     "--version": command("--version"),
     "plugins --help": command("plugins", "--help"),
     "plugins list": command("plugins", "list"),
