@@ -235,10 +235,10 @@ def check_options(options: Mapping[str, Any], arguments: type, config: type, nam
 
 
 def _kept(entry: Mapping[str, Any]) -> dict[str, float]:
-    """A log entry without times and what counts them."""
+    """A log entry without times and what counts them, in an order that a checkpoint does not change."""
     return {
         name: float(value)
-        for name, value in entry.items()
+        for name, value in sorted(entry.items())
         if name not in NOT_KEPT and isinstance(value, (int, float)) and (name == "loss" or math.isfinite(value))
     }
 
