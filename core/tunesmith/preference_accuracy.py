@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +15,7 @@ from attrs import frozen
 from tunesmith.errors import DataError
 from tunesmith.runtime import derive_seed
 from tunesmith.statistics.resampling import cluster_sums, draws, weights
+from tunesmith.statistics.shares import wilson
 
 if TYPE_CHECKING:
     from tunesmith.data.records import Preference
@@ -221,11 +221,9 @@ class _Intervals:
         return Share(value=float(columns[:, 0].sum() / columns[:, 1].sum()), low=float(low), high=float(high))
 
     def _wilson(self, share: float) -> Share:
-        """Wilson 1927, with as many trials as there are groups."""
-        z, n = NormalDist().inv_cdf((1 + self.confidence) / 2), self.count
-        centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-        return Share(value=share, low=max(0.0, min(share, centre - half)), high=min(1.0, max(share, centre + half)))
+        """With as many trials as there are groups."""
+        low, high = wilson(share, self.count, self.confidence)
+        return Share(value=share, low=low, high=high)
 
 
 def _ceiling(
