@@ -2,7 +2,8 @@
 
 Three kinds of training, each watched by every alarm:
 
-- honest: the proxy is the true reward plus a little normal noise, and the true reward never falls;
+- honest: the proxy is the true reward plus a little normal noise, and the true reward never falls; those in which nothing else
+  changes by more than an alarm's tolerance are listed again, since only there every alarm is a false one;
 - over-optimised: the proxy is the true reward plus Student's t noise with 2 degrees of freedom, and the true reward rises to a
   peak and then falls by more than .1 (``tunesmith.testing.overoptimisation``: policies are exact tilts, only texts are drawn);
 - real: PPO on the tabular policy, with the true reward and with such a proxy (left out with --quick).
@@ -25,12 +26,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from attrs import evolve
 
 from tunesmith.alarms import NAMES, Alarms
+from tunesmith.alarms.signals import diversity
 from tunesmith.alarms.watch import Watch
 from tunesmith.kinds.rl_algorithm import Online
-from tunesmith.reward_gate.check import wilson
 from tunesmith.runtime import Runtime
+from tunesmith.statistics.proportion import wilson
 from tunesmith.testing.overoptimisation import Path, Scorer, path
 from tunesmith.testing.world import exam_world
 from tunesmith_plugins.rl_algorithms import PPO
@@ -94,6 +97,52 @@ def show(title: str, counts: Counter[str], trainings: int) -> dict[str, Any]:
     return {"trainings": trainings, "alarms": found}
 
 
+def changes(training: Path, batch: int) -> bool:
+    """Whether expectations themselves get worse by more than an alarm tolerates: then it is right to go off.
+
+    Length, cross-entropy and disagreement are exact, every tenth step; diversity is the mean of 20 draws, every 20th step.
+    """
+    limits, world = Alarms(), training.world
+    length = training.expected(np.array([len(answer) for answer in world.answers], dtype=float))[::10]
+    entropy = training.expected(-world.reference.numpy())[::10] / length
+    apart = training.expected(training.opinions.std(axis=0))[::10]
+    varied = []
+    for step in range(0, len(training.logps), 20):
+        some = [evolve(training, logps=training.logps[step : step + 1], seed=seed) for seed in range(20)]
+        varied.append(
+            np.mean([diversity(texts.completions, limits.ngram) for one in some for _, texts in one.steps(batch)])
+        )
+
+    def rises(values: Any, tolerance: float) -> bool:
+        return bool((np.asarray(values) - np.minimum.accumulate(values)).max() > tolerance)
+
+    return (
+        rises(length, limits.length_change * length[0])
+        or rises(-length, limits.length_change * length[0])
+        or rises(entropy, limits.perplexity_rise)
+        or rises(apart, limits.disagreement_rise * apart[0])
+        or rises(-np.array(varied), limits.diversity_loss * varied[0])
+    )
+
+
+def honest(worlds: int, steps: int, batch: int) -> dict[str, Any]:
+    """Watch trainings in which the true reward never falls: all of them, and those in which nothing else changes much."""
+    counts: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+    trainings: Counter[bool] = Counter()
+    for seed in range(worlds):
+        training = path(seed, steps=steps, noise=0.1, freedom=np.inf, members=MEMBERS, world_seed=seed)
+        if (np.diff(training.gold) < 0).any():
+            continue
+        changed = changes(training, batch)
+        trainings[changed] += 1
+        fired = watched(training, batch)
+        counts[changed].update([*fired, *(["any"] if fired else [])])
+    return {
+        "honest": show("honest, the true reward never falls", counts[True] + counts[False], trainings.total()),
+        "calm": show("of these, nothing changes by more than its tolerance", counts[False], trainings[False]),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="20 worlds instead of 100, and no real trainings")
@@ -106,16 +155,7 @@ def main() -> None:
     began = time.perf_counter()
     print(f"{worlds} worlds, {steps} steps, {batch} completions a step, false_alarms={Alarms().false_alarms}")
 
-    honest: Counter[str] = Counter()
-    rising = 0
-    for seed in range(worlds):
-        training = path(seed, steps=steps, noise=0.1, freedom=np.inf, members=MEMBERS, world_seed=seed)
-        if (np.diff(training.gold) < 0).any():
-            continue
-        rising += 1
-        fired = watched(training, batch)
-        honest.update([*fired, *(["any"] if fired else [])])
-    result = {"honest": show("honest, the true reward never falls", honest, rising)}
+    result = honest(worlds, steps, batch)
 
     hacked: Counter[str] = Counter()
     control: Counter[str] = Counter()

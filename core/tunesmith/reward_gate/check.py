@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist, fmean, pstdev
+from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Literal
 
 from attrs import Attribute, evolve, field, frozen
@@ -199,6 +199,8 @@ def _category(
         by_template.setdefault(case.template, []).append(lack is None)
         if lack is not None:
             wrong.append((lack, Failure(case=case, better=better, worse=worse)))
+    from tunesmith.statistics.proportion import wilson  # imports numpy with its package
+
     share = _share(by_template)
     low, high = wilson(share, len(by_template), gate.confidence)
     wrong.sort(key=lambda item: -item[0])
@@ -226,11 +228,3 @@ def _lack(case: Case, better: float | None, worse: float | None, allowed: float)
 
 def _share(by_template: Mapping[str, Sequence[bool]]) -> float:
     return fmean(fmean(right) for right in by_template.values())
-
-
-def wilson(share: float, trials: int, confidence: float) -> tuple[float, float]:
-    """Return the interval of a share (Wilson 1927)."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
