@@ -25,6 +25,7 @@ from tunesmith_plugins.rl_algorithms.estimates import Method, Rewarded
 from tunesmith_plugins.rl_algorithms.kl_control import KLControl
 from tunesmith_plugins.rl_algorithms.kl_estimators import kl_estimate
 from tunesmith_plugins.rl_algorithms.kl_rules import OBJECTIVE
+from tunesmith_plugins.rl_algorithms.optimizer import adam
 from tunesmith_plugins.rl_algorithms.penalties import length_penalties
 from tunesmith_plugins.rl_algorithms.progress import Progress, decayed, identity, shuffled
 from tunesmith_plugins.rl_algorithms.reference import reference_of, trainable
@@ -105,7 +106,7 @@ class _Run:
             groups.append({"params": list(heads.values())})
             self.peaks.append(method.values.learning_rate)
             kept |= heads
-        self.optimizer = torch.optim.Adam(groups, lr=config.learning_rate, eps=1e-5)
+        self.optimizer = adam(groups, lr=config.learning_rate, eps=1e-5)
         self.progress = Progress(self.runtime.folder, key, kept, self.optimizer, self.together)
         self.updater = Updater(config, method, policy, self.head, self.optimizer, self.together)
         self.state = _State(KLControl(config.kl_coefficient, config.kl_target, config.kl_horizon))

@@ -15,6 +15,7 @@ from tunesmith.lm import LM
 from tunesmith.processes import processes
 from tunesmith.runtime import Runtime, derive_seed
 from tunesmith.scoring import micro_batches, pad, take, token_logps, token_logps_in_batches
+from tunesmith_plugins.rl_algorithms.optimizer import adam
 from tunesmith_plugins.rl_algorithms.pairs import encode
 from tunesmith_plugins.rl_algorithms.progress import Progress, decayed, identity
 from tunesmith_plugins.rl_algorithms.reference import reference_of, trainable
@@ -47,7 +48,7 @@ class PreferenceRun(ABC):
         self.pairs = encode(policy, task.preferences, config.max_prompt_tokens, config.max_completion_tokens)
         if not bool(self.pairs.weights.any()):
             raise DataError("all preferences have weight 0; nothing can be learned from them.")
-        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=config.learning_rate)
+        self.optimizer = adam([{"params": list(self.parameters.values())}], lr=config.learning_rate)
         self.progress = Progress(self.runtime.folder, key, self.parameters, self.optimizer, self.together)
         half = next(policy.model.parameters()).dtype in (torch.bfloat16, torch.float16)
         self.start_tolerance = 0.1 if half else 1e-4

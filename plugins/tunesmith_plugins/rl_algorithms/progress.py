@@ -12,6 +12,7 @@ import torch
 from tunesmith.checkpoints import Checkpoints, load_tree, save_tree
 from tunesmith.errors import ArtifactError
 from tunesmith.processes import Processes
+from tunesmith_plugins.rl_algorithms.optimizer import Optimizer
 
 NAME = "training"
 
@@ -39,7 +40,7 @@ class Progress:
         folder: Path | None,
         identity: str,
         parameters: Mapping[str, torch.nn.Parameter],
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         together: Processes | None = None,
     ) -> None:
         self.together = together or Processes()

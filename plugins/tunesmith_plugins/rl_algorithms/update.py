@@ -16,6 +16,7 @@ from tunesmith_plugins.rl_algorithms.estimates import Method
 from tunesmith_plugins.rl_algorithms.kl_estimators import kl_estimate
 from tunesmith_plugins.rl_algorithms.losses import policy_loss, value_loss
 from tunesmith_plugins.rl_algorithms.normalisers import Totals, token_weights
+from tunesmith_plugins.rl_algorithms.optimizer import Optimizer
 from tunesmith_plugins.rl_algorithms.rollouts import Rollout
 from tunesmith_plugins.rl_algorithms.value_head import ValueHead
 
@@ -65,7 +66,7 @@ class Updater:
         method: Method,
         policy: LM,
         head: ValueHead | None,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         together: Processes,
     ) -> None:
         self.config, self.method, self.policy, self.head, self.optimizer = config, method, policy, head, optimizer
