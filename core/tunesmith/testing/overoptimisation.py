@@ -1,6 +1,6 @@
 """A world in which over-optimisation is known: a proxy of the true reward, followed exactly as the policy gives in to it.
 
-The true reward ("gold") and the reference are those of :func:`tunesmith.testing.world.exam_world`; the proxy is the gold
+The true reward ("gold") and the reference are those of :func:`tunesmith.testing.exam_worlds.exam_world`; the proxy is the gold
 plus Student's t noise, heavy tails being what makes optimisation go wrong (Gao et al. 2023; Laidlaw et al. 2024). The policy at
 time ``t`` is the tilt ``pi_t ~ ref exp(t proxy)``: where a policy-gradient flow in natural parameters is at that time, and
 the optimum for a KL coefficient of ``1 / t``. All expectations are exact; only the completions of a step are drawn.
@@ -19,7 +19,8 @@ from attrs import frozen
 from tunesmith.kinds.reward_model import RewardModel, RewardModelConfig
 from tunesmith.kinds.rl_algorithm import StepTexts
 from tunesmith.runtime import derive_seed
-from tunesmith.testing.world import World, exam_world
+from tunesmith.testing.exam_worlds import exam_world
+from tunesmith.testing.world import World
 
 
 @frozen(kw_only=True, eq=False)
