@@ -1,4 +1,4 @@
-"""Configs of the standard RL algorithms."""
+"""Config of PPO."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class PPO(OnlineConfig):
         return found
 
     def exam_settings(self, policy: str, beta: float) -> Mapping[str, Any]:
-        """Return the field values with which the exam runs it."""
+        """See :class:`tunesmith.kinds.rl_algorithm.Examinable`."""
         common = {"kl_coefficient": beta, "max_new_tokens": 4, "samples": 0, "checkpoint_every": 10_000}
         if policy == "tabular":
             return {**common, "steps": 250, "batch_size": 1024, "learning_rate": 0.05}

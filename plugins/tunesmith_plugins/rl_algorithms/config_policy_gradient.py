@@ -45,7 +45,7 @@ class RLOO(OnlineConfig):
         return super().problems() + minibatch_problems(self)
 
     def exam_settings(self, policy: str, beta: float) -> Mapping[str, Any]:
-        """Return the field values with which the exam runs it."""
+        """See :class:`tunesmith.kinds.rl_algorithm.Examinable`."""
         common = {"kl_coefficient": beta, "max_new_tokens": 4, "samples": 0, "checkpoint_every": 10_000}
         if policy == "tabular":
             return {**common, "steps": 2000, "batch_size": 256, "group_size": 256, "learning_rate": 0.05}
@@ -125,7 +125,7 @@ class GRPO(OnlineConfig):
         }
 
     def exam_settings(self, policy: str, beta: float) -> Mapping[str, Any]:
-        """Return the field values with which the exam runs it."""
+        """See :class:`tunesmith.kinds.rl_algorithm.Examinable`."""
         common = {"kl_coefficient": beta, "max_new_tokens": 4, "samples": 0, "checkpoint_every": 10_000}
         if policy == "tabular":
             return {**common, "steps": 2000, "batch_size": 256, "group_size": 256, "learning_rate": 0.05}
@@ -160,7 +160,7 @@ class Reinforce(OnlineConfig):
         return super().problems() + (["'batch_mean' needs a 'batch_size' of 2 or more @ baseline"] if alone else [])
 
     def exam_settings(self, policy: str, beta: float) -> Mapping[str, Any]:
-        """Return the field values with which the exam runs it."""
+        """See :class:`tunesmith.kinds.rl_algorithm.Examinable`."""
         common = {"kl_coefficient": beta, "max_new_tokens": 4, "samples": 0, "checkpoint_every": 10_000}
         if policy == "tabular":
             return {**common, "steps": 2000, "batch_size": 256, "learning_rate": 0.05}
