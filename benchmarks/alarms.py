@@ -34,8 +34,8 @@ from tunesmith.alarms.watch import Watch
 from tunesmith.kinds.rl_algorithm import Online
 from tunesmith.runtime import Runtime
 from tunesmith.statistics.proportion import wilson
+from tunesmith.testing.exam_worlds import exam_world
 from tunesmith.testing.overoptimisation import Path, Scorer, path
-from tunesmith.testing.world import exam_world
 from tunesmith_plugins.rl_algorithms import PPO
 
 MEMBERS = 4

@@ -81,7 +81,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "bad_words": "bad_words(sequences=[[17], [4, 8]])",
         "chain": "chain(links=[temperature(temperature=0.7), top_p(p=0.9)])",
         "dry": "dry(multiplier=0.5, breakers=[13])",
-        "dynamic_temperature": "dynamic_temperature(low=0.5, high=1.5)",
+        "dynamic_temperature": "dynamic_temperature(low=0.7, high=1.2)",
         "epsilon": "epsilon(epsilon=0.001)",
         "eta": "eta(epsilon=0.002)",
         "forced_tokens": 'forced_tokens(at={"0": 250})',

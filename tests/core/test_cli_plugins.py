@@ -20,14 +20,14 @@ from attrs import frozen
 from tunesmith.kinds.sampler import SamplerConfig
 
 @frozen(kw_only=True)
-class Typical(SamplerConfig):
+class Quadratic(SamplerConfig):
     '''A sampler.
 
     Attributes:
         mass: Share.
     '''
 
-    impl: ClassVar[str] = "typical_impl:TypicalLink"
+    impl: ClassVar[str] = "quadratic_impl:QuadraticLink"
     api: ClassVar[int] = 1
     mass: float = 0.9
     must: int
@@ -35,7 +35,7 @@ class Typical(SamplerConfig):
 IMPL = """
 from tunesmith.kinds.sampler import Link
 
-class TypicalLink(Link):
+class QuadraticLink(Link):
     '''Does nothing.'''
 
     def apply(self, logits, rows):
@@ -44,11 +44,11 @@ class TypicalLink(Link):
 
 
 @pytest.fixture
-def typical(fake_distribution):
+def quadratic(fake_distribution):
     return fake_distribution(
-        "tunesmith-typical",
-        entry_points={"tunesmith.samplers": {"typical": "typical_plugin:Typical"}},
-        modules={"typical_plugin": CONFIG.replace("    must: int\n", ""), "typical_impl": IMPL},
+        "tunesmith-quadratic",
+        entry_points={"tunesmith.samplers": {"quadratic": "quadratic_plugin:Quadratic"}},
+        modules={"quadratic_plugin": CONFIG.replace("    must: int\n", ""), "quadratic_impl": IMPL},
     )
 
 
@@ -167,21 +167,21 @@ def test_a_broken_hook_module_does_not_take_the_commands_away(broken, capsys):
     assert "new-plugin" in lines(capsys)
 
 
-def test_list_shows_short_names_distributions_and_versions(typical, capsys):
+def test_list_shows_short_names_distributions_and_versions(quadratic, capsys):
     assert main(["plugins", "list"]) == 0
     out = lines(capsys)
     for kind in KINDS.values():
         assert kind.group.removeprefix("tunesmith.") + "\n" in out
-    assert "typical             tunesmith-typical 1.0" in out
+    assert "quadratic             tunesmith-quadratic 1.0" in out
     assert "from 2 distributions" in out
 
 
 def test_list_shows_full_ids_where_a_short_name_would_not_do(fake_distribution, capsys):
     for dist in ("aaa", "bbb"):
-        fake_distribution(dist, entry_points={"tunesmith.samplers": {"typical": "m:A", "top_p": "m:B"}})
+        fake_distribution(dist, entry_points={"tunesmith.samplers": {"quadratic": "m:A", "top_p": "m:B"}})
     assert main(["plugins", "list", "--kind", "sampler"]) == 0
     out = lines(capsys)
-    for shown in ("aaa/typical", "bbb/typical", "aaa/top_p", "  top_p "):
+    for shown in ("aaa/quadratic", "bbb/quadratic", "aaa/top_p", "  top_p "):
         assert shown in out
 
 
@@ -200,19 +200,19 @@ def test_list_all_shows_hook_modules_that_cannot_be_imported(broken, capsys):
     assert "PROBLEM: could not be imported: RuntimeError: no hook luck" in lines(capsys)
 
 
-def test_list_as_json_holds_every_entry(typical, capsys):
+def test_list_as_json_holds_every_entry(quadratic, capsys):
     assert main(["plugins", "list", "--json", "--kind", "sampler"]) == 0
     entries = {entry["id"]: entry for entry in json.loads(lines(capsys))["entries"]}
     assert set(entries) == {entry.id for entry in ts.samplers.entries()}
-    assert entries["tunesmith-typical/typical"]["target"] == "typical_plugin:Typical"
+    assert entries["tunesmith-quadratic/quadratic"]["target"] == "quadratic_plugin:Quadratic"
 
 
-def test_list_all_adds_hook_modules_and_disabled_distributions(typical, monkeypatch, capsys):
-    monkeypatch.setenv("TUNESMITH_DISABLE_PLUGINS", "tunesmith-typical")
+def test_list_all_adds_hook_modules_and_disabled_distributions(quadratic, monkeypatch, capsys):
+    monkeypatch.setenv("TUNESMITH_DISABLE_PLUGINS", "tunesmith-quadratic")
     assert main(["plugins", "list", "--all"]) == 0
     out = lines(capsys)
     assert "hooks\n" in out
-    assert "Disabled by TUNESMITH_DISABLE_PLUGINS: tunesmith-typical." in out
+    assert "Disabled by TUNESMITH_DISABLE_PLUGINS: tunesmith-quadratic." in out
 
 
 def test_show_prints_docstring_options_and_spelling(capsys):
@@ -245,12 +245,12 @@ def test_a_name_that_several_kinds_have_needs_the_kind(fake_distribution, capsys
     assert "several kinds: metric, sampler. Add --kind" in capsys.readouterr().err
 
 
-def test_check_of_an_id_runs_the_conformance_checks_and_counts_them(typical, capsys):
-    assert main(["plugins", "check", "tunesmith-typical/typical", "typical(mass=0.5)"]) == 0
+def test_check_of_an_id_runs_the_conformance_checks_and_counts_them(quadratic, capsys):
+    assert main(["plugins", "check", "tunesmith-quadratic/quadratic", "quadratic(mass=0.5)"]) == 0
     out = lines(capsys)
     assert "2 imported, 0 with a problem." in out
     assert "ok   check_it_is_registered" in out
-    assert "Typical(mass=0.5)" in out
+    assert "Quadratic(mass=0.5)" in out
     total = int(out.rsplit(" conformance checks", 1)[0].rsplit("\n", 1)[-1])
     assert total == out.count("ok   check_")
     assert total > 30
@@ -274,14 +274,14 @@ def test_check_runs_only_the_common_checks_where_a_text_had_to_be_invented(capsy
 
 def test_check_of_a_component_that_breaks_its_promise_fails(fake_distribution, capsys):
     fake_distribution(
-        "tunesmith-typical",
-        entry_points={"tunesmith.samplers": {"typical": "typical_plugin:Typical"}},
+        "tunesmith-quadratic",
+        entry_points={"tunesmith.samplers": {"quadratic": "quadratic_plugin:Quadratic"}},
         modules={
-            "typical_plugin": "import numpy\n" + CONFIG.replace("mass: Share.", "").replace("    must: int\n", ""),
-            "typical_impl": IMPL,
+            "quadratic_plugin": "import numpy\n" + CONFIG.replace("mass: Share.", "").replace("    must: int\n", ""),
+            "quadratic_impl": IMPL,
         },
     )
-    assert main(["plugins", "check", "typical"]) == 1
+    assert main(["plugins", "check", "quadratic"]) == 1
     out = lines(capsys)
     assert "FAIL check_every_field_is_documented" in out
     assert "FAIL check_importing_the_config_is_light" in out
@@ -289,7 +289,7 @@ def test_check_of_a_component_that_breaks_its_promise_fails(fake_distribution, c
     assert "ok   check_it_is_frozen" in out
 
 
-def test_check_of_everything_finds_what_only_an_import_shows(broken, typical, capsys):
+def test_check_of_everything_finds_what_only_an_import_shows(broken, quadratic, capsys):
     assert main(["plugins", "check", "--kind", "sampler"]) == 1
     out = lines(capsys)
     assert out.count("FAIL") == 1
@@ -299,17 +299,17 @@ def test_check_of_everything_finds_what_only_an_import_shows(broken, typical, ca
 
 def test_check_finds_a_component_that_is_none(fake_distribution, capsys):
     fake_distribution(
-        "tunesmith-typical",
-        entry_points={"tunesmith.samplers": {"typical": "typical_plugin:Typical"}},
-        modules={"typical_plugin": CONFIG, "typical_impl": "class TypicalLink: pass"},
+        "tunesmith-quadratic",
+        entry_points={"tunesmith.samplers": {"quadratic": "quadratic_plugin:Quadratic"}},
+        modules={"quadratic_plugin": CONFIG, "quadratic_impl": "class QuadraticLink: pass"},
     )
     assert main(["plugins", "check", "--kind", "sampler"]) == 1
-    assert "typical_impl:TypicalLink is not a subclass of tunesmith.kinds.sampler.Sampler" in lines(capsys)
+    assert "quadratic_impl:QuadraticLink is not a subclass of tunesmith.kinds.sampler.Sampler" in lines(capsys)
 
 
-def test_check_can_require_components(typical, broken, capsys):
+def test_check_can_require_components(quadratic, broken, capsys):
     require = ["plugins", "check", "top_p", "--no-conformance", "--require"]
-    assert main([*require, "tunesmith-typical/typical"]) == 0
+    assert main([*require, "tunesmith-quadratic/quadratic"]) == 0
     assert main([*require, "tunesmith-missing/thing"]) == 1
     assert main([*require, "tunesmith-broken/broken"]) == 1
     out = lines(capsys)

@@ -66,7 +66,7 @@ def test_a_new_plugin_of_any_kind_is_what_its_kind_promises(kind, tmp_path, monk
     "kind", [k if k == "sampler" else pytest.param(k, marks=pytest.mark.exhaustive) for k in KINDS]
 )
 def test_the_test_in_a_new_plugin_passes(kind, tmp_path):
-    folder = write_plugin("top-a", KINDS[kind], tmp_path)
+    folder = write_plugin("square-cut", KINDS[kind], tmp_path)
     env = installed(folder, site=tmp_path / "site")
     done = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", env=env, cwd=folder)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
@@ -77,7 +77,7 @@ def test_the_test_in_a_new_plugin_passes(kind, tmp_path):
 PIPELINE = """
 import sys, tunesmith as ts
 from tunesmith_plugins import stages as st
-mine = ts.samplers.create("top_a", scale=0.5)
+mine = ts.samplers.create("square_cut", scale=0.5)
 pipeline = ts.Pipeline(base="model", data=ts.Data(source="data.jsonl"), stages=(st.Generate(name="g", samplers={"mine": mine}),))
 pipeline.save(sys.argv[1])
 assert ts.Pipeline.load(sys.argv[1]) == pipeline
@@ -90,21 +90,21 @@ import tunesmith as ts
 from tunesmith.cli import main
 from tunesmith.testing.models import tiny_lm
 
-assert ts.generate(tiny_lm(), ["the cat"], sampler="top_a(scale=0.1)", max_new_tokens=5)[0].token_ids
-assert main(["plugins", "check", "tunesmith-top-a/top_a"]) == 0
+assert ts.generate(tiny_lm(), ["the cat"], sampler="square_cut(scale=0.1)", max_new_tokens=5)[0].token_ids
+assert main(["plugins", "check", "tunesmith-square-cut/square_cut"]) == 0
 """
 
 
 def test_a_new_sampler_is_listed_checked_and_serves_in_a_saved_pipeline_until_it_is_removed(tmp_path):
-    folder = write_plugin("top-a", KINDS["sampler"], tmp_path)
+    folder = write_plugin("square-cut", KINDS["sampler"], tmp_path)
     env = installed(folder, site=tmp_path / "site")
     listed = run(*tunesmith("plugins", "list", "--kind", "sampler"), env=env, cwd=tmp_path)
-    assert "top_a" in listed.stdout
-    assert "tunesmith-top-a 0.1.0" in listed.stdout
+    assert "square_cut" in listed.stdout
+    assert "tunesmith-square-cut 0.1.0" in listed.stdout
     file = tmp_path / "pipeline.json"
     saved = run(sys.executable, "-c", PIPELINE, str(file), env=env, cwd=tmp_path)
     assert saved.returncode == 0, saved.stderr
-    assert '"use": "tunesmith-top-a/top_a"' in file.read_text(encoding="utf-8")
+    assert '"use": "tunesmith-square-cut/square_cut"' in file.read_text(encoding="utf-8")
     used = run(sys.executable, "-c", USE, env=env, cwd=tmp_path)
     assert used.returncode == 0, used.stdout + used.stderr
     assert " conformance checks, 0 failed" in used.stdout
@@ -113,8 +113,8 @@ def test_a_new_sampler_is_listed_checked_and_serves_in_a_saved_pipeline_until_it
             path.unlink()
     gone = run(sys.executable, "-c", f"import tunesmith as ts; ts.Pipeline.load({str(file)!r})", env=env, cwd=tmp_path)
     assert gone.returncode == 1
-    assert "no plugin distribution 'tunesmith-top-a' is installed" in gone.stderr
-    assert "pip install tunesmith-top-a" in gone.stderr
+    assert "no plugin distribution 'tunesmith-square-cut' is installed" in gone.stderr
+    assert "pip install tunesmith-square-cut" in gone.stderr
 
 
 @pytest.mark.parametrize("name", ["", "Top", "top a", "../top", "top/a", "-top", "1top", "top--a", "tunesmith-"])
@@ -125,23 +125,23 @@ def test_a_name_that_cannot_be_one_is_refused(name, tmp_path):
 
 
 def test_an_existing_folder_is_left_alone(tmp_path, capsys):
-    (tmp_path / "tunesmith-top-a").mkdir()
-    assert main(["new-plugin", "tunesmith-top-a", "--kind", "sampler", "--into", str(tmp_path)]) == 1
+    (tmp_path / "tunesmith-square-cut").mkdir()
+    assert main(["new-plugin", "tunesmith-square-cut", "--kind", "sampler", "--into", str(tmp_path)]) == 1
     assert "is there already" in capsys.readouterr().err
-    assert not list((tmp_path / "tunesmith-top-a").iterdir())
+    assert not list((tmp_path / "tunesmith-square-cut").iterdir())
 
 
 def test_the_command_says_what_to_do_next(tmp_path, capsys):
-    assert main(["new-plugin", "top-a", "--kind", "samplers", "--into", str(tmp_path)]) == 0
+    assert main(["new-plugin", "square-cut", "--kind", "samplers", "--into", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "pip install -e" in out
-    assert "Apache License" in (tmp_path / "tunesmith-top-a" / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in (tmp_path / "tunesmith-square-cut" / "LICENSE").read_text(encoding="utf-8")
 
 
 @pytest.mark.exhaustive
 def test_a_new_sampler_installs_with_pip_into_a_fresh_environment(tmp_path):
     """The slow way round: a fresh venv that sees this one's libraries, tunesmith and the plugin both built by pip."""
-    folder = write_plugin("top-a", KINDS["sampler"], tmp_path)
+    folder = write_plugin("square-cut", KINDS["sampler"], tmp_path)
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     site = next((tmp_path / "env" / "lib").glob("python*")) / "site-packages"
@@ -153,11 +153,13 @@ def test_a_new_sampler_installs_with_pip_into_a_fresh_environment(tmp_path):
     done = run(str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", env=env, cwd=folder)
     assert done.returncode == 0, done.stdout[-4000:]
     listed = run(str(python), "-m", "tunesmith", "plugins", "list", env=env, cwd=tmp_path)
-    assert "tunesmith-top-a 0.1.0" in listed.stdout, listed.stderr
+    assert "tunesmith-square-cut 0.1.0" in listed.stdout, listed.stderr
     made = run(str(python), "-m", "tunesmith", "new-plugin", "next", "--kind", "metric", env=env, cwd=tmp_path)
     assert made.returncode == 0, f"the templates are not in the wheel: {made.stderr}"
-    done = run(str(python), "-m", "pip", "uninstall", "-y", "tunesmith-top-a", env=env, cwd=tmp_path)
+    done = run(str(python), "-m", "pip", "uninstall", "-y", "tunesmith-square-cut", env=env, cwd=tmp_path)
     assert done.returncode == 0
-    gone = run(str(python), "-m", "tunesmith", "plugins", "show", "tunesmith-top-a/top_a", env=env, cwd=tmp_path)
+    gone = run(
+        str(python), "-m", "tunesmith", "plugins", "show", "tunesmith-square-cut/square_cut", env=env, cwd=tmp_path
+    )
     assert gone.returncode == 1
-    assert "tunesmith-top-a" in gone.stderr
+    assert "tunesmith-square-cut" in gone.stderr

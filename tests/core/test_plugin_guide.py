@@ -36,12 +36,12 @@ def epsilon(fake_distribution):
         version=project["version"],
         requires=project["dependencies"],
         entry_points=project["entry-points"],
-        modules={"tunesmith_epsilon.__init__": "", **modules},
+        modules={"tunesmith_floor.__init__": "", **modules},
     )
 
 
 def test_the_sampler_of_the_guide_passes_every_check(epsilon):
-    cls = ts.samplers.get("tunesmith-epsilon/epsilon")
+    cls = ts.samplers.get("tunesmith-floor/floor")
     for config in (cls(), cls(epsilon=0.1)):
         results = run_checks(config)
         assert len(results) > 17
@@ -56,9 +56,9 @@ def test_the_sampler_of_the_guide_drops_what_it_says(epsilon):
     one = torch.zeros(1, dtype=torch.int64)
     rows = Rows(seed=one, stream=one, position=one, history=one[None], history_lengths=one + 1, prompt_lengths=one + 1)
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    link = ts.samplers.create("epsilon", epsilon=0.1).build()
+    link = ts.samplers.create("floor", epsilon=0.1).build()
     assert link.apply(logits, rows).isfinite().tolist() == [[True, True, True, False]]
-    link = ts.samplers.create("epsilon", epsilon=0.9).build()
+    link = ts.samplers.create("floor", epsilon=0.9).build()
     assert link.apply(logits, rows).isfinite().tolist() == [[True, False, False, False]]
 
 
@@ -74,7 +74,7 @@ def test_the_script_of_the_guide_runs(epsilon, tmp_path):
 
 
 def test_the_sampler_of_the_guide_is_as_short_as_it_claims():
-    code = BLOCKS["src/tunesmith_epsilon/config.py"] + BLOCKS["src/tunesmith_epsilon/link.py"]
+    code = BLOCKS["src/tunesmith_floor/config.py"] + BLOCKS["src/tunesmith_floor/link.py"]
     assert len([line for line in code.splitlines() if line.strip()]) <= 25
 
 

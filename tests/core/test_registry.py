@@ -31,14 +31,14 @@ from attrs import frozen
 from tunesmith.kinds.sampler import SamplerConfig
 
 @frozen(kw_only=True)
-class Typical(SamplerConfig):
+class Quadratic(SamplerConfig):
     '''A sampler.
 
     Attributes:
         mass: Share.
     '''
 
-    impl: ClassVar[str] = "typical_impl:TypicalLink"
+    impl: ClassVar[str] = "quadratic_impl:QuadraticLink"
     mass: float = 0.9
 """
 
@@ -48,55 +48,59 @@ def sampler(name: str, target: str) -> dict[str, dict[str, str]]:
 
 
 @pytest.fixture
-def typical(fake_distribution):
+def quadratic(fake_distribution):
     return fake_distribution(
-        "tunesmith-typical", entry_points=sampler("typical", "typical_plugin:Typical"), modules={"typical_plugin": GOOD}
+        "tunesmith-quadratic",
+        entry_points=sampler("quadratic", "quadratic_plugin:Quadratic"),
+        modules={"quadratic_plugin": GOOD},
     )
 
 
-def test_a_third_party_sampler_is_found_by_short_name_and_by_id(typical):
-    assert "tunesmith-typical/typical" in [entry.id for entry in ts.samplers.entries()]
-    assert "typical_plugin" not in sys.modules, "looking at what there is imported a plugin"
-    cls = ts.samplers.get("typical")
-    assert cls.__name__ == "Typical"
-    assert ts.samplers.get("tunesmith-typical/typical") is cls
-    assert ts.samplers.get("Tunesmith_Typical/typical") is cls, "distribution names are compared in their normal form"
-    assert registry.name_of(cls) == "tunesmith-typical/typical"
-    assert registry.version_of("tunesmith-typical/typical") == "1.0"
+def test_a_third_party_sampler_is_found_by_short_name_and_by_id(quadratic):
+    assert "tunesmith-quadratic/quadratic" in [entry.id for entry in ts.samplers.entries()]
+    assert "quadratic_plugin" not in sys.modules, "looking at what there is imported a plugin"
+    cls = ts.samplers.get("quadratic")
+    assert cls.__name__ == "Quadratic"
+    assert ts.samplers.get("tunesmith-quadratic/quadratic") is cls
+    assert ts.samplers.get("Tunesmith_Quadratic/quadratic") is cls, (
+        "distribution names are compared in their normal form"
+    )
+    assert registry.name_of(cls) == "tunesmith-quadratic/quadratic"
+    assert registry.version_of("tunesmith-quadratic/quadratic") == "1.0"
 
 
 def test_a_class_is_found_by_identity_where_the_entry_point_names_a_package_that_re_exports_it(fake_distribution):
     fake_distribution(
-        "tunesmith-typical",
-        entry_points=sampler("typical", "typical_package:Typical"),
+        "tunesmith-quadratic",
+        entry_points=sampler("quadratic", "quadratic_package:Quadratic"),
         modules={
-            "typical_package.__init__": "from typical_package.config import Typical",
-            "typical_package.config": GOOD,
+            "quadratic_package.__init__": "from quadratic_package.config import Quadratic",
+            "quadratic_package.config": GOOD,
         },
     )
-    assert registry.name_of(ts.samplers.get("typical")) == "tunesmith-typical/typical"
+    assert registry.name_of(ts.samplers.get("quadratic")) == "tunesmith-quadratic/quadratic"
 
 
-def test_removing_a_plugin_gives_an_error_that_names_it(typical):
-    ts.samplers.get("typical")
-    (typical / "tunesmith_typical-1.0.dist-info" / "METADATA").unlink()
-    (typical / "tunesmith_typical-1.0.dist-info" / "entry_points.txt").unlink()
-    (typical / "tunesmith_typical-1.0.dist-info").rmdir()
+def test_removing_a_plugin_gives_an_error_that_names_it(quadratic):
+    ts.samplers.get("quadratic")
+    (quadratic / "tunesmith_quadratic-1.0.dist-info" / "METADATA").unlink()
+    (quadratic / "tunesmith_quadratic-1.0.dist-info" / "entry_points.txt").unlink()
+    (quadratic / "tunesmith_quadratic-1.0.dist-info").rmdir()
     registry.refresh()
-    with pytest.raises(UnknownName, match=r"'tunesmith-typical' is installed.*pip install tunesmith-typical"):
-        ts.samplers.get("tunesmith-typical/typical")
+    with pytest.raises(UnknownName, match=r"'tunesmith-quadratic' is installed.*pip install tunesmith-quadratic"):
+        ts.samplers.get("tunesmith-quadratic/quadratic")
 
 
-def test_a_plugin_whose_code_was_deleted_says_so_and_how_to_remove_it(typical):
-    (typical / "typical_plugin.py").unlink()
+def test_a_plugin_whose_code_was_deleted_says_so_and_how_to_remove_it(quadratic):
+    (quadratic / "quadratic_plugin.py").unlink()
     registry.refresh()
     with pytest.raises(PluginLoadError, match="not there") as caught:
-        ts.samplers.get("typical")
-    assert "pip uninstall tunesmith-typical" in str(caught.value)
+        ts.samplers.get("quadratic")
+    assert "pip uninstall tunesmith-quadratic" in str(caught.value)
 
 
-def test_an_unknown_name_gets_near_names_and_what_is_installed(typical):
-    with pytest.raises(UnknownName, match="Did you mean typical") as caught:
+def test_an_unknown_name_gets_near_names_and_what_is_installed(quadratic):
+    with pytest.raises(UnknownName, match="Did you mean quadratic") as caught:
         ts.samplers.get("typcal")
     assert "top_p" in str(caught.value), "what is installed is not listed"
 
@@ -108,7 +112,7 @@ def test_a_name_of_another_kind_is_told_apart():
 
 def test_a_third_party_never_shadows_a_built_in(fake_distribution):
     fake_distribution(
-        "aaa-shadow", entry_points=sampler("top_p", "shadow_plugin:Typical"), modules={"shadow_plugin": GOOD}
+        "aaa-shadow", entry_points=sampler("top_p", "shadow_plugin:Quadratic"), modules={"shadow_plugin": GOOD}
     )
     assert ts.samplers.get("top_p").__module__.startswith("tunesmith_plugins.")
     assert ts.samplers.get("aaa-shadow/top_p").__module__ == "shadow_plugin"
@@ -116,16 +120,18 @@ def test_a_third_party_never_shadows_a_built_in(fake_distribution):
 
 
 def test_two_plugins_with_one_name_need_their_full_ids(fake_distribution):
-    for dist in ("zzz-typical", "aaa-typical"):
+    for dist in ("zzz-quadratic", "aaa-quadratic"):
         module = dist.replace("-", "_")
         fake_distribution(
-            dist, version="2.1", entry_points=sampler("typical", f"{module}:Typical"), modules={module: GOOD}
+            dist, version="2.1", entry_points=sampler("quadratic", f"{module}:Quadratic"), modules={module: GOOD}
         )
     with pytest.raises(AmbiguousName) as caught:
-        ts.samplers.get("typical")
+        ts.samplers.get("quadratic")
     text = str(caught.value)
-    assert text.index("aaa-typical/typical (aaa-typical 2.1)") < text.index("zzz-typical/typical"), "not sorted"
-    assert ts.samplers.get("zzz-typical/typical").__module__ == "zzz_typical"
+    assert text.index("aaa-quadratic/quadratic (aaa-quadratic 2.1)") < text.index("zzz-quadratic/quadratic"), (
+        "not sorted"
+    )
+    assert ts.samplers.get("zzz-quadratic/quadratic").__module__ == "zzz_quadratic"
 
 
 def test_a_broken_plugin_is_silent_until_it_is_used(fake_distribution, recwarn, capfd):
@@ -154,7 +160,7 @@ def test_a_broken_plugin_is_silent_until_it_is_used(fake_distribution, recwarn, 
 
 
 @pytest.mark.parametrize(
-    "source", ["def (", "import typical_missing_thing", "x = 1/0", "from attrs import nothing_such"]
+    "source", ["def (", "import quadratic_missing_thing", "x = 1/0", "from attrs import nothing_such"]
 )
 def test_whatever_a_module_raises_becomes_a_load_error(fake_distribution, source):
     fake_distribution("tunesmith-bad", entry_points=sampler("bad", "bad_plugin:Bad"), modules={"bad_plugin": source})
@@ -176,9 +182,9 @@ def test_a_missing_extra_is_named(fake_distribution):
 def test_a_missing_extra_of_the_implementation_is_named_too(fake_distribution):
     fake_distribution(
         "tunesmith-fancy",
-        entry_points=sampler("fancy", "fancy_plugin:Typical"),
+        entry_points=sampler("fancy", "fancy_plugin:Quadratic"),
         modules={
-            "fancy_plugin": GOOD.replace("typical_impl:TypicalLink", "fancy_plugin_impl:Link"),
+            "fancy_plugin": GOOD.replace("quadratic_impl:QuadraticLink", "fancy_plugin_impl:Link"),
             "fancy_plugin_impl": "import fancylib_not_installed",
         },
         extras={"lib": ["fancylib-not-installed>=2"]},
@@ -191,7 +197,7 @@ def test_a_missing_extra_of_the_implementation_is_named_too(fake_distribution):
 def test_a_plugin_for_another_tunesmith_is_known_without_importing_it(fake_distribution):
     fake_distribution(
         "tunesmith-future",
-        entry_points=sampler("future", "future_plugin:Typical"),
+        entry_points=sampler("future", "future_plugin:Quadratic"),
         modules={"future_plugin": GOOD},
         requires=["attrs", "tunesmith>=99"],
     )
@@ -207,19 +213,19 @@ def test_a_plugin_for_another_tunesmith_is_known_without_importing_it(fake_distr
 def test_a_requirement_that_holds_or_belongs_to_an_extra_is_no_problem(fake_distribution):
     fake_distribution(
         "tunesmith-fine",
-        entry_points=sampler("fine", "fine_plugin:Typical"),
+        entry_points=sampler("fine", "fine_plugin:Quadratic"),
         modules={"fine_plugin": GOOD},
         requires=["tunesmith>=0.1,<1", "tunesmith>=99; python_version < '3'"],
         extras={"next": ["tunesmith>=99"]},
     )
-    assert ts.samplers.get("fine").__name__ == "Typical"
+    assert ts.samplers.get("fine").__name__ == "Quadratic"
 
 
 @pytest.mark.parametrize(("api", "accepted"), [(0, True), (1, True), (2, False), (-1, False), ("1", False)])
 def test_the_plugin_interface_accepts_its_version_and_the_one_before(fake_distribution, api, accepted):
     fake_distribution(
         "tunesmith-api",
-        entry_points=sampler("api", "api_plugin:Typical"),
+        entry_points=sampler("api", "api_plugin:Quadratic"),
         modules={"api_plugin": GOOD.replace("    mass:", f"    api: ClassVar[int] = {api!r}\n    mass:")},
     )
     if accepted:
@@ -232,24 +238,24 @@ def test_the_plugin_interface_accepts_its_version_and_the_one_before(fake_distri
 @pytest.mark.parametrize(
     ("source", "what"),
     [
-        ("class Typical: pass", "the class Typical"),
-        ("Typical = 3", "an object of type int"),
-        (GOOD.replace("sampler", "metric").replace("Sampler", "Metric"), "the class Typical"),
+        ("class Quadratic: pass", "the class Quadratic"),
+        ("Quadratic = 3", "an object of type int"),
+        (GOOD.replace("sampler", "metric").replace("Sampler", "Metric"), "the class Quadratic"),
     ],
 )
 def test_an_entry_point_that_names_no_config_of_the_kind_is_a_load_error(fake_distribution, source, what):
     fake_distribution(
-        "tunesmith-odd", entry_points=sampler("odd", "odd_plugin:Typical"), modules={"odd_plugin": source}
+        "tunesmith-odd", entry_points=sampler("odd", "odd_plugin:Quadratic"), modules={"odd_plugin": source}
     )
     with pytest.raises(PluginLoadError, match=f"{what}, not a subclass of tunesmith.kinds.sampler.SamplerConfig"):
         ts.samplers.get("odd")
 
 
-def test_disabled_distributions_are_out_and_the_message_says_why(typical, monkeypatch):
-    monkeypatch.setenv("TUNESMITH_DISABLE_PLUGINS", "something-else, Tunesmith_Typical")
-    assert "tunesmith-typical/typical" not in [entry.id for entry in ts.samplers.entries()]
-    for use in ("tunesmith-typical/typical", "typical"):
-        with pytest.raises(UnknownName, match="TUNESMITH_DISABLE_PLUGINS disables tunesmith-typical"):
+def test_disabled_distributions_are_out_and_the_message_says_why(quadratic, monkeypatch):
+    monkeypatch.setenv("TUNESMITH_DISABLE_PLUGINS", "something-else, Tunesmith_Quadratic")
+    assert "tunesmith-quadratic/quadratic" not in [entry.id for entry in ts.samplers.entries()]
+    for use in ("tunesmith-quadratic/quadratic", "quadratic"):
+        with pytest.raises(UnknownName, match="TUNESMITH_DISABLE_PLUGINS disables tunesmith-quadratic"):
             ts.samplers.get(use)
 
 
@@ -259,7 +265,7 @@ def test_tunesmith_itself_cannot_be_disabled(monkeypatch):
         ts.samplers.entries()
 
 
-def test_strict_mode_makes_any_broken_plugin_an_error(fake_distribution, typical, monkeypatch):
+def test_strict_mode_makes_any_broken_plugin_an_error(fake_distribution, quadratic, monkeypatch):
     fake_distribution(
         "tunesmith-broken",
         entry_points=sampler("broken", "broken_plugin:Broken"),
@@ -267,36 +273,36 @@ def test_strict_mode_makes_any_broken_plugin_an_error(fake_distribution, typical
     )
     monkeypatch.setenv("TUNESMITH_STRICT", "1")
     with pytest.raises(PluginError, match="TUNESMITH_STRICT is set") as caught:
-        ts.samplers.get("typical")
+        ts.samplers.get("quadratic")
     assert "no luck today" in str(caught.value)
     monkeypatch.setenv("TUNESMITH_STRICT", "0")
-    assert ts.samplers.get("typical").__name__ == "Typical"
+    assert ts.samplers.get("quadratic").__name__ == "Quadratic"
 
 
-def test_an_unreadable_entry_points_file_hides_nobody_else(fake_distribution, typical):
+def test_an_unreadable_entry_points_file_hides_nobody_else(fake_distribution, quadratic):
     folder = fake_distribution("tunesmith-garbled", entry_points=sampler("x", "y:Z"))
     (folder / "tunesmith_garbled-1.0.dist-info" / "entry_points.txt").write_text(
         "[tunesmith.samplers]\nno equals sign\n"
     )
     registry.refresh()
-    assert ts.samplers.get("typical").__name__ == "Typical"
+    assert ts.samplers.get("quadratic").__name__ == "Quadratic"
     assert [entry.dist for entry in discovery.discover().of_kind("") if entry.problem] == ["tunesmith-garbled"]
 
 
-def test_a_distribution_without_metadata_hides_nobody_else(fake_distribution, typical):
+def test_a_distribution_without_metadata_hides_nobody_else(fake_distribution, quadratic):
     folder = fake_distribution("tunesmith-nameless", entry_points=sampler("x", "y:Z"))
     (folder / "tunesmith_nameless-1.0.dist-info" / "METADATA").unlink()
     registry.refresh()
-    assert ts.samplers.get("typical").__name__ == "Typical"
+    assert ts.samplers.get("quadratic").__name__ == "Quadratic"
     (entry,) = discovery.discover().of_kind("")
     assert str(folder) in str(entry.problem)
 
 
-def test_a_distribution_whose_entry_points_are_no_text_hides_nobody_else(fake_distribution, typical):
+def test_a_distribution_whose_entry_points_are_no_text_hides_nobody_else(fake_distribution, quadratic):
     folder = fake_distribution("tunesmith-bytes", entry_points=sampler("x", "y:Z"))
     (folder / "tunesmith_bytes-1.0.dist-info" / "entry_points.txt").write_bytes(b"[tunesmith.samplers]\n\xff = a:B\n")
     registry.refresh()
-    assert ts.samplers.get("typical").__name__ == "Typical"
+    assert ts.samplers.get("quadratic").__name__ == "Quadratic"
 
 
 def test_modules_that_ask_registries_while_they_are_imported_do_not_block_each_other(fake_distribution):
@@ -306,8 +312,8 @@ def test_modules_that_ask_registries_while_they_are_imported_do_not_block_each_o
     fake_distribution(
         "tunesmith-crossed",
         entry_points={
-            "tunesmith.samplers": {"one": "one_plugin:Typical"},
-            "tunesmith.metrics": {"two": "two_plugin:Typical"},
+            "tunesmith.samplers": {"one": "one_plugin:Quadratic"},
+            "tunesmith.metrics": {"two": "two_plugin:Quadratic"},
         },
         modules={
             "one_plugin": slow.format("metrics", "bleu") + GOOD,
@@ -339,14 +345,14 @@ def test_a_misspelt_group_and_an_odd_name_are_reported(fake_distribution):
 
 
 def test_of_two_copies_of_a_distribution_the_first_on_the_path_counts(fake_distribution):
-    for version, name in (("1.0", "Tunesmith_Typical"), ("2.0", "tunesmith-typical")):
+    for version, name in (("1.0", "Tunesmith_Quadratic"), ("2.0", "tunesmith-quadratic")):
         fake_distribution(  # what is made later stands earlier on the path
             name,
             version=version,
-            entry_points=sampler("typical", "typical_plugin:Typical"),
-            modules={"typical_plugin": GOOD},
+            entry_points=sampler("quadratic", "quadratic_plugin:Quadratic"),
+            modules={"quadratic_plugin": GOOD},
         )
-    assert [e.version for e in ts.samplers.entries() if e.name == "typical"] == ["2.0"]
+    assert [e.version for e in ts.samplers.entries() if e.name == "quadratic"] == ["2.0"]
 
 
 @frozen(kw_only=True)
@@ -443,7 +449,7 @@ def test_entries_are_sorted_and_do_not_depend_on_the_hash_seed(fake_distribution
 def test_many_threads_load_one_class(fake_distribution):
     fake_distribution(
         "tunesmith-slow",
-        entry_points=sampler("slow", "slow_plugin:Typical"),
+        entry_points=sampler("slow", "slow_plugin:Quadratic"),
         modules={"slow_plugin": "import time\ntime.sleep(0.05)\n" + GOOD},
     )
     found = []

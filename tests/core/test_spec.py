@@ -110,7 +110,7 @@ def test_all_problems_come_at_once_with_their_paths():
             *[p for p in found if p.startswith("Wide has no field 'sede'")],
             *[p for p in found if p.startswith("no sampler named 'tpo_p'. Did you mean top_p")],
             "'p' must be <= 1: 3.0 @ sampler.inners['first']",
-            "TopP has no field 'q'. Fields: p, min_keep. @ sampler.inners['first']",
+            "TopP has no field 'q'. Fields: p, min_keep, ties. @ sampler.inners['first']",
             "must be float, not str ('x') @ sampler.many[1]",
             "must be float, not bool (True) @ sampler.many[2]",
             "'x' is missing: Point needs it @ sampler.point",

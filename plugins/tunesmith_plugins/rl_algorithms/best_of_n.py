@@ -12,6 +12,7 @@ import torch
 from tunesmith.errors import ConfigError, MissingPower, NumericError
 from tunesmith.kinds.rl_algorithm import Offline, Online, ResumableObserver, RLAlgorithm, StepTexts, TrainingReport
 from tunesmith.lm import LM
+from tunesmith.processes import Processes, processes
 from tunesmith.runtime import Runtime, derive_seed
 from tunesmith.scoring import micro_batches, take, token_logps, token_logps_in_batches
 from tunesmith_plugins.rl_algorithms.config_best_of_n import BestOfNDistillation
@@ -38,6 +39,8 @@ class BestOfNAlgorithm(RLAlgorithm):
             raise ConfigError([f"the columns {', '.join(uneven)} are not as long as the prompts"], name)
         if policy.family == "encoder":
             raise MissingPower(f"{name} trains decoder-only and encoder-decoder models; an encoder generates nothing.")
+        if processes(policy.device).count > 1:
+            raise ConfigError([f"{name} trains on one process; start it without accelerate launch"], name)
         before = policy.model.training
         policy.model.eval()
         try:
@@ -86,7 +89,7 @@ class _Run:
         at_once = config.micro_batch_size or config.batch_size * config.completions
 
         def drawer(lm: LM) -> Drawer:
-            return Drawer(lm, task.prompts, config.temperature, config.max_new_tokens, at_once, runtime)
+            return Drawer(lm, task.prompts, config.temperature, config.max_new_tokens, at_once, runtime, Processes())
 
         self.own, self.from_reference = drawer(policy), drawer(self.reference.copy or policy)
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=config.learning_rate)

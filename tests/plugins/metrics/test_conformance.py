@@ -139,7 +139,7 @@ def test_other_weights_have_another_signature(reward_folder: str, tmp_path: Path
     import torch
 
     with torch.no_grad():
-        next(p for p in other.lm.model.parameters() if p.requires_grad).add_(1)
+        next(p for p in other.scorer.parameters() if p.requires_grad).add_(1)
     reward.save(other, tmp_path / "other")
     signatures = []
     for folder in (reward_folder, str(tmp_path / "other"), reward_folder):

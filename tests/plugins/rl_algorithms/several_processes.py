@@ -17,8 +17,8 @@ from tunesmith.kinds.reward_model import RewardModel, RewardModelConfig
 from tunesmith.kinds.rl_algorithm import Offline, Online
 from tunesmith.processes import processes
 from tunesmith.runtime import Runtime
+from tunesmith.testing.exam_worlds import seq2seq_world
 from tunesmith.testing.tabular import tabular_lm
-from tunesmith.testing.world import seq2seq_world
 from tunesmith_plugins.rl_algorithms import DPO, GRPO, KTO, PPO, RLOO
 
 # 15 completions in groups of 3: with two processes groups are split, and minibatches of 8 and 7 in micro-batches of 3 too

@@ -62,7 +62,7 @@ def test_the_end_of_sequence_is_part_of_a_completion_and_the_prompt_is_not(famil
     pairs = encode(lm, PAIRS, 0, 0)
     words = lm.tokenizer.convert_ids_to_tokens(pairs.completions[pairs.chosen[0]])
     assert words == ["the", "good", "dog", "</s>"]
-    assert lm.tokenizer.convert_ids_to_tokens(pairs.prompts[1])[0] == "yes"
+    assert lm.tokenizer.convert_ids_to_tokens(pairs.prompts[pairs.chosen[1]])[0] == "yes"
 
 
 def test_weights_count_as_repetitions() -> None:

@@ -9,8 +9,8 @@ from tunesmith.errors import NumericError
 from tunesmith.kinds.reward_model import RewardModel, RewardModelConfig
 from tunesmith.kinds.rl_algorithm import Online
 from tunesmith.runtime import Runtime
+from tunesmith.testing.exam_worlds import seq2seq_world
 from tunesmith.testing.models import tiny_lm
-from tunesmith.testing.world import seq2seq_world
 from tunesmith_plugins.rl_algorithms import PPO, RLOO
 from tunesmith_plugins.rl_algorithms.optimizer import WideAdam, adam
 

@@ -55,7 +55,7 @@ from tunesmith_plugins.samplers import (
     MinLength(end=(2,), tokens=50),
     MaxLength(end=(2,), tokens=300),
     ForcedTokens(at={"200": 3}),
-    AllowedTokens(tokens=tuple(range(0, 61, 2))),
+    AllowedTokens(tokens=tuple(range(0, 11, 2))),
     TopK(k=7, ties="low"),
     TopP(p=0.7, ties="low"),
     TopP(p=0.7, ties="all"),
