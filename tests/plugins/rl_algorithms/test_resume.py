@@ -91,18 +91,20 @@ def start(folder: Path, what: str, out: str, deaths: int) -> subprocess.Popen[by
 @pytest.mark.parametrize(
     ("what", "deaths"),
     [
-        ("ppo encoder-decoder lora", randint(3, 6)),
-        ("ppo decoder", randint(3, 6)),
-        ("rloo encoder-decoder", randint(3, 6)),
-        ("grpo decoder lora", randint(3, 6)),
-        ("average decoder", randint(3, 6)),
-        ("value encoder-decoder lora", randint(3, 6)),
+        ("ppo encoder-decoder lora", 0),
+        ("ppo decoder", 0),
+        ("rloo encoder-decoder", 0),
+        ("grpo decoder lora", 0),
+        ("average decoder", 0),
+        ("value encoder-decoder lora", 0),
         ("dpo decoder lora", 5),
     ],
 )
 def test_killed_training_ends_with_the_same_weights(tmp_path: Path, what: str, deaths: int) -> None:
     from safetensors.torch import load_file
 
+    deaths = deaths or randint(3, 6)  # another step each time, and not part of the test's name
+    print(f"killed when the reward is asked the {deaths}th time")
     uninterrupted = start(tmp_path, what, "whole", 0)
     assert start(tmp_path, what, "killed", deaths).wait() == -signal.SIGKILL
     assert not (tmp_path / "killed").exists()
