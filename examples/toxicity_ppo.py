@@ -67,7 +67,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--judge-model", default="", help="encoder of the judge; default: another one from scratch")
     parser.add_argument("--folder", type=Path, default=Path("runs/toxicity"))
     parser.add_argument("--seeds", type=int, default=5, help="PPO runs; all start from the same model")
-    parser.add_argument("--steps", type=int, default=30, help="PPO steps of a run")
+    parser.add_argument("--steps", type=int, default=40, help="PPO steps of a run")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of what all runs share")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything: does it run?")

@@ -15,7 +15,7 @@ from tunesmith_plugins.rl_algorithms import GRPO, PPO, RLOO, Reinforce
 from tunesmith_plugins.rl_algorithms.kl_rules import OBJECTIVE
 from tunesmith_plugins.rl_algorithms.targets import forward_optimum
 
-BANDIT = {"max_new_tokens": 1, "batch_size": 512, "steps": 250, "learning_rate": 0.05, "samples": 0}
+BANDIT = {"max_new_tokens": 1, "batch_size": 128, "steps": 120, "learning_rate": 0.15, "samples": 0}
 
 
 def trained(config: Any, reward_by: Any, beta: float = 0.3) -> tuple[Any, torch.Tensor, Any]:
@@ -33,7 +33,7 @@ def trained(config: Any, reward_by: Any, beta: float = 0.3) -> tuple[Any, torch.
         GRPO(**BANDIT, group_size=8, kl_coefficient=0.3, baseline="group_mean"),
         GRPO(**BANDIT, group_size=64, kl_coefficient=0.3, kl_estimator="k2", kl_place="loss"),
         Reinforce(**BANDIT, kl_coefficient=0.3, baseline="moving_average"),
-        Reinforce(**{**BANDIT, "value_learning_rate": 0.05}, kl_coefficient=0.3, baseline="value"),
+        Reinforce(**{**BANDIT, "value_learning_rate": 0.15}, kl_coefficient=0.3, baseline="value"),
     ],
     ids=["rloo", "grpo group mean", "grpo k2 in the loss of one token", "moving average", "value head"],
 )
@@ -49,7 +49,7 @@ def test_k3_in_the_loss_ends_at_the_optimum_of_the_forward_divergence(reward_by:
     config = RLOO(**BANDIT, group_size=64, kl_coefficient=0.3, kl_estimator="k3", kl_place="loss", accept_bias=True)
     world, found, report = trained(config, reward_by)
     target = config.build().target(world.reference, world.reward, 0.3)
-    assert world.distance(found, target) < 0.03 < world.distance(found, world.tilt)
+    assert world.distance(found, target) < 0.02 < 0.06 < world.distance(found, world.tilt)
     assert "KL(reference || policy)" in report.summary["optimises"]
 
 
@@ -60,7 +60,7 @@ def test_a_group_mean_weighs_a_kl_term_in_the_loss_more(reward_by: Any) -> None:
     world, found, report = trained(config, reward_by)
     target = config.build().target(world.reference, world.reward, 0.3)
     assert torch.allclose(target, torch.log_softmax(world.reference + world.reward / 0.6, dim=0))
-    assert world.distance(found, target) < 0.05 < world.distance(found, world.tilt)
+    assert world.distance(found, target) < 0.05 < 0.1 < world.distance(found, world.tilt)
     assert "2/1 of beta" in report.summary["optimises"]
 
 
@@ -68,7 +68,7 @@ def test_dividing_by_the_deviation_leaves_little_of_kl_in_the_loss(reward_by: An
     options = {"group_size": 64, "kl_coefficient": 0.3, "kl_estimator": "k3", "kl_place": "loss"}
     config = GRPO(**BANDIT, **options, deviation=True, accept_bias=True)
     world, found, _ = trained(config, reward_by)
-    assert world.kl(found) > 1.5 * world.kl(world.tilt)
+    assert world.kl(found) > 1.3 * world.kl(world.tilt)
     assert config.build().target(world.reference, world.reward, 0.3) is None
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from random import randint
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ SCRIPT = textwrap.dedent(
     from tunesmith.registry import adapters
     from tunesmith.runtime import Runtime
     from tunesmith.testing.models import tiny_lm
-    from tunesmith_plugins.rl_algorithms import DPO, PPO
+    from tunesmith_plugins.rl_algorithms import DPO, GRPO, PPO, RLOO, Reinforce
     from pathlib import Path
     from safetensors.torch import save_file
 
@@ -61,13 +62,20 @@ SCRIPT = textwrap.dedent(
                 return inner(self, rows, step)
             module._Run._update = update
     else:
-        algorithm = PPO(steps=6, batch_size=6, minibatches=2, epochs=2, max_new_tokens=5, checkpoint_every=2,
-                        learning_rate=1e-3, kl_target=1.0, kl_horizon=100, samples=2).build()
+        common = dict(steps=6, batch_size=6, max_new_tokens=5, checkpoint_every=2, learning_rate=1e-3, kl_target=1.0,
+                      kl_horizon=100, samples=2, log_samples_every=2)
+        algorithm = {
+            "ppo": lambda: PPO(**common, minibatches=2, epochs=2),
+            "rloo": lambda: RLOO(**common, group_size=3, minibatches=2, epochs=2),
+            "grpo": lambda: GRPO(**common, group_size=2, normaliser="dapo", minibatches=2),
+            "average": lambda: Reinforce(**common, baseline="moving_average"),
+            "value": lambda: Reinforce(**common, baseline="value"),
+        }[what.split()[0]]().build()
         task = Online(prompts=["the cat sees", "who", "yes and no ?"], reward=Reward(None))
     report = algorithm.train(lm, task, Runtime(seed=5, threads=1, folder=folder))
     state = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
     save_file(state, out)
-    Path(out + ".txt").write_text(repr((report.steps, report.samples)))
+    Path(out + ".txt").write_text(repr((report.steps, report.samples, report.logged)))
     """
 )
 
@@ -81,11 +89,22 @@ def start(folder: Path, what: str, out: str, deaths: int) -> subprocess.Popen[by
 
 
 @pytest.mark.parametrize(
-    ("what", "deaths"), [("ppo encoder-decoder lora", 4), ("ppo decoder", 5), ("dpo decoder lora", 5)]
+    ("what", "deaths"),
+    [
+        ("ppo encoder-decoder lora", 0),
+        ("ppo decoder", 0),
+        ("rloo encoder-decoder", 0),
+        ("grpo decoder lora", 0),
+        ("average decoder", 0),
+        ("value encoder-decoder lora", 0),
+        ("dpo decoder lora", 5),
+    ],
 )
 def test_killed_training_ends_with_the_same_weights(tmp_path: Path, what: str, deaths: int) -> None:
     from safetensors.torch import load_file
 
+    deaths = deaths or randint(3, 6)  # another step each time, and not part of the test's name
+    print(f"killed when the reward is asked the {deaths}th time")
     uninterrupted = start(tmp_path, what, "whole", 0)
     assert start(tmp_path, what, "killed", deaths).wait() == -signal.SIGKILL
     assert not (tmp_path / "killed").exists()
