@@ -172,7 +172,7 @@ def test_list_shows_short_names_distributions_and_versions(quadratic, capsys):
     out = lines(capsys)
     for kind in KINDS.values():
         assert kind.group.removeprefix("tunesmith.") + "\n" in out
-    assert "quadratic             tunesmith-quadratic 1.0" in out
+    assert "quadratic            tunesmith-quadratic 1.0" in out
     assert "from 2 distributions" in out
 
 

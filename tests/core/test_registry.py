@@ -101,7 +101,7 @@ def test_a_plugin_whose_code_was_deleted_says_so_and_how_to_remove_it(quadratic)
 
 def test_an_unknown_name_gets_near_names_and_what_is_installed(quadratic):
     with pytest.raises(UnknownName, match="Did you mean quadratic") as caught:
-        ts.samplers.get("typcal")
+        ts.samplers.get("quadrtic")
     assert "top_p" in str(caught.value), "what is installed is not listed"
 
 

@@ -39,7 +39,7 @@ def test_the_plugin_drops_what_it_says():
 
     from tunesmith.kinds.sampler import Link, Rows, SamplerConfig
 
-    code = block("EpsilonLink(Link)")
+    code = block("FloorLink(Link)")
     assert len([line for line in code.splitlines() if line.strip()]) <= 25
     names = {
         "frozen": frozen,
@@ -50,9 +50,9 @@ def test_the_plugin_drops_what_it_says():
         "Link": Link,
     }
     exec(code, names)
-    config = names["Epsilon"](epsilon=0.1)
+    config = names["Floor"](epsilon=0.1)
     one = torch.zeros(1, dtype=torch.int64)
     rows = Rows(seed=one, stream=one, position=one, history=one[:, None], history_lengths=one, prompt_lengths=one)
     logits = torch.tensor([[0.7, 0.25, 0.04, 0.01]]).log()
-    kept = names["EpsilonLink"](config).apply(logits, rows).isfinite()
+    kept = names["FloorLink"](config).apply(logits, rows).isfinite()
     assert kept.tolist() == [[True, True, False, False]]

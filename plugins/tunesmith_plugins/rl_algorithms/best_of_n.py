@@ -193,7 +193,9 @@ class _Run:
         ratios = now - before
         if step == 0:
             self._check_start(ratios)
-        rewards = rewards_of(self.task.reward, self.task.prompts, self.task.columns, rollout).to(now.device)
+        rewards = rewards_of(self.task.reward, self.task.prompts, self.task.columns, rollout, Processes()).to(
+            now.device
+        )
         scores = (rewards - config.missing_eos_penalty * (~rollout.ended)).nan_to_num(nan=-math.inf)
         groups = scores.view(-1, config.completions)
         best = groups.argmax(1) + torch.arange(len(groups), device=groups.device) * config.completions

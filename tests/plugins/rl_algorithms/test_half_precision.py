@@ -27,7 +27,7 @@ class Vowels(RewardModel):
         self.calls += 1
         if self.calls == self.fails_at:
             raise NumericError("the test stops here")
-        return [float(c.count("a")) for c in completions]
+        return [float(c.count("a") + c.count("b")) for c in completions]
 
 
 def trained(config, family, folder=None, fails_at=0):
