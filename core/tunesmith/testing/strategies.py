@@ -87,8 +87,8 @@ def _values(kind: Any, depth: int) -> hs.SearchStrategy[Any]:
             {name: value for name, value in values.items() if needed[name]},
             optional={name: value for name, value in values.items() if not needed[name]},
         )
-        plain = example(kind)  # type: ignore[arg-type]
-        known = {a.alias: getattr(plain, a.name) for a in attrs.fields(kind)}
+        simplest = example(kind)  # type: ignore[arg-type]
+        known = {a.alias: getattr(simplest, a.name) for a in attrs.fields(kind)}
         return drawn.map(lambda options: _accepted(kind, known, options))
     raise ConfigError([f"no strategy for a field of type {kind}"], "strategy")
 
