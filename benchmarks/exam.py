@@ -63,6 +63,8 @@ ROWS = (
     Row(name="ppo-seq2seq", algorithm="ppo", policy="seq2seq", least=0.95),
     Row(name="rloo-causal", algorithm="rloo", policy="causal", least=0.95),
     Row(name="rloo-seq2seq", algorithm="rloo", policy="seq2seq", least=0.95),
+    Row(name="trl-rloo-causal", algorithm="trl_rloo", policy="causal", worlds=2),
+    Row(name="trl-grpo-causal", algorithm="trl_grpo", policy="causal", worlds=2),
 )
 
 
@@ -109,7 +111,8 @@ def runs(row: Row, beta: float, worlds: int, steps: int, threads: int, kept: Kep
     """Make the runs that are not kept yet, and yield all of them."""
     config = settings(row.algorithm, row.policy, beta)
     if steps:
-        config = attrs.evolve(config, steps=min(steps, config.steps))  # type: ignore[attr-defined,call-arg]
+        name = "steps" if hasattr(config, "steps") else "max_steps"  # trl's name
+        config = attrs.evolve(config, **{name: min(steps, getattr(config, name) or steps)})
     for seed in SEEDS[row.policy][:worlds]:
         what = {"row": row.name, "beta": beta, "seed": seed, "policy": row.policy, "settings": str(spell(config))}
         made = kept.find(**what)
