@@ -49,7 +49,7 @@ class RLOO(OnlineConfig):
         common = {"kl_coefficient": beta, "max_new_tokens": 4, "samples": 0, "checkpoint_every": 10_000}
         if policy == "tabular":
             return {**common, "steps": 2000, "batch_size": 256, "group_size": 256, "learning_rate": 0.05}
-        return {**common, "steps": 500, "batch_size": 512, "group_size": 512, "learning_rate": 1e-3}
+        return {**common, "steps": 300, "batch_size": 512, "group_size": 512, "learning_rate": 1e-3}
 
 
 @frozen(kw_only=True)
@@ -129,7 +129,7 @@ class GRPO(OnlineConfig):
         common = {"kl_coefficient": beta, "max_new_tokens": 4, "samples": 0, "checkpoint_every": 10_000}
         if policy == "tabular":
             return {**common, "steps": 2000, "batch_size": 256, "group_size": 256, "learning_rate": 0.05}
-        return {**common, "steps": 500, "batch_size": 512, "group_size": 512, "learning_rate": 1e-3}
+        return {**common, "steps": 300, "batch_size": 512, "group_size": 512, "learning_rate": 1e-3}
 
 
 @frozen(kw_only=True)
@@ -164,4 +164,4 @@ class Reinforce(OnlineConfig):
         common = {"kl_coefficient": beta, "max_new_tokens": 4, "samples": 0, "checkpoint_every": 10_000}
         if policy == "tabular":
             return {**common, "steps": 2000, "batch_size": 256, "learning_rate": 0.05}
-        return {**common, "steps": 500, "batch_size": 512, "learning_rate": 1e-3}
+        return {**common, "steps": 300, "batch_size": 512, "learning_rate": 1e-3}
