@@ -8,7 +8,7 @@ backbone (`--judge-model`, or another encoder from scratch), which nothing is tr
 dialogues on which 16 samples of the fine-tuned model leave most headroom (best minus mean reward). Each seed then trains its own
 LoRA with PPO, with a KL penalty to the fine-tuned model.
 
-Stated before anything was run. Measured: the first 120 test dialogues, not chosen by anything, 4 completions each at temperature
+Stated before any policy was measured. Measured: the first 120 test dialogues, not chosen by anything, 4 completions each at temperature
 1 with the same seeds before and after, and a greedy summary for ROUGE-1 (F, best of three references). Success means all three:
 
 1. the reward's paired change has a 95 % interval above zero, prompts and seeds resampled;
