@@ -67,5 +67,5 @@ class PPO(OnlineConfig):
         common = {"kl_coefficient": beta, "max_new_tokens": 4, "samples": 0, "checkpoint_every": 10_000}
         if policy == "tabular":
             return {**common, "steps": 250, "batch_size": 1024, "learning_rate": 0.05}
-        network = {"steps": 100, "batch_size": 512, "minibatches": 1, "epochs": 4}
+        network = {"steps": 200, "batch_size": 512, "minibatches": 1, "epochs": 4}
         return {**common, **network, "learning_rate": 1e-3, "value_learning_rate": 1e-2}
