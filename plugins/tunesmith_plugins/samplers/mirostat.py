@@ -34,10 +34,10 @@ class MirostatLink(Link):
         return Bounds(mu=2 * self.value(rows, "tau", torch.float64))
 
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-        held = rows.state["mirostat"] if rows.state is not None and "mirostat" in rows.state else None
-        if held is None and rows.state:
-            (held,) = rows.state.values()  # under the name that the link has in its chain
-        mu = (held if isinstance(held, Bounds) else self.initial_state(rows)).mu
+        # A link is shown its own state only, under the name that it has in its chain.
+        held = next(iter(rows.state.values())) if rows.state else self.initial_state(rows)
+        assert isinstance(held, Bounds)
+        mu = held.mu
         gone = self._beyond_k(logits, mu) if self.config.version == 1 else self._too_surprising(logits, mu)
         return drop(logits, gone & ~likeliest(logits))
 
