@@ -64,6 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder with dialogsum.{train,dev,test}.jsonl")
     parser.add_argument("--toxicity", type=Path, required=True, help="labeled_data.csv of Davidson et al. (2017)")
     parser.add_argument("--model", default="", help="encoder-decoder to start from; default: a small one from scratch")
+    parser.add_argument("--reward-model", default="", help="encoder of the reward; default: one from scratch")
     parser.add_argument("--judge-model", default="", help="encoder of the judge; default: another one from scratch")
     parser.add_argument("--folder", type=Path, default=Path("runs/toxicity"))
     parser.add_argument("--seeds", type=int, default=5, help="PPO runs; all start from the same model")
@@ -84,10 +85,13 @@ def train_classifiers(arguments: argparse.Namespace) -> tuple[ts.Run, ts.Run]:
     )
     same = {"data": tweets, "test": tweets, "test_split": "test", "items": 1000}
     quick = classifiers.QUICK if arguments.quick else {}
-    towards = classifiers.Settings(split="reward", seed=arguments.seed, **{**same, "words": 200, "steps": 400, **quick})
+    own = {"seed": arguments.seed, "words": 200, "steps": 400}
     other = {"seed": arguments.seed + 1000, "width": 128, "layers": 1, "vocab": 2500}
+    if arguments.reward_model:
+        own |= {"backbone": arguments.reward_model, "steps": 240, "learning_rate": 2e-4}
     if arguments.judge_model:
         other |= {"backbone": arguments.judge_model, "steps": 120, "learning_rate": 2e-4}
+    towards = classifiers.Settings(split="reward", **{**same, **own, **quick})
     judge = classifiers.Settings(split="judge", **{**same, **other, **quick})
     return tuple(
         classifiers.train(arguments.folder / "classifiers" / name, settings, arguments.threads)

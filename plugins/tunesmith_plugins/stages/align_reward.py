@@ -12,7 +12,7 @@ from attrs import frozen
 from tunesmith import generation, reward
 from tunesmith.alarms.watch import Watch
 from tunesmith.errors import GateFailed
-from tunesmith.kinds.reward_model import ReferenceFitted, RewardModel
+from tunesmith.kinds.reward_model import Fittable, ReferenceFitted, RewardModel
 from tunesmith.kinds.stage import StageContext
 from tunesmith.lm import LM
 from tunesmith.registry import samplers
@@ -53,8 +53,10 @@ def prepare(
         fitted = measure(model)
         tables.append(_scale_table(fitted))
         summary["reward_scale"] = fitted
-    if config.gate is not None:
-        told, shown, passed = gated(model, config.gate, context.name)
+    # a model of preferences is expected to know what the built-in cases ask; of other rewards only their author knows
+    gate = config.gate or (Gate() if isinstance(model, Fittable) else None)
+    if gate is not None:
+        told, shown, passed = gated(model, gate, context.name)
         verdicts.append(told)
         tables.append(shown)
         summary["gate_passed"] = passed

@@ -235,8 +235,9 @@ class Align(StageConfig):
             against a frozen copy.
         reward: A reward model, or the ``reward_model`` of an earlier stage.
         preferences: A JSONL file or the ``preferences`` of an earlier stage.
-        gate: Functional test cases that the reward model must pass before it is used; None: no gate. Off unless asked for,
-            because only you know whether the reward means anything like what the cases expect.
+        gate: Functional test cases that the reward model must pass before it is used. None: the suite ``civility`` for a
+            reward model trained on preferences, as TrainReward hands it over; no gate for functions, classifiers and mixes,
+            of which only you know what they mean. ``Gate(on_failure="warn")`` goes on whatever it finds.
         alarms: What an online training is watched for, see :class:`tunesmith.alarms.Alarms`; None: nothing.
         reference_samples: Completions drawn before training for a reward whose scale is fixed on the reference
             (``normalized``), at the algorithm's temperature and length.

@@ -12,6 +12,7 @@ from attrs import evolve, field, frozen
 
 from tunesmith.data.config import Data
 from tunesmith.pipeline.value import Pipeline, output
+from tunesmith.reward_gate import Gate
 from tunesmith_plugins.adapters.config import Bottleneck, LoRA, Prompt
 from tunesmith_plugins.compressors.config import Distill, Int8, Magnitude
 from tunesmith_plugins.metrics.config import Accuracy, Bleu, DistinctN, Latency, Reward, Rouge, Toxicity
@@ -188,6 +189,7 @@ def pipeline(
                     entropy_coefficient=0.005,
                 ),
                 reward=output("reward", "reward_model"),
+                gate=Gate(on_failure="warn"),  # in a tiny world of its own, the reward knows no insults
             ),
             Evaluate(name="after-ppo", metrics=aligned, versus=output("before-ppo", "scores"), **ask),
             Export(name="merged"),

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import tunesmith as ts
+from tunesmith.reward_gate import Gate
 from tunesmith_plugins.adapters import LoRA
 from tunesmith_plugins.compressors import Distill
 from tunesmith_plugins.metrics import TokenF1
@@ -60,6 +61,7 @@ def course(root: Path) -> ts.Pipeline:
                 ),
                 adapter=LoRA(rank=2),
                 reward=ts.output("reward", "reward_model"),
+                gate=Gate(on_failure="warn"),  # six updates teach it nothing
             ),
             Evaluate(name="final", metrics=(TokenF1(),), generation=short, items=6),
         ),

@@ -143,7 +143,13 @@ def test_rewards_and_preferences_come_from_earlier_stages_too(tmp_path: Path, pa
     model = reward.ready(Pairwise(model=str(tmp_path / "bert")), Runtime())
     reward.save(model, tmp_path / "reward")
     online = Align(name="align", algorithm=SMALL_PPO, reward=Output(stage="rm", artifact="reward_model"))
-    summary = online.build().run(context(tmp_path / "a", tmp_path / "start", data, reward=tmp_path / "reward"))
+    here = context(tmp_path / "a", tmp_path / "start", data, reward=tmp_path / "reward")
+    # untrained, and a model of preferences must pass unless told otherwise
+    with pytest.raises(GateFailed, match="failed the gate"):
+        online.build().run(here)
+    assert not (here.folder / "training").exists()
+    summary = evolve(online, gate=Gate(on_failure="warn")).build().run(here)
+    assert summary["gate_passed"] is False
     assert summary["steps"] == 3
     folder = tmp_path / "preferences"
     folder.mkdir()

@@ -55,6 +55,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
                 algorithm=PPO(steps=2, batch_size=6, minibatches=2, epochs=1, max_new_tokens=4),
                 adapter=LoRA(rank=2),
                 reward=output("judge", "reward_model"),
+                gate=Gate(on_failure="warn"),
             ),
             Align(
                 name="mixed",
