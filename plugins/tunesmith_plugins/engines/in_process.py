@@ -65,7 +65,10 @@ class TransformersEngine(Engine):
     def step_model(self) -> DecoderOnly | EncoderDecoder:
         """The model as decoders see it."""
         make = EncoderDecoder if self.lm.family == "encoder-decoder" else DecoderOnly
-        return make(self.lm, self.config.batch_size, self.config.max_length)
+        config = self.config
+        return make(
+            self.lm, config.batch_size, config.max_length, cache_tokens=config.cache_tokens, use_cache=config.kv_cache
+        )
 
     def generate(
         self, requests: Sequence[Request], decoder: Decoder, sampler: Sampler, limits: Limits, runtime: Runtime
