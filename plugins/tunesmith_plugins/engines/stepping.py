@@ -37,9 +37,7 @@ class Stepping(ABC):
 
     joins = False
 
-    def __init__(
-        self, lm: LM, batch_size: int, *, cache_tokens: int | None = None, use_cache: bool = True
-    ) -> None:
+    def __init__(self, lm: LM, batch_size: int, *, cache_tokens: int | None = None, use_cache: bool = True) -> None:
         self.lm = lm
         self.batch_size = batch_size
         self.cache_tokens = cache_tokens
