@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from tunesmith.hf_generate import custom_generate as custom_generate
+from tunesmith.hf_generate import logits_processors as logits_processors
 
 _done = False
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve
 
 from tunesmith.errors import ConfigError, NumericError
-from tunesmith.kinds.sampler import Rows, Sampler, SamplerConfig, seed_bits
-from tunesmith.runtime import derive_seed
+from tunesmith.hf_rows import Parameters, RowOptions
+from tunesmith.kinds.sampler import Rows, Sampler, SamplerConfig
+from tunesmith.runtime import Runtime
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,10 @@ WARPER = "LogitsWarper"
 
 
 def custom_generate(
-    sampler: SamplerConfig | Sampler | str | None = None, *, seed: int | Sequence[int] = 0
+    sampler: SamplerConfig | Sampler | str | None = None,
+    *,
+    seed: int | Sequence[int] = 0,
+    parameters: Parameters | None = None,
 ) -> Callable[..., Any]:
     """Return a callable for the ``custom_generate`` argument of a transformers model's ``generate``.
 
@@ -33,13 +37,13 @@ def custom_generate(
         sampler: A config, a short spelling or a built sampler; None means ``greedy``.
         seed: One seed, from which each prompt of the batch gets its own by its place, or the seeds of all prompts. Further
             completions of a prompt (``num_return_sequences``) are the streams 1, 2, ...
+        parameters: ``"link.field"`` to a number, or to one number a prompt: ``{"top_p.p": [0.5, 0.9]}``.
 
     Example:
         >>> model.generate(**inputs, custom_generate=custom_generate("top_p(p=0.9)", seed=7))  # doctest: +SKIP
     """
-    from tunesmith.generation import component
-
-    built: Sampler = component(sampler, "sampler")
+    built = _built(sampler)
+    options = RowOptions(where="custom_generate", seed=seed, parameters=parameters or {})
 
     def generate(
         model: Any,
@@ -50,7 +54,8 @@ def custom_generate(
         **model_kwargs: Any,
     ) -> Any:
         _check(generation_config)
-        rows = _rows(input_ids, model_kwargs, model, generation_config, seed)
+        mask = None if model.config.is_encoder_decoder else model_kwargs.get("attention_mask")
+        rows = options.first(input_ids, mask, generation_config.num_return_sequences or 1)
         return _loop(
             model,
             input_ids,
@@ -63,43 +68,76 @@ def custom_generate(
     return generate
 
 
+def logits_processors(
+    sampler: SamplerConfig | Sampler | str | None = None,
+    *,
+    attention_mask: torch.Tensor | None = None,
+    seed: int | Sequence[int] = 0,
+    parameters: Parameters | None = None,
+    completions: int = 1,
+    eos_token_id: int | Sequence[int] = (),
+    draw: bool = False,
+) -> Any:
+    """Return links as a transformers ``LogitsProcessorList``, for the ``logits_processor`` argument of ``generate``.
+
+    Every link of the sampler becomes one processor, a stranger's link as ours. transformers' loop then draws, by
+    ``torch.multinomial``: not reproducible row by row. With ``draw=True`` the list is one processor that draws with the
+    whole sampler and leaves only the token it drew, so that the tokens are those of :func:`custom_generate`.
+
+    transformers puts these processors behind its own (``min_new_tokens`` ...) and, with ``do_sample=True``, its temperature,
+    top-k ... behind these: pass ``top_k=0``, which is 50 otherwise. Beam search works with links that have no memory; links
+    with one (mirostat) follow the tokens that transformers drew and refuse beams, as ``draw=True`` does.
+
+    Args:
+        sampler: A config, a short spelling or a built sampler: a link, a chain, or with ``draw=True`` any sampler.
+        attention_mask: (prompts, time) of a decoder-only model's prompts, so that padding is no history; not needed where
+            nothing is padded, and never with an encoder-decoder, whose decoder has no padding.
+        seed: One seed, from which each prompt of the batch gets its own by its place, or the seeds of all prompts: for
+            ``draw=True`` and for links that draw (xtc).
+        parameters: ``"link.field"`` to a number, or to one number a prompt.
+        completions: ``num_return_sequences`` of the call; with ``attention_mask`` it need not be given.
+        eos_token_id: Rows that have written one of these are left alone from then on.
+        draw: Draw here.
+
+    Raises:
+        ConfigError: If the sampler has no links and ``draw`` is False, or draws greedily itself. Later, from ``generate``:
+            if the mask does not fit, or rows change places under a memory.
+        NumericError: From ``generate``: if NaN or infinity is among the scores, or nothing is left to draw.
+
+    Example:
+        >>> processors = logits_processors("top_p(p=0.9)", attention_mask=inputs["attention_mask"])  # doctest: +SKIP
+        >>> model.generate(**inputs, do_sample=True, top_k=0, logits_processor=processors)  # doctest: +SKIP
+    """
+    from transformers import LogitsProcessorList
+
+    from tunesmith.hf_processors import DrawProcessor, LinkProcessor, Memory, Progress, links_of
+
+    built = _built(sampler)
+    options = RowOptions(where="logits_processors", seed=seed, parameters=parameters or {})
+    ends = (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id)
+    progress = Progress(options, attention_mask, completions, ends)
+    if draw:
+        return LogitsProcessorList([DrawProcessor(built, progress)])
+    links = links_of(built)
+    memory = Memory(links, progress)
+    return LogitsProcessorList(LinkProcessor(name, link, memory) for name, link in links.items())
+
+
+def _built(sampler: SamplerConfig | Sampler | str | None) -> Sampler:
+    from tunesmith.generation import component
+
+    built: Sampler = component(sampler, "sampler")
+    if built is not sampler:
+        built.setup(Runtime())
+    return built
+
+
 def _check(settings: Any) -> None:
     problems = [f"{name} is not given by custom_generate" for name in UNSUPPORTED if getattr(settings, name, False)]
     if (settings.num_beams or 1) > 1:
         problems.append("num_beams > 1 has no meaning with a sampler; use tunesmith's beam decoder or leave it out")
     if problems:
         raise ConfigError(problems, "custom_generate")
-
-
-def _rows(
-    input_ids: torch.Tensor, model_kwargs: dict[str, Any], model: Any, settings: Any, seed: int | Sequence[int]
-) -> Rows:
-    import torch
-
-    batch, device = len(input_ids), input_ids.device
-    copies = settings.num_return_sequences or 1
-    prompts = batch // copies
-    if isinstance(seed, int):
-        seeds = [derive_seed(seed, str(number)) for number in range(prompts)]
-    else:
-        seeds = list(seed)
-        if len(seeds) != prompts:
-            raise ConfigError([f"{len(seeds)} seeds for {prompts} prompts"], "custom_generate")
-    mask = None if model.config.is_encoder_decoder else model_kwargs.get("attention_mask")
-    given = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.to(device).bool()
-    lengths = given.sum(-1)
-    history = torch.zeros_like(input_ids)
-    for number in range(batch):
-        history[number, : int(lengths[number])] = input_ids[number, given[number]]
-    each = torch.arange(batch, device=device)
-    return Rows(
-        seed=torch.tensor([seed_bits(s) for s in seeds], dtype=torch.int64, device=device).repeat_interleave(copies),
-        stream=each % copies,
-        position=torch.zeros_like(each),
-        history=history,
-        history_lengths=lengths,
-        prompt_lengths=lengths,
-    )
 
 
 def _loop(

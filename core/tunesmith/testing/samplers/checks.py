@@ -11,32 +11,8 @@ import torch
 from tunesmith.component import Config
 from tunesmith.kinds.sampler import STATUS_OK, Draw, Link, Rows, Sampler
 from tunesmith.testing.conformance import when
-
-VOCAB = 61
-"""No power of two, so that a kernel's vectors have a remainder."""
-
-
-def rows_of(batch: int, vocab: int = VOCAB, *, seed: int = 0) -> Rows:
-    """Return rows of different seeds, streams, positions and histories, for checks and tests."""
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.arange(batch) % 5 + 1
-
-    def numbers(high: int, *shape: int) -> torch.Tensor:
-        return torch.randint(0, high, shape, generator=generator)
-
-    return Rows(
-        seed=numbers(2**62, batch),
-        stream=numbers(3, batch),
-        position=numbers(100, batch),
-        history=numbers(vocab, batch, 6),
-        history_lengths=lengths,
-        prompt_lengths=(lengths - 1).clamp(min=0),
-    )
-
-
-def logits_of(batch: int, vocab: int = VOCAB, *, seed: int = 0, spread: float = 2.0) -> torch.Tensor:
-    """Return random logits (batch, vocab), float32."""
-    return torch.randn(batch, vocab, generator=torch.Generator().manual_seed(seed)) * spread
+from tunesmith.testing.samplers.rows import VOCAB, logits_of, rows_of
+from tunesmith.testing.samplers.statistics import chi_square_limit
 
 
 def check_logits_are_left_as_they_are(config: Config) -> None:
@@ -206,13 +182,6 @@ def _chain_of(link: Link) -> Sampler:
     chain.use([link])
     found: Sampler = chain
     return found
-
-
-def chi_square_limit(freedom: int) -> float:
-    """Return a value that a chi-square variable exceeds with a probability of about 1e-7 (Wilson and Hilferty, 1931)."""
-    z, ninth = 5.2, 2 / (9 * freedom)
-    limit: float = freedom * (1 - ninth + z * math.sqrt(ninth)) ** 3
-    return limit + 5.0  # the approximation is a little low for few degrees of freedom
 
 
 CHECKS: tuple[Callable[[Any], None], ...] = (

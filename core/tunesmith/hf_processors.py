@@ -1,0 +1,239 @@
+"""Links as transformers' logits processors, for those who keep its loop. See :func:`tunesmith.hf.logits_processors`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from transformers import LogitsProcessor
+
+from tunesmith.errors import ConfigError, NumericError
+from tunesmith.hf_rows import RowOptions, with_generated
+from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_OK, Draw, Link, Rows, RowState, Sampler, Stateful
+
+WHERE = "logits_processors"
+
+
+def links_of(sampler: Sampler) -> Mapping[str, Link]:
+    """Return name to link, in order, of a link or of a sampler that has ``links``.
+
+    Raises:
+        ConfigError: For a sampler that is neither, or that would draw greedily: here transformers draws.
+    """
+    if isinstance(sampler, Link):
+        return {sampler.config.name_in_chain or type(sampler.config).__name__: sampler}
+    links = getattr(sampler, "links", None)
+    if sampler.deterministic:
+        problem = "draws greedily, but here transformers draws: leave greedy out and call generate with do_sample=False"
+    elif not isinstance(links, Mapping) or not all(isinstance(link, Link) for link in links.values()):
+        problem = "is not made of links, so it cannot be taken apart into processors"
+    else:
+        return links
+    raise ConfigError([f"{sampler!r} {problem}; or let tunesmith draw, with draw=True"], WHERE)
+
+
+class Progress:
+    """What the processors of one list share: the rows as ``input_ids`` tell them, and the memories of links.
+
+    transformers hands every processor of a step the same ``input_ids``. A shorter or another text means that a new
+    ``generate`` has begun.
+    """
+
+    def __init__(self, options: RowOptions, mask: torch.Tensor | None, copies: int, ends: Sequence[int]) -> None:
+        self.options = options
+        self.mask = mask
+        self.copies = copies
+        self.ends = ends
+        self.ids: torch.Tensor | None = None
+        self.first: Rows | None = None
+        self.width = 0
+
+    def step(self, input_ids: torch.Tensor) -> bool:
+        """Take note of ``input_ids``; return whether they begin a new text."""
+        begins = self._begins(input_ids)
+        if begins:
+            self.first = self._first(input_ids)
+            self.width = input_ids.shape[1]
+        self.ids = input_ids
+        return begins
+
+    def rows(self) -> Rows:
+        """Return the rows of this step."""
+        assert self.first is not None and self.ids is not None  # noqa: PT018
+        return with_generated(self.first, self.ids[:, self.width :])
+
+    def finished(self) -> torch.Tensor:
+        """Return which rows have written an end of sequence, (batch,)."""
+        assert self.ids is not None
+        ends = torch.tensor(list(self.ends), dtype=self.ids.dtype, device=self.ids.device)
+        return torch.isin(self.ids[:, self.width :], ends).any(-1)
+
+    def check_rows_stay(self, input_ids: torch.Tensor, why: str) -> None:
+        """Raise ConfigError if this step's rows are not the last step's with a token more."""
+        before = self.ids
+        if before is None or before is input_ids or self._begins(input_ids):
+            return
+        grown = input_ids.shape[1] == before.shape[1] + 1 and torch.equal(input_ids[:, :-1], before)
+        if not grown:
+            raise ConfigError([f"rows change places, as in beam search, or take several tokens at once; {why}"], WHERE)
+
+    def _begins(self, input_ids: torch.Tensor) -> bool:
+        if self.ids is None or len(input_ids) != len(self.ids) or input_ids.shape[1] < self.ids.shape[1]:
+            return True
+        if input_ids.shape[1] == self.ids.shape[1]:
+            return input_ids is not self.ids and input_ids.shape[1] == self.width
+        return not torch.equal(input_ids[:, : self.width], self.ids[:, : self.width])
+
+    def _first(self, input_ids: torch.Tensor) -> Rows:
+        batch, mask, copies = len(input_ids), self.mask, self.copies
+        if mask is not None:
+            if tuple(mask.shape[1:]) != tuple(input_ids.shape[1:]) or not len(mask) or batch % len(mask):
+                raise ConfigError(
+                    [
+                        f"attention_mask is {tuple(mask.shape)} and the text begins with {tuple(input_ids.shape)} ids; give "
+                        "the mask of this batch's prompts, and none for an encoder-decoder, whose decoder begins alike"
+                    ],
+                    WHERE,
+                )
+            copies = batch // len(mask)
+            mask = mask.repeat_interleave(copies, dim=0)
+        elif batch % copies:
+            raise ConfigError([f"{batch} rows are no multiple of completions={copies}"], WHERE)
+        return self.options.first(input_ids, mask, copies)
+
+
+class LinkProcessor(LogitsProcessor):  # type: ignore[misc]
+    """One link of a chain as a processor.
+
+    Attributes:
+        link: The link.
+        name: Its name in the chain, by which parameters address it.
+    """
+
+    def __init__(self, name: str, link: Link, memory: Memory) -> None:
+        self.name = name
+        self.link = link
+        self._memory = memory
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return self._memory.apply(self.name, input_ids, scores)
+
+
+class Memory:
+    """The links of a chain on their way through the steps: rows, states, and what the last step's tokens came from."""
+
+    def __init__(self, links: Mapping[str, Link], progress: Progress) -> None:
+        self._links = links
+        self._progress = progress
+        self._stateful = [name for name, link in links.items() if isinstance(link, Stateful)]
+        self._states: dict[str, RowState] = {}
+        self._rows: Rows | None = None
+        self._raw = self._processed = self._after = torch.empty(0, 0)
+        self._finished = torch.empty(0, dtype=torch.bool)
+        self._check_parameters()
+
+    def apply(self, name: str, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the scores after one link; finished rows are left alone."""
+        if input_ids is not self._progress.ids or self._rows is None:
+            self._step(input_ids, scores)
+        assert self._rows is not None
+        link, own = self._links[name], self._own(name)
+        after = link.apply(scores, own).to(scores.dtype)
+        if self._stateful and not link.truncates:
+            together = self._processed is scores
+            self._processed = after if together else link.apply(self._processed, own).to(scores.dtype)
+        after = torch.where(self._finished[:, None], scores, after)
+        self._after = after
+        if name == list(self._links)[-1]:
+            self._check(after)
+        return after
+
+    def _step(self, input_ids: torch.Tensor, scores: torch.Tensor) -> None:
+        if self._stateful:
+            names = " and ".join(self._stateful)
+            self._progress.check_rows_stay(input_ids, f"{names} cannot follow: what it remembers belongs to a row")
+        # the rows and distribution of the last token, before they are replaced
+        before, after = self._rows, self._after
+        if self._progress.step(input_ids):
+            rows = self._progress.rows()
+            self._rows = rows
+            self._states = {n: self._links[n].initial_state(rows.for_link(n)) for n in self._stateful}  # type: ignore[attr-defined]
+        else:
+            if self._stateful and before is not None:
+                self._advance(before, after, input_ids[:, -1])
+            self._rows = self._progress.rows()
+        self._finished = self._progress.finished()
+        self._raw = self._processed = scores
+
+    def _own(self, name: str) -> Rows:
+        assert self._rows is not None
+        return attrs.evolve(self._rows, state=self._states).for_link(name)
+
+    def _advance(self, rows: Rows, after: torch.Tensor, token: torch.Tensor) -> None:
+        """Tell the links which token was drawn; of a row that was filled up behind its end nothing was."""
+        at = token[:, None].clamp(max=after.shape[1] - 1)
+
+        def logp(scores: torch.Tensor) -> torch.Tensor:
+            return scores.log_softmax(-1).gather(1, at)[:, 0]
+
+        truncated = logp(after)
+        over = self._finished | ~truncated.isfinite()
+        draw = Draw(
+            token=torch.where(over, -1, token),
+            status=torch.where(over, STATUS_EMPTY, STATUS_OK).to(torch.uint8),
+            logp_raw=logp(self._raw),
+            logp_processed=logp(self._processed),
+            logp_truncated=truncated,
+        )
+        for name in self._stateful:
+            own = attrs.evolve(rows, state=self._states).for_link(name)
+            self._states[name] = self._links[name].advance(self._states[name], after, draw, own)  # type: ignore[attr-defined]
+
+    def _check(self, after: torch.Tensor) -> None:
+        bad = ~after.amax(-1).isfinite() & ~self._finished
+        if bool(bad.any()):
+            assert self._rows is not None
+            raise _nothing_to_draw(bad, self._rows, f"after {' and '.join(self._links)}")
+
+    def _check_parameters(self) -> None:
+        known = {f"{name}.{a.name}" for name, link in self._links.items() for a in attrs.fields(type(link.config))}
+        unknown = sorted(set(self._progress.options.parameters) - known)
+        if unknown:
+            problems = [f"this sampler has no parameter {u!r}; it has {sorted(known)}" for u in unknown]
+            raise ConfigError(problems, WHERE)
+
+
+class DrawProcessor(LogitsProcessor):  # type: ignore[misc]
+    """A whole sampler, draw included: leaves only the token that it drew, so that transformers can but take it."""
+
+    def __init__(self, sampler: Sampler, progress: Progress) -> None:
+        self.sampler = sampler
+        self._progress = progress
+        self._state: Any = None
+        self._result: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if input_ids is self._progress.ids and self._result is not None:
+            return self._result
+        self._progress.check_rows_stay(input_ids, "a draw of ours belongs to a row; leave draw=True out")
+        if self._progress.step(input_ids):
+            self._state = None
+        rows = attrs.evolve(self._progress.rows(), state=self._state)
+        draw = self.sampler.sample(scores, rows)
+        finished = self._progress.finished()
+        bad = (draw.status != STATUS_OK) & ~finished
+        if bool(bad.any()):
+            raise _nothing_to_draw(bad, rows, f"for {self.sampler!r}")
+        self._state = draw.state
+        only = torch.full_like(scores, -torch.inf).scatter(1, draw.token.clamp(min=0)[:, None], 0.0)
+        self._result = torch.where(finished[:, None], scores, only)
+        return self._result
+
+
+def _nothing_to_draw(bad: torch.Tensor, rows: Rows, behind: str) -> NumericError:
+    return NumericError(
+        f"row {int(bad.nonzero()[0, 0])} of the batch: {behind} there is NaN, +inf or no finite value among the scores of new "
+        f"token {int(rows.position[0])}. If that row had ended before, give logits_processors the eos_token_id."
+    )

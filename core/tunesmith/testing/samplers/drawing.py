@@ -1,0 +1,95 @@
+"""Anything that draws, as one function: logits, seeds and positions to tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from tunesmith.errors import NumericError
+from tunesmith.kinds.sampler import Rows, Sampler, SamplerConfig
+from tunesmith.runtime import Runtime
+
+DrawFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""``draw(logits, seeds, positions)``: (batch, vocab) float32 of any row stride, also 0, and (batch,) int64 twice, to tokens
+(batch,) int64. A seed stands for a request, a position for the number of a generated token."""
+
+AT_ONCE = 1 << 22
+"""Logits of a call, at most, as far as more than one row goes."""
+
+
+def drawer(
+    sampler: SamplerConfig | Sampler | str,
+    *,
+    history: Sequence[int] = (),
+    prompt: int = 0,
+    stream: int = 0,
+    parameters: Mapping[str, float] | None = None,
+) -> DrawFunction:
+    """Return a sampler as a draw function.
+
+    Args:
+        sampler: A config, a short spelling, or a sampler that is already built.
+        history: Ids that every row has behind it.
+        prompt: How many of them are the prompt.
+        stream: Stream of every row.
+        parameters: Per-row parameters, the same for every row.
+    """
+    from tunesmith.generation import component
+
+    built: Sampler = component(sampler, "sampler")
+    if built is not sampler:
+        built.setup(Runtime())
+    ids = torch.tensor([list(history) or [0]], dtype=torch.int64)
+
+    def draw(logits: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        batch = len(logits)
+        rows = Rows(
+            seed=seeds,
+            stream=torch.full((batch,), stream),
+            position=positions,
+            history=ids.expand(batch, -1),
+            history_lengths=torch.full((batch,), len(history)),
+            prompt_lengths=torch.full((batch,), prompt),
+            parameters={n: torch.full((batch,), v, dtype=torch.float64) for n, v in (parameters or {}).items()},
+        )
+        found = built.sample(logits, rows)
+        if bool(found.status.any()):
+            row = int(found.status.nonzero()[0, 0])
+            raise NumericError(f"{built!r} drew nothing in row {row}: its status is {int(found.status[row])}.")
+        return found.token
+
+    return draw
+
+
+def tokens_of(
+    draw: DrawFunction, row: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor | int = 0
+) -> torch.Tensor:
+    """Draw from one row of logits (vocab,) for many seeds and positions, in calls that fit into memory.
+
+    The row is not copied: a call gets it with a row stride of 0.
+    """
+    where = torch.full_like(seeds, positions) if isinstance(positions, int) else positions
+    size = max(1, min(1 << 14, AT_ONCE // row.shape[0]))
+    parts = []
+    for begin in range(0, len(seeds), size):
+        some = slice(begin, min(begin + size, len(seeds)))
+        parts.append(draw(row.expand(some.stop - begin, -1), seeds[some], where[some]))
+    found = torch.cat(parts)
+    outside = (found < 0) | (found >= row.shape[0])
+    if bool(outside.any()):
+        wrong = int(found[outside][0])
+        raise NumericError(f"the sampler gave the token {wrong} for a vocabulary of {row.shape[0]}.")
+    return found
+
+
+def counts_of(
+    draw: DrawFunction, row: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor | int = 0
+) -> torch.Tensor:
+    """Return how often each token was drawn, (vocab,) int64; arguments as of :func:`tokens_of`."""
+    return torch.bincount(tokens_of(draw, row, seeds, positions), minlength=row.shape[0])
+
+
+def scattered(count: int, seed: int = 0) -> torch.Tensor:
+    """Return seeds from all over the 63 bits, the same every time."""
+    return torch.randint(0, 2**63 - 1, (count,), generator=torch.Generator().manual_seed(seed))
