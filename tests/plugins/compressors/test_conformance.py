@@ -1,7 +1,7 @@
 """Every built-in compressor passes the public kit."""
 
 from tunesmith.testing import conformance
-from tunesmith_plugins.compressors import Distill, Int8, Magnitude, SparseGPT, Wanda
+from tunesmith_plugins.compressors import Distill, Int8, Magnitude, SparseGPT, Structured, Wanda
 
 
 @conformance(
@@ -11,6 +11,13 @@ def test_conforms(check):
     check()
 
 
-@conformance(Wanda(), Wanda(pattern="1:4"), SparseGPT(block_size=16), SparseGPT(pattern="2:4"))
+@conformance(
+    Wanda(),
+    Wanda(pattern="1:4"),
+    SparseGPT(block_size=16),
+    SparseGPT(pattern="2:4"),
+    Structured(ffn=0.5, layers=0.5),
+    Structured(ffn=0.25, score="gradient"),
+)
 def test_pruners_conform(check):
     check()
