@@ -10,7 +10,8 @@ from tunesmith.data.records import Example
 from tunesmith.kinds.compressor import CompressionReport, Compressor
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.compressors.layers import linear_layers, merged, stored_bytes
+from tunesmith_plugins.compressors.layers import merged, stored_bytes
+from tunesmith_plugins.compressors.prune import Named, finished, layers_to_prune, matrix, outside_pattern, smallest
 
 
 class MagnitudeCompressor(Compressor):
@@ -22,37 +23,28 @@ class MagnitudeCompressor(Compressor):
         """Prune in place; no data and no teacher are needed.
 
         Exactly ``round(sparsity * weights)`` weights become zero in each layer, or in all together; among equal ones those
-        that stand first.
+        that stand first. With a pattern, all but n of every m.
         """
         lm = merged(lm, "magnitude pruning")
-        layers = list(linear_layers(lm.model, self.config.skip))
-        before, size = lm.parameter_count(), stored_bytes(lm.model)
-        if self.config.scope == "layer":
-            masks = [smallest(layer.weight.detach().abs().flatten(), self.config.sparsity) for _, layer in layers]
-        else:
-            together = torch.cat([layer.weight.detach().abs().flatten() for _, layer in layers])
-            masks = list(smallest(together, self.config.sparsity).split([layer.weight.numel() for _, layer in layers]))
+        layers = layers_to_prune(lm, self.config.skip, self.config.pattern)
+        before = lm.parameter_count(), stored_bytes(lm.model)
         rows, zeros = [], 0
-        for (name, layer), mask in runtime.track(list(zip(layers, masks, strict=True)), "pruning"):
-            weight = layer.weight.data.view(-1)
+        for (name, layer), mask in runtime.track(list(zip(layers, self._masks(layers), strict=True)), "pruning"):
+            weight = matrix(layer)
             lost = weight[mask].double().square().sum() / weight.double().square().sum().clamp_min(1e-300)
             weight[mask] = 0
             zeros += int(mask.sum())
             rows.append(
                 {"name": name, "sparsity": round(float(mask.double().mean()), 4), "relative_error": float(lost.sqrt())}
             )
-        report = CompressionReport(
-            parameters=(before, before - zeros),
-            bytes=(size, stored_bytes(lm.model)),
-            layers=rows,
-            summary={"zeros": zeros, "note": "zeros are stored like any other number"},
-        )
-        return LM(model=lm.model, tokenizer=lm.tokenizer, family=lm.family), report
+        return finished(lm, before, rows, zeros, {})
 
-
-def smallest(magnitudes: torch.Tensor, share: float) -> torch.Tensor:
-    """Return a bool mask of the ``round(share * n)`` smallest of (n,) magnitudes; ties go to the first in order."""
-    mask = torch.zeros_like(magnitudes, dtype=torch.bool)
-    count = round(share * magnitudes.numel())
-    mask[torch.argsort(magnitudes, stable=True)[:count]] = True
-    return mask
+    def _masks(self, layers: Sequence[Named]) -> list[torch.Tensor]:
+        sizes = [matrix(layer).abs() for _, layer in layers]
+        if self.config.pattern:
+            return [outside_pattern(size, self.config.pattern) for size in sizes]
+        if self.config.scope == "layer":
+            return [smallest(size.flatten(), self.config.sparsity).view_as(size) for size in sizes]
+        together = smallest(torch.cat([size.flatten() for size in sizes]), self.config.sparsity)
+        parts = torch.split(together, [size.numel() for size in sizes])
+        return [part.view_as(size) for part, size in zip(parts, sizes, strict=True)]

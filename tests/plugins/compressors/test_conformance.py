@@ -1,9 +1,23 @@
 """Every built-in compressor passes the public kit."""
 
 from tunesmith.testing import conformance
-from tunesmith_plugins.compressors import Distill, Int8, Magnitude
+from tunesmith_plugins.compressors import Distill, Int8, Magnitude, SparseGPT, Structured, Wanda
 
 
-@conformance(Int8(), Magnitude(sparsity=0.3), Magnitude(scope="global"), Distill(steps=2, batch_size=4))
+@conformance(
+    Int8(), Magnitude(sparsity=0.3), Magnitude(scope="global"), Magnitude(pattern="2:4"), Distill(steps=2, batch_size=4)
+)
 def test_conforms(check):
+    check()
+
+
+@conformance(
+    Wanda(),
+    Wanda(pattern="1:4"),
+    SparseGPT(block_size=16),
+    SparseGPT(pattern="2:4"),
+    Structured(ffn=0.5, layers=0.5),
+    Structured(ffn=0.25, score="gradient"),
+)
+def test_pruners_conform(check):
     check()

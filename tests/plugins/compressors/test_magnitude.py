@@ -7,7 +7,7 @@ from tunesmith.lm import load
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors import Magnitude
 from tunesmith_plugins.compressors.layers import linear_layers
-from tunesmith_plugins.compressors.magnitude import smallest
+from tunesmith_plugins.compressors.prune import smallest
 
 RUNTIME = Runtime(progress=False)
 

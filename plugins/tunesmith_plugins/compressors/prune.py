@@ -1,0 +1,80 @@
+"""What pruners of single weights share: masks, the matrix of a layer, and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from tunesmith.errors import ConfigError
+from tunesmith.kinds.compressor import CompressionReport
+from tunesmith.lm import LM
+from tunesmith_plugins.compressors.config_prune import numbers
+from tunesmith_plugins.compressors.layers import linear_layers, stored_bytes
+
+Named = tuple[str, nn.Linear | Conv1D]
+
+
+def matrix(layer: nn.Linear | Conv1D) -> torch.Tensor:
+    """Return a layer's weights as (outputs, inputs); writing to it writes to the layer."""
+    return layer.weight.data.T if isinstance(layer, Conv1D) else layer.weight.data
+
+
+def smallest(scores: torch.Tensor, share: float) -> torch.Tensor:
+    """Return a bool mask of the ``round(share * n)`` smallest of (..., n) scores; ties go to the first in order."""
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    count = round(share * scores.shape[-1])
+    return mask.scatter_(-1, torch.argsort(scores, dim=-1, stable=True)[..., :count], True)
+
+
+def outside_pattern(scores: torch.Tensor, pattern: str) -> torch.Tensor:
+    """Return a bool mask (outputs, inputs): of every m scores in a row all but the n largest; ties go to the first."""
+    kept, group = numbers(pattern)
+    rows, columns = scores.shape
+    grouped = scores.reshape(rows, columns // group, group)
+    mask = torch.zeros_like(grouped, dtype=torch.bool)
+    return mask.scatter_(-1, torch.argsort(grouped, dim=-1, stable=True)[..., : group - kept], True).view(rows, columns)
+
+
+def layers_to_prune(lm: LM, skip: tuple[str, ...], pattern: str) -> list[Named]:
+    """Return the linear layers that are pruned.
+
+    Raises:
+        ConfigError: If there is none, or if the inputs of one are no multiple of the pattern's m.
+    """
+    layers = list(linear_layers(lm.model, skip))
+    if not layers:
+        raise ConfigError(["the model has no linear layer that could be pruned"])
+    if pattern:
+        group = numbers(pattern)[1]
+        odd = [name for name, layer in layers if matrix(layer).shape[1] % group]
+        if odd:
+            raise ConfigError(
+                [f"the inputs of {name} are no multiple of {group}; name it in skip @ pattern" for name in odd[:5]]
+            )
+    return layers
+
+
+def finished(
+    lm: LM, before: tuple[int, int], rows: Sequence[dict[str, Any]], zeros: int, summary: dict[str, Any]
+) -> tuple[LM, CompressionReport]:
+    """Return the pruned model and its report.
+
+    Args:
+        lm: The model.
+        before: Parameters and bytes before.
+        rows: One a layer.
+        zeros: Weights that have become zero.
+        summary: Further lines.
+    """
+    count, size = before
+    report = CompressionReport(
+        parameters=(count, count - zeros),
+        bytes=(size, stored_bytes(lm.model)),
+        layers=list(rows),
+        summary={"zeros": zeros, **summary, "note": "zeros are stored like any other number"},
+    )
+    return LM(model=lm.model, tokenizer=lm.tokenizer, family=lm.family), report

@@ -1,0 +1,262 @@
+"""Structured pruning: the compressor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from tunesmith.data.records import Example
+from tunesmith.errors import ConfigError
+from tunesmith.kinds.compressor import CompressionReport, Compressor
+from tunesmith.lm import LM
+from tunesmith.runtime import Runtime
+from tunesmith_plugins.compressors.layers import merged, stored_bytes
+from tunesmith_plugins.compressors.prune_calibration import Batch, calibration_batches
+from tunesmith_plugins.compressors.structured_build import SHARED_BY_LAYERS, Cut, build
+from tunesmith_plugins.compressors.structured_layouts import Attention, Layout, Stack, layout_of, module_list
+from tunesmith_plugins.compressors.structured_scores import (
+    Part,
+    block_influence,
+    by_activation,
+    by_gradient,
+    by_magnitude,
+)
+from tunesmith_plugins.compressors.structured_vocabulary import cut_vocabulary
+
+
+class StructuredCompressor(Compressor):
+    """Take parts out of a model."""
+
+    @property
+    def needs_data(self) -> bool:  # type: ignore[override]
+        """True where scores or the vocabulary come from data."""
+        return self.config.score != "magnitude" or self.config.vocabulary == "used"
+
+    def compress(
+        self, lm: LM, *, data: Sequence[Example] | None = None, teacher: LM | None = None, runtime: Runtime
+    ) -> tuple[LM, CompressionReport]:
+        """Return a new, smaller model; all scores are taken on the model as it comes, and ``lm`` is not changed.
+
+        Of n units ``round(share * n)`` go, of equal ones those that stand first; at least one of each kind stays.
+
+        Raises:
+            ConfigError: For an architecture that is not known, or whose config cannot say what is asked for; without
+                data where it is needed; for a tokenizer that cannot be cut.
+        """
+        config = self.config
+        lm = merged(lm, "structured pruning")
+        cut = Cut()
+        rows: list[dict[str, Any]] = []
+        if config.heads or config.ffn or config.layers:
+            self._check(lm)
+            batches = []
+            if config.score != "magnitude":
+                batches = calibration_batches(
+                    lm,
+                    data,
+                    max_length=config.max_length,
+                    batch_size=config.batch_size,
+                    seed=runtime.seed,
+                    method=f"score={config.score!r}",
+                )
+            rows = self._cut_parts(lm, layout_of(lm), cut, batches)
+        tokenizer, summary = None, {}
+        if config.vocabulary == "used":
+            tokenizer, kept = cut_vocabulary(lm, data, cut)
+            summary = {"tokens": [lm.model.config.vocab_size, len(kept)], "kept_token_ids": kept}
+        with runtime.activated():
+            small = build(lm, cut, tokenizer)
+        if tokenizer is not None:
+            _renumber(small, summary["kept_token_ids"])
+        report = CompressionReport(
+            parameters=(lm.parameter_count(), small.parameter_count()),
+            bytes=(stored_bytes(lm.model), stored_bytes(small.model)),
+            layers=rows,
+            summary=summary,
+        )
+        return small, report
+
+    def _check(self, lm: LM) -> None:
+        kind = lm.model.config.model_type
+        if self.config.heads and not layout_of(lm).heads:
+            raise ConfigError(
+                [
+                    f"heads of a {kind} model cannot go: its config has no size of a head, which is the width divided by "
+                    "the number of heads, so a model with fewer heads would not load. Take out channels or layers @ heads"
+                ]
+            )
+        if self.config.score == "gradient" and type(lm.model).__name__.endswith("ForSequenceClassification"):
+            raise ConfigError(['a classifier has no loss on text; use score="activation" @ score'])
+
+    def _cut_parts(self, lm: LM, layout: Layout, cut: Cut, batches: Sequence[Batch]) -> list[dict[str, Any]]:
+        model_config, rows = lm.model.config, []
+        for stack in layout.stacks:
+            name, blocks = module_list(lm, stack)
+            kept = self._kept_layers(lm, layout, stack, blocks, batches)
+            cut.layers[name] = kept
+            cut.config[stack.depth] = len(kept)
+            kinds = getattr(model_config, "layer_types", None)
+            if isinstance(kinds, (list, tuple)):
+                cut.config["layer_types"] = [kinds[number] for number in kept]
+            found = {number: {"name": f"{name}.{number}", "stays": number in kept} for number in range(len(blocks))}
+            if self.config.ffn:
+                self._cut_channels(lm, layout, stack, (name, blocks, kept), cut, batches, found)
+            if self.config.heads:
+                for attention in stack.attentions:
+                    self._cut_heads(lm, layout, attention, (name, blocks, kept), cut, batches, found)
+            rows += found.values()
+        return rows
+
+    def _kept_layers(
+        self, lm: LM, layout: Layout, stack: Stack, blocks: nn.ModuleList, batches: Sequence[Batch]
+    ) -> list[int]:
+        if not self.config.layers:
+            return list(range(len(blocks)))
+        if self.config.score == "activation":
+            scores = block_influence(lm, list(blocks), batches)
+        else:
+            scores = torch.stack([self._block_score(lm, layout, stack, block, batches) for block in blocks])
+        return _kept(scores, self.config.layers).tolist()
+
+    def _block_score(
+        self, lm: LM, layout: Layout, stack: Stack, block: nn.Module, batches: Sequence[Batch]
+    ) -> torch.Tensor:
+        if self.config.score == "magnitude":
+            return (
+                torch.stack([p.detach().double().square().sum() for p in block.parameters() if p.dim() > 1]).sum().cpu()
+            )
+        outs = [stack.feed.down, *(attention.out for attention in stack.attentions)]
+        parts = [Part(down=down, up=(), size=_inputs(down)) for down in (block.get_submodule(out) for out in outs)]  # type: ignore[arg-type]
+        return torch.stack([found.sum() for found in by_gradient(lm, parts, batches)]).sum().cpu()
+
+    def _scores(self, lm: LM, parts: Sequence[Part], batches: Sequence[Batch]) -> list[torch.Tensor]:
+        match self.config.score:
+            case "activation":
+                return by_activation(lm, parts, batches)
+            case "gradient":
+                return by_gradient(lm, parts, batches)
+        return [by_magnitude(part) for part in parts]
+
+    def _cut_channels(
+        self,
+        lm: LM,
+        layout: Layout,
+        stack: Stack,
+        at: tuple[str, nn.ModuleList, list[int]],
+        cut: Cut,
+        batches: Sequence[Batch],
+        told: dict[int, dict[str, Any]],
+    ) -> None:
+        name, blocks, kept = at
+        feed = stack.feed
+        parts = [
+            Part(
+                down=blocks[number].get_submodule(feed.down),  # type: ignore[arg-type]
+                up=tuple((blocks[number].get_submodule(up), 1) for up in feed.up),  # type: ignore[misc]
+            )
+            for number in kept
+        ]
+        for number, part, scores in zip(kept, parts, self._scores(lm, parts, batches), strict=True):
+            channels = _kept(scores, self.config.ffn)
+            for up in feed.up:
+                _select_outputs(cut, f"{name}.{number}.{up}", blocks[number].get_submodule(up), channels)
+            _select_inputs(cut, f"{name}.{number}.{feed.down}", part.down, channels)
+            cut.config[layout.width] = len(channels)
+            told[number]["channels"] = f"{len(channels)} of {len(scores)}"
+
+    def _cut_heads(
+        self,
+        lm: LM,
+        layout: Layout,
+        attention: Attention,
+        at: tuple[str, nn.ModuleList, list[int]],
+        cut: Cut,
+        batches: Sequence[Batch],
+        told: dict[int, dict[str, Any]],
+    ) -> None:
+        name, blocks, kept = at
+        heads, groups, size = _head_numbers(lm, layout)
+        # with one key-value head for all, query heads are the units; otherwise each key-value head with its queries
+        units = groups if groups > 1 else heads
+        queries = heads // units
+        parts = []
+        for number in kept:
+            block = blocks[number]
+            up: list[Any] = [(block.get_submodule(attention.query), queries * size)]
+            if groups > 1:
+                up += [(block.get_submodule(key), size) for key in attention.keys]
+            parts.append(Part(down=block.get_submodule(attention.out), up=tuple(up), size=queries * size))  # type: ignore[arg-type]
+        scores = self._scores(lm, parts, batches)
+        if attention.shared_bias:
+            total = torch.stack([found / found.sum().clamp_min(1e-300) for found in scores]).sum(0)
+            scores = [total] * len(scores)
+        for number, found in zip(kept, scores, strict=True):
+            chosen = _kept(found, self.config.heads)
+            place = f"{name}.{number}"
+            block = blocks[number]
+            _select_outputs(
+                cut, f"{place}.{attention.query}", block.get_submodule(attention.query), _spread(chosen, queries * size)
+            )
+            _select_inputs(
+                cut, f"{place}.{attention.out}", block.get_submodule(attention.out), _spread(chosen, queries * size)
+            )
+            if groups > 1:
+                for key in attention.keys:
+                    _select_outputs(cut, f"{place}.{key}", block.get_submodule(key), _spread(chosen, size))
+            told[number]["heads"] = f"{len(chosen) * queries} of {heads}"
+        if attention.shared_bias:
+            module = attention.query.rpartition(".")[0]
+            cut.select(f"{name}.0.{module}.{SHARED_BY_LAYERS}.weight", 1, _kept(scores[0], self.config.heads))
+        cut.config[layout.heads] = len(chosen) * queries
+        cut.config[layout.head_size] = size
+        if layout.groups:
+            cut.config[layout.groups] = len(chosen) if groups > 1 else 1
+
+
+def _kept(scores: torch.Tensor, share: float) -> torch.Tensor:
+    """Return the numbers of the units that stay, ascending."""
+    gone = min(round(share * len(scores)), len(scores) - 1)
+    return torch.argsort(scores, stable=True)[gone:].sort().values.cpu()
+
+
+def _spread(units: torch.Tensor, size: int) -> torch.Tensor:
+    """Return the indices of ``size`` consecutive rows a unit."""
+    return (units[:, None] * size + torch.arange(size)).flatten()
+
+
+def _head_numbers(lm: LM, layout: Layout) -> tuple[int, int, int]:
+    """Return query heads, key-value heads, and the size of a head."""
+    config = lm.model.config
+    heads = int(getattr(config, layout.heads))
+    groups = int(getattr(config, layout.groups)) if layout.groups else heads
+    size = getattr(config, layout.head_size, None)
+    return heads, groups, int(size or config.hidden_size // heads)
+
+
+def _inputs(layer: nn.Module) -> int:
+    weight: Any = layer.weight
+    return int(weight.shape[0] if isinstance(layer, Conv1D) else weight.shape[1])
+
+
+def _select_outputs(cut: Cut, name: str, layer: nn.Module, indices: torch.Tensor) -> None:
+    cut.select(f"{name}.weight", 1 if isinstance(layer, Conv1D) else 0, indices)
+    if getattr(layer, "bias", None) is not None:
+        cut.select(f"{name}.bias", 0, indices)
+
+
+def _select_inputs(cut: Cut, name: str, layer: nn.Module, indices: torch.Tensor) -> None:
+    cut.select(f"{name}.weight", 0 if isinstance(layer, Conv1D) else 1, indices)
+
+
+def _renumber(lm: LM, kept: Sequence[int]) -> None:
+    """Give the generation config the new numbers of its tokens."""
+    from tunesmith_plugins.compressors.structured_vocabulary import renumbered
+
+    generation = getattr(lm.model, "generation_config", None)
+    if generation is not None:
+        for name, value in renumbered(generation.to_dict(), kept).items():
+            setattr(generation, name, value)

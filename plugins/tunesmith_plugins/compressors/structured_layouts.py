@@ -1,0 +1,156 @@
+"""Where heads, channels and layers of the known architectures stand, and which config fields count them."""
+
+from __future__ import annotations
+
+from attrs import frozen
+from torch import nn
+
+from tunesmith.errors import ConfigError
+from tunesmith.lm import LM
+
+
+@frozen(kw_only=True)
+class Attention:
+    """Names in a layer of an attention's projections.
+
+    Attributes:
+        query: Rows by query head.
+        keys: Key and value: rows by key-value head.
+        out: Columns by query head.
+        shared_bias: Its heads have a bias that all layers of the stack share, so one choice of heads serves all layers.
+    """
+
+    query: str
+    keys: tuple[str, str]
+    out: str
+    shared_bias: bool = False
+
+
+@frozen(kw_only=True)
+class Feed:
+    """Names in a layer of a feed-forward part: rows of ``up`` and columns of ``down`` are channels."""
+
+    up: tuple[str, ...]
+    down: str
+
+
+@frozen(kw_only=True)
+class Stack:
+    """A stack of equal layers.
+
+    Attributes:
+        suffix: How the name of its module list ends.
+        depth: The config field with its number of layers.
+        feed: Its feed-forward part.
+        attentions: None where the config cannot say fewer heads.
+    """
+
+    suffix: str
+    depth: str
+    feed: Feed
+    attentions: tuple[Attention, ...] = ()
+
+
+@frozen(kw_only=True)
+class Layout:
+    """An architecture.
+
+    Attributes:
+        stacks: Its stacks.
+        width: The config field with the number of channels.
+        heads: The one with the number of query heads; "" if it cannot be made smaller alone.
+        groups: The one with the number of key-value heads; "" if as many as query heads.
+        head_size: The one with the size of a head.
+    """
+
+    stacks: tuple[Stack, ...]
+    width: str
+    heads: str = ""
+    groups: str = ""
+    head_size: str = ""
+
+
+_LLAMA = Layout(
+    stacks=(
+        Stack(
+            suffix="layers",
+            depth="num_hidden_layers",
+            feed=Feed(up=("mlp.gate_proj", "mlp.up_proj"), down="mlp.down_proj"),
+            attentions=(
+                Attention(
+                    query="self_attn.q_proj", keys=("self_attn.k_proj", "self_attn.v_proj"), out="self_attn.o_proj"
+                ),
+            ),
+        ),
+    ),
+    width="intermediate_size",
+    heads="num_attention_heads",
+    groups="num_key_value_heads",
+    head_size="head_dim",
+)
+_GPT2 = Layout(
+    stacks=(Stack(suffix="h", depth="n_layer", feed=Feed(up=("mlp.c_fc",), down="mlp.c_proj")),), width="n_inner"
+)
+_BERT = Layout(
+    stacks=(
+        Stack(
+            suffix="encoder.layer",
+            depth="num_hidden_layers",
+            feed=Feed(up=("intermediate.dense",), down="output.dense"),
+        ),
+    ),
+    width="intermediate_size",
+)
+
+
+def _t5(gated: bool) -> Layout:
+    up = ("wi_0", "wi_1") if gated else ("wi",)
+
+    def attention(number: int, kind: str, shared: bool) -> Attention:
+        at = f"layer.{number}.{kind}"
+        return Attention(query=f"{at}.q", keys=(f"{at}.k", f"{at}.v"), out=f"{at}.o", shared_bias=shared)
+
+    def feed(number: int) -> Feed:
+        at = f"layer.{number}.DenseReluDense"
+        return Feed(up=tuple(f"{at}.{name}" for name in up), down=f"{at}.wo")
+
+    own, cross = attention(0, "SelfAttention", True), attention(1, "EncDecAttention", False)
+    return Layout(
+        stacks=(
+            Stack(suffix="encoder.block", depth="num_layers", feed=feed(1), attentions=(own,)),
+            Stack(suffix="decoder.block", depth="num_decoder_layers", feed=feed(2), attentions=(own, cross)),
+        ),
+        width="d_ff",
+        heads="num_heads",
+        head_size="d_kv",
+    )
+
+
+KNOWN = ("bert", "gemma", "gpt2", "llama", "mistral", "mt5", "qwen2", "qwen3", "roberta", "t5")
+
+
+def layout_of(lm: LM) -> Layout:
+    """Return where the parts of a model stand.
+
+    Raises:
+        ConfigError: If its architecture is not known here.
+    """
+    kind, config = lm.model.config.model_type, lm.model.config
+    if kind not in KNOWN:
+        raise ConfigError(
+            [
+                f"models of type {kind!r} cannot be pruned by parts: it is not known here where theirs stand. Known are "
+                f"{', '.join(KNOWN)}; wanda, sparsegpt and magnitude take every model"
+            ]
+        )
+    if kind in ("t5", "mt5"):
+        return _t5(bool(config.is_gated_act))
+    return {"gpt2": _GPT2, "bert": _BERT, "roberta": _BERT}.get(kind, _LLAMA)
+
+
+def module_list(lm: LM, stack: Stack) -> tuple[str, nn.ModuleList]:
+    """Return name and module list of a stack."""
+    for name, module in lm.model.named_modules():
+        if isinstance(module, nn.ModuleList) and f".{name}".endswith(f".{stack.suffix}"):
+            return name, module
+    raise ConfigError([f"this {lm.model.config.model_type} model has no {stack.suffix!r}"])

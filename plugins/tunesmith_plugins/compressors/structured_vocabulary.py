@@ -1,0 +1,201 @@
+"""Vocabulary rows that are never used: which tokens stay, the tokenizer without the others, the rows of the model."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.data.records import Example
+from tunesmith.errors import ConfigError
+from tunesmith.lm import LM
+from tunesmith_plugins.compressors.structured_build import Cut
+
+ROWS = (
+    "embed_tokens.weight",
+    "shared.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "lm_head.weight",
+    "lm_head.bias",
+    "lm_head.decoder.weight",
+    "lm_head.decoder.bias",
+    "predictions.bias",
+    "predictions.decoder.weight",
+    "predictions.decoder.bias",
+)
+"""How tensors are called that have a row a token."""
+TOKENIZER = "tokenizer.json"
+
+
+def cut_vocabulary(lm: LM, data: Sequence[Example] | None, cut: Cut) -> tuple[Any, list[int]]:
+    """Note in ``cut`` which rows stay; return the smaller tokenizer and the old ids of its tokens in their new order.
+
+    A text whose tokens all stay is read as before. Any other text is read in smaller pieces, down to single characters or
+    bytes; a word-level tokenizer reads words that are gone as unknown ones.
+
+    Raises:
+        ConfigError: Without data, or for a tokenizer that cannot be cut so; nothing is changed then.
+    """
+    if not data:
+        raise ConfigError(['vocabulary="used" needs examples that show what is used; give the stage data'])
+    tokenizer, config = lm.tokenizer, lm.model.config
+    if not getattr(tokenizer, "is_fast", False):
+        raise ConfigError(["a tokenizer that is no fast one (tokenizers) cannot be cut @ vocabulary"])
+    texts = sorted(
+        {text for example in data for text in (example.prompt, example.prompt + _target(example), _target(example))}
+    )
+    used = {token for text in texts for token in tokenizer(text)["input_ids"]}
+    used |= set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    used |= set(_token_ids(config.to_dict())) | set(_token_ids(_generation(lm)))
+    definition = json.loads(tokenizer.backend_tokenizer.to_str())
+    used |= needed(definition["model"], used)
+    kept = sorted(token for token in used if token < config.vocab_size)
+    if config.model_type == "roberta" and kept.index(config.pad_token_id) != config.pad_token_id:
+        raise ConfigError(["RoBERTa counts positions from its padding id, which would change @ vocabulary"])
+    smaller = _smaller_tokenizer(tokenizer, definition, kept)
+    new_ids = {old: new for new, old in enumerate(kept)}
+    for text in texts:
+        before = [new_ids[token] for token in tokenizer(text)["input_ids"]]
+        if smaller(text)["input_ids"] != before:
+            raise ConfigError(
+                [
+                    f"a {type(tokenizer).__name__} cannot be cut: it would read {text[:60]!r} differently afterwards. Prune "
+                    "the vocabulary before the tokenizer is trained, or leave it out @ vocabulary"
+                ]
+            )
+    indices = torch.tensor(kept)
+    for name, tensor in lm.model.state_dict().items():
+        if name.endswith(ROWS) and tensor.shape[0] == config.vocab_size:
+            cut.select(name, 0, indices)
+    cut.config.update({"vocab_size": len(kept), **renumbered(config.to_dict(), kept)})
+    return smaller, kept
+
+
+def renumbered(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+    """Return the fields ``*_token_id`` of a config with the new numbers of their tokens."""
+    new = {old: number for number, old in enumerate(kept)}
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if name.endswith("_token_id") and value is not None:
+            found[name] = [new[token] for token in value] if isinstance(value, (list, tuple)) else new[value]
+    return found
+
+
+def needed(model: Mapping[str, Any], used: set[int]) -> set[int]:
+    """Return the ids that a tokenizer's model needs besides the used ones.
+
+    BPE: the parts of every merge that leads to a used token (so texts of used tokens are merged as before), and
+    what no merge makes (characters or bytes). WordPiece and Unigram: single characters and bytes.
+
+    Raises:
+        ConfigError: If words that are gone could not be read at all, or for a kind that is not known.
+    """
+    kind = model["type"]
+    if kind == "Unigram":
+        single = {i for i, (piece, _) in enumerate(model["vocab"]) if len(piece.lstrip("▁")) <= 1 or _is_byte(piece)}
+        return single | ({model["unk_id"]} if model.get("unk_id") is not None else set())
+    vocabulary: dict[str, int] = model["vocab"]
+    unknown = {vocabulary[model["unk_token"]]} if model.get("unk_token") in vocabulary else set()
+    if kind == "WordPiece":
+        prefix = model["continuing_subword_prefix"]
+        return unknown | {i for piece, i in vocabulary.items() if len(piece.removeprefix(prefix)) == 1}
+    if kind == "WordLevel":
+        if not unknown:
+            raise ConfigError(
+                ["the tokenizer has whole words and no unknown one; other words could not be read @ vocabulary"]
+            )
+        return unknown
+    if kind != "BPE":
+        raise ConfigError(
+            [f"a tokenizer of kind {kind!r} cannot be cut; BPE, Unigram, WordPiece and WordLevel can @ vocabulary"]
+        )
+    parts: dict[int, set[int]] = {}
+    for left, right in _merges(model):
+        made = vocabulary.get(left + right)
+        if made is not None:
+            parts.setdefault(made, set()).update((vocabulary[left], vocabulary[right]))
+    # with bytes to fall back on, characters may go
+    falls_back = bool(model.get("byte_fallback"))
+    found = unknown | {i for piece, i in vocabulary.items() if i not in parts and (not falls_back or _is_byte(piece))}
+    waiting = [*used, *found]
+    while waiting:
+        new = parts.get(waiting.pop(), set()) - found
+        found |= new
+        waiting += new
+    return found
+
+
+def _smaller_tokenizer(tokenizer: Any, definition: dict[str, Any], kept: Sequence[int]) -> Any:
+    new = {old: number for number, old in enumerate(kept)}
+    model = definition["model"]
+    if model["type"] == "Unigram":
+        unknown = model.get("unk_id")
+        model["vocab"] = [piece for i, piece in enumerate(model["vocab"]) if i in new]
+        model["unk_id"] = None if unknown is None else new[unknown]
+    else:
+        vocabulary = {piece: new[i] for piece, i in model["vocab"].items() if i in new}
+        if model["type"] == "BPE":
+            model["merges"] = [
+                [left, right] for left, right in _merges(model) if {left, right, left + right} <= vocabulary.keys()
+            ]
+        model["vocab"] = vocabulary
+    definition["added_tokens"] = [
+        {**token, "id": new[token["id"]]} for token in definition.get("added_tokens") or () if token["id"] in new
+    ]
+    if definition.get("padding"):
+        definition["padding"]["pad_id"] = new[definition["padding"]["pad_id"]]
+    _renumber_template(definition.get("post_processor"), new)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tokenizer.save_pretrained(folder)
+        (folder / TOKENIZER).write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        if "added_tokens_decoder" in settings:
+            settings["added_tokens_decoder"] = {
+                str(new[int(i)]): token for i, token in settings["added_tokens_decoder"].items()
+            }
+            (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        return type(tokenizer).from_pretrained(folder)
+
+
+def _renumber_template(processor: dict[str, Any] | None, new: Mapping[int, int]) -> None:
+    """Change the ids in what puts special tokens around a text."""
+    if not processor:
+        return
+    for part in processor.get("processors", ()):
+        _renumber_template(part, new)
+    for special in (processor.get("special_tokens") or {}).values():
+        special["ids"] = [new[i] for i in special["ids"]]
+    for name in ("sep", "cls"):
+        if isinstance(processor.get(name), list):
+            processor[name][1] = new[processor[name][1]]
+
+
+def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+
+
+def _is_byte(piece: str) -> bool:
+    return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
+
+
+def _token_ids(config: Mapping[str, Any]) -> list[int]:
+    found: list[int] = []
+    for name, value in config.items():
+        if name.endswith("_token_id") and value is not None:
+            found += value if isinstance(value, (list, tuple)) else [value]
+    return found
+
+
+def _generation(lm: LM) -> dict[str, Any]:
+    generation = getattr(lm.model, "generation_config", None)
+    return generation.to_dict() if generation is not None else {}
+
+
+def _target(example: Example) -> str:
+    return example.targets[0] if example.targets else ""

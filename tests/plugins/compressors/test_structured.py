@@ -1,0 +1,354 @@
+"""Structured pruning: the small model is the large one with the same parts at zero, in every family."""
+
+import copy
+import itertools
+import json
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from tunesmith.data.records import Example
+from tunesmith.errors import ConfigError
+from tunesmith.lm import LM, load
+from tunesmith.runtime import Runtime
+from tunesmith_plugins.compressors import Int8, Structured
+from tunesmith_plugins.compressors.prune import matrix
+from tunesmith_plugins.compressors.prune_calibration import calibration_batches, forward
+from tunesmith_plugins.compressors.structured_layouts import layout_of, module_list
+from tunesmith_plugins.compressors.structured_scores import Part, block_influence, by_activation, by_gradient
+
+RUNTIME = Runtime(progress=False)
+IDS = torch.tensor([[4, 5, 6, 7, 8, 1], [9, 10, 11, 12, 13, 1]])
+DATA = [
+    Example(id=str(i), prompt=" ".join("abcdefghij"[i % 7 : i % 7 + 3]), targets=(" ".join("mnopq"[: 2 + i % 3]),))
+    for i in range(8)
+]
+KINDS = ["t5", "t5-gated", "llama", "llama-one-key", "llama-all-keys", "gpt2", "bert"]
+HEADED = [kind for kind in KINDS if kind[:2] in ("t5", "ll")]
+CASES = [(kind, "magnitude") for kind in KINDS] + [
+    (kind, score) for kind in ("t5", "llama", "gpt2") for score in ("activation", "gradient")
+]
+
+
+@pytest.fixture
+def large(make):
+    """Return a maker of large models; variants are made from the fixtures' configs, with visible biases and norms."""
+
+    def build(kind, seed=0):
+        name, _, variant = kind.partition("-")
+        lm = make(name, seed)
+        if variant:
+            config = copy.deepcopy(lm.model.config)
+            if variant == "gated":
+                config = transformers.T5Config(**{**config.to_dict(), "feed_forward_proj": "gated-gelu"})
+            else:
+                config.num_key_value_heads = {"one": 1, "all": 4}[variant.split("-")[0]]
+            torch.manual_seed(seed)
+            lm = LM(model=type(lm.model)(config).eval(), tokenizer=lm.tokenizer, family=lm.family)
+        with torch.no_grad():
+            for parameter in lm.model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+        return lm
+
+    return build
+
+
+def logits(lm, ids=IDS):
+    extra = {"decoder_input_ids": ids[:, :4]} if lm.family == "encoder-decoder" else {}
+    with lm.evaluating():
+        return lm.model(input_ids=ids, **extra).logits
+
+
+def stayed(large_rows, small_rows):
+    """Return for each small row which large row it is."""
+    same = (small_rows[:, None] == large_rows[None]).all(-1)
+    assert (same.sum(1) == 1).all()
+    return same.float().argmax(1)
+
+
+def zero_what_is_gone(lm, small):
+    """Return the large model with the parts at zero that ``small`` lacks; which, is read from the weights themselves."""
+    zeroed = copy.deepcopy(lm)
+    for stack in layout_of(lm).stacks:
+        _, large_blocks = module_list(zeroed, stack)
+        _, small_blocks = module_list(small, stack)
+        for block, less in zip(large_blocks, small_blocks, strict=True):
+            pairs = [(stack.feed.up[-1], stack.feed.down), *((a.query, a.out) for a in stack.attentions)]
+            for up, down in pairs:
+                kept = stayed(matrix(block.get_submodule(up)), matrix(less.get_submodule(up)))
+                gone = torch.ones(matrix(block.get_submodule(up)).shape[0], dtype=torch.bool)
+                gone[kept] = False
+                matrix(block.get_submodule(down))[:, gone] = 0
+    return zeroed
+
+
+@pytest.mark.parametrize(("kind", "score"), CASES)
+def test_without_heads_and_channels_it_is_the_large_model_with_them_at_zero(large, tmp_path, kind, score):
+    lm = large(kind)
+    heads = 0.5 if kind in HEADED else 0.0
+    small, report = Structured(heads=heads, ffn=0.4, score=score).build().compress(lm, data=DATA, runtime=RUNTIME)
+    expected = logits(zero_what_is_gone(lm, small))
+    assert torch.allclose(logits(small), expected, atol=1e-4)
+    assert not torch.allclose(logits(lm), expected, atol=1e-1)
+    assert report.parameters == (lm.parameter_count(), small.parameter_count())
+    assert report.bytes[1] < report.bytes[0]
+    assert report.layers[0]["channels"].split(" of ") == ["38", "64"] if kind != "gpt2" else ["77", "128"]
+    small.save(tmp_path)
+    assert torch.equal(logits(load(tmp_path)), logits(small))
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5", "gpt2", "bert"])
+def test_plain_from_pretrained_loads_it(large, tmp_path, kind):
+    lm = large(kind)
+    small, _ = (
+        Structured(heads=0.5 if kind in HEADED else 0.0, ffn=0.5, layers=0.5).build().compress(lm, runtime=RUNTIME)
+    )
+    small.save(tmp_path)
+    model = type(lm.model).from_pretrained(tmp_path)
+    assert sum(p.numel() for p in model.parameters()) == small.parameter_count() < 0.65 * lm.parameter_count()
+    for name, tensor in small.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(("kind", "score"), CASES)
+def test_without_layers_it_is_the_large_model_that_passes_them_by(large, kind, score):
+    lm = large(kind)
+    stacks = layout_of(lm).stacks
+    for stack in stacks:  # the first layer shall go: T5's has the position biases of all
+        for parameter in module_list(lm, stack)[1][0].parameters():
+            parameter.data.mul_(0.3)
+    small, report = Structured(layers=0.25, score=score).build().compress(lm, data=DATA, runtime=RUNTIME)
+    gone = [row["name"] for row in report.layers if not row["stays"]]
+    assert len(gone) == len(stacks)
+    if score == "magnitude":
+        assert all(name.endswith(".0") for name in gone)
+    for name in gone:
+        block = lm.model.get_submodule(name)
+        if kind == "bert":
+            block.forward = lambda hidden, *_, **__: hidden
+            continue
+        stack = next(s for s in stacks if name.startswith(module_list(lm, s)[0]))
+        outs = [stack.feed.down, *(a.out for a in stack.attentions)]
+        for out in outs if kind != "gpt2" else [*outs, "attn.c_proj"]:
+            layer = block.get_submodule(out)
+            layer.weight.data.zero_()
+            if layer.bias is not None:
+                layer.bias.data.zero_()
+    assert torch.allclose(logits(small), logits(lm), atol=1e-4)
+
+
+def test_magnitude_counts_a_channels_rows_and_column(large):
+    lm = large("llama")
+    mlp = lm.model.model.layers[1].mlp
+    score = (
+        mlp.gate_proj.weight.square().sum(1) + mlp.up_proj.weight.square().sum(1) + mlp.down_proj.weight.square().sum(0)
+    )
+    expected = score.argsort()[32:].sort().values
+    small, _ = Structured(ffn=0.5).build().compress(lm, runtime=RUNTIME)
+    kept = stayed(mlp.up_proj.weight, small.model.model.layers[1].mlp.up_proj.weight)
+    assert torch.equal(kept, expected)
+
+
+def test_grouped_queries_go_with_their_keys(large):
+    lm = large("llama")
+    attention = lm.model.model.layers[0].self_attn
+    for weight in (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight):
+        weight.data[: weight.shape[0] // 2] *= 0.1  # the first key-value head and its two query heads
+    small, _ = Structured(heads=0.5).build().compress(lm, runtime=RUNTIME)
+    config, less = small.model.config, small.model.model.layers[0].self_attn
+    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (2, 1, 8)
+    assert torch.equal(less.q_proj.weight, attention.q_proj.weight[16:])
+    assert torch.equal(less.v_proj.weight, attention.v_proj.weight[8:])
+    assert torch.equal(less.o_proj.weight, attention.o_proj.weight[:, 16:])
+
+
+def test_the_gradient_score_is_the_derivative_by_a_gate(large):
+    lm = large("gpt2")
+    lm.model.double()
+    batches = calibration_batches(lm, DATA, max_length=32, batch_size=8, seed=0, method="")
+    down = lm.model.transformer.h[1].mlp.c_proj
+    (found,) = by_gradient(lm, [Part(down=down, up=())], batches)
+    expected = torch.zeros(128, dtype=torch.float64)
+    for batch in batches:
+        gate = torch.ones(128, dtype=torch.float64, requires_grad=True)
+        handle = down.register_forward_pre_hook(lambda _, x, gate=gate: (x[0] * gate,))
+        expected += torch.autograd.grad(forward(lm.model, batch).loss, gate)[0].abs() / len(batches)
+        handle.remove()
+    assert torch.allclose(found, expected, rtol=1e-8, atol=1e-14)
+    assert not any(p.grad is not None for p in lm.model.parameters())
+
+
+def test_the_activation_score_is_the_norm_of_contributions(large):
+    lm = large("llama")
+    batches = calibration_batches(lm, DATA, max_length=32, batch_size=8, seed=0, method="")
+    out, seen = lm.model.model.layers[2].self_attn.o_proj, []
+    (found,) = by_activation(lm, [Part(down=out, up=(), size=8)], batches)
+    handle = out.register_forward_pre_hook(lambda _, x: seen.append(x[0].flatten(0, 1)))
+    with lm.evaluating():
+        for batch in batches:
+            forward(lm.model, batch)
+    handle.remove()
+    x = torch.cat(seen).double()
+    columns = torch.stack([(x[:, j : j + 1] * out.weight[:, j].double()).square().sum() for j in range(32)])
+    assert torch.allclose(found, columns.view(4, 8).sum(1), rtol=1e-9)
+
+
+def test_block_influence_is_one_minus_the_cosine(large):
+    lm = large("llama")
+    batches = calibration_batches(lm, DATA, max_length=32, batch_size=8, seed=0, method="")
+    found = block_influence(lm, list(lm.model.model.layers), batches)
+    total, count = torch.zeros(3), 0
+    with lm.evaluating():
+        for batch in batches:
+            states = lm.model(**batch, output_hidden_states=True).hidden_states
+            total += torch.stack(
+                [(1 - torch.cosine_similarity(a, b, dim=-1)).sum() for a, b in itertools.pairwise(states[:4])]
+            )
+            count += states[0].shape[0] * states[0].shape[1]
+    assert torch.allclose(
+        found[:3].float(), total / count, rtol=1e-4
+    )  # of the last one transformers shows what its norm gives
+
+
+# vocabulary
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unused_tokens_go_from_model_and_tokenizer(large, tmp_path, kind):
+    lm = large(kind)
+    small, report = Structured(vocabulary="used").build().compress(lm, data=DATA, runtime=RUNTIME)
+    kept = report.summary["kept_token_ids"]
+    letters = {lm.tokenizer.vocab[c] for c in "abcdefghi" + "mnop"}
+    assert set(kept) == letters | set(range(4))
+    assert report.summary["tokens"] == [30, 17] == [lm.model.config.vocab_size, small.model.config.vocab_size]
+    ids = lm.tokenizer(["a b c d e f", "m n o p a b"], return_tensors="pt")["input_ids"]
+    less = small.tokenizer(["a b c d e f", "m n o p a b"], return_tensors="pt")["input_ids"]
+    assert torch.equal(torch.tensor(kept)[less], ids)
+    assert torch.allclose(logits(small, less), logits(lm, ids)[..., kept], atol=1e-5)
+    assert small.tokenizer("x a")["input_ids"] == [small.tokenizer.unk_token_id, small.tokenizer.vocab["a"]]
+    small.save(tmp_path)
+    again = load(tmp_path)
+    assert again.tokenizer.get_vocab() == small.tokenizer.get_vocab()
+    assert torch.equal(logits(again, less), logits(small, less))
+    for name in ("pad_token_id", "eos_token_id"):
+        if getattr(lm.model.config, name) is not None:
+            assert kept[getattr(again.model.config, name)] == getattr(lm.model.config, name)
+
+
+TEXTS = ["the cat sat", "the hat", "a cat that sat"]
+EXTRA = ["sit", "then", "catch", "zebra zoo"]
+
+
+def trained_tokenizer(kind):
+    from tokenizers import decoders, trainers
+
+    special = ["<pad>", "</s>", "<unk>"]
+    if kind == "bpe-bytes":
+        inner = Tokenizer(models.BPE())
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=330,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            min_frequency=1,
+        )
+    elif kind == "wordpiece":
+        inner = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        inner.pre_tokenizer = pre_tokenizers.Whitespace()
+        trainer = trainers.WordPieceTrainer(vocab_size=80, special_tokens=special)
+    else:
+        pieces = [
+            *special,
+            *sorted({c for text in TEXTS + EXTRA for c in text} - {" "}),
+            "▁",
+            "th",
+            "▁the",
+            "▁cat",
+            "▁sat",
+            "en",
+            "▁ze",
+        ]
+        scores = [(piece, -0.1 * (9 - len(piece)) if len(piece) > 1 else -3.0) for piece in pieces]
+        inner = Tokenizer(models.Unigram(scores, unk_id=2))
+        inner.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = None
+    if trainer is not None:
+        inner.train_from_iterator((TEXTS + EXTRA) * 3, trainer)
+    inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+@pytest.mark.parametrize("kind", ["bpe-bytes", "wordpiece", "unigram"])
+def test_tokenizers_read_known_texts_as_before_and_any_other_at_all(large, tmp_path, kind):
+    lm = large("llama")
+    tokenizer = trained_tokenizer(kind)
+    config = copy.deepcopy(lm.model.config)
+    config.vocab_size = len(tokenizer) + 3  # rows that no token has
+    lm = LM(model=type(lm.model)(config).eval(), tokenizer=tokenizer, family="decoder")
+    data = [Example(id=t, prompt="", targets=(t,)) for t in TEXTS]
+    small, report = Structured(vocabulary="used").build().compress(lm, data=data, runtime=RUNTIME)
+    kept = report.summary["kept_token_ids"]
+    assert len(kept) < len(tokenizer)
+    small.save(tmp_path)
+    for less in (small.tokenizer, load(tmp_path).tokenizer):
+        for text in TEXTS:
+            assert [kept[i] for i in less(text)["input_ids"]] == tokenizer(text)["input_ids"]
+        ids = less("then zebra")["input_ids"]
+        assert less.unk_token_id not in ids
+        assert (
+            less.decode(ids, skip_special_tokens=True).replace(" ", "").replace("##", "").replace("▁", "")
+            == "thenzebra"
+        )
+
+
+def test_what_cannot_be_done_is_refused_with_its_reason(large, make):
+    for kind in ("gpt2", "bert"):
+        with pytest.raises(ConfigError, match="no size of a head"):
+            Structured(heads=0.5).build().compress(large(kind), runtime=RUNTIME)
+    config = transformers.OPTConfig(
+        vocab_size=30, hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=16
+    )
+    opt = LM(model=transformers.OPTForCausalLM(config), tokenizer=large("llama").tokenizer, family="decoder")
+    with pytest.raises(ConfigError, match="'opt' cannot be pruned by parts"):
+        Structured(ffn=0.5).build().compress(opt, runtime=RUNTIME)
+    with pytest.raises(ValueError, match="nothing would be taken out"):
+        Structured()
+    with pytest.raises(ConfigError, match="calibration examples"):
+        Structured(ffn=0.5, score="gradient").build().compress(large("llama"), runtime=RUNTIME)
+    with pytest.raises(ConfigError, match="data"):
+        Structured(vocabulary="used").build().compress(large("llama"), runtime=RUNTIME)
+    quantized, _ = Int8().build().compress(large("llama"), runtime=RUNTIME)
+    with pytest.raises(ConfigError, match="quantized already"):
+        Structured(ffn=0.5).build().compress(quantized, runtime=RUNTIME)
+
+
+def test_what_it_has_lost_comes_back_by_training(make, tmp_path):
+    """FineTune (LoRA, then all weights) trains the small model as any other."""
+    from tunesmith import Data, Pipeline, output
+    from tunesmith_plugins import adapters
+    from tunesmith_plugins import stages as st
+
+    rows = [{"x": " ".join("abcdef"[i % 4 : i % 4 + 2]), "y": "m n o"} for i in range(24)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    make("llama").save(tmp_path / "large")
+    pipeline = Pipeline(
+        base=str(tmp_path / "large"),
+        data=Data(source=str(tmp_path / "train.jsonl"), prompt="{x} ", target="{y}"),
+        stages=(
+            st.Compress(name="pruned", compressor=Structured(heads=0.5, ffn=0.5, layers=0.5, score="activation")),
+            st.FineTune(name="lora", adapter=adapters.LoRA(rank=8), steps=20, batch_size=8, learning_rate=5e-2),
+            st.FineTune(name="full", start=output("pruned"), steps=20, batch_size=8, learning_rate=1e-2),
+            st.Compress(name="int8", start=output("lora"), compressor=Int8()),
+        ),
+    )
+    run = pipeline.run(tmp_path / "run", progress=False, threads=1)
+    for name in ("lora", "full"):
+        history = json.loads((run.output(name, "report") / "report.json").read_text())
+        losses = next(iter(history["series"][0]["y"].values()))
+        assert losses[-1] < (0.5 if name == "full" else 0.9) * losses[0], name
+    assert load(run.output("int8")).model.config.num_attention_heads == 2
