@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import int8_reference as reference
 from . import loader
+from .int8_native import LayerArgs, LinearsArgs
 from .ops import _native, _plain, _rows, _stream
 
 _DTYPES = {torch.float32: loader.F32, torch.bfloat16: loader.BF16}
@@ -108,7 +109,7 @@ def pack_weight(q: Tensor, scale: Tensor, group_size: int | None = None) -> Pack
     Args:
         q: ``(n, k)`` int8, any values.
         scale: ``(n,)`` float32; with ``group_size``, ``(n, ceil(k / group_size))``.
-        group_size: a multiple of 32: so many steps of k share a scale (only :func:`weight_only_linear` takes these).
+        group_size: 32 or a multiple of 64: so many steps of k share a scale (only :func:`weight_only_linear` takes these).
 
     Raises:
         ValueError: wrong shapes or types, or k above 65792.
@@ -117,8 +118,8 @@ def pack_weight(q: Tensor, scale: Tensor, group_size: int | None = None) -> Pack
         raise ValueError(f"q must be int8 (n, k) with k >= 1, not {q.dtype} {tuple(q.shape)}")
     n, k = q.shape
     _check_k(k)
-    if group_size is not None and (group_size < 32 or group_size % 32):
-        raise ValueError(f"group_size must be a multiple of 32, not {group_size}")
+    if group_size is not None and (group_size < 32 or (group_size != 32 and group_size % 64)):
+        raise ValueError(f"group_size must be 32 or a multiple of 64, not {group_size}")
     if group_size is not None and group_size > reference.MAX_K_12:
         raise ValueError(f"group_size must be at most {reference.MAX_K_12}, not {group_size}; leave it out instead")
     expected = (n,) if group_size is None else (n, -(-k // group_size))
@@ -130,8 +131,19 @@ def pack_weight(q: Tensor, scale: Tensor, group_size: int | None = None) -> Pack
     else:
         parts = [part.sum(-1, dtype=torch.int32) for part in q.split(group_size, dim=1)]
         sums, scale = torch.stack(parts), scale.detach().t()
-    data = reference.pack(q) if q.device.type == "cpu" else q.contiguous()
+    data = _pack(q) if q.device.type == "cpu" else q.contiguous()
     return PackedWeight(data, scale.detach().contiguous(), sums, n, k, group_size or 0)
+
+
+def _pack(q: Tensor) -> Tensor:
+    library = _native(q.device)
+    if library is None or not _plain(q):
+        return reference.pack(q)
+    n, k = q.shape
+    data = torch.empty((-(-n // 64), -(-k // 64) * 16, 64, 4), dtype=torch.int8)
+    q = q.contiguous()
+    library.check(library.int8_pack(q.data_ptr(), n, k, data.data_ptr()))
+    return data
 
 
 def unpack_weight(weight: PackedWeight) -> Tensor:
@@ -215,13 +227,80 @@ def _compute(
     mode: int,
     static: tuple[float, int] | None,
 ) -> Tensor:
+    library = _native(x.device)
+    if library is not None and data.device.type == "cpu":
+        weight = PackedWeight(data, scale, sums, n, k, group_size)
+        return _native_linears(library, x, [weight], [bias], [activation], mode, static)[0]
     rows = _rows(x.detach().reshape(-1, k))
     q = _unpacked(data, n, k)
-    if mode == _WEIGHT_ONLY:
+    if library is not None and mode == _DYNAMIC:
+        y = _cuda_linear(library, rows, q, scale, sums, bias)
+        y = reference.activate(y.float(), activation).to(x.dtype) if activation else y
+    elif mode == _WEIGHT_ONLY:
         y = reference.weight_only_linear(rows, q, scale, group_size, bias, activation)
     else:
         y = reference.int8_linear(rows, q, scale, sums, bias, activation, static)
     return y.reshape(*x.shape[:-1], n)
+
+
+def _native_linears(
+    library: loader.Library,
+    x: Tensor,
+    weights: Sequence[PackedWeight],
+    biases: Sequence[Tensor | None],
+    activations: Sequence[str | None],
+    mode: int,
+    static: tuple[float, int] | None,
+) -> list[Tensor]:
+    if not x.is_contiguous():
+        x = x.contiguous() if x.ndim != 2 else _rows(x)
+    shape = x.shape
+    k = shape[-1]
+    rows = x.numel() // k
+    count = len(weights)
+    layers = (LayerArgs * count)()
+    keep, outs = [], []
+    for layer, weight, bias, activation in zip(layers, weights, biases, activations, strict=True):
+        n = weight.n
+        out = torch.empty((*shape[:-1], n), dtype=x.dtype)
+        outs.append(out)
+        layer.weight, layer.scale = weight.data.data_ptr(), weight.scale.data_ptr()
+        layer.sum, layer.out = weight.sum.data_ptr(), out.data_ptr()
+        layer.out_stride = layer.n = n
+        if bias is not None:
+            if bias.dtype != torch.float32 or not bias.is_contiguous():
+                bias = bias.detach().float().contiguous()
+            keep.append(bias)
+            layer.bias = bias.data_ptr()
+        if activation:
+            layer.activation = _CODES[activation]
+    scale, zero_point = static or (0.0, 0)
+    arguments = LinearsArgs(
+        x.data_ptr(), rows, k, x.stride(0) if x.ndim == 2 else k, _DTYPES[x.dtype], mode, weights[0].group_size, layers,
+        count, scale, zero_point, torch.get_num_threads(),
+    )  # fmt: skip
+    library.check(library.int8_linears(ctypes.byref(arguments)))
+    return outs
+
+
+def _cuda_linear(
+    library: loader.Library, rows: Tensor, q: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None
+) -> Tensor:
+    m, k = rows.shape
+    n = q.shape[0]
+    out = torch.empty((m, n), dtype=rows.dtype, device=rows.device)
+    bias = None if bias is None else bias.detach().float().contiguous()
+    scratch = torch.empty((m, k), dtype=torch.uint8, device=rows.device)
+    row_scale = torch.empty(m, dtype=torch.float32, device=rows.device)
+    zero_point = torch.empty(m, dtype=torch.int32, device=rows.device)
+    arguments = loader.LinearArgs(
+        x=rows.data_ptr(), rows=m, k=k, row_stride=rows.stride(0), dtype=_DTYPES[rows.dtype],
+        weight=q.data_ptr(), n=n, weight_scale=scale.data_ptr(), weight_sum=sums.data_ptr(),
+        bias=None if bias is None else bias.data_ptr(), out=out.data_ptr(), q=scratch.data_ptr(),
+        row_scale=row_scale.data_ptr(), row_zero_point=zero_point.data_ptr(), cuda_stream=_stream(rows.device),
+    )  # fmt: skip
+    library.check(library.int8_linear(ctypes.byref(arguments)))
+    return out
 
 
 def _check_layer(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str | None) -> None:
@@ -236,6 +315,17 @@ def _check_layer(x: Tensor, weight: PackedWeight, bias: Tensor | None, activatio
     for tensor in (weight.data, bias):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"x is on {x.device}, the layer on {tensor.device}")
+
+
+def _check_per_channel(weight: PackedWeight) -> None:
+    if weight.group_size:
+        raise ValueError(
+            f"the weight has scales for groups of {weight.group_size}, which only weight_only_linear takes"
+        )
+
+
+def _learns(x: Tensor, *biases: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *biases))
 
 
 def _check_static(static: tuple[float, int] | None) -> None:
@@ -273,10 +363,7 @@ def int8_linear(
     """
     _check_layer(x, weight, bias, activation)
     _check_static(static)
-    if weight.group_size:
-        raise ValueError(
-            f"the weight has scales for groups of {weight.group_size}, which only weight_only_linear takes"
-        )
+    _check_per_channel(weight)
     return _linear(x, weight, bias, activation, _DYNAMIC if static is None else _STATIC, static)
 
 
@@ -328,6 +415,13 @@ def int8_linears(
         raise ValueError(
             f"{count} weights, {len(biases)} biases and {len(activations)} activations; one each is needed"
         )
+    if count > 1 and not _learns(x, *biases) and _plain(x, *biases) and x.device.type == "cpu":
+        library = _native(x.device)
+        if library is not None:
+            for weight, bias, activation in zip(weights, biases, activations, strict=True):
+                _check_layer(x, weight, bias, activation)
+                _check_per_channel(weight)
+            return tuple(_native_linears(library, x.detach(), weights, biases, activations, _DYNAMIC, None))
     return tuple(
         int8_linear(x, weight, bias, activation)
         for weight, bias, activation in zip(weights, biases, activations, strict=True)
@@ -342,7 +436,7 @@ def _linear(
     mode: int,
     static: tuple[float, int] | None,
 ) -> Tensor:
-    learns = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    learns = _learns(x, bias)
     if learns and activation:
         return _activation(activation, _linear(x, weight, bias, None, mode, static))
     if not learns and _plain(x, weight.data, bias):
