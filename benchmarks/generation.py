@@ -57,9 +57,9 @@ class Case:
 
 GREEDY = 1.0
 CASES = {
-    "llama15m": Case(shape="llama15m", goals={"sampled": 2.2, "greedy": GREEDY}, tokens=24, rounds=20),
-    "llama100m": Case(shape="llama100m", goals={"sampled": 1.8, "greedy": GREEDY}, tokens=8, rounds=20),
-    "t5small": Case(shape="t5small", goals={"sampled": 1.6, "greedy": GREEDY}, tokens=16, rounds=20),
+    "llama15m": Case(shape="llama15m", goals={"sampled": 2.2, "greedy": GREEDY}, tokens=48, rounds=20),
+    "llama100m": Case(shape="llama100m", goals={"sampled": 1.8, "greedy": GREEDY}, tokens=16, rounds=20),
+    "t5small": Case(shape="t5small", goals={"sampled": 1.6, "greedy": GREEDY}, tokens=32, rounds=20),
     "stream": Case(shape="llama15m", goals={"sampled": 3.0, "greedy": GREEDY}, tokens=128, rounds=3),
 }
 
@@ -179,7 +179,9 @@ def shares(lm: ts.LM, how: str, prompts: list[list[int]], lengths: list[int]) ->
         forward += time.perf_counter() - began
 
     parts = [lm.model] if lm.family == "decoder" else [lm.model, lm.model.get_encoder()]
-    hooks = [hook for part in parts for hook in (part.register_forward_pre_hook(before), part.register_forward_hook(after))]
+    hooks = [
+        hook for part in parts for hook in (part.register_forward_pre_hook(before), part.register_forward_hook(after))
+    ]
     reports: list[Throughput] = []
     ours(lm, sampler, prompts, lengths, reports.append)
     for hook in hooks:

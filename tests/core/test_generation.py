@@ -91,6 +91,97 @@ def test_no_prompts_give_no_completions(lm):
     assert generate(lm, []) == []
 
 
+def test_a_stream_of_no_prompts_is_empty_and_reported(lm):
+    speeds = []
+    assert list(generate(lm, [], stream=True, report=speeds.append)) == []
+    assert (speeds[0].completions, speeds[0].new_tokens, speeds[0].tokens_per_second) == (0, 0, 0.0)
+
+
+def test_prompts_may_be_token_ids(lm):
+    texts = generate(lm, PROMPTS, sampler=HOT, max_new_tokens=5)
+    tokens = [torch.tensor(ids) if n else list(ids) for n, ids in enumerate(prompt_ids(lm, PROMPTS))]
+    assert ids_of(generate(lm, tokens, sampler=HOT, max_new_tokens=5)) == ids_of(texts)
+    mixed = [PROMPTS[0], *tokens[1:]]
+    assert ids_of(generate(lm, mixed, sampler=HOT, max_new_tokens=5)) == ids_of(texts)
+    assert ids_of(generate(lm, PROMPTS[0], sampler=HOT, max_new_tokens=5)) == ids_of(texts[:1])
+    for wrong, message in (
+        ([1, 2, 3], "prompt 0 is neither a text nor a list of token ids"),
+        ([[1], [2, -1]], "prompt 1 has the id -1"),
+        ([[10**6]], "prompt 0 has the id 1000000, and the model has"),
+        ([[]], "prompt 0 has no ids"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            generate(lm, wrong)
+
+
+def test_seeds_may_be_given_a_prompt(lm):
+    both = generate(lm, PROMPTS[:2], seeds=[5, 2**64 - 1], sampler=HOT, completions=2, max_new_tokens=6)
+    for number, seed in enumerate([5, 2**64 - 1]):
+        alone = generate(lm, [PROMPTS[number]], seeds=[seed], sampler=HOT, completions=2, max_new_tokens=6)
+        assert ids_of(alone) == ids_of(both)[2 * number : 2 * number + 2]
+    same = generate(lm, ["dog", "dog"], seeds=[3, 3], sampler=HOT, max_new_tokens=6)
+    assert same[0].token_ids == same[1].token_ids
+    with pytest.raises(ConfigError, match="1 seeds for 3 prompts"):
+        generate(lm, PROMPTS, seeds=[1])
+
+
+def test_limits_may_be_given_a_prompt(lm):
+    options = {"sampler": HOT, "min_new_tokens": 7, "completions": 2}
+    long = generate(lm, PROMPTS, max_new_tokens=7, **options)
+    own = generate(lm, PROMPTS, max_new_tokens=[7, 2, 4], **options)
+    assert [len(c.token_ids) for c in own] == [7, 7, 2, 2, 4, 4]
+    assert [a.token_ids[: len(b.token_ids)] for a, b in zip(long, own, strict=True)] == ids_of(own)
+    with pytest.raises(ConfigError, match="2 limits for 3 prompts"):
+        generate(lm, PROMPTS, max_new_tokens=[1, 2])
+
+
+def test_a_prompt_at_the_limit_of_positions_is_whole_and_a_longer_one_is_cut():
+    lm = tiny_lm()
+    places = lm.model.config.max_position_embeddings
+    full = [5 + n % 20 for n in range(places - 6)]
+    whole, short, cut = generate(lm, [full, full[:9], [7, *full]], max_new_tokens=[6, 9, 6], min_new_tokens=9)
+    assert [len(c.token_ids) for c in (whole, short, cut)] == [6, 9, 6]
+    assert cut.token_ids == whole.token_ids
+    theirs = lm.model.generate(torch.tensor([full]), max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    assert tuple(theirs[0, len(full) :].tolist()) == whole.token_ids
+    with pytest.raises(ConfigError, match="no room"):
+        generate(lm, [full, full], max_new_tokens=[6, places])
+
+
+def test_a_folder_or_a_pair_stands_for_a_model(lm, tmp_path):
+    expected = ids_of(generate(lm, PROMPTS, max_new_tokens=4))
+    assert ids_of(generate((lm.model, lm.tokenizer), PROMPTS, max_new_tokens=4)) == expected
+    lm.save(tmp_path)
+    assert ids_of(generate(str(tmp_path), PROMPTS, max_new_tokens=4)) == expected
+    with pytest.raises(ConfigError, match="a model was expected"):
+        generate(lm.model, PROMPTS)
+
+
+def test_the_speed_is_reported_once(lm):
+    speeds = []
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "completions": 2, "report": speeds.append}
+    engine = Transformers(batch_size=3).build()
+    for _ in range(2):
+        generate(lm, PROMPTS, engine=engine, **options)
+    list(generate(lm, PROMPTS, engine=engine, stream=True, **options))
+    assert len(speeds) == 3
+    for speed in speeds:
+        assert (speed.completions, speed.new_tokens) == (6, 36)
+        assert speed.prompt_tokens == 2 * sum(map(len, prompt_ids(lm, PROMPTS)))
+        assert speed.steps == 10, "two batches of three rows, five steps each after the first token"
+        assert speed.rows_busy == 3.0
+        assert speed.tokens_per_second == pytest.approx(36 / speed.seconds)
+        assert "3.0 rows busy" in str(speed)
+    generate(tiny_lm(), PROMPTS, engine=Scripted(answers=("a",), repeat=True), report=speeds.append)
+    assert speeds[-1].rows_busy is None
+    assert "busy" not in str(speeds[-1])
+
+
+def test_a_stream_says_at_once_what_is_wrong(lm):
+    with pytest.raises(ConfigError, match="not unique"):
+        generate(lm, PROMPTS, ids=["a", "b", "a"], stream=True)
+
+
 def test_a_decoder_that_forgets_a_request_is_an_error():
     class Forgetful(Decoder):
         def decode(self, step_model, requests, sampler, limits, runtime):
@@ -237,6 +328,23 @@ def test_the_command_writes_what_the_function_writes(folder):
     )
     assert [tuple(row["token_ids"]) for row in rows] == ids_of(expected)
     assert [row["stream"] for row in rows] == [0, 1, 0, 1]
+
+
+def test_the_command_streams_and_tells_the_speed(folder):
+    given = [folder, "--sampler", "temperature", "--max-new-tokens", "8", "--stream", "-p", PROMPTS[0]]
+    (expected,) = generate(
+        load(folder), PROMPTS[:1], ids=[f"{PROMPTS[0]}\0{1}"], sampler="temperature", max_new_tokens=8
+    )
+    plain = CliRunner().invoke(command, given, catch_exceptions=False)
+    assert plain.stdout == f"{expected.text}\n"
+    assert "1 completions, " in plain.stderr
+    assert "tokens/s" in plain.stderr
+    lines = CliRunner().invoke(command, [*given, "-p", "dog", "--json"], catch_exceptions=False).stdout.splitlines()
+    mine = [row for row in map(json.loads, lines) if row["prompt"] == PROMPTS[0]]
+    assert len(mine) > 1
+    assert "".join(row["text"] for row in mine) == expected.text
+    assert [row["finish"] for row in mine] == [*[None] * (len(mine) - 1), expected.finish]
+    assert "--stream needs --json" in CliRunner().invoke(command, [*given, "-p", "dog"]).output
 
 
 def test_the_command_reads_files_and_standard_input_and_says_what_is_missing(folder, tmp_path):

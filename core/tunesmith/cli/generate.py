@@ -23,7 +23,10 @@ import click
 @click.option("--completions", type=click.IntRange(min=1), default=1, show_default=True, help="Of each prompt.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ...")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a completion and line.")
+@click.option("--stream", is_flag=True, help="Write a completion while it is drawn; with several, use --json too.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object a completion (--stream: a piece of one) and line."
+)
 def generate(
     model: str,
     prompts: tuple[str, ...],
@@ -32,15 +35,18 @@ def generate(
     decoder: str,
     engine: str,
     device: str,
+    stream: bool,
     as_json: bool,
     **limits: Any,
 ) -> None:
     """Write completions of prompts with MODEL, a folder or a hub name.
 
     Prompts come from --prompt, from --file, or from standard input, one a line. The same seed gives the same completion of a
-    prompt, whatever other prompts there are.
+    prompt, whatever other prompts there are. The speed is reported on standard error.
     """
     given = _prompts(prompts, file)
+    if stream and not as_json and len(given) * limits["completions"] > 1:
+        raise click.UsageError("several completions are written side by side; --stream needs --json to tell them apart")
     from tunesmith import generation
     from tunesmith.lm import load
     from tunesmith.runtime import Runtime
@@ -50,7 +56,12 @@ def generate(
     parts = {k: parse(text, k) for k, text in {"sampler": sampler, "decoder": decoder, "engine": engine}.items()}
     runtime = Runtime(device=device)
     lm = load(model, runtime=runtime)
-    found = generation.generate(lm, given, ids=_ids(given), runtime=runtime, **parts, **limits)
+    options: dict[str, Any] = {"ids": _ids(given), "runtime": runtime, "report": _report, **parts, **limits}
+    if stream:
+        for piece in generation.generate(lm, given, stream=True, **options):
+            _write_piece(given, piece, as_json)
+        return
+    found = generation.generate(lm, given, **options)
     for completion in found:
         prompt = given[completion.request]
         if as_json:
@@ -66,6 +77,26 @@ def generate(
             click.echo(json.dumps(record, ensure_ascii=False))
         else:
             click.echo(completion.text if len(found) == 1 else f"{prompt}\n  {completion.text}\n")
+
+
+def _report(speed: Any) -> None:
+    click.echo(str(speed), err=True)
+
+
+def _write_piece(prompts: list[str], piece: Any, as_json: bool) -> None:
+    done = piece.completion
+    if as_json:
+        record = {
+            "prompt": prompts[piece.request],
+            "stream": piece.stream,
+            "text": piece.text,
+            "finish": None if done is None else done.finish,
+            "token_ids": piece.token_ids,
+        }
+        click.echo(json.dumps(record, ensure_ascii=False))
+    else:
+        click.echo(piece.text, nl=done is not None)
+    sys.stdout.flush()
 
 
 def _prompts(prompts: tuple[str, ...], file: Path | None) -> list[str]:

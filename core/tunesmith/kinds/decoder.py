@@ -137,7 +137,8 @@ def whole(completion: Completion) -> Piece:
 class StepModel(Protocol):
     """A model that goes one token at a time, as an engine offers it to decoders. ``cache`` is opaque.
 
-    A cache given to ``step`` is spent; ``select`` and ``join`` leave theirs as they were.
+    ``cache_tokens``, ``replace`` and ``settles`` may be missing: then there is no bound, rows are replaced by ``join`` and
+    ``select``, and every text is taken to settle. A cache given to ``step`` is spent; ``select`` and ``join`` leave theirs as they were.
     """
 
     batch_size: int
@@ -174,6 +175,12 @@ class StepModel(Protocol):
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Decode without special tokens."""
+
+    def settles(self, token_id: int) -> bool:
+        """Return whether the text up to this token stays as it is whatever follows, if it holds no broken character.
+
+        It does not where bytes are decoded run by run: an invalid one breaks those before it.
+        """
 
 
 class Decoder(Component[Any]):

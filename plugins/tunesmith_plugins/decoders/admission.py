@@ -37,9 +37,11 @@ class Admission:
     limits: Limits
 
     def count(self, waiting: Sequence[Row], running: Sequence[Row]) -> int:
-        """Return how many of the first waiting prompts (longest first) enter now."""
-        size = self.model.batch_size
-        free = min(size - len(running), len(waiting), self._room(waiting, running))
+        """Return how many of the first waiting prompts (those that take longest first) enter now."""
+        if not waiting:
+            return 0
+        size = self._size(waiting[0], running)
+        free = min(size - len(running), len(waiting))
         if free <= 0:
             return 0
         if not self.model.joins:
@@ -53,19 +55,21 @@ class Admission:
 
     def _together(self, lengths: Sequence[int]) -> int:
         """Return how many prompts can be read together with little padding."""
-        longest, tokens = lengths[0], 0
+        longest, tokens = 0, 0
         for count, length in enumerate(lengths, 1):
-            tokens += length
+            longest, tokens = max(longest, length), tokens + length
             padding = count * longest - tokens
             if count > 1 and (padding > max(WORTH, tokens // PADDING) or count * longest > AT_ONCE):
                 return count - 1
         return len(lengths)
 
-    def _room(self, waiting: Sequence[Row], running: Sequence[Row]) -> int:
-        """Return how many more rows the cache has room for; a row alone always has."""
+    def _size(self, first: Row, running: Sequence[Row]) -> int:
+        """Return how many rows the batch may have; one always may be.
+
+        ``first`` takes most places of those that wait.
+        """
         places = getattr(self.model, "cache_tokens", None)  # step models of others may not know of it
         if places is None:
-            return len(waiting)
-        rows = [*running, *islice(waiting, 1)]  # the first one is the longest that waits
-        width = max(len(row.request.prompt_ids) + self.limits.most(row.request) for row in rows)
-        return max(int(places) // width, 1) - len(running)
+            return self.model.batch_size
+        width = max(len(row.request.prompt_ids) + self.limits.most(row.request) for row in (first, *running))
+        return min(self.model.batch_size, max(int(places) // width, 1))

@@ -42,7 +42,7 @@ class Spelling:
         self._ids.append(token)
         before = self.model.text(self._ids[self._anchor : self._read])
         after = self.model.text(self._ids[self._anchor :])
-        if len(after) > len(before) and not after.endswith(BROKEN):
+        if len(after) > len(before) and not after.endswith(BROKEN) and self._settles(token):
             self._text += after[len(before) :]
             self._anchor, self._read = self._read, len(self._ids)
         end = self._end()
@@ -50,6 +50,10 @@ class Spelling:
             return None
         text, self._shown, self._word = self._text[self._shown : end], end, len(self._ids)
         return self._piece(self._ids, text)
+
+    def _settles(self, token: int) -> bool:
+        settles = getattr(self.model, "settles", None)
+        return settles is None or bool(settles(token))
 
     def close(self, completion: Completion) -> Piece:
         """Return the last piece: all that was not shown yet."""

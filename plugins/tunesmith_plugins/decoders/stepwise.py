@@ -59,8 +59,9 @@ def _loops(
     for number, request in enumerate(requests):
         groups.setdefault(frozenset(request.parameters), []).append(number)
     for numbers in groups.values():
-        # Longest first: prompts of one length are read together, and no row has to wait for a wider one.
-        numbers.sort(key=lambda n: len(requests[n].prompt_ids), reverse=True)
+        # Longest first, prompt and most that may follow: what takes longest is not begun last, and prompts of about one
+        # length are read together.
+        numbers.sort(key=lambda n: len(requests[n].prompt_ids) + limits.most(requests[n]), reverse=True)
         yield _Loop(model, sampler, limits), deque(Row(n, requests[n]) for n in numbers)
 
 
@@ -82,6 +83,7 @@ class _Loop:
         """Yield pieces, where they are wanted, and completions."""
         admission = Admission(self.model, self.limits)
         stops = Stops(self.model, self.limits.stop) if self.limits.stop else None
+        bounded = getattr(self.model, "cache_tokens", None) is not None
         live: Live | None = None
         while waiting or live is not None:
             count = admission.count(waiting, live.members if live is not None else ())
@@ -94,7 +96,7 @@ class _Loop:
                     live = new
                 continue
             assert live is not None
-            if live.sparse and not (waiting and self.model.joins):
+            if bounded or (live.sparse and not (waiting and self.model.joins)):
                 live.close_up(self.model)
             yield from self._draw(live, live.step(self.model), stops)
             if not live.members:

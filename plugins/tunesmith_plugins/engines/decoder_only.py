@@ -111,7 +111,8 @@ class DecoderOnly(Stepping):
         """Put the rows of ``entered`` in the places at ``index``; both caches are spent."""
         time, new = cache.mask.shape[1], entered.mask.shape[1]
         if cache.past is None or new > time:
-            return self.swapped(cache, index, entered)
+            swapped: Cache = self.swapped(cache, index, entered)
+            return swapped
         with self.quiet():
             caches.put(cache.past, index, entered.past, cache.virtual)
         mask = cache.mask.index_copy(0, index, torch.nn.functional.pad(entered.mask, (time - new, 0)))

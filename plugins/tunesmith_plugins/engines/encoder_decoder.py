@@ -133,7 +133,8 @@ class EncoderDecoder(Stepping):
         time, new = cache.written.shape[1], entered.written.shape[1]
         read, reads = cache.mask.shape[1], entered.mask.shape[1]
         if cache.past is None or new > time or reads > read:
-            return self.swapped(cache, index, entered)
+            swapped: Cache = self.swapped(cache, index, entered)
+            return swapped
         with self.quiet():
             caches.put(cache.past, index, entered.past, cache.virtual)
         states = torch.nn.functional.pad(entered.states, (0, 0, 0, read - reads))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from tunesmith.scoring import distinct, pad
 
 TEXTS = 4096
 """Decoded texts that are kept: short completions repeat."""
+
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+"""How SentencePiece names a byte of a character that it has no piece for."""
 
 NO_LIMIT = 10**9
 """Tokenizers without a length of their own say an even larger number."""
@@ -43,6 +47,7 @@ class Stepping(ABC):
         self.cache_tokens = cache_tokens
         self.use_cache = use_cache
         self.steps = 0
+        self._settled: dict[int, bool] = {}
         self.base = base_of(lm.model)
         self.accepted = frozenset(inspect.signature(self.base.forward).parameters)
         self.vocab_size = vocabulary_of(self.base)
@@ -57,6 +62,14 @@ class Stepping(ABC):
         tokenizer = self.lm.tokenizer
         special = frozenset(tokenizer.all_special_ids)  # transformers collects them anew at every look
         return lru_cache(maxsize=TEXTS)(partial(decoded, tokenizer, special, self.lm.family == "decoder"))
+
+    def settles(self, token_id: int) -> bool:
+        """Return whether the text up to this token can no longer change: not after one of SentencePiece's bytes."""
+        known = self._settled.get(token_id)
+        if known is None:
+            piece = self.lm.tokenizer.convert_ids_to_tokens(token_id)
+            known = self._settled[token_id] = not (isinstance(piece, str) and BYTE.fullmatch(piece))
+        return known
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Any]:
         """Read every distinct prompt once; see :class:`tunesmith.kinds.decoder.StepModel`."""

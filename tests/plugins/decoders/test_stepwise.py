@@ -118,6 +118,91 @@ def test_requests_with_and_without_parameters_of_their_own_stand_side_by_side():
         assert run([plain], Temperature(temperature=temperature)) == [mixed[number]]
 
 
+@pytest.mark.parametrize("replaces", [True, False])
+def test_every_request_has_its_own_limit(replaces):
+    class Replacing(Counting):
+        def replace(self, cache, index, entered):
+            cache = list(cache)
+            for place, row in zip(index.tolist(), entered, strict=True):
+                cache[place] = row
+            return cache
+
+    lengths = [3, 9, 1, 7, 2, 2, 8, 4, 1]
+    model = (Replacing if replaces else Counting)(3)
+    requests = [Request(prompt_ids=(50,), max_new_tokens=n) for n in lengths]
+    found = sorted(decode(model, requests, max_new_tokens=8), key=lambda c: c.request)
+    assert [len(c.token_ids) for c in found] == [min(n, 8) for n in lengths]
+    assert {c.finish for c in found} == {"length"}
+    expected = tuple(1 + n % 4 for n in range(8))
+    assert all(c.token_ids == expected[: len(c.token_ids)] for c in found), "a row went on with another one's cache"
+
+
+def test_prompts_that_need_the_longest_are_begun_first():
+    model = Counting(2)
+    lengths = [2, 2, 2, 2, 2, 2, 30]
+    decode(model, [Request(prompt_ids=(n,), max_new_tokens=n) for n in lengths], max_new_tokens=40)
+    assert len(model.stepped) == 29, "the longest row was begun late and finished alone"
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder-decoder"])
+def test_a_bound_on_the_cache_holds_and_changes_no_token(family):
+    from tunesmith.generation import generate
+    from tunesmith_plugins.engines import Transformers
+
+    lm = tiny_lm(family)
+    lm.model.generation_config.eos_token_id = [1, *range(8, 14)]
+    prompts = ["the cat " * n for n in (14, 1, 3, 9, 2, 2, 6, 1, 1, 1, 4, 2)]
+    options = {"sampler": "temperature(temperature=1.5)", "max_new_tokens": 20, "completions": 2}
+    free = generate(lm, prompts, **options)
+    engine = Transformers(cache_tokens=150).build()
+    engine.sync(lm)
+    model, taken = engine.step_model, []
+    step, engine.sync = model.step, lambda lm: None
+
+    def watched(token, cache):
+        logits, cache = step(token, cache)
+        width = cache.mask.shape[1] + (cache.written.shape[1] if family != "decoder" else 0)
+        taken.append(len(cache.mask) * width)
+        return logits, cache
+
+    model.step = watched
+    bounded = generate(lm, prompts, engine=engine, **options)
+    assert [c.token_ids for c in bounded] == [c.token_ids for c in free]
+    assert 75 < max(taken) <= 150
+
+
+def test_leaving_early_frees_the_cache():
+    import gc
+    import weakref
+
+    from tunesmith.generation import generate
+    from tunesmith_plugins.engines.decoder_only import DecoderOnly
+
+    seen, step = [], DecoderOnly.step
+
+    def watched(self, token, cache):
+        logits, cache = step(self, token, cache)
+        seen.extend(weakref.ref(layer) for layer in cache.past.layers)
+        return logits, cache
+
+    DecoderOnly.step = watched
+    try:
+        pieces = generate(tiny_lm(), ["the cat", "dog"], max_new_tokens=50, min_new_tokens=50, stream=True)
+        next(pieces)
+        assert any(ref() is not None for ref in seen)
+        count = len(seen)
+        pieces.close()
+        gc.collect()
+        assert not any(ref() is not None for ref in seen)
+        assert len(seen) == count, "it went on"
+    finally:
+        DecoderOnly.step = step
+
+
+def test_nothing_to_do_is_done():
+    assert decode(Counting(2), []) == []
+
+
 END = 29
 
 

@@ -51,22 +51,65 @@ def bloom():
     return LM(model=spread(transformers.BloomForCausalLM(config), 0.3), tokenizer=tiny_tokenizer(), family="decoder")
 
 
-def bart():
-    config = transformers.BartConfig(
-        d_model=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=64,
-        decoder_ffn_dim=64,
-        max_position_embeddings=64,
-        decoder_start_token_id=1,
-        **{**SIZES, "pad_token_id": 0},
+def seq2seq(config, model, **settings):
+    made = spread(
+        model(
+            config(
+                d_model=32,
+                encoder_layers=2,
+                decoder_layers=2,
+                encoder_attention_heads=4,
+                decoder_attention_heads=4,
+                encoder_ffn_dim=64,
+                decoder_ffn_dim=64,
+                max_position_embeddings=64,
+                decoder_start_token_id=1,
+                **{**SIZES, "pad_token_id": 0},
+                **settings,
+            )
+        ),
+        0.3,
     )
-    model = spread(transformers.BartForConditionalGeneration(config), 0.3)
-    model.generation_config.forced_bos_token_id = 7
-    model.generation_config.forced_eos_token_id = None
+    made.generation_config.forced_eos_token_id = None
+    return LM(model=made, tokenizer=tiny_tokenizer(), family="encoder-decoder")
+
+
+def bart():
+    lm = seq2seq(transformers.BartConfig, transformers.BartForConditionalGeneration)
+    lm.model.generation_config.forced_bos_token_id = 7
+    return lm
+
+
+def mbart():
+    return seq2seq(transformers.MBartConfig, transformers.MBartForConditionalGeneration)
+
+
+def pegasus():
+    return seq2seq(transformers.PegasusConfig, transformers.PegasusForConditionalGeneration)
+
+
+def marian():
+    return seq2seq(
+        transformers.MarianConfig,
+        transformers.MarianMTModel,
+        decoder_vocab_size=51,
+        share_encoder_decoder_embeddings=True,
+    )
+
+
+def m2m100():
+    return seq2seq(transformers.M2M100Config, transformers.M2M100ForConditionalGeneration)
+
+
+def t5():
+    return tiny_lm("encoder-decoder")
+
+
+def umt5():
+    config = transformers.UMT5Config(
+        d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0, **{**SIZES, "pad_token_id": 0}
+    )
+    model = spread(transformers.UMT5ForConditionalGeneration(config), 0.3)
     return LM(model=model, tokenizer=tiny_tokenizer(), family="encoder-decoder")
 
 
@@ -74,8 +117,16 @@ MODELS = {
     "gpt2": gpt2,
     "mistral with a window": sliding,
     "bloom": bloom,
+    "t5": t5,
+    "umt5": umt5,
     "bart": bart,
+    "mbart": mbart,
+    "pegasus": pegasus,
+    "marian": marian,
+    "m2m100": m2m100,
 }
+APART = {"mistral with a window", "m2m100"}
+"""Rows of different age cannot share a batch: windows; positions that the model works out from ids."""
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
@@ -98,15 +149,28 @@ def test_a_first_token_that_the_generation_config_forces_comes_first():
         assert completion.logp[0] == 0
 
 
-def test_tokens_do_not_depend_on_the_size_of_the_batch(lm):
+@pytest.mark.parametrize("kv_cache", [True, False])
+def test_tokens_do_not_depend_on_the_size_of_the_batch(lm, kv_cache, request):
     # many ends, so that rows leave and enter a running batch at all times
     settings = lm.model.generation_config
     before, settings.eos_token_id = settings.eos_token_id, [1, *range(8, 20)]
     options = {"sampler": HOT, "completions": 3, "max_new_tokens": 9}
-    sizes = [generate(lm, PROMPTS, engine=Transformers(batch_size=size), **options) for size in (1, 4)]
+    alone = generate(lm, PROMPTS, engine=Transformers(batch_size=1), **options)
+    engine = Transformers(batch_size=4, kv_cache=kv_cache).build()
+    entered = []
+    engine.sync(lm)
+    model = engine.step_model
+    replace = model.replace
+    model.replace = lambda cache, index, new: entered.append(len(index)) or replace(cache, index, new)
+    engine.sync = lambda lm: None
+    together = generate(lm, PROMPTS, engine=engine, **options)
     settings.eos_token_id = before
-    assert len({len(c.token_ids) for c in sizes[0]}) > 3
-    assert [c.token_ids for c in sizes[0]] == [c.token_ids for c in sizes[1]]
+    assert len({len(c.token_ids) for c in alone}) >= 3
+    assert [c.token_ids for c in alone] == [c.token_ids for c in together]
+    for one, other in zip(alone, together, strict=True):
+        assert other.logp == pytest.approx(one.logp, abs=1e-4)
+    assert model.joins == (request.node.callspec.params["lm"] not in APART)
+    assert bool(entered) == model.joins, "nobody entered a running batch"
 
 
 def test_a_model_without_a_cache_is_read_anew_at_every_step():
