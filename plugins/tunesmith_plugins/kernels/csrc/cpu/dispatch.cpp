@@ -33,7 +33,7 @@ bool cpu_has_avx2() {
   __cpuidex(info, 7, 0);
   return os_saves_ymm && (info[1] & (1 << 5));
 #else
-  return __builtin_cpu_supports("avx2");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("popcnt");
 #endif
 }
 #endif

@@ -1,16 +1,11 @@
-// The inner loops that have one version per instruction set. Every version gives the same bits.
+// The inner loops of int8 that have one version per instruction set (those of sampling: sampling.h), and the choice
+// among the sets. Every version gives the same bits.
 #pragma once
 
 #include <stdint.h>
 
 struct TsKernels {
   const char *name;
-  // The largest value of x[0..n) (-inf for n = 0); *has_nan is set to 1 if there is a NaN, else left alone.
-  float (*row_max)(const float *x, int64_t n, uint8_t *has_nan);
-  // e[i] = exp(z[i] - max); returns the sum of the integer weights at that scale.
-  uint64_t (*exp_row)(const float *z, int64_t n, float max, double scale, double *e);
-  // z[i] /= divisor
-  void (*divide)(float *z, int64_t n, float divisor);
   // Widens [*lowest, *highest] to hold x; returns 0 if a value is not finite.
   int (*row_range)(const float *x, int64_t n, float *lowest, float *highest);
   void (*quantize)(const float *x, int64_t n, float inverse, int32_t zero_point, uint8_t *q);

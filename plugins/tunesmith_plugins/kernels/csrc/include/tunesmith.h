@@ -99,7 +99,7 @@ TS_API int32_t ts_sample(const ts_sample_args *args);
 TS_API int32_t ts_quantize_rows(const ts_quantize_args *args);
 TS_API int32_t ts_int8_linear(const ts_linear_args *args);
 /* The arithmetic under every weight, open to tests: e[i] = exp(z[i] - max), *total = their integer weights' sum. */
-TS_API int32_t ts_exp_row(const float *z, int64_t n, float max, int64_t vocab, double *e, uint64_t *total);
+TS_API int32_t ts_exp_row(const float *z, int64_t n, float max, int64_t vocab, float *e, uint64_t *total);
 
 /* libtunesmith_cuda: the same arguments with device pointers; work is queued on cuda_stream, nothing waits.
  * The values of the steps are device pointers too, so their ranges are not checked here: the caller checks. */
