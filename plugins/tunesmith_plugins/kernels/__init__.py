@@ -10,26 +10,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import loader, reference
-    from .loader import info, set_isa
-    from .ops import (
+    from . import int8_ops, int8_reference, loader, reference
+    from .int8_ops import (
+        PackedWeight,
         QuantizedRows,
         QuantizedWeight,
-        SampleResult,
-        Status,
-        Step,
-        apply_chain,
         int8_linear,
+        int8_linears,
+        pack_weight,
+        packed_to,
         quantize_rows,
         quantize_weight,
-        sample_chain,
-        supported_steps,
+        unpack_weight,
+        weight_only_linear,
     )
+    from .loader import info, set_isa
+    from .ops import SampleResult, Status, Step, apply_chain, sample_chain, supported_steps
 
-_MODULES = ("loader", "ops", "reference")
-_HOME = {"info": "loader", "set_isa": "loader"}
+_MODULES = ("int8_ops", "int8_reference", "loader", "ops", "reference")
+_INT8 = (
+    "PackedWeight", "QuantizedRows", "QuantizedWeight", "int8_linear", "int8_linears", "pack_weight", "packed_to",
+    "quantize_rows", "quantize_weight", "unpack_weight", "weight_only_linear",
+)  # fmt: skip
+_HOME = {"info": "loader", "set_isa": "loader", **dict.fromkeys(_INT8, "int8_ops")}
 
 __all__ = [
+    "PackedWeight",
     "QuantizedRows",
     "QuantizedWeight",
     "SampleResult",
@@ -38,13 +44,20 @@ __all__ = [
     "apply_chain",
     "info",
     "int8_linear",
+    "int8_linears",
+    "int8_ops",
+    "int8_reference",
     "loader",
+    "pack_weight",
+    "packed_to",
     "quantize_rows",
     "quantize_weight",
     "reference",
     "sample_chain",
     "set_isa",
     "supported_steps",
+    "unpack_weight",
+    "weight_only_linear",
 ]
 
 

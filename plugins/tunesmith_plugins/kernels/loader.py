@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 """The version of the C interface this file speaks; a library of another version is refused."""
 
 TS_OK = 0
@@ -149,14 +149,17 @@ class Library:
             )
         self.sample = self._function(f"{prefix}sample", ctypes.c_int32, ctypes.c_void_p)
         self.quantize_rows = self._function(f"{prefix}quantize_rows", ctypes.c_int32, ctypes.c_void_p)
-        self.int8_linear = self._function(f"{prefix}int8_linear", ctypes.c_int32, ctypes.c_void_p)
         if prefix == "ts_":
+            self.int8_linears = self._function("ts_int8_linears", ctypes.c_int32, ctypes.c_void_p)
+            sizes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+            self.int8_pack = self._function("ts_int8_pack", ctypes.c_int32, *sizes)
             self.isa_available = self._function("ts_isa_available", ctypes.c_char_p)
             self.isa_current = self._function("ts_isa_current", ctypes.c_char_p)
             self.isa_set = self._function("ts_isa_set", ctypes.c_int32, ctypes.c_char_p)
             row = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
             self.exp_row = self._function("ts_exp_row", ctypes.c_int32, *row)
         else:
+            self.int8_linear = self._function("ts_cuda_int8_linear", ctypes.c_int32, ctypes.c_void_p)
             size = (ctypes.c_int64,) * 3
             self.sample_workspace = self._function(f"{prefix}sample_workspace", ctypes.c_int64, *size)
 

@@ -76,41 +76,12 @@ class ChainResult(NamedTuple):
     status: Tensor
 
 
-class QuantizedRows(NamedTuple):
-    """Rows in 8 bits: ``x`` is about ``scale[:, None] * (q - zero_point[:, None])``.
-
-    Attributes:
-        q: ``(rows, k)`` uint8.
-        scale: ``(rows,)`` float32.
-        zero_point: ``(rows,)`` int32 in [0, 255].
-    """
-
-    q: Tensor
-    scale: Tensor
-    zero_point: Tensor
-
-
-class QuantizedWeight(NamedTuple):
-    """A weight in 8 bits: ``w`` is about ``scale[:, None] * q``.
-
-    Attributes:
-        q: ``(n, k)`` int8 in [-127, 127].
-        scale: ``(n,)`` float32.
-        sum: ``(n,)`` int32, ``q`` summed over k.
-    """
-
-    q: Tensor
-    scale: Tensor
-    sum: Tensor
-
-
 def supported_steps() -> tuple[str, ...]:
     """Return the names a :class:`Step` can have."""
     return reference.OPS
 
 
 _LOGITS = {torch.float32: loader.F32, torch.bfloat16: loader.BF16, torch.float16: loader.F16}
-_ACTIVATIONS = {torch.float32: loader.F32, torch.bfloat16: loader.BF16}
 _VALUES = {torch.float64: loader.F64, torch.int64: loader.I64}
 _CODES = {op: code for code, op in enumerate(reference.OPS)}
 
@@ -375,147 +346,6 @@ def apply_chain(
     return ChainResult(*torch.ops.tunesmith.apply_chain(logits, codes, values, history, history_lengths))
 
 
-# ---- int8 -------------------------------------------------------------------------------------------------------
-
-
-def _check_activations(x: Tensor) -> None:
-    if x.dtype not in _ACTIVATIONS or x.ndim < 1 or x.shape[-1] < 1:
-        raise ValueError(f"x must be (..., k) in float32 or bfloat16 with k >= 1, not {x.dtype} {tuple(x.shape)}")
-
-
-def _quantize_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    x = _rows(x.detach())
-    library = _native(x.device)
-    if library is None:
-        return reference.quantize_rows(x)
-    rows, k = x.shape
-    q = torch.empty((rows, k), dtype=torch.uint8, device=x.device)
-    scale = torch.empty(rows, dtype=torch.float32, device=x.device)
-    zero_point = torch.empty(rows, dtype=torch.int32, device=x.device)
-    arguments = loader.QuantizeArgs(
-        x=x.data_ptr(), rows=rows, k=k, row_stride=x.stride(0), dtype=_ACTIVATIONS[x.dtype], q=q.data_ptr(),
-        scale=scale.data_ptr(), zero_point=zero_point.data_ptr(), cuda_stream=_stream(x.device),
-    )  # fmt: skip
-    library.check(library.quantize_rows(ctypes.byref(arguments)))
-    return q, scale, zero_point
-
-
-def quantize_rows(x: Tensor) -> QuantizedRows:
-    """Quantise every row to 8 bits with its own scale and zero point, round half to even.
-
-    The range always holds 0, so 0 is exact. A row with a NaN or an infinity gets scale NaN, zero point 0 and zeros.
-
-    Args:
-        x: ``(rows, k)`` float32 or bfloat16.
-
-    Raises:
-        ValueError: wrong shape or dtype.
-    """
-    _check_activations(x)
-    if x.ndim != 2:
-        raise ValueError(f"x must be (rows, k), not {tuple(x.shape)}")
-    return QuantizedRows(*(_quantize_rows(x) if _plain(x) else torch.ops.tunesmith.quantize_rows(x)))
-
-
-def quantize_weight(w: Tensor) -> QuantizedWeight:
-    """Quantise a weight to int8, symmetric, one scale per output channel (absmax / 127), round half to even.
-
-    Args:
-        w: ``(n, k)`` floating point, as of ``torch.nn.Linear``.
-
-    Raises:
-        ValueError: not two-dimensional, longer than the accumulators allow, or not finite.
-    """
-    if w.ndim != 2 or not w.is_floating_point() or w.shape[1] < 1:
-        raise ValueError(f"w must be floating point (n, k) with k >= 1, not {w.dtype} {tuple(w.shape)}")
-    _check_k(w.shape[1])
-    w = w.detach().float()
-    finite = w.isfinite().all(-1)
-    if not bool(finite.all()):
-        raise ValueError(f"output channel {int((~finite).nonzero()[0, 0])} of the weight has a NaN or infinite value")
-    largest = w.abs().amax(-1)
-    scale = (largest / torch.full_like(largest, 127.0)).clamp(min=2.0**-126)
-    q = torch.round(w / scale[:, None]).clamp(-127, 127).to(torch.int8)
-    return QuantizedWeight(q, scale, q.sum(-1, dtype=torch.int32))
-
-
-def _check_k(k: int) -> None:
-    if k > reference.MAX_K:
-        raise ValueError(
-            f"k = {k} is above {reference.MAX_K}, where an int32 sum could overflow; split the layer along k"
-        )
-
-
-def _int8_linear(x: Tensor, qweight: Tensor, scale: Tensor, wsum: Tensor, bias: Tensor | None) -> Tensor:
-    n, k = qweight.shape
-    rows = _rows(x.detach().reshape(-1, k))
-    library = _native(x.device)
-    if library is None:
-        return reference.int8_linear(rows, qweight, scale, wsum, bias).reshape(*x.shape[:-1], n)
-    out = torch.empty((*x.shape[:-1], n), dtype=x.dtype, device=x.device)
-    m = rows.shape[0]
-    qweight, scale, wsum = qweight.contiguous(), scale.contiguous(), wsum.contiguous()
-    bias = None if bias is None else bias.detach().float().contiguous()
-    scratch: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
-    if x.device.type == "cuda":
-        scratch = (
-            torch.empty((m, k), dtype=torch.uint8, device=x.device),
-            torch.empty(m, dtype=torch.float32, device=x.device),
-            torch.empty(m, dtype=torch.int32, device=x.device),
-        )
-    arguments = loader.LinearArgs(
-        x=rows.data_ptr(), rows=m, k=k, row_stride=rows.stride(0), dtype=_ACTIVATIONS[x.dtype],
-        weight=qweight.data_ptr(), n=n, weight_scale=scale.data_ptr(), weight_sum=wsum.data_ptr(),
-        bias=_pointer(bias), out=out.data_ptr(), q=_pointer(scratch[0]), row_scale=_pointer(scratch[1]),
-        row_zero_point=_pointer(scratch[2]), cuda_stream=_stream(x.device),
-    )  # fmt: skip
-    library.check(library.int8_linear(ctypes.byref(arguments)))
-    return out
-
-
-def int8_linear(x: Tensor, qweight: Tensor, scale: Tensor, wsum: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return ``x @ w.T + bias`` with the rows of x quantised on the fly and an exact integer product.
-
-    Each row of the result depends on that row of x only, whatever the batch. Gradients pass straight through the
-    rounding: d/dx is that of the dequantised weight (so adapters can be trained on a quantised model).
-
-    Args:
-        x: ``(..., k)`` float32 or bfloat16, the type of the result too.
-        qweight: ``(n, k)`` int8; it, ``scale`` and ``wsum`` come from :func:`quantize_weight`.
-        scale: ``(n,)`` float32.
-        wsum: ``(n,)`` int32, ``qweight`` summed over k.
-        bias: ``(n,)`` floating point, added in float32, or None.
-
-    Returns:
-        ``(..., n)``. Rows of x with a NaN or an infinity give NaN.
-
-    Raises:
-        ValueError: wrong shapes or dtypes, or k above 65792.
-    """
-    _check_activations(x)
-    if qweight.ndim != 2 or qweight.dtype != torch.int8 or qweight.shape[1] != x.shape[-1]:
-        raise ValueError(
-            f"qweight must be int8 (n, {x.shape[-1]}) for x {tuple(x.shape)}, "
-            f"not {qweight.dtype} {tuple(qweight.shape)}"
-        )
-    n, k = qweight.shape
-    _check_k(k)
-    for name, tensor, dtype in (("scale", scale, torch.float32), ("wsum", wsum, torch.int32), ("bias", bias, None)):
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != (n,) or (not tensor.is_floating_point() if dtype is None else tensor.dtype != dtype):
-            raise ValueError(
-                f"{name} must be {dtype or 'floating point'} ({n},), not {tensor.dtype} {tuple(tensor.shape)}"
-            )
-    for tensor in (qweight, scale, wsum, bias):
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"x is on {x.device}, the layer on {tensor.device}")
-    learns = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-    if not learns and _plain(x, qweight, scale, wsum, bias):
-        return _int8_linear(x, qweight, scale, wsum, bias)
-    return torch.ops.tunesmith.int8_linear(x, qweight, scale, wsum, bias)  # type: ignore[no-any-return]
-
-
 # ---- torch.library ----------------------------------------------------------------------------------------------
 
 _library = torch.library.Library("tunesmith", "FRAGMENT")
@@ -527,8 +357,6 @@ _library.define(
 _library.define(
     "apply_chain(Tensor logits, int[] ops, Tensor values, Tensor? history, Tensor? history_lengths) -> (Tensor, Tensor)"
 )
-_library.define("quantize_rows(Tensor x) -> (Tensor, Tensor, Tensor)")
-_library.define("int8_linear(Tensor x, Tensor qweight, Tensor scale, Tensor wsum, Tensor? bias) -> Tensor")
 
 
 def _named(ops: Sequence[int], values: Tensor) -> list[tuple[str, Tensor]]:
@@ -567,43 +395,9 @@ def _apply_chain_fake(
     )
 
 
-def _quantize_rows_fake(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    rows = x.shape[0]
-    return (
-        x.new_empty(x.shape, dtype=torch.uint8),
-        x.new_empty(rows, dtype=torch.float32),
-        x.new_empty(rows, dtype=torch.int32),
-    )
-
-
-def _int8_linear_fake(x: Tensor, qweight: Tensor, scale: Tensor, wsum: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty((*x.shape[:-1], qweight.shape[0]))
-
-
-def _int8_linear_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    _, qweight, scale, _, bias = inputs
-    ctx.save_for_backward(qweight, scale)
-    ctx.bias_dtype = None if bias is None else bias.dtype  # type: ignore[attr-defined]
-
-
-def _int8_linear_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    qweight, scale = ctx.saved_tensors  # type: ignore[attr-defined]
-    dx = dbias = None
-    if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
-        dx = (grad * scale.to(grad.dtype)) @ qweight.to(grad.dtype)
-    if ctx.needs_input_grad[4]:  # type: ignore[attr-defined]
-        dbias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)  # type: ignore[attr-defined]
-    return dx, None, None, None, dbias
-
-
 for _name, _body, _fake in (
     ("sample_chain", _sample_chain_op, _sample_chain_fake),
     ("apply_chain", _apply_chain_op, _apply_chain_fake),
-    ("quantize_rows", _quantize_rows, _quantize_rows_fake),
-    ("int8_linear", _int8_linear, _int8_linear_fake),
 ):
     _library.impl(_name, _body, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tunesmith::{_name}", _fake, lib=_library)
-torch.library.register_autograd(
-    "tunesmith::int8_linear", _int8_linear_backward, setup_context=_int8_linear_context, lib=_library
-)

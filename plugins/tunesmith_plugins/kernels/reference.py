@@ -34,9 +34,6 @@ OPS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
 EDITS = ("repetition_penalty", "temperature")
 """Steps that change values; the others drop tokens."""
 
-MAX_K = 65792
-"""Longest row of an int8 linear layer: 255 * 128 * MAX_K < 2^31, so no int32 sum can overflow."""
-
 _LOG2E = float.fromhex("0x1.715476p+0")
 _EXP = tuple(
     map(float.fromhex, ("0x1.0fa7dap-7", "0x1.573adp-5", "0x1.555a6ep-3", "0x1.fffdc4p-2", "0x1.fffff6p-1", "1"))
@@ -279,30 +276,3 @@ def sample_chain(
     raw = torch.where(bad[:, None], 0.0, logits.float())
     values = of(raw, logp_raw), of(processed, logp_processed), of(z, logp_truncated)
     return torch.where(bad, -1, token), status, *values
-
-
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantise every row of ``x (rows, k)`` to u8 with its own scale and zero point; see :func:`ops.quantize_rows`."""
-    x = x.float()
-    bad = ~x.isfinite().all(-1)
-    safe = torch.where(bad[:, None], 0.0, x)
-    lowest, highest = safe.amin(-1).clamp(max=0.0), safe.amax(-1).clamp(min=0.0)
-    by = torch.full_like(highest, 255.0)
-    scale = (highest / by - lowest / by).clamp(min=2.0**-126)
-    inverse = torch.ones_like(scale) / scale
-    zero_point = torch.round(-lowest * inverse).to(torch.int32).clamp(max=255)
-    q = torch.round(safe * inverse[:, None]).to(torch.int32) + zero_point[:, None]
-    q = torch.where(bad[:, None], 0, q.clamp(0, 255)).to(torch.uint8)
-    return q, torch.where(bad, math.nan, scale), torch.where(bad, 0, zero_point)
-
-
-def int8_linear(x: Tensor, qweight: Tensor, scale: Tensor, wsum: Tensor, bias: Tensor | None) -> Tensor:
-    """Quantise the rows of ``x (rows, k)``, multiply in integers, dequantise; see :func:`ops.int8_linear`."""
-    q, row_scale, zero_point = quantize_rows(x)
-    # float64 holds every partial sum exactly (they stay below 2^31), and its matrix product is the fast one in torch.
-    acc = (q.double() @ qweight.double().t()).to(torch.int32)
-    dot = (acc - zero_point[:, None] * wsum[None, :]).float()
-    y = dot * (row_scale[:, None] * scale[None, :])
-    if bias is not None:
-        y = y + bias
-    return y.to(x.dtype)

@@ -10,13 +10,17 @@ import torch
 from torch import Tensor
 
 from tunesmith_plugins import kernels
-from tunesmith_plugins.kernels import reference
+from tunesmith_plugins.kernels import int8_reference as reference
 
 
 def layer(n: int, k: int, seed: int = 0) -> tuple[Tensor, kernels.QuantizedWeight, Tensor]:
     torch.manual_seed(seed)
     weight = torch.randn(n, k) / k**0.5
     return weight, kernels.quantize_weight(weight), torch.randn(n)
+
+
+def packed(weight: kernels.QuantizedWeight) -> kernels.PackedWeight:
+    return kernels.pack_weight(weight.q, weight.scale)
 
 
 def in_64_bits(x: Tensor, weight: kernels.QuantizedWeight) -> np.ndarray:
@@ -31,7 +35,7 @@ def test_the_product_is_exact_around_every_tile_edge(serving: str, k: int) -> No
         _, weight, bias = layer(n, k, seed=n)
         for m in (1, 2, 3, 4, 5, 9):
             x = torch.randn(m, k)
-            found = kernels.int8_linear(x, *weight, bias)
+            found = kernels.int8_linear(x, packed(weight), bias)
             scales = kernels.quantize_rows(x).scale[:, None] * weight.scale[None, :]
             expected = torch.from_numpy(in_64_bits(x, weight)).float() * scales + bias
             assert torch.equal(found, expected), (m, n, k)
@@ -50,8 +54,9 @@ def test_native_has_the_bits_of_the_reference_at_every_magnitude(isa: str, dtype
         x[3] = -x[3].abs()
         for found, expected in zip(kernels.quantize_rows(x), reference.quantize_rows(x), strict=True):
             assert torch.equal(found, expected)
-        arguments = (x, *weight, bias if with_bias else None)
-        found, expected = kernels.int8_linear(*arguments), reference.int8_linear(*arguments)
+        added = bias if with_bias else None
+        found = kernels.int8_linear(x, packed(weight), added)
+        expected = reference.int8_linear(x, *weight, added)
         assert found.dtype == dtype
         assert torch.equal(found, expected)
 
@@ -62,19 +67,19 @@ def test_extreme_values_neither_saturate_nor_overflow(serving: str, extreme: int
     k = reference.MAX_K
     weight = torch.full((2, k), extreme, dtype=torch.int8)
     x = torch.full((3, k), 255.0)
-    found = kernels.int8_linear(x, weight, torch.ones(2), weight.sum(-1, dtype=torch.int32))
+    layer = kernels.pack_weight(weight, torch.ones(2))
+    found = kernels.int8_linear(x, layer)
     assert (found == float(np.float32(255 * extreme * k))).all()
     mixed = torch.full((1, k), 255.0)
     mixed[:, ::2] = 0
-    low = kernels.int8_linear(-mixed, weight, torch.ones(2), weight.sum(-1, dtype=torch.int32))
+    low = kernels.int8_linear(-mixed, layer)
     assert (low == float(np.float32(-255 * extreme * (k // 2)))).all()
 
 
 def test_rows_longer_than_the_accumulator_allows_are_refused(native: dict[str, Any]) -> None:
     k = reference.MAX_K + 1
-    weight = torch.zeros(1, k, dtype=torch.int8)
     with pytest.raises(ValueError, match="int32 sum could overflow"):
-        kernels.int8_linear(torch.zeros(1, k), weight, torch.ones(1), torch.zeros(1, dtype=torch.int32))
+        kernels.pack_weight(torch.zeros(1, k, dtype=torch.int8), torch.ones(1))
     with pytest.raises(ValueError, match="int32 sum could overflow"):
         kernels.quantize_weight(torch.zeros(1, k))
 
@@ -82,9 +87,9 @@ def test_rows_longer_than_the_accumulator_allows_are_refused(native: dict[str, A
 def test_rows_that_are_not_finite_give_nan_and_leave_the_others_alone(serving: str) -> None:
     _, weight, bias = layer(10, 40)
     x = torch.randn(4, 40)
-    clean = kernels.int8_linear(x, *weight, bias)
+    clean = kernels.int8_linear(x, packed(weight), bias)
     x[1, 39], x[2, 0] = torch.nan, -torch.inf
-    found = kernels.int8_linear(x, *weight, bias)
+    found = kernels.int8_linear(x, packed(weight), bias)
     assert found[1:3].isnan().all()
     assert torch.equal(found[[0, 3]], clean[[0, 3]])
     rows = kernels.quantize_rows(x)
@@ -119,19 +124,19 @@ def test_a_row_does_not_depend_on_the_batch_or_on_strides(serving: str) -> None:
     _, weight, bias = layer(70, 50)
     wide = torch.randn(11, 80)
     x = wide[:, 10:60]
-    whole = kernels.int8_linear(x, *weight, bias)
-    assert torch.equal(torch.cat([kernels.int8_linear(row[None], *weight, bias) for row in x]), whole)
-    assert torch.equal(kernels.int8_linear(x.t().contiguous().t(), *weight, bias), whole)
-    assert torch.equal(kernels.int8_linear(x.reshape(1, 11, 50), *weight, bias)[0], whole)
-    assert kernels.int8_linear(x[:0], *weight, bias).shape == (0, 70)
-    assert kernels.int8_linear(x[0], *weight, bias).shape == (70,)
+    whole = kernels.int8_linear(x, packed(weight), bias)
+    assert torch.equal(torch.cat([kernels.int8_linear(row[None], packed(weight), bias) for row in x]), whole)
+    assert torch.equal(kernels.int8_linear(x.t().contiguous().t(), packed(weight), bias), whole)
+    assert torch.equal(kernels.int8_linear(x.reshape(1, 11, 50), packed(weight), bias)[0], whole)
+    assert kernels.int8_linear(x[:0], packed(weight), bias).shape == (0, 70)
+    assert kernels.int8_linear(x[0], packed(weight), bias).shape == (70,)
 
 
 def test_the_error_of_a_gaussian_layer_is_that_of_eight_bits(serving: str) -> None:
     weight, quantised, bias = layer(256, 768)
     x = torch.randn(64, 768)
     exact = x.double() @ weight.double().T + bias
-    error = kernels.int8_linear(x, *quantised, bias).double() - exact
+    error = kernels.int8_linear(x, packed(quantised), bias).double() - exact
     signal_to_noise = 10 * torch.log10((exact**2).mean() / (error**2).mean())
     assert signal_to_noise > 36  # dB
 
@@ -150,7 +155,7 @@ def test_gradients_are_those_of_the_dequantised_weight(serving: str) -> None:
     _, weight, bias = layer(12, 20)
     x, bias = torch.randn(3, 5, 20, requires_grad=True), bias.requires_grad_()
     upstream = torch.randn(3, 5, 12)
-    kernels.int8_linear(x, *weight, bias).backward(upstream)
+    kernels.int8_linear(x, packed(weight), bias).backward(upstream)
     assert x.grad is not None
     torch.testing.assert_close(x.grad, upstream @ (weight.q * weight.scale[:, None]))
     torch.testing.assert_close(bias.grad, upstream.sum((0, 1)))
@@ -158,11 +163,22 @@ def test_gradients_are_those_of_the_dequantised_weight(serving: str) -> None:
 
 def test_wrong_shapes_and_types_are_named(native: dict[str, Any]) -> None:
     _, weight, _ = layer(4, 6)
+    made = packed(weight)
     with pytest.raises(ValueError, match="x must be"):
-        kernels.int8_linear(torch.zeros(2, 6, dtype=torch.float64), *weight)
-    with pytest.raises(ValueError, match="qweight must be int8"):
-        kernels.int8_linear(torch.zeros(2, 5), *weight)
+        kernels.int8_linear(torch.zeros(2, 6, dtype=torch.float64), made)
+    with pytest.raises(ValueError, match=r"the layer takes \(\.\.\., 6\)"):
+        kernels.int8_linear(torch.zeros(2, 5), made)
     with pytest.raises(ValueError, match="scale must be"):
-        kernels.int8_linear(torch.zeros(2, 6), weight.q, weight.scale[:3], weight.sum)
+        kernels.pack_weight(weight.q, weight.scale[:3])
+    with pytest.raises(ValueError, match="q must be int8"):
+        kernels.pack_weight(weight.q.int(), weight.scale)
     with pytest.raises(ValueError, match="bias must be floating point"):
-        kernels.int8_linear(torch.zeros(2, 6), *weight, torch.zeros(4, dtype=torch.int64))
+        kernels.int8_linear(torch.zeros(2, 6), made, torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="unknown activation 'tanh'; there are relu"):
+        kernels.int8_linear(torch.zeros(2, 6), made, activation="tanh")
+    with pytest.raises(ValueError, match="static must be"):
+        kernels.int8_linear(torch.zeros(2, 6), made, static=(0.0, 3))
+    with pytest.raises(ValueError, match="group_size must be 32 or a multiple of 64"):
+        kernels.pack_weight(weight.q, weight.scale, group_size=33)
+    with pytest.raises(ValueError, match="1 weights, 2 biases"):
+        kernels.int8_linears(torch.zeros(2, 6), [made], [None, None])

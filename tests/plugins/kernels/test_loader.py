@@ -22,7 +22,7 @@ steps = [kernels.Step("temperature", torch.tensor([0.7]).double()), kernels.Step
 for _ in range(2):
     result = kernels.sample_chain(logits, steps, torch.arange(4), torch.arange(4), torch.arange(4), logp_raw=True)
 weight = kernels.quantize_weight(torch.randn(5, 30))
-y = kernels.int8_linear(torch.randn(3, 30), *weight)
+y = kernels.int8_linear(torch.randn(3, 30), kernels.pack_weight(weight.q, weight.scale))
 print(kernels.info()["isa"], result.token.tolist(), result.logp_raw.tolist(), y.tolist())
 """
 

@@ -46,10 +46,14 @@ def test_the_sanitized_program_passes(tmp_path: Path) -> None:
     if built.returncode and "sanitize" in built.stdout + built.stderr and "cannot find" in built.stdout + built.stderr:
         pytest.skip("the compiler has no sanitizer libraries")
     assert built.returncode == 0, built.stdout + built.stderr
-    done = run(tmp_path / "tunesmith_native_tests")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "all checks passed" in done.stdout
-    print(done.stdout)
+    for program, last in (
+        ("tunesmith_native_tests", "all checks passed"),
+        ("tunesmith_int8_tests", "all int8 checks passed"),
+    ):
+        done = run(tmp_path / program)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert last in done.stdout
+        print(done.stdout)
 
 
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "/nowhere/no-such-compiler"])

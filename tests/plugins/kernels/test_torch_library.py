@@ -31,8 +31,10 @@ def test_opcheck_of_the_sampling_chain(native: dict[str, Any], greedy: bool) -> 
 @pytest.mark.parametrize("grad", [False, True])
 def test_opcheck_of_the_int8_layer(native: dict[str, Any], grad: bool) -> None:
     weight = kernels.quantize_weight(torch.randn(7, 9))
-    x = torch.randn(2, 3, 9, requires_grad=grad)
-    torch.library.opcheck(torch.ops.tunesmith.int8_linear.default, (x, *weight, torch.randn(7, requires_grad=grad)))
+    x, bias = torch.randn(2, 3, 9, requires_grad=grad), torch.randn(7, requires_grad=grad)
+    packed = kernels.pack_weight(weight.q, weight.scale)
+    for mode in range(3):
+        torch.library.opcheck(torch.ops.tunesmith.int8_linear.default, (x, *packed, bias, "", mode, 0.02, 128))
     torch.library.opcheck(torch.ops.tunesmith.quantize_rows.default, (torch.randn(4, 9),))
 
 
@@ -53,10 +55,12 @@ def test_sampling_compiles_whole_and_draws_the_same(native: dict[str, Any]) -> N
 
 def test_an_int8_model_compiles_whole_exports_and_trains(native: dict[str, Any]) -> None:
     weight = kernels.quantize_weight(torch.randn(8, 6))
+    packed = kernels.pack_weight(weight.q, weight.scale)
 
     class Layer(torch.nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return kernels.int8_linear(x * 2, *weight).relu()
+            first, second = kernels.int8_linears(x * 2, [packed, packed], activations=["relu", None])
+            return first + second + kernels.weight_only_linear(x, packed)
 
     x = torch.randn(4, 6)
     expected = Layer()(x)

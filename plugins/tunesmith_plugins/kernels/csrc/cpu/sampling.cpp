@@ -1,10 +1,12 @@
 // The sampling chain: checks the arguments and shares out the rows; chain_row.cpp does the work of one.
 #include <math.h>
 
+#include <atomic>
+
 #include "chain_row.h"
 #include "error.h"
-#include "isa.h"
 #include "numeric.h"
+#include "pool.h"
 #include "tunesmith.h"
 
 namespace {
@@ -54,32 +56,99 @@ int32_t check(const ts_sample_args &a) {
   return TS_OK;
 }
 
+// Rows of a call shared among threads; the code of the first one that fails, or TS_OK.
+struct Call {
+  const ts_sample_args &args;
+  const ChainPlan plan;
+  const TsSampling &kernels;
+  std::atomic<int32_t> code{TS_OK};
+
+  int32_t run_row(int64_t row) const {
+    return ts_guard([this, row]() -> int32_t {
+      static thread_local ChainRow worker;
+      worker.run(args, plan, kernels, row);
+      return TS_OK;
+    });
+  }
+};
+
+// Waking a thread takes some 50 us, and what one row takes is known roughly: a third of a nanosecond for a weight, a
+// tenth for a look.
+bool worth_sharing(const ts_sample_args &a) {
+  bool weighs = a.logp_raw || a.logp_processed || a.step_count == 0;
+  for (int64_t s = 0; s < a.step_count && !weighs; ++s) {
+    if (a.steps[s].op == TS_TOP_P) weighs = true;
+    if (!ts_is_edit(a.steps[s].op)) break;
+  }
+  return (double)a.batch * (double)a.vocab * (weighs ? .6 : .15) > 200e3;
+}
+
 }  // namespace
 
 extern "C" int32_t ts_sample(const ts_sample_args *args) {
   return ts_guard([args]() -> int32_t {
     if (!args) return ts_fail(TS_INVALID, "no arguments");
-    const int32_t code = check(*args);
-    if (code != TS_OK) return code;
-    const TsKernels *kernels = ts_kernels();
+    const int32_t checked = check(*args);
+    if (checked != TS_OK) return checked;
+    const TsSampling *kernels = ts_sampling();
     if (!kernels) return TS_UNSUPPORTED;
-    if (args->batch == 0) return TS_OK;
-    const ChainPlan plan(*args);
-    static thread_local ChainRow worker;
-    for (int64_t row = 0; row < args->batch; ++row) worker.run(*args, plan, ts_sampling(*kernels), row);
+    Call call = {*args, ChainPlan(*args), *kernels};
+    if (args->threads > 1 && args->batch > 1 && worth_sharing(*args)) {
+      ts_parallel(
+          args->threads, args->batch,
+          [](void *context, int64_t row) {
+            Call &shared = *(Call *)context;
+            const int32_t code = shared.run_row(row);
+            if (code != TS_OK) shared.code.store(code, std::memory_order_relaxed);
+          },
+          &call);
+      const int32_t code = call.code.load(std::memory_order_relaxed);
+      if (code != TS_OK) return ts_fail(code, "a thread ran out of memory, or failed otherwise, in a row of the batch");
+      return TS_OK;
+    }
+    for (int64_t row = 0; row < args->batch; ++row) {
+      const int32_t code = call.run_row(row);
+      if (code != TS_OK) return code;
+    }
     return TS_OK;
   });
 }
 
+extern "C" int32_t ts_sample_words(const int64_t *w, int64_t count) {
+  if (!w || count != 21) return ts_fail(TS_INVALID, "ts_sample_words takes 21 words, not %lld", (long long)count);
+  ts_sample_args a = {};
+  a.steps = (const ts_step *)w[0];
+  a.step_count = w[1];
+  a.greedy = (int32_t)w[2];
+  a.draw = w[3];
+  a.threads = (int32_t)w[4];
+  a.logits = (const void *)w[5];
+  a.batch = w[6];
+  a.vocab = w[7];
+  a.row_stride = w[8];
+  a.dtype = (int32_t)w[9];
+  a.seed = (const int64_t *)w[10];
+  a.stream = (const int64_t *)w[11];
+  a.position = (const int64_t *)w[12];
+  a.history = (const int64_t *)w[13];
+  a.history_lengths = (const int64_t *)w[14];
+  a.history_width = w[15];
+  a.token = (int64_t *)w[16];
+  a.status = (uint8_t *)w[17];
+  a.logp_raw = (float *)w[18];
+  a.logp_processed = (float *)w[19];
+  a.logp_truncated = (float *)w[20];
+  return ts_sample(&a);
+}
+
 extern "C" int32_t ts_exp_row(const float *z, int64_t n, float max, int64_t vocab, float *e, uint64_t *total) {
   return ts_guard([=]() -> int32_t {
-    const TsKernels *kernels = ts_kernels();
+    const TsSampling *kernels = ts_sampling();
     if (!kernels) return TS_UNSUPPORTED;
     if (n < 0 || vocab < 1 || !total || (n && (!z || !e))) return ts_fail(TS_INVALID, "nothing to compute or to write to");
-    const TsSampling &sampling = ts_sampling(*kernels);
     const TsRow row = {z, n, nullptr, nullptr, nullptr, 0, TS_F32};
-    sampling.exps(z, n, max, e);
-    *total = sampling.mass(&row, max, ts_weight_bits(vocab), -HUGE_VALF, nullptr);
+    kernels->exps(z, n, max, e);
+    *total = kernels->mass(&row, max, ts_weight_bits(vocab), -HUGE_VALF, nullptr);
     return TS_OK;
   });
 }

@@ -1,4 +1,5 @@
-// 16 lanes as two AVX registers, without fused multiply-add. Intrinsics only, as in isa_avx2.cpp.
+// 16 lanes as two AVX registers, without fused multiply-add. Intrinsics only: an
+// inline function of the standard library compiled here could be the copy that the linker keeps for older processors.
 #include <immintrin.h>
 #include <math.h>
 
@@ -90,4 +91,4 @@ TS_LANES void compress(int32_t *ids, float *x, M, uint32_t bits, F v, int32_t fi
 
 #include "sampling_lanes.h"
 
-extern const TsSampling ts_sampling_avx2 = {"avx2", scan, collect, mass, sample, weights, exps, divide, below};
+extern const TsSampling ts_sampling_avx2 = {scan, collect, mass, sample, weights, exps, divide, below};

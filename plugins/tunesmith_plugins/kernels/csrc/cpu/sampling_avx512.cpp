@@ -1,4 +1,5 @@
-// 16 lanes as one AVX-512 register, without fused multiply-add. Intrinsics only, as in isa_avx2.cpp.
+// 16 lanes as one AVX-512 register, without fused multiply-add. Intrinsics only: an
+// inline function of the standard library compiled here could be the copy that the linker keeps for older processors.
 #include <immintrin.h>
 #include <math.h>
 
@@ -57,4 +58,4 @@ TS_LANES void compress(int32_t *ids, float *x, M m, uint32_t, F v, int32_t first
 
 #include "sampling_lanes.h"
 
-extern const TsSampling ts_sampling_avx512 = {"avx512", scan, collect, mass, sample, weights, exps, divide, below};
+extern const TsSampling ts_sampling_avx512 = {scan, collect, mass, sample, weights, exps, divide, below};

@@ -4,8 +4,6 @@
 
 #include <stdint.h>
 
-#include "isa.h"
-
 constexpr int kLanes = 16;          // values handled together
 constexpr int64_t kBlock = 256;     // tokens of a block: lane j of a block is the tokens 16 i + j, i < 16
 constexpr int64_t kBlockGroups = kBlock / kLanes;
@@ -23,7 +21,6 @@ struct TsRow {
 };
 
 struct TsSampling {
-  const char *name;
   // Writes the largest x of every lane of every block, ceil(n / 256) * 16 of them; returns the largest of all. Sets
   // *has_nan if any token, marked or not, is a NaN (the maxima then mean nothing).
   float (*scan)(const TsRow *row, float *lanes, uint8_t *has_nan);
@@ -53,5 +50,5 @@ extern const TsSampling ts_sampling_avx512;
 extern const TsSampling ts_sampling_neon;
 #endif
 
-// The version that belongs to the chosen instruction set.
-const TsSampling &ts_sampling(const TsKernels &kernels);
+// The chosen version, or null with a message set when TUNESMITH_ISA cannot be honoured.
+const TsSampling *ts_sampling();

@@ -1,0 +1,520 @@
+"""Int8 linear layers: weights packed once, rows quantised while the model runs, exact integer products.
+
+Like the sampling operations of ``ops.py``: straight to the native library in eager mode on plain tensors, otherwise
+through ``torch.ops.tunesmith.*`` (torch.compile, export, fake tensors, autograd), which has the same bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import int8_reference as reference
+from . import loader
+from .int8_native import LayerArgs, LinearsArgs
+from .ops import _native, _plain, _rows, _stream
+
+_DTYPES = {torch.float32: loader.F32, torch.bfloat16: loader.BF16}
+_CODES: dict[str | None, int] = {None: 0, **{name: code for code, name in enumerate(reference.ACTIVATIONS)}}
+_DYNAMIC, _STATIC, _WEIGHT_ONLY = range(3)
+
+
+class QuantizedRows(NamedTuple):
+    """Rows in 8 bits: ``x`` is about ``scale[:, None] * (q - zero_point[:, None])``.
+
+    Attributes:
+        q: ``(rows, k)`` uint8.
+        scale: ``(rows,)`` float32.
+        zero_point: ``(rows,)`` int32 in [0, 255].
+    """
+
+    q: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+
+class QuantizedWeight(NamedTuple):
+    """A weight in 8 bits: ``w`` is about ``scale[:, None] * q``.
+
+    Attributes:
+        q: ``(n, k)`` int8 in [-127, 127].
+        scale: ``(n,)`` float32.
+        sum: ``(n,)`` int32, ``q`` summed over k.
+    """
+
+    q: Tensor
+    scale: Tensor
+    sum: Tensor
+
+
+class PackedWeight(NamedTuple):
+    """A weight as the kernels read it; made by :func:`pack_weight`, turned back by :func:`unpack_weight`.
+
+    Attributes:
+        data: on the CPU int8 ``(ceil(n/64), ceil(k/64)*16, 64, 4)``, padded with zeros; elsewhere int8 ``(n, k)``.
+        scale: ``(n,)`` float32, or ``(groups, n)``.
+        sum: int32 of the same shape, the integers summed over k (over each group).
+        n: output channels.
+        k: input channels.
+        group_size: steps of k that share a scale; 0 for one scale an output channel.
+    """
+
+    data: Tensor
+    scale: Tensor
+    sum: Tensor
+    n: int
+    k: int
+    group_size: int
+
+
+# ---- weights ----------------------------------------------------------------------------------------------------
+
+
+def _check_k(k: int) -> None:
+    if k > reference.MAX_K:
+        raise ValueError(
+            f"k = {k} is above {reference.MAX_K}, where an int32 sum could overflow; split the layer along k"
+        )
+
+
+def quantize_weight(w: Tensor) -> QuantizedWeight:
+    """Quantise a weight to int8, symmetric, one scale per output channel (absmax / 127), round half to even.
+
+    Args:
+        w: ``(n, k)`` floating point, as of ``torch.nn.Linear``.
+
+    Raises:
+        ValueError: not two-dimensional, longer than the accumulators allow, or not finite.
+    """
+    if w.ndim != 2 or not w.is_floating_point() or w.shape[1] < 1:
+        raise ValueError(f"w must be floating point (n, k) with k >= 1, not {w.dtype} {tuple(w.shape)}")
+    _check_k(w.shape[1])
+    w = w.detach().float()
+    finite = w.isfinite().all(-1)
+    if not bool(finite.all()):
+        raise ValueError(f"output channel {int((~finite).nonzero()[0, 0])} of the weight has a NaN or infinite value")
+    largest = w.abs().amax(-1)
+    scale = (largest / torch.full_like(largest, 127.0)).clamp(min=2.0**-126)
+    q = torch.round(w / scale[:, None]).clamp(-127, 127).to(torch.int8)
+    return QuantizedWeight(q, scale, q.sum(-1, dtype=torch.int32))
+
+
+def pack_weight(q: Tensor, scale: Tensor, group_size: int | None = None) -> PackedWeight:
+    """Lay a quantised weight out for the kernels, with the sums that take the zero points out.
+
+    Args:
+        q: ``(n, k)`` int8, any values.
+        scale: ``(n,)`` float32; with ``group_size``, ``(n, ceil(k / group_size))``.
+        group_size: 32 or a multiple of 64: so many steps of k share a scale (only :func:`weight_only_linear` takes these).
+
+    Raises:
+        ValueError: wrong shapes or types, or k above 65792.
+    """
+    if q.ndim != 2 or q.dtype != torch.int8 or q.shape[1] < 1:
+        raise ValueError(f"q must be int8 (n, k) with k >= 1, not {q.dtype} {tuple(q.shape)}")
+    n, k = q.shape
+    _check_k(k)
+    if group_size is not None and (group_size < 32 or (group_size != 32 and group_size % 64)):
+        raise ValueError(f"group_size must be 32 or a multiple of 64, not {group_size}")
+    if group_size is not None and group_size > reference.MAX_K_12:
+        raise ValueError(f"group_size must be at most {reference.MAX_K_12}, not {group_size}; leave it out instead")
+    expected = (n,) if group_size is None else (n, -(-k // group_size))
+    if tuple(scale.shape) != expected or scale.dtype != torch.float32:
+        raise ValueError(f"scale must be float32 {expected}, not {scale.dtype} {tuple(scale.shape)}")
+    q = q.detach()
+    if group_size is None:
+        sums = q.sum(-1, dtype=torch.int32)
+    else:
+        parts = [part.sum(-1, dtype=torch.int32) for part in q.split(group_size, dim=1)]
+        sums, scale = torch.stack(parts), scale.detach().t()
+    data = _pack(q) if q.device.type == "cpu" else q.contiguous()
+    return PackedWeight(data, scale.detach().contiguous(), sums, n, k, group_size or 0)
+
+
+def _pack(q: Tensor) -> Tensor:
+    library = _native(q.device)
+    if library is None or not _plain(q):
+        return reference.pack(q)
+    n, k = q.shape
+    data = torch.empty((-(-n // 64), -(-k // 64) * 16, 64, 4), dtype=torch.int8)
+    q = q.contiguous()
+    library.check(library.int8_pack(q.data_ptr(), n, k, data.data_ptr()))
+    return data
+
+
+def unpack_weight(weight: PackedWeight) -> Tensor:
+    """Return the int8 ``(n, k)`` that was packed, exactly, as a new tensor."""
+    return _unpacked(weight.data, weight.n, weight.k).clone() if weight.data.ndim == 2 else _unpacked(*_shape(weight))
+
+
+def packed_to(weight: PackedWeight, device: torch.device | str) -> PackedWeight:
+    """Return ``weight`` on another device, in that device's layout."""
+    target = torch.device(device)
+    if weight.data.device == target:
+        return weight
+    scale = weight.scale.to(target)
+    q = unpack_weight(weight).to(target)
+    return pack_weight(q, scale.t() if weight.group_size else scale, weight.group_size or None)
+
+
+def _shape(weight: PackedWeight) -> tuple[Tensor, int, int]:
+    return weight.data, weight.n, weight.k
+
+
+def _unpacked(data: Tensor, n: int, k: int) -> Tensor:
+    return data if data.ndim == 2 else reference.unpack(data, n, k)
+
+
+# ---- rows -------------------------------------------------------------------------------------------------------
+
+
+def _check_activations(x: Tensor) -> None:
+    if x.dtype not in _DTYPES or x.ndim < 1 or x.shape[-1] < 1:
+        raise ValueError(f"x must be (..., k) in float32 or bfloat16 with k >= 1, not {x.dtype} {tuple(x.shape)}")
+
+
+def _quantize_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    x = _rows(x.detach())
+    library = _native(x.device)
+    if library is None:
+        return reference.quantize_rows(x)
+    rows, k = x.shape
+    q = torch.empty((rows, k), dtype=torch.uint8, device=x.device)
+    scale = torch.empty(rows, dtype=torch.float32, device=x.device)
+    zero_point = torch.empty(rows, dtype=torch.int32, device=x.device)
+    arguments = loader.QuantizeArgs(
+        x=x.data_ptr(), rows=rows, k=k, row_stride=x.stride(0), dtype=_DTYPES[x.dtype], q=q.data_ptr(),
+        scale=scale.data_ptr(), zero_point=zero_point.data_ptr(), cuda_stream=_stream(x.device),
+    )  # fmt: skip
+    library.check(library.quantize_rows(ctypes.byref(arguments)))
+    return q, scale, zero_point
+
+
+def quantize_rows(x: Tensor) -> QuantizedRows:
+    """Quantise every row to 8 bits with its own scale and zero point, round half to even.
+
+    The range always holds 0, so 0 is exact. A row with a NaN or an infinity gets scale NaN, zero point 0 and zeros.
+
+    Args:
+        x: ``(rows, k)`` float32 or bfloat16.
+
+    Raises:
+        ValueError: wrong shape or dtype.
+    """
+    _check_activations(x)
+    if x.ndim != 2:
+        raise ValueError(f"x must be (rows, k), not {tuple(x.shape)}")
+    return QuantizedRows(*(_quantize_rows(x) if _plain(x) else torch.ops.tunesmith.quantize_rows(x)))
+
+
+# ---- layers -----------------------------------------------------------------------------------------------------
+
+
+def _compute(
+    x: Tensor,
+    data: Tensor,
+    scale: Tensor,
+    sums: Tensor,
+    n: int,
+    k: int,
+    group_size: int,
+    bias: Tensor | None,
+    activation: str,
+    mode: int,
+    static: tuple[float, int] | None,
+) -> Tensor:
+    library = _native(x.device)
+    if library is not None and data.device.type == "cpu":
+        weight = PackedWeight(data, scale, sums, n, k, group_size)
+        return _native_linears(library, x, [weight], [bias], [activation], mode, static)[0]
+    rows = _rows(x.detach().reshape(-1, k))
+    q = _unpacked(data, n, k)
+    if library is not None and mode == _DYNAMIC:
+        y = _cuda_linear(library, rows, q, scale, sums, bias)
+        y = reference.activate(y.float(), activation).to(x.dtype) if activation else y
+    elif mode == _WEIGHT_ONLY:
+        y = reference.weight_only_linear(rows, q, scale, group_size, bias, activation)
+    else:
+        y = reference.int8_linear(rows, q, scale, sums, bias, activation, static)
+    return y.reshape(*x.shape[:-1], n)
+
+
+def _native_linears(
+    library: loader.Library,
+    x: Tensor,
+    weights: Sequence[PackedWeight],
+    biases: Sequence[Tensor | None],
+    activations: Sequence[str | None],
+    mode: int,
+    static: tuple[float, int] | None,
+) -> list[Tensor]:
+    if not x.is_contiguous():
+        x = x.contiguous() if x.ndim != 2 else _rows(x)
+    shape = x.shape
+    k = shape[-1]
+    rows = x.numel() // k
+    count = len(weights)
+    layers = (LayerArgs * count)()
+    keep, outs = [], []
+    for layer, weight, bias, activation in zip(layers, weights, biases, activations, strict=True):
+        n = weight.n
+        out = torch.empty((*shape[:-1], n), dtype=x.dtype)
+        outs.append(out)
+        layer.weight, layer.scale = weight.data.data_ptr(), weight.scale.data_ptr()
+        layer.sum, layer.out = weight.sum.data_ptr(), out.data_ptr()
+        layer.out_stride = layer.n = n
+        if bias is not None:
+            if bias.dtype != torch.float32 or not bias.is_contiguous():
+                bias = bias.detach().float().contiguous()
+            keep.append(bias)
+            layer.bias = bias.data_ptr()
+        if activation:
+            layer.activation = _CODES[activation]
+    scale, zero_point = static or (0.0, 0)
+    arguments = LinearsArgs(
+        x.data_ptr(), rows, k, x.stride(0) if x.ndim == 2 else k, _DTYPES[x.dtype], mode, weights[0].group_size, layers,
+        count, scale, zero_point, torch.get_num_threads(),
+    )  # fmt: skip
+    library.check(library.int8_linears(ctypes.byref(arguments)))
+    return outs
+
+
+def _cuda_linear(
+    library: loader.Library, rows: Tensor, q: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None
+) -> Tensor:
+    m, k = rows.shape
+    n = q.shape[0]
+    out = torch.empty((m, n), dtype=rows.dtype, device=rows.device)
+    bias = None if bias is None else bias.detach().float().contiguous()
+    scratch = torch.empty((m, k), dtype=torch.uint8, device=rows.device)
+    row_scale = torch.empty(m, dtype=torch.float32, device=rows.device)
+    zero_point = torch.empty(m, dtype=torch.int32, device=rows.device)
+    arguments = loader.LinearArgs(
+        x=rows.data_ptr(), rows=m, k=k, row_stride=rows.stride(0), dtype=_DTYPES[rows.dtype],
+        weight=q.data_ptr(), n=n, weight_scale=scale.data_ptr(), weight_sum=sums.data_ptr(),
+        bias=None if bias is None else bias.data_ptr(), out=out.data_ptr(), q=scratch.data_ptr(),
+        row_scale=row_scale.data_ptr(), row_zero_point=zero_point.data_ptr(), cuda_stream=_stream(rows.device),
+    )  # fmt: skip
+    library.check(library.int8_linear(ctypes.byref(arguments)))
+    return out
+
+
+def _check_layer(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str | None) -> None:
+    _check_activations(x)
+    if x.shape[-1] != weight.k:
+        raise ValueError(f"the layer takes (..., {weight.k}), x is {tuple(x.shape)}")
+    if bias is not None and (tuple(bias.shape) != (weight.n,) or not bias.is_floating_point()):
+        raise ValueError(f"bias must be floating point ({weight.n},), not {bias.dtype} {tuple(bias.shape)}")
+    if activation not in _CODES:
+        names = ", ".join(filter(None, reference.ACTIVATIONS))
+        raise ValueError(f"unknown activation {activation!r}; there are {names}")
+    for tensor in (weight.data, bias):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"x is on {x.device}, the layer on {tensor.device}")
+
+
+def _check_per_channel(weight: PackedWeight) -> None:
+    if weight.group_size:
+        raise ValueError(
+            f"the weight has scales for groups of {weight.group_size}, which only weight_only_linear takes"
+        )
+
+
+def _learns(x: Tensor, *biases: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *biases))
+
+
+def _check_static(static: tuple[float, int] | None) -> None:
+    if static is None:
+        return
+    scale, zero_point = static
+    if not 2.0**-126 <= scale < float("inf") or not 0 <= zero_point <= 255:
+        raise ValueError(f"static must be a scale above 0 and a zero point in [0, 255], not {scale:g} and {zero_point}")
+
+
+def int8_linear(
+    x: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    static: tuple[float, int] | None = None,
+) -> Tensor:
+    """Return ``activation(x @ w.T + bias)``, the rows of x quantised to 8 bits, with an exact integer product.
+
+    Each row of the result depends on that row of x only, whatever the batch. Gradients pass straight through the
+    rounding: d/dx is that of the dequantised weight (so adapters can be trained on a quantised model).
+
+    Args:
+        x: ``(..., k)`` float32 or bfloat16, the type of the result too.
+        weight: from :func:`pack_weight`, one scale an output channel.
+        bias: ``(n,)`` floating point, added in float32, or None.
+        activation: ``"relu"``, ``"silu"``, ``"gelu"`` (erf), ``"gelu_tanh"`` or None, in float32 before the result is rounded.
+        static: scale and zero point for all rows, found by calibration; None takes each row's own range. Values outside are clamped.
+
+    Returns:
+        ``(..., n)``. Rows of x with a NaN or an infinity give NaN.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, or a grouped weight.
+    """
+    _check_layer(x, weight, bias, activation)
+    _check_static(static)
+    _check_per_channel(weight)
+    return _linear(x, weight, bias, activation, _DYNAMIC if static is None else _STATIC, static)
+
+
+def weight_only_linear(
+    x: Tensor, weight: PackedWeight, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    """Return ``activation(x @ w.T + bias)`` with the rows of x in 12 bits, so that only the weight's rounding is felt.
+
+    A row is ``scale * q`` with q in [-2047, 2047] and scale = absmax / 2047; sums run over integers (of each group), so a
+    row of the result depends on that row alone. Meant for decoding, where reading the weight is what takes time; right at any size.
+
+    Args:
+        x: ``(..., k)`` float32 or bfloat16, the type of the result too.
+        weight: from :func:`pack_weight`, per channel or grouped.
+        bias: ``(n,)`` floating point, added in float32, or None.
+        activation: as in :func:`int8_linear`.
+
+    Returns:
+        ``(..., n)``. Rows of x with a NaN or an infinity give NaN.
+
+    Raises:
+        ValueError: wrong shapes or dtypes.
+    """
+    _check_layer(x, weight, bias, activation)
+    return _linear(x, weight, bias, activation, _WEIGHT_ONLY, None)
+
+
+def int8_linears(
+    x: Tensor,
+    weights: Sequence[PackedWeight],
+    biases: Sequence[Tensor | None] | None = None,
+    activations: Sequence[str | None] | None = None,
+) -> tuple[Tensor, ...]:
+    """Return :func:`int8_linear` of several layers on one input, whose rows are quantised once (q, k and v; gate and up).
+
+    Args:
+        x: ``(..., k)``.
+        weights: one a layer.
+        biases: one a layer (None where a layer has none), or None for no bias anywhere.
+        activations: one a layer, or None for none anywhere.
+
+    Raises:
+        ValueError: as :func:`int8_linear`, or lists of different lengths.
+    """
+    count = len(weights)
+    biases = [None] * count if biases is None else biases
+    activations = [None] * count if activations is None else activations
+    if len(biases) != count or len(activations) != count:
+        raise ValueError(
+            f"{count} weights, {len(biases)} biases and {len(activations)} activations; one each is needed"
+        )
+    if count > 1 and not _learns(x, *biases) and _plain(x, *biases) and x.device.type == "cpu":
+        library = _native(x.device)
+        if library is not None:
+            for weight, bias, activation in zip(weights, biases, activations, strict=True):
+                _check_layer(x, weight, bias, activation)
+                _check_per_channel(weight)
+            return tuple(_native_linears(library, x.detach(), weights, biases, activations, _DYNAMIC, None))
+    return tuple(
+        int8_linear(x, weight, bias, activation)
+        for weight, bias, activation in zip(weights, biases, activations, strict=True)
+    )
+
+
+def _linear(
+    x: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None,
+    activation: str | None,
+    mode: int,
+    static: tuple[float, int] | None,
+) -> Tensor:
+    learns = _learns(x, bias)
+    if learns and activation:
+        return _activation(activation, _linear(x, weight, bias, None, mode, static))
+    if not learns and _plain(x, weight.data, bias):
+        return _compute(x, *weight, bias, activation or "", mode, static)
+    scale, zero_point = static or (0.0, 0)
+    return torch.ops.tunesmith.int8_linear(  # type: ignore[no-any-return]
+        x, weight.data, weight.scale, weight.sum, weight.n, weight.k, weight.group_size, bias, activation or "", mode,
+        scale, zero_point,
+    )  # fmt: skip
+
+
+def _activation(name: str, y: Tensor) -> Tensor:
+    if name == "gelu_tanh":
+        return torch.nn.functional.gelu(y, approximate="tanh")
+    return getattr(torch.nn.functional, name)(y)  # type: ignore[no-any-return]
+
+
+# ---- torch.library ----------------------------------------------------------------------------------------------
+
+_library = torch.library.Library("tunesmith", "FRAGMENT")
+_library.define("quantize_rows(Tensor x) -> (Tensor, Tensor, Tensor)")
+_library.define(
+    "int8_linear(Tensor x, Tensor data, Tensor scale, Tensor sums, SymInt n, SymInt k, int group_size, Tensor? bias, "
+    "str activation, int mode, float static_scale, int static_zero_point) -> Tensor"
+)
+
+
+def _int8_linear_op(
+    x: Tensor, data: Tensor, scale: Tensor, sums: Tensor, n: int, k: int, group_size: int, bias: Tensor | None,
+    activation: str, mode: int, static_scale: float, static_zero_point: int,
+) -> Tensor:  # fmt: skip
+    static = (static_scale, static_zero_point) if mode == _STATIC else None
+    return _compute(x, data, scale, sums, n, k, group_size, bias, activation, mode, static)
+
+
+def _quantize_rows_fake(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    rows = x.shape[0]
+    return (
+        x.new_empty(x.shape, dtype=torch.uint8),
+        x.new_empty(rows, dtype=torch.float32),
+        x.new_empty(rows, dtype=torch.int32),
+    )
+
+
+def _int8_linear_fake(x: Tensor, data: Tensor, scale: Tensor, sums: Tensor, n: int, *rest: object) -> Tensor:
+    return x.new_empty((*x.shape[:-1], n))
+
+
+def _int8_linear_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: Tensor) -> None:
+    _, data, scale, _, n, k, group_size, bias, activation, *_ = inputs
+    if activation:
+        raise RuntimeError("an int8 layer with a fused activation has no gradient; call it without and apply it after")
+    ctx.save_for_backward(data, scale)  # type: ignore[arg-type]
+    ctx.shape = (n, k, group_size)  # type: ignore[attr-defined]
+    ctx.bias_dtype = bias.dtype if isinstance(bias, Tensor) else None  # type: ignore[attr-defined]
+
+
+def _int8_linear_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    data, scale = ctx.saved_tensors  # type: ignore[attr-defined]
+    n, k, group_size = ctx.shape  # type: ignore[attr-defined]
+    dx = dbias = None
+    if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
+        q = _unpacked(data, n, k).to(grad.dtype)
+        if group_size:
+            dx = grad @ (q * scale.t().to(grad.dtype).repeat_interleave(group_size, dim=1)[:, :k])
+        else:
+            dx = (grad * scale.to(grad.dtype)) @ q
+    if ctx.needs_input_grad[7]:  # type: ignore[attr-defined]
+        dbias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)  # type: ignore[attr-defined]
+    return dx, None, None, None, None, None, None, dbias, None, None, None, None
+
+
+for _name, _body, _fake in (
+    ("quantize_rows", _quantize_rows, _quantize_rows_fake),
+    ("int8_linear", _int8_linear_op, _int8_linear_fake),
+):
+    _library.impl(_name, _body, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"tunesmith::{_name}", _fake, lib=_library)
+torch.library.register_autograd(
+    "tunesmith::int8_linear", _int8_linear_backward, setup_context=_int8_linear_context, lib=_library
+)
