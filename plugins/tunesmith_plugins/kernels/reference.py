@@ -1,8 +1,8 @@
 """The meaning of every kernel, written in torch: fallback where the native library is absent, and its oracle.
 
 The native kernels give the same bits. To make that possible the arithmetic is float32 where transformers'
-processors work in float32 (dividing by a temperature, penalising), float64 add, multiply and divide in a fixed
-order for exp and log, and sums over integers everywhere else; no result depends on an order of summation.
+processors work in float32 (dividing by a temperature, penalising), float32 add and multiply in a fixed order for exp,
+float64 for log, and sums over integers everywhere else; no result depends on an order of summation.
 
 A row goes through these stages:
 
@@ -10,7 +10,7 @@ A row goes through these stages:
    again after every edit). Such a row gets token -1 and NaN everywhere else.
 2. the steps, in the caller's order. Edits (repetition_penalty, temperature) change values; truncations (top_k,
    top_p, min_p) drop tokens. Weights are ``rint(exp(x - max) * 2^44)`` (fewer bits above 2^18 tokens, so that a sum
-   stays below 2^63): a token less likely than 2^-45 of the likeliest has weight 0.
+   stays below 2^63), exp in float32: a token less likely than 2^-45 of the likeliest has weight 0.
 3. greedy: the first of the largest. Categorical: one 64-bit Philox number r a row, target = floor(r * total / 2^64),
    and the first token, in index order, at which the running sum of the weights exceeds target.
 """
@@ -34,12 +34,15 @@ OPS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
 EDITS = ("repetition_penalty", "temperature")
 """Steps that change values; the others drop tokens."""
 
-_LOG2E = float.fromhex("0x1.71547652b82fep+0")
-_LN2_HI = float.fromhex("0x1.62e42fee00000p-1")
-_LN2_LO = float.fromhex("0x1.a39ef35793c76p-33")
+_LOG2E = float.fromhex("0x1.715476p+0")
+_EXP = tuple(
+    map(float.fromhex, ("0x1.0fa7dap-7", "0x1.573adp-5", "0x1.555a6ep-3", "0x1.fffdc4p-2", "0x1.fffff6p-1", "1"))
+)
+_LN2_HI = float.fromhex("0x1.63p-1")
+_LN2_LO = float.fromhex("-0x1.bd0106p-13")
+_EXP_FLOOR = -86.0
 _LN2 = float.fromhex("0x1.62e42fefa39efp-1")
 _SQRT2 = float.fromhex("0x1.6a09e667f3bcdp+0")
-_EXP_FLOOR = -700.0
 _MANTISSA = (1 << 52) - 1
 
 
@@ -52,16 +55,17 @@ class Chained(NamedTuple):
 
 
 def exp(d: Tensor) -> Tensor:
-    """Return exp(d) for float64 ``d <= 0`` or -inf: the kernels' polynomial (Taylor, degree 13), 0 below -700."""
-    gone = d < _EXP_FLOOR
-    d = torch.where(gone, _EXP_FLOOR, d)
+    """Return exp(d) for float32 ``d <= 0`` or -inf as the kernels do; below -86 it is taken as exp(-86).
+
+    ``2^n exp(r)`` with d = n ln(2) + r and a polynomial of degree 5 for ``exp(r)``: relative error below 2.5e-7.
+    """
+    d = d.clamp(min=_EXP_FLOOR)
     n = torch.round(d * _LOG2E)
     r = (d - n * _LN2_HI) - n * _LN2_LO
-    p = torch.full_like(d, 1.0 / math.factorial(13))
-    for k in range(12, -1, -1):
-        p = p * r + 1.0 / math.factorial(k)
-    power = ((n.to(torch.int64) + 1023) << 52).view(torch.float64)
-    return torch.where(gone, 0.0, p * power)
+    p = torch.full_like(r, _EXP[0])
+    for coefficient in _EXP[1:]:
+        p = p * r + coefficient
+    return (p.view(torch.int32) + (n.to(torch.int32) << 23)).view(torch.float32)
 
 
 def log(v: Tensor) -> Tensor:
@@ -87,12 +91,12 @@ def weight_bits(vocab: int) -> int:
 
 
 def _weights(e: Tensor) -> Tensor:
-    return torch.round(e * 2.0 ** weight_bits(e.shape[-1])).to(torch.int64)
+    return torch.round(e.double() * 2.0 ** weight_bits(e.shape[-1])).to(torch.int64)
 
 
 def _relative(z: Tensor) -> Tensor:
-    """Return exp(z - max) of every row, float64 ``(batch, vocab)``."""
-    return exp(z.double() - z.amax(-1, keepdim=True).double())
+    """Return exp(z - max) of every row, float32 ``(batch, vocab)``."""
+    return exp(z - z.amax(-1, keepdim=True))
 
 
 def _order_key(z: Tensor) -> Tensor:
@@ -152,7 +156,7 @@ def top_p(z: Tensor, p: Tensor) -> Tensor:
 
 def min_p(z: Tensor, p: Tensor) -> Tensor:
     """Drop tokens less likely than ``p`` times the likeliest (Nguyen et al., 2024)."""
-    return torch.where(_relative(z) < p.double()[:, None], -math.inf, z)
+    return torch.where(_relative(z).double() < p.double()[:, None], -math.inf, z)
 
 
 def check_values(op: str, values: Tensor) -> None:

@@ -9,7 +9,7 @@
 
 #include "error.h"
 #include "int8_kernels.h"
-#include "isa.h"
+#include "sampling.h"
 
 #if defined(TS_HAVE_AMX)
 #include <cpuid.h>
@@ -28,7 +28,7 @@ thread_local char message[512] = "";
 
 struct Entry {
   const char *name;
-  const TsKernels *kernels;    // sampling
+  const TsSampling *sampling;
   const TsInt8Kernels *int8;
   bool available;
 };
@@ -42,7 +42,8 @@ bool cpu_has_avx2() {
   __cpuidex(info, 7, 0);
   return os_saves_ymm && (info[1] & (1 << 5));
 #else
-  return __builtin_cpu_supports("avx2");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
+         __builtin_cpu_supports("popcnt");
 #endif
 }
 #endif
@@ -70,18 +71,18 @@ bool cpu_has_amx() {
 // Slowest first.
 const Entry *entries(int *count) {
   static const Entry table[] = {
-      {"scalar", &ts_kernels_scalar, &ts_int8_scalar, true},
+      {"scalar", &ts_sampling_scalar, &ts_int8_scalar, true},
 #if defined(TS_HAVE_NEON)
-      {"neon", &ts_kernels_scalar, &ts_int8_neon, true},
+      {"neon", &ts_sampling_neon, &ts_int8_scalar, true},
 #endif
 #if defined(TS_HAVE_AVX2)
-      {"avx2", &ts_kernels_avx2, &ts_int8_avx2, cpu_has_avx2()},
+      {"avx2", &ts_sampling_avx2, &ts_int8_avx2, cpu_has_avx2()},
 #endif
 #if defined(TS_HAVE_AVX512)
-      {"avx512", &ts_kernels_avx512, &ts_int8_avx512vnni, cpu_has_avx512()},
+      {"avx512", &ts_sampling_avx512, &ts_int8_avx512vnni, cpu_has_avx512()},
 #endif
 #if defined(TS_HAVE_AMX)
-      {"amx", &ts_kernels_avx512, &ts_int8_amx, cpu_has_amx()},
+      {"amx", &ts_sampling_avx512, &ts_int8_amx, cpu_has_amx()},
 #endif
   };
   *count = (int)(sizeof table / sizeof table[0]);
@@ -128,9 +129,9 @@ int32_t ts_fail(int32_t code, const char *format, ...) {
   return code;
 }
 
-const TsKernels *ts_kernels() {
+const TsSampling *ts_sampling() {
   const Entry *entry = choice();
-  return entry ? entry->kernels : nullptr;
+  return entry ? entry->sampling : nullptr;
 }
 
 const TsInt8Kernels *ts_int8_kernels() {

@@ -1,5 +1,5 @@
 // AVX2: both sides widened to 16 bits and multiplied by vpmaddwd, which is exact; vpmaddubsw on the bytes would
-// saturate at 255 * 127 * 2. Intrinsics only, no inline function of the standard library, as in isa_avx2.cpp.
+// saturate at 255 * 127 * 2. Intrinsics only, no inline function of the standard library, as in sampling_avx2.cpp.
 #include <immintrin.h>
 
 #include "int8_plain.h"

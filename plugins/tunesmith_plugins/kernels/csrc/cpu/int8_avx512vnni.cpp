@@ -1,4 +1,4 @@
-// AVX-512 with VNNI. Intrinsics only, no inline function of the standard library, as in isa_avx512.cpp.
+// AVX-512 with VNNI. Intrinsics only, no inline function of the standard library, as in sampling_avx512.cpp.
 #include "int8_avx512vnni.h"
 
 #include <immintrin.h>

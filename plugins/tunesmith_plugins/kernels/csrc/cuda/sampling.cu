@@ -25,7 +25,7 @@ struct Row {
   double scale;
   float max;
 
-  __device__ uint64_t weight(int64_t i) const { return ts_weight(ts_exp((double)z[i] - (double)max), scale); }
+  __device__ uint64_t weight(int64_t i) const { return ts_weight(ts_exp(z[i] - max), scale); }
 
   __device__ float maximum() const {
     float best = -infinity();
@@ -123,14 +123,14 @@ struct Row {
       uint64_t below;
       threshold = key_beyond(limit, false, &below);
       const float value = key_to_float(threshold);
-      ties = (limit - below) / ts_weight(ts_exp((double)value - (double)max), scale);
+      ties = (limit - below) / ts_weight(ts_exp(value - max), scale);
     }
     drop(threshold, ties);
   }
 
   __device__ void min_p(double p) const {
     for (int64_t i = threadIdx.x; i < vocab; i += kThreads) {
-      if (ts_exp((double)z[i] - (double)max) < p) z[i] = -infinity();
+      if ((double)ts_exp(z[i] - max) < p) z[i] = -infinity();
     }
     __syncthreads();
   }

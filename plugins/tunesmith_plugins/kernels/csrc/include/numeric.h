@@ -15,21 +15,20 @@
 
 namespace {
 
-// exp(r) on |r| <= ln(2)/2 by its Taylor series of degree 13 (error below 1e-17), after Cody and Waite's
-// reduction x = n ln(2) + r with ln(2) split in two (the first part has 32 bits, so n * kLn2Hi is exact).
-constexpr double kLog2E = 0x1.71547652b82fep+0;
-constexpr double kLn2Hi = 0x1.62e42fee00000p-1;
-constexpr double kLn2Lo = 0x1.a39ef35793c76p-33;
-constexpr double kLn2 = 0x1.62e42fefa39efp-1;
-constexpr double kRound = 0x1.8p52;   // adding and subtracting it rounds to an integer, ties to even
-constexpr double kIntegral = 0x1p52;  // v + 2^52 carries the integer nearest to v in its low bits
-constexpr double kExpFloor = -700.0;  // below it exp is taken as 0
-constexpr uint64_t kMantissa = (uint64_t(1) << 52) - 1;
+// exp(d) = 2^n exp(r) in float32, after Cody and Waite's reduction d = n ln(2) + r with ln(2) split in two (n * kLn2Hi and
+// the first difference are exact): a polynomial of degree 5 on |r| <= ln(2)/2 whose constant is 1, so that exp(0) is
+// exactly 1. Relative error below 2.5e-7. Below kExpFloor exp is taken as exp(kExpFloor), which weighs nothing.
+constexpr float kLog2E = 0x1.715476p+0f;
+constexpr float kLn2Hi = 0x1.63p-1f;
+constexpr float kLn2Lo = -0x1.bd0106p-13f;
+constexpr float kExpFloor = -86.0f;
+constexpr float kRoundFloat = 0x1.8p23f;  // adding and subtracting it rounds to an integer, ties to even
+#define TS_EXP_LEAD 0x1.0fa7dap-7f
+#define TS_EXP_COEFFICIENTS(X) X(0x1.573adp-5f) X(0x1.555a6ep-3f) X(0x1.fffdc4p-2f) X(0x1.fffff6p-1f) X(1.0f)
 
-#define TS_EXP_COEFFICIENTS(X)                                                                                   \
-  X(1.0 / 479001600.0) X(1.0 / 39916800.0) X(1.0 / 3628800.0) X(1.0 / 362880.0) X(1.0 / 40320.0)                 \
-  X(1.0 / 5040.0) X(1.0 / 720.0) X(1.0 / 120.0) X(1.0 / 24.0) X(1.0 / 6.0) X(0.5) X(1.0) X(1.0)
-constexpr double kExpLead = 1.0 / 6227020800.0;
+constexpr double kLn2 = 0x1.62e42fefa39efp-1;
+constexpr double kIntegral = 0x1p52;  // v + 2^52 carries the integer nearest to v in its low bits
+constexpr uint64_t kMantissa = (uint64_t(1) << 52) - 1;
 
 TS_HD double bits_to_double(uint64_t bits) {
   double value;
@@ -53,22 +52,21 @@ TS_HD uint32_t float_to_bits(float value) {
 }
 
 // exp(d) for d <= 0 or -inf; exactly 1 at 0.
-TS_HD double ts_exp(double d) {
-  const bool gone = d < kExpFloor;
-  if (gone) d = kExpFloor;
-  const double shifted = d * kLog2E + kRound;
-  const double n = shifted - kRound;
-  const double r = (d - n * kLn2Hi) - n * kLn2Lo;
-  double p = kExpLead;
+TS_HD float ts_exp(float d) {
+  if (d < kExpFloor) d = kExpFloor;
+  const float t = d * kLog2E;
+  const float shifted = t + kRoundFloat;
+  const float n = shifted - kRoundFloat;
+  const float r = (d - n * kLn2Hi) - n * kLn2Lo;
+  float p = TS_EXP_LEAD;
 #define TS_STEP(c) p = p * r + (c);
   TS_EXP_COEFFICIENTS(TS_STEP)
 #undef TS_STEP
-  const double e = p * bits_to_double((double_to_bits(shifted) + 1023) << 52);
-  return gone ? 0.0 : e;
+  return bits_to_float(float_to_bits(p) + (float_to_bits(shifted) << 23));
 }
 
-// The integer weight of e = exp(x - max): e * 2^bits to the nearest integer, ties to even.
-TS_HD uint64_t ts_weight(double e, double scale) { return double_to_bits(e * scale + kIntegral) & kMantissa; }
+// The integer weight of e = exp(x - max): e * 2^bits to the nearest integer, ties to even; scale is 2^bits.
+TS_HD uint64_t ts_weight(float e, double scale) { return double_to_bits((double)e * scale + kIntegral) & kMantissa; }
 
 // 44 bits up to 2^18 tokens; fewer above, so that a sum over the vocabulary stays below 2^63.
 TS_HD int ts_weight_bits(int64_t vocab) {
@@ -152,7 +150,6 @@ TS_HD float ts_f16_to_float(uint16_t half) {
 
 // Row quantisation: x is about scale * (q - zero_point), q in [0, 255]; the range always contains 0.
 constexpr float kSmallestScale = 0x1p-126f;  // below it 1/scale would overflow
-constexpr float kRoundFloat = 0x1.8p23f;
 
 TS_HD float ts_row_scale(float lowest, float highest) {
   const float scale = highest / 255.0f - lowest / 255.0f;

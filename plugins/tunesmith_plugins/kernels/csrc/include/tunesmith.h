@@ -62,6 +62,8 @@ typedef struct {
   float *out_logits;     /* (batch, vocab) or null: the row after the chain, -inf where dropped */
   void *workspace;       /* device memory, ts_cuda_sample only: ts_cuda_sample_workspace() bytes */
   void *cuda_stream;     /* ts_cuda_sample only */
+  int32_t threads;       /* ts_sample only: at most so many share the rows; 0 means 1 */
+  int32_t reserved;
 } ts_sample_args;
 
 typedef struct {
@@ -131,12 +133,16 @@ TS_API const char *ts_isa_available(void);    /* comma separated, slowest first 
 TS_API const char *ts_isa_current(void);      /* chosen once: TUNESMITH_ISA if set, else the best available; null and a message when TUNESMITH_ISA cannot be honoured */
 TS_API int32_t ts_isa_set(const char *name);
 TS_API int32_t ts_sample(const ts_sample_args *args);
+/* The same with its arguments in a row, for callers to whom structs are slow: steps, step_count, greedy, draw, threads,
+ * logits, batch, vocab, row_stride, dtype, seed, stream, position, history, history_lengths, history_width, token,
+ * status, logp_raw, logp_processed, logp_truncated. */
+TS_API int32_t ts_sample_words(const int64_t *words, int64_t count);
 TS_API int32_t ts_quantize_rows(const ts_quantize_args *args);
 /* Rows are quantised once for all layers. Weights are packed by the caller, or by ts_int8_pack. */
 TS_API int32_t ts_int8_linears(const ts_int8_args *args);
 TS_API int32_t ts_int8_pack(const int8_t *weight, int64_t n, int64_t k, int8_t *packed);
 /* The arithmetic under every weight, open to tests: e[i] = exp(z[i] - max), *total = their integer weights' sum. */
-TS_API int32_t ts_exp_row(const float *z, int64_t n, float max, int64_t vocab, double *e, uint64_t *total);
+TS_API int32_t ts_exp_row(const float *z, int64_t n, float max, int64_t vocab, float *e, uint64_t *total);
 
 /* libtunesmith_cuda: the same arguments with device pointers; work is queued on cuda_stream, nothing waits.
  * The values of the steps are device pointers too, so their ranges are not checked here: the caller checks. */

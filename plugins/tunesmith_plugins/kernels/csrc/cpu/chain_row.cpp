@@ -1,0 +1,600 @@
+#include "chain_row.h"
+
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#include <algorithm>
+
+#include "load.h"
+#include "numeric.h"
+
+namespace {
+
+// Floats as signed integers of the same order; -0 comes just before +0.
+int32_t ordered(float v) {
+  const int32_t bits = (int32_t)float_to_bits(v);
+  return bits < 0 ? INT32_MIN - bits - 1 : bits;
+}
+float unordered(int32_t key) { return bits_to_float((uint32_t)(key < 0 ? INT32_MIN - (key + 1) : key)); }
+
+float penalised(float z, float penalty) { return z < 0 ? z * penalty : z / penalty; }
+
+}  // namespace
+
+bool ts_is_edit(int32_t op) { return op == TS_REPETITION_PENALTY || op == TS_TEMPERATURE; }
+
+double ts_step_value(const ts_step &step, int64_t row) {
+  const int64_t at = row * step.stride;
+  return step.dtype == TS_I64 ? (double)((const int64_t *)step.values)[at] : ((const double *)step.values)[at];
+}
+
+ChainPlan::ChainPlan(const ts_sample_args &args)
+    : bits(ts_weight_bits(args.vocab)), scale(ldexp(1.0, ts_weight_bits(args.vocab))) {
+  bool truncated = false;
+  for (int64_t s = 0; s < args.step_count; ++s) {
+    const int32_t op = args.steps[s].op;
+    if (!ts_is_edit(op)) truncated = true;
+    temperatures += op == TS_TEMPERATURE;
+    patches |= op == TS_REPETITION_PENALTY;
+    edits |= ts_is_edit(op);
+    edits_after_truncation |= ts_is_edit(op) && truncated;
+  }
+}
+
+void ChainRow::run(const ts_sample_args &args, const ChainPlan &plan, const TsSampling &kernels, int64_t row) {
+  args_ = &args;
+  plan_ = &plan;
+  kernels_ = &kernels;
+  row_ = row;
+  vocab_ = args.vocab;
+  source_ = ts_row(args.logits, row, args.row_stride, args.dtype);
+  begin();
+  for (int64_t s = 0; s < args.step_count && status_ == TS_ROW_OK; ++s) {
+    const ts_step &step = args.steps[s];
+    const double value = ts_step_value(step, row);
+    switch (step.op) {
+      case TS_TOP_K:
+        top_k(value);
+        break;
+      case TS_TOP_P:
+        top_p(value);
+        break;
+      case TS_MIN_P:
+        min_p(value);
+        break;
+      default:
+        edit(step, (float)value);
+        look_at(max_);
+    }
+  }
+  if (status_ == TS_ROW_OK) finish();
+  else give_up();
+  if (plan.patches) patches_.clear();
+}
+
+// ---- the dense row ----------------------------------------------------------------------------------------------
+
+void ChainRow::begin() {
+  form_ = kDense;
+  status_ = TS_ROW_OK;
+  total_known_ = false;
+  n_ = 0;
+  dense_divisors_ = divisors_seen_ = 0;
+  const int64_t blocks = (vocab_ + kBlock - 1) / kBlock;
+  lanes_.at_least(blocks * kLanes);
+  ids_.at_least(vocab_);
+  z_.at_least(vocab_);
+  if (plan_->patches) gather();
+  if (plan_->temperatures) {
+    divisors_.clear();
+    for (int64_t s = 0; s < args_->step_count; ++s) {
+      if (args_->steps[s].op == TS_TEMPERATURE) divisors_.push_back((float)ts_step_value(args_->steps[s], row_));
+    }
+  }
+  view_ = {source_, vocab_, plan_->patches ? patches_.marks() : nullptr, plan_->patches ? patches_.flagged() : nullptr,
+           nullptr, 0, args_->dtype};
+  uint8_t has_nan = 0;
+  rest_max_ = kernels_->scan(&view_, lanes_.get(), &has_nan);
+  if (has_nan) {
+    status_ = TS_ROW_NAN;
+    return;
+  }
+  raw_max_ = max_ = dense_max(false);
+  look_at(max_);
+}
+
+void ChainRow::gather() {
+  patches_.begin(vocab_);
+  const int64_t length = args_->history_lengths ? args_->history_lengths[row_] : args_->history_width;
+  const int64_t *ids = args_->history + row_ * args_->history_width;
+  patches_.reserve(length);
+  for (int64_t j = 0; j < length; ++j) {
+    if (ids[j] < 0 || ids[j] >= vocab_ || patches_.marked((int32_t)ids[j])) continue;
+    patches_.add((int32_t)ids[j], ts_load_one(source_, ids[j], args_->dtype));
+  }
+}
+
+void ChainRow::look_at(float max) {
+  if (status_ != TS_ROW_OK) return;
+  if (max == HUGE_VALF) status_ = TS_ROW_POSINF;
+  if (max == -HUGE_VALF) status_ = TS_ROW_EMPTY;
+}
+
+void ChainRow::give_up() {
+  args_->status[row_] = status_;
+  if (args_->token) args_->token[row_] = -1;
+  float *const outputs[] = {args_->logp_raw, args_->logp_processed, args_->logp_truncated};
+  for (float *output : outputs) {
+    if (output) output[row_] = NAN;
+  }
+  if (args_->out_logits) std::fill_n(args_->out_logits + row_ * vocab_, vocab_, NAN);
+}
+
+// The tokens that are not patched, as they are now.
+const TsRow &ChainRow::rest() {
+  view_.divisors = divisors_.data();
+  view_.divisor_count = dense_divisors_;
+  return view_;
+}
+
+float ChainRow::value_of(float x, int32_t divisors) const {
+  for (int32_t t = 0; t < divisors; ++t) x = x / divisors_[(size_t)t];
+  return x;
+}
+
+// The smallest x whose value is at least z: several x can have one quotient.
+float ChainRow::least(float z) const {
+  if (dense_divisors_ == 0 || z <= -FLT_MAX) return z;
+  double x = z;
+  for (int32_t t = 0; t < dense_divisors_; ++t) x *= divisors_[(size_t)t];
+  const auto reaches = [this, z](int32_t key) { return value_of(unordered(key), dense_divisors_) >= z; };
+  const int32_t lowest = ordered(-FLT_MAX), highest = ordered(HUGE_VALF);
+  const float guess = x > FLT_MAX ? FLT_MAX : x < -FLT_MAX ? -FLT_MAX : (float)x;
+  int64_t yes = ordered(guess), no = yes;
+  for (int64_t step = 1; !reaches((int32_t)yes); step *= 2) {
+    no = yes;
+    yes = std::min<int64_t>(yes + step, highest);
+    if (yes == highest) break;
+  }
+  for (int64_t step = 1; no == yes || reaches((int32_t)no); step *= 2) {
+    if (no == lowest) return -FLT_MAX;
+    yes = no;
+    no = std::max<int64_t>(no - step, lowest);
+  }
+  while (yes - no > 1) {
+    const int64_t middle = no + (yes - no) / 2;
+    if (reaches((int32_t)middle)) yes = middle;
+    else no = middle;
+  }
+  return unordered((int32_t)yes);
+}
+
+float ChainRow::dense_max(bool processed) {
+  float largest = value_of(rest_max_, processed ? divisors_seen_ : dense_divisors_);
+  if (plan_->patches) {
+    for (const Patch &patch : patches_.list) {
+      const float z = processed ? patch.processed : patch.z;
+      largest = z > largest ? z : largest;
+    }
+  }
+  return largest;
+}
+
+// The weights' sum of the dense row, and blocks_ with what of it is not patched.
+uint64_t ChainRow::dense_total() {
+  if (total_known_) return dense_total_;
+  blocks_.at_least((vocab_ + kBlock - 1) / kBlock);
+  const float max = form_ == kDense ? max_ : dense_max(false);
+  dense_total_ = kernels_->mass(&rest(), max, plan_->bits, -FLT_MAX, blocks_.get());
+  if (plan_->patches) {
+    for (const Patch &patch : patches_.list) dense_total_ += ts_weight(ts_exp(patch.z - max), plan_->scale);
+  }
+  total_known_ = true;
+  return dense_total_;
+}
+
+// ---- edits ------------------------------------------------------------------------------------------------------
+
+void ChainRow::edit(const ts_step &step, float value) {
+  if (form_ == kAbove) list_whole();
+  list_weighed_ = false;
+  if (step.op == TS_REPETITION_PENALTY) {
+    penalise(value);
+  } else {
+    ++divisors_seen_;
+    if (form_ == kDense) dense_divisors_ = divisors_seen_;
+    else kernels_->divide(z_.get(), n_, value);
+    if (plan_->patches) {
+      for (Patch &patch : patches_.list) {
+        if (form_ == kDense) patch.z = patch.z / value;
+        patch.processed = patch.processed / value;
+      }
+    }
+  }
+  if (form_ == kDense) {
+    total_known_ = false;
+    max_ = dense_max(false);
+  } else {
+    max_ = -HUGE_VALF;
+    for (int64_t i = 0; i < n_; ++i) max_ = z_[i] > max_ ? z_[i] : max_;
+  }
+}
+
+// Keskar et al. (2019): logits of tokens seen before are divided by the penalty, or multiplied where negative.
+void ChainRow::penalise(float penalty) {
+  for (Patch &patch : patches_.list) {
+    if (form_ == kDense) patch.z = penalised(patch.z, penalty);
+    patch.processed = penalised(patch.processed, penalty);
+  }
+  if (form_ == kDense || patches_.list.empty()) return;
+  for (int64_t i = 0; i < n_; ++i) {
+    if (patches_.marked(ids_[i])) z_[i] = penalised(z_[i], penalty);
+  }
+}
+
+// ---- lists ------------------------------------------------------------------------------------------------------
+
+// Puts the patched tokens of at least `from` among the first n tokens of the list, in order of ids.
+int64_t ChainRow::merge_patches(int64_t n, float from, bool) {
+  if (!plan_->patches) return n;
+  const size_t whole = patches_.list.size();
+  std::vector<const Patch *> some;
+  for (size_t i = 0; i < whole; ++i) {
+    if (patches_.list[i].z >= from) some.push_back(&patches_.list[i]);
+  }
+  std::sort(some.begin(), some.end(), [](const Patch *a, const Patch *b) { return a->id < b->id; });
+  int64_t to = n + (int64_t)some.size(), at = n;
+  const int64_t all = to;
+  for (size_t left = some.size(); left > 0;) {
+    const Patch &patch = *some[left - 1];
+    --to;
+    if (at > 0 && ids_[at - 1] > patch.id) {
+      --at;
+      ids_[to] = ids_[at];
+      z_[to] = z_[at];
+    } else {
+      ids_[to] = patch.id;
+      z_[to] = patch.z;
+      --left;
+    }
+  }
+  return all;
+}
+
+// Lists the tokens of the dense row with from <= z < below; of the patched ones also those that are larger.
+void ChainRow::list_from(float from, float below) {
+  n_ = kernels_->collect(&rest(), lanes_.get(), least(from), below == HUGE_VALF ? below : least(below), ids_.get(), z_.get());
+  for (int32_t t = 0; t < dense_divisors_; ++t) kernels_->divide(z_.get(), n_, divisors_[(size_t)t]);
+  n_ = merge_patches(n_, from, false);
+  list_weighed_ = false;
+}
+
+// Turns what top-p left of a flat row into a list.
+void ChainRow::list_whole() {
+  list_from(threshold_, HUGE_VALF);
+  form_ = kList;
+  keep_beyond(threshold_, ties_);
+}
+
+uint64_t ChainRow::weigh_list() {
+  if (!list_weighed_) {
+    list_total_ = kernels_->weights(z_.get(), n_, max_, plan_->bits, w_.at_least(vocab_));
+    list_weighed_ = true;
+  }
+  return list_total_;
+}
+
+// Drops what is below the threshold, and the first `ties` tokens that equal it.
+void ChainRow::keep_beyond(float threshold, uint64_t ties) {
+  int64_t left = 0;
+  uint64_t total = 0;
+  for (int64_t i = 0; i < n_; ++i) {
+    const bool stays = z_[i] > threshold || (z_[i] == threshold && (ties == 0 || ties-- == 0));
+    if (!stays) continue;
+    ids_[left] = ids_[i];
+    z_[left] = z_[i];
+    if (list_weighed_) total += w_[left] = w_[i];
+    ++left;
+  }
+  n_ = left;
+  list_total_ = total;
+}
+
+// ---- truncations ------------------------------------------------------------------------------------------------
+
+// A value that at least k tokens reach that are not patched, or -inf: one of the largest maxima of groups of tokens.
+float ChainRow::kth_of_lanes(int64_t k) {
+  const int64_t blocks = (vocab_ + kBlock - 1) / kBlock;
+  const float *groups = lanes_.get();
+  int64_t count = blocks * kLanes;
+  if (k > count) return -HUGE_VALF;
+  // Fewer and larger groups do as well as long as there are twice as many as needed.
+  float *merged = lane_z_.at_least(count);
+  while (count / 16 >= 2 * k && count % kLanes == 0) {
+    const int64_t vectors = count / kLanes, fewer = (vectors + 15) / 16;
+    for (int64_t g = 0; g < fewer; ++g) {
+      float best[kLanes];
+      memcpy(best, groups + g * 16 * kLanes, sizeof best);
+      for (int64_t v = g * 16 + 1; v < std::min(vectors, g * 16 + 16); ++v) {
+        for (int j = 0; j < kLanes; ++j) best[j] = groups[v * kLanes + j] > best[j] ? groups[v * kLanes + j] : best[j];
+      }
+      memcpy(merged + g * kLanes, best, sizeof best);
+    }
+    groups = merged;
+    count = fewer * kLanes;
+  }
+  if (groups != merged) memcpy(merged, groups, (size_t)count * sizeof(float));
+  std::nth_element(merged, merged + (k - 1), merged + count, [](float a, float b) { return a > b; });
+  return merged[k - 1];
+}
+
+// Keeps every token that ties with the k-th largest; k below 1 keeps all.
+void ChainRow::top_k(double wanted) {
+  if (wanted < 1 || wanted >= (double)vocab_) return;
+  const int64_t k = (int64_t)wanted;
+  if (form_ == kAbove) list_whole();
+  if (form_ == kDense) {
+    const float x = kth_of_lanes(k);
+    list_from(x == -HUGE_VALF ? -FLT_MAX : value_of(x, dense_divisors_), HUGE_VALF);
+    form_ = kList;
+  }
+  if (k >= n_) return;
+  float *values = e_.at_least(vocab_);
+  memcpy(values, z_.get(), (size_t)n_ * sizeof(float));
+  std::nth_element(values, values + (k - 1), values + n_, [](float a, float b) { return a > b; });
+  keep_beyond(values[k - 1], 0);
+}
+
+// Nguyen et al. (2024): drops tokens less likely than p times the likeliest.
+void ChainRow::min_p(double p) {
+  if (p <= 0) return;
+  if (form_ == kAbove) list_whole();
+  if (form_ == kDense) {
+    // A little lower than the limit, whatever the rounding of exp; below exp(kExpFloor) everything may stay.
+    const double from = p < 1e-36 ? -FLT_MAX : (double)max_ + log(p) - 1e-3;
+    list_from(from < -FLT_MAX ? -FLT_MAX : (float)from, HUGE_VALF);
+    form_ = kList;
+  }
+  float *e = e_.at_least(vocab_);
+  kernels_->exps(z_.get(), n_, max_, e);
+  int64_t left = 0;
+  uint64_t total = 0;
+  for (int64_t i = 0; i < n_; ++i) {
+    if ((double)e[i] < p) continue;
+    ids_[left] = ids_[i];
+    z_[left] = z_[i];
+    if (list_weighed_) total += w_[left] = w_[i];
+    ++left;
+  }
+  n_ = left;
+  list_total_ = total;
+}
+
+// In ascending order (ties: lowest id first), drops tokens while the mass so far is at most (1 - p) of the whole, but
+// never the last one.
+void ChainRow::top_p(double p) {
+  if (p >= 1) return;
+  if (form_ == kAbove) list_whole();
+  if (form_ == kDense) return dense_top_p(p);
+  const uint64_t total = weigh_list(), limit = ts_top_p_limit(p, total);
+  if (limit >= total) {
+    uint64_t largest = 0;
+    for (int64_t i = 0; i < n_; ++i) largest += z_[i] == max_;
+    keep_beyond(max_, largest - 1);
+    return;
+  }
+  Weighed *items = weighed_.at_least(vocab_);
+  for (int64_t i = 0; i < n_; ++i) items[i] = {z_[i], w_[i]};
+  uint64_t before;
+  const float threshold = ts_boundary(items, n_, 0, limit, &before);
+  keep_beyond(threshold, (limit - before) / ts_weight(ts_exp(threshold - max_), plan_->scale));
+}
+
+void ChainRow::dense_top_p(double p) {
+  const uint64_t total = dense_total(), limit = ts_top_p_limit(p, total);
+  if (limit >= total) {
+    list_from(max_, HUGE_VALF);
+    form_ = kList;
+    keep_beyond(max_, (uint64_t)n_ - 1);
+    return;
+  }
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    if (narrow(guess(limit, attempt), total, limit)) return;
+  }
+  narrow({-FLT_MAX, HUGE_VALF}, total, limit);
+}
+
+// Guesses values between which the boundary of top-p lies, from the lanes' maxima and a sample of the other tokens.
+// A wrong guess costs time and nothing else.
+ChainRow::Bracket ChainRow::guess(uint64_t limit, int attempt) {
+  const Bracket everything = {-FLT_MAX, HUGE_VALF};
+  if (vocab_ < 1024) return everything;
+  const int64_t blocks = vocab_ / kBlock, lanes = blocks * kLanes;
+  const int64_t stride = std::max<int64_t>(1, lanes / 4096);
+  float *lane_z = lane_z_.at_least(lanes + kLanes), *lane_e = lane_e_.at_least(lanes + kLanes);
+  float *sample_z = sample_z_.at_least(lanes + kLanes), *sample_e = sample_e_.at_least(lanes + kLanes);
+  memcpy(lane_z, lanes_.get(), (size_t)lanes * sizeof(float));
+  const int64_t count = kernels_->sample(&rest(), lanes_.get(), stride, sample_z);
+  for (int32_t t = 0; t < dense_divisors_; ++t) {
+    kernels_->divide(lane_z, lanes, divisors_[(size_t)t]);
+    kernels_->divide(sample_z, count, divisors_[(size_t)t]);
+  }
+  kernels_->exps(lane_z, lanes, max_, lane_e);
+  kernels_->exps(sample_z, count, max_, sample_e);
+  const float factor = (float)(vocab_ - lanes) / (float)std::max<int64_t>(count, 1);
+  const float allowed = (float)((double)limit / plan_->scale), doubt = attempt ? 12.0f : 4.0f;
+  int64_t lanes_below, sample_below;
+  // The mass below max_ - depth, and how far off it may be.
+  const auto mass_below = [&](float depth, float *error) {
+    const float z = max_ - depth;
+    const float sure = kernels_->below(lane_z, lane_e, lanes, z, &lanes_below);
+    const float guessed = kernels_->below(sample_z, sample_e, count, z, &sample_below);
+    *error = doubt * factor * sqrtf(ts_exp(-depth) * (guessed + ts_exp(-depth)));
+    return sure + factor * guessed;
+  };
+  float near = 0, far = 44, error;  // the boundary lies above max_ - far: what is below weighs nothing
+  for (int step = 0; step < 11; ++step) {
+    const float depth = 0.5f * (near + far);
+    (mass_below(depth, &error) + error > allowed ? near : far) = depth;
+  }
+  Bracket bracket = {max_ - far, HUGE_VALF};
+  mass_below(far, &error);
+  const float above = (float)(lanes - lanes_below) + factor * (float)(count - sample_below);
+  if (above > fmaxf(2048.0f, (float)vocab_ / 16)) {
+    float shallow = 0, deep = far;
+    for (int step = 0; step < 11; ++step) {
+      const float depth = 0.5f * (shallow + deep);
+      (mass_below(depth, &error) - error > allowed ? shallow : deep) = depth;
+    }
+    if (shallow > 0) bracket.above = max_ - shallow;
+  }
+  return bracket;
+}
+
+// Looks for the boundary of top-p in a bracket; false if it is elsewhere.
+bool ChainRow::narrow(Bracket bracket, uint64_t total, uint64_t limit) {
+  const bool open = bracket.above == HUGE_VALF;
+  uint64_t above = 0;
+  list_from(bracket.from, bracket.above);
+  if (!open) {
+    above = kernels_->mass(&rest(), max_, plan_->bits, least(bracket.above), blocks_.get());
+    total_known_ = false;  // blocks_ now belong to the tokens above
+  }
+  const uint64_t listed = weigh_list(), under = total - above - listed;
+  if (under > limit || under + listed <= limit) return false;
+  Weighed *items = weighed_.at_least(vocab_);
+  for (int64_t i = 0; i < n_; ++i) items[i] = {z_[i], w_[i]};
+  uint64_t before;
+  const float threshold = ts_boundary(items, n_, under, limit, &before);
+  if (!open && threshold >= bracket.above) return false;
+  threshold_ = threshold;
+  ties_ = (limit - before) / ts_weight(ts_exp(threshold - max_), plan_->scale);
+  keep_beyond(threshold_, ties_);
+  form_ = open ? kList : kAbove;
+  from_ = bracket.above;
+  return true;
+}
+
+// ---- draw and log-probabilities ---------------------------------------------------------------------------------
+
+int64_t ChainRow::first_maximum() {
+  if (form_ != kList) list_from(max_, HUGE_VALF);
+  int64_t i = 0;
+  while (z_[i] != max_) ++i;
+  return ids_[i];
+}
+
+int64_t ChainRow::draw() {
+  const uint64_t bits = ts_uniform_bits(args_->seed[row_], args_->stream[row_], args_->position[row_], args_->draw);
+  if (form_ == kList) {
+    const uint64_t target = ts_mulhi(bits, weigh_list());
+    uint64_t running = 0;
+    for (int64_t i = 0;; ++i) {
+      running += w_[i];
+      if (running > target) return ids_[i];
+    }
+  }
+  const int64_t blocks = (vocab_ + kBlock - 1) / kBlock;
+  uint64_t total = 0;
+  if (form_ == kDense) {
+    from_ = -FLT_MAX;
+    total = dense_total();
+    n_ = merge_patches(0, -FLT_MAX, false);
+    list_weighed_ = false;
+    weigh_list();
+  } else {
+    for (int64_t b = 0; b < blocks; ++b) total += blocks_[b];
+    total += weigh_list();
+  }
+  const uint64_t target = ts_mulhi(bits, total);
+  uint64_t running = 0;
+  int64_t listed = 0;
+  for (int64_t b = 0;; ++b) {
+    uint64_t here = blocks_[b];
+    for (; listed < n_ && ids_[listed] < (b + 1) * kBlock; ++listed) here += w_[listed];
+    if (running + here > target) return draw_in_block(b, running, target);
+    running += here;
+  }
+}
+
+int64_t ChainRow::draw_in_block(int64_t block, uint64_t running, uint64_t target) {
+  const int64_t begin = block * kBlock, size = std::min(kBlock, vocab_ - begin);
+  float z[kBlock];
+  uint64_t w[kBlock];
+  for (int64_t i = 0; i < size; ++i) {
+    const float x = value_of(ts_load_one(source_, begin + i, args_->dtype), dense_divisors_);
+    z[i] = x >= from_ && !(plan_->patches && patches_.marked((int32_t)(begin + i))) ? x : -HUGE_VALF;
+  }
+  kernels_->weights(z, size, max_, plan_->bits, w);
+  const int32_t *first = std::lower_bound(ids_.get(), ids_.get() + n_, (int32_t)begin);
+  for (int64_t j = first - ids_.get(); j < n_ && ids_[j] < begin + size; ++j) w[ids_[j] - begin] = w_[j];
+  for (int64_t i = 0;; ++i) {
+    running += w[i];
+    if (running > target) return begin + i;
+  }
+}
+
+float ChainRow::logp_raw(int64_t token) {
+  const TsRow whole = {source_, vocab_, nullptr, nullptr, nullptr, 0, args_->dtype};
+  const uint64_t total = plan_->edits ? kernels_->mass(&whole, raw_max_, plan_->bits, -FLT_MAX, nullptr) : dense_total();
+  return ts_logp(ts_load_one(source_, token, args_->dtype), raw_max_, total, plan_->scale);
+}
+
+float ChainRow::logp_processed(int64_t token) {
+  const Patch *patch = plan_->patches ? patches_.find((int32_t)token) : nullptr;
+  const float z = patch ? patch->processed : value_of(ts_load_one(source_, token, args_->dtype), divisors_seen_);
+  if (!plan_->edits_after_truncation) return ts_logp(z, dense_max(false), dense_total(), plan_->scale);
+  const float max = dense_max(true);
+  if (max == HUGE_VALF) return NAN;  // a dropped token that a later edit sent to infinity
+  TsRow row = rest();
+  row.divisor_count = divisors_seen_;
+  uint64_t total = kernels_->mass(&row, max, plan_->bits, -FLT_MAX, nullptr);
+  if (plan_->patches) {
+    for (const Patch &each : patches_.list) total += ts_weight(ts_exp(each.processed - max), plan_->scale);
+  }
+  return ts_logp(z, max, total, plan_->scale);
+}
+
+void ChainRow::write_logits() {
+  float *out = args_->out_logits + row_ * vocab_;
+  if (form_ == kAbove) list_whole();
+  if (form_ == kList) {
+    std::fill_n(out, vocab_, -HUGE_VALF);
+    for (int64_t i = 0; i < n_; ++i) out[ids_[i]] = z_[i];
+    return;
+  }
+  ts_load_row(source_, vocab_, args_->dtype, out);
+  for (int32_t t = 0; t < dense_divisors_; ++t) kernels_->divide(out, vocab_, divisors_[(size_t)t]);
+  if (plan_->patches) {
+    for (const Patch &patch : patches_.list) out[patch.id] = patch.z;
+  }
+}
+
+void ChainRow::finish() {
+  args_->status[row_] = TS_ROW_OK;
+  if (args_->out_logits) write_logits();
+  if (!args_->token) return;
+  const int64_t token = args_->greedy ? first_maximum() : draw();
+  args_->token[row_] = token;
+  if (args_->logp_truncated) {
+    uint64_t total = 0;
+    if (form_ == kDense) {
+      total = dense_total();
+    } else {
+      if (form_ == kAbove && args_->greedy) list_whole();
+      total = weigh_list();
+      for (int64_t b = 0; form_ == kAbove && b < (vocab_ + kBlock - 1) / kBlock; ++b) total += blocks_[b];
+    }
+    float z;
+    if (form_ == kList) {
+      z = z_[std::lower_bound(ids_.get(), ids_.get() + n_, (int32_t)token) - ids_.get()];
+    } else {
+      const Patch *patch = plan_->patches ? patches_.find((int32_t)token) : nullptr;
+      z = patch ? patch->z : value_of(ts_load_one(source_, token, args_->dtype), dense_divisors_);
+    }
+    args_->logp_truncated[row_] = ts_logp(z, max_, total, plan_->scale);
+  }
+  if (args_->logp_raw) args_->logp_raw[row_] = logp_raw(token);
+  if (args_->logp_processed) args_->logp_processed[row_] = logp_processed(token);
+}

@@ -1,0 +1,103 @@
+// One row on its way through the chain: edits, truncations, one draw, log-probabilities.
+//
+// A row is *dense* until the first truncation: read where it is, through divisions (temperatures) and patches (tokens
+// with a value of their own). From then on it is a *list* of the tokens that are left. Only top-p on a flat row leaves
+// a third form: every token of at least `from_`, and a list of some below it.
+#pragma once
+
+#include <vector>
+
+#include "boundary.h"
+#include "patches.h"
+#include "sampling.h"
+#include "tunesmith.h"
+
+bool ts_is_edit(int32_t op);
+double ts_step_value(const ts_step &step, int64_t row);
+
+// What the steps of a call have in common for all rows.
+struct ChainPlan {
+  explicit ChainPlan(const ts_sample_args &args);
+  int32_t temperatures = 0;
+  bool patches = false;           // a step edits single tokens
+  bool edits = false;
+  bool edits_after_truncation = false;  // the processed row then differs from the row before the first truncation
+  int bits;
+  double scale;
+};
+
+class ChainRow {
+ public:
+  void run(const ts_sample_args &args, const ChainPlan &plan, const TsSampling &kernels, int64_t row);
+
+ private:
+  enum Form { kDense, kList, kAbove };
+
+  void begin();
+  void gather();
+  void give_up();
+  void look_at(float max);
+  void edit(const ts_step &step, float value);
+  void penalise(float penalty);
+  void top_k(double k);
+  void top_p(double p);
+  void min_p(double p);
+  void dense_top_p(double p);
+  void finish();
+
+  const TsRow &rest();
+  float value_of(float x, int32_t divisors) const;
+  float least(float z) const;
+  float dense_max(bool processed);
+  int64_t merge_patches(int64_t n, float from, bool processed);
+  void list_from(float from, float below);
+  void list_whole();
+  uint64_t weigh_list();
+  uint64_t dense_total();
+  struct Bracket {
+    float from, above;
+  };
+  Bracket guess(uint64_t limit, int attempt);
+  bool narrow(Bracket bracket, uint64_t total, uint64_t limit);
+  void keep_beyond(float threshold, uint64_t ties);
+  float kth_of_lanes(int64_t k);
+  int64_t draw();
+  int64_t draw_in_block(int64_t block, uint64_t running, uint64_t target);
+  int64_t first_maximum();
+  float logp_raw(int64_t token);
+  float logp_processed(int64_t token);
+  void write_logits();
+
+  const ts_sample_args *args_ = nullptr;
+  const ChainPlan *plan_ = nullptr;
+  const TsSampling *kernels_ = nullptr;
+  int64_t row_ = 0, vocab_ = 0;
+  const void *source_ = nullptr;
+
+  Form form_ = kDense;
+  uint8_t status_ = TS_ROW_OK;
+  float max_ = 0;        // of what is left
+  float rest_max_ = 0;   // largest x that is not patched
+  float raw_max_ = 0;
+  std::vector<float> divisors_;  // of the whole chain; the dense row uses the first so many
+  int32_t dense_divisors_ = 0, divisors_seen_ = 0;
+  TsRow view_ = {};
+  Patches patches_;
+  Buffer<float> lanes_;
+
+  bool total_known_ = false;  // dense_total_ and blocks_ belong to the dense row as it is
+  uint64_t dense_total_ = 0;
+  Buffer<uint64_t> blocks_;   // of what is kept outside the list (kDense and kAbove)
+  float from_ = 0;            // kAbove: every token of at least this is kept; it may be in the list too if it is patched
+  float threshold_ = 0;       // kAbove: the lowest value kept ...
+  uint64_t ties_ = 0;         // ... of which so many with the lowest ids are not
+
+  Buffer<int32_t> ids_;  // ascending
+  Buffer<float> z_, e_;
+  Buffer<uint64_t> w_;
+  Buffer<Weighed> weighed_;
+  int64_t n_ = 0;
+  bool list_weighed_ = false;
+  uint64_t list_total_ = 0;
+  Buffer<float> lane_z_, lane_e_, sample_z_, sample_e_;
+};

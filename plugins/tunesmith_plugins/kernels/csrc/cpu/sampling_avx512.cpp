@@ -1,0 +1,61 @@
+// 16 lanes as one AVX-512 register, without fused multiply-add. Intrinsics only: an
+// inline function of the standard library compiled here could be the copy that the linker keeps for older processors.
+#include <immintrin.h>
+#include <math.h>
+
+#include "sampling.h"
+
+#define TS_LANES inline __attribute__((always_inline))
+
+namespace {
+
+typedef __m512 F;
+typedef __m512i I;
+typedef __mmask16 M;
+
+constexpr int kTogether = 8;  // vectors in flight at once
+constexpr int64_t kScanAhead = 1024;  // elements between what is read and what is asked for ahead of time
+
+TS_LANES void prefetch(uintptr_t at) { _mm_prefetch((const char *)at, _MM_HINT_T0); }  // reads nothing: any address will do
+TS_LANES F set1(float v) { return _mm512_set1_ps(v); }
+TS_LANES F load_f32(const float *at) { return _mm512_loadu_ps(at); }
+TS_LANES F load_bf16(const uint16_t *at) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)at)), 16));
+}
+TS_LANES F load_f16(const uint16_t *at) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at)); }
+TS_LANES void store_f32(float *at, F v) { _mm512_storeu_ps(at, v); }
+TS_LANES void store_integers(uint32_t *at, I v) { _mm512_storeu_si512(at, v); }
+TS_LANES F add(F a, F b) { return _mm512_add_ps(a, b); }
+TS_LANES F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+TS_LANES F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+TS_LANES F div(F a, F b) { return _mm512_div_ps(a, b); }
+TS_LANES F max(F a, F b) { return _mm512_max_ps(a, b); }
+TS_LANES I zero_integers() { return _mm512_setzero_si512(); }
+TS_LANES I add_integers(I a, I b) { return _mm512_add_epi32(a, b); }
+TS_LANES I shift_left_23(I a) { return _mm512_slli_epi32(a, 23); }
+TS_LANES I bits_of_floats(F a) { return _mm512_castps_si512(a); }
+TS_LANES F floats_of_bits(I a) { return _mm512_castsi512_ps(a); }
+TS_LANES M no_lane() { return 0; }
+TS_LANES M lanes_of(uint16_t bits) { return bits; }
+TS_LANES uint32_t bits_of(M m) { return m; }
+TS_LANES M either(M a, M b) { return (M)(a | b); }
+TS_LANES M both(M a, M b) { return (M)(a & b); }
+TS_LANES M but_not(M a, M b) { return (M)(a & ~b); }
+TS_LANES M at_least(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+TS_LANES M less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+TS_LANES M unordered_lanes(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
+TS_LANES F where(M m, F yes, F no) { return _mm512_mask_blend_ps(m, no, yes); }
+TS_LANES F keep(M m, F a) { return _mm512_maskz_mov_ps(m, a); }
+
+// Writes the chosen lanes one after the other, and their ids.
+TS_LANES void compress(int32_t *ids, float *x, M m, uint32_t, F v, int32_t first) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  _mm512_mask_compressstoreu_ps(x, m, v);
+  _mm512_mask_compressstoreu_epi32(ids, m, _mm512_add_epi32(lane, _mm512_set1_epi32(first)));
+}
+
+}  // namespace
+
+#include "sampling_lanes.h"
+
+extern const TsSampling ts_sampling_avx512 = {scan, collect, mass, sample, weights, exps, divide, below};

@@ -1,0 +1,332 @@
+// The loops of sampling.h in terms of 16 lanes. Included once by each sampling_ISA.cpp, after it has defined, in an
+// unnamed namespace, the types F (16 floats), I (16 integers), M (a mask) and the operations on them. Everything here
+// has internal linkage, so that no other unit can be given this copy.
+#include <float.h>
+#include <string.h>
+
+#include "numeric.h"
+#include "tunesmith.h"
+
+namespace {
+
+constexpr int kFlush = 16;  // blocks after which 32-bit sums are carried over: 16 * 16 * 2^21 stays below 2^32
+
+template <int D>
+TS_LANES F load(const char *x, int64_t group) {
+  if constexpr (D == TS_F32) return load_f32((const float *)x + group * kLanes);
+  if constexpr (D == TS_BF16) return load_bf16((const uint16_t *)x + group * kLanes);
+  return load_f16((const uint16_t *)x + group * kLanes);
+}
+
+constexpr int64_t size_of(int dtype) { return dtype == TS_F32 ? 4 : 2; }
+
+// The last block as floats, what is beyond the row at -inf: nothing is ever read past a row's end.
+struct Tail {
+  alignas(64) float x[kBlock];
+  Tail(const TsRow &row, int64_t begin) {
+    for (int64_t i = 0; i < kBlock; ++i) {
+      const int64_t at = begin + i;
+      if (at >= row.n) x[i] = -HUGE_VALF;
+      else if (row.dtype == TS_F32) x[i] = ((const float *)row.x)[at];
+      else if (row.dtype == TS_BF16) x[i] = ts_bf16_to_float(((const uint16_t *)row.x)[at]);
+      else x[i] = ts_f16_to_float(((const uint16_t *)row.x)[at]);
+    }
+  }
+};
+
+// Calls block(number, address, marks or null) for every block; D is the type behind the address.
+template <int D, typename Block>
+TS_LANES void over_blocks(const TsRow &row, Block block) {
+  const int64_t whole = row.n / kBlock;
+  const char *x = (const char *)row.x;
+  for (int64_t b = 0; b < whole; ++b) {
+    const uint16_t *marks = row.marks && row.flagged[b] ? row.marks + b * kBlockGroups : nullptr;
+    block.template run<D>(b, x + b * kBlock * size_of(D), marks);
+  }
+  if (whole * kBlock < row.n) {
+    const Tail tail(row, whole * kBlock);
+    const uint16_t *marks = row.marks && row.flagged[whole] ? row.marks + whole * kBlockGroups : nullptr;
+    block.template run<TS_F32>(whole, (const char *)tail.x, marks);
+  }
+}
+
+template <typename Block>
+TS_LANES void over_row(const TsRow &row, Block block) {
+  if (row.dtype == TS_F32) over_blocks<TS_F32>(row, block);
+  else if (row.dtype == TS_BF16) over_blocks<TS_BF16>(row, block);
+  else over_blocks<TS_F16>(row, block);
+}
+
+struct Scan {
+  float *lanes;
+  F *best;
+  M *unordered;
+  template <int D>
+  TS_LANES void run(int64_t b, const char *x, const uint16_t *marks) const {
+    const F nothing = set1(-HUGE_VALF);
+    F m0 = nothing, m1 = nothing, m2 = nothing, m3 = nothing;
+    M bad = no_lane();
+#pragma GCC unroll 4
+    for (int g = 0; g < kBlockGroups; g += 4) {
+      for (int line = 0; line < size_of(D); ++line) prefetch((uintptr_t)x + (kScanAhead + g * kLanes) * size_of(D) + 64 * line);
+      F v0 = load<D>(x, g), v1 = load<D>(x, g + 1), v2 = load<D>(x, g + 2), v3 = load<D>(x, g + 3);
+      bad = either(bad, either(unordered_lanes(v0, v1), unordered_lanes(v2, v3)));
+      if (marks) {
+        v0 = where(lanes_of(marks[g]), nothing, v0);
+        v1 = where(lanes_of(marks[g + 1]), nothing, v1);
+        v2 = where(lanes_of(marks[g + 2]), nothing, v2);
+        v3 = where(lanes_of(marks[g + 3]), nothing, v3);
+      }
+      m0 = max(v0, m0);
+      m1 = max(v1, m1);
+      m2 = max(v2, m2);
+      m3 = max(v3, m3);
+    }
+    const F m = max(max(m0, m1), max(m2, m3));
+    store_f32(lanes + b * kLanes, m);
+    *best = max(m, *best);
+    *unordered = either(*unordered, bad);
+  }
+};
+
+float scan(const TsRow *row, float *lanes, uint8_t *has_nan) {
+  F best = set1(-HUGE_VALF);
+  M unordered = no_lane();
+  over_row(*row, Scan{lanes, &best, &unordered});
+  if (bits_of(unordered)) *has_nan = 1;
+  float values[kLanes], result = -HUGE_VALF;
+  store_f32(values, best);
+  for (float value : values) result = value > result ? value : result;
+  return result;
+}
+
+struct Collect {
+  const float *lanes;
+  F from, below;
+  int32_t *ids;
+  float *x;
+  int64_t *count;
+  template <int D>
+  TS_LANES void run(int64_t b, const char *source, const uint16_t *marks) const {
+    if (!bits_of(at_least(load_f32(lanes + b * kLanes), from))) return;
+    for (int g = 0; g < kBlockGroups; ++g) {
+      const F v = load<D>(source, g);
+      M here = both(at_least(v, from), less(v, below));
+      if (marks) here = but_not(here, lanes_of(marks[g]));
+      const uint32_t bits = bits_of(here);
+      if (!bits) continue;
+      compress(ids + *count, x + *count, here, bits, v, (int32_t)(b * kBlock + g * kLanes));
+      *count += __builtin_popcount(bits);
+    }
+  }
+};
+
+int64_t collect(const TsRow *row, const float *lanes, float from, float below, int32_t *ids, float *x) {
+  int64_t count = 0;
+  over_row(*row, Collect{lanes, set1(from), set1(below), ids, x, &count});
+  return count;
+}
+
+// exp of `kTogether` vectors at once, step by step: one vector's steps wait for each other.
+TS_LANES void exponentials(F *v) {
+  F shifted[kTogether], p[kTogether];
+#define TS_TOGETHER for (int i = 0; i < kTogether; ++i)
+  TS_TOGETHER v[i] = max(set1(kExpFloor), v[i]);
+  TS_TOGETHER shifted[i] = mul(v[i], set1(kLog2E));
+  TS_TOGETHER shifted[i] = add(shifted[i], set1(kRoundFloat));
+  TS_TOGETHER p[i] = sub(shifted[i], set1(kRoundFloat));
+  TS_TOGETHER v[i] = sub(v[i], mul(p[i], set1(kLn2Hi)));
+  TS_TOGETHER v[i] = sub(v[i], mul(p[i], set1(kLn2Lo)));
+  TS_TOGETHER p[i] = set1(TS_EXP_LEAD);
+#define TS_STEP(c) TS_TOGETHER p[i] = add(mul(p[i], v[i]), set1(c));
+  TS_EXP_COEFFICIENTS(TS_STEP)
+#undef TS_STEP
+  TS_TOGETHER v[i] = floats_of_bits(add_integers(bits_of_floats(p[i]), shift_left_23(bits_of_floats(shifted[i]))));
+}
+
+// A weight is e * 2^bits rounded. e = h + l with h the multiple of 2^-21 nearest to e: adding 4 leaves h 2^21 in the
+// low bits of the sum, and adding 1.5 2^(23 - bits) to l does the same for l 2^bits, rounded to even as it should be.
+struct Sums {
+  I high, low;
+};
+constexpr uint32_t kHighBits = 0x40800000u;  // of 4.0f
+
+inline float low_magic(int bits) { return bits_to_float((uint32_t)(127 + 23 - bits) << 23 | 0x400000u); }
+
+TS_LANES void accumulate(Sums *sums, F *e, F magic) {
+  F high[kTogether];
+  TS_TOGETHER high[i] = add(e[i], set1(4.0f));
+  TS_TOGETHER sums->high = add_integers(sums->high, bits_of_floats(high[i]));
+  TS_TOGETHER high[i] = sub(high[i], set1(4.0f));
+  TS_TOGETHER e[i] = sub(e[i], high[i]);
+  TS_TOGETHER e[i] = add(e[i], magic);
+  TS_TOGETHER sums->low = add_integers(sums->low, bits_of_floats(e[i]));
+}
+
+// The sum of what `groups` calls of accumulate added to every lane.
+TS_LANES uint64_t total_of(const Sums &sums, int groups, float magic, int bits) {
+  uint32_t high[kLanes], low[kLanes];
+  store_integers(high, sums.high);
+  store_integers(low, sums.low);
+  const uint32_t high_bias = (uint32_t)groups * kHighBits, low_bias = (uint32_t)groups * float_to_bits(magic);
+  uint64_t highs = 0;
+  int64_t lows = 0;
+  for (int j = 0; j < kLanes; ++j) {
+    highs += (uint32_t)(high[j] - high_bias);
+    lows += (int32_t)(low[j] - low_bias);
+  }
+  return (highs << (bits - 21)) + (uint64_t)lows;
+}
+
+template <bool From, bool Divide>
+struct Masses {
+  const TsRow *row;
+  float max, from;
+  int bits;
+  uint64_t *blocks;
+  Sums *sums;
+  int *groups;
+  uint64_t *total;
+  template <int D>
+  TS_LANES void run(int64_t b, const char *x, const uint16_t *marks) const {
+    const F top = set1(max), bound = set1(from), magic = set1(low_magic(bits));
+    Sums sum = *sums;
+    for (int g = 0; g < kBlockGroups; g += kTogether) {
+      F v[kTogether];
+      M here[kTogether];
+      TS_TOGETHER v[i] = load<D>(x, g + i);
+      if constexpr (From) {
+        TS_TOGETHER here[i] = at_least(v[i], bound);
+      }
+      if constexpr (Divide) {
+        for (int32_t t = 0; t < row->divisor_count; ++t) TS_TOGETHER v[i] = div(v[i], set1(row->divisors[t]));
+      }
+      TS_TOGETHER v[i] = sub(v[i], top);
+      exponentials(v);
+      if constexpr (From) {
+        TS_TOGETHER v[i] = keep(here[i], v[i]);
+      }
+      if (marks) {
+        TS_TOGETHER v[i] = keep(lanes_of((uint16_t)~marks[g + i]), v[i]);
+      }
+      accumulate(&sum, v, magic);
+    }
+    *groups += kBlockGroups;
+    if (blocks || *groups == kFlush * kBlockGroups) {
+      const uint64_t part = total_of(sum, *groups, low_magic(bits), bits);
+      if (blocks) blocks[b] = part;
+      *total += part;
+      *groups = 0;
+      sum.high = sum.low = zero_integers();
+    }
+    *sums = sum;
+  }
+};
+
+template <bool From, bool Divide>
+uint64_t mass_of(const TsRow *row, float max, int bits, float from, uint64_t *blocks) {
+  Sums sums = {zero_integers(), zero_integers()};
+  int groups = 0;
+  uint64_t total = 0;
+  over_row(*row, Masses<From, Divide>{row, max, from, bits, blocks, &sums, &groups, &total});
+  return total + total_of(sums, groups, low_magic(bits), bits);
+}
+
+uint64_t mass(const TsRow *row, float max, int bits, float from, uint64_t *blocks) {
+  if (from > -FLT_MAX) {
+    return row->divisor_count ? mass_of<true, true>(row, max, bits, from, blocks)
+                              : mass_of<true, false>(row, max, bits, from, blocks);
+  }
+  return row->divisor_count ? mass_of<false, true>(row, max, bits, from, blocks)
+                            : mass_of<false, false>(row, max, bits, from, blocks);
+}
+
+struct Sample {
+  const float *lanes;
+  int64_t stride;
+  float *out;
+  int64_t *count;
+  template <int D>
+  TS_LANES void run(int64_t b, const char *x, const uint16_t *marks) const {
+    if (b % stride) return;
+    const int g = (int)((b / stride * 7) % kBlockGroups);
+    const F v = load<D>(x, g);
+    M here = less(v, load_f32(lanes + b * kLanes));
+    if (marks) here = but_not(here, lanes_of(marks[g]));
+    const uint32_t bits = bits_of(here);
+    int32_t unused[kLanes];
+    compress(unused, out + *count, here, bits, v, 0);
+    *count += __builtin_popcount(bits);
+  }
+};
+
+int64_t sample(const TsRow *row, const float *lanes, int64_t stride, float *x) {
+  int64_t count = 0;
+  over_row(*row, Sample{lanes, stride, x, &count});
+  return count;
+}
+
+void exps(const float *z, int64_t n, float max, float *e) {
+  const F top = set1(max);
+  int64_t at = 0;
+  for (; at + kLanes * kTogether <= n; at += kLanes * kTogether) {
+    F v[kTogether];
+    TS_TOGETHER v[i] = sub(load_f32(z + at + i * kLanes), top);
+    exponentials(v);
+    TS_TOGETHER store_f32(e + at + i * kLanes, v[i]);
+  }
+  for (; at < n; ++at) e[at] = ts_exp(z[at] - max);
+}
+
+uint64_t weights(const float *z, int64_t n, float max, int bits, uint64_t *w) {
+  const double scale = bits_to_double((uint64_t)(1023 + bits) << 52);
+  const F top = set1(max);
+  uint64_t total = 0;
+  int64_t at = 0;
+  for (; at + kLanes * kTogether <= n; at += kLanes * kTogether) {
+    F v[kTogether];
+    float e[kLanes * kTogether];
+    TS_TOGETHER v[i] = sub(load_f32(z + at + i * kLanes), top);
+    exponentials(v);
+    TS_TOGETHER store_f32(e + i * kLanes, v[i]);
+    for (int j = 0; j < kLanes * kTogether; ++j) {
+      w[at + j] = ts_weight(e[j], scale);
+      total += w[at + j];
+    }
+  }
+  for (; at < n; ++at) {
+    w[at] = ts_weight(ts_exp(z[at] - max), scale);
+    total += w[at];
+  }
+  return total;
+}
+
+void divide(float *z, int64_t n, float divisor) {
+  const F by = set1(divisor);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store_f32(z + i, div(load_f32(z + i), by));
+  for (; i < n; ++i) z[i] = z[i] / divisor;
+}
+
+float below(const float *z, const float *e, int64_t n, float threshold, int64_t *count) {
+  const F bound = set1(threshold);
+  F sum = set1(0.0f);
+  int64_t found = 0, i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const M here = less(load_f32(z + i), bound);
+    sum = add(sum, keep(here, load_f32(e + i)));
+    found += __builtin_popcount(bits_of(here));
+  }
+  float parts[kLanes], result = 0;
+  store_f32(parts, sum);
+  for (float part : parts) result += part;
+  for (; i < n; ++i) {
+    if (z[i] >= threshold) continue;
+    result += e[i];
+    ++found;
+  }
+  *count = found;
+  return result;
+}
+
+}  // namespace

@@ -1,0 +1,54 @@
+// The loops over a row of logits that have one version per instruction set. What they compute exactly (everything but
+// ts_share_below) has the same bits in every version.
+#pragma once
+
+#include <stdint.h>
+
+constexpr int kLanes = 16;          // values handled together
+constexpr int64_t kBlock = 256;     // tokens of a block: lane j of a block is the tokens 16 i + j, i < 16
+constexpr int64_t kBlockGroups = kBlock / kLanes;
+
+// A row as it is read: element i stands for f(x[i]), f = division by each of the divisors in turn. Tokens in marks
+// have a value of their own elsewhere and are passed over.
+struct TsRow {
+  const void *x;
+  int64_t n;
+  const uint16_t *marks;    // a bit a token, or null
+  const uint8_t *flagged;   // a byte a block: whether it has a marked token
+  const float *divisors;
+  int32_t divisor_count;
+  int32_t dtype;
+};
+
+struct TsSampling {
+  // Writes the largest x of every lane of every block, ceil(n / 256) * 16 of them; returns the largest of all. Sets
+  // *has_nan if any token, marked or not, is a NaN (the maxima then mean nothing).
+  float (*scan)(const TsRow *row, float *lanes, uint8_t *has_nan);
+  // Writes id and x of every token with from <= x < below, in ascending order of ids; returns how many.
+  int64_t (*collect)(const TsRow *row, const float *lanes, float from, float below, int32_t *ids, float *x);
+  // Returns the weights' sum of the tokens with x >= from; blocks[b] gets the sum of block b unless it is null.
+  uint64_t (*mass)(const TsRow *row, float max, int bits, float from, uint64_t *blocks);
+  // Writes x of one group of 16 in every `stride` blocks, without marked tokens and largest ones of a lane.
+  int64_t (*sample)(const TsRow *row, const float *lanes, int64_t stride, float *x);
+  // w[i] = weight of z[i]; returns their sum.
+  uint64_t (*weights)(const float *z, int64_t n, float max, int bits, uint64_t *w);
+  // e[i] = exp(z[i] - max)
+  void (*exps)(const float *z, int64_t n, float max, float *e);
+  void (*divide)(float *z, int64_t n, float divisor);
+  // The sum of e[i], and the number, of all i with z[i] < threshold: an estimate, rounded as the version likes.
+  float (*below)(const float *z, const float *e, int64_t n, float threshold, int64_t *count);
+};
+
+extern const TsSampling ts_sampling_scalar;
+#if defined(TS_HAVE_AVX2)
+extern const TsSampling ts_sampling_avx2;
+#endif
+#if defined(TS_HAVE_AVX512)
+extern const TsSampling ts_sampling_avx512;
+#endif
+#if defined(TS_HAVE_NEON)
+extern const TsSampling ts_sampling_neon;
+#endif
+
+// The chosen version, or null with a message set when TUNESMITH_ISA cannot be honoured.
+const TsSampling *ts_sampling();
