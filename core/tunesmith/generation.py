@@ -29,6 +29,7 @@ def generate(
     prompts: Sequence[str],
     *,
     ids: Sequence[str] | None = None,
+    negative_prompts: Sequence[str] | None = None,
     engine: EngineConfig | Engine | str | None = None,
     decoder: DecoderConfig | Decoder | str | None = None,
     sampler: SamplerConfig | Sampler | str | None = None,
@@ -48,6 +49,7 @@ def generate(
         prompts: Texts, which get the special tokens that the tokenizer adds of its own, but no end-of-sequence token
             before a decoder-only model's continuation.
         ids: Unique names of the prompts; their places if left out.
+        negative_prompts: For each prompt a text to be led away from; only the decoder ``guidance`` uses them.
         engine: A config, a short spelling such as ``"transformers(batch_size=4)"``, or an engine that is already built;
             None means ``transformers``.
         decoder: Likewise; None means ``stepwise``.
@@ -72,6 +74,7 @@ def generate(
     names = _names(prompts, ids)
     built: Engine = component(engine, "engine")
     built_decoder: Decoder = component(decoder, "decoder")
+    negatives = _negatives(lm, prompts, negative_prompts, built_decoder)
     built_sampler: Sampler = component(sampler, "sampler")
     built.require(_powers(built_sampler, completions))
     if built is not engine:
@@ -80,8 +83,8 @@ def generate(
         built_sampler.setup(runtime)
     built.sync(lm)
     requests = [
-        Request(prompt_ids=tokens, seed=derive_seed(seed, name), stream=stream, id=name)
-        for name, tokens in zip(names, prompt_ids(lm, prompts), strict=True)
+        Request(prompt_ids=tokens, seed=derive_seed(seed, name), stream=stream, id=name, negative_ids=negative)
+        for name, tokens, negative in zip(names, prompt_ids(lm, prompts), negatives, strict=True)
         for stream in range(completions)
     ]
     limits = Limits(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, stop=tuple(stop))
@@ -157,6 +160,19 @@ def _names(prompts: Sequence[str], ids: Sequence[str] | None) -> list[str]:
     if problems:
         raise ConfigError(problems, "generate")
     return list(ids)
+
+
+def _negatives(lm: LM, prompts: Sequence[str], given: Sequence[str] | None, decoder: Decoder) -> list[tuple[int, ...]]:
+    if given is None:
+        return [()] * len(prompts)
+    problems = []
+    if len(given) != len(prompts):
+        problems.append(f"{len(given)} negative prompts for {len(prompts)} prompts")
+    if not decoder.takes_negatives:
+        problems.append(f"{decoder!r} has no use for negative_prompts; the decoder 'guidance' has")
+    if problems:
+        raise ConfigError(problems, "generate")
+    return prompt_ids(lm, given)
 
 
 def _powers(sampler: Sampler, completions: int) -> set[str]:

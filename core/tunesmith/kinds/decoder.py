@@ -35,6 +35,7 @@ class Request:
         stream: Which completion of this prompt it is; other streams draw other tokens from the same seed.
         parameters: Per-row sampler parameters, ``"link.field"`` to number.
         id: Whatever the caller recognises the request by; it is given back.
+        negative_ids: Token ids of a prompt to be led away from, for decoders that do (``guidance``); empty: theirs.
     """
 
     prompt_ids: tuple[int, ...]
@@ -42,6 +43,7 @@ class Request:
     stream: int = 0
     parameters: Mapping[str, float] = Factory(dict)
     id: str = ""
+    negative_ids: tuple[int, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -126,7 +128,13 @@ class StepModel(Protocol):
 
 
 class Decoder(Component[Any]):
-    """Produce completions from a model that goes one token at a time, and a sampler."""
+    """Produce completions from a model that goes one token at a time, and a sampler.
+
+    Attributes:
+        takes_negatives: Whether ``Request.negative_ids`` have a meaning; may depend on the config.
+    """
+
+    takes_negatives: bool = False
 
     @abstractmethod
     def decode(
