@@ -81,6 +81,7 @@ class Completion:
         finish: Why it ended.
         logp: Draw's ``logp_processed`` of every token of ``token_ids``; empty if the engine cannot give it.
         score: A decoder's own score (beam's length-normalised sum, best-of-n's reward), or None.
+        details: What a decoder tells besides (votes, rates of acceptance), in values that JSON has.
     """
 
     request: int
@@ -91,6 +92,7 @@ class Completion:
     finish: Literal["eos", "length", "stop"]
     logp: tuple[float, ...] = ()
     score: float | None = None
+    details: Mapping[str, Any] = Factory(dict)
 
 
 class StepModel(Protocol):
