@@ -44,3 +44,22 @@ class DiverseBeam(DecoderConfig):
     penalty: float = field(default=0.5, validator=[v.ge(0), v.lt(float("inf"))])
     length_penalty: float = 1.0
     early_stopping: Literal["yes", "no", "never"] = "no"
+
+
+@frozen(kw_only=True)
+class Contrastive(DecoderConfig):
+    """Contrastive search (Su et al., 2022, equation 5): of the ``top_k`` likeliest tokens take the one of the largest
+    ``(1 - alpha) * probability - alpha * similarity``, where the similarity is the largest cosine between the token's hidden
+    state and those of everything before it. Text that repeats itself looks like itself.
+
+    What stands before a token is, for a decoder-only model, prompt and completion; for an encoder-decoder the start token
+    and the completion. Draws nothing, so the sampler must be greedy or only edit.
+
+    Attributes:
+        top_k: Candidates at every step; each of them is run through the model. 1 is greedy.
+        alpha: Weight of the similarity, in [0, 1]; 0 is greedy.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.contrastive:ContrastiveDecoder"
+    top_k: int = field(default=4, validator=v.ge(1))
+    alpha: float = field(default=0.6, validator=[v.ge(0), v.le(1)])
