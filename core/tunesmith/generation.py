@@ -5,15 +5,17 @@ Imported at run time only; torch arrives with the engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from attrs import evolve
 
 from tunesmith.component import Component, Config
 from tunesmith.errors import ConfigError, TunesmithError
-from tunesmith.kinds.decoder import Completion, Decoder, DecoderConfig, Limits, Request
-from tunesmith.kinds.engine import Engine, EngineConfig
+from tunesmith.kinds.decoder import Completion, Decoder, DecoderConfig, Limits, Piece, Request
+from tunesmith.kinds.engine import Engine, EngineConfig, Throughput
 from tunesmith.kinds.sampler import Sampler, SamplerConfig
 from tunesmith.runtime import Runtime, derive_seed
 
@@ -24,46 +26,97 @@ DEFAULTS = {"engine": "tunesmith/transformers", "decoder": "tunesmith/stepwise",
 BASES: dict[str, type] = {"engine": Engine, "decoder": Decoder, "sampler": Sampler}
 
 
+@overload
 def generate(
-    lm: LM,
-    prompts: Sequence[str],
+    lm: LM | str | Path | tuple[Any, Any],
+    prompts: str | Sequence[str | Sequence[int]],
     *,
     ids: Sequence[str] | None = None,
     negative_prompts: Sequence[str] | None = None,
     engine: EngineConfig | Engine | str | None = None,
     decoder: DecoderConfig | Decoder | str | None = None,
     sampler: SamplerConfig | Sampler | str | None = None,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | Sequence[int] = 64,
     min_new_tokens: int = 0,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     seed: int = 0,
+    seeds: Sequence[int] | None = None,
     completions: int = 1,
+    stream: Literal[False] = False,
+    report: Callable[[Throughput], object] | None = None,
     runtime: Runtime | None = None,
-) -> list[Completion]:
+) -> list[Completion]: ...
+
+
+@overload
+def generate(
+    lm: LM | str | Path | tuple[Any, Any],
+    prompts: str | Sequence[str | Sequence[int]],
+    *,
+    ids: Sequence[str] | None = None,
+    negative_prompts: Sequence[str] | None = None,
+    engine: EngineConfig | Engine | str | None = None,
+    decoder: DecoderConfig | Decoder | str | None = None,
+    sampler: SamplerConfig | Sampler | str | None = None,
+    max_new_tokens: int | Sequence[int] = 64,
+    min_new_tokens: int = 0,
+    stop: str | Sequence[str] = (),
+    seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    completions: int = 1,
+    stream: Literal[True],
+    report: Callable[[Throughput], object] | None = None,
+    runtime: Runtime | None = None,
+) -> Iterator[Piece]: ...
+
+
+def generate(
+    lm: LM | str | Path | tuple[Any, Any],
+    prompts: str | Sequence[str | Sequence[int]],
+    *,
+    ids: Sequence[str] | None = None,
+    negative_prompts: Sequence[str] | None = None,
+    engine: EngineConfig | Engine | str | None = None,
+    decoder: DecoderConfig | Decoder | str | None = None,
+    sampler: SamplerConfig | Sampler | str | None = None,
+    max_new_tokens: int | Sequence[int] = 64,
+    min_new_tokens: int = 0,
+    stop: str | Sequence[str] = (),
+    seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    completions: int = 1,
+    stream: bool = False,
+    report: Callable[[Throughput], object] | None = None,
+    runtime: Runtime | None = None,
+) -> list[Completion] | Iterator[Piece]:
     """Write completions of prompts.
 
     A prompt's seed is ``derive_seed(seed, its id)``, so its completions stay the same whatever else is asked for.
 
     Args:
-        lm: The model, decoder-only or encoder-decoder; the engine is told to use it.
+        lm: The model, decoder-only or encoder-decoder; the engine is told to use it. Also a folder or hub name, which is
+            loaded, or a pair of a transformers model and its tokenizer.
         prompts: Texts, which get the special tokens that the tokenizer adds of its own, but no end-of-sequence token
-            before a decoder-only model's continuation.
+            before a decoder-only model's continuation; or token ids, which are taken as they are. One text is one prompt.
         ids: Unique names of the prompts; their places if left out.
         negative_prompts: For each prompt a text to be led away from; only the decoder ``guidance`` uses them.
         engine: A config, a short spelling such as ``"transformers(batch_size=4)"``, or an engine that is already built;
             None means ``transformers``.
         decoder: Likewise; None means ``stepwise``.
         sampler: Likewise; None means ``greedy``.
-        max_new_tokens: Most new tokens of a completion.
+        max_new_tokens: Most new tokens of a completion, one number for all prompts or one a prompt.
         min_new_tokens: It cannot end of itself before so many.
         stop: Strings that end a completion and are not part of it.
         seed: Seed of everything drawn.
+        seeds: Seeds of the prompts, unsigned 64 bit, instead of those that follow from ``seed`` and the ids.
         completions: How many of each prompt, as streams 0, 1, ...
+        stream: Return an iterator that gives every completion in pieces while it is written. Leaving it early ends the work.
+        report: Called once at the end with the speed; ``print`` shows it.
         runtime: Device, progress bar; None means the defaults.
 
     Returns:
         Completions in the order of prompts, then of streams, then as the decoder gave them (all standard ones give one
-        a request). ``Completion.request`` is the prompt's place.
+        a request). ``Completion.request`` is the prompt's place. With ``stream``, pieces in the order of writing.
 
     Raises:
         ConfigError: For a wrong name, option, id or prompt.
@@ -71,10 +124,14 @@ def generate(
         NumericError: If the model gives NaN or infinity.
     """
     runtime = runtime or Runtime()
-    names = _names(prompts, ids)
+    lm = _model(lm, runtime)
+    given: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
+    names = _names(given, ids)
+    own = _each("seeds", seeds, given) if seeds is not None else [derive_seed(seed, name) for name in names]
+    most = [max_new_tokens] * len(given) if isinstance(max_new_tokens, int) else _each("limits", max_new_tokens, given)
     built: Engine = component(engine, "engine")
     built_decoder: Decoder = component(decoder, "decoder")
-    negatives = _negatives(lm, prompts, negative_prompts, built_decoder)
+    negatives = _negatives(lm, given, negative_prompts, built_decoder)
     built_sampler: Sampler = component(sampler, "sampler")
     built.require(_powers(built_sampler, completions))
     if built is not engine:
@@ -82,21 +139,120 @@ def generate(
     if built_sampler is not sampler:
         built_sampler.setup(runtime)
     built.sync(lm)
+    longest = max_new_tokens if isinstance(max_new_tokens, int) else max(most, default=1)
     requests = [
-        Request(prompt_ids=tokens, seed=derive_seed(seed, name), stream=stream, id=name, negative_ids=negative)
-        for name, tokens, negative in zip(names, prompt_ids(lm, prompts), negatives, strict=True)
-        for stream in range(completions)
+        Request(
+            prompt_ids=tokens,
+            seed=own[place],
+            stream=copy,
+            id=names[place],
+            negative_ids=negatives[place],
+            max_new_tokens=most[place] if most[place] < longest else None,
+        )
+        for place, tokens in enumerate(_tokens(lm, given))
+        for copy in range(completions)
     ]
-    limits = Limits(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, stop=tuple(stop))
+    limits = Limits(
+        max_new_tokens=longest,
+        min_new_tokens=min_new_tokens,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+    )
+    work = requests, built_decoder, built_sampler, limits, runtime
+    if stream:
+        return _pieces(_metered(built.stream(*work), built, requests, report), completions)
     found: list[list[Completion]] = [[] for _ in requests]
-    finished = built.generate(requests, built_decoder, built_sampler, limits, runtime)
+    finished = _metered(built.generate(*work), built, requests, report)
     for completion in runtime.track(finished, "Generating", total=len(requests)):
-        own = completion if completions == 1 else evolve(completion, request=completion.request // completions)
-        found[completion.request].append(own)
+        found[completion.request].append(_of_prompt(completion, completions))
     lost = [str(number) for number, some in enumerate(found) if not some]
     if lost:
         raise TunesmithError(f"{built!r} with {built_decoder!r} returned nothing for the requests {', '.join(lost)}.")
     return [completion for some in found for completion in some]
+
+
+def _of_prompt(completion: Completion, completions: int) -> Completion:
+    """Return a completion that says which prompt it is of, where there are several requests a prompt."""
+    return completion if completions == 1 else evolve(completion, request=completion.request // completions)
+
+
+def _pieces(pieces: Iterator[Piece], completions: int) -> Iterator[Piece]:
+    for piece in pieces:
+        if completions > 1:
+            whole = None if piece.completion is None else _of_prompt(piece.completion, completions)
+            piece = evolve(piece, request=piece.request // completions, completion=whole)
+        yield piece
+
+
+def _metered(
+    results: Iterable[Any], engine: Engine, requests: Sequence[Request], report: Callable[[Throughput], object] | None
+) -> Iterator[Any]:
+    """Yield completions or pieces, and report the speed when they are all there."""
+    start, before, whole, tokens = time.perf_counter(), engine.steps or 0, 0, 0
+    for result in results:
+        completion = result if isinstance(result, Completion) else result.completion
+        if completion is not None:
+            whole, tokens = whole + 1, tokens + len(completion.token_ids)
+        yield result
+    if report is not None:
+        report(
+            Throughput(
+                completions=whole,
+                prompt_tokens=sum(len(request.prompt_ids) for request in requests),
+                new_tokens=tokens,
+                seconds=time.perf_counter() - start,
+                steps=None if engine.steps is None else engine.steps - before,
+            )
+        )
+
+
+def _model(given: LM | str | Path | tuple[Any, Any], runtime: Runtime) -> LM:
+    """Return the model in use: the one given, one loaded, or a handle for a transformers model and tokenizer."""
+    from tunesmith.lm import LM, family_of, load
+
+    if isinstance(given, (str, Path)):
+        return load(given, runtime=runtime)
+    if isinstance(given, tuple):
+        model, tokenizer = given
+        return LM(model=model, tokenizer=tokenizer, family=family_of(model.config))
+    if not isinstance(given, LM):
+        raise ConfigError(
+            [
+                "a model was expected: what tunesmith.load returns, a folder or hub name, or the pair (model, tokenizer), "
+                f"not {type(given).__name__}"
+            ],
+            "generate",
+        )
+    return given
+
+
+def _each(what: str, values: Sequence[int], prompts: Sequence[Any]) -> list[int]:
+    if len(values) != len(prompts):
+        raise ConfigError([f"{len(values)} {what} for {len(prompts)} prompts"], "generate")
+    return [int(value) for value in values]
+
+
+def _tokens(lm: LM, prompts: Sequence[Any]) -> list[tuple[int, ...]]:
+    """Return the ids of prompts, some of which may be ids already."""
+    texts = iter(prompt_ids(lm, [prompt for prompt in prompts if isinstance(prompt, str)]))
+    size = getattr(lm.model.get_input_embeddings(), "num_embeddings", None)
+    found = []
+    for place, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            found.append(next(texts))
+            continue
+        try:
+            tokens = tuple(int(token) for token in prompt)
+        except (TypeError, ValueError):
+            raise ConfigError(
+                [f"prompt {place} is neither a text nor a list of token ids; give a list of prompts, one each"],
+                "generate",
+            ) from None
+        wrong = [token for token in tokens if token < 0 or (size is not None and token >= size)]
+        if wrong or not tokens:
+            problem = f"has the id {wrong[0]}, and the model has {size} ids" if wrong else "has no ids"
+            raise ConfigError([f"prompt {place} {problem}"], "generate")
+        found.append(tokens)
+    return found
 
 
 def prompt_ids(lm: LM, prompts: Sequence[str]) -> list[tuple[int, ...]]:
@@ -149,7 +305,7 @@ def component(given: Config | Component[Any] | str | None, kind: str) -> Any:
     return built
 
 
-def _names(prompts: Sequence[str], ids: Sequence[str] | None) -> list[str]:
+def _names(prompts: Sequence[Any], ids: Sequence[str] | None) -> list[str]:
     if ids is None:
         return [str(number) for number in range(len(prompts))]
     problems = []

@@ -34,6 +34,7 @@ class Request:
         seed: The row's seed, unsigned 64 bit. The same request gives the same completion in any batch.
         stream: Which completion of this prompt it is; other streams draw other tokens from the same seed.
         parameters: Per-row sampler parameters, ``"link.field"`` to number.
+        max_new_tokens: Most new tokens of this completion, where that is fewer than the limits of the call say.
         id: Whatever the caller recognises the request by; it is given back.
         negative_ids: Token ids of a prompt to be led away from, for decoders that do (``guidance``); empty: theirs.
     """
@@ -42,6 +43,7 @@ class Request:
     seed: int = 0
     stream: int = 0
     parameters: Mapping[str, float] = Factory(dict)
+    max_new_tokens: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
     id: str = ""
     negative_ids: tuple[int, ...] = ()
 
@@ -59,6 +61,11 @@ class Limits:
     max_new_tokens: int = field(default=64, validator=validators.ge(1))
     min_new_tokens: int = field(default=0, validator=validators.ge(0))
     stop: tuple[str, ...] = field(default=())
+
+    def most(self, request: Request) -> int:
+        """Return how many new tokens a request may have."""
+        own = request.max_new_tokens
+        return self.max_new_tokens if own is None else min(own, self.max_new_tokens)
 
     @stop.validator
     def _stop_can_be_waited_for(self, attribute: Attribute[tuple[str, ...]], value: tuple[str, ...]) -> None:
@@ -95,6 +102,42 @@ class Completion:
     details: Mapping[str, Any] = Factory(dict)
 
 
+@frozen(kw_only=True)
+class Piece:
+    """What was added to a completion that is being written.
+
+    The texts of a completion's pieces, put together, are its text, and their ids its ids; nothing is ever taken back.
+    Texts are whole words as far as the script has spaces between them, and no part of a stop string.
+
+    Attributes:
+        request: The index of its request in the sequence that was given.
+        id: The request's id.
+        stream: The request's stream.
+        token_ids: New ids since the last piece; the text of the last ones may come with the next piece only.
+        text: New text since the last piece.
+        completion: The whole completion, in its last piece only.
+    """
+
+    request: int
+    id: str
+    stream: int
+    token_ids: tuple[int, ...]
+    text: str
+    completion: Completion | None = None
+
+
+def whole(completion: Completion) -> Piece:
+    """Return the only piece of a completion that was not followed while it was written."""
+    return Piece(
+        request=completion.request,
+        id=completion.id,
+        stream=completion.stream,
+        token_ids=completion.token_ids,
+        text=completion.text,
+        completion=completion,
+    )
+
+
 class StepModel(Protocol):
     """A model that goes one token at a time, as an engine offers it to decoders. ``cache`` is opaque.
 
@@ -109,6 +152,8 @@ class StepModel(Protocol):
     eos_token_ids: frozenset[int]
     max_length: int | None
     """Most positions that prompt and completion may take together (decoder) or the completion (encoder-decoder)."""
+    cache_tokens: int | None
+    """Most places that the rows of one cache should take together (rows times the longest of them), None for any number."""
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Any]:
         """Return logits (batch, vocab) of the first new token, and a cache."""
@@ -121,6 +166,12 @@ class StepModel(Protocol):
 
     def join(self, caches: Sequence[Any]) -> Any:
         """Return one cache with the rows of all ``caches`` in order; only where ``joins`` is true."""
+
+    def replace(self, cache: Any, index: torch.Tensor, entered: Any) -> Any:
+        """Return ``cache`` with the rows of ``entered`` in the places at ``index`` (int64); only where ``joins`` is true.
+
+        Both are spent, so that the rows that stay need not be copied.
+        """
 
     def context(self, prompt: Sequence[int]) -> Sequence[int]:
         """Return what stands before the first new token: the prompt, of an encoder-decoder the start token."""
@@ -146,3 +197,9 @@ class Decoder(Component[Any]):
 
         Results do not depend on which requests share a call.
         """
+
+    def stream(
+        self, step_model: StepModel, requests: Sequence[Request], sampler: Sampler, limits: Limits, runtime: Runtime
+    ) -> Iterator[Piece]:
+        """Yield the completions in pieces while they are written. A decoder that judges whole ones gives each as one piece."""
+        return map(whole, self.decode(step_model, requests, sampler, limits, runtime))

@@ -12,7 +12,7 @@ from tunesmith.component import Component, Config
 from tunesmith.errors import MissingPower
 
 if TYPE_CHECKING:
-    from tunesmith.kinds.decoder import Completion, Decoder, Limits, Request
+    from tunesmith.kinds.decoder import Completion, Decoder, Limits, Piece, Request
     from tunesmith.kinds.sampler import Sampler
     from tunesmith.lm import LM
     from tunesmith.runtime import Runtime
@@ -29,14 +29,55 @@ class EngineConfig(Config):
     kind: ClassVar[str] = "engine"
 
 
+@frozen(kw_only=True)
+class Throughput:
+    """What a call of ``generate`` did, and how fast.
+
+    Attributes:
+        completions: How many were returned.
+        prompt_tokens: Tokens of all prompts, each counted as often as it was asked for.
+        new_tokens: Tokens of the completions that were returned.
+        seconds: Wall time from the first request to the last completion.
+        steps: How often the model extended its rows by a token; None if the engine does not count.
+    """
+
+    completions: int
+    prompt_tokens: int
+    new_tokens: int
+    seconds: float
+    steps: int | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens a second; 0 if there are none."""
+        return self.new_tokens / self.seconds if self.new_tokens else 0.0
+
+    @property
+    def rows_busy(self) -> float | None:
+        """How many rows of a step ended up in a completion, on average; None if there was no step to count.
+
+        A completion's first token is no step's: it comes from reading the prompt.
+        """
+        return (self.new_tokens - self.completions) / self.steps if self.steps else None
+
+    def __str__(self) -> str:
+        busy = "" if self.rows_busy is None else f", {self.rows_busy:.1f} rows busy on average"
+        return (
+            f"{self.completions} completions, {self.new_tokens} new tokens after {self.prompt_tokens} of prompts in "
+            f"{self.seconds:.2f} s: {self.tokens_per_second:.1f} tokens/s{busy}"
+        )
+
+
 class Engine(Component[Any]):
     """Generate and score text with a model.
 
     Attributes:
         powers: The subset of :data:`POWERS` that this engine has.
+        steps: How often it has extended rows by a token since it got its model; None if it does not count.
     """
 
     powers: ClassVar[frozenset[str]] = frozenset()
+    steps: int | None = None
 
     @abstractmethod
     def sync(self, lm: LM) -> None:
@@ -47,6 +88,14 @@ class Engine(Component[Any]):
         self, requests: Sequence[Request], decoder: Decoder, sampler: Sampler, limits: Limits, runtime: Runtime
     ) -> Iterator[Completion]:
         """Yield completions as they finish; ``Completion.request`` is the index into ``requests``."""
+
+    def stream(
+        self, requests: Sequence[Request], decoder: Decoder, sampler: Sampler, limits: Limits, runtime: Runtime
+    ) -> Iterator[Piece]:
+        """Yield completions in pieces while they are written; an engine that cannot gives each as one piece."""
+        from tunesmith.kinds.decoder import whole
+
+        return map(whole, self.generate(requests, decoder, sampler, limits, runtime))
 
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """Return the log-probability of every completion token, given (prompt ids, completion ids) pairs.

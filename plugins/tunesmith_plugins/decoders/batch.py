@@ -36,7 +36,7 @@ class Row:
             ends = [place for place in map(text.find, limits.stop) if place >= 0]
             if ends:
                 text, finish = text[: min(ends)], "stop"
-        if finish is None and len(self.token_ids) >= limits.max_new_tokens:
+        if finish is None and len(self.token_ids) >= limits.most(self.request):
             finish = "length"
         if finish is None:
             return None

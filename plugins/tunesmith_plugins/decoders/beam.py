@@ -216,6 +216,6 @@ class BeamDecoder(Decoder):
         best = max(beam.total for beam in search.beams)  # a group's first beam may not be its likeliest
         length = len(search.beams[0].row.token_ids)
         if self.config.early_stopping == "never" and penalty > 0:
-            length = limits.max_new_tokens
+            length = limits.most(search.beams[0].row.request)
         attainable: float = best / length**penalty
         return attainable > search.finished[-1][0]

@@ -38,7 +38,8 @@ class DiverseBeamDecoder(BeamDecoder):
         for number, request in enumerate(requests):
             stream = request.stream if sampler.stochastic else 0
             parameters = tuple(sorted(request.parameters.items()))
-            key = (tuple(request.prompt_ids), request.negative_ids, request.seed, stream, parameters)
+            prompt = tuple(request.prompt_ids), request.negative_ids
+            key = (prompt, request.seed, stream, parameters, limits.most(request))
             same.setdefault(key, []).append(number)
         owners = list(same.values())
         searched = [requests[numbers[0]] for numbers in owners]

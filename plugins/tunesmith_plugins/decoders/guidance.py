@@ -10,10 +10,11 @@ from attrs import evolve, frozen
 
 from tunesmith.errors import ConfigError
 from tunesmith.generation import prompt_ids
-from tunesmith.kinds.decoder import Completion, Decoder, Limits, Request, StepModel
+from tunesmith.kinds.decoder import Completion, Decoder, Limits, Piece, Request, StepModel
 from tunesmith.kinds.sampler import Sampler
 from tunesmith.kinds.step_model import Backed
 from tunesmith.runtime import Runtime
+from tunesmith_plugins.decoders.config_wrappers import Guidance
 
 
 class Steered(tuple[int, ...]):
@@ -31,6 +32,11 @@ class GuidanceDecoder(Decoder):
     """Let another decoder write with steered logits."""
 
     takes_negatives = True
+    config: Guidance
+
+    def __init__(self, config: Guidance) -> None:
+        super().__init__(config)
+        self.inner: Decoder = config.decoder.build()
 
     def decode(
         self, step_model: StepModel, requests: Sequence[Request], sampler: Sampler, limits: Limits, runtime: Runtime
@@ -41,15 +47,26 @@ class GuidanceDecoder(Decoder):
             ConfigError: If a negative prompt does not fit, or its text cannot be read by the engine's models.
             NumericError: For NaN or infinite logits.
         """
-        default = self._default(step_model)
+        steered = self._steered(step_model, requests, limits)
+        self.inner.setup(runtime)
+        yield from self.inner.decode(GuidedModel(step_model, self.config.scale), steered, sampler, limits, runtime)
+
+    def stream(
+        self, step_model: StepModel, requests: Sequence[Request], sampler: Sampler, limits: Limits, runtime: Runtime
+    ) -> Iterator[Piece]:
+        """Yield the pieces of the inner decoder; see :meth:`decode`."""
+        steered = self._steered(step_model, requests, limits)
+        self.inner.setup(runtime)
+        yield from self.inner.stream(GuidedModel(step_model, self.config.scale), steered, sampler, limits, runtime)
+
+    def _steered(self, model: StepModel, requests: Sequence[Request], limits: Limits) -> list[Request]:
+        default = self._default(model)
         steered = [
             evolve(r, prompt_ids=Steered(r.prompt_ids, r.negative_ids or default or r.prompt_ids[-1:]))
             for r in requests
         ]
-        _check_lengths(step_model, steered, limits)
-        inner: Decoder = self.config.decoder.build()
-        inner.setup(runtime)
-        yield from inner.decode(GuidedModel(step_model, self.config.scale), steered, sampler, limits, runtime)
+        _check_lengths(model, steered, limits)
+        return steered
 
     def _default(self, model: StepModel) -> tuple[int, ...]:
         if not self.config.negative:
@@ -72,11 +89,12 @@ def _check_lengths(model: StepModel, requests: Sequence[Request], limits: Limits
     for number, request in enumerate(requests):
         assert isinstance(request.prompt_ids, Steered)
         length = len(model.context(request.prompt_ids.negative))
-        if length + limits.max_new_tokens > model.max_length:
+        most = limits.most(request)
+        if length + most > model.max_length:
             raise ConfigError(
                 [
                     f"request {number} {request.id!r}: its negative prompt ({length} tokens) and "
-                    f"max_new_tokens={limits.max_new_tokens} are more than the model's {model.max_length} positions; "
+                    f"max_new_tokens={most} are more than the model's {model.max_length} positions; "
                     "shorten one of them"
                 ],
                 "guidance",
@@ -104,6 +122,7 @@ class GuidedModel:
     def __init__(self, inner: StepModel, scale: float) -> None:
         self.inner, self.scale = inner, scale
         self.batch_size = max(1, inner.batch_size // 2)
+        self.cache_tokens = None if inner.cache_tokens is None else max(1, inner.cache_tokens // 2)
         self.joins, self.vocab_size = inner.joins, inner.vocab_size
         self.eos_token_ids, self.max_length = inner.eos_token_ids, inner.max_length
 
@@ -133,6 +152,11 @@ class GuidedModel:
             negatives += range(first + cache.rows, first + 2 * cache.rows)
             first += 2 * cache.rows
         return _Cache(self.inner.select(together, torch.tensor([*prompts, *negatives])), len(prompts))
+
+    def replace(self, cache: _Cache, index: torch.Tensor, entered: _Cache) -> _Cache:
+        """Return the cache with other rows, and their negatives, in the places at ``index``."""
+        places = torch.cat([index, index + cache.rows])
+        return _Cache(self.inner.replace(cache.inner, places, entered.inner), cache.rows)
 
     def context(self, prompt: Sequence[int]) -> Sequence[int]:
         """Return what the inner model says."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
-from attrs import define
+from attrs import define, field
 
-from tunesmith.kinds.decoder import Completion, Decoder, Limits, Request, StepModel
-from tunesmith.kinds.sampler import Rows, Sampler
+from tunesmith.kinds.decoder import Completion, Decoder, Limits, Piece, Request, StepModel
+from tunesmith.kinds.sampler import Sampler
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.decoders.batch import Row, advanced, check, joined, new_rows, without_end
-
-REFILL = 4
-"""New prompts enter when a quarter of the places is free: reading prompts one by one would cost more than it saves."""
+from tunesmith_plugins.decoders.admission import Admission
+from tunesmith_plugins.decoders.batch import Row, without_end
+from tunesmith_plugins.decoders.live import Live
+from tunesmith_plugins.decoders.spelling import Spelling
+from tunesmith_plugins.decoders.stops import Stops
 
 
 class StepwiseDecoder(Decoder):
@@ -29,116 +29,109 @@ class StepwiseDecoder(Decoder):
         Raises:
             NumericError: For NaN or infinite logits.
         """
-        for numbers in _alike(requests):
-            # Prompts of one length together: less padding.
-            numbers.sort(key=lambda n: len(requests[n].prompt_ids), reverse=True)
-            waiting = deque(Row(n, requests[n]) for n in numbers)
-            yield from _Loop(step_model, sampler, limits).run(waiting)
+        for loop, waiting in _loops(step_model, requests, sampler, limits):
+            for _, completion in loop.run(waiting):
+                if completion is not None:
+                    yield completion
+
+    def stream(
+        self, step_model: StepModel, requests: Sequence[Request], sampler: Sampler, limits: Limits, runtime: Runtime
+    ) -> Iterator[Piece]:
+        """Yield completions in pieces, each as soon as it stands fast.
+
+        Raises:
+            NumericError: For NaN or infinite logits.
+        """
+        for loop, waiting in _loops(step_model, requests, sampler, limits):
+            loop.spelling = {row.number: Spelling(row, step_model, limits.stop) for row in waiting}
+            for piece, completion in loop.run(waiting):
+                if completion is not None:
+                    piece = loop.spelling.pop(completion.request).close(completion)
+                if piece is not None:
+                    yield piece
 
 
-def _alike(requests: Sequence[Request]) -> list[list[int]]:
-    """Return request numbers in groups with the same per-row parameters: a batch has each for all of its rows."""
+def _loops(
+    model: StepModel, requests: Sequence[Request], sampler: Sampler, limits: Limits
+) -> Iterator[tuple[_Loop, deque[Row]]]:
+    """Yield a loop and its requests for each group with the same per-row parameters: a batch has each for all its rows."""
     groups: dict[frozenset[str], list[int]] = {}
     for number, request in enumerate(requests):
         groups.setdefault(frozenset(request.parameters), []).append(number)
-    return list(groups.values())
-
-
-@define(eq=False)
-class _Live:
-    """A batch between two tokens: the last tokens drawn are not yet in the cache.
-
-    Attributes:
-        members: The requests of the rows.
-        rows: Their histories hold what was drawn.
-        logp: (batch, max_new_tokens), its log-probabilities.
-        cache: Of the step model.
-        token: (batch,), drawn last.
-    """
-
-    members: list[Row]
-    rows: Rows
-    logp: torch.Tensor
-    cache: Any
-    token: torch.Tensor
+    for numbers in groups.values():
+        # Longest first: prompts of one length are read together, and no row has to wait for a wider one.
+        numbers.sort(key=lambda n: len(requests[n].prompt_ids), reverse=True)
+        yield _Loop(model, sampler, limits), deque(Row(n, requests[n]) for n in numbers)
 
 
 @define(eq=False)
 class _Loop:
+    """The loop over one batch.
+
+    Attributes:
+        spelling: By request number, where pieces are wanted.
+    """
+
     model: StepModel
     sampler: Sampler
     limits: Limits
+    spelling: dict[int, Spelling] = field(factory=dict)
+    _table: torch.Tensor | None = None
 
-    def run(self, waiting: deque[Row]) -> Iterator[Completion]:
-        live: _Live | None = None
-        size = self.model.batch_size
+    def run(self, waiting: deque[Row]) -> Iterator[tuple[Piece | None, Completion | None]]:
+        """Yield pieces, where they are wanted, and completions."""
+        admission = Admission(self.model, self.limits)
+        stops = Stops(self.model, self.limits.stop) if self.limits.stop else None
+        live: Live | None = None
         while waiting or live is not None:
-            free = size - (len(live.members) if live is not None else 0)
-            if waiting and (live is None or (self.model.joins and free * REFILL >= size)):
-                members = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-                entered = yield from self._enter(members)
-                live = _together(self.model, [part for part in (live, entered) if part is not None])
-            if live is not None:
-                logits, cache = self.model.step(live.token, live.cache)
-                live = yield from self._draw(logits, cache, live.members, live.rows, live.logp)
-
-    def _enter(self, members: list[Row]) -> Generator[Completion, None, _Live | None]:
-        logits, cache = self.model.begin([member.request.prompt_ids for member in members])
-        rows = new_rows(members, self.model, self.limits, logits.device)
-        logp = torch.zeros(len(members), self.limits.max_new_tokens, device=logits.device)
-        return (yield from self._draw(logits, cache, members, rows, logp))
+            count = admission.count(waiting, live.members if live is not None else ())
+            if count:
+                logits, new = Live.begin(self.model, [waiting.popleft() for _ in range(count)], self.limits)
+                yield from self._draw(new, logits, stops)
+                if new.members and live is not None:
+                    live.take(self.model, new)
+                elif new.members:
+                    live = new
+                continue
+            assert live is not None
+            if live.sparse and not (waiting and self.model.joins):
+                live.close_up(self.model)
+            yield from self._draw(live, live.step(self.model), stops)
+            if not live.members:
+                live = None
 
     def _draw(
-        self, logits: torch.Tensor, cache: Any, members: list[Row], rows: Rows, logp: torch.Tensor
-    ) -> Generator[Completion, None, _Live | None]:
-        """Draw a token a row, yield what has ended and return the rest."""
-        draw = self.sampler.sample(without_end(logits, self.model, rows, self.limits), rows)
-        check(draw, rows, members)
-        logp = logp.scatter(1, rows.position[:, None], draw.logp_processed[:, None].to(logp.dtype))
-        rows, token = advanced(rows, draw.token, draw.state), draw.token
-        gone = yield from self._ended(token, members, rows, logp)
-        stay = [number for number in range(len(members)) if number not in gone]
-        if not stay:
-            return None
-        if gone:
-            index = torch.tensor(stay, dtype=torch.int64, device=logits.device)
-            rows, logp, token, cache = rows.select(index), logp[index], token[index], self.model.select(cache, index)
-        return _Live([members[n] for n in stay], rows, logp, cache, token)
-
-    def _ended(
-        self, token: torch.Tensor, members: list[Row], rows: Rows, logp: torch.Tensor
-    ) -> Generator[Completion, None, set[int]]:
-        """Yield the completions that have ended and return the numbers of their rows."""
-        ended = rows.position >= self.limits.max_new_tokens
-        for end in self.model.eos_token_ids:
-            ended |= token == end
-        if self.limits.stop:  # only the text tells
-            ended = torch.ones_like(ended)
-        index = ended.nonzero().flatten()
-        if not len(index):
-            return set()
-        lengths = rows.position[index]
-        places = torch.arange(int(lengths.max()), device=index.device)
-        ids = rows.history[index].gather(1, rows.prompt_lengths[index, None] + places).tolist()
-        logps = logp[index].tolist()
+        self, live: Live, logits: torch.Tensor, stops: Stops | None
+    ) -> Iterator[tuple[Piece | None, Completion | None]]:
+        """Draw a token a row, yield what there is to show and forget the rows that have ended."""
+        draw = self.sampler.sample(without_end(logits, self.model, live.rows, self.limits), live.rows)
+        ended = live.write(draw, self._ends(logits))
+        if stops is not None or self.spelling:
+            tokens = draw.token.tolist()
+            if stops is not None:
+                over = set(ended)
+                suspects = [n for n, token in enumerate(tokens) if n not in over and stops.may_end(token)]
+                ended += [n for n in suspects if stops.written(live.written(n).token_ids)]
+            if self.spelling:
+                over = set(ended)
+                for number, token in enumerate(tokens):
+                    piece = None if number in over else self.spelling[live.members[number].number].add(token)
+                    if piece is not None:
+                        yield piece, None
         gone = set()
-        for place, (number, length) in enumerate(zip(index.tolist(), lengths.tolist(), strict=True)):
-            member = members[number]
-            written = Row(member.number, member.request, ids[place][:length], logps[place][:length])
-            completion = written.completion(self.model, self.limits)
+        for number in ended:
+            completion = live.written(number).completion(self.model, self.limits)
             if completion is not None:
                 gone.add(number)
-                yield completion
-        return gone
+                yield None, completion
+        if gone:
+            live.keep([number for number in range(len(live.members)) if number not in gone])
 
-
-def _together(model: StepModel, parts: list[_Live]) -> _Live | None:
-    if len(parts) < 2:
-        return parts[0] if parts else None
-    return _Live(
-        [member for part in parts for member in part.members],
-        joined([part.rows for part in parts]),
-        torch.cat([part.logp for part in parts]),
-        model.join([part.cache for part in parts]),
-        torch.cat([part.token for part in parts]),
-    )
+    def _ends(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return which tokens end a text, (vocab,) bool."""
+        found = self._table
+        if found is None or found.device != logits.device:
+            found = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+            found[[end for end in self.model.eos_token_ids if end < len(found)]] = True
+            self._table = found
+        return found

@@ -1,4 +1,7 @@
-"""transformers' key-value caches, taken apart by row and put together. Nothing here changes the cache it is given."""
+"""transformers' key-value caches, taken apart by row and put together.
+
+``select`` and ``join`` leave the caches they are given as they were; ``drop`` and ``put`` work in place.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
-
-def select(past: Any, index: torch.Tensor) -> Any:
-    """Return a cache of the rows at ``index`` (int64, any order, repeats allowed)."""
-    if isinstance(past, EncoderDecoderCache):
-        chosen = copy.copy(past)
-        chosen.self_attention_cache = select(past.self_attention_cache, index)
-        chosen.cross_attention_cache = select(past.cross_attention_cache, index)
-        chosen.is_updated = dict(past.is_updated)
-        return chosen
-    chosen = _copied(past)
-    for layer in chosen.layers:
-        # A layer that nothing was written to yet has no rows.
-        if isinstance(layer, DynamicLayer) and layer.get_seq_length() > 0:
-            layer.keys, layer.values = layer.keys[index], layer.values[index]
-        elif not isinstance(layer, DynamicLayer):
-            layer.reorder_cache(index)
-    return chosen
+from tunesmith_plugins.engines.growing import Growing, joined
 
 
 def plain(config: Any) -> bool:
@@ -33,38 +20,98 @@ def plain(config: Any) -> bool:
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
+def growing(past: Any) -> Any:
+    """Give the plain layers of a cache that a model has made room to grow, in place; return the cache."""
+    own = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
+    for number, layer in enumerate(getattr(own, "layers", ())):
+        if type(layer) is DynamicLayer and layer.get_seq_length() > 0:
+            own.layers[number] = Growing(layer.keys, layer.values)
+    return past
+
+
+def select(past: Any, index: torch.Tensor) -> Any:
+    """Return a cache of the rows at ``index`` (int64, any order, repeats allowed)."""
+    if isinstance(past, EncoderDecoderCache):
+        return _both(past, select(past.self_attention_cache, index), select(past.cross_attention_cache, index))
+    chosen = _copied(past)
+    for number, layer in enumerate(chosen.layers):
+        if isinstance(layer, Growing):
+            chosen.layers[number] = layer.rows(index)
+        elif not isinstance(layer, DynamicLayer):
+            layer.reorder_cache(index)
+        elif layer.get_seq_length() > 0:  # a layer that nothing was written to yet has no rows
+            layer.keys, layer.values = layer.keys[index], layer.values[index]
+    return chosen
+
+
 def join(pasts: Sequence[Any], virtual: int) -> Any:
-    """Return one cache with the rows of all, padded on the left to the longest; only for plain caches.
+    """Return one cache with the rows of all; only for plain caches.
 
-    ``virtual`` positions at the start stay there: adapters put keys and values before every text.
+    Keys of the text being written are padded on the left; those of what an encoder has read are padded on the right.
+    ``virtual`` positions at the start of the former stay there.
     """
-    joined = _copied(pasts[0])
-    for number, layer in enumerate(joined.layers):
+    if isinstance(pasts[0], EncoderDecoderCache):
+        own = join([past.self_attention_cache for past in pasts], virtual)
+        return _both(pasts[0], own, _read(pasts))
+    whole = _copied(pasts[0])
+    for number in range(len(whole.layers)):
         parts = [past.layers[number] for past in pasts]
-        time = max(part.keys.shape[-2] for part in parts)
-        layer.keys = torch.cat([_padded(part.keys, time, virtual) for part in parts])
-        layer.values = torch.cat([_padded(part.values, time, virtual) for part in parts])
-    return joined
+        whole.layers[number] = joined([(part.keys, part.values) for part in parts], virtual)
+    return whole
 
 
-def cut(past: Any, columns: int, virtual: int) -> Any:
-    """Return a cache without ``columns`` positions behind the ``virtual`` ones; only for plain caches."""
-    shorter = _copied(past)
-    for layer in shorter.layers:
-        layer.keys, layer.values = _cut(layer.keys, columns, virtual), _cut(layer.values, columns, virtual)
-    return shorter
+def drop(past: Any, columns: int, virtual: int) -> None:
+    """Forget ``columns`` positions behind the ``virtual`` ones; only for plain caches that have been made growing."""
+    own = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
+    for layer in own.layers:
+        layer.drop(columns, virtual)
+
+
+def trim(past: EncoderDecoderCache, columns: int) -> None:
+    """Forget the last ``columns`` positions of what an encoder has read."""
+    for layer in past.cross_attention_cache.layers:
+        keys, values = layer.keys, layer.values
+        assert keys is not None and values is not None  # noqa: PT018
+        layer.keys, layer.values = keys[..., : keys.shape[-2] - columns, :], values[..., : keys.shape[-2] - columns, :]
+
+
+def put(past: Any, index: torch.Tensor, entered: Any, virtual: int) -> None:
+    """Write the rows of ``entered``, none of them longer, over the rows at ``index``; only for plain growing caches."""
+    own, new = past, entered
+    if isinstance(past, EncoderDecoderCache):
+        own, new = past.self_attention_cache, entered.self_attention_cache
+        for mine, theirs in zip(past.cross_attention_cache.layers, entered.cross_attention_cache.layers, strict=True):
+            time = theirs.keys.shape[-2]
+            mine.keys[..., :time, :][index] = theirs.keys
+            mine.values[..., :time, :][index] = theirs.values
+    for mine, theirs in zip(own.layers, new.layers, strict=True):
+        mine.put(index, theirs.keys, theirs.values, virtual)
+
+
+def _read(pasts: Sequence[EncoderDecoderCache]) -> Any:
+    whole = _copied(pasts[0].cross_attention_cache)
+    for number, layer in enumerate(whole.layers):
+        parts = [past.cross_attention_cache.layers[number] for past in pasts]
+        layer.keys, layer.values = right([p.keys for p in parts]), right([p.values for p in parts])
+    return whole
+
+
+def right(tensors: Sequence[torch.Tensor | None], dim: int = -2) -> torch.Tensor:
+    """Return the rows of all, with zeros on the right of the shorter ones; ``dim``, from the end, is what is padded."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    time = max(tensor.shape[dim] for tensor in given)
+    before = [0, 0] * (-dim - 1)
+    return torch.cat([torch.nn.functional.pad(tensor, (*before, 0, time - tensor.shape[dim])) for tensor in given])
+
+
+def _both(past: EncoderDecoderCache, own: Any, read: Any) -> EncoderDecoderCache:
+    chosen = copy.copy(past)
+    chosen.self_attention_cache, chosen.cross_attention_cache = own, read
+    chosen.is_updated = dict(past.is_updated)
+    return chosen
 
 
 def _copied(past: Any) -> Any:
     new = copy.copy(past)
     new.layers = [copy.copy(layer) for layer in past.layers]
     return new
-
-
-def _padded(states: torch.Tensor, time: int, virtual: int) -> torch.Tensor:
-    head, rest = states[..., :virtual, :], states[..., virtual:, :]
-    return torch.cat([head, torch.nn.functional.pad(rest, (0, 0, time - states.shape[-2], 0))], dim=-2)
-
-
-def _cut(states: torch.Tensor, columns: int, virtual: int) -> torch.Tensor:
-    return torch.cat([states[..., :virtual, :], states[..., virtual + columns :, :]], dim=-2)

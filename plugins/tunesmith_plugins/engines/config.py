@@ -21,11 +21,17 @@ class Transformers(EngineConfig):
         max_length: Most positions that prompt and completion take together (encoder-decoder: the prompt). Longer
             prompts are cut as in training (decoder-only: on the left, encoder-decoder: on the right), which is counted and
             warned about. None: what model and tokenizer say.
+        cache_tokens: Most token places of all rows together (rows times the longest prompt and completion among them); fewer
+            rows run at once where texts are long, but always one. None: as many as ``batch_size`` rows need.
+        kv_cache: Keep keys and values of what was read. Without them everything is read again for every token, which
+            saves memory and costs time.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.in_process:TransformersEngine"
     batch_size: int = field(default=16, validator=v.ge(1))
     max_length: int | None = field(default=None, validator=v.optional(v.ge(2)))
+    cache_tokens: int | None = field(default=None, validator=v.optional(v.ge(1)))
+    kv_cache: bool = True
 
 
 @frozen(kw_only=True)

@@ -19,11 +19,15 @@ class Cache:
 
     Attributes:
         mask: (batch, time) int64, 0 where padding stands.
+        lengths: (batch,) int64, how many places of each row are not padding.
+        uneven: Whether there is padding at all.
         past: transformers' cache, None if the model keeps none.
         ids: (batch, time) int64, only where there is no ``past``: everything is then read again at every step.
     """
 
     mask: torch.Tensor
+    lengths: torch.Tensor
+    uneven: bool
     past: Any = None
     ids: torch.Tensor | None = None
 
@@ -32,14 +36,22 @@ class Cache:
         """How many positions adapters have put before the text, in the cache only."""
         return 0 if self.past is None else int(self.past.get_seq_length()) - self.mask.shape[1]
 
+    @property
+    def spare(self) -> int:
+        """How many places at the start are padding in every row."""
+        return self.mask.shape[1] - int(self.lengths.max())
+
 
 class DecoderOnly(Stepping):
     """A decoder-only LM as a decoder sees it."""
 
-    def __init__(self, lm: LM, batch_size: int, max_length: int | None) -> None:
-        super().__init__(lm, batch_size)
+    def __init__(self, lm: LM, batch_size: int, max_length: int | None = None, **options: Any) -> None:
+        super().__init__(lm, batch_size, **options)
         self.joins = caches.plain(self.base.config)
-        self.max_length = smallest(max_length, positions_of(self.base.config), tokenizer_limit(lm.tokenizer))
+        places = positions_of(self.base.config)
+        if places is not None:
+            places -= sum(adapter.virtual_tokens for adapter in lm.adapters)
+        self.max_length = smallest(max_length, places, tokenizer_limit(lm.tokenizer))
 
     def context(self, prompt: Sequence[int]) -> Sequence[int]:
         """Return the prompt."""
@@ -48,25 +60,36 @@ class DecoderOnly(Stepping):
     def read(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Cache]:
         """Read the prompts; see :class:`~tunesmith_plugins.engines.stepping.Stepping`."""
         ids, mask = padded(prompts, self.lm.device, left=True)
-        return self._forward(ids, Cache(mask=mask))
+        uneven = len({len(prompt) for prompt in prompts}) > 1
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        logits, cache = self._forward(ids, positions, Cache(mask=mask, lengths=mask.sum(-1), uneven=uneven))
+        return logits, evolve(cache, past=caches.growing(cache.past))
 
     def step(self, token_ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, Cache]:
         """Append one token a row."""
+        self.steps += 1
         ids = token_ids[:, None]
         mask = torch.cat([cache.mask, torch.ones_like(ids)], dim=1)
         if cache.ids is not None:
             ids = torch.cat([cache.ids, ids], dim=1)
-        return self._forward(ids, Cache(mask=mask, past=cache.past))
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        else:
+            positions = cache.lengths[:, None]
+        if self.max_length is not None:  # a row whose text has ended may still have a place here, and grows on
+            positions = positions.clamp(max=self.max_length - 1)
+        return self._forward(ids, positions, evolve(cache, mask=mask, lengths=cache.lengths + 1, ids=None))
 
     def select(self, cache: Cache, index: torch.Tensor) -> Cache:
         """Return the rows at ``index``; positions that are padding in all of them are dropped."""
         index = index.to(cache.mask.device)
-        mask = cache.mask[index]
-        spare = int((mask.cumsum(-1) == 0).all(0).sum()) if self.joins and len(index) else 0
-        past = None if cache.past is None else caches.select(cache.past, index)
-        if spare and past is not None:
-            past = caches.cut(past, spare, cache.virtual)
-        return Cache(mask=mask[:, spare:], past=past, ids=None if cache.ids is None else cache.ids[index][:, spare:])
+        chosen = Cache(
+            mask=cache.mask[index],
+            lengths=cache.lengths[index],
+            uneven=cache.uneven,
+            past=None if cache.past is None else caches.select(cache.past, index),
+            ids=None if cache.ids is None else cache.ids[index],
+        )
+        return self._tight(chosen) if self.joins and len(index) else chosen
 
     def join(self, caches_: Sequence[Cache]) -> Cache:
         """Return the rows of all caches in one, padded on the left."""
@@ -78,17 +101,44 @@ class DecoderOnly(Stepping):
         ids = [cache.ids for cache in caches_ if cache.ids is not None]
         return Cache(
             mask=wide([cache.mask for cache in caches_]),
+            lengths=torch.cat([cache.lengths for cache in caches_]),
+            uneven=any(cache.uneven or cache.mask.shape[1] < time for cache in caches_),
             past=None if ids else caches.join([cache.past for cache in caches_], caches_[0].virtual),
             ids=wide(ids) if ids else None,
         )
 
-    def _forward(self, ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, Cache]:
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": cache.mask, "use_cache": True}
+    def replace(self, cache: Cache, index: torch.Tensor, entered: Cache) -> Cache:
+        """Put the rows of ``entered`` in the places at ``index``; both caches are spent."""
+        time, new = cache.mask.shape[1], entered.mask.shape[1]
+        if cache.past is None or new > time:
+            return self.swapped(cache, index, entered)
+        with self.quiet():
+            caches.put(cache.past, index, entered.past, cache.virtual)
+        mask = cache.mask.index_copy(0, index, torch.nn.functional.pad(entered.mask, (time - new, 0)))
+        lengths = cache.lengths.index_copy(0, index, entered.lengths)
+        return self._tight(evolve(cache, mask=mask, lengths=lengths, uneven=True))
+
+    def _tight(self, cache: Cache) -> Cache:
+        """Return a cache of our own without the places that are padding in every row."""
+        spare = cache.spare if cache.uneven else 0
+        if not spare:
+            return cache
+        if cache.past is not None:
+            with self.quiet():
+                caches.drop(cache.past, spare, cache.virtual)
+        ids = None if cache.ids is None else cache.ids[:, spare:]
+        mask = cache.mask[:, spare:]
+        return evolve(cache, mask=mask, ids=ids, uneven=bool((cache.lengths < mask.shape[1]).any()))
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, Cache]:
+        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": self.use_cache}
         if cache.past is not None:
             inputs["past_key_values"] = cache.past
+        if cache.past is None or cache.uneven or cache.virtual or not self.joins:
+            inputs["attention_mask"] = cache.mask
         if "position_ids" in self.accepted:
-            inputs["position_ids"] = (cache.mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            inputs["position_ids"] = positions
         with self.quiet():
             output = self.call(**inputs)
-        past = getattr(output, "past_key_values", None)
+        past = getattr(output, "past_key_values", None) if self.use_cache else None
         return output.logits[:, -1], evolve(cache, past=past, ids=ids if past is None else None)

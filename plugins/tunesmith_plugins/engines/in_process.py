@@ -9,7 +9,7 @@ from functools import cached_property
 from attrs import evolve
 
 from tunesmith.errors import ConfigError
-from tunesmith.kinds.decoder import Completion, Decoder, Limits, Request
+from tunesmith.kinds.decoder import Completion, Decoder, Limits, Piece, Request
 from tunesmith.kinds.engine import POWERS, Engine
 from tunesmith.kinds.sampler import Sampler
 from tunesmith.lm import LM
@@ -65,7 +65,15 @@ class TransformersEngine(Engine):
     def step_model(self) -> DecoderOnly | EncoderDecoder:
         """The model as decoders see it."""
         make = EncoderDecoder if self.lm.family == "encoder-decoder" else DecoderOnly
-        return make(self.lm, self.config.batch_size, self.config.max_length)
+        config = self.config
+        return make(
+            self.lm, config.batch_size, config.max_length, cache_tokens=config.cache_tokens, use_cache=config.kv_cache
+        )
+
+    @property
+    def steps(self) -> int:  # type: ignore[override]  # counted, where other engines state a constant
+        """How often rows were extended by a token since the engine got its model."""
+        return self.step_model.steps
 
     def generate(
         self, requests: Sequence[Request], decoder: Decoder, sampler: Sampler, limits: Limits, runtime: Runtime
@@ -75,28 +83,19 @@ class TransformersEngine(Engine):
         Raises:
             ConfigError: For an empty prompt, or limits that leave no room for a prompt.
         """
-        model = self.step_model
-        if isinstance(model, EncoderDecoder):
-            room = model.prompt_length
-            limits = self._capped(limits, model.max_length)
-        else:
-            room = None if model.max_length is None else model.max_length - limits.max_new_tokens
-            if room is not None and room < 1:
-                raise ConfigError(
-                    [
-                        f"max_new_tokens={limits.max_new_tokens} leaves no room for a prompt: the model has "
-                        f"{model.max_length} positions for both"
-                    ],
-                    "engine transformers",
-                )
-        kept = [self._fit(request.prompt_ids, room, n) for n, request in enumerate(requests)]
-        fitted = [
-            request if len(ids) == len(request.prompt_ids) else evolve(request, prompt_ids=ids)
-            for request, ids in zip(requests, kept, strict=True)
-        ]
-        lost = sum(given is not fit for given, fit in zip(requests, fitted, strict=True))
-        self._report(lost, len(requests), room)
-        yield from decoder.decode(model, fitted, sampler, limits, runtime)
+        fitted, limits = self._fitted(requests, limits)
+        yield from decoder.decode(self.step_model, fitted, sampler, limits, runtime)
+
+    def stream(
+        self, requests: Sequence[Request], decoder: Decoder, sampler: Sampler, limits: Limits, runtime: Runtime
+    ) -> Iterator[Piece]:
+        """Yield completions in pieces while they are written.
+
+        Raises:
+            ConfigError: For an empty prompt, or limits that leave no room for a prompt.
+        """
+        fitted, limits = self._fitted(requests, limits)
+        yield from decoder.stream(self.step_model, fitted, sampler, limits, runtime)
 
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """Return the log-probability of every completion token; prompts that do not fit are cut."""
@@ -120,6 +119,30 @@ class TransformersEngine(Engine):
         with self.lm.evaluating():
             logps, _, _ = token_logps_in_batches(self.lm, prompts, ids, lengths, batch_size=size, entropy=False)
         return [row[:length] for row, length in zip(logps.tolist(), lengths.tolist(), strict=True)]
+
+    def _fitted(self, requests: Sequence[Request], limits: Limits) -> tuple[list[Request], Limits]:
+        """Return the requests and limits that the model has positions for."""
+        model = self.step_model
+        if isinstance(model, EncoderDecoder):
+            limits = self._capped(limits, model.max_length)
+            rooms = [model.prompt_length for _ in requests]
+        else:
+            rooms = [None if model.max_length is None else model.max_length - limits.most(r) for r in requests]
+        fitted = []
+        for number, (request, room) in enumerate(zip(requests, rooms, strict=True)):
+            if room is not None and room < 1:
+                raise ConfigError(
+                    [
+                        f"max_new_tokens={limits.most(request)} leaves no room for a prompt: the model has "
+                        f"{model.max_length} positions for both"
+                    ],
+                    "engine transformers",
+                )
+            ids = self._fit(request.prompt_ids, room, number)
+            fitted.append(request if len(ids) == len(request.prompt_ids) else evolve(request, prompt_ids=ids))
+        cut = [room for given, kept, room in zip(requests, fitted, rooms, strict=True) if given is not kept]
+        self._report(len(cut), len(requests), min((room for room in cut if room is not None), default=None))
+        return fitted, limits
 
     def _capped(self, limits: Limits, positions: int | None) -> Limits:
         most = smallest(limits.max_new_tokens, positions)

@@ -29,13 +29,21 @@ class Stepping(Watched, ABC):
     Args:
         lm: The model.
         batch_size: Most rows a decoder should keep at once.
+        cache_tokens: Most places for tokens that they should take together, None for any number.
+        use_cache: Whether the model keeps keys and values; otherwise everything is read again at every step.
+
+    Attributes:
+        steps: How often rows were extended by a token so far.
     """
 
     joins = False
 
-    def __init__(self, lm: LM, batch_size: int) -> None:
+    def __init__(self, lm: LM, batch_size: int, *, cache_tokens: int | None = None, use_cache: bool = True) -> None:
         self.lm = lm
         self.batch_size = batch_size
+        self.cache_tokens = cache_tokens
+        self.use_cache = use_cache
+        self.steps = 0
         self.base = base_of(lm.model)
         self.accepted = frozenset(inspect.signature(self.base.forward).parameters)
         self.vocab_size = vocabulary_of(self.base)
@@ -67,6 +75,17 @@ class Stepping(Watched, ABC):
     @abstractmethod
     def select(self, cache: Any, index: torch.Tensor) -> Any:
         """Return the cache of the rows at ``index``."""
+
+    @abstractmethod
+    def join(self, caches_: Sequence[Any]) -> Any:
+        """Return the rows of all caches in one."""
+
+    def swapped(self, cache: Any, index: torch.Tensor, entered: Any) -> Any:
+        """Return a new cache with the rows of ``entered`` in the places at ``index``."""
+        rows, new = len(cache.mask), len(entered.mask)
+        order = torch.arange(rows, device=cache.mask.device)
+        order[index] = torch.arange(rows, rows + new, device=order.device)
+        return self.select(self.join([cache, entered]), order)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:

@@ -114,6 +114,29 @@ def test_greedy_tokens_are_those_of_transformers(negative):
         assert tuple(theirs[0, ids.shape[1] :].tolist()) == completion.token_ids
 
 
+def test_rows_take_the_places_of_others(lm):
+    model = GuidedModel(step_model(lm), 2.0)
+    if not model.joins:
+        pytest.skip("rows of this model cannot join others")
+    ids = [Steered(p, n) for p, n in zip(prompt_ids(lm, PROMPTS), prompt_ids(lm, NEGATIVES), strict=True)]
+    _, cache = model.begin(ids)
+    _, other = model.begin(ids[1:2])
+    token = torch.tensor([7, 8, 9])
+    changed, _ = model.step(token, model.replace(cache, torch.tensor([2]), other))
+    for row, which in enumerate((0, 1, 1)):
+        _, alone = model.begin([ids[which]])
+        expected, _ = model.step(token[row : row + 1], alone)
+        torch.testing.assert_close(changed[row : row + 1], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_pieces_are_streamed(lm):
+    options = {"sampler": HOT, "negative_prompts": NEGATIVES, "decoder": Guidance(scale=2.0), "max_new_tokens": 6}
+    pieces = list(generate(lm, PROMPTS, stream=True, **options))
+    assert len(pieces) > len(PROMPTS)
+    for number, completion in enumerate(generate(lm, PROMPTS, **options)):
+        assert "".join(p.text for p in pieces if p.request == number) == completion.text
+
+
 def test_a_scale_of_one_is_no_guidance_and_zero_is_the_negative_prompt(lm):
     def tokens(prompts, **options):
         return [c.token_ids for c in generate(lm, prompts, ids="abc", sampler=HOT, max_new_tokens=8, **options)]
@@ -151,6 +174,7 @@ def test_batches_of_any_size_give_the_same(lm):
 def test_what_the_prompt_makes_impossible_stays_impossible():
     class Fixed:
         batch_size, joins, vocab_size, eos_token_ids, max_length = 4, True, 3, frozenset(), None
+        cache_tokens = None
 
         def begin(self, prompts):
             return torch.tensor([[0.0, 1.0, -torch.inf], [2.0, 1.0, -torch.inf]]), None
