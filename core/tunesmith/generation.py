@@ -32,6 +32,7 @@ def generate(
     prompts: str | Sequence[str | Sequence[int]],
     *,
     ids: Sequence[str] | None = None,
+    negative_prompts: Sequence[str] | None = None,
     engine: EngineConfig | Engine | str | None = None,
     decoder: DecoderConfig | Decoder | str | None = None,
     sampler: SamplerConfig | Sampler | str | None = None,
@@ -53,6 +54,7 @@ def generate(
     prompts: str | Sequence[str | Sequence[int]],
     *,
     ids: Sequence[str] | None = None,
+    negative_prompts: Sequence[str] | None = None,
     engine: EngineConfig | Engine | str | None = None,
     decoder: DecoderConfig | Decoder | str | None = None,
     sampler: SamplerConfig | Sampler | str | None = None,
@@ -73,6 +75,7 @@ def generate(
     prompts: str | Sequence[str | Sequence[int]],
     *,
     ids: Sequence[str] | None = None,
+    negative_prompts: Sequence[str] | None = None,
     engine: EngineConfig | Engine | str | None = None,
     decoder: DecoderConfig | Decoder | str | None = None,
     sampler: SamplerConfig | Sampler | str | None = None,
@@ -96,6 +99,7 @@ def generate(
         prompts: Texts, which get the special tokens that the tokenizer adds of its own, but no end-of-sequence token
             before a decoder-only model's continuation; or token ids, which are taken as they are. One text is one prompt.
         ids: Unique names of the prompts; their places if left out.
+        negative_prompts: For each prompt a text to be led away from; only the decoder ``guidance`` uses them.
         engine: A config, a short spelling such as ``"transformers(batch_size=4)"``, or an engine that is already built;
             None means ``transformers``.
         decoder: Likewise; None means ``stepwise``.
@@ -127,6 +131,7 @@ def generate(
     most = [max_new_tokens] * len(given) if isinstance(max_new_tokens, int) else _each("limits", max_new_tokens, given)
     built: Engine = component(engine, "engine")
     built_decoder: Decoder = component(decoder, "decoder")
+    negatives = _negatives(lm, given, negative_prompts, built_decoder)
     built_sampler: Sampler = component(sampler, "sampler")
     built.require(_powers(built_sampler, completions))
     if built is not engine:
@@ -141,6 +146,7 @@ def generate(
             seed=own[place],
             stream=copy,
             id=names[place],
+            negative_ids=negatives[place],
             max_new_tokens=most[place] if most[place] < longest else None,
         )
         for place, tokens in enumerate(_tokens(lm, given))
@@ -310,6 +316,19 @@ def _names(prompts: Sequence[Any], ids: Sequence[str] | None) -> list[str]:
     if problems:
         raise ConfigError(problems, "generate")
     return list(ids)
+
+
+def _negatives(lm: LM, prompts: Sequence[str], given: Sequence[str] | None, decoder: Decoder) -> list[tuple[int, ...]]:
+    if given is None:
+        return [()] * len(prompts)
+    problems = []
+    if len(given) != len(prompts):
+        problems.append(f"{len(given)} negative prompts for {len(prompts)} prompts")
+    if not decoder.takes_negatives:
+        problems.append(f"{decoder!r} has no use for negative_prompts; the decoder 'guidance' has")
+    if problems:
+        raise ConfigError(problems, "generate")
+    return prompt_ids(lm, given)
 
 
 def _powers(sampler: Sampler, completions: int) -> set[str]:

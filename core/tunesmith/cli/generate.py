@@ -73,6 +73,7 @@ def generate(
                 "token_ids": completion.token_ids,
                 "logp": completion.logp,
                 "score": completion.score,
+                **({"details": completion.details} if completion.details else {}),
             }
             click.echo(json.dumps(record, ensure_ascii=False))
         else:

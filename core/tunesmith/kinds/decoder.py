@@ -36,6 +36,7 @@ class Request:
         parameters: Per-row sampler parameters, ``"link.field"`` to number.
         max_new_tokens: Most new tokens of this completion, where that is fewer than the limits of the call say.
         id: Whatever the caller recognises the request by; it is given back.
+        negative_ids: Token ids of a prompt to be led away from, for decoders that do (``guidance``); empty: theirs.
     """
 
     prompt_ids: tuple[int, ...]
@@ -44,6 +45,7 @@ class Request:
     parameters: Mapping[str, float] = Factory(dict)
     max_new_tokens: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
     id: str = ""
+    negative_ids: tuple[int, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -86,6 +88,7 @@ class Completion:
         finish: Why it ended.
         logp: Draw's ``logp_processed`` of every token of ``token_ids``; empty if the engine cannot give it.
         score: A decoder's own score (beam's length-normalised sum, best-of-n's reward), or None.
+        details: What a decoder tells besides (votes, rates of acceptance), in values that JSON has.
     """
 
     request: int
@@ -96,6 +99,7 @@ class Completion:
     finish: Literal["eos", "length", "stop"]
     logp: tuple[float, ...] = ()
     score: float | None = None
+    details: Mapping[str, Any] = Factory(dict)
 
 
 @frozen(kw_only=True)
@@ -184,7 +188,13 @@ class StepModel(Protocol):
 
 
 class Decoder(Component[Any]):
-    """Produce completions from a model that goes one token at a time, and a sampler."""
+    """Produce completions from a model that goes one token at a time, and a sampler.
+
+    Attributes:
+        takes_negatives: Whether ``Request.negative_ids`` have a meaning; may depend on the config.
+    """
+
+    takes_negatives: bool = False
 
     @abstractmethod
     def decode(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from attrs import define, evolve, field
@@ -27,15 +28,19 @@ class _Beam:
 
 @define(eq=False)
 class _Search:
-    """The search for one request.
+    """The search for one request, or for one group of its beams.
 
     Attributes:
         beams: Running beginnings, best first.
+        request: The place of its request.
+        group: Which of the request's groups it is.
         finished: Score and completion of the best finished ones, best first.
         open: Whether a running one may still become better than the finished ones.
     """
 
     beams: list[_Beam]
+    request: int
+    group: int = 0
     finished: list[tuple[float, Completion]] = field(factory=list)
     open: bool = True
 
@@ -51,7 +56,22 @@ class _Live:
 
 
 class BeamDecoder(Decoder):
-    """Beam search over the log-probabilities after the sampler's edits; its truncation and its draw have no part in it."""
+    """Beam search over the log-probabilities after the sampler's edits; its truncation and its draw have no part in it.
+
+    Attributes:
+        name: How messages call it.
+        groups: How many searches there are a request, each with ``width`` beams.
+        width: Beams of a search.
+        penalty: What a token costs a search for every beam of the request's earlier groups that took it at this step.
+    """
+
+    name: ClassVar[str] = "beam search"
+    groups = 1
+    penalty = 0.0
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.width: int = config.beams // self.groups
 
     def decode(
         self, step_model: StepModel, requests: Sequence[Request], sampler: Sampler, limits: Limits, runtime: Runtime
@@ -63,19 +83,20 @@ class BeamDecoder(Decoder):
             NumericError: For NaN or infinite logits.
         """
         size = max(1, step_model.batch_size // self.config.beams)
-        groups: dict[frozenset[str], list[int]] = {}
+        alike: dict[frozenset[str], list[int]] = {}
         for number, request in enumerate(requests):
-            groups.setdefault(frozenset(request.parameters), []).append(number)
-        for numbers in groups.values():
+            alike.setdefault(frozenset(request.parameters), []).append(number)
+        for numbers in alike.values():
             numbers.sort(key=lambda n: len(requests[n].prompt_ids), reverse=True)
             for first in range(0, len(numbers), size):
                 members = [Row(n, requests[n]) for n in numbers[first : first + size]]
                 yield from self._search(step_model, members, sampler, limits)
 
     def _search(self, model: StepModel, members: list[Row], sampler: Sampler, limits: Limits) -> Iterator[Completion]:
+        members = [member for member in members for _ in range(self.groups)]
         logits, cache = model.begin([member.request.prompt_ids for member in members])
         rows = new_rows(members, model, limits, logits.device)
-        searches = [_Search([_Beam(member)]) for member in members]
+        searches = [_Search([_Beam(member)], member.number, n % self.groups) for n, member in enumerate(members)]
         live: _Live | None = self._extend(model, logits, cache, rows, searches, sampler, limits)
         while True:
             for search in searches:
@@ -98,23 +119,29 @@ class BeamDecoder(Decoder):
         limits: Limits,
     ) -> _Live | None:
         """Extend every search by one token; return those that go on."""
-        keep = max(2, 1 + len(model.eos_token_ids)) * self.config.beams
-        draw = sampler.sample(without_end(logits, model, rows, limits), rows, top=min(keep, logits.shape[1]))
+        keep = max(2, 1 + len(model.eos_token_ids)) * self.width
+        # Tokens of earlier groups may fall behind others.
+        top = min(keep + (self.groups - 1) * self.width, logits.shape[1])
+        draw = sampler.sample(without_end(logits, model, rows, limits), rows, top=top)
         check(draw, rows, [beam.row for search in searches for beam in search.beams])
         if draw.state is not None:
             raise ConfigError(
-                ["beam search cannot use a sampler that remembers what it drew: it draws nothing"], "beam"
+                [f"{self.name} cannot use a sampler that remembers what it drew: it draws nothing"], "beam"
             )
         assert draw.top is not None
         ids, logps = (tensor.tolist() for tensor in draw.top)
         parents: list[int] = []
         tokens: list[int] = []
         going: list[_Search] = []
+        taken: Counter[int] = Counter()
         first = 0
-        for search in searches:
+        for number, search in enumerate(searches):
+            if number and search.request != searches[number - 1].request:
+                taken.clear()
             places = range(first, first + len(search.beams))
             first += len(search.beams)
-            chosen = self._choose(search, [ids[p] for p in places], [logps[p] for p in places], keep, model, limits)
+            found = [list(zip(ids[p], logps[p], strict=True)) for p in places]
+            chosen = self._choose(search, found, taken, keep, model, limits)
             if search.open:
                 going.append(search)
                 parents += [places[parent] for parent in chosen]
@@ -128,50 +155,67 @@ class BeamDecoder(Decoder):
     def _choose(
         self,
         search: _Search,
-        ids: list[list[int]],
-        logps: list[list[float]],
+        found: Sequence[Sequence[tuple[int, float]]],
+        taken: Counter[int],
         keep: int,
         model: StepModel,
         limits: Limits,
     ) -> list[int]:
-        """Put the best extensions in place of a search's beams; return which beam each of them extends."""
+        """Put the best extensions in place of a search's beams; return which beam each of them extends.
+
+        Args:
+            search: The search.
+            found: For each of its beams next tokens and their log-probabilities.
+            taken: How many beams of earlier groups took a token at this step; this one's, ended ones too, are added.
+            keep: So many extensions are looked at.
+            model: Says what ends a text.
+            limits: Likewise.
+        """
         candidates = [
-            (beam.total + logp, parent, token, logp)
+            (beam.total + logp - self.penalty * taken[token], parent, token, logp)
             for parent, beam in enumerate(search.beams)
-            for token, logp in zip(ids[parent], logps[parent], strict=True)
+            for token, logp in found[parent]
             if logp > NOWHERE
         ]
         candidates.sort(key=lambda c: (-c[0], c[1], c[2]))
         beams: list[_Beam] = []
         parents: list[int] = []
-        full = self.config.early_stopping == "yes" and len(search.finished) >= self.config.beams
-        for rank, (total, parent, token, logp) in enumerate(candidates[:keep]):
+        took: list[int] = []
+        full = self.config.early_stopping == "yes" and len(search.finished) >= self.width
+        for rank, (_, parent, token, logp) in enumerate(candidates[:keep]):
+            total = search.beams[parent].total + logp
             before = search.beams[parent].row
             row = Row(before.number, before.request, [*before.token_ids, token], [*before.logp, logp])
             ended = row.completion(model, limits)
             if ended is None:
-                if len(beams) < self.config.beams:
+                if len(beams) < self.width:
                     beams.append(_Beam(row, total))
                     parents.append(parent)
-            elif rank < self.config.beams and not full:  # the others only stand by
+                    took.append(token)
+            elif rank < self.width and not full:  # the others only stand by
                 self._finish(search, total, ended)
+                took.append(token)
+        taken.update(took)
         search.beams = beams
         search.open = bool(beams) and self._may_improve(search, limits)
         return parents
 
     def _finish(self, search: _Search, total: float, completion: Completion) -> None:
         score = total / len(completion.token_ids) ** self.config.length_penalty
-        search.finished.append((score, evolve(completion, score=score)))
+        details = {"group": search.group} if self.groups > 1 else {}
+        search.finished.append((score, evolve(completion, score=score, details=details)))
         search.finished.sort(key=lambda f: -f[0])
-        del search.finished[self.config.beams :]
+        del search.finished[self.width :]
 
     def _may_improve(self, search: _Search, limits: Limits) -> bool:
-        if len(search.finished) < self.config.beams:
+        if len(search.finished) < self.width:
             return True
         if self.config.early_stopping == "yes":
             return False
-        penalty = self.config.length_penalty
+        penalty: float = self.config.length_penalty
+        best = max(beam.total for beam in search.beams)  # a group's first beam may not be its likeliest
         length = len(search.beams[0].row.token_ids)
         if self.config.early_stopping == "never" and penalty > 0:
-            length = limits.max_new_tokens
-        return search.beams[0].total / length**penalty > search.finished[-1][0]
+            length = limits.most(search.beams[0].row.request)
+        attainable: float = best / length**penalty
+        return attainable > search.finished[-1][0]

@@ -15,6 +15,7 @@ import torch
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
 from tunesmith.scoring import distinct, pad
+from tunesmith_plugins.engines.states import Watched
 
 TEXTS = 4096
 """Decoded texts that are kept: short completions repeat."""
@@ -26,7 +27,7 @@ NO_LIMIT = 10**9
 """Tokenizers without a length of their own say an even larger number."""
 
 
-class Stepping(ABC):
+class Stepping(Watched, ABC):
     """An LM as a decoder sees it.
 
     Args:

@@ -119,7 +119,7 @@ class Function(RewardModelConfig):
         Raises:
             PluginLoadError: If there is no such module or its source cannot be read.
         """
-        from tunesmith_plugins.reward_models.source import source_digest
+        from tunesmith.source import source_digest
 
         return source_digest(self.target)
 

@@ -1,0 +1,35 @@
+"""What a step model may offer beyond :class:`tunesmith.kinds.decoder.StepModel`; decoders that need it ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunesmith.lm import LM
+
+
+@runtime_checkable
+class Backed(Protocol):
+    """A step model of a model handle, so that its tokenizer can be asked."""
+
+    lm: LM
+
+
+@runtime_checkable
+class ShowsStates(Protocol):
+    """A step model that also shows what the layer before the output layer made of every position.
+
+    Each is the method of :class:`tunesmith.kinds.decoder.StepModel` with one result more; caches are the same.
+    """
+
+    def begin_with_states(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """Return logits (batch, vocab), the states (batch, time, width) of all of ``context(prompt)``, and a cache.
+
+        States of shorter contexts stand at the end of their row; what stands before them means nothing.
+        """
+
+    def step_with_states(self, token_ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """Append ``token_ids`` (batch,) and return logits (batch, vocab), their states (batch, width) and the cache."""
