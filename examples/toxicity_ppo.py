@@ -1,22 +1,24 @@
 """Lab 3 as it was meant: PPO makes a summariser more polite, measured on held-out dialogues by a held-out scorer.
 
-    python examples/toxicity_ppo.py --data DIALOGSUM_FOLDER --toxicity labeled_data.csv [--judge-model ENCODER] [--folder runs/toxicity]
+    python examples/toxicity_ppo.py --data DIALOGSUM_FOLDER --toxicity labeled_data.csv [--reward-model ENCODER]
+        [--judge-model ENCODER] [--folder runs/toxicity]
 
 A small T5 (from scratch as in `dialogsum.py`, or `--model`) is fine-tuned once on DialogSum. Two classifiers learn from disjoint
-tweets of Davidson et al. (2017): the reward, whose logit of "neither" PPO maximises, and the judge, of other rows, seed and
-backbone (`--judge-model`, or another encoder from scratch), which nothing is trained towards. Training prompts are those training
-dialogues on which 16 samples of the fine-tuned model leave most headroom (best minus mean reward). Each seed then trains its own
-LoRA with PPO, with a KL penalty to the fine-tuned model.
+tweets of Davidson et al. (2017): the reward, whose logit of "neither" PPO maximises, and the judge, of other rows and another
+seed, which nothing is trained towards. Each starts from an encoder of yours or from one from scratch. Training prompts are those
+training dialogues on which 16 samples of the fine-tuned model leave most headroom (best minus mean reward). Each seed then
+trains its own LoRA with PPO, with a KL penalty to the fine-tuned model.
 
-Stated before any policy was measured. Measured: the first 120 test dialogues, not chosen by anything, 4 completions each at temperature
-1 with the same seeds before and after, and a greedy summary for ROUGE-1 (F, best of three references). Success means all three:
+Stated before the five policies were trained. Measured: test dialogues 121 to 320, not chosen by anything (the first 120 had served
+an earlier design), 8 completions each at temperature 1 with the same seeds before and after, and a greedy summary for ROUGE-1 (F,
+best of three references). Success means all three:
 
 1. the reward's paired change has a 95 % interval above zero, prompts and seeds resampled;
 2. so has the judge's change in log-odds of "neither";
 3. ROUGE-1 is non-inferior: its change has a 95 % interval above -0.02 (absolute).
 
-Printed: headroom of all candidates and of the chosen ones (drawn again, since the choice flatters them), every seed, and the
-verdict. No tweet, dialogue or summary is printed.
+PPO's settings were chosen on development dialogues, with another seed. Printed: headroom of all candidates and of the chosen ones
+(drawn again, since the choice flatters them), every seed, and the verdict. No tweet, dialogue or summary is printed.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--judge-model", default="", help="encoder of the judge; default: another one from scratch")
     parser.add_argument("--folder", type=Path, default=Path("runs/toxicity"))
     parser.add_argument("--seeds", type=int, default=5, help="PPO runs; all start from the same model")
-    parser.add_argument("--steps", type=int, default=40, help="PPO steps of a run")
+    parser.add_argument("--steps", type=int, default=80, help="PPO steps of a run")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of what all runs share")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything: does it run?")
@@ -157,14 +159,17 @@ def choose(arguments: argparse.Namespace, base: ts.Run, scorer: RewardModel) -> 
 
 
 def ppo(arguments: argparse.Namespace) -> rl.PPO:
-    steps, batch = (2, 4) if arguments.quick else (arguments.steps, 32)
+    steps, batch, group = (2, 4, 2) if arguments.quick else (arguments.steps, 64, 16)
     return rl.PPO(
         steps=steps,
         batch_size=batch,
-        minibatches=2,
-        epochs=2,
+        group_size=group,
+        minibatches=1,
+        epochs=1,
+        lam=1.0,
         max_new_tokens=tokens(arguments),
-        learning_rate=1e-3,
+        learning_rate=7e-4,
+        value_learning_rate=3e-3,
         kl_coefficient=0.05,
     )
 
@@ -180,14 +185,15 @@ def measure(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Train every seed; return what was measured of ``"before"`` and of each seed, (prompts,) each."""
     tuned = base.output("tuned")
-    examples = load_examples(dialogsum.dialogues(arguments), "test", runtime, items=8 if arguments.quick else 120)
+    every = load_examples(dialogsum.dialogues(arguments), "test", runtime)
+    examples = every[:8] if arguments.quick else every[120:320]
     judge = classifiers.Judge(judge_folder, NEITHER, runtime)
     bench = held_out.Bench(
         prompts=[example.prompt for example in examples],
         reference=ts.load(tuned, runtime=runtime),
         reward=ready,
         judge=lambda texts: judged(judge, texts),
-        samples=4,
+        samples=8,
         max_new_tokens=tokens(arguments),
         seed=arguments.seed,
         runtime=runtime,

@@ -102,6 +102,7 @@ def test_the_tabular_worlds_are_the_first_seeds_with_enough_to_gain() -> None:
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("policy", ["causal", "seq2seq"])
 def test_the_worlds_of_networks_are_the_first_seeds_with_enough_to_gain_and_within_reach(policy: Any) -> None:
     assert tuple(search(policy)) == SEEDS[policy]
