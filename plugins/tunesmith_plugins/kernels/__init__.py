@@ -36,6 +36,7 @@ _HOME = {"info": "loader", "set_isa": "loader", **dict.fromkeys(_INT8, "int8_ops
 
 __all__ = [
     "PackedWeight",
+    "Plan",
     "QuantizedRows",
     "QuantizedWeight",
     "SampleResult",
