@@ -12,7 +12,7 @@ neither on the batch a row is in nor on the order of calls.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 STATUS_OK, STATUS_NAN, STATUS_POSINF, STATUS_EMPTY = 0, 1, 2, 3
 """Status of a draw: fine; a NaN among the logits; a +inf among them; no finite logit left. Not OK means token -1."""
+
+LOGPS = ("raw", "processed", "truncated")
+"""The log-probabilities of a drawn token that :meth:`Sampler.sample` can be asked for, see :class:`Draw`."""
 
 
 @frozen(kw_only=True)
@@ -119,7 +122,8 @@ class Draw:
     Attributes:
         token: (batch,) int64; -1 where ``status`` is not OK.
         status: (batch,) uint8, one of the STATUS values.
-        logp_raw: (batch,) float32, log-probability of the token under the softmax of the logits as given.
+        logp_raw: (batch,) float32, log-probability of the token under the softmax of the logits as given. This and the next
+            two are None if they were not asked for.
         logp_processed: (batch,) float32, the same after the links that edit (temperature, penalties, bias) and before
             those that truncate. This is what RL uses.
         logp_truncated: (batch,) float32, the same among the tokens that survived: what the token was drawn with.
@@ -129,9 +133,9 @@ class Draw:
 
     token: torch.Tensor
     status: torch.Tensor
-    logp_raw: torch.Tensor
-    logp_processed: torch.Tensor
-    logp_truncated: torch.Tensor
+    logp_raw: torch.Tensor = field(default=None)
+    logp_processed: torch.Tensor = field(default=None)
+    logp_truncated: torch.Tensor = field(default=None)
     top: tuple[torch.Tensor, torch.Tensor] | None = None
     state: Mapping[str, RowState] | None = None
 
@@ -159,7 +163,7 @@ class Sampler(Component[Any]):
     stochastic: bool = False
 
     @abstractmethod
-    def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0) -> Draw:
+    def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0, logp: Collection[str] = LOGPS) -> Draw:
         """Draw one token a row.
 
         Args:
@@ -167,6 +171,8 @@ class Sampler(Component[Any]):
                 rows may be strided.
             rows: What is known of each row.
             top: Also give the ``top`` most likely tokens.
+            logp: Which log-probabilities of the token to give, of :data:`LOGPS`. Each costs a look at the whole row or less,
+                so ask for what is used; more than was asked for may be given.
         """
 
 
@@ -195,9 +201,9 @@ class Link(Sampler):
             return found if dtype is None else found.to(dtype)
         return torch.full((len(rows),), getattr(self.config, name), dtype=dtype, device=rows.seed.device)
 
-    def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0) -> Draw:
+    def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0, logp: Collection[str] = LOGPS) -> Draw:
         """Draw from the one-link chain with a categorical draw."""
-        return self._chain.sample(logits, rows, top=top)
+        return self._chain.sample(logits, rows, top=top, logp=logp)
 
     @cached_property
     def _chain(self) -> Sampler:
@@ -216,6 +222,9 @@ class Fusable(Protocol):
 
     def lower(self, rows: Rows) -> Step | None:
         """Return this link as a kernel step for these rows (own parameters only, as in ``apply``).
+
+        What it is may depend on the config, the number of rows and ``rows.parameters``, and on nothing else of the rows: for
+        rows without parameters a chain asks once and keeps the answer.
 
         None: not with these values, use :meth:`Link.apply`.
         """

@@ -7,7 +7,10 @@ through ``torch.ops.tunesmith.*`` (torch.compile, export, fake tensors, autograd
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import functools
+import struct
+import sys
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +18,6 @@ from torch import Tensor
 
 from . import int8_reference as reference
 from . import loader
-from .int8_native import LayerArgs, LinearsArgs
 from .ops import _native, _plain, _rows, _stream
 
 _DTYPES = {torch.float32: loader.F32, torch.bfloat16: loader.BF16}
@@ -230,7 +232,7 @@ def _compute(
     library = _native(x.device)
     if library is not None and data.device.type == "cpu":
         weight = PackedWeight(data, scale, sums, n, k, group_size)
-        return _native_linears(library, x, [weight], [bias], [activation], mode, static)[0]
+        return _native_linears(x.detach(), [weight], [bias], [activation], mode, static)[0]
     rows = _rows(x.detach().reshape(-1, k))
     q = _unpacked(data, n, k)
     if library is not None and mode == _DYNAMIC:
@@ -243,8 +245,11 @@ def _compute(
     return y.reshape(*x.shape[:-1], n)
 
 
+_WORTH_RELEASING = 1 << 16
+"""Products of a call from which other Python threads get to run meanwhile (some 5 us)."""
+
+
 def _native_linears(
-    library: loader.Library,
     x: Tensor,
     weights: Sequence[PackedWeight],
     biases: Sequence[Tensor | None],
@@ -252,35 +257,84 @@ def _native_linears(
     mode: int,
     static: tuple[float, int] | None,
 ) -> list[Tensor]:
+    """Call the CPU library; arguments are checked already, and the library is there."""
     if not x.is_contiguous():
-        x = x.contiguous() if x.ndim != 2 else _rows(x)
-    shape = x.shape
-    k = shape[-1]
+        x = _rows(x) if x.ndim == 2 else x.contiguous()
+    k = weights[0].k
     rows = x.numel() // k
-    count = len(weights)
-    layers = (LayerArgs * count)()
-    keep, outs = [], []
-    for layer, weight, bias, activation in zip(layers, weights, biases, activations, strict=True):
-        n = weight.n
-        out = torch.empty((*shape[:-1], n), dtype=x.dtype)
+    dtype = x.dtype
+    words: list[int | float | None] = [
+        x.data_ptr(), rows, k, x.stride(0) if x.ndim == 2 else k, _DTYPES[dtype], mode, weights[0].group_size,
+        static[0] if static else 0, static[1] if static else 0, torch.get_num_threads(),
+    ]  # fmt: skip
+    shape = x.shape[:-1]
+    outs, keep, products = [], [], 0
+    for (data, scale, sums, n, *_), bias, activation in zip(weights, biases, activations, strict=True):
+        out = torch.empty((*shape, n), dtype=dtype)
         outs.append(out)
-        layer.weight, layer.scale = weight.data.data_ptr(), weight.scale.data_ptr()
-        layer.sum, layer.out = weight.sum.data_ptr(), out.data_ptr()
-        layer.out_stride = layer.n = n
-        if bias is not None:
-            if bias.dtype != torch.float32 or not bias.is_contiguous():
-                bias = bias.detach().float().contiguous()
+        if bias is not None and (bias.dtype is not torch.float32 or not bias.is_contiguous()):
+            bias = bias.detach().float().contiguous()
             keep.append(bias)
-            layer.bias = bias.data_ptr()
-        if activation:
-            layer.activation = _CODES[activation]
-    scale, zero_point = static or (0.0, 0)
-    arguments = LinearsArgs(
-        x.data_ptr(), rows, k, x.stride(0) if x.ndim == 2 else k, _DTYPES[x.dtype], mode, weights[0].group_size, layers,
-        count, scale, zero_point, torch.get_num_threads(),
-    )  # fmt: skip
-    library.check(library.int8_linears(ctypes.byref(arguments)))
+        words += (
+            data.data_ptr(), scale.data_ptr(), sums.data_ptr(), None if bias is None else bias.data_ptr(),
+            out.data_ptr(), n, n, _CODES[activation],
+        )  # fmt: skip
+        products += n
+    _call_words(words, products * rows * k)
     return outs
+
+
+def _native_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str | None, mode: int) -> Tensor:
+    """Do what ``_native_linears`` does for one layer, in as few steps as possible."""
+    data, scale, sums, n, k, group_size = weight
+    if not x.is_contiguous():
+        x = x.contiguous()
+    rows = x.numel() // k
+    out = x.new_empty((rows, n) if x.ndim == 2 else (*x.shape[:-1], n))
+    if bias is None:
+        added = None
+    else:
+        if bias.dtype is not torch.float32 or not bias.is_contiguous():
+            bias = bias.detach().float().contiguous()
+        added = bias.data_ptr()
+    held, released, address, library = _entry()
+    call = held if rows * n * k < _WORTH_RELEASING else released
+    code = call(
+        address, x.data_ptr(), rows, k, k, _DTYPES[x.dtype], mode, group_size, None, None, torch.get_num_threads(),
+        data.data_ptr(), scale.data_ptr(), sums.data_ptr(), added, out.data_ptr(), n, n, _CODES[activation],
+    )  # fmt: skip
+    if code:
+        library.check(code)
+    return out
+
+
+def _call_words(words: list[int | float | None], products: int) -> None:
+    held, released, address, library = _entry()
+    code = released(address, *words) if products > _WORTH_RELEASING else held(address, *words)
+    if code:
+        library.check(code)
+
+
+@functools.cache
+def _entry() -> tuple[Callable[..., int], Callable[..., int], int, loader.Library]:
+    library = loader.cpu()
+    if library is None:
+        raise RuntimeError("the native library is not loaded")
+    found = loader.words_call()
+    address = library.address("ts_int8_linears_words")
+    if found is not None:
+        return found.held, found.released, address, library
+
+    def slowly(_: int, *words: int | float | None) -> int:
+        bits = [
+            int.from_bytes(struct.pack("=d", word), sys.byteorder, signed=True)
+            if isinstance(word, float)
+            else word or 0
+            for word in words
+        ]
+        return int(library.int8_linears_words((ctypes.c_int64 * len(bits))(*bits), len(bits)))
+
+    return slowly, slowly, address, library
 
 
 def _cuda_linear(
@@ -315,6 +369,27 @@ def _check_layer(x: Tensor, weight: PackedWeight, bias: Tensor | None, activatio
     for tensor in (weight.data, bias):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"x is on {x.device}, the layer on {tensor.device}")
+
+
+def _ready(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str | None, grouped: bool = False) -> bool:
+    """Whether the library can be called as it is: all the checks of the common case, as few steps as possible."""
+    if (
+        type(x) is not Tensor
+        or not x.is_cpu
+        or x.dtype not in _DTYPES
+        or not x.ndim
+        or x.size(-1) != weight.k
+        or not weight.data.is_cpu
+        or activation not in _CODES
+        or (weight.group_size and not grouped)
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or loader.cpu() is None
+    ):
+        return False
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return False
+    return bias is None or (bias.ndim == 1 and bias.size(0) == weight.n and bias.is_cpu and bias.is_floating_point())
 
 
 def _check_per_channel(weight: PackedWeight) -> None:
@@ -361,6 +436,8 @@ def int8_linear(
     Raises:
         ValueError: wrong shapes or dtypes, or a grouped weight.
     """
+    if not torch.compiler.is_compiling() and static is None and _ready(x, weight, bias, activation):
+        return _native_linear(x, weight, bias, activation, _DYNAMIC)
     _check_layer(x, weight, bias, activation)
     _check_static(static)
     _check_per_channel(weight)
@@ -387,6 +464,8 @@ def weight_only_linear(
     Raises:
         ValueError: wrong shapes or dtypes.
     """
+    if not torch.compiler.is_compiling() and _ready(x, weight, bias, activation, grouped=True):
+        return _native_linear(x, weight, bias, activation, _WEIGHT_ONLY)
     _check_layer(x, weight, bias, activation)
     return _linear(x, weight, bias, activation, _WEIGHT_ONLY, None)
 
@@ -415,13 +494,8 @@ def int8_linears(
         raise ValueError(
             f"{count} weights, {len(biases)} biases and {len(activations)} activations; one each is needed"
         )
-    if count > 1 and not _learns(x, *biases) and _plain(x, *biases) and x.device.type == "cpu":
-        library = _native(x.device)
-        if library is not None:
-            for weight, bias, activation in zip(weights, biases, activations, strict=True):
-                _check_layer(x, weight, bias, activation)
-                _check_per_channel(weight)
-            return tuple(_native_linears(library, x.detach(), weights, biases, activations, _DYNAMIC, None))
+    if not torch.compiler.is_compiling() and all(map(_ready, [x] * count, weights, biases, activations)) and count:
+        return tuple(_native_linears(x, weights, biases, activations, _DYNAMIC, None))
     return tuple(
         int8_linear(x, weight, bias, activation)
         for weight, bias, activation in zip(weights, biases, activations, strict=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import enum
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,6 +76,43 @@ class ChainResult(NamedTuple):
     status: Tensor
 
 
+class Plan:
+    """A chain whose steps are checked and packed once, for callers that use the same one again and again.
+
+    Pass it as ``steps``. The tensors of the steps are read anew at every call, so their values may change; their
+    shapes may not.
+    """
+
+    __slots__ = ("_links", "address", "batch", "history", "steps")
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        """Check and pack steps.
+
+        Args:
+            steps: the chain, in order; values of one element, or ``(batch,)`` for one and the same batch.
+
+        Raises:
+            ValueError: an unknown step, or values of another dtype or shape.
+        """
+        self.steps = tuple(steps)
+        self.batch: int | None = None
+        for index, step in enumerate(self.steps):
+            _check_step(index, step, self.batch)
+            if step.values.numel() != 1:
+                self.batch = step.values.numel()
+        self.history = any(step.op in reference.NEED_HISTORY for step in self.steps)
+        self._links, self.address = None, 0
+        if all(step.values.device.type == "cpu" for step in self.steps):
+            self._links = _links([(step.op, step.values) for step in self.steps])
+            self.address = ctypes.addressof(self._links)
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
 def supported_steps() -> tuple[str, ...]:
     """Return the names a :class:`Step` can have."""
     return reference.OPS
@@ -129,6 +166,21 @@ def _check_batch(name: str, tensor: Tensor | None, logits: Tensor, ndim: int = 1
         raise ValueError(f"{name} is on {tensor.device}, the logits are on {logits.device}")
 
 
+def _check_step(index: int, step: Step, batch: int | None) -> None:
+    values = step.values
+    if step.op not in _CODES:
+        raise ValueError(f"step {index}: unknown step {step.op!r}; supported: {', '.join(reference.OPS)}")
+    if (
+        values.dtype not in _VALUES
+        or values.ndim > 1
+        or (values.numel() != 1 and batch is not None and values.numel() != batch)
+    ):
+        raise ValueError(
+            f"step {index} ({step.op}): values must be float64 or int64 of shape ({'batch' if batch is None else batch},) "
+            f"or one element, not {values.dtype} {tuple(values.shape)}"
+        )
+
+
 def _check_chain(
     logits: Tensor,
     steps: Sequence[Step],
@@ -142,18 +194,12 @@ def _check_chain(
         raise ValueError(
             f"logits must be (batch, vocab) in float32, bfloat16 or float16, not {logits.dtype} {tuple(logits.shape)}"
         )
-    batch = logits.shape[0]
     for index, step in enumerate(steps):
-        values = step.values
-        if step.op not in _CODES:
-            raise ValueError(f"step {index}: unknown step {step.op!r}; supported: {', '.join(reference.OPS)}")
-        if values.dtype not in _VALUES or values.ndim > 1 or (values.numel() != 1 and values.numel() != batch):
+        _check_step(index, step, logits.shape[0])
+        if step.values.device != logits.device:
             raise ValueError(
-                f"step {index} ({step.op}): values must be float64 or int64 of shape ({batch},) or one element, "
-                f"not {values.dtype} {tuple(values.shape)}"
+                f"step {index} ({step.op}): values are on {step.values.device}, the logits on {logits.device}"
             )
-        if values.device != logits.device:
-            raise ValueError(f"step {index} ({step.op}): values are on {values.device}, the logits on {logits.device}")
         if step.op == "repetition_penalty" and history is None:
             raise ValueError(f"step {index} (repetition_penalty) needs history, the token ids so far")
     for name, tensor in (
@@ -229,10 +275,7 @@ def _call_sample(
     logits = _rows(logits.detach())
     batch, vocab = logits.shape
     width = 0 if history is None else history.shape[1]
-    links = (loader.StepArgs * len(steps))()
-    for link, (op, values) in zip(links, steps, strict=True):
-        link.op, link.dtype = _CODES[op], _VALUES[values.dtype]
-        link.values, link.stride = values.data_ptr(), values.stride(0)
+    links = _links(steps)
     workspace = None
     if logits.device.type == "cuda":
         for op, values in steps:
@@ -245,9 +288,17 @@ def _call_sample(
         position=_pointer(position), draw=draw, history=_pointer(history), history_lengths=_pointer(history_lengths),
         history_width=width, token=_pointer(token), status=status.data_ptr(), logp_raw=_pointer(logps[0]),
         logp_processed=_pointer(logps[1]), logp_truncated=_pointer(logps[2]), out_logits=_pointer(out),
-        workspace=_pointer(workspace), cuda_stream=_stream(logits.device),
+        workspace=_pointer(workspace), cuda_stream=_stream(logits.device), threads=torch.get_num_threads(),
     )  # fmt: skip
     library.check(library.sample(ctypes.byref(arguments)))
+
+
+def _links(steps: Sequence[tuple[str, Tensor]]) -> ctypes.Array[loader.StepArgs]:
+    links = (loader.StepArgs * len(steps))()
+    for link, (op, values) in zip(links, steps, strict=True):
+        link.op, link.dtype = _CODES[op], _VALUES[values.dtype]
+        link.values, link.stride = values.data_ptr(), values.stride(0) if values.numel() > 1 else 0
+    return links
 
 
 def _expanded(steps: Sequence[Step], batch: int) -> list[tuple[str, Tensor]]:
@@ -265,7 +316,7 @@ def _packed(steps: Sequence[Step], logits: Tensor) -> tuple[list[int], Tensor]:
 
 def sample_chain(
     logits: Tensor,
-    steps: Sequence[Step],
+    steps: Sequence[Step] | Plan,
     seed: Tensor | None = None,
     stream: Tensor | None = None,
     position: Tensor | None = None,
@@ -286,7 +337,7 @@ def sample_chain(
 
     Args:
         logits: ``(batch, vocab)`` float32, bfloat16 or float16, any row stride; never written.
-        steps: the chain, in order.
+        steps: the chain, in order; as a :class:`Plan` the call costs least.
         seed: ``(batch,)`` int64, the Philox key (read as unsigned). Seed, stream and position may only be left
             out when greedy.
         stream: ``(batch,)`` int64, which completion of a prompt.
@@ -307,6 +358,13 @@ def sample_chain(
     Raises:
         ValueError: a shape, dtype or parameter is wrong; the message names the step and row.
     """
+    if type(steps) is Plan:
+        quick = _quick(
+            steps, logits, seed, stream, position, history, history_lengths, greedy, draw,
+            logp_raw, logp_processed, logp_truncated,
+        )  # fmt: skip
+        if quick is not None:
+            return quick
     steps = tuple(steps)
     _check_chain(logits, steps, seed, stream, position, history, history_lengths)
     if not greedy and (seed is None or stream is None or position is None):
@@ -326,9 +384,107 @@ def sample_chain(
     return SampleResult(token, status, *(value if flag else None for value, flag in zip(found, flags, strict=True)))
 
 
+_UNSEEN = object()
+_words: object = _UNSEEN
+_empty, _empty_like, _threads = torch.empty, torch.empty_like, torch.get_num_threads
+_stack, _transforms, _compiling = (
+    torch._C._len_torch_dispatch_stack,
+    torch._C._are_functorch_transforms_active,
+    torch.compiler.is_compiling,
+)
+_FLOAT, _INT, _BYTE = torch.float32, torch.int64, torch.uint8
+_BRIEF = 20_000  # values that take about 5 us: for less the interpreter is not let go
+
+
+def _quick_calls(library: loader.Library) -> Any:
+    global _words
+    if _words is _UNSEEN:
+        calls = loader.words_call()
+        _words = None if calls is None else (calls, library.address("ts_sample_words"))
+    return _words
+
+
+def _quick(
+    plan: Plan,
+    logits: Tensor,
+    seed: Tensor | None,
+    stream: Tensor | None,
+    position: Tensor | None,
+    history: Tensor | None,
+    lengths: Tensor | None,
+    greedy: bool,
+    draw: int,
+    raw: bool,
+    processed: bool,
+    truncated: bool,
+) -> SampleResult | None:
+    """Draw with as little Python as possible; None where anything is out of the ordinary, to be seen to elsewhere."""
+    if type(logits) is not Tensor or not logits.is_cpu or _compiling() or _stack() or _transforms():
+        return None
+    library = loader.cpu()
+    calls = None if library is None else _quick_calls(library)
+    if calls is None:
+        return None
+    shape, strides, dtype = logits.shape, logits.stride(), _LOGITS.get(logits.dtype)
+    if dtype is None or len(shape) != 2 or strides[1] != 1 or (plan.batch is not None and plan.batch != shape[0]):
+        return None
+    batch, vocab = shape
+    if not batch:
+        return None
+    words = [
+        plan.address,
+        len(plan.steps),
+        greedy,
+        draw,
+        _threads(),
+        logits.data_ptr(),
+        batch,
+        vocab,
+        strides[0],
+        dtype,
+    ]
+    rows = (batch,)
+    for tensor in (seed, stream, position):
+        if greedy:
+            words.append(0)
+        elif type(tensor) is Tensor and tensor.dtype is _INT and tensor.shape == rows and tensor.is_contiguous():
+            words.append(tensor.data_ptr())
+        else:
+            return None
+    if plan.history:
+        if type(history) is not Tensor or history.dtype is not _INT or not history.is_contiguous():
+            return None
+        width = history.shape
+        if len(width) != 2 or width[0] != batch:
+            return None
+        words.append(history.data_ptr())
+        if lengths is None:
+            words.append(0)
+        elif type(lengths) is Tensor and lengths.dtype is _INT and lengths.shape == rows and lengths.is_contiguous():
+            words.append(lengths.data_ptr())
+        else:
+            return None
+        words.append(width[1])
+    else:
+        words += (0, 0, 0)
+    token = _empty(batch, dtype=_INT) if greedy else _empty_like(seed)
+    status = _empty(batch, dtype=_BYTE)
+    words += (token.data_ptr(), status.data_ptr())
+    found: list[Tensor | None] = []
+    for wanted in (raw, processed, truncated):
+        logp = _empty(batch, dtype=_FLOAT) if wanted else None
+        words.append(0 if logp is None else logp.data_ptr())
+        found.append(logp)
+    (held, released), address = calls
+    code = held(address, *words) if batch * vocab < _BRIEF else released(address, *words)
+    if code:
+        library.check(code)
+    return SampleResult(token, status, *found)
+
+
 def apply_chain(
     logits: Tensor,
-    steps: Sequence[Step],
+    steps: Sequence[Step] | Plan,
     *,
     history: Tensor | None = None,
     history_lengths: Tensor | None = None,

@@ -33,6 +33,8 @@ OPS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
 """Names of the steps; the index is the code the native library knows a step by."""
 EDITS = ("repetition_penalty", "temperature")
 """Steps that change values; the others drop tokens."""
+NEED_HISTORY = ("repetition_penalty",)
+"""Steps that look at the token ids so far."""
 
 _LOG2E = float.fromhex("0x1.715476p+0")
 _EXP = tuple(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +10,7 @@ import attrs
 import torch
 
 from tunesmith.errors import ConfigError
-from tunesmith.kinds.sampler import Draw, Link, Rows, Sampler, Stateful
+from tunesmith.kinds.sampler import LOGPS, Draw, Link, Rows, Sampler, Stateful
 from tunesmith.runtime import Runtime
 from tunesmith_plugins import kernels
 from tunesmith_plugins.kernels import reference
@@ -23,6 +23,7 @@ class ChainSampler(Sampler):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.deterministic = config.greedy
+        self._plans = Plans()
 
     @cached_property
     def links(self) -> Mapping[str, Link]:
@@ -32,14 +33,15 @@ class ChainSampler(Sampler):
     def use(self, links: Sequence[Sampler]) -> None:
         """Run these built links instead of the config's."""
         self.links = named_links(links)
+        self._plans = Plans()
 
     def setup(self, runtime: Runtime) -> None:
         """Set up every link."""
         for link in self.links.values():
             link.setup(runtime)
 
-    def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0) -> Draw:
-        return run(self.links, self.config.greedy, logits, rows, top)
+    def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0, logp: Collection[str] = LOGPS) -> Draw:
+        return run(self.links, self.config.greedy, logits, rows, top, logp, self._plans)
 
 
 class GreedySampler(Sampler):
@@ -47,8 +49,30 @@ class GreedySampler(Sampler):
 
     deterministic = True
 
-    def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0) -> Draw:
-        return run({}, True, logits, rows, top)
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._plans = Plans()
+
+    def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0, logp: Collection[str] = LOGPS) -> Draw:
+        return run({}, True, logits, rows, top, logp, self._plans)
+
+
+class Plans:
+    """The whole chain as one kernel call, lowered once: for rows without parameters of their own."""
+
+    def __init__(self) -> None:
+        self._found: dict[torch.device, kernels.Plan | None] = {}
+
+    def of(self, links: Mapping[str, Link], rows: Rows) -> kernels.Plan | None:
+        """Return the plan for rows like these, or None if the kernel cannot do the whole chain."""
+        device = rows.seed.device
+        if device not in self._found:
+            one = rows.select(torch.zeros(1, dtype=torch.int64, device=device))
+            parts = parts_of(links, dict.fromkeys(links, one))
+            whole = not parts or (len(parts) == 1 and isinstance(parts[0], Fused))
+            steps = parts[0].steps if parts and isinstance(parts[0], Fused) else ()
+            self._found[device] = kernels.Plan(steps) if whole else None
+        return self._found[device]
 
 
 def named_links(links: Sequence[Sampler]) -> dict[str, Link]:
@@ -71,7 +95,15 @@ def named_links(links: Sequence[Sampler]) -> dict[str, Link]:
     return found
 
 
-def run(links: Mapping[str, Link], greedy: bool, logits: torch.Tensor, rows: Rows, top: int) -> Draw:
+def run(
+    links: Mapping[str, Link],
+    greedy: bool,
+    logits: torch.Tensor,
+    rows: Rows,
+    top: int,
+    logp: Collection[str],
+    plans: Plans,
+) -> Draw:
     """Run named links over logits (batch, vocab) and draw.
 
     Raises:
@@ -83,10 +115,13 @@ def run(links: Mapping[str, Link], greedy: bool, logits: torch.Tensor, rows: Row
         return _nothing(logits, top)
     if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         logits = logits.float()  # float64: the kernels work in float32
+    if not top and not rows.parameters and (plan := plans.of(links, rows)) is not None:
+        return _draw_fused(plan, greedy, logits, rows, logp)
     own, states = _own_rows(links, rows)
+    logp = LOGPS if states else logp  # a link may advance by any of them
     parts = parts_of(links, own)
     last = parts.pop() if parts and isinstance(parts[-1], Fused) else Fused(steps=(), rows=rows)
-    draw = _draw_fused(last, greedy, logits, rows) if not parts else None
+    draw = _draw_fused(last.steps, greedy, logits, rows, logp) if not parts else None
     if draw is not None and not top and not states:
         return draw
     walk = Walk(logits)
@@ -96,7 +131,7 @@ def run(links: Mapping[str, Link], greedy: bool, logits: torch.Tensor, rows: Row
         drawn = kernels.sample_chain(walk.logits, last.steps, *_key(rows), **history_of(rows), greedy=greedy)
     walk.take(last)
     if draw is None:
-        draw = _finish(walk, drawn.token, drawn.status, logits)
+        draw = _finish(walk, drawn.token, drawn.status, logits, logp)
     if top:
         draw = attrs.evolve(draw, top=_likeliest(walk, top))
     if states:
@@ -143,37 +178,45 @@ def _key(rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return rows.seed, rows.stream, rows.position
 
 
-def _draw_fused(last: Fused, greedy: bool, logits: torch.Tensor, rows: Rows) -> Draw:
+def _draw_fused(
+    steps: Sequence[kernels.Step] | kernels.Plan, greedy: bool, logits: torch.Tensor, rows: Rows, logp: Collection[str]
+) -> Draw:
     """Draw a whole chain in one kernel call."""
     token, status, raw, processed, truncated = kernels.sample_chain(
         logits,
-        last.steps,
-        *_key(rows),
-        **history_of(rows),
+        steps,
+        rows.seed,
+        rows.stream,
+        rows.position,
+        history=rows.history,
+        history_lengths=rows.history_lengths,
         greedy=greedy,
-        logp_raw=True,
-        logp_processed=True,
-        logp_truncated=True,
+        logp_raw="raw" in logp,
+        logp_processed="processed" in logp,
+        logp_truncated="truncated" in logp,
     )
-    assert raw is not None and processed is not None and truncated is not None  # noqa: PT018
     return Draw(token=token, status=status, logp_raw=raw, logp_processed=processed, logp_truncated=truncated)
 
 
-def _finish(walk: Walk, token: torch.Tensor, drawn: torch.Tensor, logits: torch.Tensor) -> Draw:
+def _finish(
+    walk: Walk, token: torch.Tensor, drawn: torch.Tensor, logits: torch.Tensor, wanted: Collection[str]
+) -> Draw:
     """Put together what the kernel did not see: the status and the log-probabilities of the links before it."""
     status = torch.where(walk.status != reference.OK, walk.status, drawn)
     bad = status != reference.OK
     chosen = token.clamp(min=0)
 
-    def logp(z: torch.Tensor) -> torch.Tensor:
-        return torch.where(bad, torch.nan, reference.logp(torch.where(bad[:, None], 0.0, z), chosen))
+    def logp(name: str, z: torch.Tensor) -> torch.Tensor | None:
+        if name not in wanted:
+            return None
+        return torch.where(bad, torch.nan, reference.logp(torch.where(bad[:, None], 0.0, z.float()), chosen))
 
     return Draw(
         token=torch.where(bad, -1, token),
         status=status,
-        logp_raw=logp(logits.float()),
-        logp_processed=logp(walk.processed),
-        logp_truncated=logp(walk.logits),
+        logp_raw=logp("raw", logits),
+        logp_processed=logp("processed", walk.processed),
+        logp_truncated=logp("truncated", walk.logits),
     )
 
 

@@ -60,7 +60,10 @@ def test_the_sanitized_program_passes(tmp_path: Path) -> None:
 def test_without_a_compiler_the_build_succeeds_and_says_why(tmp_path: Path, compiler: str) -> None:
     done, record = build(tmp_path, CXX=compiler, TUNESMITH_CUDA="OFF")
     assert done.returncode == 0, done.stderr
-    assert record == "native: absent (no working compiler)\ncuda: off (TUNESMITH_CUDA=OFF)\n"
+    assert (
+        record
+        == "native: absent (no working compiler)\ncuda: off (TUNESMITH_CUDA=OFF)\ncall: absent (the CPU library was not built)\n"
+    )
 
 
 def test_a_compiler_that_fails_is_no_compiler(tmp_path: Path) -> None:
@@ -81,7 +84,10 @@ def test_with_native_on_a_missing_compiler_is_an_error(tmp_path: Path) -> None:
 def test_switched_off_it_builds_nothing(tmp_path: Path) -> None:
     done, record = build(tmp_path, TUNESMITH_NATIVE="off")
     assert done.returncode == 0, done.stderr
-    assert record == "native: off (TUNESMITH_NATIVE=OFF)\ncuda: off (TUNESMITH_NATIVE=OFF)\n"
+    assert (
+        record
+        == "native: off (TUNESMITH_NATIVE=OFF)\ncuda: off (TUNESMITH_NATIVE=OFF)\ncall: off (TUNESMITH_NATIVE=OFF)\n"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +116,11 @@ def test_a_failing_cuda_compiler_leaves_the_cpu_library(failing_cuda: tuple[Path
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm on the path")
 def test_units_of_an_instruction_set_lend_no_code_to_the_linker(failing_cuda: tuple[Path, str]) -> None:
     # A weak symbol compiled for AVX2 could be the copy that the linker keeps for every processor.
-    objects = list((failing_cuda[0] / "build").rglob("isa_*.cpp.o"))
+    objects = list((failing_cuda[0] / "build").rglob("sampling_*.cpp.o"))
     assert objects
     for unit in objects:
         symbols = run("nm", "--defined-only", "--extern-only", unit).stdout.splitlines()
-        assert [line.split()[-1] for line in symbols] == ["ts_kernels_" + unit.name.split(".")[0].removeprefix("isa_")]
+        assert [line.split()[-1] for line in symbols] == ["ts_" + unit.name.split(".")[0]]
 
 
 def test_a_misspelt_setting_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import random
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tunesmith_plugins import kernels
-from tunesmith_plugins.kernels import Status, Step, loader, reference
+from tunesmith_plugins.kernels import Plan, Status, Step, loader, ops, reference
 
 VOCABS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 100, 257, 1000)
 
@@ -58,6 +62,9 @@ def case(trial: int) -> tuple[Tensor, list[Step], dict[str, Any]]:
 
 def assert_same(found: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
     for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is None:
+            continue
         assert one.dtype == other.dtype
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
@@ -126,7 +133,7 @@ def shaped(shape: str, batch: int, vocab: int) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", ["peaked", "wide", "flat", "equal", "sparse"])
-def test_rows_of_many_blocks_have_the_bits_of_the_reference(isa: str, shape: str) -> None:
+def test_rows_of_many_blocks_have_the_bits_of_the_reference(native: dict[str, Any], shape: str) -> None:
     # Here the kernel works with bounds, samples and brackets; small rows are looked at whole.
     torch.manual_seed(4)
     ids = torch.arange(2)
@@ -146,14 +153,88 @@ def test_rows_of_many_blocks_have_the_bits_of_the_reference(isa: str, shape: str
         steps(("temperature", 7.0)),
         [],
     )
-    for vocab in (5001, 32_000):
-        logits = shaped(shape, 2, vocab).to(torch.bfloat16 if vocab == 5001 else torch.float32)
-        history = {"history": torch.randint(0, vocab, (2, 256))}
-        for chain in chains:
-            expected = reference.sample_chain(logits, chain, ids, ids, ids, **history, **asked)
-            assert_same(kernels.sample_chain(logits, chain, ids, ids, ids, **history, **asked), expected)
-            rows = reference.chain(logits, chain, history["history"])
-            assert torch.equal(kernels.apply_chain(logits, chain, **history).logits, rows.logits)
+    try:
+        for vocab in (3001, 12_000):
+            logits = shaped(shape, 2, vocab).to(torch.bfloat16 if vocab == 3001 else torch.float32)
+            history = {"history": torch.randint(0, vocab, (2, 256))}
+            for chain in chains:
+                expected = reference.sample_chain(logits, chain, ids, ids, ids, **history, **asked)
+                rows = reference.chain(logits, chain, history["history"])
+                for isa in native["isa_available"]:
+                    kernels.set_isa(isa)
+                    assert_same(kernels.sample_chain(logits, chain, ids, ids, ids, **history, **asked), expected)
+                    assert torch.equal(kernels.apply_chain(logits, chain, **history).logits, rows.logits)
+    finally:
+        kernels.set_isa(native["isa"])
+
+
+def test_a_plan_draws_the_same_whether_or_not_the_call_can_be_quick(isa: str) -> None:
+    quick = 0
+    for trial in range(60):
+        logits, steps, inputs = case(trial)
+        expected = kernels.sample_chain(logits, steps, **inputs)
+        plan = Plan(steps)
+        assert_same(kernels.sample_chain(logits, plan, **inputs), expected)
+        rows = [inputs[name] for name in ("seed", "stream", "position", "history", "history_lengths")]
+        quick += ops._quick(plan, logits, *rows, False, 0, False, False, False) is not None
+        assert_same(kernels.sample_chain(logits.t().contiguous().t(), plan, **inputs), expected)
+    assert quick > 50
+
+
+@pytest.mark.parametrize("shape", ["peaked", "wide", "flat"])
+def test_threads_and_the_split_of_a_batch_change_nothing(native: dict[str, Any], shape: str) -> None:
+    torch.manual_seed(5)
+    batch, vocab = 24, 30_000
+    logits = shaped(shape, batch, vocab)
+    plan = Plan([Step("temperature", torch.tensor([0.8]).double()), Step("top_p", torch.tensor([0.9]).double())])
+    ids = torch.arange(batch)
+    before = torch.get_num_threads()
+    drawn = []
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            drawn.append(kernels.sample_chain(logits, plan, ids, ids, ids, logp_truncated=True))
+    finally:
+        torch.set_num_threads(before)
+    for other in drawn[1:]:
+        assert_same(other, drawn[0])
+    halves = [kernels.sample_chain(logits[part], plan, ids[part], ids[part], ids[part]) for part in ids.chunk(2)]
+    assert torch.equal(torch.cat([half.token for half in halves]), drawn[0].token)
+
+
+FORK = """
+import os, torch
+from tunesmith_plugins import kernels
+torch.manual_seed(0)
+torch.set_num_threads(2)
+logits, ids = torch.randn(16, 30_000), torch.arange(16)
+plan = kernels.Plan([kernels.Step("top_p", torch.tensor([0.9]).double())])
+expected = kernels.sample_chain(logits, plan, ids, ids, ids).token.tolist()
+child = os.fork()
+if child == 0:
+    os._exit(0 if kernels.sample_chain(logits, plan, ids, ids, ids).token.tolist() == expected else 3)
+assert os.waitpid(child, 0)[1] == 0
+assert kernels.sample_chain(logits, plan, ids, ids, ids).token.tolist() == expected
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_draws_with_threads_of_its_own(native: dict[str, Any]) -> None:
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_eight_threads_of_python_at_once_draw_what_one_draws(native: dict[str, Any]) -> None:
+    torch.manual_seed(6)
+    logits, ids = torch.randn(8, 20_000), torch.arange(8)
+    plan = Plan([Step("temperature", torch.tensor([0.7]).double()), Step("top_p", torch.tensor([0.8]).double())])
+    expected = kernels.sample_chain(logits, plan, ids, ids, ids).token
+
+    def draw(_: int) -> bool:
+        return all(torch.equal(kernels.sample_chain(logits, plan, ids, ids, ids).token, expected) for _ in range(5))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(draw, range(8)))
 
 
 def test_a_row_does_not_depend_on_its_neighbours_or_its_place(serving: str) -> None:

@@ -252,6 +252,23 @@ extern "C" int32_t ts_int8_linears(const ts_int8_args *args) {
   });
 }
 
+extern "C" int32_t ts_int8_linears_words(const int64_t *words, int64_t count) {
+  constexpr int64_t kFirst = 10, kEach = 8, kMostLayers = 60;
+  const int64_t layers = (count - kFirst) / kEach;
+  if (!words || count < kFirst || layers > kMostLayers || count != kFirst + layers * kEach)
+    return ts_fail(TS_INVALID, "%lld words are not 10 and 8 for each of at most 60 layers", (long long)count);
+  ts_int8_layer list[kMostLayers];
+  for (int64_t i = 0; i < layers; ++i) {
+    const int64_t *w = words + kFirst + i * kEach;
+    list[i] = {(const int8_t *)w[0], (const float *)w[1], (const int32_t *)w[2], (const float *)w[3], (void *)w[4], w[5], w[6], (int32_t)w[7], 0};
+  }
+  double static_scale;
+  memcpy(&static_scale, words + 7, sizeof static_scale);
+  const ts_int8_args args = {(const void *)words[0], words[1], words[2], words[3], (int32_t)words[4], (int32_t)words[5], words[6],
+                             list, layers, (float)static_scale, (int32_t)words[8], (int32_t)words[9], 0};
+  return ts_int8_linears(&args);
+}
+
 extern "C" int32_t ts_int8_pack(const int8_t *weight, int64_t n, int64_t k, int8_t *packed) {
   return ts_guard([=]() -> int32_t {
     if (n < 0 || k < 1 || k > TS_MAX_K || (n && (!weight || !packed))) return ts_fail(TS_INVALID, "weight must be (n, k) with k in [1, %d]", TS_MAX_K);

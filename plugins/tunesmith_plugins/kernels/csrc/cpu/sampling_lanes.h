@@ -24,13 +24,14 @@ constexpr int64_t size_of(int dtype) { return dtype == TS_F32 ? 4 : 2; }
 struct Tail {
   alignas(64) float x[kBlock];
   Tail(const TsRow &row, int64_t begin) {
-    for (int64_t i = 0; i < kBlock; ++i) {
-      const int64_t at = begin + i;
-      if (at >= row.n) x[i] = -HUGE_VALF;
-      else if (row.dtype == TS_F32) x[i] = ((const float *)row.x)[at];
-      else if (row.dtype == TS_BF16) x[i] = ts_bf16_to_float(((const uint16_t *)row.x)[at]);
-      else x[i] = ts_f16_to_float(((const uint16_t *)row.x)[at]);
+    const int64_t size = row.n - begin;
+    for (int64_t i = size; i < kBlock; ++i) x[i] = -HUGE_VALF;
+    if (row.dtype == TS_F32) {
+      memcpy(x, (const float *)row.x + begin, (size_t)size * sizeof(float));
+      return;
     }
+    const uint16_t *halves = (const uint16_t *)row.x + begin;
+    for (int64_t i = 0; i < size; ++i) x[i] = row.dtype == TS_BF16 ? ts_bf16_to_float(halves[i]) : ts_f16_to_float(halves[i]);
   }
 };
 

@@ -140,6 +140,10 @@ TS_API int32_t ts_sample_words(const int64_t *words, int64_t count);
 TS_API int32_t ts_quantize_rows(const ts_quantize_args *args);
 /* Rows are quantised once for all layers. Weights are packed by the caller, or by ts_int8_pack. */
 TS_API int32_t ts_int8_linears(const ts_int8_args *args);
+/* The same with its arguments in a row, for callers to whom structs are slow: x, rows, k, row_stride, dtype, mode,
+ * group_size, static_scale (the bits of a double), static_zero_point, threads, and for each layer weight, scale, sum,
+ * bias, out, out_stride, n, activation. */
+TS_API int32_t ts_int8_linears_words(const int64_t *words, int64_t count);
 TS_API int32_t ts_int8_pack(const int8_t *weight, int64_t n, int64_t k, int8_t *packed);
 /* The arithmetic under every weight, open to tests: e[i] = exp(z[i] - max), *total = their integer weights' sum. */
 TS_API int32_t ts_exp_row(const float *z, int64_t n, float max, int64_t vocab, float *e, uint64_t *total);
