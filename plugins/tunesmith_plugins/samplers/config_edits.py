@@ -12,7 +12,9 @@ from tunesmith.kinds.sampler import SamplerConfig
 from tunesmith.typecheck import check_fields
 
 IMPLEMENTATIONS = "tunesmith_plugins.samplers"
-FINITE = [v.gt(-float("inf")), v.lt(float("inf"))]
+LARGEST = 3.4028234663852886e38
+"""Largest float32: what is beyond it would be infinite in the logits' type, and infinity times no occurrence is no number."""
+FINITE = [v.ge(-LARGEST), v.le(LARGEST)]
 
 
 def _token_ids(_: Any, attribute: Attribute[Any], value: dict[str, float]) -> None:

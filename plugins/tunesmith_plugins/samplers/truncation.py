@@ -39,27 +39,27 @@ class TopPLink(Link):
         logits = logits.float()
         values = self.value(rows, "p", torch.float64)
         reference.check_values("top_p", values)
-        kept = self._kept(logits, values)
-        least = self.value(rows, "min_keep", torch.int64)
-        # The order top_p counts in is ascending and stable, so what it keeps longest comes last.
-        order = logits.sort(dim=-1, stable=True).indices
-        vocab = logits.shape[1]
-        stays = torch.arange(vocab, device=logits.device) >= (vocab - least)[:, None]
-        return torch.where(torch.zeros_like(stays).scatter_(1, order, stays), logits, kept)
+        if self.config.ties == "low":  # the highest ids stay, of ids counted from the end
+            return self._kept(logits.flip(-1), values, rows).flip(-1)
+        kept = self._kept(logits, values, rows)
+        if self.config.ties == "hf":
+            return kept
+        lowest = kept.masked_fill(kept == -torch.inf, torch.inf).amin(-1, keepdim=True)
+        return logits.masked_fill(logits < lowest, -torch.inf)
 
     def lower(self, rows: Rows) -> Step | None:
         if "min_keep" in rows.parameters or self.config.min_keep > 1 or self.config.ties != "hf":
             return None  # the kernel always keeps one token, knows no other minimum and one rule for ties
         return Step(op="top_p", values=self.value(rows, "p", torch.float64))
 
-    def _kept(self, logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        if self.config.ties == "low":  # the highest ids stay, of ids counted from the end
-            return reference.top_p(logits.flip(-1), values).flip(-1)
+    def _kept(self, logits: torch.Tensor, values: torch.Tensor, rows: Rows) -> torch.Tensor:
         kept = reference.top_p(logits, values)
-        if self.config.ties == "hf":
-            return kept
-        lowest = kept.masked_fill(kept == -torch.inf, torch.inf).amin(-1, keepdim=True)
-        return logits.masked_fill(logits < lowest, -torch.inf)
+        least = self.value(rows, "min_keep", torch.int64)
+        # The order top_p counts in is ascending and stable, so what it keeps longest comes last.
+        order = logits.sort(dim=-1, stable=True).indices
+        vocab = logits.shape[1]
+        stays = torch.arange(vocab, device=logits.device) >= (vocab - least)[:, None]
+        return torch.where(torch.zeros_like(stays).scatter_(1, order, stays), logits, kept)
 
 
 class MinPLink(Link):

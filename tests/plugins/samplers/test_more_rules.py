@@ -275,6 +275,10 @@ def test_ties_go_by_the_stated_rule():
     assert kept(applied(TopP(p=p), logits, rows)[0]) == {0, 3}
     assert kept(applied(TopP(p=p, ties="low"), logits, rows)[0]) == {0, 1}
     assert kept(applied(TopP(p=p, ties="all"), logits, rows)[0]) == {0, 1, 2, 3}
+    for ties, expected in {"hf": {0, 2, 3}, "low": {0, 1, 2}, "all": {0, 1, 2, 3}}.items():
+        assert kept(applied(TopP(p=0.01, min_keep=3, ties=ties), logits, rows)[0]) == expected
+    equal = torch.zeros(1, 5)
+    assert kept(applied(TopP(p=0.01, ties="low"), equal, rows)[0]) == {0}
 
 
 # --- presets: what each engine keeps, by its rules written out in float64

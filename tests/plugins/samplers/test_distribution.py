@@ -1,0 +1,131 @@
+"""Draws through every link, 2^20 each, and through pairs of links, against the float64 rules (G-tests).
+
+A link that runs in torch costs 3 us a draw, so pairs get 2^18 draws; ``exhaustive`` takes every pair, in both orders.
+
+All tests of this file together fail a sound build with a probability of 1e-6; draws are the same every time, besides.
+"""
+
+import itertools
+
+import pytest
+import torch
+
+from tunesmith.registry import samplers
+from tunesmith.testing.samplers import drawer, follows
+from tunesmith_plugins.samplers import (
+    XTC,
+    AllowedTokens,
+    BadWords,
+    BiasedSequence,
+    Chain,
+    Dry,
+    DynamicTemperature,
+    Epsilon,
+    Eta,
+    ForcedTokens,
+    FrequencyPenalty,
+    LengthDecay,
+    LogitBias,
+    MaxLength,
+    MinLength,
+    MinP,
+    Mirostat,
+    NoRepeatNgram,
+    PresencePenalty,
+    RepetitionPenalty,
+    SequenceBias,
+    Temperature,
+    TopA,
+    TopH,
+    TopK,
+    TopNSigma,
+    TopP,
+    Typical,
+    Watermark,
+)
+
+ROW = torch.tensor([0.31, 1.02, -0.43, 0.88, 1.43, -1.21, 0.57])
+HISTORY, PROMPT, POSITION = (3, 1, 5, 3, 1), 2, 3
+LINKS = (
+    Temperature(temperature=0.7),
+    TopK(k=4),
+    XTC(threshold=0.17, probability=0.4),
+    MinP(p=0.17),
+    RepetitionPenalty(penalty=1.5),
+    TopP(p=0.83),
+    Epsilon(epsilon=0.06),
+    Mirostat(tau=1.37),
+    FrequencyPenalty(penalty=0.4),
+    Typical(mass=0.72),
+    TopA(a=0.61),
+    DynamicTemperature(low=0.6, high=1.7),
+    Dry(multiplier=0.9, allowed_length=1),
+    Eta(epsilon=0.23),
+    TopNSigma(n=1.3),
+    PresencePenalty(penalty=0.7),
+    TopH(h=0.66),
+    LogitBias(bias={"2": 1.0, "4": -0.7}),
+    NoRepeatNgram(size=3),
+    SequenceBias(sequences=(BiasedSequence(tokens=(1, 6), bias=0.8),)),
+    AllowedTokens(tokens=(0, 1, 3, 4, 6)),
+    LengthDecay(end=(1,), start=1, factor=1.3),
+    BadWords(sequences=((2,), (1, 0))),
+    Watermark(gamma=0.5, delta=1.0),
+    MinLength(end=(1,), tokens=9),
+    MaxLength(end=(1, 4), tokens=4),
+    Mirostat(tau=0.9, version=1),
+    ForcedTokens(at={"3": 4}),
+)
+PAIRS = tuple((LINKS[n], LINKS[(n + 11) % len(LINKS)]) for n in range(0, len(LINKS), 2))
+"""A pair for every link, half of them first."""
+EVERY_PAIR = tuple(itertools.permutations(LINKS, 2))
+ALPHA = 1e-6 / (len(LINKS) + len(PAIRS) + len(EVERY_PAIR))
+
+
+def draws_as_stated(links, oracle, count):
+    p = oracle.probabilities(links, ROW.double().numpy(), oracle.place(HISTORY, PROMPT))
+    draw = drawer(Chain(links=tuple(links)), history=HISTORY, prompt=PROMPT)
+    finding = follows(draw, ROW, torch.from_numpy(p), count=count, other=POSITION, alpha=ALPHA)
+    assert finding.ok, str(finding)
+
+
+def name_of(links):
+    return "-".join(link.name_in_chain for link in links)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_every_registered_link_is_here():
+    names = {samplers.get(entry.id).name_in_chain for entry in samplers.entries() if entry.builtin}
+    assert names - {"chain", "greedy"} == {link.name_in_chain for link in LINKS}
+    assert all(any(link in pair for pair in PAIRS) for link in LINKS)
+
+
+@pytest.mark.parametrize("link", LINKS, ids=lambda link: name_of([link]))
+def test_a_million_draws_through_a_link(link, oracle):
+    draws_as_stated([link], oracle, 2**20)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=name_of)
+def test_many_draws_through_a_pair(pair, oracle):
+    draws_as_stated(pair, oracle, 2**18)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("pair", EVERY_PAIR, ids=name_of)
+def test_draws_through_every_pair(pair, oracle):
+    draws_as_stated(pair, oracle, 2**18)
+
+
+def test_every_link_changes_what_is_drawn(oracle):
+    """Otherwise the tests above would say nothing of it."""
+    plain = oracle.probabilities([], ROW.double().numpy(), oracle.place(HISTORY, PROMPT))
+    for link in LINKS:
+        p = oracle.probabilities([link], ROW.double().numpy(), oracle.place(HISTORY, PROMPT))
+        assert abs(p - plain).max() > 0.01, link
