@@ -31,7 +31,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "engine": {
         "scripted": 'scripted(answers=["Yes.", "No."], repeat=true)',
-        "transformers": "transformers(batch_size=4, max_length=256)",
+        "transformers": "transformers(batch_size=4, max_length=256, cache_tokens=1024)",
     },
     "metric": {
         "accuracy": 'accuracy(of="choices_by_characters")',

@@ -62,7 +62,7 @@ class DecoderOnly(Stepping):
         ids, mask = padded(prompts, self.lm.device, left=True)
         uneven = len({len(prompt) for prompt in prompts}) > 1
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits, cache = self._forward(ids, positions, Cache(mask=mask, lengths=mask.sum(-1), uneven=uneven))
+        logits, cache = self._forward(ids, positions, Cache(mask=mask, lengths=mask.sum(-1), uneven=uneven), mask)
         return logits, evolve(cache, past=caches.growing(cache.past))
 
     def step(self, token_ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, Cache]:
@@ -77,7 +77,9 @@ class DecoderOnly(Stepping):
             positions = cache.lengths[:, None]
         if self.max_length is not None:  # a row whose text has ended may still have a place here, and grows on
             positions = positions.clamp(max=self.max_length - 1)
-        return self._forward(ids, positions, evolve(cache, mask=mask, lengths=cache.lengths + 1, ids=None))
+        # where nothing is padding, attention goes without a mask
+        seen = mask if cache.past is None or cache.uneven or not self.joins else None
+        return self._forward(ids, positions, evolve(cache, mask=mask, lengths=cache.lengths + 1, ids=None), seen)
 
     def select(self, cache: Cache, index: torch.Tensor) -> Cache:
         """Return the rows at ``index``; positions that are padding in all of them are dropped."""
@@ -131,12 +133,14 @@ class DecoderOnly(Stepping):
         mask = cache.mask[:, spare:]
         return evolve(cache, mask=mask, ids=ids, uneven=bool((cache.lengths < mask.shape[1]).any()))
 
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, Cache]:
+    def _forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, cache: Cache, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, Cache]:
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": self.use_cache}
         if cache.past is not None:
             inputs["past_key_values"] = cache.past
-        if cache.past is None or cache.uneven or cache.virtual or not self.joins:
-            inputs["attention_mask"] = cache.mask
+        if mask is not None:
+            inputs["attention_mask"] = mask
         if "position_ids" in self.accepted:
             inputs["position_ids"] = positions
         with self.quiet():

@@ -97,6 +97,10 @@ def marian():
     )
 
 
+def blenderbot():
+    return seq2seq(transformers.BlenderbotConfig, transformers.BlenderbotForConditionalGeneration)
+
+
 def m2m100():
     return seq2seq(transformers.M2M100Config, transformers.M2M100ForConditionalGeneration)
 
@@ -123,6 +127,7 @@ MODELS = {
     "mbart": mbart,
     "pegasus": pegasus,
     "marian": marian,
+    "blenderbot": blenderbot,
     "m2m100": m2m100,
 }
 APART = {"mistral with a window", "m2m100"}
