@@ -27,6 +27,11 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "decoder": {
         "beam": 'beam(beams=8, early_stopping="yes")',
         "best_of_n": 'best_of_n(n=8, reward=classifier(model="judge/", label="polite"))',
+        "contrastive": "contrastive(top_k=6, alpha=0.5)",
+        "diverse_beam": "diverse_beam(beams=6, groups=3, penalty=1.0)",
+        "guidance": 'guidance(scale=2.0, negative="A rude answer:")',
+        "self_consistency": 'self_consistency(n=16, answer="last_line", ties="first")',
+        "speculative": 'speculative(draft="small-model/", tokens=5, verify="tokens")',
         "stepwise": "stepwise",
     },
     "engine": {

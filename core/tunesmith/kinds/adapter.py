@@ -35,10 +35,12 @@ class Adapter(Component[Any]):
     Attributes:
         identity: True (unless stated otherwise) if a fresh adapter leaves the model's outputs as they are.
         virtual_tokens: Positions that it takes before every text, of those that the model has.
+        cached_tokens: Keys and values that it puts before every text in the decoder's cache, positions or not.
     """
 
     identity: ClassVar[bool] = True
     virtual_tokens: int = 0
+    cached_tokens: int = 0
 
     @abstractmethod
     def attach(self, lm: LM, runtime: Runtime) -> LM:

@@ -33,3 +33,30 @@ class ShowsStates(Protocol):
 
     def step_with_states(self, token_ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """Append ``token_ids`` (batch,) and return logits (batch, vocab), their states (batch, width) and the cache."""
+
+
+@runtime_checkable
+class RollsBack(Protocol):
+    """A step model that can read several tokens of a row in one call, and take them back: what speculation needs."""
+
+    rolls_back: bool
+    """Whether this model's cache can; otherwise neither method may be called."""
+
+    def extend(self, token_ids: torch.Tensor, lengths: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        """Append several tokens a row; the cache given is spent.
+
+        Args:
+            token_ids: (batch, count) int64, filled up on the right with any ids.
+            lengths: (batch,) int64, how many of a row's count, at least 1. All must be ``count`` where ``joins`` is false.
+            cache: As for ``step``.
+
+        Returns:
+            Logits (batch, count, vocab) after each token, meaningless after fillers, and the cache, in which fillers
+            stand and must be taken back by ``crop`` before anything else.
+        """
+
+    def crop(self, cache: Any, counts: torch.Tensor) -> Any:
+        """Return a cache without each row's last ``counts`` (batch,) int64 places, fillers counted; the one given is spent.
+
+        All counts must be equal where ``joins`` is false.
+        """

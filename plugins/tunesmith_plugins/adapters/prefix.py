@@ -108,6 +108,7 @@ class PrefixAdapter(Attachment):
         """Register one table for each stack and the hooks."""
         # a decoder's cache counts them as places before the text; an encoder's text keeps its own places
         self.virtual_tokens = self.config.tokens if lm.family == "decoder" else 0
+        self.cached_tokens = self.config.tokens
         stacks: dict[str, Any] = {}
         if lm.family == "encoder-decoder":
             stacks = {"encoder": lm.model.get_encoder(), "decoder": lm.model.get_decoder()}

@@ -87,3 +87,34 @@ class SelfConsistency(DecoderConfig):
         from tunesmith.source import source_digest
 
         return "" if self.pattern or self.answer in EXTRACTORS else source_digest(self.answer)
+
+
+@frozen(kw_only=True)
+class Speculative(DecoderConfig):
+    """Speculative decoding: something quick proposes the next tokens, and the model judges all of them in one call.
+
+    Proposals come from a draft model (Leviathan et al., 2023; Chen et al., 2023) or, without one, from what followed the
+    latest earlier place in prompt and completion where the last tokens stood already (prompt lookup). Proposals change the
+    speed and nothing else: what is drawn has the model's distribution under the sampler, whatever is proposed.
+
+    ``Completion.details`` has ``"proposed"``, ``"judged"`` (proposals before which none was refused), ``"accepted"``,
+    ``"accept_rate"`` (of the judged ones; None without any), ``"target_calls"`` (reading the prompt is the first) and
+    ``"tokens_per_call"``.
+
+    Attributes:
+        draft: Folder or name of the draft model, of the same family and with the same tokenizer; empty for prompt lookup.
+            A model that is loaded already is given to the built decoder: ``decoder.draft_with(lm)``.
+        tokens: Most proposals at once.
+        ngram: Prompt lookup looks for the last ``ngram`` tokens, then for fewer, down to one.
+        verify: ``"distribution"`` accepts a proposal of probability ``q`` with ``min(1, p / q)``, the paper's rule, which
+            accepts most; ``p`` and ``q`` are after the whole sampler, truncation included. It needs a sampler that is
+            ``greedy``, a link, or a chain of links without memory. ``"tokens"`` draws the model's own token with the noise
+            that any decoder would use, and accepts a proposal that is this token: the tokens are those of ``stepwise``,
+            for any sampler.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.speculative:SpeculativeDecoder"
+    draft: str = ""
+    tokens: int = field(default=4, validator=v.ge(1))
+    ngram: int = field(default=3, validator=v.ge(1))
+    verify: Literal["distribution", "tokens"] = "distribution"

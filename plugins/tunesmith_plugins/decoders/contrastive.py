@@ -89,7 +89,7 @@ class ContrastiveDecoder(Decoder):
         rows = torch.arange(len(ids), device=ids.device)
         spread = model.select(live.cache, rows.repeat_interleave(k))
         logits, states, cache = model.step_with_states(ids.flatten(), spread)
-        towards = _directions(states).unflatten(0, (-1, k))
+        towards = _directions(states).reshape(len(ids), k, -1)
         cosine = (towards @ live.before.transpose(1, 2)).masked_fill(~live.there[:, None], -torch.inf)
         alpha = self.config.alpha
         score = (1 - alpha) * logp.exp() - alpha * cosine.amax(-1)

@@ -9,7 +9,7 @@ import torch
 from attrs import evolve, frozen
 
 from tunesmith.lm import LM
-from tunesmith_plugins.engines import caches
+from tunesmith_plugins.engines import caches, rollback
 from tunesmith_plugins.engines.stepping import Stepping, padded, positions_of, smallest, tokenizer_limit
 
 
@@ -47,7 +47,7 @@ class DecoderOnly(Stepping):
 
     def __init__(self, lm: LM, batch_size: int, max_length: int | None = None, **options: Any) -> None:
         super().__init__(lm, batch_size, **options)
-        self.joins = caches.plain(self.base.config)
+        self.joins = self.rolls_back = caches.plain(self.base.config)
         places = positions_of(self.base.config)
         if places is not None:
             places -= sum(adapter.virtual_tokens for adapter in lm.adapters)
@@ -80,6 +80,30 @@ class DecoderOnly(Stepping):
         # where nothing is padding, attention goes without a mask
         seen = mask if cache.past is None or cache.uneven or not self.joins else None
         return self._forward(ids, positions, evolve(cache, mask=mask, lengths=cache.lengths + 1, ids=None), seen)
+
+    def extend(self, token_ids: torch.Tensor, lengths: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, Cache]:
+        """Append several tokens a row; see :class:`tunesmith.kinds.step_model.RollsBack`."""
+        self.steps += 1
+        count = token_ids.shape[1]
+        mask = rollback.filled(cache.mask, lengths, count)
+        if cache.ids is not None:
+            token_ids = torch.cat([cache.ids, token_ids], dim=1)
+            places = (mask.cumsum(-1) - 1).clamp(min=0)
+        else:
+            places = rollback.positions(cache.lengths, lengths, count, self.max_length)
+        uneven = cache.uneven or bool((lengths < count).any())
+        longer = evolve(cache, mask=mask, lengths=cache.lengths + lengths, uneven=uneven, ids=None)
+        return self._several(token_ids, places, longer, count, mask)
+
+    def crop(self, cache: Cache, counts: torch.Tensor) -> Cache:
+        """Take back the last places of every row; see :class:`tunesmith.kinds.step_model.RollsBack`."""
+        if cache.past is not None:
+            with self.quiet():
+                rollback.take_back(cache.past, counts, cache.virtual)
+        mask = rollback.moved(cache.mask, counts)
+        ids = None if cache.ids is None else rollback.moved(cache.ids, counts)
+        lengths = mask.sum(-1)
+        return self._tight(evolve(cache, mask=mask, lengths=lengths, ids=ids, uneven=True))
 
     def select(self, cache: Cache, index: torch.Tensor) -> Cache:
         """Return the rows at ``index``; positions that are padding in all of them are dropped."""
@@ -136,6 +160,12 @@ class DecoderOnly(Stepping):
     def _forward(
         self, ids: torch.Tensor, positions: torch.Tensor, cache: Cache, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, Cache]:
+        logits, cache = self._several(ids, positions, cache, 1, mask)
+        return logits[:, -1], cache
+
+    def _several(
+        self, ids: torch.Tensor, positions: torch.Tensor, cache: Cache, last: int, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, Cache]:
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": self.use_cache}
         if cache.past is not None:
             inputs["past_key_values"] = cache.past
@@ -144,6 +174,6 @@ class DecoderOnly(Stepping):
         if "position_ids" in self.accepted:
             inputs["position_ids"] = positions
         with self.quiet():
-            output = self.call(**inputs)
+            output = self.call(last, **inputs)
         past = getattr(output, "past_key_values", None) if self.use_cache else None
-        return output.logits[:, -1], evolve(cache, past=past, ids=ids if past is None else None)
+        return output.logits[:, -last:], evolve(cache, past=past, ids=ids if past is None else None)

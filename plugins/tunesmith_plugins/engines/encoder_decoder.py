@@ -14,7 +14,7 @@ from attrs import evolve, frozen
 from transformers.modeling_outputs import BaseModelOutput
 
 from tunesmith.lm import LM
-from tunesmith_plugins.engines import caches, places
+from tunesmith_plugins.engines import caches, places, rollback
 from tunesmith_plugins.engines.stepping import (
     Stepping,
     base_of,
@@ -66,7 +66,10 @@ class EncoderDecoder(Stepping):
         settings = getattr(base_of(lm.model), "generation_config", None)
         self.forced_first = getattr(settings, "forced_bos_token_id", None)
         self.table = places.table(self.base.get_decoder())
-        known = self.table is not None or places.relative(self.base.get_decoder())
+        # Padding between a prefix and the text would change how far they are apart.
+        apart = places.relative(self.base.get_decoder()) and not any(a.cached_tokens for a in lm.adapters)
+        known = self.table is not None or apart
+        self.rolls_back = caches.plain(self.base.config)
         self.joins = known and "decoder_attention_mask" in self.accepted and caches.plain(self.base.config)
 
     def context(self, prompt: Sequence[int]) -> Sequence[int]:
@@ -95,6 +98,26 @@ class EncoderDecoder(Stepping):
         if cache.ids is not None:
             ids = torch.cat([cache.ids, ids], dim=1)
         return self._forward(ids, evolve(cache, written=written, lengths=cache.lengths + 1, ids=None))
+
+    def extend(self, token_ids: torch.Tensor, lengths: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, Cache]:
+        """Append several tokens a row; see :class:`tunesmith.kinds.step_model.RollsBack`."""
+        self.steps += 1
+        count = token_ids.shape[1]
+        written = rollback.filled(cache.written, lengths, count)
+        if cache.ids is not None:
+            token_ids = torch.cat([cache.ids, token_ids], dim=1)
+        uneven = cache.uneven or bool((lengths < count).any())
+        longer = evolve(cache, written=written, lengths=cache.lengths + lengths, uneven=uneven, ids=None)
+        return self._several(token_ids, longer, count, cache.written.shape[1] - cache.lengths)
+
+    def crop(self, cache: Cache, counts: torch.Tensor) -> Cache:
+        """Take back the last places of every row; see :class:`tunesmith.kinds.step_model.RollsBack`."""
+        if cache.past is not None:
+            with self.quiet():
+                rollback.take_back(cache.past, counts, cache.virtual)
+        written = rollback.moved(cache.written, counts)
+        ids = None if cache.ids is None else rollback.moved(cache.ids, counts)
+        return self._tight(evolve(cache, written=written, lengths=written.sum(-1), ids=ids, uneven=True))
 
     def select(self, cache: Cache, index: torch.Tensor) -> Cache:
         """Return the rows at ``index``; places that are padding in all of them are dropped."""
@@ -169,6 +192,10 @@ class EncoderDecoder(Stepping):
         return cache
 
     def _forward(self, ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, Cache]:
+        logits, cache = self._several(ids, cache, 1, cache.written.shape[1] - cache.lengths)
+        return logits[:, -1], cache
+
+    def _several(self, ids: torch.Tensor, cache: Cache, last: int, padding: torch.Tensor) -> tuple[torch.Tensor, Cache]:
         inputs: dict[str, Any] = {
             "encoder_outputs": BaseModelOutput(last_hidden_state=cache.states),
             "attention_mask": cache.mask,
@@ -180,8 +207,7 @@ class EncoderDecoder(Stepping):
         if cache.uneven:
             inputs["decoder_attention_mask"] = cache.written
         table = self.table if cache.uneven else None
-        padding = cache.written.shape[1] - cache.lengths
         with self.quiet(), nullcontext() if table is None else places.shifted(table, padding):
-            output = self.call(**inputs)
+            output = self.call(last, **inputs)
         past = getattr(output, "past_key_values", None) if self.use_cache else None
-        return output.logits[:, -1], evolve(cache, past=past, ids=ids if past is None else None)
+        return output.logits[:, -last:], evolve(cache, past=past, ids=ids if past is None else None)

@@ -74,6 +74,13 @@ class Growing(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
                 store.narrow(-2, self._first + columns, virtual).copy_(head)
         self._use(self._stores, self._first + columns, self._end)
 
+    def crop(self, max_length: int) -> None:
+        """Forget all but the first ``max_length`` positions, in place; below 0, so many from the end."""
+        self._settle()
+        width = self._end - self._first
+        kept = max_length if max_length >= 0 else width + max_length
+        self._use(self._stores, self._first, self._first + min(max(kept, 0), width))
+
     def put(self, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, virtual: int) -> None:
         """Write rows that are not longer over the rows at ``index``, in place, aligned at the end.
 

@@ -110,10 +110,10 @@ class Stepping(Watched, ABC):
             with torch.no_grad():
                 yield
 
-    def call(self, **inputs: Any) -> Any:
-        """Run the model and keep only the logits of the last position."""
+    def call(self, last: int, /, **inputs: Any) -> Any:
+        """Run the model and, where it can, keep only the logits of the ``last`` positions."""
         if "logits_to_keep" in self.accepted:
-            inputs["logits_to_keep"] = 1
+            inputs["logits_to_keep"] = last
         return self.lm.model(**inputs, return_dict=True)
 
 

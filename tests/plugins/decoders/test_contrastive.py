@@ -99,8 +99,7 @@ def test_the_samplers_edits_count(lm):
 @pytest.mark.parametrize("adapter", [LoRA(rank=2), Prompt(tokens=3)])
 @pytest.mark.parametrize("family", ["decoder", "encoder-decoder"])
 def test_adapters_are_part_of_the_states(family, adapter):
-    lm = tiny_lm(family, spread=1.0)
-    adapter.build().attach(lm, Runtime())
+    lm = adapter.build().attach(tiny_lm(family, spread=1.0), Runtime())
     with torch.no_grad():
         for name, parameter in lm.model.named_parameters():
             if "lora_B" in name:

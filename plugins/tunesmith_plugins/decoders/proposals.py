@@ -1,0 +1,174 @@
+"""Who proposes the next tokens: a draft model, or the text itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from attrs import define, evolve, frozen
+
+from tunesmith.kinds.sampler import Rows
+from tunesmith_plugins.decoders.batch import Row
+
+
+@frozen(kw_only=True, eq=False)
+class Proposals:
+    """Proposed tokens.
+
+    Attributes:
+        ids: (batch, count) int64; only the first ``lengths`` of a row count.
+        lengths: (batch,) int64.
+        q: For every place the distribution (batch, vocab) float64 that the row's token was drawn from; None if all of it
+            was on that token.
+    """
+
+    ids: torch.Tensor
+    lengths: torch.Tensor
+    q: Sequence[torch.Tensor] | None = None
+
+
+Draw = Callable[[torch.Tensor, Rows], tuple[torch.Tensor, torch.Tensor | None, Any]]
+"""From logits and rows to tokens, the distribution they were drawn from, and the sampler's new state."""
+
+
+class Proposer(ABC):
+    """Proposes for a batch of rows, whose last token it has not seen when it is asked."""
+
+    @abstractmethod
+    def begin(self, members: Sequence[Row]) -> None:
+        """Read the prompts of a new batch."""
+
+    @abstractmethod
+    def propose(self, members: Sequence[Row], token: torch.Tensor, rows: Rows, room: torch.Tensor) -> Proposals:
+        """Return at most ``room`` (batch,) proposals for what follows ``token`` (batch,)."""
+
+    @abstractmethod
+    def settle(self, accepted: torch.Tensor) -> None:
+        """Forget what was not accepted of the last proposals; ``accepted`` (batch,) says how many of a row were."""
+
+    @abstractmethod
+    def select(self, index: torch.Tensor) -> None:
+        """Go on with the rows at ``index``."""
+
+
+class Lookup(Proposer):
+    """Proposes what followed the latest earlier place where the last tokens stood, longest match first."""
+
+    def __init__(self, longest: int) -> None:
+        self.longest = longest
+
+    def begin(self, members: Sequence[Row]) -> None:
+        """Nothing to read."""
+
+    def propose(self, members: Sequence[Row], token: torch.Tensor, rows: Rows, room: torch.Tensor) -> Proposals:
+        """Look in prompt and completion."""
+        found = [
+            followers([*m.request.prompt_ids, *m.token_ids], self.longest, most)
+            for m, most in zip(members, room.tolist(), strict=True)
+        ]
+        ids = torch.zeros(len(found), max(map(len, found)), dtype=torch.int64)
+        for row, tokens in enumerate(found):
+            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+        lengths = torch.tensor([len(tokens) for tokens in found])
+        return Proposals(ids=ids.to(token.device), lengths=lengths.to(token.device))
+
+    def settle(self, accepted: torch.Tensor) -> None:
+        """Nothing to forget."""
+
+    def select(self, index: torch.Tensor) -> None:
+        """Nothing to leave."""
+
+
+def followers(text: Sequence[int], longest: int, most: int) -> list[int]:
+    """Return at most ``most`` tokens that followed the latest earlier place with the text's last tokens.
+
+    Args:
+        text: All tokens so far.
+        longest: So many last tokens are looked for; where they stand nowhere else, fewer, down to one.
+        most: How many to return.
+    """
+    if most < 1:
+        return []
+    for size in range(min(longest, len(text) - 1), 0, -1):
+        end = list(text[len(text) - size :])
+        for place in range(len(text) - size - 1, -1, -1):
+            if text[place] == end[0] and list(text[place : place + size]) == end:
+                return list(text[place + size : place + size + most])
+    return []
+
+
+@define(eq=False)
+class Draft(Proposer):
+    """Proposes what a smaller model draws.
+
+    Attributes:
+        model: It; its cache lacks the last token.
+        draw: How.
+        vocab: Size of the judge's vocabulary: rows of the output layer that one of the two has more are no tokens.
+    """
+
+    model: Any
+    draw: Draw
+    vocab: int
+    _cache: Any = None
+    _seen: int = 0
+    _last: torch.Tensor | None = None
+
+    def begin(self, members: Sequence[Row]) -> None:
+        """Read the prompts."""
+        _, self._cache = self.model.begin([m.request.prompt_ids for m in members])
+
+    def propose(self, members: Sequence[Row], token: torch.Tensor, rows: Rows, room: torch.Tensor) -> Proposals:
+        """Draw one token after the other, for all rows as many as the one with the most room may have."""
+        ids: list[torch.Tensor] = []
+        q: list[torch.Tensor] = []
+        for _ in range(int(room.max())):
+            logits, self._cache = self.model.step(token, self._cache)
+            token, weights, state = self.draw(fitted(logits, self.vocab), rows)
+            ids.append(token)
+            if weights is not None:
+                q.append(weights)
+            rows = going_on(rows, token, state)
+        self._seen = len(ids)
+        self._last = token
+        found = torch.stack(ids, dim=1) if ids else token.new_zeros(len(token), 0)
+        return Proposals(ids=found, lengths=room, q=q or None)
+
+    def settle(self, accepted: torch.Tensor) -> None:
+        """Take back what was refused."""
+        if not self._seen:  # nothing was proposed to any row: all of them end now
+            return
+        if bool((accepted == self._seen).any()):  # the last proposal was drawn, not read
+            _, self._cache = self.model.step(self._last, self._cache)
+            self._seen += 1
+        self._cache = self.model.crop(self._cache, self._seen - 1 - accepted)
+
+    def select(self, index: torch.Tensor) -> None:
+        """Keep the cache of these rows."""
+        self._cache = self.model.select(self._cache, index)
+
+
+def fitted(logits: torch.Tensor, vocab: int) -> torch.Tensor:
+    """Return logits over ``vocab`` tokens: surplus ones are cut off, missing ones impossible."""
+    missing = vocab - logits.shape[1]
+    if missing <= 0:
+        return logits[:, :vocab]
+    return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf)
+
+
+def going_on(rows: Rows, token: torch.Tensor, state: Any) -> Rows:
+    """Return rows after a proposal; rows without room keep their histories as they are."""
+    last = rows.history.shape[1] - 1
+    place = rows.history_lengths.clamp(max=last)[:, None]
+    fits = (rows.history_lengths <= last)[:, None]
+    written = torch.where(fits, token[:, None], rows.history.gather(1, place))
+    lengths = (rows.history_lengths + 1).clamp(max=last + 1)
+    return evolve(
+        rows,
+        history=rows.history.scatter(1, place, written),
+        history_lengths=lengths,
+        position=rows.position + 1,
+        state=state,
+    )

@@ -1,0 +1,324 @@
+"""Speculative decoding: several tokens a call of the model, and not one that it would not have drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import define, evolve
+
+from tunesmith.errors import ConfigError
+from tunesmith.generation import component
+from tunesmith.kinds.decoder import Completion, Decoder, Limits, Request, StepModel
+from tunesmith.kinds.sampler import Draw, Link, Rows, Sampler
+from tunesmith.kinds.step_model import Backed, RollsBack
+from tunesmith.lm import LM
+from tunesmith.runtime import Runtime
+from tunesmith_plugins.decoders.batch import Row, advanced, check, joined, new_rows, without_end
+from tunesmith_plugins.decoders.config_wrappers import Speculative
+from tunesmith_plugins.decoders.distributions import distribution, links_of, pick
+from tunesmith_plugins.decoders.proposals import Draft, Lookup, Proposals, Proposer
+
+ACCEPT, REST = 1 << 31, (1 << 31) + 1
+"""Which of a position's random values accepts a proposal, and which draws in place of a refused one. Value 0 draws tokens,
+proposed ones too, and links of samplers use small ones."""
+
+
+class SpeculativeDecoder(Decoder):
+    """See the config."""
+
+    config: Speculative
+    _draft_lm: LM | None = None
+
+    def draft_with(self, lm: LM) -> None:
+        """Use this model for proposals instead of the config's."""
+        self._draft_lm = lm
+
+    def decode(
+        self, step_model: StepModel, requests: Sequence[Request], sampler: Sampler, limits: Limits, runtime: Runtime
+    ) -> Iterator[Completion]:
+        """Yield completions as they end, one a request.
+
+        Raises:
+            ConfigError: If a model cannot take tokens back, the draft model has another family or tokenizer or too few
+                positions, or the sampler does not show its distribution and ``verify`` needs it.
+            NumericError: For NaN or infinite logits.
+        """
+        _check_rolls_back(step_model, "the model")
+        links = links_of(sampler) if self.config.verify == "distribution" else None
+        proposer, draft = self._proposer(step_model, sampler, links, limits, runtime)
+        if draft is not None:
+            _check_positions(draft, requests, limits)
+        joins = step_model.joins and (draft is None or draft.joins)
+        # Rows that cannot be of different age cannot accept different numbers of tokens.
+        size = step_model.batch_size if joins else 1
+        alike: dict[frozenset[str], list[int]] = {}
+        for number, request in enumerate(requests):
+            alike.setdefault(frozenset(request.parameters), []).append(number)
+        loop = _Loop(step_model, sampler, limits, proposer, self.config.tokens, links)
+        for numbers in alike.values():
+            numbers.sort(key=lambda n: len(requests[n].prompt_ids), reverse=True)
+            for first in range(0, len(numbers), size):
+                yield from loop.run([Row(n, requests[n]) for n in numbers[first : first + size]])
+
+    def _proposer(
+        self, model: StepModel, sampler: Sampler, links: Mapping[str, Link] | None, limits: Limits, runtime: Runtime
+    ) -> tuple[Proposer, StepModel | None]:
+        if self._draft_lm is None and self.config.draft:
+            from tunesmith.lm import load
+
+            self._draft_lm = load(self.config.draft, runtime=runtime)
+        if self._draft_lm is None:
+            return Lookup(self.config.ngram), None
+        _check_same_tokens(model, self._draft_lm)
+        draft = _step_model_of(self._draft_lm, runtime)
+        _check_rolls_back(draft, "the draft model")
+
+        def draw(logits: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
+            logits = without_end(logits, model, rows, limits)
+            if links is None:
+                drawn = sampler.sample(logits, rows)
+                # Rows that have no room left, or nothing to draw from, propose anything.
+                return drawn.token.clamp(min=0), None, drawn.state
+            q = distribution(links, sampler.deterministic, logits, rows).p
+            return pick(q, rows.uniform(0)), q, None
+
+        return Draft(draft, draw, model.vocab_size), draft
+
+
+@define(eq=False)
+class _Count:
+    """What is reported of a row."""
+
+    proposed: int = 0
+    judged: int = 0
+    accepted: int = 0
+    calls: int = 1
+
+    def details(self, tokens: int) -> dict[str, Any]:
+        return {
+            "proposed": self.proposed,
+            "judged": self.judged,
+            "accepted": self.accepted,
+            "accept_rate": self.accepted / self.judged if self.judged else None,
+            "target_calls": self.calls,
+            "tokens_per_call": tokens / self.calls,
+        }
+
+
+@define(eq=False)
+class _Loop:
+    """One batch of requests after the other.
+
+    Attributes:
+        model: The judge.
+        sampler: The sampler.
+        limits: Of the call.
+        proposer: Who proposes.
+        tokens: Most proposals at once.
+        links: Of the sampler, if whole distributions are compared.
+    """
+
+    model: Any
+    sampler: Sampler
+    limits: Limits
+    proposer: Proposer
+    tokens: int
+    links: Mapping[str, Link] | None
+
+    def run(self, members: list[Row]) -> Iterator[Completion]:
+        """Yield the completions of a batch."""
+        logits, cache = self.model.begin([m.request.prompt_ids for m in members])
+        self.proposer.begin(members)
+        rows = new_rows(members, self.model, self.limits, logits.device)
+        draw = self.sampler.sample(without_end(logits, self.model, rows, self.limits), rows)
+        check(draw, rows, members)
+        rows = advanced(rows, draw.token, draw.state)
+        for member, token, logp in zip(members, draw.token.tolist(), draw.logp_processed.tolist(), strict=True):
+            member.token_ids, member.logp = [token], [logp]
+        counts = [_Count() for _ in members]
+        while True:
+            stay = []
+            for number, (member, count) in enumerate(zip(members, counts, strict=True)):
+                completion = member.completion(self.model, self.limits)
+                if completion is None:
+                    stay.append(number)
+                else:
+                    yield evolve(completion, details=count.details(len(member.token_ids)))
+            if not stay:
+                return
+            if len(stay) < len(members):
+                index = torch.tensor(stay, device=logits.device)
+                members, counts = [members[n] for n in stay], [counts[n] for n in stay]
+                rows, cache = rows.select(index), self.model.select(cache, index)
+                self.proposer.select(index)
+            rows, cache = self._block(members, counts, rows, cache)
+
+    def _block(self, members: list[Row], counts: list[_Count], rows: Rows, cache: Any) -> tuple[Rows, Any]:
+        """Write at least one token to every row, with one call of the model."""
+        device = rows.history.device
+        left = [self.limits.most(m.request) - len(m.token_ids) for m in members]
+        room = torch.tensor([min(self.tokens, n - 1) for n in left], device=device)
+        token = torch.tensor([m.token_ids[-1] for m in members], device=device)
+        proposals = self.proposer.propose(members, token, rows, room)
+        logits, cache = self.model.extend(
+            torch.cat([token[:, None], proposals.ids], dim=1), proposals.lengths + 1, cache
+        )
+        accepted, rows = self._judge(logits, proposals, members, counts, rows)
+        cache = self.model.crop(cache, proposals.ids.shape[1] - accepted)
+        self.proposer.settle(accepted)
+        return rows, cache
+
+    def _judge(
+        self, logits: torch.Tensor, proposals: Proposals, members: list[Row], counts: list[_Count], rows: Rows
+    ) -> tuple[torch.Tensor, Rows]:
+        """Write accepted proposals and one token more to every row; return how many were accepted, and the rows."""
+        accepted = torch.zeros_like(proposals.lengths)
+        alive = torch.arange(len(members), device=logits.device)
+        parts: list[Rows] = []
+        places: list[torch.Tensor] = []
+        for place in range(logits.shape[1]):
+            offered = proposals.lengths[alive] > place
+            token, logp, taken, state = self._token(
+                logits[alive, place], proposals, place, alive, offered, rows, members
+            )
+            rows = advanced(rows, token, state)
+            ended = self._write(alive.tolist(), token.tolist(), logp.tolist(), members)
+            accepted[alive] += taken.long()
+            for number, was_offered, was_taken in zip(alive.tolist(), offered.tolist(), taken.tolist(), strict=True):
+                counts[number].judged += was_offered
+                counts[number].accepted += was_taken
+            going = taken & ~torch.tensor(ended, device=taken.device)
+            over = (~going).nonzero().flatten()
+            if len(over):
+                parts.append(rows.select(over))
+                places.append(alive[over])
+                on = going.nonzero().flatten()
+                if not len(on):
+                    break
+                alive, rows = alive[on], rows.select(on)
+        for count, proposed in zip(counts, proposals.lengths.tolist(), strict=True):
+            count.proposed += proposed
+            count.calls += 1
+        return accepted, joined(parts).select(torch.cat(places).argsort())
+
+    def _token(
+        self,
+        logits: torch.Tensor,
+        proposals: Proposals,
+        place: int,
+        alive: torch.Tensor,
+        offered: torch.Tensor,
+        rows: Rows,
+        members: list[Row],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Any]:
+        """Return a token for every row at ``alive``, its log-probability, whether it is the proposed one, and the state."""
+        logits = without_end(logits, self.model, rows, self.limits)
+        judged = [members[n] for n in alive.tolist()]
+        ids = proposals.ids[alive, place] if place < proposals.ids.shape[1] else torch.zeros_like(alive)
+        if self.links is None:
+            draw = self.sampler.sample(logits, rows)
+            check(draw, rows, judged)
+            return draw.token, draw.logp_processed, offered & (draw.token == ids), draw.state
+        target = distribution(self.links, self.sampler.deterministic, logits, rows)
+        check(_of_status(target.status), rows, judged)
+        at = ids[:, None]
+        if proposals.q is None or place >= len(proposals.q):
+            q = torch.zeros_like(target.p).scatter_(1, at, 1.0)
+        else:
+            q = proposals.q[place][alive]
+        taken = offered & (rows.uniform(ACCEPT) * q.gather(1, at)[:, 0] < target.p.gather(1, at)[:, 0])
+        # Of a refused proposal the residual max(0, p - q) is left; where nothing was offered, all of p.
+        rest = torch.where(offered[:, None], (target.p - q).clamp(min=0), target.p)
+        nothing = rest.sum(-1, keepdim=True) <= 0  # p is q: a proposal is refused by rounding alone
+        token = torch.where(taken, ids, pick(torch.where(nothing, target.p, rest), rows.uniform(REST)))
+        return token, target.processed.gather(1, token[:, None])[:, 0], taken, None
+
+    def _write(self, alive: list[int], tokens: list[int], logps: list[float], members: list[Row]) -> list[bool]:
+        """Write a token to each row at ``alive`` and return whether it has ended."""
+        ended = []
+        for number, token, logp in zip(alive, tokens, logps, strict=True):
+            member = members[number]
+            member.token_ids, member.logp = [*member.token_ids, token], [*member.logp, logp]
+            ended.append(member.completion(self.model, self.limits) is not None)
+        return ended
+
+
+def _of_status(status: torch.Tensor) -> Draw:
+    none = torch.zeros(len(status), device=status.device)
+    return Draw(token=none.long(), status=status, logp_raw=none, logp_processed=none, logp_truncated=none)
+
+
+class _Borrow(Decoder):
+    """Asks an engine for its step model the way any decoder gets it."""
+
+    model: StepModel | None = None
+
+    def decode(
+        self, step_model: StepModel, requests: Sequence[Request], sampler: Sampler, limits: Limits, runtime: Runtime
+    ) -> Iterator[Completion]:
+        """Keep the model and write nothing."""
+        self.model = step_model
+        return iter(())
+
+
+def _step_model_of(lm: LM, runtime: Runtime) -> StepModel:
+    engine = component(None, "engine")
+    engine.setup(runtime)
+    engine.sync(lm)
+    borrow = _Borrow(Speculative())
+    list(engine.generate([], borrow, component(None, "sampler"), Limits(max_new_tokens=1), runtime))
+    assert borrow.model is not None
+    return borrow.model
+
+
+def _check_rolls_back(model: Any, what: str) -> None:
+    if not isinstance(model, RollsBack):
+        raise ConfigError(
+            [
+                f"{type(model).__name__} cannot read several tokens at once and take them back, which speculation needs; "
+                "use the engine 'transformers' without another decoder in between"
+            ],
+            "speculative",
+        )
+    if not model.rolls_back:
+        raise ConfigError(
+            [
+                f"the cache of {what} forgets or mixes what it has read (a sliding window or a recurrent state), so that "
+                "tokens cannot be taken back; use the decoder 'stepwise'"
+            ],
+            "speculative",
+        )
+
+
+def _check_same_tokens(model: StepModel, draft: LM) -> None:
+    if not isinstance(model, Backed):
+        raise ConfigError([f"{type(model).__name__} has no tokenizer to compare the draft model's with"], "speculative")
+    problems = []
+    if model.lm.family != draft.family:
+        problems.append(f"the draft model is of the family {draft.family!r}, the model of {model.lm.family!r}")
+    ours, theirs = model.lm.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
+    if ours != theirs:
+        other = sorted(token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token))
+        problems.append(
+            f"the draft model has another tokenizer: {len(other)} tokens have another id or none, {other[0]!r} for one; "
+            "take a draft model that was trained with the same tokenizer"
+        )
+    if problems:
+        raise ConfigError(problems, "speculative")
+
+
+def _check_positions(draft: StepModel, requests: Sequence[Request], limits: Limits) -> None:
+    if draft.max_length is None:
+        return
+    for number, request in enumerate(requests):
+        length, most = len(draft.context(request.prompt_ids)), limits.most(request)
+        if length + most > draft.max_length:
+            raise ConfigError(
+                [
+                    f"request {number} {request.id!r}: {length} tokens and max_new_tokens={most} are more than the draft "
+                    f"model's {draft.max_length} positions; ask for fewer, or leave the draft model out"
+                ],
+                "speculative",
+            )
