@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from int8_contenders import FLOATS, OURS, contenders
 from int8_machine import Machine
+from int8_models import models
 from int8_timing import geometric_mean, in_turn, rounds_for
 from torch import nn
 
@@ -185,6 +186,9 @@ def main() -> int:
             _print_goals(found["layers"]["goals"])
             for name, reason in found["layers"]["absent"].items():
                 print(f"not measured: {name} ({reason})")
+        if options.what in ("models", "all"):
+            found["models"] = models(options.quick, options.threads, 4.0 if options.quick else 20.0)
+            _print_goals(found["models"]["goals"])
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0

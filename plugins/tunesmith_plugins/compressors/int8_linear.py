@@ -22,7 +22,10 @@ class Int8Linear(nn.Module):
             models which ask a layer for ``weight.dtype`` (T5 does) leave the activations alone.
         weight_scale: (out_features,) float32.
         bias: (out_features,) or None.
+        mode: How activations are treated, for layers that work on several of these at once.
     """
+
+    mode = "dynamic"
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, device: Any = None) -> None:
         super().__init__()

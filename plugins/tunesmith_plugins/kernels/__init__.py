@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import int8_ops, int8_reference, loader, reference
     from .int8_ops import (
+        Norm,
         PackedWeight,
         QuantizedRows,
         QuantizedWeight,
+        fused_linears,
         int8_linear,
         int8_linears,
         pack_weight,
         packed_to,
         quantize_rows,
         quantize_weight,
+        rotary_,
         unpack_weight,
         weight_only_linear,
     )
@@ -29,12 +32,13 @@ if TYPE_CHECKING:
 
 _MODULES = ("int8_ops", "int8_reference", "loader", "ops", "reference")
 _INT8 = (
-    "PackedWeight", "QuantizedRows", "QuantizedWeight", "int8_linear", "int8_linears", "pack_weight", "packed_to",
-    "quantize_rows", "quantize_weight", "unpack_weight", "weight_only_linear",
+    "Norm", "PackedWeight", "QuantizedRows", "QuantizedWeight", "fused_linears", "int8_linear", "int8_linears",
+    "pack_weight", "packed_to", "quantize_rows", "quantize_weight", "rotary_", "unpack_weight", "weight_only_linear",
 )  # fmt: skip
 _HOME = {"info": "loader", "set_isa": "loader", **dict.fromkeys(_INT8, "int8_ops")}
 
 __all__ = [
+    "Norm",
     "PackedWeight",
     "Plan",
     "QuantizedRows",
@@ -43,6 +47,7 @@ __all__ = [
     "Status",
     "Step",
     "apply_chain",
+    "fused_linears",
     "info",
     "int8_linear",
     "int8_linears",
@@ -54,6 +59,7 @@ __all__ = [
     "quantize_rows",
     "quantize_weight",
     "reference",
+    "rotary_",
     "sample_chain",
     "set_isa",
     "supported_steps",

@@ -249,6 +249,20 @@ _WORTH_RELEASING = 1 << 16
 """Products of a call from which other Python threads get to run meanwhile (some 5 us)."""
 
 
+class Norm(NamedTuple):
+    """What :func:`fused_linears` does to the rows first.
+
+    Attributes:
+        weight: ``(k,)`` float32.
+        bias: ``(k,)`` float32 for a LayerNorm, None for an RMSNorm (Zhang and Sennrich, 2019).
+        epsilon: added to the mean square, or to the variance.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    epsilon: float
+
+
 def _native_linears(
     x: Tensor,
     weights: Sequence[PackedWeight],
@@ -256,29 +270,47 @@ def _native_linears(
     activations: Sequence[str | None],
     mode: int,
     static: tuple[float, int] | None,
+    norm: Norm | None = None,
+    normed: Tensor | None = None,
+    gated: bool = False,
+    residual: Tensor | None = None,
 ) -> list[Tensor]:
-    """Call the CPU library; arguments are checked already, and the library is there."""
+    """Call the CPU library; arguments are checked already, and the library is there.
+
+    ``normed`` takes the rows after the norm; with ``gated`` the second layer's result is multiplied by the first's.
+    """
     if not x.is_contiguous():
         x = _rows(x) if x.ndim == 2 else x.contiguous()
     k = weights[0].k
     rows = x.numel() // k
-    dtype = x.dtype
     words: list[int | float | None] = [
-        x.data_ptr(), rows, k, x.stride(0) if x.ndim == 2 else k, _DTYPES[dtype], mode, weights[0].group_size,
-        static[0] if static else 0, static[1] if static else 0, torch.get_num_threads(),
+        x.data_ptr(), rows, k, x.stride(0) if x.ndim == 2 else k, _DTYPES[x.dtype], mode, weights[0].group_size,
+        static[0] if static else None, static[1] if static else None, torch.get_num_threads(),
     ]  # fmt: skip
+    if norm is None:
+        words += (None, None, None, None, None)
+    else:
+        weight, bias, epsilon = norm
+        words += (
+            1 if bias is None else 2, weight.data_ptr(), None if bias is None else bias.data_ptr(), float(epsilon),
+            None if normed is None else normed.data_ptr(),
+        )  # fmt: skip
     shape = x.shape[:-1]
-    outs, keep, products = [], [], 0
+    added = None if residual is None else residual.data_ptr()
+    outs, keep, products, before = [], [], 0, None
     for (data, scale, sums, n, *_), bias, activation in zip(weights, biases, activations, strict=True):
-        out = torch.empty((*shape, n), dtype=dtype)
+        out = x.new_empty((*shape, n))
         outs.append(out)
         if bias is not None and (bias.dtype is not torch.float32 or not bias.is_contiguous()):
             bias = bias.detach().float().contiguous()
             keep.append(bias)
+        pointer = out.data_ptr()
         words += (
-            data.data_ptr(), scale.data_ptr(), sums.data_ptr(), None if bias is None else bias.data_ptr(),
-            out.data_ptr(), n, n, _CODES[activation],
+            data.data_ptr(), scale.data_ptr(), sums.data_ptr(), None if bias is None else bias.data_ptr(), pointer, n, n,
+            _CODES[activation], before, added,
         )  # fmt: skip
+        if gated:
+            before = pointer
         products += n
     _call_words(words, products * rows * k)
     return outs
@@ -301,7 +333,8 @@ def _native_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, activat
     call = held if rows * n * k < _WORTH_RELEASING else released
     code = call(
         address, x.data_ptr(), rows, k, k, _DTYPES[x.dtype], mode, group_size, None, None, torch.get_num_threads(),
-        data.data_ptr(), scale.data_ptr(), sums.data_ptr(), added, out.data_ptr(), n, n, _CODES[activation],
+        None, None, None, None, None,
+        data.data_ptr(), scale.data_ptr(), sums.data_ptr(), added, out.data_ptr(), n, n, _CODES[activation], None, None,
     )  # fmt: skip
     if code:
         library.check(code)
@@ -316,14 +349,14 @@ def _call_words(words: list[int | float | None], products: int) -> None:
 
 
 @functools.cache
-def _entry() -> tuple[Callable[..., int], Callable[..., int], int, loader.Library]:
+def _entry(name: str = "ts_int8_linears_words") -> tuple[Callable[..., int], Callable[..., int], int, loader.Library]:
     library = loader.cpu()
     if library is None:
         raise RuntimeError("the native library is not loaded")
-    found = loader.words_call()
-    address = library.address("ts_int8_linears_words")
+    found, address = loader.words_call(), library.address(name)
     if found is not None:
         return found.held, found.released, address, library
+    function = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64)(address)
 
     def slowly(_: int, *words: int | float | None) -> int:
         bits = [
@@ -332,7 +365,7 @@ def _entry() -> tuple[Callable[..., int], Callable[..., int], int, loader.Librar
             else word or 0
             for word in words
         ]
-        return int(library.int8_linears_words((ctypes.c_int64 * len(bits))(*bits), len(bits)))
+        return int(function((ctypes.c_int64 * len(bits))(*bits), len(bits)))
 
     return slowly, slowly, address, library
 
@@ -500,6 +533,107 @@ def int8_linears(
         int8_linear(x, weight, bias, activation)
         for weight, bias, activation in zip(weights, biases, activations, strict=True)
     )
+
+
+def fused_linears(
+    x: Tensor,
+    weights: Sequence[PackedWeight],
+    biases: Sequence[Tensor | None],
+    activations: Sequence[str | None] | None = None,
+    *,
+    norm: Norm | None = None,
+    keep_normed: bool = False,
+    gated: bool = False,
+    residual: Tensor | None = None,
+) -> list[Tensor]:
+    """Return int8 layers on one input together with what stands around them in a transformer, in one call.
+
+    The rows go through ``norm`` and are quantised once; the layers follow as in :func:`int8_linears`. For inference: where
+    a gradient is wanted, under ``torch.compile`` and without the library the same is put together from torch's operations
+    (the norm then sums in another order, so results may differ in the last bits before the rounding to 8 bits).
+
+    Args:
+        x: ``(..., k)``.
+        weights: one a layer.
+        biases: one a layer, or None.
+        activations: one a layer, or None for none anywhere.
+        norm: done first.
+        keep_normed: also return the rows after the norm, as the last item.
+        gated: there are two layers, and the second's result is multiplied by the first's: only the product is returned.
+        residual: of the shape and type of the result, added to it; for a single layer.
+
+    Raises:
+        ValueError: as :func:`int8_linear`, or a combination that makes no sense.
+    """
+    count = len(weights)
+    if activations is None:
+        activations = (None,) * count
+    if gated and count != 2:
+        raise ValueError(f"a gate takes two layers, not {count}")
+    if residual is not None and count != 1:
+        raise ValueError(f"a residual can be added to one result, not to {count}")
+    if (
+        not torch.compiler.is_compiling()
+        and all(map(_ready, (x,) * count, weights, biases, activations))
+        and (residual is None or (type(residual) is Tensor and residual.is_contiguous() and residual.dtype is x.dtype))
+        and (norm is None or (norm.weight.is_cpu and norm.weight.dtype is torch.float32))
+    ):
+        normed = (
+            torch.empty_like(x, memory_format=torch.contiguous_format) if norm is not None and keep_normed else None
+        )
+        if residual is not None and tuple(residual.shape) != (*x.shape[:-1], weights[-1].n):
+            raise ValueError(f"residual must be {(*x.shape[:-1], weights[-1].n)}, not {tuple(residual.shape)}")
+        outs = _native_linears(x, weights, biases, activations, _DYNAMIC, None, norm, normed, gated, residual)
+        if gated:
+            outs = outs[1:]
+        return outs if normed is None else [*outs, normed]
+    if norm is not None:
+        x = _normalise(x, norm)
+    found = [
+        int8_linear(x, weight, bias, activation)
+        for weight, bias, activation in zip(weights, biases, activations, strict=True)
+    ]
+    if gated:
+        found = [found[1] * found[0]]
+    if residual is not None:
+        found = [found[0] + residual]
+    return [*found, x] if norm is not None and keep_normed else found
+
+
+def _normalise(x: Tensor, norm: Norm) -> Tensor:
+    shape = (x.shape[-1],)
+    if norm.bias is None:
+        return torch.nn.functional.rms_norm(x.float(), shape, norm.weight, norm.epsilon).to(x.dtype)
+    return torch.nn.functional.layer_norm(x.float(), shape, norm.weight, norm.bias, norm.epsilon).to(x.dtype)
+
+
+def rotary_(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> None:
+    """Turn queries and keys by their positions, in place (Su et al., 2021; halves of a head are paired).
+
+    Args:
+        q: ``(batch, time, heads * head_dim)`` float32, contiguous.
+        k: ``(batch, time, fewer or equal heads * head_dim)`` float32, contiguous.
+        cos: ``(batch or 1, time, head_dim)`` float32, as transformers' rotary embeddings return it.
+        sin: like ``cos``.
+        head_dim: even.
+    """
+    library = loader.cpu()
+    if library is None or not _plain(q, k, cos, sin) or not q.is_cpu:
+        for x in (q, k):
+            heads = x.view(*x.shape[:2], -1, head_dim)
+            first, second = heads.chunk(2, dim=-1)
+            turned = heads * cos[:, :, None] + torch.cat((-second, first), dim=-1) * sin[:, :, None]
+            heads.copy_(turned)
+        return
+    cos, sin = cos.contiguous(), sin.contiguous()
+    rows, q_width, k_width = q.size(0) * q.size(1), q.size(2), k.size(2)
+    held, _, address, library = _entry("ts_rotary_words")
+    code = held(
+        address, q.data_ptr(), k.data_ptr(), rows, q_width // head_dim, k_width // head_dim, q_width, k_width, head_dim,
+        cos.data_ptr(), sin.data_ptr(), cos.size(0) * cos.size(1),
+    )  # fmt: skip
+    if code:
+        library.check(code)
 
 
 def _linear(

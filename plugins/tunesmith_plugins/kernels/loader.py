@@ -154,8 +154,6 @@ class Library:
         self.sample = self._function(f"{prefix}sample", ctypes.c_int32, ctypes.c_void_p)
         self.quantize_rows = self._function(f"{prefix}quantize_rows", ctypes.c_int32, ctypes.c_void_p)
         if prefix == "ts_":
-            words = (ctypes.c_void_p, ctypes.c_int64)
-            self.int8_linears_words = self._function("ts_int8_linears_words", ctypes.c_int32, *words)
             sizes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
             self.int8_pack = self._function("ts_int8_pack", ctypes.c_int32, *sizes)
             self.isa_available = self._function("ts_isa_available", ctypes.c_char_p)

@@ -6,6 +6,7 @@
 
 #include "error.h"
 #include "int8_kernels.h"
+#include "int8_math.h"
 #include "load.h"
 #include "numeric.h"
 #include "pool.h"
@@ -40,6 +41,7 @@ int32_t check(const ts_int8_args &a) {
     return ts_fail(TS_INVALID, "a static range needs a scale above 0 and a zero point in [0, 255]");
   if (a.group_size && (a.mode != TS_WEIGHT_ONLY || a.group_size < 0 || a.group_size > TS_MAX_K_12 || (a.group_size != 32 && a.group_size % 64)))
     return ts_fail(TS_INVALID, "group_size must be 32 or a multiple of 64, on a weight-only layer");
+  if (a.norm < TS_NO_NORM || a.norm > TS_LAYER_NORM || (a.norm && !a.norm_weight)) return ts_fail(TS_INVALID, "norm %d needs its weight", a.norm);
   if (a.layer_count < 0 || (a.layer_count && !a.layers)) return ts_fail(TS_INVALID, "layers must not be null");
   for (int64_t i = 0; i < a.layer_count; ++i) {
     const ts_int8_layer &layer = a.layers[i];
@@ -47,6 +49,8 @@ int32_t check(const ts_int8_args &a) {
       return ts_fail(TS_INVALID, "layer %lld: weight, its scale, its sums and out must not be null", (long long)i);
     if (layer.activation < TS_NO_ACTIVATION || layer.activation > TS_GELU_TANH)
       return ts_fail(TS_INVALID, "layer %lld: unknown activation %d", (long long)i, layer.activation);
+    if (i && layer.multiply && layer.multiply == a.layers[i - 1].out && layer.n != a.layers[i - 1].n)
+      return ts_fail(TS_INVALID, "layer %lld multiplies by a layer of another width", (long long)i);
   }
   return TS_OK;
 }
@@ -72,6 +76,35 @@ Range range_of(const TsInt8Kernels &kernels, const void *x, int64_t k, int32_t d
   return {scale, inverse, ts_row_zero_point(lowest, inverse), true};
 }
 
+float *scratch_row(int64_t k) {
+  static thread_local std::vector<float> row;
+  if ((int64_t)row.size() < k) row.resize((size_t)k);
+  return row.data();
+}
+
+// A row after the norm, in float32. Sums run in float64 over eight lanes whatever the instruction set.
+void normalise(const ts_int8_args &a, const void *x, float *y) {
+  double sums[8] = {}, squares[8] = {};
+  for (int64_t i = 0; i < a.k; ++i) y[i] = ts_load(x, i, a.dtype);
+  int64_t i = 0;
+  if (a.norm == TS_LAYER_NORM) {
+    for (; i + 8 <= a.k; i += 8)
+      for (int lane = 0; lane < 8; ++lane) sums[lane] += (double)y[i + lane];
+    for (; i < a.k; ++i) sums[i % 8] += (double)y[i];
+  }
+  double sum = 0, square = 0;
+  for (int lane = 0; lane < 8; ++lane) sum += sums[lane];
+  const double mean = sum / (double)a.k;
+  for (i = 0; i + 8 <= a.k; i += 8)
+    for (int lane = 0; lane < 8; ++lane) squares[lane] += ((double)y[i + lane] - mean) * ((double)y[i + lane] - mean);
+  for (; i < a.k; ++i) squares[i % 8] += ((double)y[i] - mean) * ((double)y[i] - mean);
+  for (int lane = 0; lane < 8; ++lane) square += squares[lane];
+  const float centre = (float)mean, factor = (float)(1.0 / sqrt(square / (double)a.k + a.norm_epsilon));
+  for (i = 0; i < a.k; ++i) y[i] = (y[i] - centre) * factor * a.norm_weight[i];
+  if (a.norm_bias)
+    for (i = 0; i < a.k; ++i) y[i] = y[i] + a.norm_bias[i];
+}
+
 // The rows of one stretch, quantised, and what the threads need to multiply them.
 struct Work {
   const ts_int8_args &args;
@@ -92,16 +125,25 @@ struct Work {
     const int64_t rows_a_block = block_rows / per_row;
     for (int64_t row = index * rows_a_block; row < rows && row < (index + 1) * rows_a_block; ++row) {
       const void *x = ts_row(args.x, first + row, args.row_stride, args.dtype);
-      const Range range = range_of(kernels, x, args.k, args.dtype, &args);
+      int32_t dtype = args.dtype;
+      if (args.norm) {
+        float *y = scratch_row(args.k);
+        normalise(args, x, y);
+        x = y;
+        dtype = TS_F32;
+        if (args.norm_out)
+          for (int64_t i = 0; i < args.k; ++i) ts_store(args.norm_out, (first + row) * args.k + i, args.dtype, y[i]);
+      }
+      const Range range = range_of(kernels, x, args.k, dtype, &args);
       uint8_t *at = block(index) + (row - index * rows_a_block) * per_row * kPanel;
       scale[row] = range.scale;
       zero_point[row] = range.zero_point;
       if (!range.finite) {
         for (int64_t chunk = 0; chunk < k_padded / kPanel; ++chunk) memset(at + chunk * stride(), 0, (size_t)(per_row * kPanel));
       } else if (args.mode == TS_WEIGHT_ONLY) {
-        kernels.quantize12(x, args.k, args.dtype, range.inverse, at, stride());
+        kernels.quantize12(x, args.k, dtype, range.inverse, at, stride());
       } else {
-        kernels.quantize(x, args.k, args.dtype, range.inverse, range.zero_point, at, stride());
+        kernels.quantize(x, args.k, dtype, range.inverse, range.zero_point, at, stride());
       }
     }
   }
@@ -111,14 +153,17 @@ struct Work {
     const int64_t column = index * kPanel;
     const int8_t *w = layer.weight + index * kPanel * k_padded;
     const int64_t item = args.dtype == TS_F32 ? 4 : 2;
-    TsTail tail = {layer.scale + column, layer.sum + column, layer.bias ? layer.bias + column : nullptr, nullptr, layer.out_stride,
+    TsTail tail = {layer.scale + column, layer.sum + column, layer.bias ? layer.bias + column : nullptr, nullptr, layer.out_stride, nullptr, nullptr,
                    (int32_t)(layer.n - column < kPanel ? layer.n - column : kPanel), args.dtype, layer.activation};
     const int64_t quantised = rows * per_row;
     for (int64_t at = 0; at < quantised; at += kernels.tile_rows) {
       const int m = (int)(quantised - at < kernels.tile_rows ? quantised - at : kernels.tile_rows);
       const int64_t row = at / per_row;
       const uint8_t *a = block(at / block_rows);
-      tail.out = (char *)layer.out + ((first + row) * layer.out_stride + column) * item;
+      const int64_t offset = ((first + row) * layer.out_stride + column) * item;
+      tail.out = (char *)layer.out + offset;
+      tail.multiply = layer.multiply ? (const char *)layer.multiply + offset : nullptr;
+      tail.residual = layer.residual ? (const char *)layer.residual + offset : nullptr;
       if (args.group_size) {
         groups(layer, a, m, w, row, tail, c);
         continue;
@@ -147,14 +192,25 @@ struct Work {
     kernels.finish_groups(y, m / 2, scale + row, tail);
   }
 
-  int64_t tasks_of(const ts_int8_layer &layer) const { return (up(layer.n, kPanel) / kPanel + panels_a_task - 1) / panels_a_task; }
+  // A layer whose `multiply` is the result of the layer before it is done by the task that does the same panels there.
+  static bool follows(const ts_int8_layer *layers, int64_t i) {
+    return i > 0 && layers[i].multiply && layers[i].multiply == layers[i - 1].out;
+  }
+
+  int64_t tasks_of(int64_t i) const {
+    if (follows(args.layers, i)) return 0;
+    return (up(args.layers[i].n, kPanel) / kPanel + panels_a_task - 1) / panels_a_task;
+  }
 
   void task(int64_t index) const {
-    const ts_int8_layer *layer = args.layers;
-    while (index >= tasks_of(*layer)) index -= tasks_of(*layer++);
-    const int64_t panels = up(layer->n, kPanel) / kPanel, from = index * panels_a_task;
+    int64_t i = 0;
+    while (index >= tasks_of(i)) index -= tasks_of(i++);
+    const int64_t panels = up(args.layers[i].n, kPanel) / kPanel, from = index * panels_a_task;
     kernels.begin(block_rows);
-    for (int64_t i = from; i < panels && i < from + panels_a_task; ++i) panel(*layer, i);
+    for (int64_t at = from; at < panels && at < from + panels_a_task; ++at) {
+      panel(args.layers[i], at);
+      for (int64_t next = i + 1; next < args.layer_count && follows(args.layers, next); ++next) panel(args.layers[next], at);
+    }
     kernels.end();
   }
 };
@@ -245,7 +301,7 @@ extern "C" int32_t ts_int8_linears(const ts_int8_args *args) {
       work.panels_a_task = share && threads > 1 ? columns / kPanel / (threads * 8) : columns / kPanel;
       if (work.panels_a_task < 1) work.panels_a_task = 1;
       int64_t tasks = 0;
-      for (int64_t i = 0; i < a.layer_count; ++i) tasks += work.tasks_of(a.layers[i]);
+      for (int64_t i = 0; i < a.layer_count; ++i) tasks += work.tasks_of(i);
       ts_parallel(share ? threads : 1, tasks, product_task, &work);
     }
     return TS_OK;
@@ -253,19 +309,22 @@ extern "C" int32_t ts_int8_linears(const ts_int8_args *args) {
 }
 
 extern "C" int32_t ts_int8_linears_words(const int64_t *words, int64_t count) {
-  constexpr int64_t kFirst = 10, kEach = 8, kMostLayers = 60;
+  constexpr int64_t kFirst = 15, kEach = 10, kMostLayers = 40;
   const int64_t layers = (count - kFirst) / kEach;
   if (!words || count < kFirst || layers > kMostLayers || count != kFirst + layers * kEach)
-    return ts_fail(TS_INVALID, "%lld words are not 10 and 8 for each of at most 60 layers", (long long)count);
+    return ts_fail(TS_INVALID, "%lld words are not 15 and 10 for each of at most 40 layers", (long long)count);
   ts_int8_layer list[kMostLayers];
   for (int64_t i = 0; i < layers; ++i) {
     const int64_t *w = words + kFirst + i * kEach;
-    list[i] = {(const int8_t *)w[0], (const float *)w[1], (const int32_t *)w[2], (const float *)w[3], (void *)w[4], w[5], w[6], (int32_t)w[7], 0};
+    list[i] = {(const int8_t *)w[0], (const float *)w[1], (const int32_t *)w[2], (const float *)w[3], (void *)w[4], w[5], w[6],
+               (const void *)w[8], (const void *)w[9], (int32_t)w[7], 0};
   }
-  double static_scale;
+  double static_scale, epsilon;
   memcpy(&static_scale, words + 7, sizeof static_scale);
+  memcpy(&epsilon, words + 13, sizeof epsilon);
   const ts_int8_args args = {(const void *)words[0], words[1], words[2], words[3], (int32_t)words[4], (int32_t)words[5], words[6],
-                             list, layers, (float)static_scale, (int32_t)words[8], (int32_t)words[9], 0};
+                             list, layers, (float)static_scale, (int32_t)words[8], (int32_t)words[9], (int32_t)words[10],
+                             (const float *)words[11], (const float *)words[12], epsilon, (void *)words[14]};
   return ts_int8_linears(&args);
 }
 

@@ -182,6 +182,8 @@ void result(const TsTail &tail, int64_t row, int j, __m256 y) {
   if (tail.bias) y = _mm256_add_ps(y, _mm256_loadu_ps(tail.bias + j));
   if (tail.activation) y = activate(y, tail.activation);
   const int64_t at = row * tail.out_stride + j;
+  if (tail.multiply) y = _mm256_mul_ps(y, load(tail.multiply, at, tail.dtype));
+  if (tail.residual) y = _mm256_add_ps(y, load(tail.residual, at, tail.dtype));
   if (tail.dtype == TS_F32) {
     _mm256_storeu_ps((float *)tail.out + at, y);
     return;

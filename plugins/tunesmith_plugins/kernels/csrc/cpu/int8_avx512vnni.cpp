@@ -178,7 +178,10 @@ inline __attribute__((always_inline)) void each_result(int m, const TsTail &tail
       __m512 y = value(i, part, here);
       if (tail.bias) y = _mm512_add_ps(y, bias);
       if (tail.activation) y = activate(y, tail.activation);
-      store(tail.out, i * tail.out_stride + part * 16, tail.dtype, here, y);
+      const int64_t at = i * tail.out_stride + part * 16;
+      if (tail.multiply) y = _mm512_mul_ps(y, load(tail.multiply, at, tail.dtype, here));
+      if (tail.residual) y = _mm512_add_ps(y, load(tail.residual, at, tail.dtype, here));
+      store(tail.out, at, tail.dtype, here, y);
     }
   }
 }

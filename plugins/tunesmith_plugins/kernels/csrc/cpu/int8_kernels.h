@@ -15,7 +15,9 @@ struct TsTail {
   const int32_t *sum;   // (columns,) weights summed over k
   const float *bias;    // (columns,) or null
   void *out;            // first row
-  int64_t out_stride;   // elements
+  int64_t out_stride;   // elements, of the next two as well
+  const void *multiply; // first row, or null
+  const void *residual; // first row, or null
   int32_t columns;
   int32_t dtype;        // TS_F32 or TS_BF16
   int32_t activation;   // ts_activation

@@ -39,8 +39,12 @@ inline void plain_quantize12(const void *x, int64_t k, int32_t dtype, float inve
 }
 
 inline void plain_result(const TsTail &tail, int64_t row, int j, float y) {
+  const int64_t at = row * tail.out_stride + j;
   if (tail.bias) y = y + tail.bias[j];
-  ts_store(tail.out, row * tail.out_stride + j, tail.dtype, ts_activate(y, tail.activation));
+  y = ts_activate(y, tail.activation);
+  if (tail.multiply) y = y * ts_load(tail.multiply, at, tail.dtype);
+  if (tail.residual) y = y + ts_load(tail.residual, at, tail.dtype);
+  ts_store(tail.out, at, tail.dtype, y);
 }
 
 inline void plain_finish(const int32_t *c, int m, const float *row_scale, const int32_t *zero_point, const TsTail &tail, int from) {

@@ -82,7 +82,10 @@ typedef enum { TS_NO_ACTIVATION = 0, TS_RELU = 1, TS_SILU = 2, TS_GELU = 3, TS_G
 /* How rows are quantised: u8 by their own range, u8 by static_scale and static_zero_point, or 12 bits by their own. */
 typedef enum { TS_DYNAMIC = 0, TS_STATIC = 1, TS_WEIGHT_ONLY = 2 } ts_int8_mode;
 
-/* One layer on the rows of ts_int8_args: out = activation(x w^T + bias). */
+/* What is done to a row before it is quantised: nothing; x / rms(x) * weight; or that of LayerNorm, with bias. */
+typedef enum { TS_NO_NORM = 0, TS_RMS_NORM = 1, TS_LAYER_NORM = 2 } ts_norm;
+
+/* One layer on the rows of ts_int8_args: out = activation(x w^T + bias) * multiply + residual. */
 typedef struct {
   const int8_t *weight; /* packed: (ceil(n/64), ceil(k/64)*16, 64, 4), zeros where n and k end */
   const float *scale;   /* (n,), or (groups, n) */
@@ -91,6 +94,8 @@ typedef struct {
   void *out;            /* (rows, n) of the type of x */
   int64_t out_stride;
   int64_t n;
+  const void *multiply; /* (rows, n) of the type and stride of out, or null; may be the out of a layer before this one */
+  const void *residual; /* the same, added; may be out itself */
   int32_t activation;
   int32_t reserved;
 } ts_int8_layer;
@@ -106,7 +111,10 @@ typedef struct {
   float static_scale;
   int32_t static_zero_point;
   int32_t threads; /* at most so many; small work stays on one */
-  int32_t reserved;
+  int32_t norm;    /* ts_norm */
+  const float *norm_weight, *norm_bias; /* (k,); bias for TS_LAYER_NORM */
+  double norm_epsilon;
+  void *norm_out; /* (rows, k) contiguous, of the type of x: the rows after the norm; or null */
 } ts_int8_args;
 
 /* ts_cuda_int8_linear: weights lie plainly, (n, k). */
@@ -141,9 +149,13 @@ TS_API int32_t ts_quantize_rows(const ts_quantize_args *args);
 /* Rows are quantised once for all layers. Weights are packed by the caller, or by ts_int8_pack. */
 TS_API int32_t ts_int8_linears(const ts_int8_args *args);
 /* The same with its arguments in a row, for callers to whom structs are slow: x, rows, k, row_stride, dtype, mode,
- * group_size, static_scale (the bits of a double), static_zero_point, threads, and for each layer weight, scale, sum,
- * bias, out, out_stride, n, activation. */
+ * group_size, static_scale (the bits of a double), static_zero_point, threads, norm, norm_weight, norm_bias,
+ * norm_epsilon (a double too), norm_out, and for each layer weight, scale, sum, bias, out, out_stride, n, activation,
+ * multiply, residual. */
 TS_API int32_t ts_int8_linears_words(const int64_t *words, int64_t count);
+/* Rotary position embedding in place (Su et al. 2021, halves rotated): words are q, k, rows, heads of q, heads of k,
+ * row_stride of q, of k, head_dim, cos, sin, rows of cos and sin (row r takes the one r % rows); all float32. */
+TS_API int32_t ts_rotary_words(const int64_t *words, int64_t count);
 TS_API int32_t ts_int8_pack(const int8_t *weight, int64_t n, int64_t k, int8_t *packed);
 /* The arithmetic under every weight, open to tests: e[i] = exp(z[i] - max), *total = their integer weights' sum. */
 TS_API int32_t ts_exp_row(const float *z, int64_t n, float max, int64_t vocab, float *e, uint64_t *total);

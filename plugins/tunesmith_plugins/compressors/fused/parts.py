@@ -1,0 +1,83 @@
+"""What fused layers share: when a shortcut holds, and the weights it takes."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from tunesmith_plugins import kernels
+from tunesmith_plugins.compressors.int8_linear import Int8Linear
+from tunesmith_plugins.kernels import loader
+
+ACTIVATIONS = {
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+"""transformers' names of the activations that the kernels have."""
+
+Parts = tuple[list[kernels.PackedWeight], list[Tensor | None]]
+
+
+class FusedLayer(nn.Module):
+    """A layer of a model with a quicker ``forward``.
+
+    Attributes:
+        unfused: The class it had.
+    """
+
+    unfused: ClassVar[type[nn.Module]]
+
+
+def can(module: nn.Module, x: Tensor, config: Any) -> bool:
+    """Whether shortcuts may be taken for this input at all; ``config`` is of the attention in it, None without one."""
+    return (
+        not module.training
+        and not torch.compiler.is_compiling()
+        and type(x) is Tensor
+        and x.is_cpu
+        and x.dtype is torch.float32
+        and not (torch.is_grad_enabled() and x.requires_grad)
+        and (config is None or config._attn_implementation == "sdpa")
+        and loader.cpu() is not None
+    )
+
+
+def parts(*layers: nn.Module) -> Parts | None:
+    """Return packed weights and biases of dynamic int8 layers, or None if one is something else or is being watched."""
+    packed, biases = [], []
+    for layer in layers:
+        if (
+            type(layer) is not Int8Linear
+            or layer._forward_hooks
+            or layer._forward_pre_hooks
+            or getattr(layer, "mode", "dynamic") != "dynamic"
+        ):
+            return None
+        packed.append(layer.packed())
+        biases.append(layer.bias)
+    return packed, biases
+
+
+def watched(*modules: nn.Module) -> bool:
+    """Whether a hook waits for the output of one of ``modules``, which a shortcut would pass by."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def heads(x: Tensor, size: int) -> Tensor:
+    """Return (batch, time, heads * size) as (batch, heads, time, size)."""
+    return x.view(x.size(0), x.size(1), -1, size).transpose(1, 2)
+
+
+def attention(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, **options: Any
+) -> Tensor:
+    """Return (batch, time, width) of transformers' own attention on (batch, heads, time, size)."""
+    found, _ = sdpa_attention_forward(module, q, k, v, mask, dropout=0.0, scaling=scaling, **options)
+    return found.reshape(found.size(0), found.size(1), -1)

@@ -1,0 +1,127 @@
+"""The three parts of T5's blocks: self-attention, cross-attention and feed-forward, each with its RMSNorm before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunesmith_plugins.compressors.fused.parts import FusedLayer, attention, can, heads, parts, watched
+from tunesmith_plugins.kernels import Norm, fused_linears, int8_linears
+
+_ACTIVATIONS = {
+    "ReLU": "relu",
+    "SiLU": "silu",
+    "GELUActivation": "gelu",
+    "NewGELUActivation": "gelu_tanh",
+    "GELUTanh": "gelu_tanh",
+}
+"""By the class that transformers makes of ``dense_act_fn``, the only trace of it that a layer keeps."""
+
+
+def _norm(module: Any) -> Norm:
+    return Norm(module.weight, None, module.variance_epsilon)
+
+
+def _bias(attn: Any, given: Tensor | None, queries: int, keys: int, past: Any, like: Tensor) -> Tensor:
+    """Return the position bias as T5Attention makes it where none was passed down from the first layer."""
+    if given is not None:
+        return given
+    if not attn.has_relative_attention_bias:
+        return torch.zeros((1, attn.n_heads, queries, keys), dtype=like.dtype)
+    return attn.compute_bias(queries, keys, device=like.device, past_seen_tokens=past)  # type: ignore[no-any-return]
+
+
+class FusedT5SelfAttention(FusedLayer):
+    """Norm, quantisation and q, k, v in one call; the residual in the last product."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        past_key_values: Any = None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor, None]:
+        """See transformers' T5LayerSelfAttention."""
+        block: Any = self
+        attn = block.SelfAttention
+        found = can(self, hidden_states, attn.config) and not watched(attn, block.layer_norm)
+        layers = found and (parts(attn.q, attn.k, attn.v), parts(attn.o))
+        if not layers or None in layers:
+            return super().forward(hidden_states, attention_mask, position_bias, past_key_values, **options)  # type: ignore[no-any-return, misc]
+        qkv, out = layers
+        size = attn.key_value_proj_dim
+        cache = getattr(past_key_values, "self_attention_cache", past_key_values)
+        past: Any = 0 if past_key_values is None else past_key_values.get_seq_length(attn.layer_idx)
+        past = past.clone() if isinstance(past, Tensor) else past
+        hidden_states = hidden_states.contiguous()
+        q, k, v = (heads(x, size) for x in fused_linears(hidden_states, *qkv, norm=_norm(block.layer_norm)))
+        if cache is not None:
+            k, v = cache.update(k, v, attn.layer_idx)
+        position_bias = _bias(attn, position_bias, q.size(2), k.size(2), past, q)
+        mixed = attention(attn, q, k, v, attention_mask, attn.scaling, position_bias=position_bias, **options)
+        return fused_linears(mixed, *out, residual=hidden_states)[0], position_bias, None
+
+
+class FusedT5CrossAttention(FusedLayer):
+    """Norm and q in one call, k and v of the encoder's output in one; the residual in the last product."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        key_value_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        past_key_values: Any = None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor, None]:
+        """See transformers' T5LayerCrossAttention."""
+        block: Any = self
+        attn = block.EncDecAttention
+        found = can(self, hidden_states, attn.config) and not watched(attn, block.layer_norm)
+        layers = found and (parts(attn.q), parts(attn.k, attn.v), parts(attn.o))
+        if not layers or None in layers:
+            return super().forward(  # type: ignore[no-any-return, misc]
+                hidden_states, key_value_states, attention_mask, position_bias, past_key_values, **options
+            )
+        query, key_value, out = layers
+        size = attn.key_value_proj_dim
+        hidden_states = hidden_states.contiguous()
+        (q,) = fused_linears(hidden_states, *query, norm=_norm(block.layer_norm))
+        updated = getattr(past_key_values, "is_updated", {})
+        cache = getattr(past_key_values, "cross_attention_cache", past_key_values)
+        if cache is not None and updated.get(attn.layer_idx):
+            k, v = cache.layers[attn.layer_idx].keys, cache.layers[attn.layer_idx].values
+        else:
+            k, v = (heads(x, size) for x in int8_linears(key_value_states.contiguous(), *key_value))
+            if cache is not None:
+                k, v = cache.update(k, v, attn.layer_idx)
+                if cache is not past_key_values:
+                    updated[attn.layer_idx] = True
+        position_bias = _bias(attn, position_bias, q.size(1), k.size(2), 0, q)
+        mixed = attention(
+            attn, heads(q, size), k, v, attention_mask, attn.scaling, position_bias=position_bias, **options
+        )
+        return fused_linears(mixed, *out, residual=hidden_states)[0], position_bias, None
+
+
+class FusedT5FeedForward(FusedLayer):
+    """Norm, quantisation, product, activation and gate in one call; the residual in the last product."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """See transformers' T5LayerFF."""
+        block: Any = self
+        inner = block.DenseReluDense
+        activation = _ACTIVATIONS.get(type(inner.act).__name__)
+        gated = hasattr(inner, "wi_0")
+        found = activation is not None and can(self, hidden_states, None) and not watched(inner, block.layer_norm)
+        layers = found and (parts(inner.wi_0, inner.wi_1) if gated else parts(inner.wi), parts(inner.wo))
+        if not layers or None in layers:
+            return super().forward(hidden_states)  # type: ignore[no-any-return, misc]
+        up, down = layers
+        hidden_states = hidden_states.contiguous()
+        names = (activation, None) if gated else (activation,)
+        (wide,) = fused_linears(hidden_states, *up, names, norm=_norm(block.layer_norm), gated=gated)
+        return fused_linears(wide, *down, residual=hidden_states)[0]
