@@ -20,9 +20,12 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "superglue": 'superglue(source="aps/super_glue", task="boolq")',
     },
     "compressor": {
-        "distill": "distill(keep_every=3, temperature=4.0, steps=1000)",
+        "distill": 'distill(keep_every=3, temperature=4.0, divergence="jensen_shannon", hidden=0.1, steps=1000)',
         "int8": 'int8(skip=["decoder.block.0"])',
         "magnitude": 'magnitude(sparsity=0.3, scope="global")',
+        "sparsegpt": 'sparsegpt(pattern="2:4", damping=0.05)',
+        "structured": 'structured(heads=0.25, ffn=0.5, score="activation")',
+        "wanda": 'wanda(sparsity=0.6, skip=["lm_head"])',
     },
     "decoder": {
         "beam": 'beam(beams=8, early_stopping="yes")',

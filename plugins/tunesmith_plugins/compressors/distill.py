@@ -1,16 +1,12 @@
-"""Distillation with soft and hard labels."""
+"""Distillation: the compressor."""
 
 from __future__ import annotations
 
-import inspect
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch.nn import functional
 
 from tunesmith.data.encoding import IGNORED, Lengths, Row, Truncation
 from tunesmith.data.records import Example
@@ -22,8 +18,14 @@ from tunesmith.training import packing
 from tunesmith.training.arguments import Settings, accumulation, check, training_arguments
 from tunesmith.training.stream import Fixed, Stream
 from tunesmith.training.task import Limits, Task, objective_of
+from tunesmith_plugins.compressors import distill_heads as heads
+from tunesmith_plugins.compressors.distill_divergence import Divergence
+from tunesmith_plugins.compressors.distill_hidden import PROJECTIONS, Pairing, pairings, project
+from tunesmith_plugins.compressors.distill_loss import DistillationLoss, OnPolicy
+from tunesmith_plugins.compressors.distill_texts import teacher_texts
 from tunesmith_plugins.compressors.layers import merged, stored_bytes
-from tunesmith_plugins.compressors.student import every_nth
+from tunesmith_plugins.compressors.student import every_nth, from_config
+from tunesmith_plugins.stages.training.memory import peak_bytes
 
 
 class DistillCompressor(Compressor):
@@ -34,11 +36,11 @@ class DistillCompressor(Compressor):
     def compress(
         self, lm: LM, *, data: Sequence[Example] | None = None, teacher: LM | None = None, runtime: Runtime
     ) -> tuple[LM, CompressionReport]:
-        """Return the trained student: ``lm`` itself if a teacher is given, else every n-th layer of ``lm``.
+        """Return the trained student: ``lm`` itself if a teacher is given, else one made after ``lm``.
 
         Raises:
             ConfigError: Without data, or if teacher and student do not share vocabulary and family, or for arguments that
-                the trainer does not take.
+                the trainer does not take, or where a method does not fit the models.
         """
         if not data:
             raise ConfigError(
@@ -48,15 +50,33 @@ class DistillCompressor(Compressor):
         lm = merged(lm, "distillation")
         teacher = lm if teacher is None else teacher
         with runtime.activated():
-            student = lm if teacher is not lm else every_nth(lm, self.config.keep_every)
+            student = self._student(lm, teacher)
             _check_pair(teacher, student)
+            if self.config.texts == "teacher":
+                data, cut_texts = teacher_texts(
+                    teacher, data, beams=self.config.beams, max_new_tokens=self.config.max_new_tokens, runtime=runtime
+                )
             summary = self._train(teacher, student, data, runtime)
+        if self.config.texts == "teacher":
+            summary["teacher_texts_cut"] = cut_texts
         report = CompressionReport(
             parameters=(teacher.parameter_count(), student.parameter_count()),
             bytes=(stored_bytes(teacher.model), stored_bytes(student.model)),
             summary=summary,
         )
         return LM(model=student.model, tokenizer=student.tokenizer, family=student.family), report
+
+    def _student(self, lm: LM, teacher: LM) -> LM:
+        if teacher is lm:
+            return (
+                from_config(lm, self.config.student) if self.config.student else every_nth(lm, self.config.keep_every)
+            )
+        if self.config.student:
+            raise ConfigError(
+                ["with a teacher of its own the model that comes in is the student; leave the config out @ student"],
+                "distill",
+            )
+        return lm
 
     def _settings(self) -> Settings:
         config = self.config
@@ -92,7 +112,15 @@ class DistillCompressor(Compressor):
         rows = task.rows(examples, cut)
         validation = task.rows(held_out, Truncation()) if held_out else []
         student.model.requires_grad_(True)
+        if config.on_policy:
+            _check_prompts(student, rows)
+        layers = pairings(teacher.model, student.model, config.layer_map) if config.hidden else []
+        if config.chunk:
+            some = task.collate()([Fixed(rows, runtime.seed, task.noise)[0]])
+            heads.check(heads.Headless(teacher.model), some, "teacher")
+            heads.check(heads.Headless(student.model), some, "student")
         with ExitStack() as stack:
+            stack.enter_context(_projected(teacher, student, layers))
             folder = runtime.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
             job = Job(
                 model=student.model,
@@ -100,7 +128,7 @@ class DistillCompressor(Compressor):
                 items=_stream(rows, task, config.steps * config.batch_size * accumulation(config.arguments), runtime),
                 collate=task.collate(),
                 validation=Fixed(validation, runtime.seed, task.noise) if validation else None,
-                loss=DistillationLoss(teacher.model, config.temperature, config.soft, task.objective == "causal"),
+                loss=self._loss(teacher, student, layers),
                 early_stopping=config.early_stopping,
             )
             trained = train(job, runtime)
@@ -108,6 +136,7 @@ class DistillCompressor(Compressor):
         student.model.eval()
         return {
             "steps": trained.steps,
+            "peak_bytes": peak_bytes(),
             "loss": trained.losses,
             "loss_steps": trained.loss_steps,
             "validation_loss": [list(entry) for entry in trained.validation],
@@ -118,64 +147,43 @@ class DistillCompressor(Compressor):
             "cut_token_share": cut.share,
         }
 
-
-class DistillationLoss:
-    """:func:`distillation_loss` summed over the labelled tokens of a batch (a ``tunesmith.training.trainer.Loss``).
-
-    Args:
-        teacher: Frozen here; used without gradients and without dropout.
-        temperature: T.
-        soft: Weight of the teacher's part.
-        shifted: Whether the logits at a token are those of the next one (decoders).
-    """
-
-    def __init__(self, teacher: Any, temperature: float, soft: float, shifted: bool) -> None:
-        self.teacher = teacher.requires_grad_(False).eval()
-        self.temperature, self.soft, self.shifted = temperature, soft, shifted
-        takes = inspect.signature(teacher.forward).parameters
-        self.options = {"use_cache": False} if "use_cache" in takes else {}
-
-    def __call__(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the sum over the labelled tokens."""
-        student = model(**batch).logits
-        with torch.no_grad():
-            teacher = self.teacher(**batch, **self.options).logits.to(student.device)
-        if self.shifted:
-            student, teacher = student[:, :-1], teacher[:, :-1]
-        labels = self._labels(batch).to(student.device)
-        mean = distillation_loss(student, teacher, labels, self.temperature, self.soft)
-        return mean * (labels != IGNORED).sum()
-
-    def items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the number of labelled tokens."""
-        return (self._labels(batch) != IGNORED).sum()
-
-    def _labels(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return batch["labels"][:, 1:] if self.shifted else batch["labels"]
+    def _loss(self, teacher: LM, student: LM, layers: Sequence[Pairing]) -> DistillationLoss:
+        config, tokenizer = self.config, student.tokenizer
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        policy = OnPolicy(
+            share=config.on_policy,
+            temperature=config.sampling_temperature,
+            max_new_tokens=config.max_new_tokens,
+            pad=pad,
+            end=tokenizer.eos_token_id,
+        )
+        return DistillationLoss(
+            teacher.model,
+            Divergence(
+                kind=config.divergence,
+                beta=config.beta,
+                temperature=config.temperature,
+                soft=config.soft,
+                hard=1 - config.soft,
+            ),
+            shifted=student.family == "decoder",
+            chunk=config.chunk,
+            hidden=config.hidden,
+            layers=layers,
+            on_policy=policy if config.on_policy else None,
+        )
 
 
-def distillation_loss(
-    student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float, soft: float
-) -> torch.Tensor:
-    """Return ``soft * T^2 * KL(teacher_T || student_T) + (1 - soft) * cross-entropy``, averaged over labelled tokens.
-
-    Hinton et al. (2015), "Distilling the Knowledge in a Neural Network", section 2.
-
-    Args:
-        student: Logits (batch, time, vocab).
-        teacher: Logits (batch, time, vocab), without gradient.
-        labels: (batch, time); ``-100`` where a token is not in the loss.
-        temperature: T.
-        soft: Weight of the first term.
-    """
-    valid = labels != IGNORED
-    if not valid.any():  # a batch without a token to predict; a mean over none is NaN
-        return student.sum() * 0.0
-    student, teacher, labels = student[valid].float(), teacher[valid].float(), labels[valid]
-    log_student = functional.log_softmax(student / temperature, dim=-1)
-    log_teacher = functional.log_softmax(teacher / temperature, dim=-1)
-    divergence = functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
-    return soft * temperature**2 * divergence + (1 - soft) * functional.cross_entropy(student, labels)
+@contextmanager
+def _projected(teacher: LM, student: LM, layers: Sequence[Pairing]) -> Iterator[None]:
+    """Let projections be part of the student within, so that they are trained and kept in checkpoints."""
+    if layers:
+        project(teacher.model, student.model, layers)
+    try:
+        yield
+    finally:
+        if hasattr(student.model, PROJECTIONS):
+            delattr(student.model, PROJECTIONS)
 
 
 def _stream(rows: Sequence[Row], task: Task, items: int, runtime: Runtime) -> Stream:
@@ -191,6 +199,13 @@ def _split(data: Sequence[Example], share: float, seed: int) -> tuple[list[Examp
     ids = sorted((example.id for example in data), key=lambda name: derive_seed(seed, "validation", name))
     held = set(ids[: min(max(1, round(share * len(ids))), len(ids) - 1)])
     return [e for e in data if e.id not in held], [e for e in data if e.id in held]
+
+
+def _check_prompts(student: LM, rows: Sequence[Row]) -> None:
+    if student.family == "encoder":
+        raise ConfigError(["an encoder writes no answers of its own @ on_policy"], "distill")
+    if student.family == "decoder" and any(row.labels[0] != IGNORED for row in rows):
+        raise ConfigError(["there are examples without a prompt that the student could answer @ on_policy"], "distill")
 
 
 def _check_pair(teacher: LM, student: LM) -> None:

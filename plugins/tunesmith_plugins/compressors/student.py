@@ -1,18 +1,27 @@
-"""A student with every n-th layer of a model."""
+"""Students: every n-th layer of a model, or a config of their own."""
 
 from __future__ import annotations
 
 import copy
+import difflib
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from tunesmith.errors import ConfigError
-from tunesmith.lm import LM
+from tunesmith.lm import LM, family_of
 
 STACKS = ("num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers", "num_hidden_layers", "n_layer")
 """Names under which transformers' configs keep the depth of a stack."""
+_AUTO: dict[str, Any] = {
+    "encoder": AutoModelForMaskedLM,
+    "decoder": AutoModelForCausalLM,
+    "encoder-decoder": AutoModelForSeq2SeqLM,
+}
 _LAYER = re.compile(r"(.*?\b(?:block|blocks|layers|layer|h)\.)(\d+)(\..*)")
 
 
@@ -45,3 +54,52 @@ def every_nth(lm: LM, keep_every: int) -> LM:
     student.to(lm.device, dtype=lm.model.dtype)
     student.generation_config = copy.deepcopy(getattr(lm.model, "generation_config", None))
     return LM(model=student, tokenizer=lm.tokenizer, family=lm.family)
+
+
+def from_config(lm: LM, changes: Mapping[str, Any]) -> LM:
+    """Return a new model with random weights (of torch's global generator) and the config of ``lm`` but for ``changes``.
+
+    Numbers that follow from what changes (the size of a head, key-value heads, kinds of layers) are worked out anew unless they
+    are given. With ``"model_type"`` it is that architecture, with the tokenizer's ids and otherwise its own defaults.
+
+    Raises:
+        ConfigError: For a field that the config does not have, or a config that gives no model of the family.
+    """
+    old = lm.model.config
+    try:
+        if "model_type" in changes and changes["model_type"] != old.model_type:
+            ids = {n: v for n, v in old.to_dict().items() if n.endswith("_token_id") and v is not None}
+            rest = {name: value for name, value in changes.items() if name != "model_type"}
+            config = AutoConfig.for_model(changes["model_type"], **{"vocab_size": old.vocab_size, **ids, **rest})
+            student: Any = _AUTO[lm.family].from_config(config)
+        else:
+            config = _changed(old, changes)
+            student = type(lm.model)(config)
+    except (KeyError, ValueError) as cause:
+        raise ConfigError([f"this gives no student: {cause} @ student"], "distill") from cause
+    if family_of(student.config) != lm.family:
+        raise ConfigError([f"a {config.model_type} model is no {lm.family} @ student"], "distill")
+    student.to(lm.device, dtype=lm.model.dtype)
+    student.config.architectures = [type(student).__name__]
+    return LM(model=student, tokenizer=lm.tokenizer, family=lm.family)
+
+
+def _changed(old: Any, changes: Mapping[str, Any]) -> Any:
+    known = {*old.to_dict(), *old.attribute_map}
+    unknown = sorted(set(changes) - known)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError([f"a {old.model_type} config has no {unknown[0]!r}{hint} @ student"], "distill")
+    values = old.to_dict()
+    names = {old.attribute_map.get(name, name) for name in changes}
+    heads = {old.attribute_map.get(name, name) for name in ("hidden_size", "num_attention_heads")}
+    if names & heads:
+        for name in ("head_dim", *(("num_key_value_heads",) if "num_attention_heads" in names else ())):
+            values.pop(name, None)
+    if "num_hidden_layers" in names:
+        values.pop("layer_types", None)
+    for name in names:
+        values.pop(name, None)
+    given = {old.attribute_map.get(name, name): value for name, value in changes.items()}
+    return type(old)(**{**values, **given})

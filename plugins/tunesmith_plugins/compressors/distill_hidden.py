@@ -1,0 +1,124 @@
+"""Hidden states of a student next to those of its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import nn
+
+from tunesmith.errors import ConfigError
+
+PROJECTIONS = "distillation_projections"
+"""The name under which projections are part of the student while it is trained."""
+
+
+@frozen(kw_only=True)
+class Pairing:
+    """One stack's layers.
+
+    Attributes:
+        outputs: The field of the model's outputs with its hidden states.
+        pairs: Numbers of student layer and teacher layer; 0 would be the embeddings.
+        encoder: Whether its tokens are the inputs of an encoder-decoder.
+    """
+
+    outputs: str
+    pairs: tuple[tuple[int, int], ...]
+    encoder: bool = False
+
+
+def pairings(teacher: Any, student: Any, layer_map: Sequence[int]) -> list[Pairing]:
+    """Return which layers are to resemble which.
+
+    Args:
+        teacher: The model.
+        student: The model.
+        layer_map: The teacher's layer for student layer 1, 2, ...; empty: evenly.
+
+    Raises:
+        ConfigError: If the map does not fit.
+    """
+    if student.config.is_encoder_decoder:
+        stacks = [("encoder_hidden_states", True), ("decoder_hidden_states", False)]
+    else:
+        stacks = [("hidden_states", False)]
+    found = []
+    for outputs, encoder in stacks:
+        ours, theirs = (_depth(model.config, outputs) for model in (student, teacher))
+        if layer_map and (len(layer_map) != ours or max(layer_map) > theirs):
+            raise ConfigError(
+                [
+                    f"the student has {ours} layers and the teacher {theirs}, and the map says {tuple(layer_map)}; give one "
+                    f"number from 0 to {theirs} for each of the student's, or leave it out @ layer_map"
+                ],
+                "distill",
+            )
+        chosen = layer_map or [round(number * theirs / ours) for number in range(1, ours + 1)]
+        found.append(Pairing(outputs=outputs, pairs=tuple(enumerate(chosen, start=1)), encoder=encoder))
+    return found
+
+
+def _depth(config: Any, outputs: str) -> int:
+    names = {
+        "encoder_hidden_states": ("num_layers", "encoder_layers"),
+        "decoder_hidden_states": ("num_decoder_layers", "decoder_layers"),
+    }.get(outputs, ("num_hidden_layers",))
+    return int(next(getattr(config, name) for name in names if getattr(config, name, None) is not None))
+
+
+def project(teacher: Any, student: Any, found: Sequence[Pairing]) -> None:
+    """Put linear maps from the student's width to the teacher's into the student, where they differ."""
+    ours, theirs = student.config.hidden_size, teacher.config.hidden_size
+    if ours == theirs:
+        return
+    maps = {
+        f"{pairing.outputs}-{number}": nn.Linear(ours, theirs, bias=False, dtype=student.dtype, device=student.device)
+        for pairing in found
+        for number, _ in pairing.pairs
+    }
+    student.add_module(PROJECTIONS, nn.ModuleDict(maps))
+
+
+def difference(
+    student: Any,
+    ours: Any,
+    theirs: Any,
+    found: Sequence[Pairing],
+    places: torch.Tensor,
+    scale: torch.Tensor,
+    mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return the weighted sum over tokens of the mean squared differences of all mapped layers.
+
+    Args:
+        student: The model, with projections if it needs them.
+        ours: The student's outputs.
+        theirs: The teacher's.
+        found: The mapped layers.
+        places: (batch, time) bool: the positions that predict a target token.
+        scale: (batch,) weight of each of an example's target tokens.
+        mask: (batch, input time): which inputs of an encoder-decoder are tokens. The encoder's part of an example is its
+            mean over these times the weight of all its target tokens, so it too adds up over batches.
+    """
+    maps = getattr(student, PROJECTIONS, None)
+    weight = places * scale[:, None]
+    total = scale.new_zeros(())
+    for pairing in found:
+        for mine, other in pairing.pairs:
+            a, b = getattr(ours, pairing.outputs)[mine], getattr(theirs, pairing.outputs)[other].to(places.device)
+            if maps is not None:
+                layer = maps[f"{pairing.outputs}-{mine}"]
+                a = layer(a.to(layer.weight.dtype))
+            each = (
+                (a - b.to(a.dtype)).float().square().mean(-1) if a.dtype != torch.float64 else (a - b).square().mean(-1)
+            )
+            if pairing.encoder:
+                seen = torch.ones_like(each) if mask is None else mask.to(each.dtype)
+                each = (each * seen).sum(1) / seen.sum(1).clamp_min(1)
+                total = total + (each * weight.sum(1)).sum()
+            else:
+                total = total + (each[:, : places.shape[1]] * weight).sum()
+    return total

@@ -1,0 +1,134 @@
+"""Texts that models write themselves: the teacher's beforehand, the student's while it is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from attrs import evolve
+
+from tunesmith.data.encoding import IGNORED
+from tunesmith.data.records import Example
+from tunesmith.errors import ConfigError
+from tunesmith.lm import LM
+from tunesmith.runtime import Runtime
+from tunesmith.training.batches import padded
+from tunesmith_plugins.compressors.distill_heads import unwrapped
+
+FILE = "teacher-texts.json"
+
+
+def teacher_texts(
+    teacher: LM, data: Sequence[Example], *, beams: int, max_new_tokens: int, runtime: Runtime
+) -> tuple[list[Example], int]:
+    """Return the examples with the teacher's texts as their targets, and how many of these ended at the limit.
+
+    Kept in ``runtime.folder``, so that an interrupted training does not write them again.
+
+    Raises:
+        ConfigError: For an encoder, which writes no text.
+    """
+    from tunesmith.generation import generate
+    from tunesmith_plugins.decoders import Beam
+
+    if teacher.family == "encoder":
+        raise ConfigError(["an encoder writes no text, so it cannot teach by it @ texts"], "distill")
+    asked = json.dumps([[e.id, e.prompt] for e in data] + [[beams, max_new_tokens, teacher.fingerprint]])
+    digest = hashlib.sha256(asked.encode()).hexdigest()
+    file = runtime.folder / FILE if runtime.folder is not None else None
+    if file is not None and file.is_file():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept["of"] == digest:
+            return _answered(data, kept["texts"]), int(kept["cut"])
+    written = generate(
+        teacher,
+        [example.prompt for example in data],
+        decoder=Beam(beams=beams) if beams > 1 else None,
+        max_new_tokens=max_new_tokens,
+        runtime=runtime,
+    )
+    texts, cut = [one.text for one in written], sum(one.finish == "length" for one in written)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_suffix(".writing")
+        beside.write_text(json.dumps({"of": digest, "texts": texts, "cut": cut}, ensure_ascii=False), encoding="utf-8")
+        beside.replace(file)
+    return _answered(data, texts), cut
+
+
+def _answered(data: Sequence[Example], texts: Sequence[str]) -> list[Example]:
+    return [evolve(example, targets=(text,)) for example, text in zip(data, texts, strict=True)]
+
+
+def own_answers(
+    model: Any, batch: dict[str, torch.Tensor], *, temperature: float, max_new_tokens: int, pad: int, end: int | None
+) -> dict[str, torch.Tensor]:
+    """Return the batch with answers that the model draws from its own distributions in place of the labels.
+
+    Randomness comes from torch's global generator, which a resumed training puts back.
+
+    Args:
+        model: A decoder or an encoder-decoder, as the trainer calls it.
+        batch: ``input_ids``, ``attention_mask``, ``labels``; a decoder's prompt are the tokens before the first label.
+        temperature: Of the draws.
+        max_new_tokens: Most tokens of an answer.
+        pad: Padding id.
+        end: End-of-sequence id; an answer ends behind the first.
+    """
+    core = unwrapped(model)
+    pairs = bool(core.config.is_encoder_decoder)
+    if pairs:
+        prompts: list[list[int]] = []
+        given = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    else:
+        firsts = (batch["labels"] != IGNORED).long().argmax(1).tolist()
+        prompts = [row[:first] for row, first in zip(batch["input_ids"].tolist(), firsts, strict=True)]
+        width = max(map(len, prompts))
+        left = [[pad] * (width - len(row)) + row for row in prompts]
+        seen = [[0] * (width - len(row)) + [1] * len(row) for row in prompts]
+        device = batch["input_ids"].device
+        given = {"input_ids": torch.tensor(left, device=device), "attention_mask": torch.tensor(seen, device=device)}
+    answers = _draw(core, given, temperature, max_new_tokens, pad, end)
+    start = 1 if pairs else given["input_ids"].shape[1]
+    rows = [_up_to(row[start:], end) for row in answers.tolist()]
+    device = answers.device
+    if pairs:
+        return {**given, "labels": padded(rows, IGNORED).to(device)}
+    whole = [[*prompt, *row] for prompt, row in zip(prompts, rows, strict=True)]
+    labels = [[IGNORED] * len(prompt) + row for prompt, row in zip(prompts, rows, strict=True)]
+    mask = [[1] * len(row) for row in whole]
+    return {
+        "input_ids": padded(whole, pad).to(device),
+        "attention_mask": padded(mask, 0).to(device),
+        "labels": padded(labels, IGNORED).to(device),
+    }
+
+
+def _draw(
+    core: Any, given: dict[str, torch.Tensor], temperature: float, max_new_tokens: int, pad: int, end: int | None
+) -> torch.Tensor:
+    from transformers import GenerationConfig
+
+    before, training, cache = core.generation_config, core.training, core.config.use_cache
+    start = getattr(core.config, "decoder_start_token_id", None)
+    config = GenerationConfig(
+        do_sample=True, temperature=temperature, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens,
+        pad_token_id=pad, eos_token_id=end, decoder_start_token_id=start, use_cache=True,
+    )  # fmt: skip
+    core.generation_config = config  # the model's own may have beams, penalties or forced tokens
+    core.config.use_cache = True
+    core.eval()
+    try:
+        with torch.no_grad():
+            found: torch.Tensor = core.generate(**given, generation_config=config)
+    finally:
+        core.generation_config, core.config.use_cache = before, cache
+        core.train(training)
+    return found
+
+
+def _up_to(row: list[int], end: int | None) -> list[int]:
+    return row[: row.index(end) + 1] if end in row else row

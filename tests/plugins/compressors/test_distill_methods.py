@@ -1,0 +1,521 @@
+"""Distillation: divergences in closed form, the chunked loss in float64, hidden states, and texts that models write themselves."""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tunesmith.data.encoding import IGNORED
+from tunesmith.data.records import Example
+from tunesmith.errors import ConfigError
+from tunesmith.generation import generate
+from tunesmith.lm import LM, load
+from tunesmith.runtime import Runtime
+from tunesmith_plugins.compressors import Distill, Structured
+from tunesmith_plugins.compressors.distill_chunked import chunked_loss
+from tunesmith_plugins.compressors.distill_divergence import Divergence, divergence
+from tunesmith_plugins.compressors.distill_hidden import PROJECTIONS, difference, pairings
+from tunesmith_plugins.compressors.distill_loss import DistillationLoss, OnPolicy
+from tunesmith_plugins.compressors.distill_texts import FILE, own_answers, teacher_texts
+from tunesmith_plugins.decoders import Beam
+
+RUNTIME = Runtime(progress=False)
+EXAMPLES = [
+    Example(
+        id=str(i), prompt=" ".join("abcdefgh"[i % 5 : i % 5 + 2 + i % 2]), targets=(" ".join("mnopqrst"[i % 4 : i % 4 + 2 + i % 3]),)
+    )
+    for i in range(16)
+]  # fmt: skip
+KINDS = ["t5", "llama", "gpt2", "bert"]
+DIVERGENCES = ["forward_kl", "reverse_kl", "jensen_shannon"]
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def batch_of(lm, count=4):
+    """Return a batch of the model's arguments, padded."""
+    ids = torch.randint(4, 30, (count, 7), generator=torch.Generator().manual_seed(5))
+    mask = torch.ones_like(ids)
+    labels = ids.clone()
+    labels[:, :3] = IGNORED
+    for row in range(count):
+        mask[row, 7 - row :], labels[row, 7 - row :] = 0, IGNORED
+    if lm.family == "encoder-decoder":
+        labels = labels[:, 3:].masked_fill(labels[:, 3:] == IGNORED, IGNORED)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+# divergences
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.8])
+def test_divergences_are_their_formulas(beta):
+    log_p, log_q = normal(4, 6).log_softmax(-1), normal(4, 6, seed=1).log_softmax(-1)
+    p, q = log_p.exp().numpy(), log_q.exp().numpy()
+
+    def kl(a, b):
+        return (a * np.log(a / b)).sum(-1)
+
+    m = beta * p + (1 - beta) * q
+    expected = {
+        "forward_kl": kl(p, q),
+        "reverse_kl": kl(q, p),
+        "jensen_shannon": beta * kl(p, m) + (1 - beta) * kl(q, m),
+    }
+    for kind in DIVERGENCES:
+        assert np.allclose(divergence(log_p, log_q, kind, beta).numpy(), expected[kind], rtol=1e-10), kind
+
+
+def test_jensen_shannon_goes_to_both_kls():
+    log_p, log_q = normal(4, 6).log_softmax(-1), normal(4, 6, seed=1).log_softmax(-1)
+    near_0 = divergence(log_p, log_q, "jensen_shannon", 1e-6) / 1e-6
+    near_1 = divergence(log_p, log_q, "jensen_shannon", 1 - 1e-6) / 1e-6
+    assert torch.allclose(near_0, divergence(log_p, log_q, "forward_kl"), rtol=1e-4)
+    assert torch.allclose(near_1, divergence(log_p, log_q, "reverse_kl"), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "start", "marginals"), [("forward_kl", (0.3, -0.2), (0.5, 0.5)), ("reverse_kl", (0.3, 0.1), None)]
+)
+def test_a_product_student_of_a_correlated_teacher(kind, start, marginals):
+    """T10: of {00, 11} with half each, two independent bits come within log 2: uniform by the forward KL, one mode by the reverse."""
+    tiny = 1e-9
+    log_p = torch.tensor([0.5 - tiny, tiny, tiny, 0.5 - tiny], dtype=torch.float64).log()
+    bits = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([bits], max_iter=200, line_search_fn="strong_wolfe")
+
+    def value():
+        one, zero = functional.logsigmoid(bits), functional.logsigmoid(-bits)
+        log_q = torch.stack([zero[0] + zero[1], zero[0] + one[1], one[0] + zero[1], one[0] + one[1]])
+        return divergence(log_p, log_q, kind)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = value()
+        loss.backward()
+        return loss
+
+    for _ in range(5):
+        optimizer.step(closure)
+    found = torch.sigmoid(bits.detach())
+    assert float(value().detach()) == pytest.approx(math.log(2), abs=1e-4)
+    if marginals is not None:
+        assert torch.allclose(found, torch.tensor(marginals, dtype=torch.float64), atol=1e-6)
+    else:
+        assert (found > 0.999).all()
+
+
+# chunks
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize("chunk", [1, 3, 7, 50])
+def test_the_chunked_loss_and_its_gradients_are_the_whole_ones(kind, chunk):
+    hidden, weight, bias = (
+        normal(7, 5).requires_grad_(),
+        normal(11, 5, seed=1).requires_grad_(),
+        normal(11, seed=2).requires_grad_(),
+    )
+    states, other, labels, scale = normal(7, 3, seed=3), normal(11, 3, seed=4), torch.arange(7), torch.rand(7).double()
+    loss = Divergence(kind=kind, beta=0.3, temperature=1.7, soft=0.6, hard=0.4)
+    whole = (loss(hidden @ weight.T + bias, states @ other.T, labels) * scale).sum()
+    expected = torch.autograd.grad(2.5 * whole, (hidden, weight, bias))
+    found = chunked_loss(
+        hidden, weight, bias, labels, loss, chunk, teacher=(states, lambda x: x @ other.T), scale=scale
+    )
+    assert float(found) == pytest.approx(float(whole), rel=1e-12)
+    for a, b in zip(torch.autograd.grad(2.5 * found, (hidden, weight, bias)), expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_the_chunked_gradient_is_that_of_finite_differences():
+    states, other = normal(4, 3, seed=3), normal(5, 3, seed=4)
+    loss = Divergence(kind="jensen_shannon", soft=0.5, hard=0.5, temperature=2.0)
+
+    def value(hidden, weight, bias):
+        return chunked_loss(hidden, weight, bias, torch.arange(4), loss, 3, teacher=(states, lambda x: x @ other.T))
+
+    inputs = [normal(4, 2).requires_grad_(), normal(5, 2, seed=1).requires_grad_(), normal(5, seed=2).requires_grad_()]
+    assert torch.autograd.gradcheck(value, inputs)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest number of tokens of which there were logits at once."""
+
+    def __init__(self, vocabulary):
+        super().__init__()
+        self.vocabulary, self.rows = vocabulary, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if (
+                isinstance(tensor, torch.Tensor)
+                and tensor.dim() > 1
+                and tensor.shape[-1] == self.vocabulary
+                and tensor.shape != (32, 30)
+            ):  # the weight, transposed
+                self.rows = max(self.rows, tensor.numel() // self.vocabulary)
+        return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_of_more_than_a_chunk_never_exist(make, kind):
+    def rows(chunk):
+        teacher, student = make(kind), make(kind, seed=1)
+        shifted = student.family == "decoder"
+        loss = DistillationLoss(teacher.model, Divergence(soft=0.5, hard=0.5), shifted, chunk=chunk, hidden=0.0)
+        with Largest(30) as largest:
+            loss(student.model, batch_of(student)).backward()
+        return largest.rows
+
+    assert rows(0) >= 10
+    assert rows(3) == 3
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "bart"])
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_a_model_has_the_same_loss_and_gradients_in_chunks(make, kind, name):
+    def gradients(chunk):
+        if kind == "bart":
+            torch.manual_seed(0)
+            config = transformers.BartConfig(
+                vocab_size=30, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+                encoder_ffn_dim=16, decoder_ffn_dim=16, pad_token_id=0, eos_token_id=1, bos_token_id=2, decoder_start_token_id=2,
+            )  # fmt: skip
+            models = [transformers.BartForConditionalGeneration(config).eval() for _ in range(2)]
+            for model in models:
+                model.final_logits_bias.normal_()
+            teacher, student = (LM(model=m, tokenizer=make("t5").tokenizer, family="encoder-decoder") for m in models)
+        else:
+            teacher, student = make(kind), make(kind, seed=1)
+        loss = DistillationLoss(
+            teacher.model.double(),
+            Divergence(kind=name, temperature=1.5, soft=0.7, hard=0.3),
+            student.family == "decoder",
+            chunk=chunk,
+        )
+        batch = batch_of(student)
+        value = loss(student.model.double(), batch)
+        value.backward()
+        assert student.model(**batch).logits.shape[-1] == 30, "the output layer is back in its place"
+        return float(value.detach()), [p.grad for p in student.model.parameters() if p.grad is not None]
+
+    whole, parts = gradients(0), gradients(4)
+    assert parts[0] == pytest.approx(whole[0], rel=1e-10)
+    assert len(parts[1]) == len(whole[1])
+    for a, b in zip(parts[1], whole[1], strict=True):
+        assert torch.allclose(a, b, rtol=1e-7, atol=1e-10)
+
+
+def test_logits_that_are_changed_behind_the_output_layer_are_refused(make):
+    tokenizer = make("llama").tokenizer
+    config = transformers.Gemma2Config(
+        vocab_size=30, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=8, final_logit_softcapping=1.0, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    model = transformers.Gemma2ForCausalLM(config).eval()
+    model.lm_head.weight.data.mul_(50)
+    lm = LM(model=model, tokenizer=tokenizer, family="decoder")
+    with pytest.raises(ConfigError, match="set chunk=0"):
+        Distill(steps=1, batch_size=2).build().compress(lm, data=EXAMPLES, runtime=RUNTIME)
+    Distill(steps=1, batch_size=2, chunk=0).build().compress(lm, data=EXAMPLES, runtime=RUNTIME)
+
+
+def test_a_batch_without_a_target_has_no_loss_and_zero_gradients(make):
+    lm = make("llama")
+    batch = batch_of(lm)
+    batch["labels"][:] = IGNORED
+    for chunk in (0, 4):
+        value = DistillationLoss(make("llama").model, Divergence(), True, chunk=chunk)(lm.model, batch)
+        value.backward()
+        assert float(value.detach()) == 0
+        assert all(not p.grad.any() for p in lm.model.parameters())
+
+
+def test_no_teacher_is_run_where_nothing_asks_for_it(make):
+    teacher, student = make("llama"), make("llama", seed=1)
+    teacher.model.register_forward_pre_hook(lambda *_: pytest.fail("the teacher ran"))
+    loss = DistillationLoss(teacher.model, Divergence(soft=0.0, hard=1.0), True, chunk=4)
+    batch = batch_of(student)
+    value = loss(student.model, batch) / loss.items(batch)
+    assert float(value) == pytest.approx(float(student.model(**batch).loss), rel=1e-5)
+
+
+# hidden states
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hidden_states_of_a_model_and_itself_do_not_differ(make, kind):
+    lm = make(kind)
+    layers = pairings(lm.model, lm.model, ())
+    assert [pair for one in layers for pair in one.pairs] == [(i, i) for _ in layers for i in range(1, 5)]
+    loss = DistillationLoss(
+        copy.deepcopy(lm.model), Divergence(), lm.family == "decoder", chunk=4, hidden=3.0, layers=layers
+    )
+    assert float(loss(lm.model, batch_of(lm))) == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hidden_states_are_compared_at_targets_and_an_encoders_everywhere(make, kind):
+    teacher, student = make(kind), make(kind, seed=1)
+    batch = batch_of(student)
+    shifted = student.family == "decoder"
+    layers = pairings(teacher.model, student.model, (0, 4, 2, 1))
+    assert [one.pairs for one in layers] == [((1, 0), (2, 4), (3, 2), (4, 1))] * len(layers)
+
+    def value(hidden):
+        loss = DistillationLoss(
+            teacher.model, Divergence(hard=1.0, soft=0.0), shifted, chunk=4, hidden=hidden, layers=layers
+        )
+        return float(loss(student.model, batch).detach())
+
+    with torch.no_grad():
+        ours, theirs = (lm.model(**batch, output_hidden_states=True) for lm in (student, teacher))
+    labels = batch["labels"][:, 1:] if shifted else batch["labels"]
+    valid, expected = labels != IGNORED, 0.0
+    for mine, other in layers[0].pairs:
+        if kind == "t5":
+            error = (ours.encoder_hidden_states[mine] - theirs.encoder_hidden_states[other]).square().mean(-1)
+            mask = batch["attention_mask"].float()
+            expected += float(((error * mask).sum(1) / mask.sum(1) * valid.sum(1)).sum())
+            error = (ours.decoder_hidden_states[mine] - theirs.decoder_hidden_states[other]).square().mean(-1)
+        else:
+            error = (ours.hidden_states[mine] - theirs.hidden_states[other]).square().mean(-1)
+        expected += float(error[:, : labels.shape[1]][valid].sum())
+    assert value(2.0) - value(0.0) == pytest.approx(2 * expected, rel=1e-4)
+
+
+def test_a_narrower_student_has_projections_while_it_is_trained_only(make, tmp_path):
+    config = Distill(
+        student={"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
+        hidden=1.0, soft=1.0, steps=25, batch_size=8, learning_rate=5e-3,
+    )  # fmt: skip
+    small, report = config.build().compress(make("llama"), data=EXAMPLES, runtime=RUNTIME)
+    assert small.model.config.hidden_size == 16
+    assert small.model.config.head_dim == 8
+    assert not hasattr(small.model, PROJECTIONS)
+    losses = report.summary["loss"]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    small.save(tmp_path)
+    assert load(tmp_path).parameter_count() == small.parameter_count() == report.parameters[1]
+
+
+def test_layer_maps_that_do_not_fit_are_told(make):
+    for layer_map in ((1,), (1, 9)):
+        with pytest.raises(ConfigError, match="student has 2 layers and the teacher 4"):
+            Distill(hidden=1.0, layer_map=layer_map, steps=1).build().compress(
+                make("bert"), data=EXAMPLES, runtime=RUNTIME
+            )
+    with pytest.raises(ValueError, match="give their weight"):
+        Distill(layer_map=(1, 2))
+
+
+# texts
+
+
+@pytest.mark.parametrize(("kind", "beams"), [("t5", 1), ("llama", 1), ("t5", 3)])
+def test_sequence_level_targets_are_what_the_teacher_writes(make, tmp_path, kind, beams):
+    lm = make(kind)
+    runtime = Runtime(folder=tmp_path, progress=False)
+    found, cut = teacher_texts(lm, EXAMPLES[:5], beams=beams, max_new_tokens=6, runtime=runtime)
+    decoder = Beam(beams=beams) if beams > 1 else None
+    expected = generate(lm, [e.prompt for e in EXAMPLES[:5]], decoder=decoder, max_new_tokens=6, runtime=RUNTIME)
+    assert [e.targets for e in found] == [(one.text,) for one in expected]
+    assert cut == sum(len(one.token_ids) == 6 and one.token_ids[-1] != 1 for one in expected)
+    # what is kept is read again, and only for the same question
+    kept = json.loads((tmp_path / FILE).read_text())
+    kept["texts"][0] = "kept"
+    (tmp_path / FILE).write_text(json.dumps(kept))
+    again, _ = teacher_texts(lm, EXAMPLES[:5], beams=beams, max_new_tokens=6, runtime=runtime)
+    assert again[0].targets == ("kept",)
+    other, _ = teacher_texts(lm, EXAMPLES[:4], beams=beams, max_new_tokens=6, runtime=runtime)
+    assert other[0].targets == found[0].targets
+
+
+def test_a_student_of_texts_learns_to_write_them(make):
+    teacher = make("t5")
+    with torch.no_grad():  # untrained models of this size all write the same
+        teacher.model.lm_head.weight.mul_(5)
+    config = Distill(texts="teacher", soft=0.0, steps=60, batch_size=8, learning_rate=1e-2, max_new_tokens=5)
+    small, report = config.build().compress(teacher, data=EXAMPLES, runtime=RUNTIME)
+    prompts = [e.prompt for e in EXAMPLES]
+    ours, theirs = (generate(lm, prompts, max_new_tokens=5, runtime=RUNTIME) for lm in (small, teacher))
+    assert sum(a.text == b.text for a, b in zip(ours, theirs, strict=True)) >= 12
+    assert "teacher_texts_cut" in report.summary
+    with pytest.raises(ConfigError, match="writes no text"):
+        Distill(texts="teacher", steps=1).build().compress(make("bert"), data=EXAMPLES, runtime=RUNTIME)
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama", "gpt2"])
+def test_own_answers_are_draws_of_the_student_behind_their_prompts(make, kind):
+    lm = make(kind)
+    batch = batch_of(lm)
+    torch.manual_seed(3)
+    drawn = own_answers(lm.model, batch, temperature=1e-4, max_new_tokens=5, pad=0, end=1)
+    valid = drawn["labels"] != IGNORED
+    assert valid.any(1).all()
+    with torch.no_grad():
+        logits = lm.model(**drawn).logits
+    if kind == "t5":
+        assert torch.equal(drawn["input_ids"], batch["input_ids"])
+    else:
+        assert torch.equal(drawn["input_ids"][:, :3], batch["input_ids"][:, :3])
+        assert (drawn["labels"][:, :3] == IGNORED).all()
+        assert torch.equal(drawn["input_ids"][valid], drawn["labels"][valid])
+        logits, valid, drawn["labels"] = logits[:, :-1], valid[:, 1:], drawn["labels"][:, 1:]
+    # nearly without temperature a draw is the likeliest token
+    assert torch.equal(logits.argmax(-1)[valid], drawn["labels"][valid])
+    for row, seen in zip(drawn["labels"], valid, strict=True):
+        answer = row[seen].tolist()
+        assert len(answer) == 5 or answer[-1] == 1
+        assert 1 not in answer[:-1]
+
+
+def test_on_policy_answers_follow_the_students_probabilities(make):
+    lm = make("gpt2")
+    batch = {name: value[:1].expand(4000, -1) for name, value in batch_of(lm).items()}
+    torch.manual_seed(0)
+    drawn = own_answers(lm.model, batch, temperature=0.7, max_new_tokens=1, pad=0, end=1)
+    with torch.no_grad():
+        expected = (lm.model(input_ids=batch["input_ids"][:1, :3]).logits[0, -1] / 0.7).softmax(-1).double()
+    counts = torch.bincount(drawn["labels"][:, 3], minlength=30).double()
+    assert float(((counts - 4000 * expected).square() / (4000 * expected)).sum()) < 60  # chi^2 of 29: 99.9 % is 58.3
+
+
+def test_on_policy_loss_is_the_mean_over_tokens_of_each_example(make):
+    teacher, student = make("llama"), make("llama", seed=1)
+    policy = OnPolicy(share=1.0, temperature=1.0, max_new_tokens=4, pad=0, end=1)
+    loss = DistillationLoss(
+        teacher.model, Divergence(kind="reverse_kl", soft=1.0, hard=0.5), True, chunk=3, on_policy=policy
+    )
+    batch = batch_of(student)
+    student.model.train()  # a Llama has no dropout
+    torch.manual_seed(7)
+    found = float(loss(student.model, batch).detach())
+    torch.manual_seed(7)
+    torch.rand(())
+    drawn = own_answers(student.model, batch, temperature=1.0, max_new_tokens=4, pad=0, end=1)
+    with torch.no_grad():
+        log_q, log_p = (lm.model(**drawn).logits[:, :-1].log_softmax(-1) for lm in (student, teacher))
+    each = (log_q.exp() * (log_q - log_p)).sum(-1)
+    valid = drawn["labels"][:, 1:] != IGNORED
+    assert found == pytest.approx(float(((each * valid).sum(1) / valid.sum(1)).sum()), rel=1e-4)
+    assert int(loss.items(batch)) == 4
+    student.model.eval()  # a validation loss is of the data
+    torch.manual_seed(7)
+    assert float(loss(student.model, batch).detach()) != pytest.approx(found, rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_a_student_learns_from_its_own_answers(make, kind):
+    teacher = make(kind)
+    with torch.no_grad():
+        teacher.model.lm_head.weight.mul_(5)
+    config = Distill(
+        on_policy=1.0, divergence="reverse_kl", soft=1.0, temperature=1.0, steps=30, batch_size=8, learning_rate=5e-3, max_new_tokens=6
+    )  # fmt: skip
+    _, report = config.build().compress(teacher, data=EXAMPLES, runtime=RUNTIME)
+    losses = report.summary["loss"]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_on_policy_says_what_it_needs(make):
+    plain = [Example(id="0", prompt="", targets=("a b c",))]
+    with pytest.raises(ConfigError, match="without a prompt"):
+        Distill(on_policy=0.5, steps=1).build().compress(make("llama"), data=plain, runtime=RUNTIME)
+    with pytest.raises(ConfigError, match="no answers of its own"):
+        Distill(on_policy=0.5, steps=1).build().compress(make("bert"), data=EXAMPLES, runtime=RUNTIME)
+    with pytest.raises(ValueError, match="'soft' > 0"):
+        Distill(on_policy=0.5, soft=0.0)
+    with pytest.raises(ValueError, match="mask_prompt"):
+        Distill(on_policy=0.5, packing=True)
+
+
+# students, and going on
+
+
+def test_students_from_a_config(make, tmp_path):
+    for kind, changes in (
+        ("t5", {"d_model": 16, "num_layers": 1}), ("gpt2", {"hidden_size": 16, "num_hidden_layers": 1}), ("bert", {"hidden_size": 16})
+    ):  # fmt: skip
+        config = Distill(student=changes, steps=1, batch_size=4)
+        small, report = config.build().compress(make(kind), data=EXAMPLES, runtime=RUNTIME)
+        assert {name: getattr(small.model.config, name) for name in changes} == changes
+        small.save(tmp_path / kind)
+        assert load(tmp_path / kind).parameter_count() == report.parameters[1] < report.parameters[0]
+    other = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    small, _ = (
+        Distill(student=other, steps=1, batch_size=4).build().compress(make("llama"), data=EXAMPLES, runtime=RUNTIME)
+    )
+    assert (small.model.config.model_type, small.model.config.vocab_size, small.family) == ("gpt2", 30, "decoder")
+    for changes, message in (
+        ({"hiden_size": 3}, "did you mean 'hidden_size'"), ({"model_type": "bert"}, "student"), ({"model_type": "no"}, "student")
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            Distill(student=changes, steps=1).build().compress(make("llama"), data=EXAMPLES, runtime=RUNTIME)
+    config = Distill(student={"num_hidden_layers": 1}, steps=1)
+    with pytest.raises(ConfigError, match="model that comes in is the student"):
+        config.build().compress(make("llama"), data=EXAMPLES, teacher=make("llama"), runtime=RUNTIME)
+
+
+def test_a_pruned_teacher_is_a_student(make):
+    teacher = make("llama")
+    pruned, _ = Structured(ffn=0.5, heads=0.5).build().compress(teacher, runtime=RUNTIME)
+    small, report = Distill(soft=1.0, hidden=0.1, steps=25, batch_size=8, learning_rate=5e-3).build().compress(
+        pruned, data=EXAMPLES, teacher=teacher, runtime=RUNTIME
+    )  # fmt: skip
+    assert small.model is pruned.model
+    losses = report.summary["loss"]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("t5", {"on_policy": 0.5, "max_new_tokens": 4}),
+        ("t5", {"student": {"d_model": 16}, "hidden": 0.5, "divergence": "jensen_shannon"}),
+        ("llama", {"texts": "teacher", "max_new_tokens": 4, "on_policy": 0.5}),
+    ],
+)
+def test_an_interrupted_run_of_any_method_ends_with_the_same_weights(make, tmp_path, kind, options):
+    config = Distill(steps=8, batch_size=4, chunk=5, **options)
+    whole, _ = config.build().compress(
+        make(kind), data=EXAMPLES, runtime=Runtime(folder=tmp_path / "a", progress=False)
+    )
+    steps = iter(range(4))
+    original = DistillationLoss.__call__
+
+    def dying(self, model, batch):
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return original(self, model, batch)
+
+    runtime = Runtime(folder=tmp_path / "b", progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DistillationLoss, "__call__", dying)
+        with pytest.raises(KeyboardInterrupt):
+            config.build().compress(make(kind), data=EXAMPLES, runtime=runtime)
+    assert list((tmp_path / "b").glob("checkpoint-*"))
+    resumed, _ = config.build().compress(make(kind), data=EXAMPLES, runtime=runtime)
+    for (name, a), (_, b) in zip(whole.model.state_dict().items(), resumed.model.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_the_projections_are_differences_of_their_own(make):
+    student = make("llama")
+    layers = pairings(student.model, student.model, (1, 2, 3, 4))
+    states = [torch.randn(2, 5, 32) for _ in range(5)]
+    outputs = type("Outputs", (), {"hidden_states": states})
+    moved = type("Outputs", (), {"hidden_states": [state + 1 for state in states]})
+    places = torch.ones(2, 4, dtype=torch.bool)
+    found = difference(student.model, outputs, moved, layers, places, torch.ones(2), None)
+    assert float(found) == pytest.approx(4 * 2 * 4, rel=1e-5)
