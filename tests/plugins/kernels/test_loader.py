@@ -86,7 +86,7 @@ def test_a_library_of_another_interface_version_is_refused(
     native: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "ABI_VERSION", 999)
-    with pytest.raises(OSError, match="interface version 1, this tunesmith needs 999; reinstall"):
+    with pytest.raises(OSError, match="interface version 2, this tunesmith needs 999; reinstall"):
         loader.Library(Path(native["path"]), "ts_")
 
 
