@@ -294,7 +294,7 @@ def _call_sample(
 
 
 def _links(steps: Sequence[tuple[str, Tensor]]) -> ctypes.Array[loader.StepArgs]:
-    links = (loader.StepArgs * len(steps))()
+    links: ctypes.Array[loader.StepArgs] = (loader.StepArgs * len(steps))()
     for link, (op, values) in zip(links, steps, strict=True):
         link.op, link.dtype = _CODES[op], _VALUES[values.dtype]
         link.values, link.stride = values.data_ptr(), values.stride(0) if values.numel() > 1 else 0
@@ -467,7 +467,7 @@ def _quick(
         words.append(width[1])
     else:
         words += (0, 0, 0)
-    token = _empty(batch, dtype=_INT) if greedy else _empty_like(seed)
+    token = _empty(batch, dtype=_INT) if greedy or seed is None else _empty_like(seed)
     status = _empty(batch, dtype=_BYTE)
     words += (token.data_ptr(), status.data_ptr())
     found: list[Tensor | None] = []

@@ -100,11 +100,11 @@ def run(
     greedy: bool,
     logits: torch.Tensor,
     rows: Rows,
-    top: int,
-    logp: Collection[str],
-    plans: Plans,
+    top: int = 0,
+    logp: Collection[str] = LOGPS,
+    plans: Plans | None = None,
 ) -> Draw:
-    """Run named links over logits (batch, vocab) and draw.
+    """Run named links over logits (batch, vocab) and draw; ``plans`` keeps what was lowered for the next call.
 
     Raises:
         ConfigError: For a per-row parameter that no link of this chain has.
@@ -115,7 +115,7 @@ def run(
         return _nothing(logits, top)
     if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         logits = logits.float()  # float64: the kernels work in float32
-    if not top and not rows.parameters and (plan := plans.of(links, rows)) is not None:
+    if plans is not None and not top and not rows.parameters and (plan := plans.of(links, rows)) is not None:
         return _draw_fused(plan, greedy, logits, rows, logp)
     own, states = _own_rows(links, rows)
     logp = LOGPS if states else logp  # a link may advance by any of them
@@ -182,7 +182,7 @@ def _draw_fused(
     steps: Sequence[kernels.Step] | kernels.Plan, greedy: bool, logits: torch.Tensor, rows: Rows, logp: Collection[str]
 ) -> Draw:
     """Draw a whole chain in one kernel call."""
-    token, status, raw, processed, truncated = kernels.sample_chain(
+    result: Any = kernels.sample_chain(
         logits,
         steps,
         rows.seed,
@@ -195,6 +195,7 @@ def _draw_fused(
         logp_processed="processed" in logp,
         logp_truncated="truncated" in logp,
     )
+    token, status, raw, processed, truncated = result
     return Draw(token=token, status=status, logp_raw=raw, logp_processed=processed, logp_truncated=truncated)
 
 
@@ -206,7 +207,7 @@ def _finish(
     bad = status != reference.OK
     chosen = token.clamp(min=0)
 
-    def logp(name: str, z: torch.Tensor) -> torch.Tensor | None:
+    def logp(name: str, z: torch.Tensor) -> Any:
         if name not in wanted:
             return None
         return torch.where(bad, torch.nan, reference.logp(torch.where(bad[:, None], 0.0, z.float()), chosen))

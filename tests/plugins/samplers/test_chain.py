@@ -333,3 +333,30 @@ def test_draws_over_seeds_streams_and_positions_have_the_distribution_of_float64
     some = p > 0
     g = 2 * (seen[some] * (seen[some] / (count * p[some])).clamp(min=1e-300).log()).sum().item()
     assert g < chi_square_limit(int(some.sum()) - 1)
+
+
+@pytest.mark.parametrize("links", [(Temperature(temperature=0.7), TopP(p=0.8)), (Bias(), TopK(k=5)), ()])
+@pytest.mark.parametrize("wanted", [(), ("processed",), ("raw", "truncated")])
+def test_only_the_log_probabilities_asked_for_are_given_and_they_are_the_same(links, wanted):
+    sampler = Chain(links=links).build() if Bias() not in links else None
+    logits, rows = logits_of(4, 50, seed=1, spread=2.0), rows_of(4)
+    if sampler is None:
+        built = named_links([config.build() for config in links])
+        whole, some = run(built, False, logits, rows), run(built, False, logits, rows, 0, wanted)
+    else:
+        whole, some = sampler.sample(logits, rows), sampler.sample(logits, rows, logp=wanted)
+    assert torch.equal(whole.token, some.token)
+    for name in ("raw", "processed", "truncated"):
+        found = getattr(some, f"logp_{name}")
+        assert torch.equal(found, getattr(whole, f"logp_{name}")) if name in wanted else found is None
+
+
+def test_a_chain_that_was_called_before_takes_parameters_of_rows_and_new_links():
+    logits, rows = logits_of(3, 40, seed=2, spread=3.0), rows_of(3)
+    sampler = Chain(links=(Temperature(temperature=0.5),)).build()
+    first = sampler.sample(logits, rows)
+    hot = attrs.evolve(rows, parameters={"temperature.temperature": torch.full((3,), 50.0)})
+    assert not torch.equal(sampler.sample(logits, hot).logp_truncated, first.logp_truncated)
+    assert torch.equal(sampler.sample(logits, rows).logp_truncated, first.logp_truncated)
+    sampler.use([Temperature(temperature=50.0).build()])
+    assert torch.equal(sampler.sample(logits, rows).logp_truncated, sampler.sample(logits, hot).logp_truncated)

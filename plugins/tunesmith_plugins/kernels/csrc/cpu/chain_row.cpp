@@ -236,7 +236,7 @@ void ChainRow::penalise(float penalty) {
 // ---- lists ------------------------------------------------------------------------------------------------------
 
 // Puts the patched tokens of at least `from` among the first n tokens of the list, in order of ids.
-int64_t ChainRow::merge_patches(int64_t n, float from, bool) {
+int64_t ChainRow::merge_patches(int64_t n, float from) {
   if (!plan_->patches) return n;
   const size_t whole = patches_.list.size();
   std::vector<const Patch *> some;
@@ -266,7 +266,7 @@ int64_t ChainRow::merge_patches(int64_t n, float from, bool) {
 void ChainRow::list_from(float from, float below) {
   n_ = kernels_->collect(&rest(), lanes_.get(), least(from), below == HUGE_VALF ? below : least(below), ids_.get(), z_.get());
   for (int32_t t = 0; t < dense_divisors_; ++t) kernels_->divide(z_.get(), n_, divisors_[(size_t)t]);
-  n_ = merge_patches(n_, from, false);
+  n_ = merge_patches(n_, from);
   list_weighed_ = false;
 }
 
@@ -411,7 +411,7 @@ ChainRow::Bracket ChainRow::guess(uint64_t limit, int attempt) {
   const Bracket everything = {-FLT_MAX, HUGE_VALF};
   if (vocab_ < 1024) return everything;
   const int64_t blocks = vocab_ / kBlock, lanes = blocks * kLanes;
-  const int64_t stride = std::max<int64_t>(1, lanes / 4096);
+  const int64_t stride = std::max<int64_t>(1, lanes / 2048);
   float *lane_z = lane_z_.at_least(lanes + kLanes), *lane_e = lane_e_.at_least(lanes + kLanes);
   float *sample_z = sample_z_.at_least(lanes + kLanes), *sample_e = sample_e_.at_least(lanes + kLanes);
   memcpy(lane_z, lanes_.get(), (size_t)lanes * sizeof(float));
@@ -423,7 +423,7 @@ ChainRow::Bracket ChainRow::guess(uint64_t limit, int attempt) {
   kernels_->exps(lane_z, lanes, max_, lane_e);
   kernels_->exps(sample_z, count, max_, sample_e);
   const float factor = (float)(vocab_ - lanes) / (float)std::max<int64_t>(count, 1);
-  const float allowed = (float)((double)limit / plan_->scale), doubt = attempt ? 12.0f : 4.0f;
+  const float allowed = (float)((double)limit / plan_->scale), doubt = attempt ? 10.0f : 2.5f;
   int64_t lanes_below, sample_below;
   // The mass below max_ - depth, and how far off it may be.
   const auto mass_below = [&](float depth, float *error) {
@@ -434,16 +434,16 @@ ChainRow::Bracket ChainRow::guess(uint64_t limit, int attempt) {
     return sure + factor * guessed;
   };
   float near = 0, far = 44, error;  // the boundary lies above max_ - far: what is below weighs nothing
-  for (int step = 0; step < 11; ++step) {
+  for (int step = 0; step < 9; ++step) {
     const float depth = 0.5f * (near + far);
     (mass_below(depth, &error) + error > allowed ? near : far) = depth;
   }
   Bracket bracket = {max_ - far, HUGE_VALF};
   mass_below(far, &error);
   const float above = (float)(lanes - lanes_below) + factor * (float)(count - sample_below);
-  if (above > fmaxf(2048.0f, (float)vocab_ / 16)) {
+  if (above > fmaxf(2048.0f, (float)vocab_ / 48)) {
     float shallow = 0, deep = far;
-    for (int step = 0; step < 11; ++step) {
+    for (int step = 0; step < 9; ++step) {
       const float depth = 0.5f * (shallow + deep);
       (mass_below(depth, &error) - error > allowed ? shallow : deep) = depth;
     }
@@ -500,7 +500,7 @@ int64_t ChainRow::draw() {
   if (form_ == kDense) {
     from_ = -FLT_MAX;
     total = dense_total();
-    n_ = merge_patches(0, -FLT_MAX, false);
+    n_ = merge_patches(0, -FLT_MAX);
     list_weighed_ = false;
     weigh_list();
   } else {

@@ -49,7 +49,7 @@ class ChainRow {
   float value_of(float x, int32_t divisors) const;
   float least(float z) const;
   float dense_max(bool processed);
-  int64_t merge_patches(int64_t n, float from, bool processed);
+  int64_t merge_patches(int64_t n, float from);
   void list_from(float from, float below);
   void list_whole();
   uint64_t weigh_list();

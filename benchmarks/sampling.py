@@ -1,0 +1,262 @@
+"""How fast is one fused sampling call beside what a user could call instead?
+
+For every vocabulary, batch, shape of logits and type, all contenders draw from the same logits in one process, called in
+turn (A B C A B C ...), Python included, and a cell is the ratio of the 25th percentiles of their times. Called in a loop
+of its own the kernel finds its caches warm and looks better: those times stand beside, labelled hot.
+
+Chains: a = temperature .8 + top-k 50; b = temperature .8 + top-p .9 on peaked, wide and flat logits; c = repetition penalty
+1.1 over 256 tokens + temperature .8 + top-k 50 + top-p .95 + min-p .05. Logits: peaked (randn * 3 and 40 candidates at
+12 + Exp), wide (randn * 3), flat (randn * .5).
+
+    python benchmarks/sampling.py [--quick] [--vocab N ...] [--batch N ...] [--chains a b-flat ...] [--dtypes float32 ...]
+                                  [--calls 20] [--cap SECONDS] [--no-machine] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from sampling_contenders import CONTENDERS, Call, llamacpp, ours
+from torch import Tensor
+
+from tunesmith_plugins import kernels
+from tunesmith_plugins.kernels import Plan, Step
+
+VOCABS = (32_000, 50_257, 128_256, 151_936, 256_000)
+BATCHES = (1, 8, 64)
+CELLS = {
+    "a": ("a", "peaked"),
+    "b-peaked": ("b", "peaked"),
+    "b-wide": ("b", "wide"),
+    "b-flat": ("b", "flat"),
+    "c": ("c", "peaked"),
+}
+GOALS = {
+    "transformers": {"a": 120, "b-peaked": 150, "b-wide": 90, "b-flat": 75, "c": 110},
+    "torch": {"a": 11, "b-peaked": 14, "b-wide": 14, "b-flat": 95, "c": 9},
+    "llama.cpp": {"a": 5, "b-peaked": 14, "b-wide": 45, "b-flat": 45, "c": 13},
+}
+HISTORY = 256
+
+
+def logits_of(shape: str, batch: int, vocab: int, dtype: torch.dtype) -> Tensor:
+    """Return logits (batch, vocab) like those of a model that is sure, unsure or clueless."""
+    logits = torch.randn(batch, vocab) * (0.5 if shape == "flat" else 3.0)
+    if shape == "peaked":
+        places = torch.stack([torch.randperm(vocab)[:40] for _ in range(batch)])
+        logits.scatter_(1, places, 12 + torch.empty(batch, 40).exponential_())
+    return logits.to(dtype)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Return how long one call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def in_turn(calls: dict[str, Call], count: int, cap: float) -> dict[str, list[float]]:
+    """Call everything in turn ``count`` times (at least 5 times, once more than ``cap`` seconds have gone by)."""
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    begin = time.perf_counter()
+    for turn in range(count):
+        for name, call in calls.items():
+            times[name].append(seconds(call))
+            # llama.cpp spoils its array; filling it again is not part of what is compared
+            extra = getattr(call, "uncounted", None)
+            if extra is not None:
+                times[name][-1] -= seconds(extra)
+        if turn >= 4 and time.perf_counter() - begin > cap:
+            break
+    return times
+
+
+def quartile(times: Sequence[float]) -> float:
+    """Return the 25th percentile."""
+    return float(np.percentile(times, 25))
+
+
+def cell(name: str, batch: int, vocab: int, dtype: torch.dtype, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one cell of the grid."""
+    chain, shape = CELLS[name]
+    torch.manual_seed(0)
+    logits = logits_of(shape, batch, vocab, dtype)
+    history = torch.randint(0, vocab, (batch, HISTORY))
+    calls: dict[str, Call] = {"ours": ours(chain, logits, history)}
+    contenders = {**CONTENDERS, **llamacpp()}
+    calls.update({other: contenders[other](chain, logits, history) for other in contenders})
+    times = in_turn(calls, options.calls, options.cap)
+    hot = [seconds(calls["ours"]) for _ in range(options.calls)]
+    own = quartile(times["ours"])
+    return {
+        "chain": name,
+        "batch": batch,
+        "vocab": vocab,
+        "dtype": str(dtype).removeprefix("torch."),
+        "calls": len(times["ours"]),
+        "ours_us": own * 1e6,
+        "median_us": median(times["ours"]) * 1e6,
+        "hot_us": quartile(hot) * 1e6,
+        "ratios": {other: quartile(times[other]) / own for other in contenders},
+    }
+
+
+def table(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Print the goals and what was reached, and return it."""
+    rows = []
+    print(f"\n{'against':18s}{'chain':10s}{'goal':>7s}{'mean':>8s}{'worst':>8s}  worst cell")
+    for other in cells[0]["ratios"]:
+        for name in CELLS:
+            found = [(c["ratios"][other], c) for c in cells if c["chain"] == name]
+            if not found:
+                continue
+            mean = float(np.exp(np.mean([np.log(max(ratio, 1e-9)) for ratio, _ in found])))
+            worst, where = min(found, key=lambda pair: pair[0])
+            goal = GOALS.get(other, {}).get(name)
+            held = worst >= 1 if goal is None else mean >= goal and worst >= goal / 2
+            rows.append({"against": other, "chain": name, "goal": goal, "mean": mean, "worst": worst, "held": held})
+            print(
+                f"{other:18s}{name:10s}{'-' if goal is None else goal!s:>7s}{mean:8.1f}{worst:8.1f}  "
+                f"B={where['batch']} V={where['vocab']} {where['dtype']}  {'pass' if held else 'FAIL'}"
+            )
+    everywhere = min((ratio, c, other) for c in cells for other, ratio in c["ratios"].items())[:1]
+    print(
+        f"never slower than any contender: worst cell {everywhere[0]:.2f}x, {'pass' if everywhere[0] >= 1 else 'FAIL'}"
+    )
+    return rows
+
+
+def streaming(x: Tensor, calls: int) -> float:
+    """Return the rate at which this machine reads ``x``, bytes a second: the best of torch's and numpy's reductions."""
+    flat, array = x.view(-1), x.view(-1).numpy()
+    reads: dict[str, Call] = {"amax": flat.amax, "sum": flat.sum, "numpy": array.max}
+    times = in_turn(reads, calls, 10.0)
+    return x.nbytes / min(quartile(t) for t in times.values())
+
+
+def machine(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure the call, the share of the streaming rate, 16-bit logits and two threads."""
+    rows: list[dict[str, Any]] = []
+
+    def row(what: str, value: float, goal: float, unit: str, more_is_better: bool = True) -> None:
+        held = value >= goal if more_is_better else value <= goal
+        rows.append({"what": what, "value": value, "goal": goal, "held": held})
+        print(f"{what:74s}{value:8.2f}{unit:3s} goal {goal:5.2f}{unit:3s} {'pass' if held else 'FAIL'}")
+
+    print()
+    tiny, none = torch.randn(1, 8), torch.zeros(1, 1, dtype=torch.int64)
+    call = ours("a", tiny, none)
+    call()
+    loops = [seconds(lambda: [call() for _ in range(200)]) / 200 for _ in range(20)]
+    row("call at batch 1 and a vocabulary of 8, all of Python included", quartile(loops) * 1e6, 3, "us", False)
+    native = native_call(tiny)
+    if native is not None:
+        loops = [seconds(lambda: [native() for _ in range(200)]) / 200 for _ in range(20)]
+        row("of which the call into the library", quartile(loops) * 1e6, 3, "us", False)
+    for batch in (b for b in options.batch if b >= 8):
+        for vocab in options.vocab:
+            torch.manual_seed(1)
+            logits = logits_of("peaked", batch, vocab, torch.float32)
+            half, history = logits.bfloat16(), torch.randint(0, vocab, (batch, HISTORY))
+            calls = {"ours": ours("a", logits, history), "bf16": ours("a", half, history), "read": logits.view(-1).amax}
+            times = {name: quartile(t) for name, t in in_turn(calls, options.calls, 10.0).items()}
+            rate = max(streaming(logits, options.calls), logits.nbytes / times["read"])
+            where = f"B={batch} V={vocab}"
+            row(
+                f"(a) {where}: share of the streaming rate ({rate / 1e9:.1f} GB/s)",
+                logits.nbytes / times["ours"] / rate,
+                0.5,
+                "",
+            )
+            if vocab >= 128_000:
+                row(f"(a) {where}: bfloat16 beside float32", times["ours"] / times["bf16"], 1.5, "x")
+            single, one = times["ours"], streaming(logits, options.calls)
+            torch.set_num_threads(2)
+            two = streaming(logits, options.calls) / one
+            shared = {"ours": ours("a", logits, history), "read": logits.view(-1).amax}
+            gain = single / quartile(in_turn(shared, options.calls, 10.0)["ours"])
+            torch.set_num_threads(1)
+            row(f"(a) {where}: two threads beside one, share of what reading gains ({two:.2f}x)", gain / two, 0.85, "")
+            row(f"(a) {where}: two threads beside one", gain, 1.0, "x")
+    return rows
+
+
+def native_call(logits: Tensor) -> Call | None:
+    """Return the bare call of the library with everything prepared, or None without the quick calls."""
+    calls, library = kernels.loader.words_call(), kernels.loader.cpu()
+    if calls is None or library is None:
+        return None
+    steps = [Step("temperature", torch.tensor([0.8]).double()), Step("top_k", torch.tensor([50]))]
+    plan, ids = Plan(steps), torch.zeros(1, dtype=torch.int64)
+    token, status = torch.empty(1, dtype=torch.int64), torch.empty(1, dtype=torch.uint8)
+    address, held = library.address("ts_sample_words"), calls.held
+    words = (
+        plan.address, 2, 0, 0, 1, logits.data_ptr(), 1, logits.shape[1], logits.stride(0), 0,
+        *[ids.data_ptr()] * 3, 0, 0, 0, token.data_ptr(), status.data_ptr(), 0, 0, 0,
+    )  # fmt: skip
+    keep = (plan, ids, token, status, logits)
+    return lambda: (held(address, *words), keep)
+
+
+def main() -> None:
+    """Run the grid and print the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--quick", action="store_true", help="two vocabularies, batches 1 and 8, float32")
+    parser.add_argument("--vocab", type=int, nargs="+")
+    parser.add_argument("--batch", type=int, nargs="+")
+    parser.add_argument("--chains", nargs="+", choices=tuple(CELLS), default=tuple(CELLS))
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"))
+    parser.add_argument("--calls", type=int, default=20, help="calls of each contender in a cell")
+    parser.add_argument(
+        "--cap", type=float, default=60.0, help="seconds after which a cell stops with fewer (at least 5)"
+    )
+    parser.add_argument("--no-machine", action="store_true", help="leave out the rows about the machine")
+    parser.add_argument("--json", type=Path, help="write everything to this file")
+    options = parser.parse_args()
+    options.vocab = options.vocab or ((32_000, 128_256) if options.quick else VOCABS)
+    options.batch = options.batch or ((1, 8) if options.quick else BATCHES)
+    options.dtypes = options.dtypes or (("float32",) if options.quick else ("float32", "bfloat16"))
+    torch.set_num_threads(1)
+    state = kernels.info()
+    print(f"{platform.platform()}, {platform.processor() or platform.machine()}, {time.strftime('%Y-%m-%d')}")
+    print(
+        f"torch {torch.__version__}, instruction set {state['isa']}, one thread; llama.cpp {'yes' if llamacpp() else 'not installed'}"
+    )
+    if not state["native"]:
+        raise SystemExit(f"the native library is not in use ({state['reason']}): there is nothing to measure")
+    print(
+        f"\n{'chain':10s}{'B':>4s}{'V':>8s} {'type':9s}{'calls':>6s}{'us':>10s}{'hot us':>10s}  times as long as ours"
+    )
+    cells = []
+    for vocab in options.vocab:
+        for batch in options.batch:
+            for dtype in options.dtypes:
+                for name in options.chains:
+                    found = cell(name, batch, vocab, getattr(torch, dtype), options)
+                    cells.append(found)
+                    ratios = "  ".join(f"{other} {ratio:.1f}" for other, ratio in found["ratios"].items())
+                    print(
+                        f"{name:10s}{batch:4d}{vocab:8d} {found['dtype']:9s}{found['calls']:6d}{found['ours_us']:10.1f}"
+                        f"{found['hot_us']:10.1f}  {ratios}",
+                        flush=True,
+                    )
+    result = {"cells": cells, "goals": table(cells), "machine": [] if options.no_machine else machine(options)}
+    if options.json:
+        options.json.write_text(
+            json.dumps({**result, "platform": platform.platform(), "torch": torch.__version__}, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    main()
