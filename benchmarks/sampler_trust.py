@@ -1,8 +1,8 @@
 """What the statistical kit says of ways to draw a token: ours, transformers', and imitations of three others.
 
-Runs ``tunesmith.testing.samplers.audit`` on each and prints a table: a line a check, a column a sampler, with the p-values
-of what failed. Nothing is timed. The imitations are written from descriptions, by us, to have the property that the
-description names; they are not the other projects' code.
+Runs ``tunesmith.testing.samplers.audit`` on each, says what failed and prints a table: a line a check, a column a sampler.
+Nothing is timed: it takes one core about four minutes, most of them for transformers and Gumbel noise. The imitations are
+written from descriptions, by us, to have the property that the description names; they are not the other projects' code.
 
     python benchmarks/sampler_trust.py [--only NAME ...] [--deep] [--markdown]
 
@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
-from tunesmith.testing.samplers import DrawFunction, Finding, audit, drawer, resolves_small_probabilities
+from tunesmith.testing.samplers import DrawFunction, Finding, audit, drawer, failures, resolves_small_probabilities
 
 TABLE = 1 << 20
 _LEVELS = 1 << 24
@@ -118,7 +118,7 @@ def cell(finding: Finding | None) -> str:
 
 
 def write(results: dict[str, dict[str, Finding]], markdown: bool) -> None:
-    """Print the table, then what the failures say."""
+    """Print the table."""
     checks = list(dict.fromkeys(check for found in results.values() for check in found))
     rows = [["check", *results], *([c, *(cell(found.get(c)) for found in results.values())] for c in checks)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -127,11 +127,6 @@ def write(results: dict[str, dict[str, Finding]], markdown: bool) -> None:
         print("| " + " | ".join(cells) + " |" if markdown else "  ".join(cells))
         if markdown and number == 0:
             print("|" + "|".join("---" for _ in cells) + "|")
-    print()
-    for name, found in results.items():
-        for finding in found.values():
-            if not finding.ok:
-                print(f"{name}: {finding}")
 
 
 def main() -> int:
@@ -151,6 +146,7 @@ def main() -> int:
             findings.append(resolves_small_probabilities(draw, alpha=findings[-1].alpha))
         results[name] = {finding.check: finding for finding in findings}
         print(f"{name}: {time.process_time() - begun:.0f} s of processor time", flush=True)
+        print("\n".join(failures(findings)), flush=True)
     write(results, options.markdown)
     return int(any(not f.ok for f in results.get("tunesmith", {}).values()))
 

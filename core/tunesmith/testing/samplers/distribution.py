@@ -25,6 +25,7 @@ def follows(
     count: int = 2**20,
     over: Literal["seeds", "positions"] = "seeds",
     first: int = 0,
+    other: int = 0,
     alpha: float = ALPHA,
     name: str = "",
 ) -> Finding:
@@ -35,14 +36,15 @@ def follows(
         row: Logits (vocab,), float32.
         probabilities: (vocab,) float64; None means the softmax of ``row``.
         count: How many draws.
-        over: Whether seeds or positions run from ``first``; the other stays 0.
+        over: Whether seeds or positions run.
         first: Where they begin.
+        other: What stays: the position where seeds run, the seed where positions do.
         alpha: Probability that a sound sampler fails.
         name: What the check is called, if not by the size of the vocabulary.
     """
     p = row.double().softmax(-1) if probabilities is None else probabilities.double()
     p = p / p.sum()
-    running, still = torch.arange(first, first + count), torch.zeros(count, dtype=torch.int64)
+    running, still = torch.arange(first, first + count), torch.full((count,), other)
     seeds, positions = (running, still) if over == "seeds" else (still, running)
     seen = counts_of(draw, row, seeds, positions)
     found = g_test(seen, p)
