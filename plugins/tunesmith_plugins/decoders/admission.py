@@ -1,7 +1,7 @@
 """Which waiting prompts enter a running batch, and when.
 
 Reading prompts holds up every row that is being written, and reading few tokens costs as much as reading some dozens,
-since every weight is looked at once. So prompts enter when a quarter of the places is free or when the ones that would enter
+since every weight is looked at once. So prompts enter when an eighth of the places is free or when the ones that would enter
 have enough tokens between them to be worth a reading. Prompts that are read together are padded to the longest of them: no
 more enter at once than can do so with little padding, the others are next.
 """
@@ -16,7 +16,7 @@ from attrs import frozen
 from tunesmith.kinds.decoder import Limits, StepModel
 from tunesmith_plugins.decoders.batch import Row
 
-REFILL = 4
+REFILL = 8
 """Prompts enter whatever their length when this part of the places is free."""
 
 WORTH = 64

@@ -26,9 +26,9 @@ def test_an_empty_batch_is_filled():
     assert count(Model(4), []) == 0
 
 
-def test_short_prompts_wait_until_a_quarter_of_the_places_is_free():
-    assert count(Model(16), rows(*[9] * 10), rows(*[9] * 13)) == 0
-    assert count(Model(16), rows(*[9] * 10), rows(*[9] * 12)) == 4
+def test_short_prompts_wait_until_an_eighth_of_the_places_is_free():
+    assert count(Model(16), rows(*[9] * 10), rows(*[9] * 15)) == 0
+    assert count(Model(16), rows(*[9] * 10), rows(*[9] * 14)) == 2
     assert count(Model(16), rows(*[9] * 10), rows(*[9] * 16)) == 0
 
 
@@ -36,7 +36,8 @@ def test_a_long_prompt_enters_at_once():
     assert count(Model(16), rows(64, 9), rows(*[9] * 15)) == 1
     assert count(Model(16), rows(63, 9), rows(*[9] * 15)) == 0
     # two of 32 are as much work as one of 64
-    assert count(Model(16), rows(32, 32), rows(*[9] * 14)) == 2
+    assert count(Model(32), rows(32, 32), rows(*[9] * 30)) == 2
+    assert count(Model(32), rows(32, 31), rows(*[9] * 30)) == 0
 
 
 def test_prompts_that_would_be_padded_much_are_read_apart():
