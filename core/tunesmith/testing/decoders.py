@@ -24,8 +24,9 @@ def _lm(family: Any) -> LM:
 
 
 def _written(config: Config, family: str, prompts: tuple[str, ...] = PROMPTS, **options: Any) -> list[Completion]:
-    options = {"sampler": SAMPLER, "max_new_tokens": LENGTH, "ids": prompts, **options}
-    return generate(_lm(family), prompts, decoder=config, **options)  # type: ignore[call-overload, no-any-return]
+    options = {"decoder": config, "sampler": SAMPLER, "max_new_tokens": LENGTH, "ids": prompts, **options}
+    found: list[Completion] = generate(_lm(family), prompts, **options)
+    return found
 
 
 def check_every_request_is_answered_as_itself(config: Config) -> None:
@@ -79,9 +80,9 @@ def check_stop_strings_end_a_completion_and_are_cut_off(config: Config) -> None:
 def check_pieces_add_up_to_the_completions(config: Config) -> None:
     """Streamed pieces, put together, are the completions that are given without streaming."""
     for family in FAMILIES:
-        options: dict[str, Any] = {"sampler": SAMPLER, "max_new_tokens": LENGTH, "stop": ("cat s",)}
-        whole = generate(_lm(family), PROMPTS, decoder=config, **options)
-        pieces = list(generate(_lm(family), PROMPTS, decoder=config, stream=True, **options))
+        options: dict[str, Any] = {"decoder": config, "sampler": SAMPLER, "max_new_tokens": LENGTH, "stop": ("cat s",)}
+        whole = generate(_lm(family), PROMPTS, **options)
+        pieces = list(generate(_lm(family), PROMPTS, stream=True, **options))
         found = [piece.completion for piece in pieces if piece.completion is not None]
         assert sorted(found, key=lambda c: c.request) == whole, f"{family}: streaming gives other completions"
         for c in whole:
