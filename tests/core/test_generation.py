@@ -306,6 +306,26 @@ def test_adapters_count_in_both_ways_of_generating(lm, adapter):
     assert_same_tokens(new_ids(adapted, theirs, inputs), ours)
 
 
+@pytest.mark.parametrize("adapter", ["lora(rank=2)", "prefix(tokens=3)"])
+def test_an_adapter_that_is_switched_off_leaves_the_models_own_completions(lm, adapter):
+    from tunesmith.runtime import Runtime
+    from tunesmith.spec import parse
+
+    options = {"sampler": HOT, "max_new_tokens": 6, "completions": 2, "engine": "transformers(batch_size=2)"}
+    expected = generate(lm, PROMPTS, **options)
+    adapted = parse(adapter, "adapter").build().attach(tiny_lm(lm.family), Runtime())
+    with torch.no_grad():
+        for _, parameter in adapted.adapters[0].trainable():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    changed = ids_of(generate(adapted, PROMPTS, **options))
+    with adapted.adapters[0].disabled():
+        assert ids_of(generate(adapted, PROMPTS, **options)) == ids_of(expected)
+        uncached = {**options, "engine": "transformers(batch_size=2, kv_cache=false)"}
+        assert ids_of(generate(adapted, PROMPTS, **uncached)) == ids_of(expected)
+    assert ids_of(generate(adapted, PROMPTS, **options)) == changed != ids_of(expected)
+    assert ids_of(generate(adapted, PROMPTS, **uncached)) == changed
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")

@@ -24,8 +24,8 @@ def _lm(family: Any) -> LM:
 
 
 def _written(config: Config, family: str, prompts: tuple[str, ...] = PROMPTS, **options: Any) -> list[Completion]:
-    options = {"sampler": SAMPLER, "max_new_tokens": LENGTH, "ids": prompts, **options}
-    found: list[Completion] = generate(_lm(family), prompts, decoder=config, **options)  # type: ignore[call-overload]
+    options = {"decoder": config, "sampler": SAMPLER, "max_new_tokens": LENGTH, "ids": prompts, **options}
+    found: list[Completion] = generate(_lm(family), prompts, **options)
     return found
 
 
@@ -77,11 +77,27 @@ def check_stop_strings_end_a_completion_and_are_cut_off(config: Config) -> None:
             assert (c.finish == "stop") == _has(family, c, stop), f"{family}: {c}"
 
 
+def check_pieces_add_up_to_the_completions(config: Config) -> None:
+    """Streamed pieces, put together, are the completions that are given without streaming."""
+    for family in FAMILIES:
+        options: dict[str, Any] = {"decoder": config, "sampler": SAMPLER, "max_new_tokens": LENGTH, "stop": ("cat s",)}
+        whole = generate(_lm(family), PROMPTS, **options)
+        pieces = list(generate(_lm(family), PROMPTS, stream=True, **options))
+        found = [piece.completion for piece in pieces if piece.completion is not None]
+        assert sorted(found, key=lambda c: c.request) == whole, f"{family}: streaming gives other completions"
+        for c in whole:
+            mine = [piece for piece in pieces if (piece.request, piece.stream) == (c.request, c.stream)]
+            text, ids = "".join(piece.text for piece in mine), tuple(i for piece in mine for i in piece.token_ids)
+            assert (text, ids) == (c.text, c.token_ids), f"{family}: the pieces say {text!r}, {ids}, not {c}"
+            assert mine[-1].completion is not None, f"{family}: something follows a completion's last piece"
+
+
 CHECKS: tuple[Callable[[Any], None], ...] = (
     check_every_request_is_answered_as_itself,
     check_the_same_request_gives_the_same_completion_in_any_company,
     check_limits_hold,
     check_stop_strings_end_a_completion_and_are_cut_off,
+    check_pieces_add_up_to_the_completions,
 )
 
 

@@ -149,6 +149,20 @@ def check_changed_weights_are_followed(config: Config) -> None:
     assert changed == expected, f"{changed} is not {expected}"
 
 
+def check_pieces_add_up_to_the_completions(config: Config) -> None:
+    """Streamed pieces, put together, are the completions that are given without streaming."""
+    lm = tiny_lm()
+    whole = _written(_ready(config, lm), lm)
+    requests = [Request(prompt_ids=ids, seed=n, id=str(n)) for n, ids in enumerate(prompt_ids(lm, PROMPTS))]
+    parts = component(None, "decoder"), component(None, "sampler"), Limits(max_new_tokens=LENGTH), Runtime()
+    pieces = list(_ready(config, lm).stream(requests, *parts))
+    for c in whole:
+        mine = [piece for piece in pieces if piece.request == c.request]
+        text, ids = "".join(piece.text for piece in mine), tuple(i for piece in mine for i in piece.token_ids)
+        assert (text, ids) == (c.text, c.token_ids), f"the pieces say {text!r}, {ids}, not {c}"
+        assert [piece.completion for piece in mine if piece.completion is not None] == [c]
+
+
 CHECKS: tuple[Callable[[Any], None], ...] = (
     check_its_powers_are_known,
     check_every_request_is_answered,
@@ -159,6 +173,7 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_scores_are_those_of_the_model,
     check_scoring_is_refused,
     check_changed_weights_are_followed,
+    check_pieces_add_up_to_the_completions,
 )
 
 

@@ -1,22 +1,24 @@
 """Which waiting prompts enter a running batch, and when.
 
 Reading prompts holds up every row that is being written, and reading few tokens costs as much as reading some dozens,
-since every weight is looked at once. So prompts enter when a quarter of the places is free or when the ones that would enter
+since every weight is looked at once. So prompts enter when an eighth of the places is free or when the ones that would enter
 have enough tokens between them to be worth a reading. Prompts that are read together are padded to the longest of them: no
-more enter at once than can do so with little padding, the others are next.
+more enter at once than can do so with little padding, the others are next. Further copies of a prompt that was just read
+enter at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
 from attrs import frozen
 
 from tunesmith.kinds.decoder import Limits, StepModel
 from tunesmith_plugins.decoders.batch import Row
+from tunesmith_plugins.decoders.reading import Reader
 
-REFILL = 4
+REFILL = 8
 """Prompts enter whatever their length when this part of the places is free."""
 
 WORTH = 64
@@ -35,6 +37,7 @@ class Admission:
 
     model: StepModel
     limits: Limits
+    reader: Reader
 
     def count(self, waiting: Sequence[Row], running: Sequence[Row]) -> int:
         """Return how many of the first waiting prompts (those that take longest first) enter now."""
@@ -46,22 +49,26 @@ class Admission:
             return 0
         if not self.model.joins:
             return 0 if running else free
-        if running and free * REFILL < size and self._tokens(islice(waiting, free)) < WORTH:
+        prompts = [tuple(row.request.prompt_ids) for row in islice(waiting, free)]
+        known = self.reader.copies(prompts)
+        if running and known:
+            return known
+        if running and free * REFILL < size and sum(map(len, set(prompts))) < WORTH:
             return 0
-        return self._together([len(row.request.prompt_ids) for row in islice(waiting, free)])
+        return self._together(prompts)
 
-    def _tokens(self, rows: Iterator[Row]) -> int:
-        return sum(len(row.request.prompt_ids) for row in rows)
-
-    def _together(self, lengths: Sequence[int]) -> int:
-        """Return how many prompts can be read together with little padding."""
-        longest, tokens = 0, 0
-        for count, length in enumerate(lengths, 1):
-            longest, tokens = max(longest, length), tokens + length
-            padding = count * longest - tokens
-            if count > 1 and (padding > max(WORTH, tokens // PADDING) or count * longest > AT_ONCE):
+    def _together(self, prompts: Sequence[Sequence[int]]) -> int:
+        """Return how many prompts can be read together with little padding; each distinct one is read once."""
+        longest, tokens, read = 0, 0, set()
+        for count, prompt in enumerate(prompts, 1):
+            if prompt in read:
+                continue
+            read.add(prompt)
+            longest, tokens = max(longest, len(prompt)), tokens + len(prompt)
+            places = len(read) * longest
+            if len(read) > 1 and (places - tokens > max(WORTH, tokens // PADDING) or places > AT_ONCE):
                 return count - 1
-        return len(lengths)
+        return len(prompts)
 
     def _size(self, first: Row, running: Sequence[Row]) -> int:
         """Return how many rows the batch may have; one always may be.

@@ -11,6 +11,7 @@ from attrs import define, evolve
 from tunesmith.kinds.decoder import Limits, StepModel
 from tunesmith.kinds.sampler import STATUS_OK, Draw, Rows
 from tunesmith_plugins.decoders.batch import Row, check, joined, new_rows
+from tunesmith_plugins.decoders.reading import Reader
 
 SPARSE = 8
 """Rows that have ended keep their places in the cache until new ones take them, or until one place of so many is empty:
@@ -42,13 +43,18 @@ class Live:
     token: torch.Tensor
 
     @classmethod
-    def begin(cls, model: StepModel, members: list[Row], limits: Limits) -> tuple[torch.Tensor, Live]:
-        """Read prompts; return logits of the first tokens (batch, vocab) and the rows without any token."""
-        logits, cache = model.begin([member.request.prompt_ids for member in members])
+    def begin(
+        cls, reader: Reader, members: list[Row], limits: Limits, following: Sequence[int] | None
+    ) -> tuple[torch.Tensor, Live]:
+        """Read prompts; return logits of the first tokens (batch, vocab) and the rows without any token.
+
+        ``following`` is the prompt that comes next, if any.
+        """
+        logits, cache = reader.begin([member.request.prompt_ids for member in members], following)
         device, most = logits.device, [limits.most(member.request) for member in members]
         return logits, cls(
             members,
-            new_rows(members, model, limits, device),
+            new_rows(members, reader.model, limits, device),
             torch.zeros(len(members), max(most), device=device),
             torch.tensor(most, dtype=torch.int64, device=device),
             cache,

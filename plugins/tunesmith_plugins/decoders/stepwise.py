@@ -14,6 +14,7 @@ from tunesmith.runtime import Runtime
 from tunesmith_plugins.decoders.admission import Admission
 from tunesmith_plugins.decoders.batch import Row, without_end
 from tunesmith_plugins.decoders.live import Live
+from tunesmith_plugins.decoders.reading import Reader
 from tunesmith_plugins.decoders.spelling import Spelling
 from tunesmith_plugins.decoders.stops import Stops
 
@@ -81,14 +82,17 @@ class _Loop:
 
     def run(self, waiting: deque[Row]) -> Iterator[tuple[Piece | None, Completion | None]]:
         """Yield pieces, where they are wanted, and completions."""
-        admission = Admission(self.model, self.limits)
+        reader = Reader(self.model)
+        admission = Admission(self.model, self.limits, reader)
         stops = Stops(self.model, self.limits.stop) if self.limits.stop else None
         bounded = getattr(self.model, "cache_tokens", None) is not None
         live: Live | None = None
         while waiting or live is not None:
             count = admission.count(waiting, live.members if live is not None else ())
             if count:
-                logits, new = Live.begin(self.model, [waiting.popleft() for _ in range(count)], self.limits)
+                members = [waiting.popleft() for _ in range(count)]
+                following = waiting[0].request.prompt_ids if waiting else None
+                logits, new = Live.begin(reader, members, self.limits, following)
                 yield from self._draw(new, logits, stops)
                 if new.members and live is not None:
                     live.take(self.model, new)

@@ -48,10 +48,10 @@ class DecoderOnly(Stepping):
     def __init__(self, lm: LM, batch_size: int, max_length: int | None = None, **options: Any) -> None:
         super().__init__(lm, batch_size, **options)
         self.joins = self.rolls_back = caches.plain(self.base.config)
-        places = positions_of(self.base.config)
-        if places is not None:
-            places -= sum(adapter.virtual_tokens for adapter in lm.adapters)
-        self.max_length = smallest(max_length, places, tokenizer_limit(lm.tokenizer))
+        self.places = positions_of(self.base.config)
+        if self.places is not None:
+            self.places -= sum(adapter.virtual_tokens for adapter in lm.adapters)
+        self.max_length = smallest(max_length, self.places, tokenizer_limit(lm.tokenizer))
 
     def context(self, prompt: Sequence[int]) -> Sequence[int]:
         """Return the prompt."""
@@ -75,8 +75,8 @@ class DecoderOnly(Stepping):
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
         else:
             positions = cache.lengths[:, None]
-        if self.max_length is not None:  # a row whose text has ended may still have a place here, and grows on
-            positions = positions.clamp(max=self.max_length - 1)
+        if self.places is not None:  # a row whose text has ended may still have a place here, and grows on
+            positions = positions.clamp(max=self.places - 1)
         # where nothing is padding, attention goes without a mask
         seen = mask if cache.past is None or cache.uneven or not self.joins else None
         return self._forward(ids, positions, evolve(cache, mask=mask, lengths=cache.lengths + 1, ids=None), seen)

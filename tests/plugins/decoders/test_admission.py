@@ -5,6 +5,7 @@ import pytest
 from tunesmith.kinds.decoder import Limits, Request
 from tunesmith_plugins.decoders.admission import AT_ONCE, Admission
 from tunesmith_plugins.decoders.batch import Row
+from tunesmith_plugins.decoders.reading import Reader
 
 
 class Model:
@@ -13,11 +14,12 @@ class Model:
 
 
 def rows(*lengths, most=None):
-    return [Row(n, Request(prompt_ids=(1,) * length, max_new_tokens=most)) for n, length in enumerate(lengths)]
+    # prompts are told apart: copies of one would be read once
+    return [Row(n, Request(prompt_ids=(n,) * length, max_new_tokens=most)) for n, length in enumerate(lengths)]
 
 
 def count(model, waiting, running=(), max_new_tokens=10):
-    return Admission(model, Limits(max_new_tokens=max_new_tokens)).count(waiting, running)
+    return Admission(model, Limits(max_new_tokens=max_new_tokens), Reader(model)).count(waiting, running)
 
 
 def test_an_empty_batch_is_filled():
@@ -26,9 +28,9 @@ def test_an_empty_batch_is_filled():
     assert count(Model(4), []) == 0
 
 
-def test_short_prompts_wait_until_a_quarter_of_the_places_is_free():
-    assert count(Model(16), rows(*[9] * 10), rows(*[9] * 13)) == 0
-    assert count(Model(16), rows(*[9] * 10), rows(*[9] * 12)) == 4
+def test_short_prompts_wait_until_an_eighth_of_the_places_is_free():
+    assert count(Model(16), rows(*[9] * 10), rows(*[9] * 15)) == 0
+    assert count(Model(16), rows(*[9] * 10), rows(*[9] * 14)) == 2
     assert count(Model(16), rows(*[9] * 10), rows(*[9] * 16)) == 0
 
 
@@ -36,7 +38,8 @@ def test_a_long_prompt_enters_at_once():
     assert count(Model(16), rows(64, 9), rows(*[9] * 15)) == 1
     assert count(Model(16), rows(63, 9), rows(*[9] * 15)) == 0
     # two of 32 are as much work as one of 64
-    assert count(Model(16), rows(32, 32), rows(*[9] * 14)) == 2
+    assert count(Model(32), rows(32, 32), rows(*[9] * 30)) == 2
+    assert count(Model(32), rows(32, 31), rows(*[9] * 30)) == 0
 
 
 def test_prompts_that_would_be_padded_much_are_read_apart():
@@ -69,3 +72,14 @@ def test_rows_that_run_and_their_own_limits_count_in_the_bound():
     assert count(model, rows(*[5] * 4, most=5), rows(40, most=10)) == 1
     assert count(model, rows(*[5] * 4, most=5), rows(15, most=10)) == 3
     assert count(model, rows(*[15] * 4, most=20), rows(15, most=10), max_new_tokens=10) == 3, "the call's limit holds"
+
+
+def test_copies_of_a_prompt_count_once_and_enter_at_once_when_it_was_just_read():
+    model = Model(16)
+    many = [Row(n, Request(prompt_ids=(1,) * 40, stream=n)) for n in range(9)]
+    assert count(Model(32), many, rows(*[9] * 30)) == 0, "two copies of 40 tokens are one reading of 40"
+    assert count(model, many) == 9
+    reader = Reader(model, prompt=(1,) * 40)
+    admission = Admission(model, Limits(), reader)
+    assert admission.count(many[:3], rows(*[9] * 15)) == 1
+    assert admission.count([*many[:3], *rows(9, 9)], rows(*[9] * 9)) == 3

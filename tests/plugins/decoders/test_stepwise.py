@@ -199,6 +199,26 @@ def test_leaving_early_frees_the_cache():
         DecoderOnly.step = step
 
 
+@pytest.mark.parametrize("family", ["decoder", "encoder-decoder"])
+def test_a_prompt_is_read_once_however_late_its_copies_enter(family):
+    from tunesmith.generation import generate
+    from tunesmith_plugins.engines import Transformers
+
+    lm = tiny_lm(family)
+    lm.model.generation_config.eos_token_id = [1, *range(8, 14)]
+    prompts = ["the cat sees a tree", "one two red and", "dog"]
+    options = {"sampler": "temperature(temperature=1.5)", "max_new_tokens": 9, "completions": 7}
+    alone = generate(lm, prompts, engine=Transformers(batch_size=1, cache_tokens=1), **options)
+    engine = Transformers(batch_size=3).build()
+    engine.sync(lm)
+    model, seen = engine.step_model, []
+    read, engine.sync = model.read, lambda lm: None
+    model.read = lambda some: seen.extend(some) or read(some)
+    together = generate(lm, prompts, engine=engine, **options)
+    assert sorted(seen) == sorted(prompt_ids(lm, prompts))
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+
+
 def test_nothing_to_do_is_done():
     assert decode(Counting(2), []) == []
 

@@ -148,6 +148,17 @@ def test_greedy_tokens_are_those_of_transformers_in_mixed_batches(lm):
         assert tuple(new) == completion.token_ids
 
 
+def test_a_row_that_ended_at_the_last_position_disturbs_nobody():
+    lm = gpt2()
+    prompts = [[5 + n % 20 for n in range(60)], *[[6, 7, 8 + n] for n in range(15)]]
+    limits = [4, *[40] * 15]
+    # with sixteen rows an ended one keeps its place in the cache for a while, behind the end of the table of positions
+    together = generate(lm, prompts, max_new_tokens=limits, min_new_tokens=40, engine=Transformers(batch_size=16))
+    for prompt, limit, completion in zip(prompts, limits, together, strict=True):
+        (alone,) = generate(lm, [prompt], max_new_tokens=limit, min_new_tokens=40)
+        assert alone.token_ids == completion.token_ids
+
+
 def test_a_first_token_that_the_generation_config_forces_comes_first():
     for completion in generate(bart(), PROMPTS, sampler=HOT, max_new_tokens=3):
         assert completion.token_ids[0] == 7
