@@ -105,6 +105,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "presence_penalty": "presence_penalty(penalty=0.3)",
         "repetition_penalty": "repetition_penalty(penalty=1.3, window=64)",
         "sequence_bias": 'sequence_bias(sequences=[{"tokens": [4, 8], "bias": 1.5}])',
+        "structured": 'structured(regex="(yes|no)[.!]", whitespace="none")',
         "temperature": "temperature(temperature=0.7)",
         "top_a": "top_a(a=0.3)",
         "top_h": "top_h(h=0.5)",

@@ -1,13 +1,17 @@
-"""What a step model may offer beyond :class:`tunesmith.kinds.decoder.StepModel`; decoders that need it ask for it."""
+"""What a step model may offer beyond :class:`tunesmith.kinds.decoder.StepModel`; decoders that need it ask for it.
+
+And the other way round: what an engine tells samplers that ask.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
 
+    from tunesmith.kinds.sampler import Sampler
     from tunesmith.lm import LM
 
 
@@ -60,3 +64,18 @@ class RollsBack(Protocol):
 
         All counts must be equal where ``joins`` is false.
         """
+
+
+@runtime_checkable
+class KnowsTokens(Protocol):
+    """A sampler that works on text, and so must be told what the model's tokens are."""
+
+    def use_tokenizer(self, tokenizer: Any, end_ids: Collection[int]) -> None:
+        """Use this tokenizer of transformers from now on; ``end_ids`` end a text. Called again for every call of an engine."""
+
+
+def introduce(sampler: Sampler, tokenizer: Any, end_ids: Collection[int]) -> None:
+    """Tell a sampler, and the links of a chain, what the model's tokens are, if they ask. Engines call it."""
+    for one in (sampler, *getattr(sampler, "links", {}).values()):
+        if isinstance(one, KnowsTokens):
+            one.use_tokenizer(tokenizer, end_ids)

@@ -12,6 +12,7 @@ from tunesmith.errors import ConfigError
 from tunesmith.kinds.decoder import Completion, Decoder, Limits, Piece, Request
 from tunesmith.kinds.engine import POWERS, Engine
 from tunesmith.kinds.sampler import Sampler
+from tunesmith.kinds.step_model import introduce
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.engines.decoder_only import DecoderOnly
@@ -84,6 +85,7 @@ class TransformersEngine(Engine):
             ConfigError: For an empty prompt, or limits that leave no room for a prompt.
         """
         fitted, limits = self._fitted(requests, limits)
+        introduce(sampler, self.lm.tokenizer, self.step_model.eos_token_ids)
         yield from decoder.decode(self.step_model, fitted, sampler, limits, runtime)
 
     def stream(
@@ -95,6 +97,7 @@ class TransformersEngine(Engine):
             ConfigError: For an empty prompt, or limits that leave no room for a prompt.
         """
         fitted, limits = self._fitted(requests, limits)
+        introduce(sampler, self.lm.tokenizer, self.step_model.eos_token_ids)
         yield from decoder.stream(self.step_model, fitted, sampler, limits, runtime)
 
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:

@@ -20,6 +20,7 @@ from tunesmith_plugins.samplers.config_edits import (
     SequenceBias,
     Watermark,
 )
+from tunesmith_plugins.samplers.config_structured import Format, Structured
 from tunesmith_plugins.samplers.config_truncation import XTC, Epsilon, Eta, Mirostat, TopA, TopH, TopNSigma, Typical
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Epsilon",
     "Eta",
     "ForcedTokens",
+    "Format",
     "FrequencyPenalty",
     "Greedy",
     "LengthDecay",
@@ -45,6 +47,7 @@ __all__ = [
     "PresencePenalty",
     "RepetitionPenalty",
     "SequenceBias",
+    "Structured",
     "Temperature",
     "TopA",
     "TopH",
