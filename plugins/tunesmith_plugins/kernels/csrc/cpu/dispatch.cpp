@@ -71,9 +71,6 @@ bool cpu_has_amx() {
 const Entry *entries(int *count) {
   static const Entry table[] = {
       {"scalar", &ts_kernels_scalar, &ts_int8_scalar, true},
-#if defined(TS_HAVE_NEON)
-      {"neon", &ts_kernels_scalar, &ts_int8_neon, true},
-#endif
 #if defined(TS_HAVE_AVX2)
       {"avx2", &ts_kernels_avx2, &ts_int8_avx2, cpu_has_avx2()},
 #endif
