@@ -65,7 +65,9 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f".{name}", __name__)
     if name in __all__:
-        return getattr(import_module(f".{_HOME.get(name, 'ops')}", __name__), name)
+        value = getattr(import_module(f".{_HOME.get(name, 'ops')}", __name__), name)
+        globals()[name] = value  # the next use does not come here; an int8 layer takes a few microseconds in all
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

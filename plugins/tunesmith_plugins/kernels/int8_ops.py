@@ -7,7 +7,10 @@ through ``torch.ops.tunesmith.*`` (torch.compile, export, fake tensors, autograd
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import functools
+import struct
+import sys
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -108,7 +111,7 @@ def pack_weight(q: Tensor, scale: Tensor, group_size: int | None = None) -> Pack
     Args:
         q: ``(n, k)`` int8, any values.
         scale: ``(n,)`` float32; with ``group_size``, ``(n, ceil(k / group_size))``.
-        group_size: a multiple of 32: so many steps of k share a scale (only :func:`weight_only_linear` takes these).
+        group_size: 32 or a multiple of 64: so many steps of k share a scale (only :func:`weight_only_linear` takes these).
 
     Raises:
         ValueError: wrong shapes or types, or k above 65792.
@@ -117,8 +120,8 @@ def pack_weight(q: Tensor, scale: Tensor, group_size: int | None = None) -> Pack
         raise ValueError(f"q must be int8 (n, k) with k >= 1, not {q.dtype} {tuple(q.shape)}")
     n, k = q.shape
     _check_k(k)
-    if group_size is not None and (group_size < 32 or group_size % 32):
-        raise ValueError(f"group_size must be a multiple of 32, not {group_size}")
+    if group_size is not None and (group_size < 32 or (group_size != 32 and group_size % 64)):
+        raise ValueError(f"group_size must be 32 or a multiple of 64, not {group_size}")
     if group_size is not None and group_size > reference.MAX_K_12:
         raise ValueError(f"group_size must be at most {reference.MAX_K_12}, not {group_size}; leave it out instead")
     expected = (n,) if group_size is None else (n, -(-k // group_size))
@@ -130,8 +133,19 @@ def pack_weight(q: Tensor, scale: Tensor, group_size: int | None = None) -> Pack
     else:
         parts = [part.sum(-1, dtype=torch.int32) for part in q.split(group_size, dim=1)]
         sums, scale = torch.stack(parts), scale.detach().t()
-    data = reference.pack(q) if q.device.type == "cpu" else q.contiguous()
+    data = _pack(q) if q.device.type == "cpu" else q.contiguous()
     return PackedWeight(data, scale.detach().contiguous(), sums, n, k, group_size or 0)
+
+
+def _pack(q: Tensor) -> Tensor:
+    library = _native(q.device)
+    if library is None or not _plain(q):
+        return reference.pack(q)
+    n, k = q.shape
+    data = torch.empty((-(-n // 64), -(-k // 64) * 16, 64, 4), dtype=torch.int8)
+    q = q.contiguous()
+    library.check(library.int8_pack(q.data_ptr(), n, k, data.data_ptr()))
+    return data
 
 
 def unpack_weight(weight: PackedWeight) -> Tensor:
@@ -215,13 +229,132 @@ def _compute(
     mode: int,
     static: tuple[float, int] | None,
 ) -> Tensor:
+    library = _native(x.device)
+    if library is not None and data.device.type == "cpu":
+        weight = PackedWeight(data, scale, sums, n, k, group_size)
+        return _native_linears(x.detach(), [weight], [bias], [activation], mode, static)[0]
     rows = _rows(x.detach().reshape(-1, k))
     q = _unpacked(data, n, k)
-    if mode == _WEIGHT_ONLY:
+    if library is not None and mode == _DYNAMIC:
+        y = _cuda_linear(library, rows, q, scale, sums, bias)
+        y = reference.activate(y.float(), activation).to(x.dtype) if activation else y
+    elif mode == _WEIGHT_ONLY:
         y = reference.weight_only_linear(rows, q, scale, group_size, bias, activation)
     else:
         y = reference.int8_linear(rows, q, scale, sums, bias, activation, static)
     return y.reshape(*x.shape[:-1], n)
+
+
+_WORTH_RELEASING = 1 << 16
+"""Products of a call from which other Python threads get to run meanwhile (some 5 us)."""
+
+
+def _native_linears(
+    x: Tensor,
+    weights: Sequence[PackedWeight],
+    biases: Sequence[Tensor | None],
+    activations: Sequence[str | None],
+    mode: int,
+    static: tuple[float, int] | None,
+) -> list[Tensor]:
+    """Call the CPU library; arguments are checked already, and the library is there."""
+    if not x.is_contiguous():
+        x = _rows(x) if x.ndim == 2 else x.contiguous()
+    k = weights[0].k
+    rows = x.numel() // k
+    dtype = x.dtype
+    words: list[int | float | None] = [
+        x.data_ptr(), rows, k, x.stride(0) if x.ndim == 2 else k, _DTYPES[dtype], mode, weights[0].group_size,
+        static[0] if static else 0, static[1] if static else 0, torch.get_num_threads(),
+    ]  # fmt: skip
+    shape = x.shape[:-1]
+    outs, keep, products = [], [], 0
+    for (data, scale, sums, n, *_), bias, activation in zip(weights, biases, activations, strict=True):
+        out = torch.empty((*shape, n), dtype=dtype)
+        outs.append(out)
+        if bias is not None and (bias.dtype is not torch.float32 or not bias.is_contiguous()):
+            bias = bias.detach().float().contiguous()
+            keep.append(bias)
+        words += (
+            data.data_ptr(), scale.data_ptr(), sums.data_ptr(), None if bias is None else bias.data_ptr(),
+            out.data_ptr(), n, n, _CODES[activation],
+        )  # fmt: skip
+        products += n
+    _call_words(words, products * rows * k)
+    return outs
+
+
+def _native_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str | None, mode: int) -> Tensor:
+    """Do what ``_native_linears`` does for one layer, in as few steps as possible."""
+    data, scale, sums, n, k, group_size = weight
+    if not x.is_contiguous():
+        x = x.contiguous()
+    rows = x.numel() // k
+    out = x.new_empty((rows, n) if x.ndim == 2 else (*x.shape[:-1], n))
+    if bias is None:
+        added = None
+    else:
+        if bias.dtype is not torch.float32 or not bias.is_contiguous():
+            bias = bias.detach().float().contiguous()
+        added = bias.data_ptr()
+    held, released, address, library = _entry()
+    call = held if rows * n * k < _WORTH_RELEASING else released
+    code = call(
+        address, x.data_ptr(), rows, k, k, _DTYPES[x.dtype], mode, group_size, None, None, torch.get_num_threads(),
+        data.data_ptr(), scale.data_ptr(), sums.data_ptr(), added, out.data_ptr(), n, n, _CODES[activation],
+    )  # fmt: skip
+    if code:
+        library.check(code)
+    return out
+
+
+def _call_words(words: list[int | float | None], products: int) -> None:
+    held, released, address, library = _entry()
+    code = released(address, *words) if products > _WORTH_RELEASING else held(address, *words)
+    if code:
+        library.check(code)
+
+
+@functools.cache
+def _entry() -> tuple[Callable[..., int], Callable[..., int], int, loader.Library]:
+    library = loader.cpu()
+    if library is None:
+        raise RuntimeError("the native library is not loaded")
+    found = loader.words_call()
+    address = library.address("ts_int8_linears_words")
+    if found is not None:
+        return found.held, found.released, address, library
+
+    def slowly(_: int, *words: int | float | None) -> int:
+        bits = [
+            int.from_bytes(struct.pack("=d", word), sys.byteorder, signed=True)
+            if isinstance(word, float)
+            else word or 0
+            for word in words
+        ]
+        return int(library.int8_linears_words((ctypes.c_int64 * len(bits))(*bits), len(bits)))
+
+    return slowly, slowly, address, library
+
+
+def _cuda_linear(
+    library: loader.Library, rows: Tensor, q: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None
+) -> Tensor:
+    m, k = rows.shape
+    n = q.shape[0]
+    out = torch.empty((m, n), dtype=rows.dtype, device=rows.device)
+    bias = None if bias is None else bias.detach().float().contiguous()
+    scratch = torch.empty((m, k), dtype=torch.uint8, device=rows.device)
+    row_scale = torch.empty(m, dtype=torch.float32, device=rows.device)
+    zero_point = torch.empty(m, dtype=torch.int32, device=rows.device)
+    arguments = loader.LinearArgs(
+        x=rows.data_ptr(), rows=m, k=k, row_stride=rows.stride(0), dtype=_DTYPES[rows.dtype],
+        weight=q.data_ptr(), n=n, weight_scale=scale.data_ptr(), weight_sum=sums.data_ptr(),
+        bias=None if bias is None else bias.data_ptr(), out=out.data_ptr(), q=scratch.data_ptr(),
+        row_scale=row_scale.data_ptr(), row_zero_point=zero_point.data_ptr(), cuda_stream=_stream(rows.device),
+    )  # fmt: skip
+    library.check(library.int8_linear(ctypes.byref(arguments)))
+    return out
 
 
 def _check_layer(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str | None) -> None:
@@ -236,6 +369,38 @@ def _check_layer(x: Tensor, weight: PackedWeight, bias: Tensor | None, activatio
     for tensor in (weight.data, bias):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"x is on {x.device}, the layer on {tensor.device}")
+
+
+def _ready(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str | None, grouped: bool = False) -> bool:
+    """Whether the library can be called as it is: all the checks of the common case, as few steps as possible."""
+    if (
+        type(x) is not Tensor
+        or not x.is_cpu
+        or x.dtype not in _DTYPES
+        or not x.ndim
+        or x.size(-1) != weight.k
+        or not weight.data.is_cpu
+        or activation not in _CODES
+        or (weight.group_size and not grouped)
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or loader.cpu() is None
+    ):
+        return False
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return False
+    return bias is None or (bias.ndim == 1 and bias.size(0) == weight.n and bias.is_cpu and bias.is_floating_point())
+
+
+def _check_per_channel(weight: PackedWeight) -> None:
+    if weight.group_size:
+        raise ValueError(
+            f"the weight has scales for groups of {weight.group_size}, which only weight_only_linear takes"
+        )
+
+
+def _learns(x: Tensor, *biases: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *biases))
 
 
 def _check_static(static: tuple[float, int] | None) -> None:
@@ -271,12 +436,11 @@ def int8_linear(
     Raises:
         ValueError: wrong shapes or dtypes, or a grouped weight.
     """
+    if not torch.compiler.is_compiling() and static is None and _ready(x, weight, bias, activation):
+        return _native_linear(x, weight, bias, activation, _DYNAMIC)
     _check_layer(x, weight, bias, activation)
     _check_static(static)
-    if weight.group_size:
-        raise ValueError(
-            f"the weight has scales for groups of {weight.group_size}, which only weight_only_linear takes"
-        )
+    _check_per_channel(weight)
     return _linear(x, weight, bias, activation, _DYNAMIC if static is None else _STATIC, static)
 
 
@@ -300,6 +464,8 @@ def weight_only_linear(
     Raises:
         ValueError: wrong shapes or dtypes.
     """
+    if not torch.compiler.is_compiling() and _ready(x, weight, bias, activation, grouped=True):
+        return _native_linear(x, weight, bias, activation, _WEIGHT_ONLY)
     _check_layer(x, weight, bias, activation)
     return _linear(x, weight, bias, activation, _WEIGHT_ONLY, None)
 
@@ -328,6 +494,8 @@ def int8_linears(
         raise ValueError(
             f"{count} weights, {len(biases)} biases and {len(activations)} activations; one each is needed"
         )
+    if not torch.compiler.is_compiling() and all(map(_ready, [x] * count, weights, biases, activations)) and count:
+        return tuple(_native_linears(x, weights, biases, activations, _DYNAMIC, None))
     return tuple(
         int8_linear(x, weight, bias, activation)
         for weight, bias, activation in zip(weights, biases, activations, strict=True)
@@ -342,7 +510,7 @@ def _linear(
     mode: int,
     static: tuple[float, int] | None,
 ) -> Tensor:
-    learns = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    learns = _learns(x, bias)
     if learns and activation:
         return _activation(activation, _linear(x, weight, bias, None, mode, static))
     if not learns and _plain(x, weight.data, bias):

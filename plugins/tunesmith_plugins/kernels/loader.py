@@ -7,15 +7,17 @@ used in place), with ``native.txt``, where the build wrote what it made and, whe
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import sys
 import sysconfig
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 """The version of the C interface this file speaks; a library of another version is refused."""
 
 TS_OK = 0
@@ -149,16 +151,24 @@ class Library:
             )
         self.sample = self._function(f"{prefix}sample", ctypes.c_int32, ctypes.c_void_p)
         self.quantize_rows = self._function(f"{prefix}quantize_rows", ctypes.c_int32, ctypes.c_void_p)
-        self.int8_linear = self._function(f"{prefix}int8_linear", ctypes.c_int32, ctypes.c_void_p)
         if prefix == "ts_":
+            words = (ctypes.c_void_p, ctypes.c_int64)
+            self.int8_linears_words = self._function("ts_int8_linears_words", ctypes.c_int32, *words)
+            sizes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+            self.int8_pack = self._function("ts_int8_pack", ctypes.c_int32, *sizes)
             self.isa_available = self._function("ts_isa_available", ctypes.c_char_p)
             self.isa_current = self._function("ts_isa_current", ctypes.c_char_p)
             self.isa_set = self._function("ts_isa_set", ctypes.c_int32, ctypes.c_char_p)
             row = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
             self.exp_row = self._function("ts_exp_row", ctypes.c_int32, *row)
         else:
+            self.int8_linear = self._function("ts_cuda_int8_linear", ctypes.c_int32, ctypes.c_void_p)
             size = (ctypes.c_int64,) * 3
             self.sample_workspace = self._function(f"{prefix}sample_workspace", ctypes.c_int64, *size)
+
+    def address(self, name: str) -> int:
+        """Return where a function of the library is, for :func:`words_call`."""
+        return int(ctypes.cast(getattr(self._dll, name), ctypes.c_void_p).value or 0)
 
     def _function(self, name: str, result: Any, *arguments: Any) -> Any:
         function = getattr(self._dll, name)
@@ -232,6 +242,36 @@ def cpu() -> Library | None:
 def cuda() -> Library | None:
     """Return the CUDA library, or None; asked for only when a tensor is on a CUDA device."""
     return _slots["cuda"].open()
+
+
+class WordsCall(NamedTuple):
+    """Calls of functions that take ``(const int64_t *words, int64_t count)``; both return the status code."""
+
+    held: Callable[..., int]
+    """``held(address, *words)``: ints, None (0) or floats (the bits of a double); for calls of a few microseconds."""
+    released: Callable[..., int]
+    """The same with the interpreter free for other threads meanwhile."""
+
+
+def words_call() -> WordsCall | None:
+    """Return the quick calls into the library if the build could make them; ctypes does the same more slowly."""
+    where = folder()
+    path = (
+        None
+        if where is None
+        else where / ("tunesmith_call.pyd" if sys.platform == "win32" else "tunesmith_call.abi3.so")
+    )
+    if path is None or not path.is_file():
+        return None
+    spec = importlib.util.spec_from_file_location("tunesmith_call", path)
+    if spec is None or spec.loader is None:
+        return None
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError:  # built for another Python
+        return None
+    return WordsCall(module.call, module.call_released)
 
 
 _warned: set[str] = set()

@@ -26,7 +26,7 @@ def native() -> dict[str, Any]:
     return _require_native()
 
 
-INSTRUCTION_SETS = ["scalar", "avx2", "avx512"]
+INSTRUCTION_SETS = ["scalar", "avx2", "avx512", "amx"]
 
 
 @pytest.fixture(params=INSTRUCTION_SETS)

@@ -178,7 +178,7 @@ def test_wrong_shapes_and_types_are_named(native: dict[str, Any]) -> None:
         kernels.int8_linear(torch.zeros(2, 6), made, activation="tanh")
     with pytest.raises(ValueError, match="static must be"):
         kernels.int8_linear(torch.zeros(2, 6), made, static=(0.0, 3))
-    with pytest.raises(ValueError, match="group_size must be a multiple of 32"):
+    with pytest.raises(ValueError, match="group_size must be 32 or a multiple of 64"):
         kernels.pack_weight(weight.q, weight.scale, group_size=33)
     with pytest.raises(ValueError, match="1 weights, 2 biases"):
         kernels.int8_linears(torch.zeros(2, 6), [made], [None, None])

@@ -46,17 +46,24 @@ def test_the_sanitized_program_passes(tmp_path: Path) -> None:
     if built.returncode and "sanitize" in built.stdout + built.stderr and "cannot find" in built.stdout + built.stderr:
         pytest.skip("the compiler has no sanitizer libraries")
     assert built.returncode == 0, built.stdout + built.stderr
-    done = run(tmp_path / "tunesmith_native_tests")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "all checks passed" in done.stdout
-    print(done.stdout)
+    for program, last in (
+        ("tunesmith_native_tests", "all checks passed"),
+        ("tunesmith_int8_tests", "all int8 checks passed"),
+    ):
+        done = run(tmp_path / program)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert last in done.stdout
+        print(done.stdout)
 
 
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "/nowhere/no-such-compiler"])
 def test_without_a_compiler_the_build_succeeds_and_says_why(tmp_path: Path, compiler: str) -> None:
     done, record = build(tmp_path, CXX=compiler, TUNESMITH_CUDA="OFF")
     assert done.returncode == 0, done.stderr
-    assert record == "native: absent (no working compiler)\ncuda: off (TUNESMITH_CUDA=OFF)\n"
+    assert (
+        record
+        == "native: absent (no working compiler)\ncuda: off (TUNESMITH_CUDA=OFF)\ncall: absent (the CPU library was not built)\n"
+    )
 
 
 def test_a_compiler_that_fails_is_no_compiler(tmp_path: Path) -> None:
@@ -77,7 +84,10 @@ def test_with_native_on_a_missing_compiler_is_an_error(tmp_path: Path) -> None:
 def test_switched_off_it_builds_nothing(tmp_path: Path) -> None:
     done, record = build(tmp_path, TUNESMITH_NATIVE="off")
     assert done.returncode == 0, done.stderr
-    assert record == "native: off (TUNESMITH_NATIVE=OFF)\ncuda: off (TUNESMITH_NATIVE=OFF)\n"
+    assert (
+        record
+        == "native: off (TUNESMITH_NATIVE=OFF)\ncuda: off (TUNESMITH_NATIVE=OFF)\ncall: off (TUNESMITH_NATIVE=OFF)\n"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,14 @@
 #include <string>
 
 #include "error.h"
+#include "int8_kernels.h"
 #include "isa.h"
+
+#if defined(TS_HAVE_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #if defined(_MSC_VER) && (defined(_M_X64) || defined(_M_IX86))
 #include <immintrin.h>
@@ -20,7 +27,9 @@ namespace {
 thread_local char message[512] = "";
 
 struct Entry {
-  const TsKernels *kernels;
+  const char *name;
+  const TsKernels *kernels;    // sampling
+  const TsInt8Kernels *int8;
   bool available;
 };
 
@@ -46,32 +55,68 @@ bool cpu_has_avx512() {
 }
 #endif
 
+#if defined(TS_HAVE_AMX)
+// AMX keeps its registers for a process only after the process has asked for them (Linux 5.16).
+bool cpu_has_amx() {
+  unsigned a, b, c, d;
+  if (!cpu_has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr unsigned kTiles = 1u << 24, kInt8 = 1u << 25;
+  if ((d & (kTiles | kInt8)) != (kTiles | kInt8)) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
 // Slowest first.
 const Entry *entries(int *count) {
   static const Entry table[] = {
-      {&ts_kernels_scalar, true},
+      {"scalar", &ts_kernels_scalar, &ts_int8_scalar, true},
+#if defined(TS_HAVE_NEON)
+      {"neon", &ts_kernels_scalar, &ts_int8_neon, true},
+#endif
 #if defined(TS_HAVE_AVX2)
-      {&ts_kernels_avx2, cpu_has_avx2()},
+      {"avx2", &ts_kernels_avx2, &ts_int8_avx2, cpu_has_avx2()},
 #endif
 #if defined(TS_HAVE_AVX512)
-      {&ts_kernels_avx512, cpu_has_avx512()},
+      {"avx512", &ts_kernels_avx512, &ts_int8_avx512vnni, cpu_has_avx512()},
+#endif
+#if defined(TS_HAVE_AMX)
+      {"amx", &ts_kernels_avx512, &ts_int8_amx, cpu_has_amx()},
 #endif
   };
   *count = (int)(sizeof table / sizeof table[0]);
   return table;
 }
 
-const TsKernels *find(const char *name) {
+const Entry *find(const char *name) {
   int count;
   const Entry *table = entries(&count);
   for (int i = 0; i < count; ++i) {
-    if (table[i].available && strcmp(table[i].kernels->name, name) == 0) return table[i].kernels;
+    if (table[i].available && strcmp(table[i].name, name) == 0) return &table[i];
   }
   ts_fail(TS_UNSUPPORTED, "instruction set '%.40s' is not available here; choose one of: %s", name, ts_isa_available());
   return nullptr;
 }
 
-std::atomic<const TsKernels *> chosen{nullptr};
+std::atomic<const Entry *> chosen{nullptr};
+
+// Chosen once: TUNESMITH_ISA if set, else the best available; null with a message if that cannot be had.
+const Entry *choice() {
+  const Entry *entry = chosen.load(std::memory_order_acquire);
+  if (entry) return entry;
+  const char *forced = getenv("TUNESMITH_ISA");
+  if (forced && *forced) {
+    entry = find(forced);
+  } else {
+    int count;
+    const Entry *table = entries(&count);
+    for (int i = 0; i < count; ++i) {
+      if (table[i].available) entry = &table[i];
+    }
+  }
+  if (entry) chosen.store(entry, std::memory_order_release);
+  return entry;
+}
 
 }  // namespace
 
@@ -84,20 +129,13 @@ int32_t ts_fail(int32_t code, const char *format, ...) {
 }
 
 const TsKernels *ts_kernels() {
-  const TsKernels *kernels = chosen.load(std::memory_order_acquire);
-  if (kernels) return kernels;
-  const char *forced = getenv("TUNESMITH_ISA");
-  if (forced && *forced) {
-    kernels = find(forced);
-  } else {
-    int count;
-    const Entry *table = entries(&count);
-    for (int i = 0; i < count; ++i) {
-      if (table[i].available) kernels = table[i].kernels;
-    }
-  }
-  if (kernels) chosen.store(kernels, std::memory_order_release);
-  return kernels;
+  const Entry *entry = choice();
+  return entry ? entry->kernels : nullptr;
+}
+
+const TsInt8Kernels *ts_int8_kernels() {
+  const Entry *entry = choice();
+  return entry ? entry->int8 : nullptr;
 }
 
 extern "C" {
@@ -112,7 +150,7 @@ const char *ts_isa_available(void) {
     int count;
     const Entry *table = entries(&count);
     for (int i = 0; i < count; ++i) {
-      if (table[i].available) list += (list.empty() ? "" : ",") + std::string(table[i].kernels->name);
+      if (table[i].available) list += (list.empty() ? "" : ",") + std::string(table[i].name);
     }
     return list;
   }();
@@ -120,14 +158,14 @@ const char *ts_isa_available(void) {
 }
 
 const char *ts_isa_current(void) {
-  const TsKernels *kernels = ts_kernels();
-  return kernels ? kernels->name : nullptr;
+  const Entry *entry = choice();
+  return entry ? entry->name : nullptr;
 }
 
 int32_t ts_isa_set(const char *name) {
-  const TsKernels *kernels = name ? find(name) : nullptr;
-  if (!kernels) return name ? TS_UNSUPPORTED : ts_fail(TS_INVALID, "no instruction set named");
-  chosen.store(kernels, std::memory_order_release);
+  const Entry *entry = name ? find(name) : nullptr;
+  if (!entry) return name ? TS_UNSUPPORTED : ts_fail(TS_INVALID, "no instruction set named");
+  chosen.store(entry, std::memory_order_release);
   return TS_OK;
 }
 

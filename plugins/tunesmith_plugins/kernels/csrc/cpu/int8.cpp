@@ -1,15 +1,27 @@
-// Row quantisation and the int8 linear layer: integer dot products, one fused epilogue.
+// The int8 layers: rows quantised block by block, integer products panel by panel, results written once.
 #include <math.h>
+#include <string.h>
 
 #include <vector>
 
 #include "error.h"
-#include "isa.h"
+#include "int8_kernels.h"
 #include "load.h"
 #include "numeric.h"
+#include "pool.h"
 #include "tunesmith.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace {
+
+constexpr int kMostTileRows = 32;
+constexpr int64_t kBlockBytes = 3 << 19;  // of quantised rows at a time, to stay in the second cache
+constexpr double kWorthSharing = 200;     // microseconds; less is done by the calling thread
+
+int64_t up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 int32_t check_rows(const void *x, int64_t rows, int64_t k, int32_t dtype) {
   if (rows < 0 || k < 1) return ts_fail(TS_INVALID, "x must be (rows, k) with k >= 1, not (%lld, %lld)", (long long)rows, (long long)k);
@@ -18,26 +30,154 @@ int32_t check_rows(const void *x, int64_t rows, int64_t k, int32_t dtype) {
   return TS_OK;
 }
 
-// A row with a NaN or an infinity gets scale NaN and zeros, so that whatever is computed from it is NaN.
-void quantize_row(const TsKernels &kernels, const float *x, int64_t k, uint8_t *q, float *scale, int32_t *zero_point) {
-  float lowest = 0, highest = 0;
-  if (!kernels.row_range(x, k, &lowest, &highest)) {
-    *scale = NAN;
-    *zero_point = 0;
-    memset(q, 0, (size_t)k);
-    return;
+int32_t check(const ts_int8_args &a) {
+  const int32_t code = check_rows(a.x, a.rows, a.k, a.dtype);
+  if (code != TS_OK) return code;
+  if (a.k > TS_MAX_K)
+    return ts_fail(TS_INVALID, "k = %lld is above %d, where an int32 sum could overflow", (long long)a.k, TS_MAX_K);
+  if (a.mode < TS_DYNAMIC || a.mode > TS_WEIGHT_ONLY) return ts_fail(TS_INVALID, "unknown mode %d", a.mode);
+  if (a.mode == TS_STATIC && !(a.static_scale >= kSmallestScale && a.static_scale < HUGE_VALF && a.static_zero_point >= 0 && a.static_zero_point <= 255))
+    return ts_fail(TS_INVALID, "a static range needs a scale above 0 and a zero point in [0, 255]");
+  if (a.group_size && (a.mode != TS_WEIGHT_ONLY || a.group_size < 0 || a.group_size > TS_MAX_K_12 || (a.group_size != 32 && a.group_size % 64)))
+    return ts_fail(TS_INVALID, "group_size must be 32 or a multiple of 64, on a weight-only layer");
+  if (a.layer_count < 0 || (a.layer_count && !a.layers)) return ts_fail(TS_INVALID, "layers must not be null");
+  for (int64_t i = 0; i < a.layer_count; ++i) {
+    const ts_int8_layer &layer = a.layers[i];
+    if (layer.n < 0 || (layer.n && a.rows && (!layer.weight || !layer.scale || !layer.sum || !layer.out)))
+      return ts_fail(TS_INVALID, "layer %lld: weight, its scale, its sums and out must not be null", (long long)i);
+    if (layer.activation < TS_NO_ACTIVATION || layer.activation > TS_GELU_TANH)
+      return ts_fail(TS_INVALID, "layer %lld: unknown activation %d", (long long)i, layer.activation);
   }
-  *scale = ts_row_scale(lowest, highest);
-  const float inverse = 1.0f / *scale;
-  *zero_point = ts_row_zero_point(lowest, inverse);
-  kernels.quantize(x, k, inverse, *zero_point, q);
+  return TS_OK;
 }
 
-const float *as_floats(const void *x, int64_t row, int64_t stride, int64_t k, int32_t dtype, std::vector<float> &buffer) {
-  const void *source = ts_row(x, row, stride, dtype);
-  if (dtype == TS_F32) return (const float *)source;
-  ts_load_row(source, k, dtype, buffer.data());
-  return buffer.data();
+// A row with a NaN or an infinity gets scale NaN and zeros, so that whatever is computed from it is NaN.
+struct Range {
+  float scale, inverse;
+  int32_t zero_point;
+  bool finite;
+};
+
+Range range_of(const TsInt8Kernels &kernels, const void *x, int64_t k, int32_t dtype, const ts_int8_args *args) {
+  float lowest = 0, highest = 0;
+  if (!kernels.row_range(x, k, dtype, &lowest, &highest)) return {NAN, 0, 0, false};
+  const int32_t mode = args ? args->mode : TS_DYNAMIC;
+  if (mode == TS_STATIC) return {args->static_scale, 1.0f / args->static_scale, args->static_zero_point, true};
+  if (mode == TS_WEIGHT_ONLY) {
+    float scale = (-lowest > highest ? -lowest : highest) / 2047.0f;
+    if (scale < kSmallestScale) scale = kSmallestScale;
+    return {scale, 1.0f / scale, 0, true};
+  }
+  const float scale = ts_row_scale(lowest, highest), inverse = 1.0f / scale;
+  return {scale, inverse, ts_row_zero_point(lowest, inverse), true};
+}
+
+// The rows of one stretch, quantised, and what the threads need to multiply them.
+struct Work {
+  const ts_int8_args &args;
+  const TsInt8Kernels &kernels;
+  int block_rows;      // of the layout
+  int per_row;         // quantised rows a row of x becomes: 2 in 12 bits
+  int64_t k_padded;
+  int64_t first, rows;  // of x, in this stretch
+  int64_t panels_a_task;
+  uint8_t *q;
+  float *scale;
+  int32_t *zero_point;
+
+  uint8_t *block(int64_t index) const { return q + index * block_rows * k_padded; }
+  int64_t stride() const { return block_rows * kPanel; }
+
+  void quantize_block(int64_t index) const {
+    const int64_t rows_a_block = block_rows / per_row;
+    for (int64_t row = index * rows_a_block; row < rows && row < (index + 1) * rows_a_block; ++row) {
+      const void *x = ts_row(args.x, first + row, args.row_stride, args.dtype);
+      const Range range = range_of(kernels, x, args.k, args.dtype, &args);
+      uint8_t *at = block(index) + (row - index * rows_a_block) * per_row * kPanel;
+      scale[row] = range.scale;
+      zero_point[row] = range.zero_point;
+      if (!range.finite) {
+        for (int64_t chunk = 0; chunk < k_padded / kPanel; ++chunk) memset(at + chunk * stride(), 0, (size_t)(per_row * kPanel));
+      } else if (args.mode == TS_WEIGHT_ONLY) {
+        kernels.quantize12(x, args.k, args.dtype, range.inverse, at, stride());
+      } else {
+        kernels.quantize(x, args.k, args.dtype, range.inverse, range.zero_point, at, stride());
+      }
+    }
+  }
+
+  void panel(const ts_int8_layer &layer, int64_t index) const {
+    alignas(64) int32_t c[kMostTileRows * kPanel];
+    const int64_t column = index * kPanel;
+    const int8_t *w = layer.weight + index * kPanel * k_padded;
+    const int64_t item = args.dtype == TS_F32 ? 4 : 2;
+    TsTail tail = {layer.scale + column, layer.sum + column, layer.bias ? layer.bias + column : nullptr, nullptr, layer.out_stride,
+                   (int32_t)(layer.n - column < kPanel ? layer.n - column : kPanel), args.dtype, layer.activation};
+    const int64_t quantised = rows * per_row;
+    for (int64_t at = 0; at < quantised; at += kernels.tile_rows) {
+      const int m = (int)(quantised - at < kernels.tile_rows ? quantised - at : kernels.tile_rows);
+      const int64_t row = at / per_row;
+      const uint8_t *a = block(at / block_rows);
+      tail.out = (char *)layer.out + ((first + row) * layer.out_stride + column) * item;
+      if (args.group_size) {
+        groups(layer, a, m, w, row, tail, c);
+        continue;
+      }
+      kernels.dots(a, a + block_rows * k_padded, stride(), m, w, (args.k + 3) / 4, c);
+      if (args.mode == TS_WEIGHT_ONLY) {
+        kernels.finish12(c, m / 2, scale + row, args.k > TS_MAX_K_12, tail);
+      } else {
+        kernels.finish(c, m, scale + row, zero_point + row, tail);
+      }
+    }
+  }
+
+  void groups(const ts_int8_layer &layer, const uint8_t *a, int m, const int8_t *w, int64_t row, const TsTail &tail, int32_t *c) const {
+    alignas(64) float y[kMostTileRows / 2 * kPanel];
+    memset(y, 0, sizeof(float) * (size_t)(m / 2) * kPanel);
+    TsTail group = tail;
+    for (int64_t from = 0; from < args.k; from += args.group_size) {
+      const int64_t length = args.k - from < args.group_size ? args.k - from : args.group_size;
+      const uint8_t *part = a + from / kPanel * stride() + from % kPanel;
+      kernels.dots(part, nullptr, stride(), m, w + from * kPanel, (length + 3) / 4, c);
+      kernels.add_group12(c, m / 2, group, y);
+      group.scale += layer.n;
+      group.sum += layer.n;
+    }
+    kernels.finish_groups(y, m / 2, scale + row, tail);
+  }
+
+  int64_t tasks_of(const ts_int8_layer &layer) const { return (up(layer.n, kPanel) / kPanel + panels_a_task - 1) / panels_a_task; }
+
+  void task(int64_t index) const {
+    const ts_int8_layer *layer = args.layers;
+    while (index >= tasks_of(*layer)) index -= tasks_of(*layer++);
+    const int64_t panels = up(layer->n, kPanel) / kPanel, from = index * panels_a_task;
+    kernels.begin(block_rows);
+    for (int64_t i = from; i < panels && i < from + panels_a_task; ++i) panel(*layer, i);
+    kernels.end();
+  }
+};
+
+void quantize_task(void *work, int64_t index) { ((const Work *)work)->quantize_block(index); }
+void product_task(void *work, int64_t index) { ((const Work *)work)->task(index); }
+
+struct Scratch {
+  std::vector<uint8_t> bytes;
+  std::vector<float> scale;
+  std::vector<int32_t> zero_point;
+
+  uint8_t *aligned(int64_t size) {
+    if ((int64_t)bytes.size() < size + 64) bytes.resize((size_t)size + 64);
+    return (uint8_t *)(((uintptr_t)bytes.data() + 63) & ~(uintptr_t)63);
+  }
+};
+
+const TsInt8Kernels *table_for(const ts_int8_args &a, int64_t quantised) {
+  const TsInt8Kernels *kernels = ts_int8_kernels();
+  if (kernels && a.group_size && kernels->partial) kernels = kernels->partial;
+  while (kernels && kernels->below && quantised < kernels->min_rows) kernels = kernels->below;
+  return kernels;
 }
 
 }  // namespace
@@ -48,56 +188,103 @@ extern "C" int32_t ts_quantize_rows(const ts_quantize_args *args) {
     const ts_quantize_args &a = *args;
     const int32_t code = check_rows(a.x, a.rows, a.k, a.dtype);
     if (code != TS_OK) return code;
-    const TsKernels *kernels = ts_kernels();
+    const TsInt8Kernels *kernels = ts_int8_kernels();
     if (!kernels) return TS_UNSUPPORTED;
-    std::vector<float> buffer(a.dtype == TS_F32 ? 0 : (size_t)a.k);
+    std::vector<uint8_t> buffer((size_t)up(a.k, kPanel));
     for (int64_t row = 0; row < a.rows; ++row) {
-      const float *x = as_floats(a.x, row, a.row_stride, a.k, a.dtype, buffer);
-      quantize_row(*kernels, x, a.k, a.q + row * a.k, a.scale + row, a.zero_point + row);
+      const void *x = ts_row(a.x, row, a.row_stride, a.dtype);
+      const Range range = range_of(*kernels, x, a.k, a.dtype, nullptr);
+      a.scale[row] = range.scale;
+      a.zero_point[row] = range.zero_point;
+      if (range.finite) {
+        kernels->quantize(x, a.k, a.dtype, range.inverse, range.zero_point, buffer.data(), kPanel);
+        memcpy(a.q + row * a.k, buffer.data(), (size_t)a.k);
+      } else {
+        memset(a.q + row * a.k, 0, (size_t)a.k);
+      }
     }
     return TS_OK;
   });
 }
 
-extern "C" int32_t ts_int8_linear(const ts_linear_args *args) {
+extern "C" int32_t ts_int8_linears(const ts_int8_args *args) {
   return ts_guard([args]() -> int32_t {
     if (!args) return ts_fail(TS_INVALID, "no arguments");
-    const ts_linear_args &a = *args;
-    const int32_t code = check_rows(a.x, a.rows, a.k, a.dtype);
+    const ts_int8_args &a = *args;
+    const int32_t code = check(a);
     if (code != TS_OK) return code;
-    if (a.k > TS_MAX_K)
-      return ts_fail(TS_INVALID, "k = %lld is above %d, where an int32 sum could overflow", (long long)a.k, TS_MAX_K);
-    if (a.n < 0 || (a.n && (!a.weight || !a.weight_scale || !a.weight_sum))) return ts_fail(TS_INVALID, "weight, its scale and its sums must not be null");
-    const TsKernels *kernels = ts_kernels();
+    const int per_row = a.mode == TS_WEIGHT_ONLY ? 2 : 1;
+    const TsInt8Kernels *kernels = table_for(a, a.rows * per_row);
     if (!kernels) return TS_UNSUPPORTED;
-    // Each weight row is read once for every kTileRows rows of x; a block of x rows is quantised just before use.
-    std::vector<float> buffer(a.dtype == TS_F32 ? 0 : (size_t)a.k);
-    std::vector<uint8_t> q((size_t)a.k * kTileRows);
-    float scale[kTileRows];
-    int32_t zero_point[kTileRows];
-    int32_t sums[kTileRows * kTileColumns];
-    for (int64_t row = 0; row < a.rows; row += kTileRows) {
-      const int m = a.rows - row < kTileRows ? (int)(a.rows - row) : kTileRows;
-      for (int i = 0; i < m; ++i) {
-        const float *x = as_floats(a.x, row + i, a.row_stride, a.k, a.dtype, buffer);
-        quantize_row(*kernels, x, a.k, q.data() + i * a.k, scale + i, zero_point + i);
-      }
-      for (int64_t column = 0; column < a.n; column += kTileColumns) {
-        const int n = a.n - column < kTileColumns ? (int)(a.n - column) : kTileColumns;
-        kernels->dots(q.data(), a.k, m, a.weight + column * a.k, a.k, n, a.k, sums);
-        for (int i = 0; i < m; ++i) {
-          for (int j = 0; j < n; ++j) {
-            const int64_t channel = column + j, at = (row + i) * a.n + channel;
-            float y = ts_dequantize(sums[i * n + j], zero_point[i], a.weight_sum[channel], scale[i], a.weight_scale[channel]);
-            if (a.bias) y = y + a.bias[channel];
-            if (a.dtype == TS_F32) {
-              ((float *)a.out)[at] = y;
-            } else {
-              ((uint16_t *)a.out)[at] = ts_float_to_bf16(y);
-            }
-          }
-        }
-      }
+    int64_t columns = 0;
+    for (int64_t i = 0; i < a.layer_count; ++i) columns += up(a.layers[i].n, kPanel);
+    if (!a.rows || !columns) return TS_OK;
+
+    const int64_t k_padded = up(a.k, kPanel);
+    const int block_rows = (int)(a.rows * per_row < kernels->rows ? a.rows * per_row : kernels->rows);
+    int64_t stretch = kBlockBytes / (k_padded * per_row) / (2 * kMostTileRows) * (2 * kMostTileRows);
+    // A stretch is whole tiles of every table: a multiple of 6, 16 and 32 rows.
+    stretch = up(stretch < 192 ? 192 : stretch, 192) / per_row;
+    const int64_t most = a.rows < stretch ? a.rows : stretch;
+    static thread_local Scratch scratch;
+    Work work = {a, *kernels, block_rows, per_row, k_padded, 0, 0, 0, nullptr, nullptr, nullptr};
+    work.q = scratch.aligned((up(most * per_row, kernels->tile_rows) + block_rows) * k_padded);
+    if ((int64_t)scratch.scale.size() < most) {
+      scratch.scale.resize((size_t)most);
+      scratch.zero_point.resize((size_t)most);
+    }
+    work.scale = scratch.scale.data();
+    work.zero_point = scratch.zero_point.data();
+    for (work.first = 0; work.first < a.rows; work.first += stretch) {
+      work.rows = a.rows - work.first < stretch ? a.rows - work.first : stretch;
+      const double work_rows = (double)(work.rows * per_row), size = (double)columns * (double)k_padded;
+      const bool share_rows = work_rows * (double)k_padded / 2e3 > kWorthSharing;
+      const bool share = size * (1 / 2e4 + work_rows / (kernels->tile_rows == kMostTileRows ? 2e6 : 3e5)) > kWorthSharing;
+      const int32_t threads = a.threads > 0 ? a.threads : 1;
+      ts_parallel(share_rows ? threads : 1, (work.rows * per_row + block_rows - 1) / block_rows, quantize_task, &work);
+      work.panels_a_task = share && threads > 1 ? columns / kPanel / (threads * 8) : columns / kPanel;
+      if (work.panels_a_task < 1) work.panels_a_task = 1;
+      int64_t tasks = 0;
+      for (int64_t i = 0; i < a.layer_count; ++i) tasks += work.tasks_of(a.layers[i]);
+      ts_parallel(share ? threads : 1, tasks, product_task, &work);
+    }
+    return TS_OK;
+  });
+}
+
+extern "C" int32_t ts_int8_linears_words(const int64_t *words, int64_t count) {
+  constexpr int64_t kFirst = 10, kEach = 8, kMostLayers = 60;
+  const int64_t layers = (count - kFirst) / kEach;
+  if (!words || count < kFirst || layers > kMostLayers || count != kFirst + layers * kEach)
+    return ts_fail(TS_INVALID, "%lld words are not 10 and 8 for each of at most 60 layers", (long long)count);
+  ts_int8_layer list[kMostLayers];
+  for (int64_t i = 0; i < layers; ++i) {
+    const int64_t *w = words + kFirst + i * kEach;
+    list[i] = {(const int8_t *)w[0], (const float *)w[1], (const int32_t *)w[2], (const float *)w[3], (void *)w[4], w[5], w[6], (int32_t)w[7], 0};
+  }
+  double static_scale;
+  memcpy(&static_scale, words + 7, sizeof static_scale);
+  const ts_int8_args args = {(const void *)words[0], words[1], words[2], words[3], (int32_t)words[4], (int32_t)words[5], words[6],
+                             list, layers, (float)static_scale, (int32_t)words[8], (int32_t)words[9], 0};
+  return ts_int8_linears(&args);
+}
+
+extern "C" int32_t ts_int8_pack(const int8_t *weight, int64_t n, int64_t k, int8_t *packed) {
+  return ts_guard([=]() -> int32_t {
+    if (n < 0 || k < 1 || k > TS_MAX_K || (n && (!weight || !packed))) return ts_fail(TS_INVALID, "weight must be (n, k) with k in [1, %d]", TS_MAX_K);
+    const int64_t k_padded = up(k, kPanel), size = up(n, kPanel) * k_padded;
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    // Few large pages make a long stream of weights faster; a refusal costs nothing.
+    const uintptr_t page = 1 << 21, from = ((uintptr_t)packed + page - 1) & ~(page - 1), to = ((uintptr_t)packed + (uintptr_t)size) & ~(page - 1);
+    if (from < to) madvise((void *)from, to - from, MADV_HUGEPAGE);
+#endif
+    memset(packed, 0, (size_t)size);
+    for (int64_t row = 0; row < n; ++row) {
+      int8_t *panel = packed + row / kPanel * kPanel * k_padded + row % kPanel * 4;
+      const int8_t *source = weight + row * k;
+      int64_t i = 0;
+      for (; i + 4 <= k; i += 4) memcpy(panel + i * kPanel, source + i, 4);
+      if (i < k) memcpy(panel + i * kPanel, source + i, (size_t)(k - i));
     }
     return TS_OK;
   });

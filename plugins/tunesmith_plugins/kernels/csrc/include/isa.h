@@ -11,15 +11,7 @@ struct TsKernels {
   uint64_t (*exp_row)(const float *z, int64_t n, float max, double scale, double *e);
   // z[i] /= divisor
   void (*divide)(float *z, int64_t n, float divisor);
-  // Widens [*lowest, *highest] to hold x; returns 0 if a value is not finite.
-  int (*row_range)(const float *x, int64_t n, float *lowest, float *highest);
-  void (*quantize)(const float *x, int64_t n, float inverse, int32_t zero_point, uint8_t *q);
-  // out[i * n + j] = sum over k of a[i * lda + k] * w[j * ldw + k], for m in 1..kTileRows.
-  void (*dots)(const uint8_t *a, int64_t lda, int m, const int8_t *w, int64_t ldw, int n, int64_t k, int32_t *out);
 };
-
-constexpr int kTileRows = 4;
-constexpr int kTileColumns = 64;
 
 extern const TsKernels ts_kernels_scalar;
 #if defined(TS_HAVE_AVX2)

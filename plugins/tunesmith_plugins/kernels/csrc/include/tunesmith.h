@@ -16,10 +16,12 @@
 #endif
 
 /* Raised whenever a struct or the meaning of a function changes; the loader refuses any other value. */
-#define TS_ABI_VERSION 1
+#define TS_ABI_VERSION 2
 
 /* 255 * 128 * K must stay below 2^31, so that no int32 accumulator can overflow whatever the int8 weights are. */
 #define TS_MAX_K 65792
+/* 2048 * 128 * K is at most 2^31 up to here: rows in 12 bits add up in int32; above, in two int32 and one float32. */
+#define TS_MAX_K_12 8192
 
 #ifdef __cplusplus
 extern "C" {
@@ -73,6 +75,39 @@ typedef struct {
   void *cuda_stream;
 } ts_quantize_args;
 
+typedef enum { TS_NO_ACTIVATION = 0, TS_RELU = 1, TS_SILU = 2, TS_GELU = 3, TS_GELU_TANH = 4 } ts_activation;
+
+/* How rows are quantised: u8 by their own range, u8 by static_scale and static_zero_point, or 12 bits by their own. */
+typedef enum { TS_DYNAMIC = 0, TS_STATIC = 1, TS_WEIGHT_ONLY = 2 } ts_int8_mode;
+
+/* One layer on the rows of ts_int8_args: out = activation(x w^T + bias). */
+typedef struct {
+  const int8_t *weight; /* packed: (ceil(n/64), ceil(k/64)*16, 64, 4), zeros where n and k end */
+  const float *scale;   /* (n,), or (groups, n) */
+  const int32_t *sum;   /* of the same shape: the integers summed over k, or over each group */
+  const float *bias;    /* (n,) or null */
+  void *out;            /* (rows, n) of the type of x */
+  int64_t out_stride;
+  int64_t n;
+  int32_t activation;
+  int32_t reserved;
+} ts_int8_layer;
+
+typedef struct {
+  const void *x; /* (rows, k) */
+  int64_t rows, k, row_stride;
+  int32_t dtype;      /* TS_F32 or TS_BF16, of x and of the results */
+  int32_t mode;       /* ts_int8_mode */
+  int64_t group_size; /* 0: one scale a channel; else 32 or a multiple of 64, TS_WEIGHT_ONLY only */
+  const ts_int8_layer *layers;
+  int64_t layer_count;
+  float static_scale;
+  int32_t static_zero_point;
+  int32_t threads; /* at most so many; small work stays on one */
+  int32_t reserved;
+} ts_int8_args;
+
+/* ts_cuda_int8_linear: weights lie plainly, (n, k). */
 typedef struct {
   const void *x; /* (rows, k) */
   int64_t rows, k, row_stride;
@@ -84,9 +119,9 @@ typedef struct {
   const int32_t *weight_sum; /* (n,) sum over k of weight */
   const float *bias;         /* (n,) or null */
   void *out;                 /* (rows, n) contiguous */
-  uint8_t *q;                /* ts_cuda_int8_linear only: (rows, k) scratch on the device */
-  float *row_scale;          /* ts_cuda_int8_linear only: (rows,) scratch */
-  int32_t *row_zero_point;   /* ts_cuda_int8_linear only: (rows,) scratch */
+  uint8_t *q;                /* (rows, k) scratch on the device */
+  float *row_scale;          /* (rows,) scratch */
+  int32_t *row_zero_point;   /* (rows,) scratch */
   void *cuda_stream;
 } ts_linear_args;
 
@@ -97,7 +132,13 @@ TS_API const char *ts_isa_current(void);      /* chosen once: TUNESMITH_ISA if s
 TS_API int32_t ts_isa_set(const char *name);
 TS_API int32_t ts_sample(const ts_sample_args *args);
 TS_API int32_t ts_quantize_rows(const ts_quantize_args *args);
-TS_API int32_t ts_int8_linear(const ts_linear_args *args);
+/* Rows are quantised once for all layers. Weights are packed by the caller, or by ts_int8_pack. */
+TS_API int32_t ts_int8_linears(const ts_int8_args *args);
+/* The same with its arguments in a row, for callers to whom structs are slow: x, rows, k, row_stride, dtype, mode,
+ * group_size, static_scale (the bits of a double), static_zero_point, threads, and for each layer weight, scale, sum,
+ * bias, out, out_stride, n, activation. */
+TS_API int32_t ts_int8_linears_words(const int64_t *words, int64_t count);
+TS_API int32_t ts_int8_pack(const int8_t *weight, int64_t n, int64_t k, int8_t *packed);
 /* The arithmetic under every weight, open to tests: e[i] = exp(z[i] - max), *total = their integer weights' sum. */
 TS_API int32_t ts_exp_row(const float *z, int64_t n, float max, int64_t vocab, double *e, uint64_t *total);
 

@@ -192,86 +192,6 @@ void chains() {
   );
 }
 
-void linear_case(int64_t rows, int64_t n, int64_t k, int extreme) {
-  auto x = exactly<float>(rows * k);
-  auto weight = exactly<int8_t>(n * k);
-  auto scale = exactly<float>(n), bias = exactly<float>(n);
-  auto sums = exactly<int32_t>(n);
-  for (int64_t i = 0; i < rows * k; ++i) x[(size_t)i] = extreme ? 255.0f : (float)real(-2, 3);
-  for (int64_t j = 0; j < n; ++j) {
-    scale[(size_t)j] = (float)real(.01, .1);
-    bias[(size_t)j] = (float)real(-1, 1);
-    for (int64_t t = 0; t < k; ++t) {
-      weight[(size_t)(j * k + t)] = (int8_t)(extreme ? (extreme == 1 ? -128 : 127) : pick(-127, 127));
-      sums[(size_t)j] += weight[(size_t)(j * k + t)];
-    }
-  }
-  auto q = exactly<uint8_t>(rows * k);
-  auto row_scale = exactly<float>(rows);
-  auto zero_point = exactly<int32_t>(rows);
-  ts_quantize_args quantize = {};
-  quantize.x = x.get();
-  quantize.rows = rows;
-  quantize.k = quantize.row_stride = k;
-  quantize.q = q.get();
-  quantize.scale = row_scale.get();
-  quantize.zero_point = zero_point.get();
-  REQUIRE(ts_quantize_rows(&quantize) == TS_OK);
-  auto expected = exactly<float>(rows * n), out = exactly<float>(rows * n);
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < n; ++j) {
-      int64_t dot = 0;
-      for (int64_t t = 0; t < k; ++t) dot += ((int64_t)q[(size_t)(i * k + t)] - zero_point[(size_t)i]) * weight[(size_t)(j * k + t)];
-      REQUIRE(dot == (int32_t)dot);
-      expected[(size_t)(i * n + j)] = (float)dot * (row_scale[(size_t)i] * scale[(size_t)j]) + bias[(size_t)j];
-    }
-  }
-  ts_linear_args linear = {};
-  linear.x = x.get();
-  linear.rows = rows;
-  linear.k = linear.row_stride = k;
-  linear.weight = weight.get();
-  linear.n = n;
-  linear.weight_scale = scale.get();
-  linear.weight_sum = sums.get();
-  linear.bias = bias.get();
-  linear.out = out.get();
-  for (const std::string &isa : instruction_sets()) {
-    REQUIRE(ts_isa_set(isa.c_str()) == TS_OK);
-    memset(out.get(), 0, (size_t)(rows * n) * sizeof(float));
-    REQUIRE(ts_int8_linear(&linear) == TS_OK);
-    REQUIRE(same(out.get(), expected.get(), rows * n));
-    auto again = exactly<uint8_t>(rows * k);
-    quantize.q = again.get();
-    REQUIRE(ts_quantize_rows(&quantize) == TS_OK && same(again.get(), q.get(), rows * k));
-  }
-#if defined(TS_CUDA_ON_CPU)
-  auto scratch = exactly<uint8_t>(rows * k);
-  auto scratch_scale = exactly<float>(rows);
-  auto scratch_zero = exactly<int32_t>(rows);
-  linear.q = scratch.get();
-  linear.row_scale = scratch_scale.get();
-  linear.row_zero_point = scratch_zero.get();
-  memset(out.get(), 0, (size_t)(rows * n) * sizeof(float));
-  REQUIRE(ts_cuda_int8_linear(&linear) == TS_OK);
-  REQUIRE(same(out.get(), expected.get(), rows * n));
-#endif
-}
-
-void linears() {
-  int cases = 0;
-  for (const int64_t rows : {1, 2, 3, 4, 5, 8, 9}) {
-    for (const int64_t n : {1, 2, 63, 64, 65}) {
-      for (const int64_t k : {1, 3, 15, 16, 17, 33, 63, 64, 65, 130}) {
-        linear_case(rows, n, k, 0);
-        ++cases;
-      }
-    }
-  }
-  for (const int extreme : {1, 2}) linear_case(2, 3, TS_MAX_K, extreme);  // the largest sums that can occur
-  printf("int8: %d shapes equal to 64-bit sums, extremes at k = %d\n", cases, TS_MAX_K);
-}
-
 void refusals() {
   ts_sample_args sample = {};
   REQUIRE(ts_sample(nullptr) == TS_INVALID && ts_sample(&sample) == TS_INVALID);
@@ -295,9 +215,6 @@ void refusals() {
   }
   sample.step_count = 0;
   REQUIRE(ts_sample(&sample) == TS_OK && token == 1 && status == TS_ROW_OK);
-  ts_linear_args linear = {};
-  linear.k = TS_MAX_K + 1;
-  REQUIRE(ts_int8_linear(&linear) == TS_INVALID && strstr(ts_last_error(), "overflow"));
   REQUIRE(ts_isa_set("abacus") == TS_UNSUPPORTED && strstr(ts_last_error(), "scalar"));
   std::string other = "unset";
   std::thread([&] { other = ts_last_error(); }).join();
@@ -347,7 +264,6 @@ int main() {
   arithmetic();
   refusals();
   chains();
-  linears();
   threads();
   puts("all checks passed");
   return 0;

@@ -1,0 +1,257 @@
+// AVX2: both sides widened to 16 bits and multiplied by vpmaddwd, which is exact; vpmaddubsw on the bytes would
+// saturate at 255 * 127 * 2. Intrinsics only, no inline function of the standard library, as in isa_avx2.cpp.
+#include <immintrin.h>
+
+#include "int8_plain.h"
+
+namespace {
+
+__m256 load(const void *x, int64_t i, int32_t dtype) {
+  if (dtype == TS_F32) return _mm256_loadu_ps((const float *)x + i);
+  const __m128i half = _mm_loadu_si128((const __m128i *)((const uint16_t *)x + i));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+// Eight 32-bit values, each in [0, 255], as bytes.
+void store_bytes(uint8_t *at, __m256i v) {
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  _mm_storel_epi64((__m128i *)at, _mm_packus_epi16(words, words));
+}
+
+__m256 nearest(__m256 v) {
+  const __m256 magic = _mm256_set1_ps(kRoundFloat);
+  return _mm256_sub_ps(_mm256_add_ps(v, magic), magic);
+}
+
+int row_range(const void *x, int64_t k, int32_t dtype, float *lowest, float *highest) {
+  const __m256i exponent = _mm256_set1_epi32(0x7f800000);
+  __m256 low = _mm256_set1_ps(*lowest), high = _mm256_set1_ps(*highest);
+  __m256i bad = _mm256_setzero_si256();
+  int64_t i = 0;
+  for (; i + 8 <= k; i += 8) {
+    const __m256 v = load(x, i, dtype);
+    bad = _mm256_or_si256(bad, _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_castps_si256(v), exponent), exponent));
+    low = _mm256_min_ps(v, low);
+    high = _mm256_max_ps(v, high);
+  }
+  float lows[8], highs[8], least = *lowest, most = *highest;
+  _mm256_storeu_ps(lows, low);
+  _mm256_storeu_ps(highs, high);
+  for (int lane = 0; lane < 8; ++lane) {
+    least = lows[lane] < least ? lows[lane] : least;
+    most = highs[lane] > most ? highs[lane] : most;
+  }
+  const char *rest = (const char *)x + i * (dtype == TS_F32 ? 4 : 2);
+  const int finite = plain_row_range(rest, k - i, dtype, &least, &most) & _mm256_testz_si256(bad, bad);
+  *lowest = least;
+  *highest = most;
+  return finite;
+}
+
+void quantize(const void *x, int64_t k, int32_t dtype, float inverse, int32_t zero_point, uint8_t *q, int64_t stride) {
+  const __m256 factor = _mm256_set1_ps(inverse), limit = _mm256_set1_ps(kStaticLimit), under = _mm256_set1_ps(-kStaticLimit);
+  const __m256i zero = _mm256_set1_epi32(zero_point);
+  for (int64_t i = 0; i < padded(k); i += 8) {
+    uint8_t *at = q + i / kPanel * stride + i % kPanel;
+    if (i + 8 <= k) {
+      const __m256 steps = _mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(load(x, i, dtype), factor), under), limit);
+      store_bytes(at, _mm256_add_epi32(_mm256_cvttps_epi32(nearest(steps)), zero));  // its packs clamp
+    } else {
+      for (int64_t j = i; j < i + 8; ++j) at[j - i] = j < k ? ts_quantize_clamped(ts_load(x, j, dtype), inverse, zero_point) : 0;
+    }
+  }
+}
+
+void quantize12(const void *x, int64_t k, int32_t dtype, float inverse, uint8_t *q, int64_t stride) {
+  const __m256 factor = _mm256_set1_ps(inverse);
+  const __m256i most = _mm256_set1_epi32(kLargest12), least = _mm256_set1_epi32(-kLargest12), middle = _mm256_set1_epi32(2048);
+  for (int64_t i = 0; i < padded(k); i += 8) {
+    uint8_t *at = q + i / kPanel * stride + i % kPanel;
+    if (i + 8 <= k) {
+      const __m256i steps = _mm256_cvttps_epi32(nearest(_mm256_mul_ps(load(x, i, dtype), factor)));
+      const __m256i v = _mm256_add_epi32(_mm256_min_epi32(_mm256_max_epi32(steps, least), most), middle);
+      store_bytes(at, _mm256_srli_epi32(v, 6));
+      store_bytes(at + kPanel, _mm256_and_si256(v, _mm256_set1_epi32(63)));
+    } else {
+      for (int64_t j = i; j < i + 8; ++j) {
+        const int32_t value = j < k ? ts_quantize_12(ts_load(x, j, dtype), inverse) : 0;
+        at[j - i] = (uint8_t)(value >> 6);
+        at[j - i + kPanel] = (uint8_t)(value & 63);
+      }
+    }
+  }
+}
+
+void nothing(int) {}
+void nothing_either() {}
+
+// Up to four rows against eight channels; every lane of a sum holds two of a channel's four products a step.
+template <int M>
+void tile(const uint8_t *a, int64_t stride, const int8_t *w, int64_t steps, int32_t *c) {
+  __m256i left[M], right[M];
+#pragma GCC unroll 4
+  for (int i = 0; i < M; ++i) left[i] = right[i] = _mm256_setzero_si256();
+  for (int64_t step = 0; step < steps; ++step, w += 4 * kPanel) {
+    const __m256i v0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w));
+    const __m256i v1 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16)));
+    const uint8_t *four = a + step / 16 * stride + step % 16 * 4;
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i) {
+      int32_t bits;
+      __builtin_memcpy(&bits, four + i * kPanel, 4);
+      const __m256i u = _mm256_cvtepu8_epi16(_mm_set1_epi32(bits));
+      left[i] = _mm256_add_epi32(left[i], _mm256_madd_epi16(u, v0));
+      right[i] = _mm256_add_epi32(right[i], _mm256_madd_epi16(u, v1));
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < M; ++i) {
+    const __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(left[i], right[i]), 0xd8);
+    _mm256_storeu_si256((__m256i *)(c + i * kPanel), sums);
+  }
+}
+
+void dots(const uint8_t *a, const uint8_t *, int64_t stride, int m, const int8_t *panel, int64_t steps, int32_t *c) {
+  for (int j = 0; j < kPanel; j += 8) {
+    switch (m) {
+      case 1:
+        tile<1>(a, stride, panel + 4 * j, steps, c + j);
+        break;
+      case 2:
+        tile<2>(a, stride, panel + 4 * j, steps, c + j);
+        break;
+      case 3:
+        tile<3>(a, stride, panel + 4 * j, steps, c + j);
+        break;
+      default:
+        tile<4>(a, stride, panel + 4 * j, steps, c + j);
+    }
+  }
+}
+
+__m256 exp_of(__m256 x) {
+  // A NaN passes through both: they return their second operand then.
+  x = _mm256_min_ps(_mm256_set1_ps(kExpLimit), _mm256_max_ps(_mm256_set1_ps(-kExpLimit), x));
+  const __m256 n = nearest(_mm256_mul_ps(x, _mm256_set1_ps(kLog2EFloat)));
+  const __m256 r = _mm256_sub_ps(_mm256_sub_ps(x, _mm256_mul_ps(n, _mm256_set1_ps(kLn2HighFloat))),
+                                 _mm256_mul_ps(n, _mm256_set1_ps(kLn2LowFloat)));
+  __m256 p = _mm256_set1_ps(kExpLeadFloat);
+#define TS_STEP(c) p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(c));
+  TS_EXP_FLOAT(TS_STEP)
+#undef TS_STEP
+  const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvttps_epi32(n), _mm256_set1_epi32(127)), 23);
+  return _mm256_mul_ps(p, _mm256_castsi256_ps(power));
+}
+
+__m256 sigmoid(__m256 x) {
+  const __m256 one = _mm256_set1_ps(1.0f);
+  return _mm256_div_ps(one, _mm256_add_ps(one, exp_of(_mm256_xor_ps(x, _mm256_set1_ps(-0.0f)))));
+}
+
+__m256 activate(__m256 x, int32_t activation) {
+  const __m256 negative = _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ);
+  switch (activation) {
+    case TS_RELU:
+      return _mm256_andnot_ps(negative, x);
+    case TS_SILU:
+      return _mm256_mul_ps(x, sigmoid(x));
+    case TS_GELU_TANH: {
+      const __m256 cubic =
+          _mm256_add_ps(x, _mm256_mul_ps(_mm256_mul_ps(_mm256_mul_ps(x, x), x), _mm256_set1_ps(kCubic)));
+      return _mm256_mul_ps(x, sigmoid(_mm256_mul_ps(cubic, _mm256_set1_ps(kTwiceRootTwoOverPi))));
+    }
+    case TS_GELU: {
+      const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f);
+      const __m256 z = _mm256_mul_ps(_mm256_andnot_ps(sign, x), _mm256_set1_ps(kRootHalf));
+      const __m256 t = _mm256_div_ps(one, _mm256_add_ps(one, _mm256_mul_ps(z, _mm256_set1_ps(kErfP))));
+      __m256 p = _mm256_set1_ps(kErfLead);
+#define TS_STEP(c) p = _mm256_add_ps(_mm256_mul_ps(p, t), _mm256_set1_ps(c));
+      TS_ERF_FLOAT(TS_STEP)
+#undef TS_STEP
+      const __m256 tail = _mm256_mul_ps(_mm256_mul_ps(p, t), exp_of(_mm256_xor_ps(_mm256_mul_ps(z, z), sign)));
+      const __m256 half = _mm256_mul_ps(x, _mm256_set1_ps(0.5f));
+      const __m256 above = _mm256_mul_ps(half, _mm256_sub_ps(_mm256_set1_ps(2.0f), tail));
+      return _mm256_blendv_ps(above, _mm256_mul_ps(half, tail), negative);
+    }
+    default:
+      return x;
+  }
+}
+
+void result(const TsTail &tail, int64_t row, int j, __m256 y) {
+  if (tail.bias) y = _mm256_add_ps(y, _mm256_loadu_ps(tail.bias + j));
+  if (tail.activation) y = activate(y, tail.activation);
+  const int64_t at = row * tail.out_stride + j;
+  if (tail.dtype == TS_F32) {
+    _mm256_storeu_ps((float *)tail.out + at, y);
+    return;
+  }
+  const __m256i bits = _mm256_castps_si256(y);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  __m256i half = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
+  const __m256i unordered = _mm256_castps_si256(_mm256_cmp_ps(y, y, _CMP_UNORD_Q));
+  half = _mm256_blendv_epi8(half, _mm256_set1_epi32(0x7fc0), unordered);
+  const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  _mm_storeu_si128((__m128i *)((uint16_t *)tail.out + at), packed);
+}
+
+__m256 sum12(const int32_t *upper, const int32_t *weight_sum, int wide) {
+  const __m256i high = _mm256_loadu_si256((const __m256i *)upper), low = _mm256_loadu_si256((const __m256i *)(upper + kPanel));
+  const __m256i weights = _mm256_loadu_si256((const __m256i *)weight_sum);
+  if (!wide) {
+    const __m256i both = _mm256_add_epi32(_mm256_slli_epi32(high, 6), low);
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(both, _mm256_slli_epi32(weights, 11)));
+  }
+  const __m256 centred = _mm256_cvtepi32_ps(_mm256_sub_epi32(high, _mm256_slli_epi32(weights, 5)));
+  return _mm256_add_ps(_mm256_mul_ps(centred, _mm256_set1_ps(64.0f)), _mm256_cvtepi32_ps(low));
+}
+
+int whole(const TsTail &tail) { return tail.columns / 8 * 8; }
+
+void finish(const int32_t *c, int m, const float *row_scale, const int32_t *zero_point, const TsTail &tail) {
+  for (int i = 0; i < m; ++i) {
+    for (int j = 0; j < whole(tail); j += 8) {
+      const __m256i sums = _mm256_loadu_si256((const __m256i *)(tail.sum + j));
+      const __m256i offset = _mm256_mullo_epi32(_mm256_set1_epi32(zero_point[i]), sums);
+      const __m256i dot = _mm256_sub_epi32(_mm256_loadu_si256((const __m256i *)(c + i * kPanel + j)), offset);
+      const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(row_scale[i]), _mm256_loadu_ps(tail.scale + j));
+      result(tail, i, j, _mm256_mul_ps(_mm256_cvtepi32_ps(dot), scale));
+    }
+  }
+  plain_finish(c, m, row_scale, zero_point, tail, whole(tail));
+}
+
+void finish12(const int32_t *c, int m, const float *row_scale, int wide, const TsTail &tail) {
+  for (int i = 0; i < m; ++i) {
+    for (int j = 0; j < whole(tail); j += 8) {
+      const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(row_scale[i]), _mm256_loadu_ps(tail.scale + j));
+      result(tail, i, j, _mm256_mul_ps(sum12(c + 2 * i * kPanel + j, tail.sum + j, wide), scale));
+    }
+  }
+  plain_finish12(c, m, row_scale, wide, tail, whole(tail));
+}
+
+void add_group12(const int32_t *c, int m, const TsTail &tail, float *y) {
+  for (int i = 0; i < m; ++i) {
+    for (int j = 0; j < whole(tail); j += 8) {
+      float *at = y + i * kPanel + j;
+      const __m256 product = _mm256_mul_ps(sum12(c + 2 * i * kPanel + j, tail.sum + j, 0), _mm256_loadu_ps(tail.scale + j));
+      _mm256_storeu_ps(at, _mm256_add_ps(_mm256_loadu_ps(at), product));
+    }
+  }
+  plain_add_group12(c, m, tail, y, whole(tail));
+}
+
+void finish_groups(const float *y, int m, const float *row_scale, const TsTail &tail) {
+  for (int i = 0; i < m; ++i) {
+    for (int j = 0; j < whole(tail); j += 8)
+      result(tail, i, j, _mm256_mul_ps(_mm256_loadu_ps(y + i * kPanel + j), _mm256_set1_ps(row_scale[i])));
+  }
+  plain_finish_groups(y, m, row_scale, tail, whole(tail));
+}
+
+}  // namespace
+
+extern const TsInt8Kernels ts_int8_avx2 = {
+    "avx2", 4, 4, 0, nullptr, nullptr, row_range, quantize, quantize12, nothing, nothing_either, dots, finish, finish12,
+    add_group12, finish_groups};

@@ -1,0 +1,122 @@
+// The threads of ts_parallel. They are made when first needed, sleep between jobs, and a forked child makes its own.
+#include "pool.h"
+
+#if defined(_WIN32)
+#include <process.h>
+#define ts_process_id _getpid
+#else
+#include <unistd.h>
+#define ts_process_id getpid
+#endif
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+namespace {
+
+struct Job {
+  void (*body)(void *, int64_t);
+  void *context;
+  int64_t count;
+  int places;                    // workers that may still join; guarded by the pool's mutex
+  int active = 0;                // workers inside; guarded by the pool's mutex
+  std::atomic<int64_t> next{0};
+
+  void work() {
+    for (;;) {
+      const int64_t index = next.fetch_add(1, std::memory_order_relaxed);
+      if (index >= count) return;
+      body(context, index);
+    }
+  }
+};
+
+class Pool {
+ public:
+  explicit Pool(int64_t process) : process_(process) {}
+
+  int64_t process() const { return process_; }
+
+  void run(int32_t threads, Job &job) {
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      if (job_) {  // taken by another caller
+        lock.unlock();
+        job.work();
+        return;
+      }
+      while (workers_ < threads - 1 && start()) {
+      }
+      job.places = threads - 1;
+      job_ = &job;
+    }
+    for (int32_t i = 1; i < threads; ++i) wake_.notify_one();
+    job.work();
+    std::unique_lock<std::mutex> lock(mutex_);
+    job_ = nullptr;
+    done_.wait(lock, [&] { return job.active == 0; });
+  }
+
+ private:
+  bool start() {
+    try {
+      std::thread([this] { serve(); }).detach();
+    } catch (...) {
+      return false;  // no more threads to be had: the caller does the work
+    }
+    ++workers_;
+    return true;
+  }
+
+  void serve() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [this] { return job_ && job_->places > 0; });
+      Job &job = *job_;
+      --job.places;
+      ++job.active;
+      lock.unlock();
+      job.work();
+      lock.lock();
+      if (--job.active == 0) done_.notify_all();
+    }
+  }
+
+  const int64_t process_;
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  Job *job_ = nullptr;
+  int32_t workers_ = 0;
+};
+
+std::atomic<Pool *> current{nullptr};
+
+// The pool of this process. Pools live for ever: their threads may be asleep in them when the process ends, and after
+// a fork the parent's pool is unusable in the child (its threads are gone, its mutex may be locked).
+Pool &pool() {
+  const int64_t process = (int64_t)ts_process_id();
+  Pool *found = current.load(std::memory_order_acquire);
+  while (!found || found->process() != process) {
+    Pool *made = new Pool(process);
+    if (current.compare_exchange_strong(found, made, std::memory_order_acq_rel)) return *made;
+    delete made;
+  }
+  return *found;
+}
+
+}  // namespace
+
+void ts_parallel(int32_t threads, int64_t count, void (*body)(void *, int64_t), void *context) {
+  if (threads <= 1 || count <= 1) {
+    for (int64_t index = 0; index < count; ++index) body(context, index);
+    return;
+  }
+  Job job;
+  job.body = body;
+  job.context = context;
+  job.count = count;
+  job.places = 0;
+  pool().run(threads < count ? threads : (int32_t)count, job);
+}

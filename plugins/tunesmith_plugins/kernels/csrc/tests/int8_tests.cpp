@@ -1,0 +1,333 @@
+// Checks of the int8 layers that need no Python, on every instruction set: equal to 64-bit sums at every tile edge, to
+// the plain arithmetic around them, on any number of threads; nothing is read or written outside the arrays (each
+// ends at a page that may not be touched, which sees assembly and gathers too). Meant for sanitizers as well.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#define TS_GUARD_PAGES
+#endif
+
+#include "../cpu/int8_math.h"
+#include "../cpu/pool.h"
+#include "tunesmith.h"
+
+#define REQUIRE(condition)                                                     \
+  do {                                                                         \
+    if (!(condition)) {                                                        \
+      fprintf(stderr, "%s:%d: %s does not hold (%s)\n", __FILE__, __LINE__, #condition, ts_last_error()); \
+      exit(1);                                                                 \
+    }                                                                          \
+  } while (0)
+
+namespace {
+
+std::mt19937_64 generator(20250301);
+
+int64_t pick(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
+float real(double low, double high) { return (float)std::uniform_real_distribution<double>(low, high)(generator); }
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names(1);
+  for (const char *c = ts_isa_available(); *c; ++c) {
+    if (*c == ',') names.emplace_back();
+    else names.back() += *c;
+  }
+  return names;
+}
+
+// An array whose end is the end of what may be touched.
+template <typename T>
+class Guarded {
+ public:
+  explicit Guarded(int64_t n) : n_(n) {
+#if defined(TS_GUARD_PAGES)
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), bytes = (size_t)n * sizeof(T);
+    size_ = (bytes + page - 1) / page * page + 2 * page;
+    base_ = (char *)mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+    REQUIRE(base_ != MAP_FAILED);
+    REQUIRE(mprotect(base_ + size_ - page, page, PROT_NONE) == 0 && mprotect(base_, page, PROT_NONE) == 0);
+    data_ = (T *)(base_ + size_ - page - bytes);
+#else
+    base_ = (char *)calloc((size_t)n + 1, sizeof(T));
+    data_ = (T *)base_;
+#endif
+  }
+  Guarded(const Guarded &) = delete;
+  ~Guarded() {
+#if defined(TS_GUARD_PAGES)
+    munmap(base_, size_);
+#else
+    free(base_);
+#endif
+  }
+  T *get() const { return data_; }
+  T &operator[](int64_t i) const { return data_[i]; }
+  int64_t size() const { return n_; }
+
+ private:
+  int64_t n_;
+  size_t size_ = 0;
+  char *base_;
+  T *data_;
+};
+
+bool same(float a, float b) { return a == b || (a != a && b != b); }
+
+struct Layer {
+  int64_t n, k, group;
+  Guarded<int8_t> weight, packed;
+  Guarded<float> scale, bias;
+  Guarded<int32_t> sum;
+
+  static int64_t groups(int64_t k, int64_t group) { return group ? (k + group - 1) / group : 1; }
+
+  Layer(int64_t n_, int64_t k_, int64_t group_, int extreme)
+      : n(n_), k(k_), group(group_), weight(n_ * k_), packed((n_ + 63) / 64 * 64 * ((k_ + 63) / 64 * 64)),
+        scale(n_ * groups(k_, group_)), bias(n_), sum(n_ * groups(k_, group_)) {
+    for (int64_t i = 0; i < n * k; ++i) weight[i] = (int8_t)(extreme ? (extreme == 1 ? -128 : 127) : pick(-128, 127));
+    for (int64_t i = 0; i < scale.size(); ++i) scale[i] = real(.01, .1);
+    for (int64_t j = 0; j < n; ++j) {
+      bias[j] = real(-1, 1);
+      for (int64_t t = 0; t < k; ++t) sum[(group ? t / group : 0) * n + j] += weight[j * k + t];
+    }
+    REQUIRE(ts_int8_pack(weight.get(), n, k, packed.get()) == TS_OK);
+  }
+
+  ts_int8_layer call(void *out, int32_t activation) const {
+    ts_int8_layer layer = {};
+    layer.weight = packed.get();
+    layer.scale = scale.get();
+    layer.sum = sum.get();
+    layer.bias = bias.get();
+    layer.out = out;
+    layer.out_stride = layer.n = n;
+    layer.activation = activation;
+    return layer;
+  }
+};
+
+// One row against one channel, from the definition.
+float expected(const Layer &layer, const float *x, int64_t j, int32_t mode, int32_t activation, float static_scale, int32_t static_zero) {
+  float low = 0, high = 0;
+  for (int64_t t = 0; t < layer.k; ++t) {
+    if (!isfinite(x[t])) return NAN;
+    if (x[t] < low) low = x[t];
+    if (x[t] > high) high = x[t];
+  }
+  float y = 0;
+  if (mode == TS_WEIGHT_ONLY) {
+    float scale = (-low > high ? -low : high) / 2047.0f;
+    if (scale < kSmallestScale) scale = kSmallestScale;
+    const float inverse = 1.0f / scale;
+    const int64_t length = layer.group ? layer.group : layer.k;
+    for (int64_t from = 0, g = 0; from < layer.k; from += length, ++g) {
+      int64_t dot = 0, upper = 0, lower = 0;
+      for (int64_t t = from; t < layer.k && t < from + length; ++t) {
+        const int32_t q = ts_quantize_12(x[t], inverse);
+        const int64_t w = layer.weight[j * layer.k + t];
+        dot += (q - 2048) * w;
+        upper += ((q >> 6) - 32) * w;
+        lower += (q & 63) * w;
+      }
+      REQUIRE(layer.k > TS_MAX_K_12 || dot == (int32_t)dot);
+      const float sum = layer.k > TS_MAX_K_12 ? (float)upper * 64.0f + (float)lower : (float)dot;
+      if (layer.group) y = y + sum * layer.scale[g * layer.n + j];
+      else y = sum * (scale * layer.scale[j]);
+    }
+    if (layer.group) y = y * scale;
+  } else {
+    const float scale = mode == TS_STATIC ? static_scale : ts_row_scale(low, high), inverse = 1.0f / scale;
+    const int32_t zero = mode == TS_STATIC ? static_zero : ts_row_zero_point(low, inverse);
+    int64_t dot = 0;
+    for (int64_t t = 0; t < layer.k; ++t)
+      dot += ((int64_t)ts_quantize_clamped(x[t], inverse, zero) - zero) * layer.weight[j * layer.k + t];
+    REQUIRE(dot == (int32_t)dot);
+    y = (float)dot * (scale * layer.scale[j]);
+  }
+  return ts_activate(y + layer.bias[j], activation);
+}
+
+void linear_case(int64_t rows, int64_t n, int64_t k, int32_t mode, int64_t group, int extreme) {
+  const Layer layer(n, k, group, extreme);
+  Guarded<float> x(rows * k);
+  for (int64_t i = 0; i < rows * k; ++i) x[i] = extreme ? 255.0f : real(-2, 3);
+  if (!extreme && rows > 2) x[k + k / 2] = NAN, x[2 * k] = INFINITY;
+  if (!extreme && rows > 3) memset(&x[3 * k], 0, sizeof(float) * (size_t)k);
+  const int32_t activation = extreme ? 0 : (int32_t)pick(0, 4);
+  const float static_scale = 0.011f;
+  std::vector<float> right((size_t)(rows * n));
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < n; ++j) right[(size_t)(i * n + j)] = expected(layer, &x[i * k], j, mode, activation, static_scale, 100);
+  Guarded<float> out(rows * n);
+  const ts_int8_layer call = layer.call(out.get(), activation);
+  ts_int8_args args = {};
+  args.x = x.get();
+  args.rows = rows;
+  args.k = args.row_stride = k;
+  args.mode = mode;
+  args.group_size = group;
+  args.layers = &call;
+  args.layer_count = 1;
+  args.static_scale = static_scale;
+  args.static_zero_point = 100;
+  args.threads = (int32_t)pick(1, 3);
+  for (const std::string &isa : instruction_sets()) {
+    REQUIRE(ts_isa_set(isa.c_str()) == TS_OK);
+    memset(out.get(), 0, (size_t)(rows * n) * sizeof(float));
+    REQUIRE(ts_int8_linears(&args) == TS_OK);
+    for (int64_t i = 0; i < rows * n; ++i) {
+      if (same(out[i], right[(size_t)i])) continue;
+      fprintf(stderr, "%s: %lld x %lld x %lld, mode %d, group %lld: %g, not %g, at %lld\n", isa.c_str(), (long long)rows, (long long)n,
+              (long long)k, mode, (long long)group, out[i], right[(size_t)i], (long long)i);
+      exit(1);
+    }
+  }
+#if defined(TS_CUDA_ON_CPU)
+  if (mode != TS_DYNAMIC || activation) return;
+  Guarded<uint8_t> q(rows * k);
+  Guarded<float> row_scale(rows);
+  Guarded<int32_t> zero_point(rows);
+  ts_linear_args cuda = {};
+  cuda.x = x.get();
+  cuda.rows = rows;
+  cuda.k = cuda.row_stride = k;
+  cuda.weight = layer.weight.get();
+  cuda.n = n;
+  cuda.weight_scale = layer.scale.get();
+  cuda.weight_sum = layer.sum.get();
+  cuda.bias = layer.bias.get();
+  cuda.out = out.get();
+  cuda.q = q.get();
+  cuda.row_scale = row_scale.get();
+  cuda.row_zero_point = zero_point.get();
+  memset(out.get(), 0, (size_t)(rows * n) * sizeof(float));
+  REQUIRE(ts_cuda_int8_linear(&cuda) == TS_OK);
+  for (int64_t i = 0; i < rows * n; ++i) REQUIRE(same(out[i], right[(size_t)i]));
+#endif
+}
+
+void shapes() {
+  int cases = 0;
+  for (const int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 15, 16, 17, 31, 32, 33, 34, 49}) {
+    for (const int64_t n : {1, 63, 64, 65}) {
+      for (const int64_t k : {1, 3, 4, 5, 63, 64, 65, 130}) {
+        linear_case(rows, n, k, (int32_t)pick(0, 2), 0, 0);
+        ++cases;
+      }
+    }
+  }
+  for (const int64_t group : {32, 64, 128, 192})
+    for (const int64_t k : {1, 31, 32, 33, 64, 100, 256, 259})
+      for (const int64_t rows : {1, 2, 3, 9}) linear_case(rows, 66, k, TS_WEIGHT_ONLY, group, 0), ++cases;
+  linear_case(200, 70, 300, TS_DYNAMIC, 0, 0);
+  linear_case(200, 70, 300, TS_WEIGHT_ONLY, 0, 0);
+  linear_case(3, 20, TS_MAX_K_12, TS_WEIGHT_ONLY, 0, 0);
+  linear_case(3, 20, TS_MAX_K_12 + 1, TS_WEIGHT_ONLY, 0, 0);
+  for (const int extreme : {1, 2}) {  // the largest sums that can occur
+    linear_case(2, 3, TS_MAX_K, TS_DYNAMIC, 0, extreme);
+    linear_case(17, 3, TS_MAX_K, TS_DYNAMIC, 0, extreme);
+    linear_case(2, 3, TS_MAX_K, TS_WEIGHT_ONLY, 0, extreme);
+    linear_case(2, 3, TS_MAX_K_12, TS_WEIGHT_ONLY, 0, extreme);
+  }
+  printf("int8: %d shapes equal to 64-bit sums on %s, extremes at k = %d\n", cases, ts_isa_available(), TS_MAX_K);
+}
+
+// Large enough to be shared, from several callers at once: one gets the helpers, the others work alone.
+void threads() {
+  const int64_t rows = 40, n = 640, k = 512;
+  const Layer layer(n, k, 0, 0), other(n / 2, k, 0, 0);
+  std::vector<float> x((size_t)(rows * k)), alone((size_t)(rows * n)), second((size_t)(rows * n / 2));
+  for (float &v : x) v = real(-2, 3);
+  auto compute = [&](float *out, float *out2, int32_t count) {
+    const ts_int8_layer calls[] = {layer.call(out, TS_GELU), other.call(out2, 0)};
+    ts_int8_args args = {};
+    args.x = x.data();
+    args.rows = rows;
+    args.k = args.row_stride = k;
+    args.layers = calls;
+    args.layer_count = 2;
+    args.threads = count;
+    REQUIRE(ts_int8_linears(&args) == TS_OK);
+  };
+  compute(alone.data(), second.data(), 1);
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 4; ++caller) {
+    callers.emplace_back([&, caller] {
+      std::vector<float> mine(alone.size()), mine2(second.size());
+      for (int turn = 0; turn < 10; ++turn) {
+        compute(mine.data(), mine2.data(), 1 + (caller + turn) % 4);
+        REQUIRE(mine == alone && mine2 == second);
+      }
+    });
+  }
+  for (std::thread &caller : callers) caller.join();
+#if defined(TS_GUARD_PAGES) && !defined(__SANITIZE_THREAD__)
+  const pid_t child = fork();  // its pool is not the parent's, whose threads it does not have
+  if (child == 0) {
+    std::vector<float> mine(alone.size()), mine2(second.size());
+    compute(mine.data(), mine2.data(), 3);
+    _exit(mine == alone && mine2 == second ? 0 : 1);
+  }
+  int status = 1;
+  REQUIRE(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+#endif
+  puts("threads: the same bits on 1 to 4 threads, from four callers at once, and in a forked process");
+}
+
+void pool() {
+  std::vector<int> seen(1000);
+  for (int turn = 0; turn < 50; ++turn) {
+    ts_parallel(4, (int64_t)seen.size(), [](void *context, int64_t index) { ++((std::vector<int> *)context)->operator[]((size_t)index); }, &seen);
+  }
+  for (const int count : seen) REQUIRE(count == 50);
+  puts("pool: every piece done once");
+}
+
+void refusals() {
+  ts_int8_args args = {};
+  REQUIRE(ts_int8_linears(nullptr) == TS_INVALID);
+  args.k = TS_MAX_K + 1;
+  REQUIRE(ts_int8_linears(&args) == TS_INVALID && strstr(ts_last_error(), "overflow"));
+  args.k = 8;
+  args.mode = 7;
+  REQUIRE(ts_int8_linears(&args) == TS_INVALID && strstr(ts_last_error(), "mode"));
+  args.mode = TS_STATIC;
+  REQUIRE(ts_int8_linears(&args) == TS_INVALID && strstr(ts_last_error(), "static"));
+  args.mode = TS_WEIGHT_ONLY;
+  args.group_size = 96;
+  REQUIRE(ts_int8_linears(&args) == TS_INVALID && strstr(ts_last_error(), "group_size"));
+  args.group_size = 0;
+  ts_int8_layer layer = {};
+  layer.n = 2;
+  args.layers = &layer;
+  args.layer_count = 1;
+  const float x[8] = {};
+  args.x = x;
+  args.rows = 1;
+  REQUIRE(ts_int8_linears(&args) == TS_INVALID && strstr(ts_last_error(), "layer 0"));
+  int8_t byte = 0;
+  REQUIRE(ts_int8_pack(&byte, 1, TS_MAX_K + 1, &byte) == TS_INVALID);
+  puts("refusals: wrong arguments give codes and messages");
+}
+
+}  // namespace
+
+int main() {
+  refusals();
+  pool();
+  shapes();
+  threads();
+  puts("all int8 checks passed");
+  return 0;
+}
