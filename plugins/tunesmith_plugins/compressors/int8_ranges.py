@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,13 +52,12 @@ def observe(
 ) -> dict[str, Inputs]:
     """Run the model over examples and return what came into the layers that were reached.
 
-    Each example is read alone, so no padding is among the values. Inputs of layers in ``smooth`` are multiplied by it first.
+    Each example is read alone, so no padding is among the values. Layers in ``smooth`` get their inputs multiplied by it, which is
+    what their weights have been divided by.
     """
     seen: dict[str, Inputs] = {}
-    vectors = smooth or {}
 
     def look(name: str, x: Tensor) -> None:
-        x = x if name not in vectors else x * vectors[name]
         largest, (low, high) = x.abs().amax(0), x.aminmax()
         if name not in seen:
             seen[name] = Inputs(largest=largest, rows=x[: config.measure_rows].clone())
@@ -68,7 +67,7 @@ def observe(
         if len(found.rows) < config.measure_rows:
             found.rows = torch.cat([found.rows, x[: config.measure_rows - len(found.rows)]])
 
-    _run(lm, examples, names, look, config, runtime)
+    _run(lm, examples, names, smooth or {}, look, config, runtime)
     return seen
 
 
@@ -80,16 +79,15 @@ def count(
     config: CalibratedConfig,
     runtime: Runtime,
 ) -> None:
-    """Run the model again and fill the histograms; inputs of layers in ``smooth`` are multiplied by it first."""
+    """Run the model again and fill the histograms; ``smooth`` as in :func:`observe`."""
 
     def look(name: str, x: Tensor) -> None:
         found = seen[name]
-        x = x if name not in smooth else x * smooth[name]
         counts = torch.histc(x.float(), BINS, min=found.low, max=found.high) if found.high > found.low else None
         if counts is not None:
             found.counts = counts.double() if found.counts is None else found.counts + counts.double()
 
-    _run(lm, examples, list(seen), look, config, runtime)
+    _run(lm, examples, list(seen), smooth, look, config, runtime)
 
 
 def static_range(inputs: Inputs, config: CalibratedConfig) -> tuple[float, int]:
@@ -129,6 +127,7 @@ def _run(
     lm: LM,
     examples: Sequence[Example],
     names: Sequence[str],
+    smooth: Mapping[str, Tensor],
     look: Callable[[str, Tensor], None],
     config: CalibratedConfig,
     runtime: Runtime,
@@ -140,17 +139,25 @@ def _run(
     )
     chosen = examples[: config.examples] if config.examples else examples
     items, collate = Fixed(task.rows(chosen, Truncation()), runtime.seed, task.noise), task.collate()
-    with lm.evaluating(), _hooked(lm.model, names, look):
+    with lm.evaluating(), _hooked(lm.model, set(names), smooth, look):
         for number in runtime.track(range(len(items)), "calibration"):
             lm.model(**{name: tensor.to(lm.device) for name, tensor in collate([items[number]]).items()})
 
 
 @contextmanager
-def _hooked(model: torch.nn.Module, names: Sequence[str], look: Callable[[str, Tensor], None]) -> Iterator[None]:
-    def hook(name: str) -> Callable[[Any, tuple[Any, ...]], None]:
-        return lambda module, inputs: look(name, inputs[0].detach().reshape(-1, inputs[0].shape[-1]))
+def _hooked(
+    model: torch.nn.Module, names: Set[str], smooth: Mapping[str, Tensor], look: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    def hook(name: str) -> Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]:
+        def before(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            x = inputs[0] * smooth[name] if name in smooth else inputs[0]
+            if name in names:
+                look(name, x.detach().reshape(-1, x.shape[-1]))
+            return (x, *inputs[1:])
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+        return before
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in {*names, *smooth}]
     try:
         yield
     finally:

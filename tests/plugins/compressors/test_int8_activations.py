@@ -11,7 +11,7 @@ from tunesmith.runtime import Runtime
 from tunesmith_plugins import kernels
 from tunesmith_plugins.compressors import Int8, Int8Static, OutlierSplit, Scheme, SmoothQuant
 from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8OutlierLinear, Int8StaticLinear, packed_columns
-from tunesmith_plugins.compressors.int8_ranges import BINS, Inputs, static_range
+from tunesmith_plugins.compressors.int8_ranges import BINS, Inputs, observe, static_range
 from tunesmith_plugins.compressors.int8_report import sqnr
 from tunesmith_plugins.compressors.int8_smooth import factors, foldable, smooth
 
@@ -215,6 +215,21 @@ def test_smoothing_helps_where_a_channel_is_large(make):
     assert error(SmoothQuant()) < 0.6 * plain
     assert error(OutlierSplit()) < 0.8 * plain
     assert error(SmoothQuant(activations="static")) < 0.8 * error(Int8Static())
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
+def test_ranges_are_those_of_smoothed_inputs_in_a_model_that_computes_as_before(make, kind):
+    lm = make(kind)
+    config = SmoothQuant()
+    names = [n for n, m in lm.model.named_modules() if isinstance(m, torch.nn.Linear)]
+    names = [name for name in names if name not in ("lm_head", "cls.predictions.decoder")]
+    before = observe(lm, EXAMPLES, names, config, RUNTIME)
+    largest = {name: found.largest for name, found in before.items()}
+    vectors, folded = smooth(lm.model, names, largest, 0.5, explicit=True)
+    assert vectors
+    after = observe(lm, EXAMPLES, names, config, RUNTIME, vectors)
+    for name, by in (vectors | folded).items():
+        assert torch.allclose(after[name].largest, largest[name] * by, rtol=1e-3, atol=1e-5)
 
 
 def test_layers_without_a_norm_keep_a_vector_unless_told_not_to(make):
