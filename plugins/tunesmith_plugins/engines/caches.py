@@ -22,7 +22,8 @@ def select(past: Any, index: torch.Tensor) -> Any:
     for layer in chosen.layers:
         # A layer that nothing was written to yet has no rows.
         if isinstance(layer, DynamicLayer) and layer.get_seq_length() > 0:
-            layer.keys, layer.values = layer.keys[index], layer.values[index]
+            for name in _states(layer):
+                setattr(layer, name, getattr(layer, name)[index])
         elif not isinstance(layer, DynamicLayer):
             layer.reorder_cache(index)
     return chosen
@@ -42,8 +43,8 @@ def join(pasts: Sequence[Any], virtual: int) -> Any:
     for number, layer in enumerate(joined.layers):
         parts = [past.layers[number] for past in pasts]
         time = max(part.keys.shape[-2] for part in parts)
-        layer.keys = torch.cat([_padded(part.keys, time, virtual) for part in parts])
-        layer.values = torch.cat([_padded(part.values, time, virtual) for part in parts])
+        for name in _states(layer):
+            setattr(layer, name, torch.cat([_padded(getattr(part, name), time, virtual) for part in parts]))
     return joined
 
 
@@ -51,8 +52,15 @@ def cut(past: Any, columns: int, virtual: int) -> Any:
     """Return a cache without ``columns`` positions behind the ``virtual`` ones; only for plain caches."""
     shorter = _copied(past)
     for layer in shorter.layers:
-        layer.keys, layer.values = _cut(layer.keys, columns, virtual), _cut(layer.values, columns, virtual)
+        for name in _states(layer):
+            setattr(layer, name, _cut(getattr(layer, name), columns, virtual))
     return shorter
+
+
+def _states(layer: Any) -> tuple[str, ...]:
+    """Return the names of a layer's tensors of shape (batch, heads, time, ...)."""
+    found: tuple[str, ...] = getattr(layer, "states", ("keys", "values"))
+    return found
 
 
 def _copied(past: Any) -> Any:

@@ -36,8 +36,8 @@ class Cache:
 class DecoderOnly(Stepping):
     """A decoder-only LM as a decoder sees it."""
 
-    def __init__(self, lm: LM, batch_size: int, max_length: int | None) -> None:
-        super().__init__(lm, batch_size)
+    def __init__(self, lm: LM, batch_size: int, max_length: int | None, int8_cache: bool = False) -> None:
+        super().__init__(lm, batch_size, int8_cache)
         self.joins = caches.plain(self.base.config)
         self.max_length = smallest(max_length, positions_of(self.base.config), tokenizer_limit(lm.tokenizer))
 
@@ -48,7 +48,7 @@ class DecoderOnly(Stepping):
     def read(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Cache]:
         """Read the prompts; see :class:`~tunesmith_plugins.engines.stepping.Stepping`."""
         ids, mask = padded(prompts, self.lm.device, left=True)
-        return self._forward(ids, Cache(mask=mask))
+        return self._forward(ids, Cache(mask=mask, past=self.fresh()))
 
     def step(self, token_ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, Cache]:
         """Append one token a row."""

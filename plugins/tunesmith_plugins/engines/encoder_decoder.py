@@ -42,8 +42,8 @@ class Cache:
 class EncoderDecoder(Stepping):
     """An encoder-decoder LM as a decoder sees it."""
 
-    def __init__(self, lm: LM, batch_size: int, max_length: int | None) -> None:
-        super().__init__(lm, batch_size)
+    def __init__(self, lm: LM, batch_size: int, max_length: int | None, int8_cache: bool = False) -> None:
+        super().__init__(lm, batch_size, int8_cache)
         positions = positions_of(self.base.config)
         self.max_length = positions
         self.prompt_length = smallest(max_length, positions, tokenizer_limit(lm.tokenizer))
@@ -61,7 +61,7 @@ class EncoderDecoder(Stepping):
         with self.quiet():
             states = self.base.get_encoder()(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
         start = torch.full((len(prompts), 1), self.start, dtype=torch.int64, device=ids.device)
-        logits, cache = self._forward(start, Cache(states=states, mask=mask))
+        logits, cache = self._forward(start, Cache(states=states, mask=mask, past=self.fresh()))
         if self.forced_first is not None:
             forced = torch.full_like(logits, -torch.inf)
             forced[:, self.forced_first] = 0

@@ -65,7 +65,7 @@ class TransformersEngine(Engine):
     def step_model(self) -> DecoderOnly | EncoderDecoder:
         """The model as decoders see it."""
         make = EncoderDecoder if self.lm.family == "encoder-decoder" else DecoderOnly
-        return make(self.lm, self.config.batch_size, self.config.max_length)
+        return make(self.lm, self.config.batch_size, self.config.max_length, self.config.cache == "int8")
 
     def generate(
         self, requests: Sequence[Request], decoder: Decoder, sampler: Sampler, limits: Limits, runtime: Runtime

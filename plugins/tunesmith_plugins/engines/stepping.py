@@ -28,11 +28,13 @@ class Stepping(ABC):
     Args:
         lm: The model.
         batch_size: Most rows a decoder should keep at once.
+        int8_cache: Keep keys and values in 8 bits.
     """
 
     joins = False
 
-    def __init__(self, lm: LM, batch_size: int) -> None:
+    def __init__(self, lm: LM, batch_size: int, int8_cache: bool = False) -> None:
+        self.int8_cache = int8_cache
         self.lm = lm
         self.batch_size = batch_size
         self.base = base_of(lm.model)
@@ -76,6 +78,14 @@ class Stepping(ABC):
         else:
             with torch.no_grad():
                 yield
+
+    def fresh(self) -> Any:
+        """Return an empty cache, None if the model is to make its own."""
+        if not self.int8_cache:
+            return None
+        from tunesmith_plugins.engines import int8_cache
+
+        return int8_cache.cache_for(self.base.config)
 
     def call(self, **inputs: Any) -> Any:
         """Run the model and keep only the logits of the last position."""

@@ -1,9 +1,26 @@
 """Every built-in compressor passes the public kit."""
 
 from tunesmith.testing import conformance
-from tunesmith_plugins.compressors import Distill, Int8, Magnitude
+from tunesmith_plugins.compressors import (
+    Distill,
+    Int8,
+    Int8Static,
+    Int8WeightOnly,
+    Magnitude,
+    OutlierSplit,
+    SmoothQuant,
+)
 
 
-@conformance(Int8(), Magnitude(sparsity=0.3), Magnitude(scope="global"), Distill(steps=2, batch_size=4))
+@conformance(
+    Int8(),
+    Int8WeightOnly(group_size=32),
+    Int8Static(ranges="percentile"),
+    SmoothQuant(activations="static", measure_rows=0),
+    OutlierSplit(threshold=2.0),
+    Magnitude(sparsity=0.3),
+    Magnitude(scope="global"),
+    Distill(steps=2, batch_size=4),
+)
 def test_conforms(check):
     check()
