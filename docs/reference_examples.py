@@ -11,6 +11,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "p_tuning": 'p_tuning(tokens=10, network="lstm")',
         "prefix": "prefix(tokens=10, projection=64)",
         "prompt": 'prompt(tokens=10, init="text", text="Summarize the dialogue.")',
+        "quantization_aware": "quantization_aware(compressor=int8_weight_only(group_size=64))",
     },
     "benchmark": {
         "bigbench": 'bigbench(source="tasks/emoji_movie", shots=2)',
@@ -21,8 +22,12 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "compressor": {
         "distill": 'distill(keep_every=3, temperature=4.0, divergence="jensen_shannon", hidden=0.1, steps=1000)',
-        "int8": 'int8(skip=["decoder.block.0"])',
+        "int8": 'int8(skip=["decoder.block.0"], modules={"wo": {"kind": "weight_only"}})',
+        "int8_static": 'int8_static(ranges="percentile", percentile=99.9)',
+        "int8_weight_only": "int8_weight_only(group_size=64)",
         "magnitude": 'magnitude(sparsity=0.3, scope="global")',
+        "outlier_split": "outlier_split(threshold=5.0)",
+        "smoothquant": 'smoothquant(alpha=0.6, activations="static")',
         "sparsegpt": 'sparsegpt(pattern="2:4", damping=0.05)',
         "structured": 'structured(heads=0.25, ffn=0.5, score="activation")',
         "wanda": 'wanda(sparsity=0.6, skip=["lm_head"])',
@@ -39,7 +44,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "engine": {
         "scripted": 'scripted(answers=["Yes.", "No."], repeat=true)',
-        "transformers": "transformers(batch_size=4, max_length=256, cache_tokens=1024)",
+        "transformers": 'transformers(batch_size=4, max_length=256, cache_tokens=1024, cache="int8")',
     },
     "metric": {
         "accuracy": 'accuracy(of="choices_by_characters")',

@@ -15,6 +15,7 @@ from tunesmith.component import Component, Config
 if TYPE_CHECKING:
     import torch
 
+    from tunesmith.kinds.compressor import CompressorConfig
     from tunesmith.lm import LM
     from tunesmith.runtime import Runtime
 
@@ -73,6 +74,15 @@ class SupportsMerge(Protocol):
 
     def merge(self, lm: LM) -> LM:
         """Return an LM whose weights contain the adapter and whose ``adapters`` do not."""
+
+
+@runtime_checkable
+class PreparesCompression(Protocol):
+    """An adapter that trains weights for a compressor, which then takes it off itself."""
+
+    def prepared(self, lm: LM, compressor: CompressorConfig) -> LM:
+        """Return an LM with the weights as they were trained and without this adapter, or raise ``ConfigError`` if they were
+        trained for another compressor."""
 
 
 def merged(lm: LM) -> LM:

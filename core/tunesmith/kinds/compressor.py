@@ -13,6 +13,7 @@ from tunesmith.component import Component, Config
 if TYPE_CHECKING:
     from tunesmith.data.records import Example
     from tunesmith.lm import LM
+    from tunesmith.report.content import Series
     from tunesmith.runtime import Runtime
 
 
@@ -32,12 +33,14 @@ class CompressionReport:
         bytes: Size of the weights as saved on disk, before and after.
         layers: One mapping per layer that was changed (``"name"`` and numbers such as ``"sqnr_db"``), where it means something.
         summary: Anything else worth a line.
+        series: Curves worth a plot, such as noise over the layers; the stage's report draws them.
     """
 
     parameters: tuple[int, int]
     bytes: tuple[int, int]
     layers: list[dict[str, Any]] = field(factory=list)
     summary: dict[str, Any] = field(factory=dict)
+    series: tuple[Series, ...] = ()
 
 
 class Compressor(Component[Any]):

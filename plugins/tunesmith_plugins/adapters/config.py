@@ -8,6 +8,7 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.adapter import AdapterConfig
+from tunesmith.kinds.compressor import CompressorConfig
 
 IMPLEMENTATIONS = "tunesmith_plugins.adapters"
 
@@ -17,6 +18,22 @@ class Full(AdapterConfig):
     """All weights of the model are trained. There is nothing to disable; merging is what it already is."""
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.full:FullAdapter"
+
+
+@frozen(kw_only=True)
+class QuantizationAware(AdapterConfig):
+    """All weights are trained, through the rounding that an int8 compressor will put them to.
+
+    Layers compute what the integer layers would, bit for bit, in training and after; gradients pass straight through the
+    rounding (Bengio et al. 2013, section 4; Jacob et al. 2018, section 3). Compressing the trained model with the same compressor
+    gives the integers that it was trained with.
+
+    Attributes:
+        compressor: An int8 compressor that needs no data; None means ``int8``.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.quantization_aware:QuantizationAwareAdapter"
+    compressor: CompressorConfig | None = None
 
 
 @frozen(kw_only=True)

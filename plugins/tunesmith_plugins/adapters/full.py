@@ -16,7 +16,7 @@ from tunesmith.runtime import Runtime
 from tunesmith_plugins.adapters.attachment import WEIGHTS, copy_in
 
 
-class FullAdapter(Adapter):
+class WholeModel(Adapter):
     """The model's own weights, made trainable. Goes on a model without adapters only."""
 
     model: torch.nn.Module | None = None
@@ -60,6 +60,10 @@ class FullAdapter(Adapter):
         copy_in(dict(self.trainable()), folder / WEIGHTS)
         lm.model.requires_grad_(False)
         return attached
+
+
+class FullAdapter(WholeModel):
+    """See the config."""
 
     def merge(self, lm: LM) -> LM:
         """Return the LM without this adapter: the weights are the model's own already."""

@@ -48,10 +48,13 @@ def stood_in(model: torch.nn.Module) -> Iterator[None]:
 
 def _stand_in(layer: Any) -> torch.nn.Linear:
     found = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    dtype = next((t.dtype for t in layer.buffers() if t.dtype.is_floating_point), torch.float32)
+    # the scales know: integers that are packed leave no data under the name of weight
+    known = (getattr(layer, "weight_scale", None), *layer.buffers(), layer.weight)
+    scales = next(t for t in known if isinstance(t, torch.Tensor) and (t.is_floating_point() or t is layer.weight))
+    dtype = scales.dtype if scales.dtype.is_floating_point else torch.float32
     shape = (layer.out_features, layer.in_features)
     found.weight = torch.nn.Parameter(
-        torch.zeros(1, 1, dtype=dtype, device=layer.weight.device).expand(shape), requires_grad=False
+        torch.zeros(1, 1, dtype=dtype, device=scales.device).expand(shape), requires_grad=False
     )
     return found
 

@@ -1,144 +1,127 @@
-"""Dynamic int8: the compressor, and its registration with transformers."""
+"""Making a model int8, layer by layer; alone, the compressor of all schemes that need no data."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from attrs import evolve, field, frozen
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
-from transformers.quantizers.auto import (
-    AUTO_QUANTIZER_MAPPING,
-    register_quantization_config,
-    register_quantizer,
-)
-from transformers.quantizers.base import HfQuantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.compressor import CompressionReport, Compressor
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.compressors.int8_linear import Int8Linear
-from tunesmith_plugins.compressors.layers import linear_layers, merged, stored_bytes
+from tunesmith_plugins.compressors import int8_format, int8_report
+from tunesmith_plugins.compressors.config_int8 import Scheme
+from tunesmith_plugins.compressors.fused import fuse
+from tunesmith_plugins.compressors.int8_embedding import Int8Embedding
+from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, layout_of, tie
+from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8StaticLinear
+from tunesmith_plugins.compressors.layers import merged, stored_bytes
 
-METHOD = "tunesmith_int8"
+
+@frozen(kw_only=True)
+class Seen:
+    """What calibration found, by the names of layers.
+
+    Attributes:
+        rows: Inputs (rows, in_features) to measure a layer with; one that has none is measured with Gaussian rows.
+        ranges: Scale and zero point of static layers.
+        smooth: What layers multiply their inputs by (in_features,); their float weights have been divided by it already.
+    """
+
+    rows: Mapping[str, Tensor] = field(factory=dict)
+    ranges: Mapping[str, tuple[float, int]] = field(factory=dict)
+    smooth: Mapping[str, Tensor] = field(factory=dict)
 
 
 class Int8Compressor(Compressor):
-    """Replace every linear layer by an integer one."""
+    """Replace linear layers and token embeddings by integer ones."""
 
     def compress(
         self, lm: LM, *, data: Sequence[Example] | None = None, teacher: LM | None = None, runtime: Runtime
     ) -> tuple[LM, CompressionReport]:
-        """Quantize in place, layer by layer; no data and no teacher are needed.
+        """Quantize in place, one layer after the other, each float layer being freed before the next; no data and no teacher
+        are needed.
 
         Raises:
             ConfigError: If the model is quantized already, has nothing to quantize, or carries an adapter that cannot be merged.
         """
-        register_with_transformers()
-        lm = merged(lm, "int8")
-        count, size = lm.parameter_count(), stored_bytes(lm.model)
-        report = CompressionReport(parameters=(count, count), bytes=(size, size))
-        changed = []
-        layers = list(linear_layers(lm.model, self.config.skip))
-        if not layers:
-            raise ConfigError(["the model has no linear layer that int8 could take"])
-        for name, layer in runtime.track(layers, "int8"):
-            weight = layer.weight.detach().T if isinstance(layer, Conv1D) else layer.weight.detach()
-            quantized = Int8Linear.from_float(weight.float(), layer.bias)
-            report.layers.append(
-                {
-                    "name": name,
-                    "shape": list(weight.shape),
-                    "sqnr_db": round(sqnr(weight.float(), quantized.dequantized()), 2),
-                }
-            )
-            lm.model.set_submodule(name, quantized)
-            changed.append(name)
-        announce(lm.model, changed)
-        lm.model.eval()
-        worst = min(report.layers, key=lambda row: row["sqnr_db"])
-        report.summary.update(layers=len(changed), worst_layer=worst["name"], worst_sqnr_db=worst["sqnr_db"])
-        done = CompressionReport(
-            parameters=report.parameters,
-            bytes=(size, stored_bytes(lm.model)),
-            layers=report.layers,
-            summary=report.summary,
+        int8_format.register_with_transformers()
+        lm = merged(lm, "int8", self.config)
+        return self.convert(lm, layout_of(lm.model, self.config), Seen(), runtime)
+
+    def convert(self, lm: LM, layout: Layout, seen: Seen, runtime: Runtime) -> tuple[LM, CompressionReport]:
+        """Quantize what ``layout`` names.
+
+        Args:
+            lm: Without adapters.
+            layout: See there.
+            seen: What calibration found.
+            runtime: Shows progress.
+        """
+        model = lm.model
+        count, size = lm.parameter_count(), stored_bytes(model)
+        own = [(name, scheme) for name, scheme in layout.layers.items() if name not in layout.tied]
+        lines = []
+        for name in layout.embeddings:
+            table = model.get_submodule(name)
+            made = _checked(name, lambda table=table: Int8Embedding.from_float(table))
+            lines.append(int8_report.embedding_line(name, table, made))
+            model.set_submodule(name, made)
+            del table
+            tie(_only(layout, name), model)
+        for name, scheme in runtime.track(own, "int8"):
+            lines.append(self._replace(model, name, scheme, seen))
+        int8_format.announce(model, layout)
+        fuse(model)
+        model.eval()
+        report = CompressionReport(
+            parameters=(count, count),
+            bytes=(size, stored_bytes(model)),
+            layers=lines,
+            summary=int8_report.summary(lines),
+            series=int8_report.series(lines),
         )
-        return LM(model=lm.model, tokenizer=lm.tokenizer, family=lm.family), done
+        return LM(model=model, tokenizer=lm.tokenizer, family=lm.family), report
+
+    def _replace(self, model: nn.Module, name: str, scheme: Scheme, seen: Seen) -> dict[str, Any]:
+        layer = model.get_submodule(name)
+        made = _checked(name, lambda: quantized(layer, scheme))
+        made.smooth = seen.smooth.get(name)
+        if isinstance(made, Int8StaticLinear):
+            scale, zero_point = seen.ranges[name]
+            made.input_scale = torch.tensor(scale, dtype=torch.float32, device=made.weight.device)
+            made.input_zero_point = torch.tensor(zero_point, dtype=torch.int32, device=made.weight.device)
+        line = int8_report.linear_line(name, layer, made, seen.rows.get(name), self.config.measure_rows)
+        model.set_submodule(name, made)
+        return line
 
     @staticmethod
     def register_with_transformers() -> None:
         """Called by ``tunesmith.hf``."""
-        register_with_transformers()
+        int8_format.register_with_transformers()
 
 
-def sqnr(exact: torch.Tensor, approximate: torch.Tensor) -> float:
-    """Return the signal-to-quantization-noise ratio in dB, ``10 log10(sum x^2 / sum (x - y)^2)``; 200 if there is no noise."""
-    signal, noise = exact.double().square().sum().item(), (exact.double() - approximate.double()).square().sum().item()
-    return 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else 200.0
+def quantized(layer: Any, scheme: Scheme) -> Int8Linear:
+    """Return the integer layer of a ``Linear`` or ``Conv1D``."""
+    weight = layer.weight.detach()
+    weight = weight.T if isinstance(layer, Conv1D) else weight
+    return LINEAR[scheme.kind].from_float(weight.float(), layer.bias, scheme)
 
 
-def announce(model: nn.Module, layers: Sequence[str]) -> None:
-    """Tell transformers that ``layers`` of ``model`` are quantized, so that ``save_pretrained`` writes it down."""
-    config = Int8QuantizationConfig(layers=list(layers))
-    model.config.quantization_config = config
-    model.hf_quantizer = Int8Quantizer(config)
-    model.is_quantized = True
-    model.quantization_method = METHOD
+def _only(layout: Layout, source: str) -> Layout:
+    return evolve(layout, tied={name: origin for name, origin in layout.tied.items() if origin == source})
 
 
-class Int8QuantizationConfig(QuantizationConfigMixin):
-    """The ``quantization_config`` of a saved model: which layers are int8."""
-
-    def __init__(self, layers: Sequence[str] = (), **unused: object) -> None:
-        self.quant_method = METHOD
-        self.layers = list(layers)
-
-
-class Int8Quantizer(HfQuantizer):
-    """Loads a saved int8 model: puts integer layers where the folder's config says they are."""
-
-    def __init__(self, quantization_config: QuantizationConfigMixin, **options: object) -> None:
-        super().__init__(quantization_config, **options)
-        if not self.pre_quantized:
-            raise ConfigError(["tunesmith_int8 loads models that are int8 already; make one with the int8 compressor"])
-
-    def _process_model_before_weight_loading(self, model: nn.Module, **unused: object) -> nn.Module:
-        for name in self.quantization_config.layers:
-            try:
-                layer = model.get_submodule(name)
-            except AttributeError:
-                raise ConfigError(
-                    [f"quantization_config names a layer {name!r} that this model does not have"]
-                ) from None
-            if isinstance(layer, Conv1D):
-                inputs, outputs = layer.weight.shape
-            else:
-                inputs, outputs = layer.in_features, layer.out_features
-            model.set_submodule(name, Int8Linear(inputs, outputs, bias=layer.bias is not None, device="meta"))
-        return model
-
-    def is_serializable(self) -> bool:
-        """Int8 models can be saved."""
-        return True
-
-    @property
-    def is_trainable(self) -> bool:
-        """Gradients flow through to the inputs (an adapter can train on top); int8 weights themselves do not train."""
-        return True
-
-    @property
-    def is_qat_trainable(self) -> bool:
-        """Trainers refuse a quantized model without an adapter of peft's otherwise, whatever else is attached to it."""
-        return True
-
-
-def register_with_transformers() -> None:
-    """Register the quantizer under ``tunesmith_int8``, once."""
-    if METHOD not in AUTO_QUANTIZER_MAPPING:
-        register_quantization_config(METHOD)(Int8QuantizationConfig)
-        register_quantizer(METHOD)(Int8Quantizer)
+def _checked(name: str, make: Any) -> Any:
+    try:
+        return make()
+    except ValueError as cause:
+        raise ConfigError(
+            [f"{name} cannot be quantized: {cause}. Name it in skip to leave it as it is"], "int8"
+        ) from cause

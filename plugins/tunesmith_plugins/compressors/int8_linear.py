@@ -1,85 +1,143 @@
-"""A linear layer with int8 weights."""
+"""Linear layers with int8 weights, one class for each way to treat the activations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tunesmith_plugins import kernels
+from tunesmith_plugins.compressors.config_int8 import Kind, Scheme
+from tunesmith_plugins.compressors.int8_weight import Int8Weight, quantize
+
+Mode = str | tuple[float, int]
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(Int8Weight):
     """``y = x W^T + b`` with int8 weights and activations quantized row by row.
 
-    The first forward pass turns ``weight`` into the layout of the kernels and lets the plain copy go; ``state_dict``,
-    ``load_state_dict`` and a move to another device see the plain integers all the same.
-
     Attributes:
-        weight: (out_features, in_features) int8 in [-127, 127], empty once it is packed. It has this name and type so that
-            models which ask a layer for ``weight.dtype`` (T5 does) leave the activations alone.
-        weight_scale: (out_features,) float32.
         bias: (out_features,) or None.
-        mode: How activations are treated, for layers that work on several of these at once.
+        smooth: (in_features,) float32 or None: what inputs are multiplied by first, where SmoothQuant's division could not be
+            folded into the layer before.
     """
 
-    mode = "dynamic"
+    kind: ClassVar[Kind] = "dynamic"
+    bias: nn.Parameter | None
+    smooth: Tensor | None
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, device: Any = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        scheme: Scheme | None = None,
+        smooth: bool = False,
+        device: Any = None,
+    ) -> None:
+        self.scheme = Scheme(kind=self.kind) if scheme is None else scheme
+        super().__init__(out_features, in_features, self.scheme.group_size, device)
         self.in_features, self.out_features = in_features, out_features
-        self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8, device=device))
-        self.register_buffer("weight_scale", torch.zeros(out_features, dtype=torch.float32, device=device))
-        self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32, device=device) if bias else None)
-        self._packed: kernels.PackedWeight | None = None
+        empty = torch.zeros(out_features, dtype=torch.float32, device=device) if bias else None
+        self.bias = None if empty is None else nn.Parameter(empty, requires_grad=False)
+        self.register_buffer("smooth", torch.ones(in_features, device=device) if smooth else None)
 
     @classmethod
-    def from_float(cls, weight: torch.Tensor, bias: torch.Tensor | None) -> Int8Linear:
-        """Quantize ``weight`` (out_features, in_features); each output channel's largest absolute weight becomes 127."""
+    def from_float(cls, weight: Tensor, bias: Tensor | None, scheme: Scheme | None = None) -> Self:
+        """Quantize ``weight`` (out_features, in_features); the largest absolute weight of a channel or group becomes 127."""
         outputs, inputs = weight.shape
-        layer = cls(inputs, outputs, bias=bias is not None, device="meta")
-        quantized = kernels.quantize_weight(weight)
-        layer.weight, layer.weight_scale = quantized.q, quantized.scale
+        layer = cls(inputs, outputs, bias=bias is not None, scheme=scheme, device="meta")
+        layer.weight, layer.weight_scale = quantize(weight, layer.group_size)
         if bias is not None:
-            layer.bias = bias.detach().clone()
+            layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
         return layer
 
-    def integers(self) -> torch.Tensor:
-        """Return the weight (out_features, in_features) int8, packed or not."""
-        return self.weight if self._packed is None else kernels.unpack_weight(self._packed)
+    @property
+    def mode(self) -> Mode:
+        """What the kernels have to know about activations: a name, or scale and zero point of a static range."""
+        return self.kind if self.smooth is None else f"{self.kind}, smoothed"
 
-    def dequantized(self) -> torch.Tensor:
-        """Return the float32 weight that the integers stand for."""
-        return self.integers().float() * self.weight_scale.float()[:, None]
-
-    def packed(self) -> kernels.PackedWeight:
-        """Return the weight as the kernels take it; the plain copy is let go the first time."""
-        if self._packed is None:
-            self._packed = kernels.pack_weight(self.weight, self.weight_scale)
-            self.weight = self.weight.new_empty(0)
-        return self._packed
-
-    def _unpack(self) -> None:
-        if self._packed is not None:
-            self.weight, self._packed = self.integers(), None
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Int8Linear:
-        self._unpack()
-        return super()._apply(fn, recurse)
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "weight"] = self.integers()
-
-    def _load_from_state_dict(self, *arguments: Any) -> None:
-        self._unpack()
-        super()._load_from_state_dict(*arguments)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return (..., out_features) for (..., in_features), in the input's dtype."""
+        return self.multiply(x if self.smooth is None else x * self.smooth.to(x.dtype))
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """Return the product alone."""
         return kernels.int8_linear(x, self.packed(), self.bias)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        grouped = f", group_size={self.group_size}" if self.group_size else ""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}{grouped}"
+        )
+
+
+class Int8WeightOnlyLinear(Int8Linear):
+    """Activations keep 12 bits a row; sums are integers all the same."""
+
+    kind = "weight_only"
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """See :meth:`Int8Linear.multiply`."""
+        return kernels.weight_only_linear(x, self.packed(), self.bias)
+
+
+class Int8StaticLinear(Int8Linear):
+    """Activations in one range that calibration found; what lies outside is clamped.
+
+    Attributes:
+        input_scale: () float32, the size of a step.
+        input_zero_point: () int32, the step that stands for 0.
+    """
+
+    kind = "static"
+    input_scale: Tensor
+    input_zero_point: Tensor
+
+    def __init__(self, *arguments: Any, device: Any = None, **options: Any) -> None:
+        super().__init__(*arguments, device=device, **options)
+        self.register_buffer("input_scale", torch.ones((), device=device))
+        self.register_buffer("input_zero_point", torch.zeros((), dtype=torch.int32, device=device))
+
+    @property
+    def mode(self) -> Mode:
+        """Scale and zero point, or a name where inputs are multiplied first."""
+        return self.range if self.smooth is None else "static, smoothed"
+
+    @property
+    def range(self) -> tuple[float, int]:
+        """Scale and zero point."""
+        return float(self.input_scale), int(self.input_zero_point)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """See :meth:`Int8Linear.multiply`."""
+        return kernels.int8_linear(x, self.packed(), self.bias, static=self.range)
+
+
+class Int8OutlierLinear(Int8Linear):
+    """Entries of a row above the threshold are multiplied in floating point, the rest as in :class:`Int8Linear`.
+
+    The weights of both parts are the same integers.
+    """
+
+    kind = "outlier_split"
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """See :meth:`Int8Linear.multiply`."""
+        large = x.detach().abs() > self.scheme.threshold
+        columns = large.reshape(-1, self.in_features).any(0).nonzero()[:, 0]
+        if not len(columns):
+            return super().multiply(x)
+        small = super().multiply(torch.where(large, 0, x))
+        apart = torch.where(large, x, 0)[..., columns]
+        weight = packed_columns(self.packed(), columns).to(x.dtype) * self.weight_scale.to(x.dtype)
+        return small + apart @ weight
+
+
+def packed_columns(packed: kernels.PackedWeight, index: Tensor) -> Tensor:
+    """Return the columns at ``index`` of a packed weight as (len(index), n) int8, without unpacking the others."""
+    data = packed.data
+    if data.dim() == 2:
+        return data[:, index].T
+    return data[:, index // 4, :, index % 4].flatten(1)[:, : packed.n]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ConfigError
-from tunesmith.kinds.adapter import SupportsMerge
+from tunesmith.kinds.adapter import PreparesCompression, SupportsMerge
 from tunesmith.kinds.adapter import merged as fold
+from tunesmith.kinds.compressor import CompressorConfig
 from tunesmith.lm import LM
 
 
@@ -49,14 +49,23 @@ def names(pattern: str, name: str) -> bool:
 def stored_bytes(model: nn.Module) -> int:
     """Return the bytes of all weights as safetensors stores them: shared tensors once, buffers that are saved included."""
     seen: dict[int, int] = {}
-    for tensor in model.state_dict().values():
-        if isinstance(tensor, torch.Tensor):
-            seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+    for module in model.modules():
+        passing = module._non_persistent_buffers_set
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if name not in passing:
+                # a packed weight leaves a tensor of its size without data
+                where = id(tensor) if tensor.device.type == "meta" else tensor.data_ptr()
+                seen[where] = tensor.numel() * tensor.element_size()
     return sum(seen.values())
 
 
-def merged(lm: LM, method: str) -> LM:
+def merged(lm: LM, method: str, compressor: CompressorConfig | None = None) -> LM:
     """Return ``lm`` with its adapters folded into the weights, since a compressor works on the weights themselves.
+
+    Args:
+        lm: The model.
+        method: What is going to be done, for messages.
+        compressor: For adapters that have trained the weights for one.
 
     Raises:
         ConfigError: Naming the first adapter that cannot be merged, or if the weights are quantized already.
@@ -64,7 +73,9 @@ def merged(lm: LM, method: str) -> LM:
     if getattr(lm.model, "is_quantized", False):
         raise ConfigError([f"the model is quantized already; start {method} from the model before that"])
     for adapter in lm.adapters:
-        if not isinstance(adapter, SupportsMerge):
+        if isinstance(adapter, PreparesCompression) and compressor is not None:
+            lm = adapter.prepared(lm, compressor)
+        elif not isinstance(adapter, SupportsMerge):
             raise ConfigError(
                 [
                     f"{method} works on weights, and {type(adapter.config).__name__} cannot be merged into them. "

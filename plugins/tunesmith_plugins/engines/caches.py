@@ -40,7 +40,8 @@ def select(past: Any, index: torch.Tensor) -> Any:
         elif not isinstance(layer, DynamicLayer):
             layer.reorder_cache(index)
         elif layer.get_seq_length() > 0:  # a layer that nothing was written to yet has no rows
-            layer.keys, layer.values = layer.keys[index], layer.values[index]
+            for name in _states(layer):
+                setattr(layer, name, getattr(layer, name)[index])
     return chosen
 
 
@@ -109,6 +110,12 @@ def _both(past: EncoderDecoderCache, own: Any, read: Any) -> EncoderDecoderCache
     chosen.self_attention_cache, chosen.cross_attention_cache = own, read
     chosen.is_updated = dict(past.is_updated)
     return chosen
+
+
+def _states(layer: Any) -> tuple[str, ...]:
+    """Return the names of a layer's tensors of shape (batch, heads, time, ...)."""
+    found: tuple[str, ...] = getattr(layer, "states", ("keys", "values"))
+    return found
 
 
 def _copied(past: Any) -> Any:

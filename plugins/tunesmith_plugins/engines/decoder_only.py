@@ -47,7 +47,7 @@ class DecoderOnly(Stepping):
 
     def __init__(self, lm: LM, batch_size: int, max_length: int | None = None, **options: Any) -> None:
         super().__init__(lm, batch_size, **options)
-        self.joins = self.rolls_back = caches.plain(self.base.config)
+        self.joins = self.rolls_back = caches.plain(self.base.config) and not self.int8_cache
         self.places = positions_of(self.base.config)
         if self.places is not None:
             self.places -= sum(adapter.virtual_tokens for adapter in lm.adapters)
@@ -62,7 +62,7 @@ class DecoderOnly(Stepping):
         ids, mask = padded(prompts, self.lm.device, left=True)
         uneven = len({len(prompt) for prompt in prompts}) > 1
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits, cache = self._forward(ids, positions, Cache(mask=mask, lengths=mask.sum(-1), uneven=uneven), mask)
+        logits, cache = self._forward(ids, positions, Cache(mask=mask, lengths=mask.sum(-1), uneven=uneven, past=self.fresh()), mask)
         return logits, evolve(cache, past=caches.growing(cache.past))
 
     def step(self, token_ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, Cache]:

@@ -69,8 +69,8 @@ class EncoderDecoder(Stepping):
         # Padding between a prefix and the text would change how far they are apart.
         apart = places.relative(self.base.get_decoder()) and not any(a.cached_tokens for a in lm.adapters)
         known = self.table is not None or apart
-        self.rolls_back = caches.plain(self.base.config)
-        self.joins = known and "decoder_attention_mask" in self.accepted and caches.plain(self.base.config)
+        self.rolls_back = caches.plain(self.base.config) and not self.int8_cache
+        self.joins = known and "decoder_attention_mask" in self.accepted and self.rolls_back
 
     def context(self, prompt: Sequence[int]) -> Sequence[int]:
         """Return the start token."""
@@ -83,7 +83,7 @@ class EncoderDecoder(Stepping):
             states = self.base.get_encoder()(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
         start = torch.full((len(prompts), 1), self.start, dtype=torch.int64, device=ids.device)
         ones = torch.ones_like(start)
-        logits, cache = self._forward(start, Cache(states=states, mask=mask, written=ones, lengths=ones[:, 0]))
+        logits, cache = self._forward(start, Cache(states=states, mask=mask, written=ones, lengths=ones[:, 0], past=self.fresh()))
         if self.forced_first is not None:
             forced = torch.full_like(logits, -torch.inf)
             forced[:, self.forced_first] = 0

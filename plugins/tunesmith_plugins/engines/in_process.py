@@ -68,7 +68,12 @@ class TransformersEngine(Engine):
         make = EncoderDecoder if self.lm.family == "encoder-decoder" else DecoderOnly
         config = self.config
         return make(
-            self.lm, config.batch_size, config.max_length, cache_tokens=config.cache_tokens, use_cache=config.kv_cache
+            self.lm,
+            config.batch_size,
+            config.max_length,
+            cache_tokens=config.cache_tokens,
+            use_cache=config.kv_cache,
+            int8_cache=config.cache == "int8",
         )
 
     @property

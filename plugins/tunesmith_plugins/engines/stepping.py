@@ -35,6 +35,7 @@ class Stepping(Watched, ABC):
         batch_size: Most rows a decoder should keep at once.
         cache_tokens: Most places for tokens that they should take together, None for any number.
         use_cache: Whether the model keeps keys and values; otherwise everything is read again at every step.
+        int8_cache: Keep keys and values in 8 bits; then rows of different age do not share a cache.
 
     Attributes:
         steps: How often rows were extended by a token so far.
@@ -42,7 +43,16 @@ class Stepping(Watched, ABC):
 
     joins = False
 
-    def __init__(self, lm: LM, batch_size: int, *, cache_tokens: int | None = None, use_cache: bool = True) -> None:
+    def __init__(
+        self,
+        lm: LM,
+        batch_size: int,
+        *,
+        cache_tokens: int | None = None,
+        use_cache: bool = True,
+        int8_cache: bool = False,
+    ) -> None:
+        self.int8_cache = int8_cache
         self.lm = lm
         self.batch_size = batch_size
         self.cache_tokens = cache_tokens
@@ -109,6 +119,14 @@ class Stepping(Watched, ABC):
         else:
             with torch.no_grad():
                 yield
+
+    def fresh(self) -> Any:
+        """Return an empty cache, None if the model is to make its own."""
+        if not self.int8_cache or not self.use_cache:
+            return None
+        from tunesmith_plugins.engines import int8_cache
+
+        return int8_cache.cache_for(self.base.config)
 
     def call(self, last: int, /, **inputs: Any) -> Any:
         """Run the model and, where it can, keep only the logits of the ``last`` positions."""

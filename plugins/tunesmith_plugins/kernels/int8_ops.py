@@ -116,6 +116,9 @@ def pack_weight(q: Tensor, scale: Tensor, group_size: int | None = None) -> Pack
     Raises:
         ValueError: wrong shapes or types, or k above 65792.
     """
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):  # or the layer could never be trained through
+            return pack_weight(q, scale, group_size)
     if q.ndim != 2 or q.dtype != torch.int8 or q.shape[1] < 1:
         raise ValueError(f"q must be int8 (n, k) with k >= 1, not {q.dtype} {tuple(q.shape)}")
     n, k = q.shape

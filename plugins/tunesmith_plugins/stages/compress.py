@@ -86,7 +86,7 @@ def _content(report: Any, on_disk: int) -> Content:
         )
         tables.append(Table(title="Layers", columns=columns, rows=rows))
     losses = report.summary.get("loss")
-    series: list[Series] = []
+    series: list[Series] = list(report.series)
     if losses:
         steps = tuple(map(float, report.summary.get("loss_steps") or range(1, len(losses) + 1)))
         series.append(

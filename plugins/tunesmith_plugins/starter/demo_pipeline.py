@@ -14,7 +14,7 @@ from tunesmith.data.config import Data
 from tunesmith.pipeline.value import Pipeline, output
 from tunesmith.reward_gate import Gate
 from tunesmith_plugins.adapters.config import Bottleneck, LoRA, Prompt
-from tunesmith_plugins.compressors.config import Distill, Int8, Magnitude
+from tunesmith_plugins.compressors import Distill, Int8, Magnitude
 from tunesmith_plugins.metrics.config import Accuracy, Bleu, DistinctN, Latency, Reward, Rouge, Toxicity
 from tunesmith_plugins.reward_models.config import Pairwise, Trained
 from tunesmith_plugins.rl_algorithms.config import PPO

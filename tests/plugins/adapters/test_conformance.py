@@ -1,11 +1,14 @@
 """Every built-in adapter passes the public conformance kit."""
 
 from tunesmith.testing import conformance
-from tunesmith_plugins.adapters import IA3, Bottleneck, Full, LoRA, Prefix, Prompt, PTuning
+from tunesmith_plugins.adapters import IA3, Bottleneck, Full, LoRA, Prefix, Prompt, PTuning, QuantizationAware
+from tunesmith_plugins.compressors import Int8WeightOnly
 
 
 @conformance(
     Full(),
+    QuantizationAware(),
+    QuantizationAware(compressor=Int8WeightOnly(group_size=32)),
     LoRA(rank=2),
     LoRA(rank=4, alpha=4.0, rslora=True, dropout=0.1),
     IA3(),

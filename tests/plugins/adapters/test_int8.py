@@ -59,7 +59,7 @@ def trained(lm, adapter):
 def test_it_begins_as_nothing_trains_is_switched_off_and_comes_back(tmp_path, family, config):
     lm = int8(family)
     integers = [m for m in lm.model.modules() if isinstance(m, Int8Linear)]
-    before, weights = logits(lm), [m.weight.clone() for m in integers]
+    before, weights = logits(lm), [m.weight_int8().clone() for m in integers]
     adapter, lm = attached(lm, config)
     assert [m for m in lm.model.modules() if isinstance(m, Int8Linear)] == integers
     assert torch.allclose(logits(lm), before, atol=1e-6)
@@ -67,7 +67,7 @@ def test_it_begins_as_nothing_trains_is_switched_off_and_comes_back(tmp_path, fa
     assert losses[-1] < losses[0]
     after = logits(lm)
     assert not torch.allclose(after, before, atol=1e-3)
-    assert all(torch.equal(m.weight, w) for m, w in zip(integers, weights, strict=True))
+    assert all(torch.equal(m.weight_int8(), w) for m, w in zip(integers, weights, strict=True))
     with adapter.disabled():
         assert torch.allclose(logits(lm), before, atol=1e-6)
     lm.save(tmp_path)
@@ -120,3 +120,15 @@ def test_it_cannot_be_merged_and_export_keeps_it_on_top(tmp_path, config):
     assert summary["left_unmerged"] == [type(config).__name__]
     assert summary["loads_with"] == "tunesmith.load"
     assert torch.allclose(logits(load(tmp_path / "out" / "model")), logits(lm), atol=1e-6)
+
+
+def test_a_head_tied_to_int8_embeddings_takes_an_adapter_too(tmp_path):
+    lm = tiny_lm("encoder-decoder")
+    assert lm.model.lm_head.weight is lm.model.shared.weight
+    lm, _ = Int8().build().compress(lm, runtime=RUNTIME)
+    logits(lm)  # packs
+    adapter, lm = attached(lm, LoRA(rank=2, targets=("lm_head", "q")))
+    losses = trained(lm, adapter)
+    assert losses[-1] < losses[0]
+    lm.save(tmp_path)
+    assert torch.allclose(logits(load(tmp_path)), logits(lm), atol=1e-6)

@@ -1,11 +1,30 @@
 """Every built-in compressor passes the public kit."""
 
 from tunesmith.testing import conformance
-from tunesmith_plugins.compressors import Distill, Int8, Magnitude, SparseGPT, Structured, Wanda
+from tunesmith_plugins.compressors import (
+    Distill,
+    Int8,
+    Int8Static,
+    Int8WeightOnly,
+    Magnitude,
+    OutlierSplit,
+    SmoothQuant,
+    SparseGPT,
+    Structured,
+    Wanda,
+)
 
 
 @conformance(
-    Int8(), Magnitude(sparsity=0.3), Magnitude(scope="global"), Magnitude(pattern="2:4"), Distill(steps=2, batch_size=4)
+    Int8(),
+    Int8WeightOnly(group_size=32),
+    Int8Static(ranges="percentile"),
+    SmoothQuant(activations="static", measure_rows=0),
+    OutlierSplit(threshold=2.0),
+    Magnitude(sparsity=0.3),
+    Magnitude(scope="global"),
+    Magnitude(pattern="2:4"),
+    Distill(steps=2, batch_size=4),
 )
 def test_conforms(check):
     check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -182,3 +183,246 @@ def test_wrong_shapes_and_types_are_named(native: dict[str, Any]) -> None:
         kernels.pack_weight(weight.q, weight.scale, group_size=33)
     with pytest.raises(ValueError, match="1 weights, 2 biases"):
         kernels.int8_linears(torch.zeros(2, 6), [made], [None, None])
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_activations_have_the_bits_of_the_reference_and_the_values_of_torch(
+    isa: str, activation: str, dtype: torch.dtype
+) -> None:
+    _, weight, bias = layer(75, 40)
+    x = (torch.randn(7, 40) * 4).to(dtype)
+    x[2, 3] = torch.nan
+    found = kernels.int8_linear(x, packed(weight), bias, activation)
+    assert torch.equal(found.nan_to_num(9), reference.int8_linear(x, *weight, bias, activation).nan_to_num(9))
+    plain = kernels.int8_linear(x.float(), packed(weight), bias)
+    kind = {"approximate": "tanh"} if activation == "gelu_tanh" else {}
+    expected = getattr(torch.nn.functional, activation.removesuffix("_tanh"))(plain.double(), **kind)
+    assert found.isnan().any(-1).tolist() == [i == 2 for i in range(7)]
+    rows = [i for i in range(7) if i != 2]
+    limit = 2e-6 if dtype == torch.float32 else 8e-3
+    assert ((found - expected).abs() <= limit * expected.abs().clamp(min=1))[rows].all()
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_tanh"])
+def test_activations_are_torchs_over_their_whole_range(name: str) -> None:
+    x = torch.linspace(-30, 30, 200_001)
+    kind = {"approximate": "tanh"} if name == "gelu_tanh" else {}
+    expected = getattr(torch.nn.functional, name.removesuffix("_tanh"))(x.double(), **kind)
+    assert ((reference.activate(x, name) - expected).abs() <= 1e-6 * expected.abs().clamp(min=1)).all()
+
+
+def weight_only_in_64_bits(x: Tensor, q: Tensor, scale: Tensor, group_size: int | None) -> np.ndarray:
+    """The definition in float64 with integer sums: rows in 12 bits, a scale a channel or a group."""
+    rows, row_scale = reference.quantize_rows_12(x)
+    a, w = rows.numpy().astype(np.int64), q.numpy().astype(np.int64)
+    total = np.zeros((a.shape[0], w.shape[0]))
+    for group, start in enumerate(range(0, a.shape[1], group_size or a.shape[1])):
+        part = slice(start, start + (group_size or a.shape[1]))
+        scales = scale.double().numpy() if group_size is None else scale[:, group].double().numpy()
+        total += (a[:, part] @ w[:, part].T).astype(np.float64) * scales
+    return total * row_scale.double().numpy()[:, None]
+
+
+@pytest.mark.parametrize("group_size", [None, 32, 64, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weight_only_layers_are_sums_of_integers(serving: str, group_size: int | None, dtype: torch.dtype) -> None:
+    torch.manual_seed(2)
+    for m, n, k in ((1, 3, 5), (2, 64, 64), (3, 65, 130), (9, 70, 300), (20, 10, 257)):
+        q = torch.randint(-128, 128, (n, k), dtype=torch.int8)
+        scale = torch.rand((n,) if group_size is None else (n, -(-k // group_size))) * 0.01
+        weight = kernels.pack_weight(q, scale, group_size)
+        assert torch.equal(kernels.unpack_weight(weight), q)
+        x, bias = torch.randn(m, k).to(dtype), torch.randn(n)
+        found = kernels.weight_only_linear(x, weight, bias)
+        groups = weight.scale
+        expected = reference.weight_only_linear(x, q, groups, group_size or 0, bias)
+        assert found.dtype == dtype
+        assert torch.equal(found, expected)
+        exact = torch.from_numpy(weight_only_in_64_bits(x, q, scale, group_size)) + bias
+        torch.testing.assert_close(found.double(), exact, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [reference.MAX_K_12, reference.MAX_K_12 + 1, reference.MAX_K])
+def test_long_rows_in_12_bits_do_not_overflow(serving: str, k: int) -> None:
+    for extreme in (-128, 127):
+        weight = kernels.pack_weight(torch.full((2, k), extreme, dtype=torch.int8), torch.ones(2))
+        found = kernels.weight_only_linear(torch.full((3, k), -2047.0), weight)
+        assert torch.allclose(found, torch.full((3, 2), -2047.0 * extreme * k), rtol=3e-7, atol=0)
+
+
+def test_weight_only_keeps_the_accuracy_of_the_weight(serving: str) -> None:
+    weight, quantised, bias = layer(256, 768)
+    x = torch.randn(64, 768)
+    exact = x.double() @ weight.double().T + bias
+    error = kernels.weight_only_linear(x, packed(quantised), bias).double() - exact
+    assert 10 * torch.log10((exact**2).mean() / (error**2).mean()) > 40  # dB
+
+
+def test_static_ranges_clamp_what_lies_outside(serving: str) -> None:
+    _, weight, bias = layer(40, 30)
+    x = torch.randn(6, 30)
+    x[0, 0], x[1, 1], x[2, 2], x[3, 3] = 1e30, -1e30, torch.nan, torch.inf
+    found = kernels.int8_linear(x, packed(weight), bias, static=(0.02, 120))
+    assert torch.equal(found.nan_to_num(7), reference.int8_linear(x, *weight, bias, static=(0.02, 120)).nan_to_num(7))
+    assert found.isnan().any(-1).tolist() == [False, False, True, True, False, False]
+    q = (torch.round(x[4:] / 0.02) + 120).clamp(0, 255) - 120
+    expected = (q.double() @ weight.q.double().T) * 0.02 * weight.scale.double() + bias
+    torch.testing.assert_close(found[4:].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_several_layers_on_one_input_are_those_layers_one_by_one(serving: str) -> None:
+    made = [layer(n, 33, seed=n) for n in (5, 64, 130)]
+    x = torch.randn(2, 4, 33)
+    weights, biases = [packed(weight) for _, weight, _ in made], [made[0][2], None, made[2][2].bfloat16()]
+    activations = [None, "silu", "relu"]
+    found = kernels.int8_linears(x, weights, biases, activations)
+    for y, weight, bias, activation in zip(found, weights, biases, activations, strict=True):
+        assert torch.equal(y, kernels.int8_linear(x, weight, bias, activation))
+    assert kernels.int8_linears(x, []) == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_layers_are_the_steps_they_are_made_of(serving: str, dtype: torch.dtype) -> None:
+    first, second = (packed(layer(n, 96, seed=n)[1]) for n in (70, 70))
+    x, bias = torch.randn(3, 5, 96).to(dtype), torch.randn(70)
+    residual = torch.randn(3, 5, 70).to(dtype)
+    gain, shift = torch.rand(96) + 0.5, torch.randn(96)
+    limit = {"rtol": 1e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    plain = kernels.int8_linear(x, first, bias)
+    (found,) = kernels.fused_linears(x, [first], [bias], residual=residual)
+    torch.testing.assert_close(found, plain + residual, **limit)
+    (found,) = kernels.fused_linears(x, [first, second], [bias, None], ["silu", None], gated=True)
+    gate = kernels.int8_linear(x, first, bias, "silu")
+    torch.testing.assert_close(found, gate * kernels.int8_linear(x, second), **limit)
+    for added in (None, shift):
+        norm = kernels.Norm(gain, added, 1e-5)
+        exact = x.double() if added is None else x.double() - x.double().mean(-1, keepdim=True)
+        exact = exact / (exact.square().mean(-1, keepdim=True) + 1e-5).sqrt() * gain + (0 if added is None else added)
+        found, normed = kernels.fused_linears(x, [first], [bias], norm=norm, keep_normed=True)
+        torch.testing.assert_close(
+            normed.double(), exact, **(limit if dtype == torch.bfloat16 else {"rtol": 3e-6, "atol": 3e-6})
+        )
+        if dtype == torch.float32:  # the product then sees the rows before they are rounded to bfloat16
+            expected = kernels.int8_linear(normed, first, bias)
+            assert float((found - expected).norm() / expected.norm()) < 2e-3
+    with pytest.raises(ValueError, match="a gate takes two layers"):
+        kernels.fused_linears(x, [first], [None], gated=True)
+    with pytest.raises(ValueError, match="a residual can be added to one result"):
+        kernels.fused_linears(x, [first, second], [None, None], residual=residual)
+
+
+def test_rotary_turns_by_the_angle_of_the_position(serving: str) -> None:
+    torch.manual_seed(0)
+    q, k, size = torch.randn(2, 5, 3 * 8), torch.randn(2, 5, 8), 8
+    for batch in (1, 2):
+        angle = torch.randn(batch, 5, size // 2)
+        cos, sin = torch.cat([angle.cos()] * 2, -1), torch.cat([angle.sin()] * 2, -1)
+        turned_q, turned_k = q.clone(), k.clone()
+        kernels.rotary_(turned_q, turned_k, cos, sin, size)
+        for turned, x in ((turned_q, q), (turned_k, k)):
+            heads = x.view(2, 5, -1, 2, size // 2).double()
+            pairs = torch.complex(heads[..., 0, :], heads[..., 1, :])
+            expected = pairs * torch.polar(torch.ones(()).double(), angle.double())[:, :, None]
+            found = turned.view(2, 5, -1, 2, size // 2)
+            torch.testing.assert_close(found[..., 0, :].double(), expected.real, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(found[..., 1, :].double(), expected.imag, rtol=1e-5, atol=1e-5)
+
+
+def check_integers(m: int, n: int, k: int, generator: torch.Generator, names: list[str]) -> None:
+    """Compare the integer part on every instruction set, read back through scales of 1, with 64-bit sums."""
+    q = torch.randint(-128, 128, (n, k), dtype=torch.int8, generator=generator)
+    x = torch.randint(0, 256, (m, k), generator=generator).float()
+    x[:, 0] = 255.0  # the range is then [0, 255], the scale 1 and the zero point 0
+    if m * n * k < 100_000:
+        sums = x.numpy().astype(np.int64) @ q.numpy().astype(np.int64).T
+    else:  # numpy is slow at integers, and float64 holds every one of these sums
+        sums = (x.double() @ q.double().T).numpy().astype(np.int64)
+    weight = kernels.pack_weight(q, torch.ones(n))
+    for name in names:
+        kernels.set_isa(name)
+        found = kernels.int8_linear(x, weight).numpy()
+        assert np.array_equal(found, sums.astype(np.float32)), (name, m, n, k)
+
+
+@pytest.fixture
+def available() -> Iterator[list[str]]:
+    """Every instruction set there is here; the one in use before is chosen again in the end."""
+    info = kernels.info()
+    if not info["native"]:
+        pytest.skip("no native library")
+    yield info["isa_available"]
+    kernels.set_isa(info["isa"])
+
+
+def test_2000_random_shapes_equal_64_bit_products(available: list[str]) -> None:
+    generator = torch.Generator().manual_seed(5)
+    for turn in range(2000):
+        m, n, k = (int(torch.randint(1, top + 1, (), generator=generator)) for top in (64, 130, 1030))
+        check_integers(m, n, k, generator, available if turn % 20 == 0 else [x for x in available if x != "scalar"])
+
+
+@pytest.mark.exhaustive
+def test_the_full_grid_equals_64_bit_products(available: list[str]) -> None:
+    generator = torch.Generator().manual_seed(6)
+    for m in (*range(1, 18), 31, 32, 33, 47, 48, 49, 63, 64):
+        for n in (1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 127, 128, 129, 130):
+            for k in (
+                *range(1, 10),
+                *(edge + d for edge in (16, 32, 64, 128, 256, 512, 1024) for d in (-1, 0, 1)),
+                1030,
+            ):
+                check_integers(m, n, k, generator, available)
+
+
+def test_threads_do_not_change_a_bit(native: dict[str, Any]) -> None:
+    _, weight, bias = layer(700, 900)
+    x = torch.randn(70, 900)
+    made, before = packed(weight), torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(kernels.int8_linear(x, made, bias))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_without_the_quick_call_ctypes_gives_the_same(native: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, weight, bias = layer(20, 30)
+    x = torch.randn(4, 30)
+    norm = kernels.Norm(torch.rand(30), None, 1e-5)
+    arguments = (x, [packed(weight)], [bias])
+    expected = kernels.int8_linear(x, packed(weight), bias), kernels.fused_linears(*arguments, norm=norm)[0]
+    kernels.int8_ops._entry.cache_clear()
+    monkeypatch.setattr(kernels.loader, "words_call", lambda: None)
+    try:
+        found = kernels.int8_linear(x, packed(weight), bias), kernels.fused_linears(*arguments, norm=norm)[0]
+    finally:
+        kernels.int8_ops._entry.cache_clear()
+    assert all(map(torch.equal, found, expected))
+
+
+def test_a_layer_packed_in_inference_mode_can_be_trained_through(native: dict[str, Any]) -> None:
+    _, weight, bias = layer(8, 6)
+    with torch.inference_mode():
+        made = packed(weight)
+    x = torch.randn(2, 6, requires_grad=True)
+    kernels.int8_linear(x, made, bias).sum().backward()
+    kernels.weight_only_linear(x, made, bias).sum().backward()
+    assert x.grad is not None
+
+
+def test_gradients_of_grouped_weights_and_of_activations(serving: str) -> None:
+    torch.manual_seed(1)
+    q, scale = torch.randint(-127, 128, (12, 70), dtype=torch.int8), torch.rand(12, 3)
+    weight = kernels.pack_weight(q, scale, 32)
+    dense = q * scale.repeat_interleave(32, dim=1)[:, :70]
+    x = torch.randn(3, 70, requires_grad=True)
+    upstream = torch.randn(3, 12)
+    kernels.weight_only_linear(x, weight).backward(upstream)
+    torch.testing.assert_close(x.grad, upstream @ dense)
+    with_activation = kernels.weight_only_linear(x, weight, activation="relu")
+    (gradient,) = torch.autograd.grad(with_activation, x, upstream)
+    torch.testing.assert_close(gradient, (upstream * (with_activation > 0)) @ dense)

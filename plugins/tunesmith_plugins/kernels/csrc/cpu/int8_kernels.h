@@ -61,9 +61,6 @@ extern const TsInt8Kernels ts_int8_avx512vnni;
 #if defined(TS_HAVE_AMX)
 extern const TsInt8Kernels ts_int8_amx;
 #endif
-#if defined(TS_HAVE_NEON)
-extern const TsInt8Kernels ts_int8_neon;
-#endif
 
 // The chosen table, or null with a message set when TUNESMITH_ISA cannot be honoured.
 const TsInt8Kernels *ts_int8_kernels();

@@ -243,6 +243,51 @@ void shapes() {
   printf("int8: %d shapes equal to 64-bit sums on %s, extremes at k = %d\n", cases, ts_isa_available(), TS_MAX_K);
 }
 
+// Norm, gate and residual: the same bits on every instruction set and number of threads, inside the arrays, in float32
+// and bfloat16.
+void fused() {
+  const int64_t rows = 5, n = 70, k = 67;
+  const Layer gate(n, k, 0, 0), up(n, k, 0, 0);
+  Guarded<float> gain(k), shift(k);
+  for (int64_t i = 0; i < k; ++i) gain[i] = real(.5, 1.5), shift[i] = real(-1, 1);
+  for (const int32_t dtype : {TS_F32, TS_BF16}) {
+    const int64_t item = dtype == TS_F32 ? 4 : 2;
+    Guarded<uint8_t> x(rows * k * item), normed(rows * k * item), first(rows * n * item), second(rows * n * item), residual(rows * n * item);
+    for (int64_t i = 0; i < rows * k; ++i) ts_store(x.get(), i, dtype, real(-2, 3));
+    for (int64_t i = 0; i < rows * n; ++i) ts_store(residual.get(), i, dtype, real(-2, 3));
+    for (const int32_t norm : {TS_RMS_NORM, TS_LAYER_NORM}) {
+      std::vector<uint8_t> right;
+      for (const std::string &isa : instruction_sets()) {
+        for (const int32_t threads : {1, 3}) {
+          REQUIRE(ts_isa_set(isa.c_str()) == TS_OK);
+          ts_int8_layer layers[] = {gate.call(first.get(), TS_SILU), up.call(second.get(), 0)};
+          layers[1].multiply = first.get();
+          layers[1].residual = residual.get();
+          ts_int8_args args = {};
+          args.x = x.get();
+          args.rows = rows;
+          args.k = args.row_stride = k;
+          args.dtype = dtype;
+          args.layers = layers;
+          args.layer_count = 2;
+          args.threads = threads;
+          args.norm = norm;
+          args.norm_weight = gain.get();
+          args.norm_bias = norm == TS_LAYER_NORM ? shift.get() : nullptr;
+          args.norm_epsilon = 1e-5;
+          args.norm_out = normed.get();
+          REQUIRE(ts_int8_linears(&args) == TS_OK);
+          std::vector<uint8_t> found(second.get(), second.get() + rows * n * item);
+          found.insert(found.end(), normed.get(), normed.get() + rows * k * item);
+          if (right.empty()) right = found;
+          REQUIRE(found == right);
+        }
+      }
+    }
+  }
+  puts("fused: norms, gates and residuals have the same bits everywhere");
+}
+
 // Large enough to be shared, from several callers at once: one gets the helpers, the others work alone.
 void threads() {
   const int64_t rows = 40, n = 640, k = 512;
@@ -327,6 +372,7 @@ int main() {
   refusals();
   pool();
   shapes();
+  fused();
   threads();
   puts("all int8 checks passed");
   return 0;

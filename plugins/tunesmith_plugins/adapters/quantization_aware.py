@@ -1,0 +1,175 @@
+"""All weights, trained through the rounding that int8 will put them to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from attrs import evolve
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from transformers.pytorch_utils import Conv1D
+
+from tunesmith.errors import ConfigError
+from tunesmith.lm import LM
+from tunesmith.runtime import Runtime
+from tunesmith_plugins import kernels
+from tunesmith_plugins.adapters.full import WholeModel
+from tunesmith_plugins.compressors.config_int8 import Int8, QuantizerConfig, Scheme
+from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, layout_of
+from tunesmith_plugins.compressors.int8_weight import quantize
+
+
+class QuantizationAwareAdapter(WholeModel):
+    """The model's own weights, trainable, and rounded anew whenever they are used."""
+
+    identity = False
+    layout: Layout
+
+    @property
+    def compressor(self) -> QuantizerConfig:
+        """The compressor whose rounding is trained through.
+
+        Raises:
+            ConfigError: If it is not one of those that need no data.
+        """
+        found = Int8() if self.config.compressor is None else self.config.compressor
+        if not isinstance(found, QuantizerConfig) or found.calibrates:
+            raise ConfigError(
+                [
+                    f"{type(found).__name__} cannot be trained through; take int8, int8_weight_only or outlier_split "
+                    "@ compressor"
+                ],
+                "quantization_aware",
+            )
+        return found
+
+    def attach(self, lm: LM, runtime: Runtime) -> LM:
+        """Make all weights trainable and put the rounding in.
+
+        Raises:
+            TunesmithError: As :class:`~tunesmith_plugins.adapters.full.FullAdapter` does.
+            ConfigError: If the compressor has nothing to quantize, or cannot be trained through.
+        """
+        self.layout = layout_of(lm.model, self.compressor)
+        attached = super().attach(lm, runtime)
+        model = lm.model
+        for name in (*self.layout.embeddings, *self.layout.tied):
+            if name not in self.layout.layers:
+                model.set_submodule(name, RoundedEmbedding(model.get_submodule(name)))
+        for name, scheme in self.layout.layers.items():
+            model.set_submodule(name, RoundedLinear(model.get_submodule(name), scheme))
+        return attached
+
+    def prepared(self, lm: LM, compressor: Any) -> LM:
+        """Return the LM with plain layers that hold the trained weights: what the compressor rounds to the same integers.
+
+        Raises:
+            ConfigError: If ``compressor`` would round something else, or otherwise.
+        """
+        for name, module in list(lm.model.named_modules(remove_duplicate=False)):
+            if isinstance(module, (RoundedLinear, RoundedEmbedding)):
+                lm.model.set_submodule(name, module.plain())
+        if not isinstance(compressor, QuantizerConfig) or layout_of(lm.model, compressor) != self.layout:
+            raise ConfigError(
+                [f"the weights were trained for {self.compressor}; compress the model with that"], "quantization_aware"
+            )
+        return evolve(lm, adapters=tuple(a for a in lm.adapters if a is not self), origin=None)
+
+
+class _Rounded(nn.Module):
+    """A layer with the same parameters under the same names as the float one that it stands for."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.weight = layer.weight
+        self._layer = (layer,)
+
+    def plain(self) -> nn.Module:
+        """Return the float layer, with the parameters of now."""
+        layer: Any = self._layer[0]
+        layer.weight = self.weight
+        if hasattr(self, "bias"):
+            layer.bias = self.bias
+        return layer  # type: ignore[no-any-return]
+
+
+class RoundedLinear(_Rounded):
+    """A linear layer that computes what its integer layer would, bit for bit, and lets gradients straight through."""
+
+    def __init__(self, layer: Any, scheme: Scheme) -> None:
+        super().__init__(layer)
+        self.bias = layer.bias
+        self.scheme = scheme
+        self.transposed = isinstance(layer, Conv1D)
+        self.out_features, self.in_features = reversed(layer.weight.shape) if self.transposed else layer.weight.shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., out_features) for (..., in_features)."""
+        weight = self.weight.T if self.transposed else self.weight
+        found: Tensor = _StraightThrough.apply(x, weight, self.bias, self.scheme)
+        return found
+
+
+class RoundedEmbedding(_Rounded):
+    """An embedding whose rows are rounded as they are looked up."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer)
+        self.num_embeddings, self.embedding_dim = layer.num_embeddings, layer.embedding_dim
+        self.padding_idx = layer.padding_idx
+        self.embed_scale = float(getattr(layer, "scalar_embed_scale", getattr(layer, "embed_scale", 1.0)))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return (..., embedding_dim) for ids (...)."""
+        rows = nn.functional.embedding(ids.reshape(-1), self.weight, self.padding_idx)
+        found: Tensor = _RoundedRows.apply(rows, self.embed_scale)
+        return found.reshape(*ids.shape, -1)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """``y = Q(x) Q(W)^T + b``; the gradient is that of ``x W^T + b`` at the rounded numbers (Bengio et al. 2013).
+
+    Ranges are those of the numbers themselves, so nothing is clipped and no gradient is stopped.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scheme: Scheme) -> Tensor:
+        layer = LINEAR[scheme.kind].from_float(weight.detach().float(), bias, scheme)
+        ctx.layer = layer
+        ctx.save_for_backward(x)
+        return layer.multiply(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        (x,) = ctx.saved_tensors
+        dx = dweight = dbias = None
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        if ctx.needs_input_grad[0]:
+            dx = gradient @ ctx.layer.dequantized().to(gradient.dtype)
+        if ctx.needs_input_grad[1]:
+            dweight = flat.T @ _rounded(x.reshape(-1, x.shape[-1]), ctx.layer.kind).to(gradient.dtype)
+        if ctx.needs_input_grad[2]:
+            dbias = flat.sum(0)
+        return dx, dweight, dbias, None
+
+
+class _RoundedRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, rows: Tensor, embed_scale: float) -> Tensor:
+        ctx.embed_scale = embed_scale  # type: ignore[attr-defined]
+        integers, scale = quantize(rows)
+        return (integers * (scale * embed_scale).unsqueeze(-1)).to(rows.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0] * ctx.embed_scale, None
+
+
+def _rounded(rows: Tensor, kind: str) -> Tensor:
+    """Return the numbers that the integers of activations stand for, where they have 8 bits; 12 bits are as good as all."""
+    if kind != "dynamic":
+        return rows
+    found = kernels.quantize_rows(rows.contiguous())
+    return (found.q.float() - found.zero_point[:, None]) * found.scale[:, None]

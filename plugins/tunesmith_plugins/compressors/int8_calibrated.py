@@ -1,0 +1,102 @@
+"""The compressors that look at activations before they quantize: static ranges, and SmoothQuant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attrs import evolve
+from torch import Tensor
+
+from tunesmith.data.records import Example
+from tunesmith.errors import ConfigError
+from tunesmith.kinds.compressor import CompressionReport
+from tunesmith.lm import LM
+from tunesmith.runtime import Runtime
+from tunesmith_plugins.compressors import int8_format, int8_ranges, int8_smooth
+from tunesmith_plugins.compressors.int8 import Int8Compressor, Seen
+from tunesmith_plugins.compressors.int8_layout import Layout, layout_of
+from tunesmith_plugins.compressors.int8_ranges import Inputs
+from tunesmith_plugins.compressors.layers import merged
+
+
+class Int8StaticCompressor(Int8Compressor):
+    """Find the range of every layer's inputs on examples and fix it."""
+
+    needs_data = True
+
+    def compress(
+        self, lm: LM, *, data: Sequence[Example] | None = None, teacher: LM | None = None, runtime: Runtime
+    ) -> tuple[LM, CompressionReport]:
+        """Calibrate, then quantize as :class:`Int8Compressor` does.
+
+        Raises:
+            ConfigError: Also without data, or if the examples do not reach a layer that is to have a static range.
+        """
+        int8_format.register_with_transformers()
+        if not data:
+            raise ConfigError(["calibration needs examples; give the stage data with at least one example"], "int8")
+        lm = merged(lm, "int8", self.config)
+        layout = layout_of(lm.model, self.config)
+        with runtime.activated():
+            own = [name for name in layout.layers if name not in layout.tied]
+            inputs = int8_ranges.observe(lm, data, own, self.config, runtime)
+            layout, seen = self.calibrated(lm, layout, inputs, data, runtime)
+        return self.convert(lm, layout, seen, runtime)
+
+    def calibrated(
+        self, lm: LM, layout: Layout, inputs: dict[str, Inputs], data: Sequence[Example], runtime: Runtime
+    ) -> tuple[Layout, Seen]:
+        """Return the layout, and what :meth:`convert` needs for it."""
+        return layout, self.with_ranges(lm, layout, inputs, Seen(rows=_rows(inputs)), data, runtime)
+
+    def with_ranges(
+        self,
+        lm: LM,
+        layout: Layout,
+        inputs: dict[str, Inputs],
+        seen: Seen,
+        data: Sequence[Example],
+        runtime: Runtime,
+    ) -> Seen:
+        """Return ``seen`` with the ranges of all static layers; ``inputs`` are those after any smoothing."""
+        static = [name for name, scheme in layout.layers.items() if scheme.kind == "static" and name not in layout.tied]
+        missing = [name for name in static if name not in inputs]
+        if missing:
+            raise ConfigError(
+                [
+                    f"no example reaches the layer {name!r}; name it in skip, or in modules as dynamic"
+                    for name in missing
+                ],
+                "int8",
+            )
+        chosen = {name: inputs[name] for name in static}
+        if self.config.ranges != "minmax":
+            int8_ranges.count(lm, data, chosen, seen.smooth, self.config, runtime)
+        ranges = {name: int8_ranges.static_range(found, self.config) for name, found in chosen.items()}
+        return evolve(seen, ranges=ranges)
+
+
+class SmoothQuantCompressor(Int8StaticCompressor):
+    """Make the channels of activations more alike first."""
+
+    def calibrated(
+        self, lm: LM, layout: Layout, inputs: dict[str, Inputs], data: Sequence[Example], runtime: Runtime
+    ) -> tuple[Layout, Seen]:
+        """See :meth:`Int8StaticCompressor.calibrated`; changes the float weights, and not what they compute."""
+        rounded = [
+            name
+            for name, scheme in layout.layers.items()
+            if scheme.kind in ("dynamic", "static", "outlier_split") and name not in layout.tied
+        ]
+        largest = {name: found.largest for name, found in inputs.items()}
+        vectors, folded = int8_smooth.smooth(lm.model, rounded, largest, self.config.alpha, self.config.explicit)
+        rows = _rows(inputs) | {name: inputs[name].rows * by for name, by in folded.items()}
+        layout = evolve(layout, smoothed=frozenset(vectors))
+        if any(scheme.kind == "static" for scheme in layout.layers.values()):
+            inputs = int8_ranges.observe(lm, data, list(inputs), self.config, runtime, vectors)
+        seen = Seen(rows=rows, smooth=vectors)
+        return layout, self.with_ranges(lm, layout, inputs, seen, data, runtime)
+
+
+def _rows(inputs: dict[str, Inputs]) -> dict[str, Tensor]:
+    return {name: found.rows for name, found in inputs.items()}

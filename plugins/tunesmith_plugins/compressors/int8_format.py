@@ -1,0 +1,336 @@
+"""Int8 models in transformers' format: the ``quantization_config`` and the quantizer that loads by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers.core_model_loading import ConversionOps
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZER_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from tunesmith.errors import ArtifactError, ConfigError
+from tunesmith_plugins.compressors.config_int8 import QuantizerConfig, Scheme
+from tunesmith_plugins.compressors.fused import fuse
+from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8TiedLinear
+from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, build, check_places, layout_of, tie
+from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8StaticLinear
+from tunesmith_plugins.compressors.int8_weight import Int8Weight, quantize
+
+METHOD = "tunesmith_int8"
+VERSION = 1
+"""Of what is written. Version 0, of tunesmith 0.1, had the names of dynamic layers and nothing else."""
+
+
+class Int8QuantizationConfig(QuantizationConfigMixin):
+    """The ``quantization_config`` of a saved model: which modules are int8, and how.
+
+    Args:
+        version: Of the format.
+        layers: Names to the fields of their schemes that are not the default's; in version 0 a list of names.
+        smoothed: Names of layers that multiply their inputs by a vector first.
+        embeddings: Names of embeddings.
+        tied: Names of modules that use an embedding's integers, to its name.
+
+    Raises:
+        ArtifactError: If another version wrote it or it is damaged.
+    """
+
+    def __init__(
+        self,
+        version: int = 0,
+        layers: Mapping[str, Mapping[str, Any]] | Sequence[str] = (),
+        smoothed: Sequence[str] = (),
+        embeddings: Sequence[str] = (),
+        tied: Mapping[str, str] | None = None,
+        **unused: object,
+    ) -> None:
+        self.quant_method = METHOD
+        if version not in (0, VERSION):
+            raise ArtifactError(
+                f"quantization_config is of version {version!r}, and this tunesmith reads up to {VERSION}; load the model "
+                "with the version of tunesmith that wrote it, or a later one."
+            )
+        self.version = VERSION
+        self.layers = {str(name): dict(layers[name]) if isinstance(layers, Mapping) else {} for name in layers}
+        self.smoothed, self.embeddings, self.tied = list(smoothed), list(embeddings), dict(tied or {})
+        self._compressor: QuantizerConfig | None = None
+        self.layout()
+
+    @classmethod
+    def of(cls, layout: Layout) -> Int8QuantizationConfig:
+        """Return what describes ``layout``."""
+        return cls(
+            version=VERSION,
+            layers={name: _told(scheme) for name, scheme in layout.layers.items()},
+            smoothed=sorted(layout.smoothed),
+            embeddings=layout.embeddings,
+            tied=layout.tied,
+        )
+
+    @classmethod
+    def on_load(cls, compressor: QuantizerConfig) -> Int8QuantizationConfig:
+        """Return what makes ``from_pretrained(..., quantization_config=this)`` quantize a float model tensor by tensor while
+        it is read.
+
+        Raises:
+            ConfigError: For a compressor that needs calibration data.
+        """
+        if compressor.calibrates:
+            raise ConfigError(
+                [
+                    f"{type(compressor).__name__} has to see data and cannot quantize a model while it is loaded; load "
+                    "the model, and call compress"
+                ],
+                "quantization_config",
+            )
+        made = cls(version=VERSION)
+        made._compressor = compressor
+        return made
+
+    def layout(self) -> Layout:
+        """Return which modules are int8.
+
+        Raises:
+            ArtifactError: If a scheme is damaged.
+        """
+        layers = {}
+        for name, fields in self.layers.items():
+            try:
+                layers[name] = Scheme(**fields)
+                LINEAR[layers[name].kind]
+            except (TypeError, ValueError, KeyError) as cause:
+                raise ArtifactError(
+                    f"quantization_config says of layer {name!r} what no scheme is: {fields} ({cause}); make the model again."
+                ) from cause
+        return Layout(
+            layers=layers,
+            smoothed=frozenset(self.smoothed),
+            embeddings=tuple(self.embeddings),
+            tied=self.tied,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what config.json keeps."""
+        keys = ("quant_method", "version", "layers", "smoothed", "embeddings", "tied")
+        return {key: getattr(self, key) for key in keys}
+
+
+def _told(scheme: Scheme) -> dict[str, Any]:
+    return attrs.asdict(scheme, filter=lambda attribute, value: value != attribute.default)
+
+
+class Int8Quantizer(HfQuantizer):
+    """Puts integer layers where the folder's config says they are, or where a compressor wants them, before weights are
+    read, and looks at the numbers afterwards."""
+
+    quantization_config: Int8QuantizationConfig
+
+    def __init__(self, quantization_config: QuantizationConfigMixin, **options: object) -> None:
+        super().__init__(quantization_config, **options)
+        if not self.pre_quantized and self.quantization_config._compressor is None:
+            raise ConfigError(
+                [
+                    "this model is not int8 yet; pass Int8QuantizationConfig.on_load(Int8()), or make an int8 model with a "
+                    "compressor first"
+                ],
+                METHOD,
+            )
+        self._quantizes: dict[str, bool] = {}
+
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: Sequence[str] | None = None, **unused: object
+    ) -> nn.Module:
+        if self.pre_quantized:
+            layout = _resolved(self.quantization_config.layout(), model)
+            check_places(layout, model)
+            _check_files(layout, model, checkpoint_files or ())
+        else:
+            assert self.quantization_config._compressor is not None
+            layout = layout_of(model, self.quantization_config._compressor)
+            own = [name for name in (*layout.layers, *layout.embeddings) if name not in layout.tied]
+            # GPT-2 keeps (inputs, outputs)
+            self._quantizes = {name: isinstance(model.get_submodule(name), Conv1D) for name in own}
+        for name in layout.embeddings:
+            model.set_submodule(name, Int8Embedding.like(model.get_submodule(name), device="meta"))
+        for name in layout.layers:
+            if name not in layout.tied:
+                here = model.get_submodule(name)
+                model.set_submodule(name, build(layout, name, here, here.bias is not None))
+        tie(layout, model)
+        # they have no weights of their own any more that transformers would have to tie
+        for name in layout.tied:
+            model.all_tied_weights_keys.pop(f"{name}.weight", None)
+        self.quantization_config.__dict__.update(Int8QuantizationConfig.of(layout).to_dict())
+        return model
+
+    def param_needs_quantization(self, model: Any, param_name: str, **unused: object) -> bool:
+        """Say whether a tensor of a float model becomes int8 as it is read."""
+        return param_name.endswith(".weight") and param_name.removesuffix(".weight") in self._quantizes
+
+    def get_quantize_ops(self) -> ConversionOps:
+        """Return what makes it int8."""
+        return _Quantize(self._quantizes)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **unused: object) -> nn.Module:
+        for name, module in model.named_modules():
+            if isinstance(module, Int8Weight):
+                _check_numbers(name, module)
+            if isinstance(module, Int8Embedding):
+                module.dtype = model.dtype
+            if isinstance(module, (Int8Linear, Int8TiedLinear)) and module.bias is not None:
+                module.bias.requires_grad_(False)
+        fuse(model)
+        return model
+
+    def is_serializable(self) -> bool:
+        """Int8 models can be saved."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Gradients flow through to the inputs (an adapter can train on top); int8 weights themselves do not train."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Trainers refuse a quantized model without an adapter of peft's otherwise, whatever else is attached to it."""
+        return True
+
+
+class _Quantize(ConversionOps):
+    """A float weight, as it comes from a file, to integers and scales.
+
+    Args:
+        transposed: Names of layers to whether their weights are (inputs, outputs).
+    """
+
+    def __init__(self, transposed: Mapping[str, bool]) -> None:
+        self.transposed = transposed
+
+    def convert(self, input_dict: dict[str, Any], model: Any = None, **unused: object) -> dict[str, Tensor]:
+        """Return the tensors of the layers whose weights are given."""
+        made = {}
+        for name, value in input_dict.items():
+            weight = value[0] if isinstance(value, list) else value
+            layer = name.removesuffix(".weight")
+            weight = weight.T if self.transposed[layer] else weight
+            made[name], made[f"{name}_scale"] = quantize(weight.float(), model.get_submodule(layer).group_size)
+        return made
+
+
+def announce(model: Any, layout: Layout) -> None:
+    """Tell transformers which modules of ``model`` are quantized, so that ``save_pretrained`` writes it down."""
+    config = Int8QuantizationConfig.of(layout)
+    model.config.quantization_config = config
+    model.hf_quantizer = Int8Quantizer(config)
+    model.is_quantized = True
+    model.quantization_method = METHOD
+
+
+def _resolved(layout: Layout, model: Any) -> Layout:
+    """Return the layout with the names that modules have in ``model``, which may be another class than the saved one: a body
+    without its head, or with another head.
+
+    Raises:
+        ConfigError: If there is a name that this model should have and does not.
+    """
+    prefix = f"{model.base_model_prefix}."
+    saved_as = (getattr(model.config, "architectures", None) or [""])[0]
+    same = saved_as == type(model).__name__
+    known = {name for name, _ in model.named_modules(remove_duplicate=False)}
+
+    def found(name: str) -> str | None:
+        for candidate in (name, name.removeprefix(prefix), prefix + name):
+            if candidate in known:
+                return candidate
+        if same or name.startswith(prefix):
+            raise ConfigError([f"quantization_config names a layer {name!r} that this model does not have"])
+        return None
+
+    def places(names_: Sequence[str]) -> Iterator[tuple[str, str]]:
+        return ((name, here) for name in names_ if (here := found(name)) is not None)
+
+    return Layout(
+        layers={here: layout.layers[name] for name, here in places(tuple(layout.layers))},
+        smoothed=frozenset(here for _, here in places(tuple(layout.smoothed))),
+        embeddings=tuple(here for _, here in places(layout.embeddings)),
+        tied={here: found(layout.tied[name]) or "" for name, here in places(tuple(layout.tied))},
+    )
+
+
+def _check_files(layout: Layout, model: Any, files: Sequence[str]) -> None:
+    """Compare the types and shapes in the files with those that the layout asks for.
+
+    Raises:
+        ArtifactError: At the first tensor that differs.
+    """
+    asked: dict[str, tuple[str, list[int]]] = {}
+    for name in (*layout.embeddings, *(name for name in layout.layers if name not in layout.tied)):
+        here = model.get_submodule(name)
+        module: Int8Weight
+        if name in layout.layers:
+            module = build(layout, name, here, bias=False)
+        else:
+            module = Int8Embedding.like(here, device="meta")
+        for own, tensor in module.named_buffers():
+            asked[f"{name}.{own}"] = (_TYPES[tensor.dtype], list(tensor.shape))
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            for key in opened.keys():  # noqa: SIM118  (not a mapping)
+                if key in asked:
+                    part = opened.get_slice(key)
+                    given = (part.get_dtype(), list(part.get_shape()))
+                    if given != asked[key]:
+                        raise ArtifactError(
+                            f"{file}: the tensor {key!r} is {given[0]} {given[1]} and has to be {asked[key][0]} "
+                            f"{asked[key][1]}; the file or config.json was changed. Make the model again."
+                        )
+
+
+_TYPES = {torch.int8: "I8", torch.float32: "F32", torch.int32: "I32"}
+
+
+def _check_numbers(name: str, module: Int8Weight) -> None:
+    """Look at what was read.
+
+    Raises:
+        ArtifactError: If a tensor was missing, or holds what quantizing cannot give.
+    """
+    problem = ""
+    for own, tensor in module.named_buffers():
+        if not getattr(tensor, "_is_hf_initialized", False):
+            problem = f"{own} is missing"
+        elif tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            problem = f"{own} holds NaN or infinity"
+    if not problem and bool((module.weight_scale <= 0).any()):
+        problem = "weight_scale holds a number that is not above 0"
+    if not problem and isinstance(module, Int8StaticLinear):
+        scale, zero_point = module.range
+        if scale < 2.0**-126 or not 0 <= zero_point <= 255:
+            problem = (
+                f"the static range has scale {scale:g} and zero point {zero_point}, and needs above 0 and 0 to 255"
+            )
+    if not problem and int(module.weight.min()) < -127:
+        problem = "weight holds -128, and int8 weights lie in [-127, 127]"
+    if problem:
+        raise ArtifactError(
+            f"int8 layer {name!r}: {problem}; the files were changed or are not whole. Make the model again."
+        )
+
+
+def register_with_transformers() -> None:
+    """Register the quantizer under ``tunesmith_int8``, once."""
+    if METHOD not in AUTO_QUANTIZER_MAPPING:
+        register_quantization_config(METHOD)(Int8QuantizationConfig)
+        register_quantizer(METHOD)(Int8Quantizer)

@@ -1,0 +1,194 @@
+"""Which modules of a model are int8, and how: what a saved model's ``quantization_config`` records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from attrs import field, frozen
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from tunesmith.errors import ConfigError
+from tunesmith_plugins.compressors.config_int8 import QuantizerConfig, Scheme
+from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8TiedEmbedding, Int8TiedLinear
+from tunesmith_plugins.compressors.int8_linear import (
+    Int8Linear,
+    Int8OutlierLinear,
+    Int8StaticLinear,
+    Int8WeightOnlyLinear,
+)
+from tunesmith_plugins.compressors.layers import names
+
+LINEAR: dict[str, type[Int8Linear]] = {
+    layer.kind: layer for layer in (Int8Linear, Int8WeightOnlyLinear, Int8StaticLinear, Int8OutlierLinear)
+}
+"""The class of every kind of scheme."""
+
+
+@frozen(kw_only=True)
+class Layout:
+    """What becomes, or is, int8.
+
+    Attributes:
+        layers: Names of linear layers with weights of their own, to schemes.
+        smoothed: Those of them that multiply their inputs by a vector first.
+        embeddings: Names of embeddings.
+        tied: Names of modules that use the integers of an embedding, to its name.
+    """
+
+    layers: Mapping[str, Scheme] = field(factory=dict)
+    smoothed: frozenset[str] = frozenset()
+    embeddings: tuple[str, ...] = ()
+    tied: Mapping[str, str] = field(factory=dict)
+
+
+def layout_of(model: nn.Module, config: QuantizerConfig) -> Layout:
+    """Return what ``config`` makes of ``model``; its weights may still be on the device ``"meta"``.
+
+    An embedding and everything tied to it become int8 together or not at all.
+
+    Raises:
+        ConfigError: If a pattern of ``skip`` or ``modules`` names nothing, or there is nothing to quantize.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    _check_patterns(modules, config)
+    groups = _tied_groups(model, modules)
+    together = {name for group in groups for name in group}
+    layers = {}
+    for name, module in modules.items():
+        if name not in together and _is_linear(module):
+            scheme = _scheme(name, config)
+            if scheme.kind != "float":
+                layers[name] = scheme
+    embeddings, tied = [], {}
+    for group in groups if config.embeddings else ():
+        if any(_scheme(name, config).kind == "float" for name in group):
+            continue
+        source = next(name for name in group if isinstance(modules[name], nn.Embedding))
+        embeddings.append(source)
+        for name in group:
+            if name == source:
+                continue
+            tied[name] = source
+            if _is_linear(modules[name]):
+                # one scale a row, and ranges of the row's own
+                layers[name] = Scheme(kind="weight_only" if _scheme(name, config).kind == "weight_only" else "dynamic")
+    if not layers:
+        raise ConfigError(["the model has no linear layer that int8 could take"])
+    return Layout(layers=layers, embeddings=tuple(embeddings), tied=tied)
+
+
+def build(layout: Layout, name: str, layer: nn.Module, bias: bool) -> Int8Linear:
+    """Return an empty integer layer on the device ``"meta"`` for the linear ``layer`` that is there now."""
+    scheme = layout.layers[name]
+    inputs, outputs = shape_of(layer)
+    make = LINEAR[scheme.kind]
+    return make(inputs, outputs, bias=bias, scheme=scheme, smooth=name in layout.smoothed, device="meta")
+
+
+def tie(layout: Layout, model: nn.Module) -> None:
+    """Put what uses an embedding's integers in its places; the embeddings are int8 already."""
+    for name, origin in layout.tied.items():
+        source, here = model.get_submodule(origin), model.get_submodule(name)
+        assert isinstance(source, Int8Embedding)
+        if name in layout.layers:
+            model.set_submodule(name, Int8TiedLinear(source, getattr(here, "bias", None), layout.layers[name].kind))
+        else:
+            like = here if isinstance(here, Int8Embedding) else Int8Embedding.like(here, device="meta")
+            model.set_submodule(name, Int8TiedEmbedding(source, like))
+
+
+def check_places(layout: Layout, model: nn.Module) -> None:
+    """Check that a layout's names are those of modules that can be what it says.
+
+    Raises:
+        ConfigError: With all that cannot.
+    """
+    problems = []
+    for name in (*layout.layers, *layout.embeddings, *layout.tied):
+        module = model.get_submodule(name)
+        fits = isinstance(module, nn.Embedding) if name not in layout.layers else _is_linear(module)
+        if not fits:
+            wanted = "a linear layer" if name in layout.layers else "an embedding"
+            problems.append(f"quantization_config takes {name!r} for {wanted}, and it is a {type(module).__name__}")
+    problems += [
+        f"quantization_config ties {name!r} to {source!r}, which is not among its embeddings"
+        for name, source in layout.tied.items()
+        if source not in layout.embeddings
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def shape_of(layer: Any) -> tuple[int, int]:
+    """Return (inputs, outputs) of a linear layer."""
+    if isinstance(layer, Conv1D):
+        return int(layer.weight.shape[0]), int(layer.weight.shape[1])
+    return int(layer.in_features), int(layer.out_features)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # attention of torch's own reads the weight of this one past its forward
+    return isinstance(module, (nn.Linear, Conv1D)) and not isinstance(
+        module, nn.modules.linear.NonDynamicallyQuantizableLinear
+    )
+
+
+def _scheme(name: str, config: QuantizerConfig) -> Scheme:
+    if any(names(pattern, name) for pattern in config.skip):
+        return Scheme(kind="float")
+    found = max((pattern for pattern in config.modules if names(pattern, name)), key=len, default=None)
+    return config.scheme if found is None else config.modules[found]
+
+
+def _check_patterns(modules: Mapping[str, nn.Module], config: QuantizerConfig) -> None:
+    problems = []
+    linear = ", ".join([name for name, module in modules.items() if _is_linear(module)][:5])
+    for where, patterns in (("skip", config.skip), ("modules", tuple(config.modules))):
+        problems += [
+            f"{where}: nothing in the model is named by {pattern!r}; its linear layers are {linear} ..."
+            for pattern in sorted(patterns)
+            if not any(names(pattern, name) for name in modules)
+        ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _tied_groups(model: Any, modules: Mapping[str, nn.Module]) -> list[list[str]]:
+    """Return the names of every token embedding together with those of all modules that have its weight."""
+    groups: dict[int, list[str]] = {}
+    for name, module in modules.items():
+        if isinstance(module, nn.Embedding) or _is_linear(module):
+            groups.setdefault(id(module.weight), []).append(name)
+    by_name = {name: group for group in groups.values() for name in group}
+    for target, source in _declared(model):  # before weights are loaded, equal ones are only said to be
+        first, second = by_name.get(source), by_name.get(target)
+        if first is not None and second is not None and first is not second:
+            first.extend(second)
+            for name in second:
+                by_name[name] = first
+            second.clear()
+    vocabulary = _vocabulary(model)
+    found = []
+    for group in groups.values():
+        tables = [modules[name] for name in group if isinstance(modules[name], nn.Embedding)]
+        if tables and (len(group) > len(tables) or tables[0].num_embeddings == vocabulary) and all(map(_known, tables)):
+            found.append(sorted(group, key=list(modules).index))
+    return found
+
+
+def _declared(model: Any) -> Iterator[tuple[str, str]]:
+    for target, source in getattr(model, "all_tied_weights_keys", {}).items():
+        if target.endswith(".weight") and source.endswith(".weight"):
+            yield target.removesuffix(".weight"), source.removesuffix(".weight")
+
+
+def _vocabulary(model: Any) -> int:
+    table = model.get_input_embeddings()
+    return int(getattr(table, "num_embeddings", -1))
+
+
+def _known(table: nn.Module) -> bool:
+    """Whether a lookup is all that this embedding does, but for a factor."""
+    return type(table) is nn.Embedding or hasattr(table, "embed_scale")

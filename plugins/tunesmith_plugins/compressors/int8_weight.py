@@ -1,0 +1,93 @@
+"""An int8 weight in a module: packed for the kernels once it is used, plain in files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith_plugins import kernels
+
+
+class Int8Weight(nn.Module):
+    """The part that linear layers and embeddings share.
+
+    The first use packs the integers into the layout of the kernels and frees the plain ones, so that never both are kept.
+    Files hold the plain ones: ``weight`` (rows, columns) int8 in [-127, 127] and ``weight_scale`` float32, (rows,) or
+    (rows, groups).
+
+    Attributes:
+        weight: The plain integers, or, once packed, a tensor of their shape and type without data (on the device
+            ``"meta"``): models ask layers for ``weight.dtype`` (T5 does) and ``weight.shape``.
+        weight_scale: As in files; it stays float32 whatever type the model is cast to.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+
+    def __init__(self, rows: int, columns: int, group_size: int = 0, device: Any = None) -> None:
+        super().__init__()
+        self.rows, self.columns, self.group_size = rows, columns, group_size
+        self.register_buffer("weight", torch.zeros(rows, columns, dtype=torch.int8, device=device))
+        shape = (rows, -(-columns // group_size)) if group_size else (rows,)
+        self.register_buffer("weight_scale", torch.zeros(shape, dtype=torch.float32, device=device))
+        self._packed: kernels.PackedWeight | None = None
+
+    def packed(self) -> kernels.PackedWeight:
+        """Return the weight as the kernels want it; the plain integers are gone afterwards."""
+        if self._packed is None:
+            self._packed = kernels.pack_weight(self.weight, self.weight_scale, self.group_size or None)
+            self.weight = torch.empty_like(self.weight, device="meta")
+        return self._packed
+
+    def weight_int8(self) -> Tensor:
+        """Return the plain integers (rows, columns)."""
+        return self.weight if self._packed is None else kernels.unpack_weight(self._packed)
+
+    def dequantized(self) -> Tensor:
+        """Return the float32 weight (rows, columns) that the integers stand for."""
+        plain = self.weight_int8().float()
+        if not self.group_size:
+            return plain * self.weight_scale[:, None]
+        return plain * self.weight_scale.repeat_interleave(self.group_size, dim=1)[:, : self.columns]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self.weight_int8()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        self._unpack()
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._unpack()  # other devices have other layouts
+        scale = self.weight_scale
+        super()._apply(fn, recurse)
+        if self.weight_scale.dtype != torch.float32:  # a cast of the model: the scales do not follow
+            self.weight_scale = scale.to(self.weight_scale.device)
+        return self
+
+    def _unpack(self) -> None:
+        if self._packed is not None:
+            self.weight, self._packed = self.weight_int8(), None
+
+
+def quantize(weight: Tensor, group_size: int = 0) -> tuple[Tensor, Tensor]:
+    """Quantize ``weight`` (rows, columns) symmetrically to int8: absmax / 127 of a row, or of a group of columns in it.
+
+    Returns:
+        Integers (rows, columns) and float32 scales, (rows,) or (rows, groups).
+
+    Raises:
+        ValueError: For weights that are not finite or rows too long for the accumulators.
+    """
+    if not group_size:
+        found = kernels.quantize_weight(weight)
+        return found.q, found.scale
+    rows, columns = weight.shape
+    groups = -(-columns // group_size)
+    wide = nn.functional.pad(weight.detach().float(), (0, groups * group_size - columns))
+    found = kernels.quantize_weight(wide.reshape(rows * groups, group_size))
+    return found.q.reshape(rows, -1)[:, :columns].contiguous(), found.scale.reshape(rows, groups)

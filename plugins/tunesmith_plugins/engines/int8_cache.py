@@ -1,0 +1,143 @@
+"""Keys and values of earlier tokens in 8 bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
+
+SMALLEST = 2.0**-126
+"""Scale of a head that is all zeros."""
+
+
+class Int8Layer(DynamicLayer):
+    """The cache of one attention layer: integers in [-127, 127], and a scale for each row, head and token.
+
+    What is read is dequantized, for one layer and one step alone.
+
+    Attributes:
+        key_integers: (batch, heads, time, size) int8.
+        value_integers: As ``key_integers``.
+        key_scales: (batch, heads, time, 1) float32.
+        value_scales: As ``key_scales``.
+    """
+
+    states = ("key_integers", "key_scales", "value_integers", "value_scales")
+    """Names of what has rows and a time axis."""
+
+    @property
+    def keys(self) -> Tensor | None:
+        """(batch, heads, time, size) as attention takes them: models look here for what an encoder left."""
+        return self._read("key")
+
+    @keys.setter
+    def keys(self, value: Tensor | None) -> None:
+        self._write("key", value)
+
+    @property
+    def values(self) -> Tensor | None:
+        """As :attr:`keys`."""
+        return self._read("value")
+
+    @values.setter
+    def values(self, value: Tensor | None) -> None:
+        self._write("value", value)
+
+    def _read(self, which: str) -> Tensor | None:
+        integers = getattr(self, f"{which}_integers")
+        return None if integers is None else (integers * getattr(self, f"{which}_scales")).to(self.dtype)
+
+    def _write(self, which: str, value: Tensor | None) -> None:
+        integers, scales = (None, None) if value is None else quantize(value)
+        setattr(self, f"{which}_integers", integers)
+        setattr(self, f"{which}_scales", scales)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Remember the type that keys and values have outside."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *rest: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        """Append (batch, heads, new, size) and return all there is, (batch, heads, time, size)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        new = (*quantize(key_states), *quantize(value_states))
+        for name, added in zip(self.states, new, strict=True):
+            setattr(self, name, torch.cat([getattr(self, name), added], dim=-2))
+        keys, values = self.keys, self.values
+        assert keys is not None
+        assert values is not None
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """Return how many tokens there are."""
+        return 0 if self.key_integers is None or not self.key_integers.numel() else self.key_integers.shape[-2]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last so many tokens, given as a number that is not above 0."""
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"crop takes how many tokens to forget as a number that is not above 0, not {tokens_to_remove}"
+            )
+        if tokens_to_remove and self.is_initialized:
+            for name in self.states:
+                setattr(self, name, getattr(self, name)[..., :tokens_to_remove, :])
+
+    def offload(self) -> None:
+        """Move everything to the CPU."""
+        self._move(torch.device("cpu"))
+
+    def prefetch(self) -> None:
+        """Move everything back."""
+        self._move(self.device)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Take the rows at ``beam_idx``."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row."""
+        if self.get_seq_length() > 0:
+            for name in self.states:
+                setattr(self, name, getattr(self, name).repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Take the rows at ``indices``."""
+        if self.get_seq_length() > 0:
+            for name in self.states:
+                tensor = getattr(self, name)
+                setattr(self, name, tensor[indices.to(tensor.device)])
+
+    def _move(self, device: torch.device) -> None:
+        if self.is_initialized:
+            for name in self.states:
+                setattr(self, name, getattr(self, name).to(device, non_blocking=True))
+
+
+class Int8Cache(DynamicCache):
+    """A cache whose full-attention layers are int8; others (sliding windows, state-space layers) stay as transformers keeps them.
+
+    ``model.generate(..., past_key_values=Int8Cache(config=model.config))`` uses it outside of tunesmith too.
+    """
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config=config)
+        if config is None:
+            self.layer_class_to_replicate = Int8Layer
+        self.layers = [Int8Layer() if type(layer) is DynamicLayer else layer for layer in self.layers]
+
+
+def cache_for(config: Any) -> Int8Cache | EncoderDecoderCache:
+    """Return an empty cache for a model: one for an encoder-decoder's own tokens and one for what it reads."""
+    if getattr(config, "is_encoder_decoder", False):
+        return EncoderDecoderCache(Int8Cache(config), Int8Cache(config))
+    return Int8Cache(config)
+
+
+def quantize(states: Tensor) -> tuple[Tensor, Tensor]:
+    """Return int8 (..., size) and float32 scales (..., 1) of absmax / 127 over the last axis, rounded half to even."""
+    scales = (states.detach().float().abs().amax(-1, keepdim=True) / 127).clamp_min(SMALLEST)
+    return (states.detach().float() / scales).round().clamp(-127, 127).to(torch.int8), scales

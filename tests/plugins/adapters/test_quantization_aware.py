@@ -1,0 +1,116 @@
+"""Training through the rounding: what is computed, where gradients go, and what comes out."""
+
+import json
+
+import pytest
+import torch
+
+import tunesmith as ts
+from tunesmith.errors import ConfigError
+from tunesmith.lm import load
+from tunesmith.runtime import Runtime
+from tunesmith.testing.models import tiny_lm
+from tunesmith_plugins import compressors, stages
+from tunesmith_plugins.adapters import QuantizationAware
+from tunesmith_plugins.adapters.quantization_aware import RoundedLinear
+from tunesmith_plugins.compressors import Int8, Int8Static, Int8WeightOnly, OutlierSplit, Scheme
+
+FAMILIES = ("encoder", "decoder", "encoder-decoder")
+RUNTIME = Runtime(seed=1, threads=1, progress=False)
+
+
+def attached(lm, compressor=None):
+    adapter = QuantizationAware(compressor=compressor).build()
+    adapter.setup(RUNTIME)
+    return adapter, adapter.attach(lm, RUNTIME)
+
+
+def batch(lm):
+    ids = lm.tokenizer(["the cat sees a dog", "good bird"], padding=True, return_tensors="pt")
+    return {**{k: ids[k] for k in ("input_ids", "attention_mask")}, "labels": ids["input_ids"].clone()}
+
+
+def logits(lm):
+    with lm.evaluating():
+        return lm.model(**batch(lm)).logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "compressor",
+    [
+        None,
+        Int8WeightOnly(group_size=32),
+        Int8(modules={"lm_head": Scheme(kind="weight_only")}),
+        OutlierSplit(threshold=1.0),
+    ],
+    ids=["dynamic", "grouped", "mixed", "outliers"],
+)
+def test_trained_and_compressed_it_computes_the_same_bit_for_bit(tmp_path, family, compressor):
+    if compressor is not None and compressor.modules and family == "encoder":
+        compressor = Int8(modules={"query": Scheme(kind="weight_only")})
+    fresh = tiny_lm(family)
+    expected, _ = (compressor or Int8()).build().compress(tiny_lm(family), runtime=RUNTIME)
+    adapter, lm = attached(fresh, compressor)
+    assert torch.equal(logits(lm), logits(expected))
+    optimizer = torch.optim.AdamW([p for _, p in adapter.trainable()], lr=0.01)
+    losses = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss = lm.model(**batch(lm)).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    trained = logits(lm)
+    small, _ = (compressor or Int8()).build().compress(lm, runtime=RUNTIME)
+    assert not small.adapters
+    assert torch.equal(logits(small), trained)
+    small.save(tmp_path)
+    assert torch.equal(logits(load(tmp_path)), trained)
+
+
+def test_the_gradient_is_that_of_the_rounded_product():
+    generator = torch.Generator().manual_seed(0)
+    float_layer = torch.nn.Linear(24, 10)
+    layer = RoundedLinear(float_layer, Scheme())
+    x = torch.randn(5, 24, generator=generator, requires_grad=True)
+    y = layer(x)
+    gradient = torch.randn(5, 10, generator=generator)
+    y.backward(gradient)
+    low, high = x.detach().amin(1).clamp(max=0), x.detach().amax(1).clamp(min=0)
+    step = ((high - low) / 255)[:, None]
+    zero = (-low[:, None] / step).round()
+    rounded = ((x.detach() / step).round() + zero).clamp(0, 255).sub(zero) * step
+    scale = float_layer.weight.detach().abs().amax(1, keepdim=True) / 127
+    weight = (float_layer.weight.detach() / scale).round() * scale
+    assert torch.allclose(y, rounded @ weight.T + float_layer.bias, atol=1e-5)
+    assert torch.allclose(x.grad, gradient @ weight, atol=1e-5)
+    assert torch.allclose(float_layer.weight.grad, gradient.T @ rounded, atol=1e-5)
+    assert torch.allclose(float_layer.bias.grad, gradient.sum(0), atol=1e-6)
+
+
+def test_it_trains_in_a_pipeline_and_compress_takes_it_off(tmp_path):
+    tiny_lm("decoder").save(tmp_path / "start")
+    rows = [{"x": "the cat sees a bird", "y": "good dog"}, {"x": "who ?", "y": "yes"}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ts.Data(source=str(tmp_path / "train.jsonl"), prompt="{x}", target="{y}")
+    tune = stages.FineTune(name="tuned", adapter=QuantizationAware(), steps=4, batch_size=2, learning_rate=5e-3)
+    small = stages.Compress(name="small", compressor=compressors.Int8())
+    pipeline = ts.Pipeline(base=str(tmp_path / "start"), data=data, stages=(tune, small))
+    pipeline.run(tmp_path / "run")
+    ((tuned,), (packed,)) = (list((tmp_path / "run").glob(f"stages/*{n}*/model")) for n in ("tuned", "small"))
+    assert load(packed).model.is_quantized
+    assert torch.equal(logits(load(tuned)), logits(load(packed)))
+    assert not torch.equal(logits(load(tuned)), logits(load(tmp_path / "start")))
+
+
+def test_another_compressor_than_the_one_it_was_trained_for_is_refused():
+    _, lm = attached(tiny_lm("decoder"))
+    with pytest.raises(ConfigError, match="were trained for Int8"):
+        Int8WeightOnly().build().compress(lm, runtime=RUNTIME)
+    _, lm = attached(tiny_lm("decoder"))
+    with pytest.raises(ConfigError, match="cannot be merged"):
+        compressors.Magnitude().build().compress(lm, runtime=RUNTIME)
+    with pytest.raises(ConfigError, match="cannot be trained through"):
+        attached(tiny_lm("decoder"), Int8Static())

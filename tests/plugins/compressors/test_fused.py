@@ -1,0 +1,194 @@
+"""Fused layers: what the layers gave before, in fewer calls, and out of the way wherever a shortcut does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from transformers.pytorch_utils import Conv1D
+
+from tunesmith_plugins import kernels
+from tunesmith_plugins.compressors.fused import fuse, parts, unfuse
+from tunesmith_plugins.compressors.fused.parts import FusedLayer
+from tunesmith_plugins.compressors.int8_linear import Int8Linear
+from tunesmith_plugins.compressors.layers import linear_layers
+
+SIZES = {"vocab_size": 90, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED = {**SIZES, "intermediate_size": 100, "num_key_value_heads": 2}
+
+
+def t5(projection: str) -> nn.Module:
+    config = T5Config(
+        vocab_size=90, d_model=64, d_kv=16, d_ff=100, num_layers=2, num_heads=4, feed_forward_proj=projection,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    return T5ForConditionalGeneration(config)
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "llama": (lambda: LlamaForCausalLM(LlamaConfig(**GROUPED)), 2),
+    "llama with biases": (lambda: LlamaForCausalLM(LlamaConfig(**GROUPED, attention_bias=True, mlp_bias=True)), 2),
+    "mistral": (lambda: MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=8)), 2),
+    "qwen2": (lambda: Qwen2ForCausalLM(Qwen2Config(**GROUPED)), 2),
+    "bert": (lambda: BertModel(BertConfig(**SIZES, intermediate_size=100)), 2),
+    "roberta": (lambda: RobertaModel(RobertaConfig(**SIZES, intermediate_size=100)), 2),
+    "gpt2": (
+        lambda: GPT2LMHeadModel(
+            GPT2Config(vocab_size=90, n_embd=64, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
+        ),
+        2,
+    ),
+    "t5": (lambda: t5("relu"), 10),
+    "t5 gated": (lambda: t5("gated-gelu"), 10),
+}
+
+
+def quantized(make: Callable[[], nn.Module]) -> Any:
+    torch.manual_seed(0)
+    model = make().eval()
+    for parameter in model.parameters():  # norms and biases that do something
+        if parameter.ndim == 1:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    for name, layer in list(linear_layers(model)):
+        weight = layer.weight.detach().T if isinstance(layer, Conv1D) else layer.weight.detach()
+        model.set_submodule(name, Int8Linear.from_float(weight.float().contiguous(), layer.bias))
+    return model
+
+
+def inputs(model: Any) -> dict[str, torch.Tensor]:
+    ids = torch.randint(5, 90, (3, 12), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    batch = {"input_ids": ids, "attention_mask": mask}
+    if model.config.is_encoder_decoder:
+        batch["decoder_input_ids"] = ids[:, :5]
+    return batch
+
+
+def outputs(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        found = model(**inputs(model))
+        result = found.logits if hasattr(found, "logits") else found.last_hidden_state
+        return result.clone()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_fused_model_gives_what_it_gave_before(native_library: None, name: str) -> None:
+    make, layers = MODELS[name]
+    model = quantized(make)
+    before, names = outputs(model), list(model.state_dict())
+    assert fuse(model) == layers
+    after = outputs(model)
+    # A value halfway between two of the 256 steps may fall to the other side where a norm sums in another order.
+    assert float((after - before).norm() / before.norm()) < 0.02
+    assert float((after - before).abs().median()) < 1e-6
+    assert list(model.state_dict()) == names
+    assert unfuse(model) == layers
+    assert torch.equal(outputs(model), before)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "bert" not in name])
+def test_decoding_with_a_cache_gives_the_same_tokens(native_library: None, name: str) -> None:
+    model = quantized(MODELS[name][0])
+    batch = inputs(model)
+    batch.pop("decoder_input_ids", None)
+    options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": 2}
+    before = model.generate(**batch, **options)
+    fuse(model)
+    assert torch.equal(model.generate(**batch, **options), before)
+
+
+@pytest.fixture
+def native_library() -> None:
+    if not kernels.info()["native"]:
+        pytest.skip("without the native library nothing is fused")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often a shortcut found its weights."""
+    seen: list[int] = []
+    original = parts.parts
+
+    def counting(*layers: nn.Module) -> Any:
+        found = original(*layers)
+        seen.append(found is not None)
+        return found
+
+    for module in ("bert", "gpt2", "llama", "t5"):
+        monkeypatch.setattr(f"tunesmith_plugins.compressors.fused.{module}.parts", counting)
+    return seen
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "gpt2", "t5"])
+def test_the_shortcuts_are_taken_and_left_where_they_do_not_hold(
+    native_library: None, calls: list[int], name: str
+) -> None:
+    model = quantized(MODELS[name][0])
+    plain = outputs(model)
+    fuse(model)
+    outputs(model)
+    assert calls
+    assert all(calls)
+    calls.clear()
+    model.set_attn_implementation("eager")
+    outputs(model)
+    model.set_attn_implementation("sdpa")
+    if name != "t5":  # its feed-forward has no attention in it
+        assert not calls
+    calls.clear()
+    model.train()
+    model(**inputs(model))
+    model.eval()
+    assert not calls
+    kernels.set_isa("reference")
+    try:
+        assert float((outputs(model) - plain).norm() / plain.norm()) < 0.02
+    finally:
+        kernels.set_isa(kernels.info()["isa"])
+    assert not calls
+
+
+def test_a_hook_on_a_linear_layer_is_called(native_library: None) -> None:
+    model = quantized(MODELS["llama"][0])
+    fuse(model)
+    seen = []
+    layer = model.model.layers[1].self_attn.k_proj
+    handle = layer.register_forward_hook(lambda module, args, result: seen.append(tuple(result.shape)))
+    outputs(model)
+    handle.remove()
+    outputs(model)
+    assert seen == [(3, 12, 32)]
+
+
+def test_gradients_reach_the_embeddings_through_fused_layers(native_library: None) -> None:
+    model = quantized(MODELS["llama"][0])
+    fuse(model)
+    embeddings = model.get_input_embeddings()(inputs(model)["input_ids"]).detach().requires_grad_()
+    model(inputs_embeds=embeddings).logits.sum().backward()
+    assert float(embeddings.grad.abs().sum()) > 0
+
+
+def test_models_of_other_families_are_left_alone() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    assert fuse(model) == 0
+    assert not any(isinstance(module, FusedLayer) for module in model.modules())

@@ -1,0 +1,212 @@
+"""Int8 models on disk: written, read by whom, and what happens to files that are not as they were."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from tunesmith.errors import ArtifactError, ConfigError, TunesmithError
+from tunesmith.lm import load
+from tunesmith.runtime import Runtime
+from tunesmith_plugins.compressors import Int8, Int8WeightOnly, Scheme
+from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, packed_rows
+from tunesmith_plugins.compressors.int8_format import Int8QuantizationConfig
+from tunesmith_plugins.compressors.int8_weight import Int8Weight
+
+RUNTIME = Runtime(progress=False)
+IDS = torch.tensor([[4, 5, 6, 7, 8, 1], [9, 10, 11, 12, 13, 1]])
+UP = "model.layers.0.mlp.up_proj"
+
+
+def logits(lm):
+    extra = {"decoder_input_ids": IDS[:, :4]} if lm.family == "encoder-decoder" else {}
+    with lm.evaluating():
+        return lm.model(input_ids=IDS, **extra).logits
+
+
+@pytest.fixture
+def saved(make, tmp_path):
+    """Return the folder of an int8 model."""
+    small, _ = Int8(measure_rows=0).build().compress(make("llama"), runtime=RUNTIME)
+    small.save(tmp_path / "m")
+    return tmp_path / "m"
+
+
+def change(folder, edit):
+    """Let ``edit`` change the tensors of a folder."""
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_config(folder, edit):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    edit(config["quantization_config"])
+    path.write_text(json.dumps(config))
+
+
+def python(code, *arguments, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, env=os.environ | environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("first", ["import transformers, tunesmith.hf", "import tunesmith.hf, transformers"])
+def test_from_pretrained_reads_it_whatever_is_imported_first_and_without_the_native_library(saved, tmp_path, first):
+    code = (
+        f"{first}; import sys, torch; from safetensors.torch import save_file\n"
+        "m = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        f"with torch.no_grad(): y = m(input_ids=torch.tensor({IDS.tolist()})).logits\n"
+        "save_file({'y': y}, sys.argv[2]); from tunesmith_plugins import kernels; print(kernels.info())"
+    )
+    told = python(code, saved, tmp_path / "y", TUNESMITH_NATIVE="OFF")
+    assert "OFF" in told
+    assert torch.equal(load_file(tmp_path / "y")["y"], logits(load(saved)))
+
+
+def test_the_body_alone_and_another_head_can_be_loaded(make, tmp_path):
+    for kind, head in (("bert", "cls"), ("llama", "lm_head"), ("gpt2", "lm_head"), ("t5", "lm_head")):
+        small, _ = Int8(measure_rows=0).build().compress(make(kind), runtime=RUNTIME)
+        small.save(tmp_path / kind)
+        body = transformers.AutoModel.from_pretrained(tmp_path / kind)
+        assert not any(name.startswith(head) for name, _ in body.named_modules())
+        with torch.no_grad():
+            states = (body.encoder if kind == "t5" else body)(input_ids=IDS).last_hidden_state
+            whole = (small.model.encoder if kind == "t5" else small.model.base_model)(input_ids=IDS).last_hidden_state
+        assert torch.equal(states, whole)
+    classifier = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "bert", num_labels=3)
+    with torch.no_grad():
+        assert classifier(input_ids=IDS).logits.isfinite().all()
+    body = transformers.AutoModel.from_pretrained(tmp_path / "gpt2")
+    body.save_pretrained(tmp_path / "body")
+    again = transformers.AutoModel.from_pretrained(tmp_path / "body")
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=IDS).last_hidden_state, body(input_ids=IDS).last_hidden_state)
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama", "gpt2", "bert"])
+@pytest.mark.parametrize(
+    "config", [Int8(measure_rows=0), Int8WeightOnly(group_size=32, measure_rows=0)], ids=["dynamic", "grouped"]
+)
+def test_a_float_model_is_quantized_while_it_is_read_as_it_is_in_memory(make, tmp_path, kind, config):
+    make(kind).save(tmp_path / "float")
+    there, _ = config.build().compress(load(tmp_path / "float"), runtime=RUNTIME)
+    auto = {"t5": transformers.AutoModelForSeq2SeqLM, "bert": transformers.AutoModelForMaskedLM}
+    model = auto.get(kind, transformers.AutoModelForCausalLM).from_pretrained(
+        tmp_path / "float", quantization_config=Int8QuantizationConfig.on_load(config), dtype=torch.float32
+    )
+    first, second = there.model.state_dict(), model.state_dict()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    model.save_pretrained(tmp_path / "int8")
+    there.tokenizer.save_pretrained(tmp_path / "int8")
+    assert torch.equal(logits(load(tmp_path / "int8")), logits(there))
+    written = json.loads((tmp_path / "int8" / "config.json").read_text())["quantization_config"]
+    assert written == there.model.config.quantization_config.to_dict()
+
+
+def test_rows_of_a_packed_table_are_looked_up_without_the_others():
+    generator = torch.Generator().manual_seed(8)
+    table = torch.nn.Embedding(130, 70)
+    torch.nn.init.normal_(table.weight, generator=generator)
+    made = Int8Embedding.from_float(table)
+    ids = torch.randint(0, 130, (3, 5), generator=generator)
+    plain = made(ids)
+    assert torch.equal(packed_rows(made.packed(), ids), made.weight_int8()[ids])
+    assert torch.equal(made(ids), plain)
+
+
+def test_models_of_the_first_format_still_load(saved):
+    before = logits(load(saved))
+
+    def first_format(config):
+        config["layers"] = list(config["layers"])
+        del config["version"], config["tied"], config["smoothed"], config["embeddings"]
+
+    def plain_table(tensors):
+        scale = tensors.pop("model.embed_tokens.weight_scale")
+        tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].float() * scale[:, None]
+
+    change_config(saved, first_format)
+    change(saved, plain_table)
+    assert torch.allclose(logits(load(saved)), before, atol=1e-6)
+
+
+DAMAGE = {
+    "missing": (lambda t: t.pop(f"{UP}.weight_scale"), "up_proj.*weight_scale is missing"),
+    "nan": (lambda t: t[f"{UP}.weight_scale"].__setitem__(3, float("nan")), "up_proj.*weight_scale holds NaN"),
+    "negative": (lambda t: t[f"{UP}.weight_scale"].neg_(), "up_proj.*not above 0"),
+    "range": (lambda t: t[f"{UP}.weight"].__setitem__((2, 2), -128), "up_proj.*-128"),
+    "shape": (
+        lambda t: t.update({f"{UP}.weight": t[f"{UP}.weight"][:-1].clone()}),
+        r"up_proj.weight' is I8 \[63, 32\]",
+    ),
+    "type": (lambda t: t.update({f"{UP}.weight": t[f"{UP}.weight"].float()}), r"up_proj.weight' is F32"),
+    "table": (lambda t: t.pop("model.embed_tokens.weight_scale"), "embed_tokens.*weight_scale is missing"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_tensors_that_are_not_as_they_were_written_are_named(saved, name):
+    edit, message = DAMAGE[name]
+    change(saved, edit)
+    with pytest.raises(ArtifactError, match=message):
+        load(saved)
+
+
+@pytest.mark.parametrize("cut", [0.0, 0.001, 0.5, 0.999])
+def test_a_file_that_ends_too_early_is_an_error(saved, cut):
+    path = saved / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * cut)])
+    with pytest.raises(TunesmithError, match="cannot be read"):
+        load(saved)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c.update(version=9), "version 9"),
+        (lambda c: c["layers"].update({UP: {"kind": "ternary"}}), "up_proj.*ternary"),
+        (lambda c: c["layers"].update({UP: {"colour": "red"}}), "up_proj.*colour"),
+        (lambda c: c["layers"].update({"model.layers.0.mlp.sideways_proj": {}}), "sideways_proj"),
+        (lambda c: c["layers"].update({UP: {"kind": "weight_only", "group_size": 32}}), "weight_scale' is F32"),
+        (lambda c: c.update(embeddings=["model.norm"]), "model.norm"),
+        (lambda c: c["layers"].update({"model.norm": {}}), "model.norm"),
+        (lambda c: c.update(tied={"lm_head": "model.norm"}), "model.norm"),
+    ],
+)
+def test_a_config_that_says_something_else_than_the_files_is_an_error(saved, edit, message):
+    change_config(saved, edit)
+    with pytest.raises(TunesmithError, match=message):
+        load(saved)
+
+
+def test_quantizing_while_loading_says_what_it_cannot_do(make, tmp_path):
+    make("llama").save(tmp_path)
+    with pytest.raises(ConfigError, match="on_load"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=Int8QuantizationConfig())
+    config = Int8QuantizationConfig.on_load(Int8(modules={"nowhere": Scheme()}))
+    with pytest.raises(ConfigError, match="nowhere"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config)
+
+
+def test_the_state_dict_of_torch_itself_goes_in_and_out(make):
+    small, _ = Int8(measure_rows=0).build().compress(make("gpt2"), runtime=RUNTIME)
+    expected = logits(small)
+    state = {name: tensor.clone() for name, tensor in small.model.state_dict().items()}
+    for module in small.model.modules():
+        if isinstance(module, Int8Weight):
+            module.weight_scale.mul_(3)
+            module._unpack()
+    assert not torch.equal(logits(small), expected)
+    small.model.load_state_dict(state)
+    assert torch.equal(logits(small), expected)

@@ -1,0 +1,114 @@
+"""Keys and values in 8 bits: how far they are off, and that everything that moves rows and tokens moves them right."""
+
+import pytest
+import torch
+import transformers
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+import tunesmith as ts
+from tunesmith.lm import load
+from tunesmith.testing.models import tiny_lm
+from tunesmith_plugins import decoders, engines
+from tunesmith_plugins.compressors.int8_report import sqnr
+from tunesmith_plugins.engines import caches
+from tunesmith_plugins.engines.int8_cache import Int8Cache, Int8Layer, cache_for, quantize
+
+
+def states(batch=3, time=7, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 2, time, 8, generator=generator), torch.randn(batch, 2, time, 8, generator=generator)
+
+
+def test_each_token_of_each_head_has_its_own_scale_and_is_off_by_half_a_step():
+    keys, _ = states()
+    keys[1, 0, 3] *= 1000
+    integers, scales = quantize(keys)
+    assert integers.dtype == torch.int8
+    assert torch.allclose(scales[..., 0], keys.abs().amax(-1) / 127)
+    assert ((integers * scales - keys).abs() <= 0.5001 * scales).all()
+    integers, scales = quantize(torch.zeros(1, 1, 1, 4))
+    assert (integers * scales == 0).all()
+
+
+def test_it_grows_shrinks_and_reorders_as_the_float_cache_does():
+    keys, values = states()
+    layer = Int8Layer()
+    for start in range(7):
+        found = layer.update(keys[:, :, start : start + 1], values[:, :, start : start + 1])
+    whole = Int8Layer()
+    assert all(torch.equal(a, b) for a, b in zip(found, whole.update(keys, values), strict=True))
+    assert sqnr(keys, found[0]) > 38
+    assert layer.get_seq_length() == 7
+    index = torch.tensor([2, 0, 0])
+    layer.reorder_cache(index)
+    layer.crop(-2)
+    more_keys, more_values = states(time=1, seed=1)
+    after = layer.update(more_keys, more_values)
+    expected = Int8Layer()
+    expected.update(keys[index][:, :, :5], values[index][:, :, :5])
+    assert all(torch.equal(a, b) for a, b in zip(after, expected.update(more_keys, more_values), strict=True))
+    layer.batch_select_indices(torch.tensor([1]))
+    layer.batch_repeat_interleave(2)
+    assert {tuple(getattr(layer, name).shape[:3]) for name in Int8Layer.states} == {(2, 2, 6)}
+    layer.reset()
+    assert layer.get_seq_length() == 0
+    assert torch.equal(layer.update(keys, values)[0], whole.update(keys[:, :, :0], values[:, :, :0])[0])
+
+
+def test_engines_take_it_apart():
+    keys, values = states()
+    past = Int8Cache()
+    past.update(keys, values, 0)
+    chosen = caches.select(past, torch.tensor([1, 1]))
+    empty = torch.zeros(2, 2, 0, 8)
+    for found, one in zip(chosen.update(empty, empty, 0), (keys, values), strict=True):
+        expected = torch.cat([q * s for q, s in [quantize(one[[1, 1]])]])
+        assert torch.equal(found, expected)
+    assert past.get_seq_length() == 7
+    assert past.layers[0].key_integers.shape[0] == 3
+
+
+def test_a_quarter_of_the_memory():
+    def bytes_of(layer):
+        names = getattr(layer, "states", ("keys", "values"))
+        return sum(getattr(layer, n).numel() * getattr(layer, n).element_size() for n in names)
+
+    keys, values = torch.randn(2, 4, 50, 64), torch.randn(2, 4, 50, 64)
+    small, large = Int8Cache(), DynamicCache()
+    small.update(keys, values, 0)
+    large.update(keys, values, 0)
+    assert bytes_of(small.layers[0]) / bytes_of(large.layers[0]) == pytest.approx((64 + 4) / 256)
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder-decoder"])
+@pytest.mark.parametrize("decoder", [decoders.Stepwise(), decoders.Beam(beams=3)], ids=["stepwise", "beam"])
+def test_engines_write_with_it(family, decoder):
+    lm = tiny_lm(family)
+    prompts = ["the cat sees", "good", "the big dog likes a fish ."]
+
+    def write(cache, **options):
+        engine = engines.Transformers(cache=cache, **options)
+        return [c.token_ids for c in ts.generate(lm, prompts, engine=engine, decoder=decoder, max_new_tokens=8)]
+
+    found = write("int8")
+    assert found == write("int8", batch_size=1)  # a row's tokens depend on no other row
+    exact = write("float")
+    assert sum(a == b for a, b in zip(found, exact, strict=True)) >= 2
+
+
+def test_layers_that_keep_a_window_stay_as_they_are():
+    config = transformers.MistralConfig(num_hidden_layers=2, sliding_window=4)
+    assert not any(isinstance(layer, Int8Layer) for layer in Int8Cache(config).layers)
+    assert all(isinstance(layer, Int8Layer) for layer in Int8Cache(tiny_lm("decoder").model.config).layers)
+    both = cache_for(tiny_lm("encoder-decoder").model.config)
+    assert isinstance(both, EncoderDecoderCache)
+
+
+@pytest.mark.realdata
+def test_the_storyteller_says_the_same_with_transformers_own_generate(real_models):
+    lm = load(real_models / "stories260k")
+    ids = lm.tokenizer("Once upon a time", return_tensors="pt").input_ids
+    settings = transformers.GenerationConfig(max_new_tokens=24, do_sample=False)
+    exact = lm.model.generate(ids, generation_config=settings)
+    found = lm.model.generate(ids, generation_config=settings, past_key_values=Int8Cache(lm.model.config))
+    assert torch.equal(found[:, :20], exact[:, :20])
