@@ -135,6 +135,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
         'rankings="rankings.jsonl")',
         "fine_tune": 'fine_tune(name="tuned", adapter=lora(rank=8), epochs=2.0, validation="validation")',
         "generate": 'generate(name="drafts", samplers={"greedy": greedy, "warm": top_p(p=0.9)}, items=4)',
+        "recipe": 'recipe(name="smaller", steps=[compress(name="pruned", compressor=structured(ffn=0.5)), '
+        'compress(name="int8", compressor=int8)], metrics=[perplexity], items=200)',
         "train_reward": 'train_reward(name="judge", reward=pairwise(model="encoder/"), preferences="pairs.jsonl")',
     },
 }

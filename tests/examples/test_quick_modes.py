@@ -36,7 +36,17 @@ def test_stories_are_tuned_by_three_algorithms_and_drawn(run_example, story_tell
     assert re.search(r"^before +0 .* -?0\.000 ", printed, re.MULTILINE), "KL of the model to itself is 0"
 
 
-@pytest.mark.parametrize("name", ["toxicity_ppo", "hh_rlhf", "stories_sentiment"])
+def test_a_recipe_is_measured_after_every_step(run_example, story_teller, stories, tmp_path):
+    folder = tmp_path / "run"
+    printed = run_example(
+        "smaller_stories", "--model", story_teller, "--stories", stories, "--folder", folder, "--quick"
+    )
+    for step in ("start", "pruned", "taught", "int8"):
+        assert re.search(rf"^{step} +\d+ +- +\d+ +[\d.]+ \[", printed, re.MULTILINE), step
+    assert (folder / "report.html").read_text().count("stroke-dasharray") >= 2, "both plots have a frontier"
+
+
+@pytest.mark.parametrize("name", ["toxicity_ppo", "hh_rlhf", "stories_sentiment", "smaller_stories"])
 def test_help_lists_the_options(run_example, capsys, name):
     with pytest.raises(SystemExit) as stop:
         run_example(name, "--help")

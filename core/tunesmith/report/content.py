@@ -49,12 +49,13 @@ class Point:
 
 @frozen(kw_only=True)
 class Scatter:
-    """Labelled points, e.g. quality against size."""
+    """Labelled points, e.g. quality against size. ``frontier``: labels of points that a line joins, in the order of x."""
 
     title: str
     x_label: str
     y_label: str
     points: tuple[Point, ...]
+    frontier: tuple[str, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -93,7 +94,10 @@ def read(folder: Path) -> Content:
         series=tuple(
             Series(**{**s, "x": tuple(s["x"]), "y": {k: tuple(y) for k, y in s["y"].items()}}) for s in raw["series"]
         ),
-        scatters=tuple(Scatter(**{**s, "points": tuple(Point(**p) for p in s["points"])}) for s in raw["scatters"]),
+        scatters=tuple(
+            Scatter(**{**s, "points": tuple(Point(**p) for p in s["points"]), "frontier": tuple(s.get("frontier", ()))})
+            for s in raw["scatters"]
+        ),
         samples=tuple(
             Samples(**{**s, "columns": tuple(s["columns"]), "rows": tuple(s["rows"])}) for s in raw["samples"]
         ),

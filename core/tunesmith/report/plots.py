@@ -108,11 +108,20 @@ def series(content: Series) -> str:
 
 @_styled
 def scatter(content: Scatter) -> str:
-    """Return labelled points with their intervals as SVG; an axis over more than a decade and a half is logarithmic."""
+    """Return labelled points with their intervals as SVG; an axis over more than a decade and a half is logarithmic.
+
+    A frontier is a dashed line, and points that are not on it are hollow.
+    """
     figure, axes = _figure(6.4, 3.6)
+    joined = sorted((point.x, point.y) for point in content.points if point.label in content.frontier)
+    if joined:
+        axes.plot(*zip(*joined, strict=True), color=_SOFT, linewidth=1.2, linestyle="--", zorder=1)
     for index, point in enumerate(content.points):
         colour = _COLOURS[index % SERIES_COLOURS]
-        axes.errorbar([point.x], [point.y], yerr=_errors(point), fmt="o", color=colour, markersize=7, elinewidth=1.4)
+        hollow = {"markerfacecolor": "none"} if content.frontier and point.label not in content.frontier else {}
+        axes.errorbar(
+            [point.x], [point.y], yerr=_errors(point), fmt="o", color=colour, markersize=7, elinewidth=1.4, **hollow
+        )
         axes.annotate(
             point.label, (point.x, point.y), xytext=(7, 5), textcoords="offset points", fontsize=9, color=_INK
         )

@@ -90,6 +90,7 @@ class Headless:
             return hidden.new_zeros((*hidden.shape[:-1], 1))
 
         bias = self.core._buffers.get(BIAS)
+        before = self.head.__dict__.get("forward")  # of whoever spreads the model over devices
         self.head.forward = stub  # type: ignore[method-assign]
         if bias is not None:  # or it would spread the one column over the vocabulary
             self.core._buffers[BIAS] = bias[:, :1]
@@ -97,6 +98,8 @@ class Headless:
             yield
         finally:
             del self.head.forward
+            if before is not None:
+                self.head.forward = before  # type: ignore[method-assign]
             if bias is not None:
                 self.core._buffers[BIAS] = bias
 

@@ -102,7 +102,15 @@ class StructuredCompressor(Compressor):
             kinds = getattr(model_config, "layer_types", None)
             if isinstance(kinds, (list, tuple)):
                 cut.config["layer_types"] = [kinds[number] for number in kept]
-            found = {number: {"name": f"{name}.{number}", "stays": number in kept} for number in range(len(blocks))}
+            asked = {"channels": self.config.ffn, "heads": self.config.heads}
+            found = {
+                number: {
+                    "name": f"{name}.{number}",
+                    "stays": number in kept,
+                    **{what: "" for what in asked if asked[what]},
+                }
+                for number in range(len(blocks))
+            }
             if self.config.ffn:
                 self._cut_channels(lm, layout, stack, (name, blocks, kept), cut, batches, found)
             if self.config.heads:

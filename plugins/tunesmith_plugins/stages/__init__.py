@@ -14,6 +14,7 @@ from tunesmith_plugins.stages.config import (
     Generation,
     TrainReward,
 )
+from tunesmith_plugins.stages.config_recipe import Recipe
 
 __all__ = [
     "Align",
@@ -27,5 +28,6 @@ __all__ = [
     "FineTune",
     "Generate",
     "Generation",
+    "Recipe",
     "TrainReward",
 ]

@@ -20,6 +20,7 @@ from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors import Distill, Structured
 from tunesmith_plugins.compressors.distill_chunked import chunked_loss
 from tunesmith_plugins.compressors.distill_divergence import Divergence, divergence
+from tunesmith_plugins.compressors.distill_heads import Headless, arguments
 from tunesmith_plugins.compressors.distill_hidden import PROJECTIONS, difference, pairings
 from tunesmith_plugins.compressors.distill_loss import DistillationLoss, OnPolicy
 from tunesmith_plugins.compressors.distill_texts import FILE, own_answers, teacher_texts
@@ -228,6 +229,17 @@ def test_logits_that_are_changed_behind_the_output_layer_are_refused(make):
     with pytest.raises(ConfigError, match="set chunk=0"):
         Distill(steps=1, batch_size=2).build().compress(lm, data=EXAMPLES, runtime=RUNTIME)
     Distill(steps=1, batch_size=2, chunk=0).build().compress(lm, data=EXAMPLES, runtime=RUNTIME)
+
+
+def test_a_forward_that_someone_has_put_on_the_output_layer_stays(make):
+    lm = make("llama")
+
+    def put(hidden):
+        return hidden
+
+    lm.model.lm_head.forward = put
+    Headless(lm.model)(arguments(lm.model, batch_of(lm)))
+    assert lm.model.lm_head.forward is put
 
 
 def test_a_batch_without_a_target_has_no_loss_and_zero_gradients(make):

@@ -1,0 +1,192 @@
+"""Recipes: steps one after the other, and one report of what each of them cost and gave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import asdict, frozen
+
+from tunesmith.errors import PipelineError
+from tunesmith.kinds.stage import StageContext
+from tunesmith.lm import load
+from tunesmith.report.cells import score_name
+from tunesmith.report.content import Content, Point, Scatter, Series, Table
+from tunesmith.report.content import read as read_content
+from tunesmith_plugins.stages import recipe_measures as measures
+from tunesmith_plugins.stages import side_by_side
+from tunesmith_plugins.stages.compare import CompareStage
+
+NUMBERS = "recipe.json"
+
+
+@frozen(kw_only=True)
+class Step:
+    """A model and what was measured of it.
+
+    Attributes:
+        name: Of the step; ``"start"`` for the model before the first.
+        disk: Bytes of its weights.
+        peak: Peak resident bytes of a process that runs it; None where it was not measured.
+        before: What that process had before it loaded the model.
+        speed: Tokens a second.
+        quality: The first metric's first score.
+        low: End of its interval.
+        high: End of its interval.
+    """
+
+    name: str
+    disk: int
+    peak: int | None
+    before: int | None
+    speed: float
+    quality: float
+    low: float | None
+    high: float | None
+
+
+class RecipeStage(CompareStage):
+    """Measure the model after every step: size, memory, speed, quality."""
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Write ``scores`` and ``report``; return the numbers of every step and the verdicts."""
+        if context.start is None:
+            raise PipelineError(f"{context.name}: there is no model to begin from; give the pipeline a base.")
+        measured = self._measure(context)
+        if measured.unmeasured:
+            raise PipelineError(f"{context.name}: {measured.unmeasured}")
+        shown = self._shown(measured)
+        side_by_side.write(context.artifact("scores"), measured.evaluations, measured.compared)
+        shown.write(context.artifact("scores"))
+        metric, result = next(iter(next(iter(measured.evaluations.values())).results.items()))
+        name = score_name(metric, next(iter(result.scores)))
+        better = next(iter(measured.evaluations.values())).metrics[metric].higher_is_better
+        steps = self._steps(context, measured.evaluations)
+        verdicts = [*_verdicts(steps, name), *shown.verdicts]
+        _content(context, steps, name, better, verdicts, self.config).write(context.artifact("report"))
+        numbers = [asdict(step) for step in steps]
+        (context.artifact("report") / NUMBERS).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+        return {"steps": numbers, "verdicts": verdicts}
+
+    def _steps(self, context: StageContext, evaluations: side_by_side.Evaluations) -> list[Step]:
+        config, runtime = self.config, context.runtime
+        models = [str(context.inputs[f"{step.name}/model"]) for step in config.steps]
+        sources = dict(zip(evaluations, [str(context.start), *models], strict=True))
+        lm = load(str(context.start), runtime=runtime)
+        examples = self._examples(context, lm)[: config.speed_items]
+        work = measures.work_of(examples, lm.family, config.generation.max_new_tokens, config.generation.engine)
+        del lm
+        rates = measures.speeds(sources, work, runtime)
+        found = []
+        for label, source in sources.items():
+            peak, before = measures.memory(source, work, runtime) if config.memory else (None, None)
+            score = next(iter(evaluations[label].results.values())).main
+            found.append(
+                Step(
+                    name=label,
+                    disk=measures.disk(source, runtime),
+                    peak=peak,
+                    before=before,
+                    speed=rates[label],
+                    quality=score.value,
+                    low=score.low,
+                    high=score.high,
+                )
+            )
+        return found
+
+
+def frontier(points: Sequence[tuple[str, float, float]], *, less_x: bool, less_y: bool) -> tuple[str, ...]:
+    """Return the labels of the points (label, x, y) that no other beats in one and matches in the other.
+
+    Args:
+        points: Label, x, y.
+        less_x: Whether a smaller x is better.
+        less_y: Whether a smaller y is better.
+    """
+    signed = [(label, -x if less_x else x, -y if less_y else y) for label, x, y in points]
+    return tuple(
+        label for label, x, y in signed if not any(u >= x and v >= y and (u > x or v > y) for _, u, v in signed)
+    )
+
+
+def _verdicts(steps: Sequence[Step], name: str) -> list[str]:
+    first, last = steps[0], steps[-1]
+    found = [
+        f"After all steps the weights take {last.disk / first.disk:.0%} of the bytes on disk, the model gives "
+        f"{last.speed / first.speed:.2f} times the tokens a second, and {name} went from {first.quality:.4g} to {last.quality:.4g}."
+    ]
+    if last.peak and first.peak:
+        found.append(f"A process that runs it peaks at {last.peak / 1e6:.0f} MB instead of {first.peak / 1e6:.0f} MB.")
+    return found
+
+
+def _content(
+    context: StageContext, steps: Sequence[Step], name: str, better: bool, verdicts: Sequence[str], config: Any
+) -> Content:
+    columns = ("after", "kB on disk", "peak MB", "of that the model", "tokens a second", name)
+    rows = tuple(
+        (
+            step.name,
+            step.disk / 1000,
+            None if step.peak is None else step.peak / 1e6,
+            None if step.peak is None or step.before is None else (step.peak - step.before) / 1e6,
+            step.speed,
+            step.quality if step.low is None else {"value": step.quality, "low": step.low, "high": step.high},
+        )
+        for step in steps
+    )
+    note = (
+        f"Speed: median of {measures.ROUNDS} rounds in which the models take turns, requests one at a time. Memory: the peak "
+        "of a process that loads the model and does the same work; less what it had before it loaded it."
+    )
+    against = {"kB on disk": [s.disk / 1000 for s in steps], "tokens a second": [s.speed for s in steps]}
+    scatters = tuple(
+        Scatter(
+            title=f"{name} against {label}",
+            x_label=label,
+            y_label=name,
+            points=tuple(
+                Point(label=s.name, x=x, y=s.quality, y_low=s.low, y_high=s.high)
+                for s, x in zip(steps, values, strict=True)
+            ),
+            frontier=frontier(
+                [(s.name, x, s.quality) for s, x in zip(steps, values, strict=True)],
+                less_x=label != "tokens a second",
+                less_y=not better,
+            ),
+        )
+        for label, values in against.items()
+    )
+    return Content(
+        verdicts=tuple(verdicts),
+        tables=(Table(title="After every step", columns=columns, rows=rows, note=note), *_own_tables(context, config)),
+        series=tuple(_own_series(context, config)),
+        scatters=scatters,
+    )
+
+
+def _reports(context: StageContext, config: Any) -> Mapping[str, Content]:
+    folders = {step.name: context.inputs.get(f"{step.name}/report") for step in config.steps}
+    return {name: read_content(Path(folder)) for name, folder in folders.items() if folder is not None}
+
+
+def _own_tables(context: StageContext, config: Any) -> tuple[Table, ...]:
+    """Return the sizes that the steps themselves report, not their tables by layer."""
+    found = []
+    for name, own in _reports(context, config).items():
+        found += [
+            Table(title=f"{name}: {table.title}", columns=table.columns, rows=table.rows, note=table.note)
+            for table in own.tables[:1]
+        ]
+    return tuple(found)
+
+
+def _own_series(context: StageContext, config: Any) -> list[Series]:
+    return [
+        Series(title=f"{name}: {series.title}", x_label=series.x_label, x=series.x, y=series.y, y_label=series.y_label)
+        for name, own in _reports(context, config).items()
+        for series in own.series[:1]
+    ]
