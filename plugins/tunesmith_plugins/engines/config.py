@@ -22,7 +22,7 @@ class Transformers(EngineConfig):
             prompts are cut as in training (decoder-only: on the left, encoder-decoder: on the right), which is counted and
             warned about. None: what model and tokenizer say.
         cache: How keys and values of earlier tokens are kept: ``float``: as the model computes them; ``int8``: in 8 bits with a
-            scale for each token and head, in about a quarter of the memory of float32.
+            scale for each token and head, in about a quarter of the memory of float32. Scores are always computed without.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.in_process:TransformersEngine"
