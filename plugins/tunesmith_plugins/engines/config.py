@@ -26,7 +26,7 @@ class Transformers(EngineConfig):
         kv_cache: Keep keys and values of what was read. Without them everything is read again for every token, which
             saves memory and costs time.
         cache: How keys and values of earlier tokens are kept: ``float``: as the model computes them; ``int8``: in 8 bits with a
-            scale for each token and head, in about a quarter of the memory of float32.
+            scale for each token and head, in about a quarter of the memory of float32. Scores are always computed without.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.in_process:TransformersEngine"

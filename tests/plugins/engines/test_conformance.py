@@ -5,7 +5,6 @@ from tunesmith_plugins.engines import Scripted, Transformers
 @conformance(
     Transformers(),
     Transformers(batch_size=2),
-    Transformers(cache="int8"),
     Scripted(answers=("the cat", "dog", "fish"), repeat=True),
 )
 def test_conforms(check):
