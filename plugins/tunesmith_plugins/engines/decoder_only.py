@@ -62,7 +62,9 @@ class DecoderOnly(Stepping):
         ids, mask = padded(prompts, self.lm.device, left=True)
         uneven = len({len(prompt) for prompt in prompts}) > 1
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits, cache = self._forward(ids, positions, Cache(mask=mask, lengths=mask.sum(-1), uneven=uneven, past=self.fresh()), mask)
+        logits, cache = self._forward(
+            ids, positions, Cache(mask=mask, lengths=mask.sum(-1), uneven=uneven, past=self.fresh()), mask
+        )
         return logits, evolve(cache, past=caches.growing(cache.past))
 
     def step(self, token_ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, Cache]:

@@ -83,7 +83,9 @@ class EncoderDecoder(Stepping):
             states = self.base.get_encoder()(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
         start = torch.full((len(prompts), 1), self.start, dtype=torch.int64, device=ids.device)
         ones = torch.ones_like(start)
-        logits, cache = self._forward(start, Cache(states=states, mask=mask, written=ones, lengths=ones[:, 0], past=self.fresh()))
+        logits, cache = self._forward(
+            start, Cache(states=states, mask=mask, written=ones, lengths=ones[:, 0], past=self.fresh())
+        )
         if self.forced_first is not None:
             forced = torch.full_like(logits, -torch.inf)
             forced[:, self.forced_first] = 0
