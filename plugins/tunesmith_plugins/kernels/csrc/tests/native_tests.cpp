@@ -10,6 +10,7 @@
 #include <unistd.h>
 #endif
 
+#include <atomic>
 #include <memory>
 #include <random>
 #include <string>
@@ -314,6 +315,45 @@ void threads() {
   puts("threads: eight at once draw the same tokens");
 }
 
+// A batch large enough to be shared, by several callers at once.
+void shared_rows() {
+  const int64_t batch = 12, vocab = 40000;
+  std::vector<float> logits((size_t)(batch * vocab));
+  for (float &v : logits) v = (float)real(-3, 3);
+  std::vector<int64_t> key((size_t)batch);
+  for (int64_t row = 0; row < batch; ++row) key[(size_t)row] = row;
+  const double p = .9;
+  const ts_step step = {TS_TOP_P, TS_F64, &p, 0};
+  const auto draw = [&](int32_t threads) {
+    std::vector<int64_t> token((size_t)batch);
+    std::vector<uint8_t> status((size_t)batch);
+    ts_sample_args args = {};
+    args.logits = logits.data();
+    args.batch = batch;
+    args.vocab = args.row_stride = vocab;
+    args.steps = &step;
+    args.step_count = 1;
+    args.seed = args.stream = args.position = key.data();
+    args.token = token.data();
+    args.status = status.data();
+    args.threads = threads;
+    if (ts_sample(&args) != TS_OK) token.clear();
+    return token;
+  };
+  const std::vector<int64_t> expected = draw(1);
+  REQUIRE(expected.size() == (size_t)batch);
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 3; ++caller) {
+    callers.emplace_back([&, caller] {
+      for (int32_t threads = 1 + caller; threads < 5; ++threads) wrong += draw(threads) != expected;
+    });
+  }
+  for (std::thread &caller : callers) caller.join();
+  REQUIRE(wrong == 0);
+  puts("shared rows: one to four threads draw the same tokens, three callers at once");
+}
+
 }  // namespace
 
 int main() {
@@ -323,6 +363,7 @@ int main() {
   chains();
   guarded_rows();
   threads();
+  shared_rows();
   puts("all checks passed");
   return 0;
 }
