@@ -60,15 +60,15 @@ def matcher(format_: Format, whitespace: str, tokens: LLTokenizer) -> LLMatcher:
     """
     from llguidance import LLMatcher, gbnf_to_lark
 
-    if format_.json_schema:
-        grammar = LLMatcher.grammar_from_json_schema(json.loads(format_.json_schema), overrides=WHITESPACE[whitespace])
-    elif format_.regex:
-        grammar = LLMatcher.grammar_from_regex(format_.regex)
-    elif format_.lark:
-        grammar = LLMatcher.grammar_from_lark(format_.lark)
+    if format_.language == "json_schema":
+        grammar = LLMatcher.grammar_from_json_schema(json.loads(format_.text), overrides=WHITESPACE[whitespace])
+    elif format_.language == "regex":
+        grammar = LLMatcher.grammar_from_regex(format_.text)
+    elif format_.language == "lark":
+        grammar = LLMatcher.grammar_from_lark(format_.text)
     else:
         try:
-            grammar = LLMatcher.grammar_from_lark(gbnf_to_lark.gbnf_to_lark(format_.gbnf))
+            grammar = LLMatcher.grammar_from_lark(gbnf_to_lark.gbnf_to_lark(format_.text))
         except gbnf_to_lark.GbnfToLarkError as cause:
             raise ConfigError([f"the grammar cannot be read: {cause}"], "structured") from cause
     made = LLMatcher(tokens, grammar, log_level=0)
