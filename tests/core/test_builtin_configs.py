@@ -25,6 +25,7 @@ STARTS = {
     "tunesmith/align": {"preferences": "pairs.jsonl"},
     "tunesmith/ensemble": {"models": {"a": LengthPenalty(), "b": RepetitionPenalty()}},
     "tunesmith/function": {"target": "package.module:function"},
+    "tunesmith/structured": {"regex": "a|b"},
 }
 BUILT_IN = [
     pytest.param(entry.kind, entry.id, id=f"{entry.kind}-{entry.name}")

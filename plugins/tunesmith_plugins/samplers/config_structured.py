@@ -11,7 +11,8 @@ from attrs import validators as v
 from tunesmith.kinds.sampler import SamplerConfig
 
 IMPLEMENTATIONS = "tunesmith_plugins.samplers"
-LANGUAGES = ("json_schema", "regex", "lark", "gbnf")
+Language = Literal["json_schema", "regex", "lark", "gbnf"]
+LANGUAGES: tuple[Language, ...] = ("json_schema", "regex", "lark", "gbnf")
 
 
 def _is_json(_: Any, attribute: Attribute[str], value: str) -> None:
@@ -23,29 +24,26 @@ def _is_json(_: Any, attribute: Attribute[str], value: str) -> None:
         raise ValueError(f"{attribute.name!r}: a JSON schema is an object, true or false, not {value[:40]!r}")
 
 
-def _given(value: Any) -> list[str]:
-    return [name for name in LANGUAGES if getattr(value, name)]
+def _is_of_its_language(format_: Any, attribute: Attribute[str], value: str) -> None:
+    if not value:
+        raise ValueError(f"{attribute.name!r}: a format cannot be empty")
+    if format_.language == "json_schema":
+        _is_json(format_, attribute, value)
 
 
 @frozen(kw_only=True)
 class Format:
-    """What a text must be; one of the fields is given.
+    """What a text must be.
 
     Attributes:
-        json_schema: A JSON schema, as JSON text.
-        regex: A regular expression (Rust's syntax) for the whole text.
-        lark: A grammar in Lark's syntax whose rule ``start`` is the whole text.
-        gbnf: A grammar in GBNF, the EBNF of llama.cpp, whose rule ``root`` is the whole text.
+        language: ``"json_schema"``: a JSON schema, as JSON text; ``"regex"``: a regular expression (Rust's syntax) for the
+            whole text; ``"lark"``: a grammar in Lark's syntax whose rule ``start`` is the whole text; ``"gbnf"``: a grammar in
+            GBNF, the EBNF of llama.cpp, whose rule ``root`` is the whole text.
+        text: The format in that language.
     """
 
-    json_schema: str = field(default="", validator=_is_json)
-    regex: str = ""
-    lark: str = ""
-    gbnf: str = ""
-
-    def __attrs_post_init__(self) -> None:
-        if len(_given(self)) != 1:
-            raise ValueError(f"a format has one of {', '.join(LANGUAGES)}, not {_given(self) or 'none'}")
+    language: Language = "regex"
+    text: str = field(validator=_is_of_its_language)
 
 
 @frozen(kw_only=True)
@@ -80,7 +78,7 @@ class Structured(SamplerConfig):
     tokenizer: str = ""
 
     def __attrs_post_init__(self) -> None:
-        given = [*_given(self), *(["formats"] if self.formats else [])]
+        given = [name for name in (*LANGUAGES, "formats") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(f"give one of {', '.join(LANGUAGES)} and formats, not {given or 'none'}")
         if self.which >= len(self.all):
@@ -91,4 +89,4 @@ class Structured(SamplerConfig):
         """Return all formats that rows may follow."""
         if self.formats:
             return self.formats
-        return (Format(json_schema=self.json_schema, regex=self.regex, lark=self.lark, gbnf=self.gbnf),)
+        return tuple(Format(language=name, text=getattr(self, name)) for name in LANGUAGES if getattr(self, name))

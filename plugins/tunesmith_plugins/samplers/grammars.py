@@ -1,23 +1,33 @@
-"""llguidance's side of structured output: tokens as bytes, formats as grammars."""
+"""llguidance's side of structured output: tokens as bytes, formats as grammars.
+
+llguidance is an extra, so it is imported only when a grammar is about to be used.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper, gbnf_to_lark
-from llguidance.hf import from_tokenizer
-
-from tunesmith.errors import ConfigError
+from tunesmith.errors import ConfigError, PluginLoadError
 from tunesmith_plugins.samplers.config_structured import Format
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
 
 WHITESPACE: dict[str, dict[str, Any]] = {
     "space": {"whitespace_flexible": True, "whitespace_pattern": "[ ]"},
     "none": {"whitespace_flexible": False},
     "any": {"whitespace_flexible": True},
 }
+
+
+def check_installed() -> None:
+    """Raise PluginLoadError, naming the extra, if llguidance is not installed."""
+    if importlib.util.find_spec("llguidance") is None:
+        raise PluginLoadError("the sampler 'structured' needs llguidance: pip install 'tunesmith[structured]'")
 
 
 def tokens_of(tokenizer: Any, ends: Collection[int]) -> LLTokenizer:
@@ -30,6 +40,9 @@ def tokens_of(tokenizer: Any, ends: Collection[int]) -> LLTokenizer:
     Raises:
         ConfigError: If it does not say which bytes a token stands for, or there is nothing that ends a text.
     """
+    from llguidance import LLTokenizer, TokenizerWrapper
+    from llguidance.hf import from_tokenizer
+
     if not ends:
         raise ConfigError(["the model has no end-of-sequence token, so no text could ever end"], "structured")
     try:
@@ -45,15 +58,17 @@ def matcher(format_: Format, whitespace: str, tokens: LLTokenizer) -> LLMatcher:
     Raises:
         ConfigError: If the format cannot be read, saying why.
     """
-    if format_.json_schema:
-        grammar = LLMatcher.grammar_from_json_schema(json.loads(format_.json_schema), overrides=WHITESPACE[whitespace])
-    elif format_.regex:
-        grammar = LLMatcher.grammar_from_regex(format_.regex)
-    elif format_.lark:
-        grammar = LLMatcher.grammar_from_lark(format_.lark)
+    from llguidance import LLMatcher, gbnf_to_lark
+
+    if format_.language == "json_schema":
+        grammar = LLMatcher.grammar_from_json_schema(json.loads(format_.text), overrides=WHITESPACE[whitespace])
+    elif format_.language == "regex":
+        grammar = LLMatcher.grammar_from_regex(format_.text)
+    elif format_.language == "lark":
+        grammar = LLMatcher.grammar_from_lark(format_.text)
     else:
         try:
-            grammar = LLMatcher.grammar_from_lark(gbnf_to_lark.gbnf_to_lark(format_.gbnf))
+            grammar = LLMatcher.grammar_from_lark(gbnf_to_lark.gbnf_to_lark(format_.text))
         except gbnf_to_lark.GbnfToLarkError as cause:
             raise ConfigError([f"the grammar cannot be read: {cause}"], "structured") from cause
     made = LLMatcher(tokens, grammar, log_level=0)

@@ -13,7 +13,7 @@ from attrs import frozen
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.sampler import STATUS_OK, Draw, Link, Rows, RowState
 from tunesmith_plugins.samplers.config_structured import Structured
-from tunesmith_plugins.samplers.grammars import matcher, tokens_of
+from tunesmith_plugins.samplers.grammars import check_installed, matcher, tokens_of
 from tunesmith_plugins.samplers.thresholds import drop
 
 
@@ -38,6 +38,10 @@ class StructuredLink(Link):
     config: Structured
     _tokenizer: Any = None
     _ends: frozenset[int] = frozenset()
+
+    def __init__(self, config: Structured) -> None:
+        check_installed()
+        super().__init__(config)
 
     def use_tokenizer(self, tokenizer: Any, end_ids: Collection[int]) -> None:
         """Take the tokens of the model that is about to be sampled from, unless the config names a tokenizer."""
