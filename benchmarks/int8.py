@@ -3,7 +3,7 @@
 Contenders are called in turn in one process; the tables hold 25th percentiles (medians in the JSON), ratios and the
 goals with pass or FAIL. What is not installed is named and left out.
 
-    python benchmarks/int8.py [layers | models | all] [--quick] [--compiled] [--threads 1 2] [--json FILE]
+    python benchmarks/int8.py [layers | models | all] [--quick] [--compiled] [--threads 1 2] [--only NAME] [--json FILE]
 """
 
 from __future__ import annotations
@@ -175,6 +175,7 @@ def main() -> int:
     parser.add_argument("--compiled", action="store_true", help="take in contenders that need torch.compile")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seconds", type=float, default=None, help="time for a cell")
+    parser.add_argument("--only", default="", help="whole models whose name contains this")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()
     options.seconds = options.seconds or (0.3 if options.quick else 1.5)
@@ -187,7 +188,7 @@ def main() -> int:
             for name, reason in found["layers"]["absent"].items():
                 print(f"not measured: {name} ({reason})")
         if options.what in ("models", "all"):
-            found["models"] = models(options.quick, options.threads, 4.0 if options.quick else 20.0)
+            found["models"] = models(options.quick, options.threads, 4.0 if options.quick else 20.0, options.only)
             _print_goals(found["models"]["goals"])
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -91,11 +91,13 @@ def cases(quick: bool) -> list[Case]:
     ]
 
 
-def models(quick: bool, threads: list[int], budget: float) -> dict[str, Any]:
-    """Measure every case on every number of threads."""
+def models(quick: bool, threads: list[int], budget: float, only: str = "") -> dict[str, Any]:
+    """Measure every case whose name contains ``only`` on every number of threads, for ``budget`` seconds each."""
     rows, goals = [], []
     shared: dict[Any, dict[str, nn.Module]] = {}
     for name, maker, job, against_float, against_dynamic in cases(quick):
+        if only not in name:
+            continue
         if maker not in shared:
             shared.clear()
             gc.collect()

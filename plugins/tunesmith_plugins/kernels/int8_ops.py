@@ -551,9 +551,9 @@ def fused_linears(
 ) -> list[Tensor]:
     """Return int8 layers on one input together with what stands around them in a transformer, in one call.
 
-    The rows go through ``norm`` and are quantised once; the layers follow as in :func:`int8_linears`. For inference: where
-    a gradient is wanted, under ``torch.compile`` and without the library the same is put together from torch's operations
-    (the norm then sums in another order, so results may differ in the last bits before the rounding to 8 bits).
+    The rows go through ``norm`` and are quantised once; the layers follow as in :func:`int8_linears`. For inference: where a
+    gradient is wanted, under ``torch.compile`` and without the library the same is put together from torch's operations, in
+    float32 with the same bits.
 
     Args:
         x: ``(..., k)``.
@@ -591,7 +591,7 @@ def fused_linears(
             outs = outs[1:]
         return outs if normed is None else [*outs, normed]
     if norm is not None:
-        x = _normalise(x, norm)
+        x = reference.normalise(x, *norm)
     found = [
         int8_linear(x, weight, bias, activation)
         for weight, bias, activation in zip(weights, biases, activations, strict=True)
@@ -601,13 +601,6 @@ def fused_linears(
     if residual is not None:
         found = [found[0] + residual]
     return [*found, x] if norm is not None and keep_normed else found
-
-
-def _normalise(x: Tensor, norm: Norm) -> Tensor:
-    shape = (x.shape[-1],)
-    if norm.bias is None:
-        return torch.nn.functional.rms_norm(x.float(), shape, norm.weight, norm.epsilon).to(x.dtype)
-    return torch.nn.functional.layer_norm(x.float(), shape, norm.weight, norm.bias, norm.epsilon).to(x.dtype)
 
 
 def rotary_(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> None:

@@ -141,6 +141,33 @@ def _finish(y: Tensor, bias: Tensor | None, activation: str, dtype: torch.dtype)
     return activate(y, activation).to(dtype)
 
 
+def normalise(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
+    """Return RMSNorm of ``x (..., k)``, or LayerNorm where there is a bias.
+
+    Sums run in float64 over eight lanes, each in order, so that they have the same bits wherever they are computed.
+    """
+    k = x.shape[-1]
+    values = x.float()
+    wide = values.double()
+    mean = torch.zeros_like(wide[..., :1])
+    if bias is not None:
+        mean = _lane_sum(wide)[..., None] / k
+    square = _lane_sum((wide - mean) * (wide - mean))[..., None]
+    factor = (torch.ones_like(square) / torch.sqrt(square / k + epsilon)).float()
+    y = (values - mean.float()) * factor * weight.float()
+    return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
+def _lane_sum(x: Tensor) -> Tensor:
+    padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % 8))
+    # cumsum adds in order, sum does not say how it adds.
+    lanes = padded.reshape(*x.shape[:-1], -1, 8).cumsum(-2)[..., -1, :]
+    total = lanes[..., 0]
+    for lane in range(1, 8):
+        total = total + lanes[..., lane]
+    return total
+
+
 _LOG2E = float.fromhex("0x1.715476p+0")
 _LN2_HIGH = float.fromhex("0x1.62e4p-1")
 _LN2_LOW = float.fromhex("0x1.7f7d1cp-20")

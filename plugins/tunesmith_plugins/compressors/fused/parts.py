@@ -10,7 +10,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tunesmith_plugins import kernels
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
-from tunesmith_plugins.kernels import loader
 
 ACTIVATIONS = {
     "relu": "relu",
@@ -45,7 +44,6 @@ def can(module: nn.Module, x: Tensor, config: Any) -> bool:
         and x.dtype is torch.float32
         and not (torch.is_grad_enabled() and x.requires_grad)
         and (config is None or config._attn_implementation == "sdpa")
-        and loader.cpu() is not None
     )
 
 
