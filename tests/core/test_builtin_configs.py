@@ -17,7 +17,10 @@ from tunesmith.registry import name_of, registry_for
 from tunesmith.testing import common, run_checks
 from tunesmith.testing.examples import example
 from tunesmith.testing.strategies import configs
+from tunesmith_plugins.compressors import Magnitude
+from tunesmith_plugins.metrics import Perplexity
 from tunesmith_plugins.reward_models import LengthPenalty, RepetitionPenalty
+from tunesmith_plugins.stages import Compress
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("registered_names.json")
@@ -25,6 +28,7 @@ STARTS = {
     "tunesmith/align": {"preferences": "pairs.jsonl"},
     "tunesmith/ensemble": {"models": {"a": LengthPenalty(), "b": RepetitionPenalty()}},
     "tunesmith/function": {"target": "package.module:function"},
+    "tunesmith/recipe": {"steps": (Compress(name="pruned", compressor=Magnitude()),), "metrics": (Perplexity(),)},
 }
 BUILT_IN = [
     pytest.param(entry.kind, entry.id, id=f"{entry.kind}-{entry.name}")
