@@ -17,15 +17,22 @@ from tunesmith.registry import name_of, registry_for
 from tunesmith.testing import common, run_checks
 from tunesmith.testing.examples import example
 from tunesmith.testing.strategies import configs
+from tunesmith_plugins.compressors import Magnitude
+from tunesmith_plugins.metrics import Perplexity
 from tunesmith_plugins.reward_models import LengthPenalty, RepetitionPenalty
+from tunesmith_plugins.stages import Compress
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("registered_names.json")
 STARTS = {
-    "tunesmith/align": {"preferences": "pairs.jsonl"},
-    "tunesmith/ensemble": {"models": {"a": LengthPenalty(), "b": RepetitionPenalty()}},
-    "tunesmith/function": {"target": "package.module:function"},
-    "tunesmith/structured": {"regex": "a|b"},
+    ("stage", "tunesmith/align"): {"preferences": "pairs.jsonl"},
+    ("reward_model", "tunesmith/ensemble"): {"models": {"a": LengthPenalty(), "b": RepetitionPenalty()}},
+    ("reward_model", "tunesmith/function"): {"target": "package.module:function"},
+    ("sampler", "tunesmith/structured"): {"regex": "a|b"},
+    ("stage", "tunesmith/recipe"): {
+        "steps": (Compress(name="pruned", compressor=Magnitude()),),
+        "metrics": (Perplexity(),),
+    },
 }
 BUILT_IN = [
     pytest.param(entry.kind, entry.id, id=f"{entry.kind}-{entry.name}")
@@ -42,7 +49,7 @@ def test_any_config_survives_dict_json_toml_and_short_spelling(kind, use, tmp_pa
     assert name_of(cls) == use
 
     @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
-    @given(hs.deferred(lambda: configs(cls, **STARTS.get(use, {}))))
+    @given(hs.deferred(lambda: configs(cls, **STARTS.get((kind, use), {}))))
     def survives(config):
         plain = spec.dump(config)
         assert spec.load(json.loads(json.dumps(plain, allow_nan=False)), registry.base) == config
@@ -58,7 +65,7 @@ def test_any_config_survives_dict_json_toml_and_short_spelling(kind, use, tmp_pa
 @pytest.mark.parametrize(("kind", "use"), BUILT_IN)
 def test_every_built_in_passes_the_common_checks(kind, use):
     """Those that use the component are with the tests of its kind."""
-    config = example(registry_for(kind).get(use), **STARTS.get(use, {}))
+    config = example(registry_for(kind).get(use), **STARTS.get((kind, use), {}))
     results = run_checks(config, kind_checks=False)
     assert len(results) == len(common.CHECKS)
     assert not [f"{result.check}: {result.message}" for result in results if not result.ok]

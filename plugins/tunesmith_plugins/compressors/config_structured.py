@@ -45,8 +45,3 @@ class Structured(CompressorConfig):
     score: Literal["magnitude", "activation", "gradient"] = "magnitude"
     max_length: int = field(default=512, validator=v.ge(1))
     batch_size: int = field(default=8, validator=v.ge(1))
-
-    def __attrs_post_init__(self) -> None:
-        super().__attrs_post_init__()
-        if not (self.heads or self.ffn or self.layers or self.vocabulary == "used"):
-            raise ValueError("nothing would be taken out: give 'heads', 'ffn', 'layers' or vocabulary=\"used\"")

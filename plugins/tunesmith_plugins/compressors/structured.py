@@ -48,6 +48,8 @@ class StructuredCompressor(Compressor):
                 data where it is needed; for a tokenizer that cannot be cut.
         """
         config = self.config
+        if not (config.heads or config.ffn or config.layers or config.vocabulary == "used"):
+            raise ConfigError(["nothing would be taken out: give 'heads', 'ffn', 'layers' or vocabulary=\"used\""])
         lm = merged(lm, "structured pruning")
         cut = Cut()
         rows: list[dict[str, Any]] = []

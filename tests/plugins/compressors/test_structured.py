@@ -316,8 +316,8 @@ def test_what_cannot_be_done_is_refused_with_its_reason(large, make):
     opt = LM(model=transformers.OPTForCausalLM(config), tokenizer=large("llama").tokenizer, family="decoder")
     with pytest.raises(ConfigError, match="'opt' cannot be pruned by parts"):
         Structured(ffn=0.5).build().compress(opt, runtime=RUNTIME)
-    with pytest.raises(ValueError, match="nothing would be taken out"):
-        Structured()
+    with pytest.raises(ConfigError, match="nothing would be taken out"):
+        Structured().build().compress(large("llama"), runtime=RUNTIME)
     with pytest.raises(ConfigError, match="calibration examples"):
         Structured(ffn=0.5, score="gradient").build().compress(large("llama"), runtime=RUNTIME)
     with pytest.raises(ConfigError, match="data"):
