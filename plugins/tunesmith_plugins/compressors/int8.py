@@ -21,7 +21,7 @@ from tunesmith_plugins.compressors.fused import fuse
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, layout_of, tie
 from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8StaticLinear
-from tunesmith_plugins.compressors.layers import merged, stored_bytes
+from tunesmith_plugins.compressors.layers import let_go_of_files, merged, stored_bytes
 
 
 @frozen(kw_only=True)
@@ -66,6 +66,7 @@ class Int8Compressor(Compressor):
         """
         model = lm.model
         count, size = lm.parameter_count(), stored_bytes(model)
+        let_go_of_files(model, {f"{name}.weight" for name in (*layout.layers, *layout.embeddings)})
         own = [(name, scheme) for name, scheme in layout.layers.items() if name not in layout.tied]
         lines = []
         for name in layout.embeddings:

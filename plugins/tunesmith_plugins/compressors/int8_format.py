@@ -26,6 +26,7 @@ from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8Tied
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, build, check_places, layout_of, tie
 from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8StaticLinear
 from tunesmith_plugins.compressors.int8_weight import Int8Weight, quantize
+from tunesmith_plugins.compressors.layers import let_go_of_files
 
 METHOD = "tunesmith_int8"
 VERSION = 1
@@ -190,6 +191,8 @@ class Int8Quantizer(HfQuantizer):
                 module.dtype = model.dtype
             if isinstance(module, (Int8Linear, Int8TiedLinear)) and module.bias is not None:
                 module.bias.requires_grad_(False)
+        integers = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Int8Weight)}
+        let_go_of_files(model, integers)  # those are let go of when they are packed
         fuse(model)
         return model
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tunesmith_plugins import kernels
+
+BLOCK = 2**20
+"""Numbers that are quantized at a time."""
 
 
 class Int8Weight(nn.Module):
@@ -46,12 +49,12 @@ class Int8Weight(nn.Module):
         """Return the plain integers (rows, columns)."""
         return self.weight if self._packed is None else kernels.unpack_weight(self._packed)
 
-    def dequantized(self) -> Tensor:
-        """Return the float32 weight (rows, columns) that the integers stand for."""
-        plain = self.weight_int8().float()
+    def dequantized(self, rows: slice = slice(None)) -> Tensor:
+        """Return the float32 weight (rows, columns) that the integers stand for, of all rows or some."""
+        plain, scale = self.weight_int8()[rows].float(), self.weight_scale[rows]
         if not self.group_size:
-            return plain * self.weight_scale[:, None]
-        return plain * self.weight_scale.repeat_interleave(self.group_size, dim=1)[:, : self.columns]
+            return plain * scale[:, None]
+        return plain * scale.repeat_interleave(self.group_size, dim=1)[:, : self.columns]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -77,17 +80,40 @@ class Int8Weight(nn.Module):
 def quantize(weight: Tensor, group_size: int = 0) -> tuple[Tensor, Tensor]:
     """Quantize ``weight`` (rows, columns) symmetrically to int8: absmax / 127 of a row, or of a group of columns in it.
 
+    Works on a few rows at a time: an embedding is a large part of a model, and temporary copies of it would be, too.
+
     Returns:
         Integers (rows, columns) and float32 scales, (rows,) or (rows, groups).
 
     Raises:
         ValueError: For weights that are not finite or rows too long for the accumulators.
     """
+    weight = weight.detach()
+    rows, columns = weight.shape
+    integers = torch.empty(rows, columns, dtype=torch.int8, device=weight.device)
+    shape = (rows, -(-columns // group_size)) if group_size else (rows,)
+    scales = torch.empty(shape, dtype=torch.float32, device=weight.device)
+    for part in row_blocks(rows, columns):
+        finite = weight[part].isfinite().all(-1)
+        if not bool(finite.all()):
+            row = part.start + int((~finite).nonzero()[0, 0])
+            raise ValueError(f"row {row} of the weight has a NaN or infinite value")
+        integers[part], scales[part] = _quantized(weight[part], group_size)
+    return integers, scales
+
+
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Yield slices of rows that hold about a million numbers together."""
+    step = max(1, BLOCK // columns)
+    return (slice(start, min(rows, start + step)) for start in range(0, rows, step))
+
+
+def _quantized(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     if not group_size:
         found = kernels.quantize_weight(weight)
         return found.q, found.scale
     rows, columns = weight.shape
     groups = -(-columns // group_size)
-    wide = nn.functional.pad(weight.detach().float(), (0, groups * group_size - columns))
+    wide = nn.functional.pad(weight.float(), (0, groups * group_size - columns))
     found = kernels.quantize_weight(wide.reshape(rows * groups, group_size))
-    return found.q.reshape(rows, -1)[:, :columns].contiguous(), found.scale.reshape(rows, groups)
+    return found.q.reshape(rows, -1)[:, :columns], found.scale.reshape(rows, groups)

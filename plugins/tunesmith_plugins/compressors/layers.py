@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -57,6 +57,18 @@ def stored_bytes(model: nn.Module) -> int:
                 where = id(tensor) if tensor.device.type == "meta" else tensor.data_ptr()
                 seen[where] = tensor.numel() * tensor.element_size()
     return sum(seen.values())
+
+
+def let_go_of_files(model: nn.Module, except_for: Set[str] = frozenset()) -> None:
+    """Copy the tensors of ``model`` that are part of something larger, but for those named.
+
+    What was loaded lies in the mapped file, and the smallest norm keeps a whole shard in memory when all else of it is gone.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in except_for or tensor.device.type == "meta":
+            continue
+        if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size():
+            tensor.data = tensor.data.clone()
 
 
 def merged(lm: LM, method: str, compressor: CompressorConfig | None = None) -> LM:

@@ -132,7 +132,8 @@ def pack_weight(q: Tensor, scale: Tensor, group_size: int | None = None) -> Pack
         raise ValueError(f"scale must be float32 {expected}, not {scale.dtype} {tuple(scale.shape)}")
     q = q.detach()
     if group_size is None:
-        sums = q.sum(-1, dtype=torch.int32)
+        # a sum in another type copies its input first, and an embedding in int32 is four times itself
+        sums = torch.cat([part.sum(-1, dtype=torch.int32) for part in q.split(4096)])
     else:
         parts = [part.sum(-1, dtype=torch.int32) for part in q.split(group_size, dim=1)]
         sums, scale = torch.stack(parts), scale.detach().t()

@@ -14,7 +14,7 @@ from tunesmith.errors import ConfigError
 from tunesmith.lm import load
 from tunesmith.report import plots
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.compressors import Distill, Int8, Int8WeightOnly, Magnitude, Scheme
+from tunesmith_plugins.compressors import Distill, Int8, Int8WeightOnly, Magnitude, Scheme, int8_weight
 from tunesmith_plugins.compressors.int8_embedding import Int8TiedLinear
 from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8WeightOnlyLinear
 from tunesmith_plugins.compressors.int8_report import sqnr
@@ -267,3 +267,22 @@ def test_the_report_has_noise_range_and_time_and_draws_them(make):
     _, unmeasured = Int8(measure_rows=0).build().compress(make("llama"), runtime=RUNTIME)
     assert {line["float_us"] for line in unmeasured.layers} == {None}
     assert len(unmeasured.series) == 1
+
+
+@pytest.mark.parametrize("group_size", [0, 32])
+def test_large_layers_are_quantized_a_few_rows_at_a_time_with_the_same_result(monkeypatch, group_size):
+    weight = torch.randn(11, 40, generator=torch.Generator().manual_seed(9))
+    whole = int8_weight.quantize(weight, group_size)
+    monkeypatch.setattr(int8_weight, "BLOCK", 100)  # two rows
+    parts = int8_weight.quantize(weight, group_size)
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+    weight[5, 3] = float("nan")
+    with pytest.raises(ValueError, match="row 5 of the weight"):
+        int8_weight.quantize(weight, group_size)
+
+
+def test_a_weight_that_is_not_finite_is_named_with_its_layer(make):
+    lm = make("llama")
+    lm.model.model.layers[1].mlp.up_proj.weight.data[3, 2] = float("inf")
+    with pytest.raises(ConfigError, match="layers.1.mlp.up_proj cannot be quantized: row 3"):
+        Int8().build().compress(lm, runtime=RUNTIME)

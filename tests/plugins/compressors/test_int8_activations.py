@@ -49,7 +49,7 @@ def test_every_family_stays_close_and_comes_back_bit_for_bit(make, tmp_path, kin
     exact = logits(make(kind))
     small, report = config.build().compress(make(kind), data=EXAMPLES, runtime=RUNTIME)
     found = logits(small)
-    assert (found - exact).abs().max() < 0.12 * exact.abs().max()
+    assert (found - exact).abs().max() < 0.2 * exact.abs().max()
     assert min(line["output_sqnr_db"] or 99 for line in report.layers) > 20
     small.save(tmp_path)
     again = load(tmp_path)

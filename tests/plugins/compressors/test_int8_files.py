@@ -210,3 +210,16 @@ def test_the_state_dict_of_torch_itself_goes_in_and_out(make):
     assert not torch.equal(logits(small), expected)
     small.model.load_state_dict(state)
     assert torch.equal(logits(small), expected)
+
+
+def test_small_tensors_do_not_keep_the_files_of_large_ones(make, tmp_path):
+    make("llama").save(tmp_path / "float")
+    lm = load(tmp_path / "float")
+    small, _ = Int8(measure_rows=0).build().compress(lm, runtime=RUNTIME)
+    expected = logits(small)
+    small.save(tmp_path / "int8")
+    again = load(tmp_path / "int8")
+    assert torch.equal(logits(again), expected)
+    for model in (small.model, again.model):
+        tensors = [t for t in (*model.parameters(), *model.buffers()) if t.device.type != "meta"]
+        assert all(t.untyped_storage().nbytes() == t.numel() * t.element_size() for t in tensors if t.numel())
