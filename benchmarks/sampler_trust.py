@@ -29,7 +29,7 @@ def transformers_chain() -> DrawFunction:
     processors = LogitsProcessorList([TemperatureLogitsWarper(1.0)])
 
     def draw(logits: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        torch.manual_seed(int(seeds[0]) + int(positions[0]))
+        torch.manual_seed(int(_keys(seeds[:1], positions[:1])[0]))
         scores = processors(torch.zeros(len(logits), 1, dtype=torch.int64), logits.float())
         return torch.multinomial(scores.softmax(-1), num_samples=1)[:, 0]
 
@@ -66,8 +66,8 @@ def gumbel_24_bits() -> DrawFunction:
 
 
 def table_of_gumbels() -> DrawFunction:
-    """Gumbel-max with a table of 2^20 numbers, token i of a row at (seed + position + i) & mask: the scheme that vLLM's
-    issue 59786 reports of its CPU path."""
+    """Gumbel-max with a table of 2^20 numbers, token i of a row at (seed + i) & mask: the scheme that vLLM's issue
+    59786 reports of its CPU path. That a position counts as so many seeds is our addition."""
     uniform = torch.rand(TABLE, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).clamp(min=1e-12)
     noise = -(-uniform.log()).log().float()
     twice = torch.cat([noise, noise[: TABLE // 2]])
