@@ -60,14 +60,12 @@ def stored_bytes(model: nn.Module) -> int:
 
 
 def let_go_of_files(model: nn.Module, except_for: Set[str] = frozenset()) -> None:
-    """Copy the tensors of ``model`` that are part of something larger, but for those named.
+    """Copy the tensors of ``model``, but for those named.
 
     What was loaded lies in the mapped file, and the smallest norm keeps a whole shard in memory when all else of it is gone.
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if name in except_for or tensor.device.type == "meta":
-            continue
-        if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size():
+        if name not in except_for and tensor.device.type == "cpu":
             tensor.data = tensor.data.clone()
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -212,14 +213,11 @@ def test_the_state_dict_of_torch_itself_goes_in_and_out(make):
     assert torch.equal(logits(small), expected)
 
 
-def test_small_tensors_do_not_keep_the_files_of_large_ones(make, tmp_path):
-    make("llama").save(tmp_path / "float")
-    lm = load(tmp_path / "float")
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of mapped files on this system")
+def test_what_stays_float_does_not_keep_the_files_of_the_float_model_in_memory(make, tmp_path):
+    make("llama").save(tmp_path)
+    lm = load(tmp_path)
+    assert str(tmp_path) in Path("/proc/self/maps").read_text()
     small, _ = Int8(measure_rows=0).build().compress(lm, runtime=RUNTIME)
-    expected = logits(small)
-    small.save(tmp_path / "int8")
-    again = load(tmp_path / "int8")
-    assert torch.equal(logits(again), expected)
-    for model in (small.model, again.model):
-        tensors = [t for t in (*model.parameters(), *model.buffers()) if t.device.type != "meta"]
-        assert all(t.untyped_storage().nbytes() == t.numel() * t.element_size() for t in tensors if t.numel())
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert logits(small).isfinite().all()
