@@ -163,7 +163,7 @@ def _loop(
         )
         raw = outputs.logits[:, -1].to(device=input_ids.device, dtype=torch.float32, copy=True)
         processed = processors(input_ids, raw)
-        draw = sampler.sample(processed, rows)
+        draw = sampler.sample(processed, rows, logp=())
         broken = (draw.status != 0) & ~finished
         if bool(broken.any()):
             raise NumericError(

@@ -221,7 +221,7 @@ class DrawProcessor(LogitsProcessor):  # type: ignore[misc]
         if self._progress.step(input_ids):
             self._state = None
         rows = attrs.evolve(self._progress.rows(), state=self._state)
-        draw = self.sampler.sample(scores, rows)
+        draw = self.sampler.sample(scores, rows, logp=())
         finished = self._progress.finished()
         bad = (draw.status != STATUS_OK) & ~finished
         if bool(bad.any()):

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("isolated_registry")
 class Plain(Sampler):
     """A sampler that is never used."""
 
-    def sample(self, logits: Any, rows: Any, *, top: int = 0) -> Any:
+    def sample(self, logits: Any, rows: Any, *, top: int = 0, logp: Any = ()) -> Any:
         """Nothing."""
 
 

@@ -131,6 +131,8 @@ def test_every_registered_link_is_a_processor():
     ids = torch.tensor([[3, 4, 3, 4, 3], [5, 6, 5, 5, 5]])
     wrapped = 0
     for entry in samplers.entries():
+        if entry.name == "structured":  # it works on text: no example without a format and a tokenizer
+            continue
         config = example(samplers.get(entry.id))
         link = config.build()
         if not isinstance(link, Link):

@@ -110,7 +110,8 @@ class _Loop:
         self, live: Live, logits: torch.Tensor, stops: Stops | None
     ) -> Iterator[tuple[Piece | None, Completion | None]]:
         """Draw a token a row, yield what there is to show and forget the rows that have ended."""
-        draw = self.sampler.sample(without_end(logits, self.model, live.rows, self.limits), live.rows)
+        masked = without_end(logits, self.model, live.rows, self.limits)
+        draw = self.sampler.sample(masked, live.rows, logp=("processed",))
         ended = live.write(draw, self._ends(logits))
         if stops is not None or self.spelling:
             tokens = draw.token.tolist()

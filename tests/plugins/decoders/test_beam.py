@@ -70,7 +70,7 @@ def test_more_beams_find_likelier_texts_than_greedy(lm):
 
 def test_a_sampler_with_a_memory_is_refused():
     class Remembering:
-        def sample(self, logits, rows, *, top=0):
+        def sample(self, logits, rows, *, top=0, logp=()):
             none = torch.zeros(len(logits))
             ids = torch.zeros(len(logits), dtype=torch.int64)
             return Draw(
