@@ -234,7 +234,10 @@ def _each(what: str, values: Sequence[int], prompts: Sequence[Any]) -> list[int]
 def _tokens(lm: LM, prompts: Sequence[Any]) -> list[tuple[int, ...]]:
     """Return the ids of prompts, some of which may be ids already."""
     texts = iter(prompt_ids(lm, [prompt for prompt in prompts if isinstance(prompt, str)]))
-    size = getattr(lm.model.get_input_embeddings(), "num_embeddings", None)
+    try:
+        size = getattr(lm.model.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # a model without a table of embeddings
+        size = None
     found = []
     for place, prompt in enumerate(prompts):
         if isinstance(prompt, str):

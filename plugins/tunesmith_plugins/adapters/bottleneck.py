@@ -101,7 +101,7 @@ class BottleneckAdapter(Attachment):
             weight = getattr(module, "base_layer", module).weight
             width = _width(module)
             network = Network(width, max(1, round(width / config.reduction)), config.activation, scale)
-            networks[path.replace(".", "-")] = network.to(device=weight.device, dtype=_floating(weight, lm))
+            networks[path.replace(".", "-")] = network.to(**_place(weight, lm))
             if config.style == "parallel":
                 parallel = Parallel(network, self.switch)
                 linears[_inner(path, names, linears)].register_forward_pre_hook(parallel.remember)
@@ -132,7 +132,8 @@ def _width(module: Any) -> int:
     return int(base.nf if hasattr(base, "nf") else base.out_features)
 
 
-def _floating(weight: Any, lm: LM) -> torch.dtype:
-    """Return the type to compute in: the layer's, or, of a quantised layer, the model's."""
-    found: torch.dtype = weight.dtype if weight.is_floating_point() else lm.model.dtype
-    return found
+def _place(weight: Any, lm: LM) -> dict[str, Any]:
+    """Return device and type to compute in: the layer's, or the model's if the layer is quantised (and may hold no data)."""
+    if weight.is_floating_point():
+        return {"device": weight.device, "dtype": weight.dtype}
+    return {"device": lm.device, "dtype": lm.model.dtype}

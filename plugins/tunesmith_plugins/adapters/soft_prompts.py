@@ -15,6 +15,9 @@ from tunesmith.lm import LM
 from tunesmith_plugins.adapters.attachment import Attachment, Switch
 from tunesmith_plugins.adapters.virtual import Vectors, prepend
 
+SOME_ROWS = 4096
+"""Rows of a quantised table that its deviation is measured on."""
+
 
 class SoftPrompt(Attachment):
     """Vectors before the input, made by a module of peft."""
@@ -33,7 +36,10 @@ class SoftPrompt(Attachment):
     def insert(self, lm: LM) -> None:
         """Register the module and the hooks."""
         table = lm.model.get_input_embeddings()
-        network = self.network(lm, table).to(device=table.weight.device, dtype=table.weight.dtype)
+        weight = table.weight
+        floating = weight.is_floating_point()  # not that of an int8 table, which may also be without data
+        place = {"device": weight.device, "dtype": weight.dtype} if floating else _like(lm)
+        network = self.network(lm, table).to(**place)
         lm.model.add_module(self.name, network)
         prepend(lm, Vectors(network, self.config.tokens, self.switch))
 
@@ -64,7 +70,8 @@ class PromptAdapter(SoftPrompt):
     def _start(self, lm: LM, table: torch.nn.Embedding, count: int) -> torch.Tensor:
         weight = table.weight.detach()
         if self.config.init == "random":
-            return torch.randn(count, weight.shape[1]) * weight.float().std().cpu()
+            some = weight if weight.is_floating_point() else _rows(lm, table, torch.arange(min(len(weight), SOME_ROWS)))
+            return torch.randn(count, weight.shape[1]) * some.float().std().cpu()
         if self.config.init == "vocab":
             ids = torch.randint(min(len(lm.tokenizer), len(weight)), (count,))
         else:
@@ -73,6 +80,8 @@ class PromptAdapter(SoftPrompt):
                 raise ConfigError([f"the text {self.config.text!r} has no tokens @ text"], "adapter")
             ids = torch.tensor((found * (count // len(found) + 1))[:count])
         scale = float(getattr(_reader(lm), "embed_scale", 1.0))
+        if not weight.is_floating_point():
+            return _rows(lm, table, ids) * scale
         return torch.nn.functional.embedding(ids.to(weight.device), weight).float() * scale
 
 
@@ -93,6 +102,18 @@ class PTuningAdapter(SoftPrompt):
                 encoder_dropout=config.dropout,
             )
         )
+
+
+def _like(lm: LM) -> dict[str, Any]:
+    """Return device and dtype of the model's own floating-point tensors."""
+    return {"device": lm.device, "dtype": lm.model.dtype}
+
+
+def _rows(lm: LM, table: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Return the rows of a quantised table, (ids, width) float32, without a scale that its lookup may include."""
+    with torch.no_grad():
+        found: torch.Tensor = table(ids.to(lm.device)).float()
+    return found / float(getattr(table, "embed_scale", 1.0))
 
 
 def _reader(lm: LM) -> Any:

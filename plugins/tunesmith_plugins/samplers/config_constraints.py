@@ -12,7 +12,8 @@ from tunesmith.kinds.sampler import SamplerConfig
 IMPLEMENTATIONS = "tunesmith_plugins.samplers"
 
 
-def _ids(_: Any, attribute: Attribute[Any], value: tuple[int, ...]) -> None:
+def ids_not_negative(_: Any, attribute: Attribute[Any], value: tuple[int, ...]) -> None:
+    """Refuse token ids below 0."""
     if any(token < 0 for token in value):
         raise ValueError(f"{attribute.name!r}: token ids must not be negative: {value}")
 
@@ -65,7 +66,7 @@ class AllowedTokens(SamplerConfig):
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.bias:AllowedTokensLink"
     name_in_chain: ClassVar[str] = "allowed_tokens"
-    tokens: tuple[int, ...] = field(default=(), validator=_ids)
+    tokens: tuple[int, ...] = field(default=(), validator=ids_not_negative)
 
 
 @frozen(kw_only=True)
@@ -79,7 +80,7 @@ class MinLength(SamplerConfig):
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.lengths:MinLengthLink"
     name_in_chain: ClassVar[str] = "min_length"
-    end: tuple[int, ...] = field(validator=[v.min_len(1), _ids])
+    end: tuple[int, ...] = field(validator=[v.min_len(1), ids_not_negative])
     tokens: int = field(default=1, validator=v.ge(0))
 
 
@@ -94,7 +95,7 @@ class MaxLength(SamplerConfig):
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.lengths:MaxLengthLink"
     name_in_chain: ClassVar[str] = "max_length"
-    end: tuple[int, ...] = field(validator=[v.min_len(1), _ids])
+    end: tuple[int, ...] = field(validator=[v.min_len(1), ids_not_negative])
     tokens: int = field(default=256, validator=v.ge(1))
 
 

@@ -10,6 +10,7 @@ from attrs import validators as v
 
 from tunesmith.kinds.sampler import SamplerConfig
 from tunesmith.typecheck import check_fields
+from tunesmith_plugins.samplers.config_constraints import ids_not_negative
 
 IMPLEMENTATIONS = "tunesmith_plugins.samplers"
 LARGEST = 3.4028234663852886e38
@@ -163,7 +164,7 @@ class LengthDecay(SamplerConfig):
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.lengths:LengthDecayLink"
     name_in_chain: ClassVar[str] = "length_decay"
-    end: tuple[int, ...] = field(validator=v.min_len(1))
+    end: tuple[int, ...] = field(validator=[v.min_len(1), ids_not_negative])
     start: int = field(default=0, validator=v.ge(0))
     factor: float = field(default=1.01, validator=[v.gt(0), v.lt(float("inf"))])
 

@@ -16,7 +16,8 @@ from tunesmith_plugins.samplers import Chain, MinP, RepetitionPenalty, Temperatu
 
 NAN, POSINF, EMPTY = 1, 2, 3
 START = {"min_length": {"end": (0,)}, "max_length": {"end": (0,)}, "length_decay": {"end": (0,)}}
-REGISTERED = {e.id: samplers.get(e.id) for e in samplers.entries() if e.builtin}
+# structured works on text and has tests of its own
+REGISTERED = {e.id: samplers.get(e.id) for e in samplers.entries() if e.builtin and e.name != "structured"}
 
 
 @st.composite
