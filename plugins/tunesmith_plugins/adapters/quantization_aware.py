@@ -16,7 +16,9 @@ from tunesmith.runtime import Runtime
 from tunesmith_plugins import kernels
 from tunesmith_plugins.adapters.full import WholeModel
 from tunesmith_plugins.compressors.config_int8 import Int8, QuantizerConfig, Scheme
+from tunesmith_plugins.compressors.fused import fuse, unfuse
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, layout_of
+from tunesmith_plugins.compressors.int8_linear import Int8Linear
 from tunesmith_plugins.compressors.int8_weight import quantize
 
 
@@ -59,6 +61,7 @@ class QuantizationAwareAdapter(WholeModel):
                 model.set_submodule(name, RoundedEmbedding(model.get_submodule(name)))
         for name, scheme in self.layout.layers.items():
             model.set_submodule(name, RoundedLinear(model.get_submodule(name), scheme))
+        fuse(model)  # as the int8 model will be: fused norms and activations round otherwise than torch's
         return attached
 
     def prepared(self, lm: LM, compressor: Any) -> LM:
@@ -70,6 +73,7 @@ class QuantizationAwareAdapter(WholeModel):
         for name, module in list(lm.model.named_modules(remove_duplicate=False)):
             if isinstance(module, (RoundedLinear, RoundedEmbedding)):
                 lm.model.set_submodule(name, module.plain())
+        unfuse(lm.model)
         if not isinstance(compressor, QuantizerConfig) or layout_of(lm.model, compressor) != self.layout:
             raise ConfigError(
                 [f"the weights were trained for {self.compressor}; compress the model with that"], "quantization_aware"
@@ -110,6 +114,10 @@ class RoundedLinear(_Rounded):
         found: Tensor = _StraightThrough.apply(x, weight, self.bias, self.scheme)
         return found
 
+    def as_integers(self) -> Int8Linear:
+        """Return the integer layer of the weights of now."""
+        return _integers(self.weight.T if self.transposed else self.weight, self.bias, self.scheme)
+
 
 class RoundedEmbedding(_Rounded):
     """An embedding whose rows are rounded as they are looked up."""
@@ -135,7 +143,7 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scheme: Scheme) -> Tensor:
-        layer = LINEAR[scheme.kind].from_float(weight.detach().float(), bias, scheme)
+        layer = _integers(weight, bias, scheme)
         ctx.layer = layer
         ctx.save_for_backward(x)
         return layer.multiply(x)
@@ -153,6 +161,10 @@ class _StraightThrough(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             dbias = flat.sum(0)
         return dx, dweight, dbias, None
+
+
+def _integers(weight: Tensor, bias: Tensor | None, scheme: Scheme) -> Int8Linear:
+    return LINEAR[scheme.kind].from_float(weight.detach().float(), bias, scheme)
 
 
 class _RoundedRows(torch.autograd.Function):

@@ -63,8 +63,14 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
                 "with the version of tunesmith that wrote it, or a later one."
             )
         self.version = VERSION
-        self.layers = {str(name): dict(layers[name]) if isinstance(layers, Mapping) else {} for name in layers}
-        self.smoothed, self.embeddings, self.tied = list(smoothed), list(embeddings), dict(tied or {})
+        try:
+            self.layers = {str(name): dict(layers[name]) if isinstance(layers, Mapping) else {} for name in layers}
+            self.smoothed, self.embeddings, self.tied = list(smoothed), list(embeddings), dict(tied or {})
+        except (TypeError, ValueError) as cause:
+            raise ArtifactError(
+                f"quantization_config is damaged ({cause}): layers and tied are mappings, smoothed and embeddings lists of "
+                "names; make the model again."
+            ) from cause
         self._compressor: QuantizerConfig | None = None
         self.layout()
 

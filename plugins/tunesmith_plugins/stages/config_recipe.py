@@ -64,7 +64,8 @@ class Recipe(StageConfig):
         found: list[StageConfig] = []
         start: str | Output = self.start
         for step in self.steps:
-            own: dict[str, Any] = {"data": self.data} if getattr(step, "data", self.data) is None else {}
+            lacks = self.data is not None and getattr(step, "data", self.data) is None  # an Export has no such field
+            own: dict[str, Any] = {"data": self.data} if lacks else {}
             found.append(evolve(step, start=start if step.start == "previous" else step.start, **own))
             start = Output(stage=f"{self.name}/{step.name}")
         return tuple(found)

@@ -14,6 +14,7 @@ from tunesmith_plugins import compressors, stages
 from tunesmith_plugins.adapters import QuantizationAware
 from tunesmith_plugins.adapters.quantization_aware import RoundedLinear
 from tunesmith_plugins.compressors import Int8, Int8Static, Int8WeightOnly, OutlierSplit, Scheme
+from tunesmith_plugins.compressors.fused import fuse, unfuse
 
 FAMILIES = ("encoder", "decoder", "encoder-decoder")
 RUNTIME = Runtime(seed=1, threads=1, progress=False)
@@ -53,6 +54,11 @@ def test_trained_and_compressed_it_computes_the_same_bit_for_bit(tmp_path, famil
     expected, _ = (compressor or Int8()).build().compress(tiny_lm(family), runtime=RUNTIME)
     adapter, lm = attached(fresh, compressor)
     assert torch.equal(logits(lm), logits(expected))
+    for model in (lm.model, expected.model):
+        unfuse(model)
+    assert torch.equal(logits(lm), logits(expected))
+    for model in (lm.model, expected.model):
+        assert fuse(model)
     optimizer = torch.optim.AdamW([p for _, p in adapter.trainable()], lr=0.01)
     losses = []
     for _ in range(6):

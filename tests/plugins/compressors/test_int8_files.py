@@ -183,6 +183,9 @@ def test_a_file_that_ends_too_early_is_an_error(saved, cut):
         (lambda c: c.update(embeddings=["model.norm"]), "model.norm"),
         (lambda c: c["layers"].update({"model.norm": {}}), "model.norm"),
         (lambda c: c.update(tied={"lm_head": "model.norm"}), "model.norm"),
+        (lambda c: c.update(layers=3), "quantization_config is damaged"),
+        (lambda c: c.update(embeddings=None), "quantization_config is damaged"),
+        (lambda c: c.update(tied=["lm_head"]), "quantization_config is damaged"),
     ],
 )
 def test_a_config_that_says_something_else_than_the_files_is_an_error(saved, edit, message):

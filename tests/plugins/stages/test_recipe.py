@@ -15,7 +15,7 @@ from tunesmith.runtime import Runtime
 from tunesmith.testing.models import WORDS, tiny_lm
 from tunesmith_plugins.compressors import Distill, Int8, Structured
 from tunesmith_plugins.metrics import Perplexity
-from tunesmith_plugins.stages import Compress, Evaluate, FineTune, Generation, Recipe
+from tunesmith_plugins.stages import Compress, Evaluate, Export, FineTune, Generation, Recipe
 from tunesmith_plugins.stages import recipe_measures as measures
 from tunesmith_plugins.stages.recipe import NUMBERS, frontier
 from tunesmith_plugins.stages.training.memory import peak_bytes
@@ -98,7 +98,7 @@ def test_it_is_reused_and_goes_through_a_file(run, folder):
     again = ts.Pipeline.load(folder / "recipe.json")
     assert again == pipeline(folder)
     plan = again.plan(folder / "run")
-    assert "will run" not in str(plan)
+    assert plan.done
     assert [step.status for step in plan.steps] == ["done"] * 5
 
 
@@ -131,6 +131,16 @@ def test_the_frontier_is_what_nothing_beats():
     assert frontier(points, less_x=True, less_y=True) == ("a", "b", "e", "f")
     assert frontier(points, less_x=False, less_y=False) == ("c", "d", "e")
     assert frontier(points, less_x=True, less_y=False) == ("e",)
+
+
+def test_a_step_without_data_of_its_own_gets_none():
+    steps = (Compress(name="int8", compressor=Int8()), Export(name="out"))
+    data = ts.Data(source="here.jsonl", prompt="{x}", target="{y}")
+    plain = Recipe(name="r", steps=steps, metrics=(Perplexity(),)).expand()
+    assert [step.start for step in plain] == ["previous", ts.output("r/int8")]
+    given = Recipe(name="r", steps=steps, metrics=(Perplexity(),), data=data).expand()
+    assert given[0].data == data
+    assert not hasattr(given[1], "data")
 
 
 def test_steps_need_names_and_models():

@@ -48,18 +48,19 @@ def can(module: nn.Module, x: Tensor, config: Any) -> bool:
 
 
 def parts(*layers: nn.Module) -> Parts | None:
-    """Return packed weights and biases of dynamic int8 layers, or None if one is something else or is being watched."""
+    """Return packed weights and biases of dynamic int8 layers, or None if one is something else or is being watched.
+
+    A layer that is trained for int8 has ``as_integers()``, the layer that it will be.
+    """
     packed, biases = [], []
     for layer in layers:
-        if (
-            type(layer) is not Int8Linear
-            or layer._forward_hooks
-            or layer._forward_pre_hooks
-            or getattr(layer, "mode", "dynamic") != "dynamic"
-        ):
+        if layer._forward_hooks or layer._forward_pre_hooks:
             return None
-        packed.append(layer.packed())
-        biases.append(layer.bias)
+        integers = layer if type(layer) is Int8Linear else getattr(layer, "as_integers", lambda: None)()
+        if type(integers) is not Int8Linear or getattr(integers, "mode", "dynamic") != "dynamic":
+            return None
+        packed.append(integers.packed())
+        biases.append(integers.bias)
     return packed, biases
 
 
