@@ -117,7 +117,8 @@ Found ids_of(PyObject *tensor, Py_ssize_t ndim, int64_t batch, int64_t *pointer,
   if (found == kFine) found = same(PyObject_GetAttr(tensor, n_is_cpu), Py_True);
   if (found == kFine) found = pair_of(PyObject_GetAttr(tensor, n_shape), ndim, shape);
   if (found == kFine && shape[0] != batch) found = kUnusual;
-  if (found == kFine) found = same(PyObject_CallMethodObjArgs(tensor, n_is_contiguous, nullptr), Py_True);
+  if (found == kFine && (ndim > 1 || batch > 1))  // one number is dense whatever its stride
+    found = same(PyObject_CallMethodObjArgs(tensor, n_is_contiguous, nullptr), Py_True);
   if (found == kFine && !pointer_of(tensor, pointer)) found = kError;
   if (found == kFine && width) *width = shape[1];
   return found;
