@@ -251,6 +251,10 @@ class WordsCall(NamedTuple):
     """``held(address, *words)``: ints, None (0) or floats (the bits of a double); for calls of a few microseconds."""
     released: Callable[..., int]
     """The same with the interpreter free for other threads meanwhile."""
+    setup: Callable[..., None] | None
+    """What :attr:`sample` needs, see call.cpp; None, like it, in a build from before there was one."""
+    sample: Callable[..., Any] | None
+    """A whole sampling call."""
 
 
 def words_call() -> WordsCall | None:
@@ -271,7 +275,7 @@ def words_call() -> WordsCall | None:
         spec.loader.exec_module(module)
     except ImportError:  # built for another Python
         return None
-    return WordsCall(module.call, module.call_released)
+    return WordsCall(module.call, module.call_released, getattr(module, "setup", None), getattr(module, "sample", None))
 
 
 _warned: set[str] = set()

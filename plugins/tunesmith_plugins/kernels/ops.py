@@ -83,7 +83,7 @@ class Plan:
     shapes may not.
     """
 
-    __slots__ = ("_links", "address", "batch", "history", "steps")
+    __slots__ = ("_links", "address", "batch", "history", "packed", "steps")
 
     def __init__(self, steps: Sequence[Step]) -> None:
         """Check and pack steps.
@@ -101,10 +101,11 @@ class Plan:
             if step.values.numel() != 1:
                 self.batch = step.values.numel()
         self.history = any(step.op in reference.NEED_HISTORY for step in self.steps)
-        self._links, self.address = None, 0
+        self._links, self.address, self.packed = None, 0, None
         if all(step.values.device.type == "cpu" for step in self.steps):
             self._links = _links([(step.op, step.values) for step in self.steps])
             self.address = ctypes.addressof(self._links)
+            self.packed = (self.address, len(self.steps), -1 if self.batch is None else self.batch, self.history)
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps)
@@ -385,23 +386,32 @@ def sample_chain(
 
 
 _UNSEEN = object()
-_words: object = _UNSEEN
-_empty, _empty_like, _threads = torch.empty, torch.empty_like, torch.get_num_threads
-_stack, _transforms, _compiling = (
-    torch._C._len_torch_dispatch_stack,
-    torch._C._are_functorch_transforms_active,
-    torch.compiler.is_compiling,
-)
-_FLOAT, _INT, _BYTE = torch.float32, torch.int64, torch.uint8
-_BRIEF = 20_000  # values that take about 5 us: for less the interpreter is not let go
+_sample: Any = _UNSEEN
+_compiling = torch.compiler.is_compiling
 
 
-def _quick_calls(library: loader.Library) -> Any:
-    global _words
-    if _words is _UNSEEN:
-        calls = loader.words_call()
-        _words = None if calls is None else (calls, library.address("ts_sample_words"))
-    return _words
+def _templates(batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tensors that token, status and log-probabilities are made like."""
+    return (
+        torch.empty(batch, dtype=torch.int64, device="cpu"),
+        torch.empty(batch, dtype=torch.uint8, device="cpu"),
+        torch.empty(batch, dtype=torch.float32, device="cpu"),
+    )
+
+
+def _set_up_sample(library: loader.Library) -> Any:
+    global _sample
+    calls = loader.words_call()
+    if calls is None or calls.setup is None or calls.sample is None:
+        _sample = None
+    else:
+        calls.setup(
+            Tensor, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.get_num_threads,
+            torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active, torch.empty_like,
+            _templates, library.address("ts_sample_words"),
+        )  # fmt: skip
+        _sample = calls.sample
+    return _sample
 
 
 def _quick(
@@ -419,67 +429,23 @@ def _quick(
     truncated: bool,
 ) -> SampleResult | None:
     """Draw with as little Python as possible; None where anything is out of the ordinary, to be seen to elsewhere."""
-    if type(logits) is not Tensor or not logits.is_cpu or _compiling() or _stack() or _transforms():
+    if _compiling():
         return None
     library = loader.cpu()
-    calls = None if library is None else _quick_calls(library)
-    if calls is None:
+    if library is None:
         return None
-    shape, strides, dtype = logits.shape, logits.stride(), _LOGITS.get(logits.dtype)
-    if dtype is None or len(shape) != 2 or strides[1] != 1 or (plan.batch is not None and plan.batch != shape[0]):
+    sample = _set_up_sample(library) if _sample is _UNSEEN else _sample
+    if sample is None:
         return None
-    batch, vocab = shape
-    if not batch:
-        return None
-    words = [
-        plan.address,
-        len(plan.steps),
-        greedy,
-        draw,
-        _threads(),
-        logits.data_ptr(),
-        batch,
-        vocab,
-        strides[0],
-        dtype,
-    ]
-    rows = (batch,)
-    for tensor in (seed, stream, position):
-        if greedy:
-            words.append(0)
-        elif type(tensor) is Tensor and tensor.dtype is _INT and tensor.shape == rows and tensor.is_contiguous():
-            words.append(tensor.data_ptr())
-        else:
-            return None
-    if plan.history:
-        if type(history) is not Tensor or history.dtype is not _INT or not history.is_contiguous():
-            return None
-        width = history.shape
-        if len(width) != 2 or width[0] != batch:
-            return None
-        words.append(history.data_ptr())
-        if lengths is None:
-            words.append(0)
-        elif type(lengths) is Tensor and lengths.dtype is _INT and lengths.shape == rows and lengths.is_contiguous():
-            words.append(lengths.data_ptr())
-        else:
-            return None
-        words.append(width[1])
-    else:
-        words += (0, 0, 0)
-    token = _empty(batch, dtype=_INT) if greedy or seed is None else _empty_like(seed)
-    status = _empty(batch, dtype=_BYTE)
-    words += (token.data_ptr(), status.data_ptr())
-    found: list[Tensor | None] = []
-    for wanted in (raw, processed, truncated):
-        logp = _empty(batch, dtype=_FLOAT) if wanted else None
-        words.append(0 if logp is None else logp.data_ptr())
-        found.append(logp)
-    (held, released), address = calls
-    code = held(address, *words) if batch * vocab < _BRIEF else released(address, *words)
-    if code:
-        library.check(code)
-    return SampleResult(token, status, *found)
+    found = sample(
+        plan.packed, logits, seed, stream, position, history, lengths, greedy, draw, raw, processed, truncated
+    )
+    if type(found) is int:
+        library.check(found)
+    return None if found is None else _made(SampleResult, found)
+
+
+_made: Any = tuple.__new__  # a named tuple's own __new__ takes twice as long
 
 
 def apply_chain(

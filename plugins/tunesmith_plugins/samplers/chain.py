@@ -22,7 +22,7 @@ class ChainSampler(Sampler):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.deterministic = config.greedy
+        self.deterministic = self._greedy = config.greedy
         self._plans = Plans()
 
     @cached_property
@@ -41,7 +41,7 @@ class ChainSampler(Sampler):
             link.setup(runtime)
 
     def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0, logp: Collection[str] = LOGPS) -> Draw:
-        return run(self.links, self.config.greedy, logits, rows, top, logp, self._plans)
+        return run(self.links, self._greedy, logits, rows, top, logp, self._plans)
 
 
 class GreedySampler(Sampler):
@@ -57,6 +57,9 @@ class GreedySampler(Sampler):
         return run({}, True, logits, rows, top, logp, self._plans)
 
 
+_UNSEEN: Any = object()
+
+
 class Plans:
     """The whole chain as one kernel call, lowered once: for rows without parameters of their own."""
 
@@ -66,13 +69,14 @@ class Plans:
     def of(self, links: Mapping[str, Link], rows: Rows) -> kernels.Plan | None:
         """Return the plan for rows like these, or None if the kernel cannot do the whole chain."""
         device = rows.seed.device
-        if device not in self._found:
+        found = self._found.get(device, _UNSEEN)
+        if found is _UNSEEN:
             one = rows.select(torch.zeros(1, dtype=torch.int64, device=device))
             parts = parts_of(links, dict.fromkeys(links, one))
             whole = not parts or (len(parts) == 1 and isinstance(parts[0], Fused))
             steps = parts[0].steps if parts and isinstance(parts[0], Fused) else ()
-            self._found[device] = kernels.Plan(steps) if whole else None
-        return self._found[device]
+            found = self._found[device] = kernels.Plan(steps) if whole else None
+        return found
 
 
 def named_links(links: Sequence[Sampler]) -> dict[str, Link]:
@@ -110,8 +114,9 @@ def run(
         ConfigError: For a per-row parameter that no link of this chain has.
         ValueError: For a parameter outside its range.
     """
-    check_parameters(links, rows)
-    if not len(logits):
+    if rows.parameters:
+        check_parameters(links, rows)
+    if not logits.shape[0]:
         return _nothing(logits, top)
     if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         logits = logits.float()  # float64: the kernels work in float32
@@ -155,8 +160,6 @@ def _nothing(logits: torch.Tensor, top: int) -> Draw:
 
 def check_parameters(links: Mapping[str, Link], rows: Rows) -> None:
     """Raise ConfigError if a per-row parameter belongs to no link."""
-    if not rows.parameters:
-        return
     known = {f"{name}.{a.name}" for name, link in links.items() for a in attrs.fields(type(link.config))}
     unknown = sorted(set(rows.parameters) - known)
     if unknown:
