@@ -28,6 +28,8 @@ import torch
 from sampling_contenders import CONTENDERS, Call, llamacpp, ours
 from torch import Tensor
 
+from tunesmith.kinds.sampler import Rows
+from tunesmith.registry import samplers
 from tunesmith_plugins import kernels
 from tunesmith_plugins.kernels import Plan, Step
 
@@ -62,6 +64,11 @@ def seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+def repeated(call: Callable[[], object], count: int) -> float:
+    """Return how long a call takes among ``count`` of them."""
+    return seconds(lambda: [call() for _ in range(count)]) / count
 
 
 def in_turn(calls: dict[str, Call], count: int, cap: float) -> dict[str, list[float]]:
@@ -164,6 +171,8 @@ def machine(options: argparse.Namespace) -> list[dict[str, Any]]:
     if native is not None:
         loops = [seconds(lambda: [native() for _ in range(200)]) / 200 for _ in range(20)]
         row("of which the call into the library", quartile(loops) * 1e6, 3, "us", False)
+    for batch, vocab in ((1, 8), (8, 8), (1, 128_256), (8, 128_256)):
+        overhead(batch, vocab)
     for batch in (b for b in options.batch if b >= 8):
         for vocab in options.vocab:
             torch.manual_seed(1)
@@ -192,17 +201,47 @@ def machine(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def overhead(batch: int, vocab: int) -> None:
+    """Print what a call takes through the library alone, ``sample_chain`` and ``Chain.sample``, caches warm and cold."""
+    torch.manual_seed(0)
+    logits, ids = logits_of("peaked" if vocab >= 40 else "wide", batch, vocab, torch.float32), torch.arange(batch)
+    links = (samplers.create("tunesmith/temperature", temperature=0.8), samplers.create("tunesmith/top_k", k=50))
+    chain: Any = samplers.create("tunesmith/chain", links=links).build()
+    rows = Rows(
+        seed=ids, stream=ids, position=ids, history=ids[:, None], history_lengths=ids, prompt_lengths=ids
+    )  # fmt: skip
+    calls = {
+        "library": native_call(logits),
+        "sample_chain": ours("a", logits, ids[:, None]),
+        "Chain.sample": lambda: chain.sample(logits, rows, logp=()),
+        "Chain.sample, logps": lambda: chain.sample(logits, rows),
+    }
+    other = torch.ones(16_000_000)
+    for name, call in calls.items():
+        if call is None:
+            continue
+        call()
+        loop = max(1, 2000 // (batch * vocab))
+        hot = [repeated(call, loop) for _ in range(20)]
+        cold = []
+        for _ in range(20):
+            other.add_(1), torch.randn(2000).sort()
+            cold.append(seconds(call))
+        print(f"B={batch} V={vocab}: {name:20s} hot {quartile(hot) * 1e6:8.1f} us, cold {quartile(cold) * 1e6:8.1f} us")
+
+
 def native_call(logits: Tensor) -> Call | None:
     """Return the bare call of the library with everything prepared, or None without the quick calls."""
     calls, library = kernels.loader.words_call(), kernels.loader.cpu()
     if calls is None or library is None:
         return None
     steps = [Step("temperature", torch.tensor([0.8]).double()), Step("top_k", torch.tensor([50]))]
-    plan, ids = Plan(steps), torch.zeros(1, dtype=torch.int64)
-    token, status = torch.empty(1, dtype=torch.int64), torch.empty(1, dtype=torch.uint8)
-    address, held = library.address("ts_sample_words"), calls.held
+    batch, vocab = logits.shape
+    plan, ids = Plan(steps), torch.arange(batch)
+    token, status = torch.empty(batch, dtype=torch.int64), torch.empty(batch, dtype=torch.uint8)
+    address, held = library.address("ts_sample_words"), calls.held if logits.numel() < 20_000 else calls.released
     words = (
-        plan.address, 2, 0, 0, 1, logits.data_ptr(), 1, logits.shape[1], logits.stride(0), 0,
+        plan.address, 2, 0, 0, 1, logits.data_ptr(), batch, vocab, logits.stride(0), 0,
         *[ids.data_ptr()] * 3, 0, 0, 0, token.data_ptr(), status.data_ptr(), 0, 0, 0,
     )  # fmt: skip
     keep = (plan, ids, token, status, logits)

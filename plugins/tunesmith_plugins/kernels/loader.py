@@ -236,7 +236,10 @@ def cpu() -> Library | None:
     Raises:
         RuntimeError: TUNESMITH_ISA names an instruction set that is not available here.
     """
-    return None if _reference_chosen else _slots["cpu"].open()
+    if _reference_chosen:
+        return None
+    slot = _slots["cpu"]
+    return slot.library if slot.tried else slot.open()  # looked at here: a call takes longer than the rest of this
 
 
 def cuda() -> Library | None:

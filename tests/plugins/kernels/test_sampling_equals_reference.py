@@ -181,6 +181,44 @@ def test_a_plan_draws_the_same_whether_or_not_the_call_can_be_quick(isa: str) ->
     assert quick > 50
 
 
+def test_what_is_out_of_the_ordinary_takes_the_other_way_and_outputs_are_the_callers_own(
+    native: dict[str, Any],
+) -> None:
+    torch.manual_seed(3)
+    logits, ids = torch.randn(4, 16), torch.arange(4)
+    half = torch.tensor([0.5]).double()
+    plan = Plan([Step("repetition_penalty", half + 1), Step("top_p", half)])
+    history, spread = torch.randint(0, 16, (4, 6)), torch.arange(8)[::2]
+
+    def quick(
+        logits: Any = logits, seed: Any = ids, history: Any = history, lengths: Any = ids, plan: Plan = plan
+    ) -> Any:
+        return ops._quick(plan, logits, seed, ids, ids, history, lengths, False, 0, True, False, True)
+
+    expected = quick()
+    assert expected is not None
+    assert expected.logp_raw is not None
+    assert expected.logp_processed is None
+    for changed in (
+        {"logits": logits.double()}, {"logits": logits[0]}, {"logits": logits.t()}, {"logits": logits.to("meta")},
+        {"seed": None}, {"seed": ids.int()}, {"seed": ids[:3]}, {"seed": spread}, {"seed": ids.to("meta")},
+        {"seed": ids[:, None]}, {"history": None}, {"history": ids}, {"history": history.t()},
+        {"history": history.int()}, {"lengths": ids[:2]}, {"lengths": ids.to("meta")}, {"lengths": ids.float()},
+        {"plan": Plan([Step("top_p", half.expand(3).contiguous())])},
+    ):  # fmt: skip
+        assert quick(**changed) is None, changed
+    with pytest.raises(ValueError, match="top_p"):
+        quick(plan=Plan([Step("top_p", half + 1)]))
+    kept = [None if t is None else t.clone() for t in expected]
+    for tensor in expected:
+        if tensor is not None:
+            tensor.fill_(9)
+    again = quick()
+    for tensor, before in zip(again, kept, strict=True):
+        assert (tensor is None) == (before is None)
+        assert tensor is None or torch.equal(tensor, before)
+
+
 @pytest.mark.parametrize("shape", ["peaked", "wide", "flat"])
 def test_threads_and_the_split_of_a_batch_change_nothing(native: dict[str, Any], shape: str) -> None:
     torch.manual_seed(5)

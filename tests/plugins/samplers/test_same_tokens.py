@@ -34,7 +34,7 @@ CHAINS = {
 
 
 def registered():
-    """Every sampler there is: a stated chain, or the example of its config."""
+    """Every sampler there is that needs no tokenizer: a stated chain, or the example of its config."""
     found = dict(CHAINS)
     for entry in samplers.entries():
         if entry.name == "structured":  # it works on text and has tests of its own
