@@ -136,12 +136,13 @@ class Compare(StageConfig):
         """Return the branches, named by their keys; each starts where the Compare does and has its data, unless it says
         otherwise.
         """
+        given = self.data  # an Export has no such field
         return tuple(
             evolve(
                 stage,
                 name=key,
                 start=self.start if stage.start == "previous" else stage.start,
-                **({"data": self.data} if getattr(stage, "data", self.data) is None else {}),
+                **({"data": given} if given is not None and getattr(stage, "data", given) is None else {}),
             )
             for key, stage in self.branches.items()
         )

@@ -16,7 +16,7 @@ from tunesmith.report import content
 from tunesmith.testing.models import WORDS, tiny_lm
 from tunesmith_plugins.adapters import LoRA
 from tunesmith_plugins.metrics import Accuracy, TokenF1
-from tunesmith_plugins.stages import Compare, Evaluate, FineTune, Generation
+from tunesmith_plugins.stages import Compare, Evaluate, Export, FineTune, Generation
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +152,15 @@ def test_the_page_shows_it(run):
     assert "no effect seen against start" in page
     assert "What the branches took" in page
     assert 'id="stage-tuned-learned"' in page
+
+
+def test_a_branch_without_a_data_field_can_stand_in_a_comparison_without_data():
+    branches = {"out": Export(), "tuned": FineTune()}
+    assert [stage.name for stage in Compare(name="c", branches=branches).expand()] == ["out", "tuned"]
+    data = ts.Data(source="here.jsonl", prompt="{x}", target="{y}")
+    out, tuned = Compare(name="c", branches=branches, data=data).expand()
+    assert tuned.data == data
+    assert not hasattr(out, "data")
 
 
 def test_a_branch_key_that_cannot_name_a_stage_is_said_when_it_is_made():
