@@ -49,7 +49,8 @@ class Admission:
             return 0
         if not self.model.joins:
             return 0 if running else free
-        prompts = [tuple(row.request.prompt_ids) for row in islice(waiting, free)]
+        given = (row.request.prompt_ids for row in islice(waiting, free))
+        prompts = [prompt if isinstance(prompt, tuple) else tuple(prompt) for prompt in given]
         known = self.reader.copies(prompts)
         if running and known:
             return known

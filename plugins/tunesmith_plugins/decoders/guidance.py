@@ -18,7 +18,10 @@ from tunesmith_plugins.decoders.config_wrappers import Guidance
 
 
 class Steered(tuple[int, ...]):
-    """A prompt that brings the prompt it is led away from, so that no decoder needs to know of it."""
+    """A prompt that brings the prompt it is led away from, so that no decoder needs to know of it.
+
+    Prompts are equal if both are: what was read of one serves for the other.
+    """
 
     negative: tuple[int, ...]
 
@@ -26,6 +29,15 @@ class Steered(tuple[int, ...]):
         prompt = super().__new__(cls, ids)
         prompt.negative = tuple(negative)
         return prompt
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Steered) and tuple(self) == tuple(other) and self.negative == other.negative
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((tuple(self), self.negative))
 
 
 class GuidanceDecoder(Decoder):
@@ -49,7 +61,7 @@ class GuidanceDecoder(Decoder):
         """
         steered = self._steered(step_model, requests, limits)
         self.inner.setup(runtime)
-        yield from self.inner.decode(GuidedModel(step_model, self.config.scale), steered, sampler, limits, runtime)
+        yield from self.inner.decode(self._guided(step_model, steered, limits), steered, sampler, limits, runtime)
 
     def stream(
         self, step_model: StepModel, requests: Sequence[Request], sampler: Sampler, limits: Limits, runtime: Runtime
@@ -57,7 +69,7 @@ class GuidanceDecoder(Decoder):
         """Yield the pieces of the inner decoder; see :meth:`decode`."""
         steered = self._steered(step_model, requests, limits)
         self.inner.setup(runtime)
-        yield from self.inner.stream(GuidedModel(step_model, self.config.scale), steered, sampler, limits, runtime)
+        yield from self.inner.stream(self._guided(step_model, steered, limits), steered, sampler, limits, runtime)
 
     def _steered(self, model: StepModel, requests: Sequence[Request], limits: Limits) -> list[Request]:
         default = self._default(model)
@@ -67,6 +79,15 @@ class GuidanceDecoder(Decoder):
         ]
         _check_lengths(model, steered, limits)
         return steered
+
+    def _guided(self, model: StepModel, requests: Sequence[Request], limits: Limits) -> GuidedModel:
+        """Return the steered model; where a negative prompt is longer than its prompt, it needs more places for a row."""
+        longer = 1.0
+        for r in requests:
+            assert isinstance(r.prompt_ids, Steered)
+            most = limits.most(r)
+            longer = max(longer, (len(r.prompt_ids.negative) + most) / (len(r.prompt_ids) + most))
+        return GuidedModel(model, self.config.scale, longer)
 
     def _default(self, model: StepModel) -> tuple[int, ...]:
         if not self.config.negative:
@@ -117,19 +138,21 @@ class GuidedModel:
     Args:
         inner: The model.
         scale: Strength.
+        longer: At most so many times the places that a prompt and its completion take, the negative and the same need.
     """
 
-    def __init__(self, inner: StepModel, scale: float) -> None:
+    def __init__(self, inner: StepModel, scale: float, longer: float = 1.0) -> None:
         self.inner, self.scale = inner, scale
         self.batch_size = max(1, inner.batch_size // 2)
-        self.cache_tokens = None if inner.cache_tokens is None else max(1, inner.cache_tokens // 2)
+        places = getattr(inner, "cache_tokens", None)  # step models of others may not know of it
+        self.cache_tokens = None if places is None else max(1, int(places / (2 * longer)))
         self.joins, self.vocab_size = inner.joins, inner.vocab_size
         self.eos_token_ids, self.max_length = inner.eos_token_ids, inner.max_length
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, _Cache]:
         """Read prompts and their negatives."""
         negatives = [p.negative for p in prompts if isinstance(p, Steered)]
-        logits, cache = self.inner.begin([*prompts, *negatives])
+        logits, cache = self.inner.begin([*map(tuple, prompts), *negatives])
         return self._steered(logits), _Cache(cache, len(prompts))
 
     def step(self, token_ids: torch.Tensor, cache: _Cache) -> tuple[torch.Tensor, _Cache]:
@@ -155,6 +178,10 @@ class GuidedModel:
 
     def replace(self, cache: _Cache, index: torch.Tensor, entered: _Cache) -> _Cache:
         """Return the cache with other rows, and their negatives, in the places at ``index``."""
+        if not hasattr(self.inner, "replace"):  # step models of others may not have it
+            order = torch.arange(cache.rows, device=index.device)
+            order[index] = torch.arange(cache.rows, cache.rows + entered.rows, device=index.device)
+            return self.select(self.join([cache, entered]), order)
         places = torch.cat([index, index + cache.rows])
         return _Cache(self.inner.replace(cache.inner, places, entered.inner), cache.rows)
 
@@ -165,6 +192,11 @@ class GuidedModel:
     def text(self, token_ids: Sequence[int]) -> str:
         """Decode without special tokens."""
         return self.inner.text(token_ids)
+
+    def settles(self, token_id: int) -> bool:
+        """Return what the inner model says; step models of others may not know."""
+        settles = getattr(self.inner, "settles", None)
+        return settles is None or bool(settles(token_id))
 
     def _steered(self, logits: torch.Tensor) -> torch.Tensor:
         logp, negative = logits.float().log_softmax(-1).chunk(2)

@@ -5,7 +5,9 @@ import torch
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from tunesmith.errors import ConfigError
-from tunesmith.generation import generate, prompt_ids
+from tunesmith.generation import component, generate, prompt_ids
+from tunesmith.kinds.decoder import Limits, Request
+from tunesmith.runtime import Runtime
 from tunesmith.testing import conformance
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins.decoders import Beam, BestOfN, Guidance
@@ -193,3 +195,61 @@ def test_mistakes_are_said():
         generate(lm, PROMPTS[:2], negative_prompts=["dog", "dog " * 125], decoder="guidance", max_new_tokens=4)
     with pytest.raises(ConfigError, match="scale"):
         generate(lm, PROMPTS, decoder="guidance(scale=nan)")
+
+
+def test_copies_of_a_prompt_are_led_away_from_their_own_negatives(lm):
+    prompts, negatives = [PROMPTS[0]] * 4, [*NEGATIVES, "big"]
+
+    def written(prompts, negatives, ids):
+        engine = Transformers(batch_size=2)
+        options = {"engine": engine, "decoder": Guidance(scale=4.0), "negative_prompts": negatives}
+        return [c.token_ids for c in generate(lm, prompts, ids=ids, max_new_tokens=6, **options)]
+
+    alone = [written([p], [n], ["x"])[0] for p, n in zip(prompts, negatives, strict=True)]
+    assert len(set(alone)) > 1
+    assert written(prompts, negatives, None) == alone
+
+
+class OnlyRequired:
+    """A step model without what one may lack."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __getattr__(self, name):
+        if name in {"replace", "settles", "cache_tokens"}:
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+
+def test_it_needs_no_more_of_a_model_than_stepwise_does(lm):
+    guided = GuidedModel(OnlyRequired(step_model(lm)), 2.0)
+    reference = GuidedModel(step_model(lm), 2.0)
+    assert guided.cache_tokens is None
+    assert guided.settles(3)
+    rows = [Steered(p, n) for p, n in zip(prompt_ids(lm, PROMPTS), prompt_ids(lm, NEGATIVES), strict=True)]
+    found = []
+    for model in (guided, reference):
+        _, cache = model.begin(rows[:2])
+        _, entered = model.begin(rows[2:])
+        if model.joins:
+            cache = model.replace(cache, torch.tensor([0]), entered)
+        found.append(model.step(torch.tensor([7, 8]), cache)[0])
+    torch.testing.assert_close(*found, atol=2e-4, rtol=1e-4)
+
+
+def test_a_long_negative_prompt_counts_in_the_bound_of_the_cache(lm):
+    engine = Transformers(batch_size=8, cache_tokens=60).build()
+    engine.sync(lm)
+    model, seen = engine.step_model, []
+
+    def begin(prompts):
+        seen.append(len(prompts) * (max(map(len, prompts)) + 4))
+        return type(model).begin(model, prompts)
+
+    model.begin = begin
+    (negative,) = prompt_ids(lm, [PROMPTS[2]])
+    requests = [Request(prompt_ids=p, seed=n, negative_ids=negative) for n, p in enumerate(prompt_ids(lm, ["dog"] * 4))]
+    decoder, sampler = Guidance().build(), component(None, "sampler")
+    assert len(list(engine.generate(requests, decoder, sampler, Limits(max_new_tokens=4), Runtime()))) == 4
+    assert max(seen) <= 60
