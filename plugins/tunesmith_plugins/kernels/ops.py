@@ -428,6 +428,8 @@ def _quick(
     shape, strides, dtype = logits.shape, logits.stride(), _LOGITS.get(logits.dtype)
     if dtype is None or len(shape) != 2 or strides[1] != 1 or (plan.batch is not None and plan.batch != shape[0]):
         return None
+    if not plan.address:  # values on another device, which the checks of the other way name
+        return None
     batch, vocab = shape
     if not batch:
         return None
@@ -447,12 +449,23 @@ def _quick(
     for tensor in (seed, stream, position):
         if greedy:
             words.append(0)
-        elif type(tensor) is Tensor and tensor.dtype is _INT and tensor.shape == rows and tensor.is_contiguous():
+        elif (
+            type(tensor) is Tensor
+            and tensor.is_cpu
+            and tensor.dtype is _INT
+            and tensor.shape == rows
+            and tensor.is_contiguous()
+        ):
             words.append(tensor.data_ptr())
         else:
             return None
     if plan.history:
-        if type(history) is not Tensor or history.dtype is not _INT or not history.is_contiguous():
+        if (
+            type(history) is not Tensor
+            or not history.is_cpu
+            or history.dtype is not _INT
+            or not history.is_contiguous()
+        ):
             return None
         width = history.shape
         if len(width) != 2 or width[0] != batch:
@@ -460,7 +473,13 @@ def _quick(
         words.append(history.data_ptr())
         if lengths is None:
             words.append(0)
-        elif type(lengths) is Tensor and lengths.dtype is _INT and lengths.shape == rows and lengths.is_contiguous():
+        elif (
+            type(lengths) is Tensor
+            and lengths.is_cpu
+            and lengths.dtype is _INT
+            and lengths.shape == rows
+            and lengths.is_contiguous()
+        ):
             words.append(lengths.data_ptr())
         else:
             return None
@@ -515,8 +534,12 @@ _library.define(
 )
 
 
-def _named(ops: Sequence[int], values: Tensor) -> list[tuple[str, Tensor]]:
-    return [(reference.OPS[op], row) for op, row in zip(ops, values, strict=True)]
+def _named(ops: Sequence[int], values: Tensor) -> list[Step]:
+    if any(not 0 <= op < len(reference.OPS) for op in ops) or len(ops) != len(values):
+        raise ValueError(
+            f"ops must be {len(values)} numbers in [0, {len(reference.OPS)}), a row of values each, not {ops}"
+        )
+    return [Step(reference.OPS[op], row) for op, row in zip(ops, values, strict=True)]
 
 
 def _sample_chain_op(
@@ -524,8 +547,10 @@ def _sample_chain_op(
     position: Tensor | None, history: Tensor | None, history_lengths: Tensor | None, greedy: bool, draw: int,
     *flags: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
+    steps = _named(ops, values)
+    _check_chain(logits, steps, seed, stream, position, history, history_lengths)
     token, status, logps = _chain(
-        logits, _named(ops, values), seed, stream, position, history, history_lengths, greedy, draw, flags
+        logits, _expanded(steps, len(logits)), seed, stream, position, history, history_lengths, greedy, draw, flags
     )
     return token, status, *(logits.new_empty(0, dtype=torch.float32) if t is None else t for t in logps)
 
@@ -539,7 +564,9 @@ def _sample_chain_fake(logits: Tensor, ops: list[int], values: Tensor, *rest: ob
 def _apply_chain_op(
     logits: Tensor, ops: list[int], values: Tensor, history: Tensor | None, history_lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    return _steps_only(logits, _named(ops, values), history, history_lengths)
+    steps = _named(ops, values)
+    _check_chain(logits, steps, None, None, None, history, history_lengths)
+    return _steps_only(logits, _expanded(steps, len(logits)), history, history_lengths)
 
 
 def _apply_chain_fake(
