@@ -130,6 +130,8 @@ def pack_weight(q: Tensor, scale: Tensor, group_size: int | None = None) -> Pack
     expected = (n,) if group_size is None else (n, -(-k // group_size))
     if tuple(scale.shape) != expected or scale.dtype != torch.float32:
         raise ValueError(f"scale must be float32 {expected}, not {scale.dtype} {tuple(scale.shape)}")
+    if scale.device != q.device:
+        raise ValueError(f"q is on {q.device}, its scale on {scale.device}")
     q = q.detach()
     if group_size is None:
         # a sum in another type copies its input first, and an embedding in int32 is four times itself
@@ -234,12 +236,18 @@ def _compute(
     static: tuple[float, int] | None,
 ) -> Tensor:
     library = _native(x.device)
-    if library is not None and data.device.type == "cpu":
+    if library is not None and data.device.type == "cpu" and data.ndim == 4:
+        if (
+            tuple(data.shape) != (-(-n // 64), -(-k // 64) * 16, 64, 4)
+            or scale.shape != sums.shape
+            or scale.shape[-1] != n
+        ):
+            raise ValueError(f"the weight is not what pack_weight makes for ({n}, {k}): data is {tuple(data.shape)}")
         weight = PackedWeight(data, scale, sums, n, k, group_size)
         return _native_linears(x.detach(), [weight], [bias], [activation], mode, static)[0]
     rows = _rows(x.detach().reshape(-1, k))
     q = _unpacked(data, n, k)
-    if library is not None and mode == _DYNAMIC:
+    if library is not None and mode == _DYNAMIC and x.device.type == "cuda":
         y = _cuda_linear(library, rows, q, scale, sums, bias)
         y = reference.activate(y.float(), activation).to(x.dtype) if activation else y
     elif mode == _WEIGHT_ONLY:
@@ -248,6 +256,9 @@ def _compute(
         y = reference.int8_linear(rows, q, scale, sums, bias, activation, static)
     return y.reshape(*x.shape[:-1], n)
 
+
+_MOST = 40
+"""Layers of one call of the library."""
 
 _WORTH_RELEASING = 1 << 16
 """Products of a call from which other Python threads get to run meanwhile (some 5 us)."""
@@ -417,6 +428,7 @@ def _ready(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str
         or not x.ndim
         or x.size(-1) != weight.k
         or not weight.data.is_cpu
+        or weight.data.ndim != 4
         or activation not in _CODES
         or (weight.group_size and not grouped)
         or torch._C._len_torch_dispatch_stack()
@@ -427,6 +439,12 @@ def _ready(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return False
     return bias is None or (bias.ndim == 1 and bias.size(0) == weight.n and bias.is_cpu and bias.is_floating_point())
+
+
+def _as_is(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the library can read a tensor beside the rows where it is, and no gradient of it is wanted."""
+    plain = tensor.is_cpu and tensor.dtype is dtype and tensor.is_contiguous()
+    return plain and not (tensor.requires_grad and torch.is_grad_enabled())
 
 
 def _check_per_channel(weight: PackedWeight) -> None:
@@ -440,12 +458,13 @@ def _learns(x: Tensor, *biases: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *biases))
 
 
-def _check_static(static: tuple[float, int] | None) -> None:
+def _check_static(static: tuple[float, int] | None) -> tuple[float, int] | None:
     if static is None:
-        return
+        return None
     scale, zero_point = static
-    if not 2.0**-126 <= scale < float("inf") or not 0 <= zero_point <= 255:
+    if not 2.0**-126 <= scale < float("inf") or not 0 <= zero_point <= 255 or zero_point != int(zero_point):
         raise ValueError(f"static must be a scale above 0 and a zero point in [0, 255], not {scale:g} and {zero_point}")
+    return float(scale), int(zero_point)  # the library tells the two apart by their types
 
 
 def int8_linear(
@@ -476,7 +495,7 @@ def int8_linear(
     if not torch.compiler.is_compiling() and static is None and _ready(x, weight, bias, activation):
         return _native_linear(x, weight, bias, activation, _DYNAMIC)
     _check_layer(x, weight, bias, activation)
-    _check_static(static)
+    static = _check_static(static)
     _check_per_channel(weight)
     return _linear(x, weight, bias, activation, _DYNAMIC if static is None else _STATIC, static)
 
@@ -531,7 +550,11 @@ def int8_linears(
         raise ValueError(
             f"{count} weights, {len(biases)} biases and {len(activations)} activations; one each is needed"
         )
-    if not torch.compiler.is_compiling() and all(map(_ready, [x] * count, weights, biases, activations)) and count:
+    if (
+        not torch.compiler.is_compiling()
+        and all(map(_ready, [x] * count, weights, biases, activations))
+        and 0 < count <= _MOST
+    ):
         return tuple(_native_linears(x, weights, biases, activations, _DYNAMIC, None))
     return tuple(
         int8_linear(x, weight, bias, activation)
@@ -578,9 +601,10 @@ def fused_linears(
         raise ValueError(f"a residual can be added to one result, not to {count}")
     if (
         not torch.compiler.is_compiling()
+        and 0 < count <= _MOST
         and all(map(_ready, (x,) * count, weights, biases, activations))
-        and (residual is None or (type(residual) is Tensor and residual.is_contiguous() and residual.dtype is x.dtype))
-        and (norm is None or (norm.weight.is_cpu and norm.weight.dtype is torch.float32))
+        and (residual is None or (_as_is(residual, x.dtype) and type(residual) is Tensor))
+        and (norm is None or all(t is None or (_as_is(t, torch.float32) and t.shape == x.shape[-1:]) for t in norm[:2]))
     ):
         normed = (
             torch.empty_like(x, memory_format=torch.contiguous_format) if norm is not None and keep_normed else None
@@ -614,8 +638,18 @@ def rotary_(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> No
         sin: like ``cos``.
         head_dim: even.
     """
-    library = loader.cpu()
-    if library is None or not _plain(q, k, cos, sin) or not q.is_cpu:
+    direct = loader.cpu() is not None and _plain(q, k, cos, sin)
+    if (
+        not direct
+        or not all(t.is_cpu and t.dtype is torch.float32 and t.ndim == 3 for t in (q, k, cos, sin))
+        or not (q.is_contiguous() and k.is_contiguous())
+        or q.shape[:2] != k.shape[:2]
+        or cos.shape != sin.shape
+        or tuple(cos.shape) not in ((1, q.size(1), head_dim), (*q.shape[:2], head_dim))
+        or q.size(2) % head_dim
+        or k.size(2) % head_dim
+        or not q.size(0) * q.size(1)
+    ):
         for x in (q, k):
             heads = x.view(*x.shape[:2], -1, head_dim)
             first, second = heads.chunk(2, dim=-1)

@@ -437,6 +437,8 @@ def _quick(
     sample = _set_up_sample(library) if _sample is _UNSEEN else _sample
     if sample is None:
         return None
+    if not plan.address:  # values on another device, which the checks of the other way name
+        return None
     found = sample(
         plan.packed, logits, seed, stream, position, history, lengths, greedy, draw, raw, processed, truncated
     )
@@ -481,8 +483,12 @@ _library.define(
 )
 
 
-def _named(ops: Sequence[int], values: Tensor) -> list[tuple[str, Tensor]]:
-    return [(reference.OPS[op], row) for op, row in zip(ops, values, strict=True)]
+def _named(ops: Sequence[int], values: Tensor) -> list[Step]:
+    if any(not 0 <= op < len(reference.OPS) for op in ops) or len(ops) != len(values):
+        raise ValueError(
+            f"ops must be {len(values)} numbers in [0, {len(reference.OPS)}), a row of values each, not {ops}"
+        )
+    return [Step(reference.OPS[op], row) for op, row in zip(ops, values, strict=True)]
 
 
 def _sample_chain_op(
@@ -490,8 +496,10 @@ def _sample_chain_op(
     position: Tensor | None, history: Tensor | None, history_lengths: Tensor | None, greedy: bool, draw: int,
     *flags: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
+    steps = _named(ops, values)
+    _check_chain(logits, steps, seed, stream, position, history, history_lengths)
     token, status, logps = _chain(
-        logits, _named(ops, values), seed, stream, position, history, history_lengths, greedy, draw, flags
+        logits, _expanded(steps, len(logits)), seed, stream, position, history, history_lengths, greedy, draw, flags
     )
     return token, status, *(logits.new_empty(0, dtype=torch.float32) if t is None else t for t in logps)
 
@@ -505,7 +513,9 @@ def _sample_chain_fake(logits: Tensor, ops: list[int], values: Tensor, *rest: ob
 def _apply_chain_op(
     logits: Tensor, ops: list[int], values: Tensor, history: Tensor | None, history_lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    return _steps_only(logits, _named(ops, values), history, history_lengths)
+    steps = _named(ops, values)
+    _check_chain(logits, steps, None, None, None, history, history_lengths)
+    return _steps_only(logits, _expanded(steps, len(logits)), history, history_lengths)
 
 
 def _apply_chain_fake(

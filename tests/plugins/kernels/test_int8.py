@@ -437,3 +437,28 @@ def test_gradients_of_grouped_weights_and_of_activations(serving: str) -> None:
     with_activation = kernels.weight_only_linear(x, weight, activation="relu")
     (gradient,) = torch.autograd.grad(with_activation, x, upstream)
     torch.testing.assert_close(gradient, (upstream * (with_activation > 0)) @ dense)
+
+
+def test_the_quick_ways_look_at_what_they_are_given(native: dict[str, Any]) -> None:
+    _, weight, bias = layer(4, 6)
+    made, x = packed(weight), torch.randn(2, 6)
+    expected = kernels.int8_linear(x, made, bias, static=(0.02, 120))
+    assert torch.equal(kernels.int8_linear(x, made, bias, static=(0.02, 120.0)), expected)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="static must be"):
+        kernels.int8_linear(x, made, static=(0.02, 120.5))  # type: ignore[arg-type]
+    assert len(kernels.int8_linears(x, [made] * 41)) == 41
+    assert kernels.fused_linears(x, [], []) == []
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        kernels.fused_linears(x, [made], [None], norm=kernels.Norm(torch.ones(2), None, 1e-5))
+    gain = torch.ones(6, requires_grad=True)
+    assert kernels.fused_linears(x, [made], [None], norm=kernels.Norm(gain, None, 1e-5))[0].requires_grad
+    residual = torch.ones(2, 4, requires_grad=True)
+    assert kernels.fused_linears(x, [made], [None], residual=residual)[0].requires_grad
+    plain = made._replace(data=weight.q)
+    assert torch.equal(kernels.int8_linear(x, plain, bias), kernels.int8_linear(x, made, bias))
+    with pytest.raises(ValueError, match="is not what pack_weight makes"):
+        torch.ops.tunesmith.int8_linear(x, made.data, made.scale, made.sum, 400, 6, 0, None, "", 0, 0.0, 0)
+    q, k, unit, none = (torch.randn(1, 3, n).bfloat16() for n in (16, 8, 8, 8))
+    before = q.clone()
+    kernels.rotary_(q, k, torch.ones_like(unit), torch.zeros_like(none), 8)
+    assert torch.equal(q, before)

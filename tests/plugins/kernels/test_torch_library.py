@@ -105,3 +105,18 @@ def test_the_eager_path_and_the_dispatcher_agree(native: dict[str, Any]) -> None
     assert torch.equal(direct.logp_raw, through[2])
     assert through[3].numel() == 0
     assert torch.equal(direct.logp_truncated, through[4])
+
+
+def test_a_plan_and_the_dispatcher_refuse_what_they_cannot_read(native: dict[str, Any]) -> None:
+    logits, ids = torch.randn(1, 8), torch.zeros(1, dtype=torch.int64)
+    elsewhere = kernels.Plan([Step("temperature", torch.ones(1, dtype=torch.float64, device="meta"))])
+    with pytest.raises(ValueError, match="values are on meta"):
+        kernels.sample_chain(logits, elsewhere, ids, ids, ids)
+    plan = kernels.Plan([Step("repetition_penalty", torch.ones(1, dtype=torch.float64))])
+    with pytest.raises(ValueError, match="history_lengths is on meta"):
+        kernels.sample_chain(logits, plan, ids, ids, ids, history=ids[None], history_lengths=ids.to("meta"))
+    sample = torch.ops.tunesmith.sample_chain
+    with pytest.raises(ValueError, match="seed must be int64"):
+        sample(logits, [1], torch.ones(1, 1).double(), ids.int(), ids, ids, None, None, False, 0, False, False, False)
+    with pytest.raises(ValueError, match="ops must be 1 numbers"):
+        sample(logits, [-4], torch.ones(1, 1).double(), ids, ids, ids, None, None, False, 0, False, False, False)

@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include <atomic>
 #include <vector>
 
 #include "error.h"
@@ -117,6 +118,7 @@ struct Work {
   uint8_t *q;
   float *scale;
   int32_t *zero_point;
+  std::atomic<int32_t> code{TS_OK};  // of a piece that failed
 
   uint8_t *block(int64_t index) const { return q + index * block_rows * k_padded; }
   int64_t stride() const { return block_rows * kPanel; }
@@ -215,7 +217,15 @@ struct Work {
   }
 };
 
-void quantize_task(void *work, int64_t index) { ((const Work *)work)->quantize_block(index); }
+// A row after the norm needs work space of its own, which a thread may fail to get.
+void quantize_task(void *context, int64_t index) {
+  Work &work = *(Work *)context;
+  const int32_t code = ts_guard([&work, index]() -> int32_t {
+    work.quantize_block(index);
+    return TS_OK;
+  });
+  if (code != TS_OK) work.code.store(code, std::memory_order_relaxed);
+}
 void product_task(void *work, int64_t index) { ((const Work *)work)->task(index); }
 
 struct Scratch {
@@ -298,6 +308,8 @@ extern "C" int32_t ts_int8_linears(const ts_int8_args *args) {
       const bool share = size * (1 / 2e4 + work_rows / (kernels->tile_rows == kMostTileRows ? 2e6 : 3e5)) > kWorthSharing;
       const int32_t threads = a.threads > 0 ? a.threads : 1;
       ts_parallel(share_rows ? threads : 1, (work.rows * per_row + block_rows - 1) / block_rows, quantize_task, &work);
+      const int32_t failed = work.code.load(std::memory_order_relaxed);
+      if (failed != TS_OK) return ts_fail(failed, "a thread ran out of memory, or failed otherwise, in a row of x");
       work.panels_a_task = share && threads > 1 ? columns / kPanel / (threads * 8) : columns / kPanel;
       if (work.panels_a_task < 1) work.panels_a_task = 1;
       int64_t tasks = 0;

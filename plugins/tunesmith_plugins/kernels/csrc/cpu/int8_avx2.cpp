@@ -1,6 +1,7 @@
 // AVX2: both sides widened to 16 bits and multiplied by vpmaddwd, which is exact; vpmaddubsw on the bytes would
 // saturate at 255 * 127 * 2. Intrinsics only, no inline function of the standard library, as in sampling_avx2.cpp.
 #include <immintrin.h>
+#include <string.h>
 
 #include "int8_plain.h"
 
@@ -98,7 +99,7 @@ void tile(const uint8_t *a, int64_t stride, const int8_t *w, int64_t steps, int3
 #pragma GCC unroll 4
     for (int i = 0; i < M; ++i) {
       int32_t bits;
-      __builtin_memcpy(&bits, four + i * kPanel, 4);
+      memcpy(&bits, four + i * kPanel, 4);
       const __m256i u = _mm256_cvtepu8_epi16(_mm_set1_epi32(bits));
       left[i] = _mm256_add_epi32(left[i], _mm256_madd_epi16(u, v0));
       right[i] = _mm256_add_epi32(right[i], _mm256_madd_epi16(u, v1));

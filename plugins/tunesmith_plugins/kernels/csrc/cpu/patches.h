@@ -18,6 +18,7 @@ class Patches {
  public:
   // Makes room for a row; nothing is patched.
   void begin(int64_t vocab) {
+    clear();  // a row that ran out of memory has left its marks
     marks_.at_least((vocab + kBlock - 1) / kBlock * kBlockGroups);
     flagged_.at_least((vocab + kBlock - 1) / kBlock);
   }

@@ -26,6 +26,7 @@ int32_t check(const ts_sample_args &a) {
     return ts_fail(TS_INVALID, "a categorical draw needs seed, stream and position");
   if (!a.token && (a.logp_raw || a.logp_processed || a.logp_truncated))
     return ts_fail(TS_INVALID, "log-probabilities are those of the drawn token: token must not be null");
+  if (a.step_count < 0 || (a.step_count && !a.steps)) return ts_fail(TS_INVALID, "steps must not be null");
   if (a.draw < 0 || a.draw > UINT32_MAX) return ts_fail(TS_INVALID, "draw must be in [0, 2^32)");
   for (int64_t s = 0; s < a.step_count; ++s) {
     const ts_step &step = a.steps[s];

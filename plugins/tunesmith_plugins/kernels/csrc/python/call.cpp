@@ -37,6 +37,10 @@ Function words_of(PyObject *const *args, Py_ssize_t given, int64_t *words, int64
   if (!word_of(args[0], &address)) return nullptr;
   for (Py_ssize_t i = 1; i < given; ++i)
     if (!word_of(args[i], words + i - 1)) return nullptr;
+  if (!address) {
+    PyErr_SetString(PyExc_ValueError, "the address of a function is needed, not null");
+    return nullptr;
+  }
   *count = given - 1;
   return (Function)(intptr_t)address;
 }
