@@ -37,6 +37,7 @@ _PATH_FIELDS = frozenset(
     {
         "base",
         "data",
+        "draft",
         "file",
         "model",
         "module",
@@ -51,7 +52,7 @@ _PATH_FIELDS = frozenset(
 )
 """A text field of one of these names stands for the file or folder of that name, if there is one."""
 
-_HUB_FIELDS = {"base": "model", "model": "model", "teacher": "model", "source": "dataset"}
+_HUB_FIELDS = {"base": "model", "draft": "model", "model": "model", "teacher": "model", "source": "dataset"}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -49,6 +49,38 @@ class Row:
             finish=finish,
             logp=tuple(self.logp),
         )
+
+
+def batches(
+    requests: Sequence[Request], model: StepModel, limits: Limits, rows: int = 1, most: int | None = None
+) -> Iterator[list[Row]]:
+    """Yield requests that run together, longest prompts first: of the same per-row parameters, no more than the model takes.
+
+    Args:
+        requests: All of them.
+        model: Says how many rows it takes, and how many places for tokens.
+        limits: Say how long a row may become.
+        rows: So many rows of the cache belong to a request.
+        most: At most so many requests together.
+    """
+    size = max(1, model.batch_size // rows) if most is None else most
+    places = getattr(model, "cache_tokens", None)  # step models of others may not know of it
+    alike: dict[frozenset[str], list[int]] = {}
+    for number, request in enumerate(requests):
+        alike.setdefault(frozenset(request.parameters), []).append(number)
+    for numbers in alike.values():
+        numbers.sort(key=lambda n: len(requests[n].prompt_ids), reverse=True)
+        together: list[Row] = []
+        width = 0
+        for number in numbers:
+            wider = max(width, len(requests[number].prompt_ids) + limits.most(requests[number]))
+            full = places is not None and (len(together) + 1) * rows * wider > places
+            if together and (full or len(together) == size):
+                yield together
+                together, wider = [], len(requests[number].prompt_ids) + limits.most(requests[number])
+            together.append(Row(number, requests[number]))
+            width = wider
+        yield together
 
 
 def new_rows(members: Sequence[Row], model: StepModel, limits: Limits, device: torch.device) -> Rows:
@@ -119,9 +151,11 @@ def check(draw: Draw, rows: Rows, members: Sequence[Row]) -> None:
         NumericError: Naming the request, the place and what was wrong.
     """
     for number in (draw.status != STATUS_OK).nonzero().flatten().tolist()[:1]:
-        member = members[number]
+        member, status = members[number], int(draw.status[number])
+        hint = "Is the model damaged or its dtype too narrow? Try Runtime(dtype='float32')."
+        if status == STATUS_EMPTY:
+            hint = "Do the sampler's links, or one of them and min_new_tokens, leave no token? Otherwise: " + hint
         raise NumericError(
             f"request {member.number} {member.request.id!r}, new token {int(rows.position[number])}: the logits hold "
-            f"{WRONG[int(draw.status[number])]}. Is the model damaged or its dtype too narrow? "
-            "Try Runtime(dtype='float32')."
+            f"{WRONG[status]}. {hint}"
         )

@@ -13,7 +13,7 @@ from tunesmith.errors import ConfigError
 from tunesmith.kinds.decoder import Completion, Decoder, Limits, Request, StepModel
 from tunesmith.kinds.sampler import Rows, Sampler
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.decoders.batch import Row, advanced, check, new_rows, without_end
+from tunesmith_plugins.decoders.batch import Row, advanced, batches, check, new_rows, without_end
 
 NOWHERE = float("-inf")
 
@@ -82,15 +82,8 @@ class BeamDecoder(Decoder):
             ConfigError: For a sampler with a memory of its own.
             NumericError: For NaN or infinite logits.
         """
-        size = max(1, step_model.batch_size // self.config.beams)
-        alike: dict[frozenset[str], list[int]] = {}
-        for number, request in enumerate(requests):
-            alike.setdefault(frozenset(request.parameters), []).append(number)
-        for numbers in alike.values():
-            numbers.sort(key=lambda n: len(requests[n].prompt_ids), reverse=True)
-            for first in range(0, len(numbers), size):
-                members = [Row(n, requests[n]) for n in numbers[first : first + size]]
-                yield from self._search(step_model, members, sampler, limits)
+        for members in batches(requests, step_model, limits, rows=self.config.beams):
+            yield from self._search(step_model, members, sampler, limits)
 
     def _search(self, model: StepModel, members: list[Row], sampler: Sampler, limits: Limits) -> Iterator[Completion]:
         members = [member for member in members for _ in range(self.groups)]

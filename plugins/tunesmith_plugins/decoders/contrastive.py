@@ -13,7 +13,7 @@ from tunesmith.kinds.decoder import Completion, Decoder, Limits, Request, StepMo
 from tunesmith.kinds.sampler import Rows, Sampler
 from tunesmith.kinds.step_model import ShowsStates
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.decoders.batch import Row, advanced, check, new_rows, without_end
+from tunesmith_plugins.decoders.batch import Row, advanced, batches, check, new_rows, without_end
 from tunesmith_plugins.decoders.config_search import Contrastive
 
 
@@ -60,20 +60,13 @@ class ContrastiveDecoder(Decoder):
                 ],
                 "contrastive",
             )
-        size = max(1, step_model.batch_size // self.config.top_k)
-        alike: dict[frozenset[str], list[int]] = {}
-        for number, request in enumerate(requests):
-            alike.setdefault(frozenset(request.parameters), []).append(number)
-        for numbers in alike.values():
-            numbers.sort(key=lambda n: len(requests[n].prompt_ids), reverse=True)
-            for first in range(0, len(numbers), size):
-                members = [Row(n, requests[n]) for n in numbers[first : first + size]]
-                live: _Live | None = _begun(step_model, members, limits)
-                while live is not None:
-                    live = self._extended(step_model, live, sampler, limits)
-                    done = [m.completion(step_model, limits) for m in live.members]
-                    yield from (completion for completion in done if completion is not None)
-                    live = _without(live, [n for n, c in enumerate(done) if c is None], step_model)
+        for members in batches(requests, step_model, limits, rows=self.config.top_k):
+            live: _Live | None = _begun(step_model, members, limits)
+            while live is not None:
+                live = self._extended(step_model, live, sampler, limits)
+                done = [m.completion(step_model, limits) for m in live.members]
+                yield from (completion for completion in done if completion is not None)
+                live = _without(live, [n for n, c in enumerate(done) if c is None], step_model)
 
     def _extended(self, model: Any, live: _Live, sampler: Sampler, limits: Limits) -> _Live:
         """Put a token behind every row."""

@@ -15,7 +15,7 @@ from tunesmith.kinds.sampler import Draw, Link, Rows, Sampler
 from tunesmith.kinds.step_model import Backed, RollsBack
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.decoders.batch import Row, advanced, check, joined, new_rows, without_end
+from tunesmith_plugins.decoders.batch import Row, advanced, batches, check, joined, new_rows, without_end
 from tunesmith_plugins.decoders.config_wrappers import Speculative
 from tunesmith_plugins.decoders.distributions import distribution, links_of, pick
 from tunesmith_plugins.decoders.proposals import Draft, Lookup, Proposals, Proposer
@@ -52,15 +52,10 @@ class SpeculativeDecoder(Decoder):
             _check_positions(draft, requests, limits)
         joins = step_model.joins and (draft is None or draft.joins)
         # Rows that cannot be of different age cannot accept different numbers of tokens.
-        size = step_model.batch_size if joins else 1
-        alike: dict[frozenset[str], list[int]] = {}
-        for number, request in enumerate(requests):
-            alike.setdefault(frozenset(request.parameters), []).append(number)
+        most = None if joins else 1
         loop = _Loop(step_model, sampler, limits, proposer, self.config.tokens, links)
-        for numbers in alike.values():
-            numbers.sort(key=lambda n: len(requests[n].prompt_ids), reverse=True)
-            for first in range(0, len(numbers), size):
-                yield from loop.run([Row(n, requests[n]) for n in numbers[first : first + size]])
+        for members in batches(requests, step_model, limits, most=most):
+            yield from loop.run(members)
 
     def _proposer(
         self, model: StepModel, sampler: Sampler, links: Mapping[str, Link] | None, limits: Limits, runtime: Runtime
@@ -285,8 +280,9 @@ def _check_rolls_back(model: Any, what: str) -> None:
     if not model.rolls_back:
         raise ConfigError(
             [
-                f"the cache of {what} forgets or mixes what it has read (a sliding window or a recurrent state), so that "
-                "tokens cannot be taken back; use the decoder 'stepwise'"
+                f"the cache of {what} forgets or mixes what it has read (a sliding window or a recurrent state) or is "
+                "kept in 8 bits, so that tokens cannot be taken back; use the decoder 'stepwise', or cache='float' if "
+                "the engine has another"
             ],
             "speculative",
         )

@@ -113,26 +113,22 @@ class _Loop:
         masked = without_end(logits, self.model, live.rows, self.limits)
         draw = self.sampler.sample(masked, live.rows, logp=("processed",))
         ended = live.write(draw, self._ends(logits))
-        if stops is not None or self.spelling:
-            tokens = draw.token.tolist()
-            if stops is not None:
-                over = set(ended)
-                suspects = [n for n, token in enumerate(tokens) if n not in over and stops.may_end(token)]
-                ended += [n for n in suspects if stops.written(live.written(n).token_ids)]
-            if self.spelling:
-                over = set(ended)
-                for number, token in enumerate(tokens):
-                    piece = None if number in over else self.spelling[live.members[number].number].add(token)
-                    if piece is not None:
-                        yield piece, None
-        gone = set()
-        for number in ended:
-            completion = live.written(number).completion(self.model, self.limits)
-            if completion is not None:
-                gone.add(number)
-                yield None, completion
-        if gone:
-            live.keep([number for number in range(len(live.members)) if number not in gone])
+        tokens = draw.token.tolist() if stops is not None or self.spelling else ()
+        if stops is not None:
+            over = set(ended)
+            suspects = [n for n, token in enumerate(tokens) if n not in over and stops.may_end(token)]
+            ended += [n for n in suspects if stops.written(live.written(n).token_ids)]
+        found = ((number, live.written(number).completion(self.model, self.limits)) for number in ended)
+        done = {number: completion for number, completion in found if completion is not None}
+        if self.spelling:
+            for number, token in enumerate(tokens):
+                piece = None if number in done else self.spelling[live.members[number].number].add(token)
+                if piece is not None:
+                    yield piece, None
+        for completion in done.values():
+            yield None, completion
+        if done:
+            live.keep([number for number in range(len(live.members)) if number not in done])
 
     def _ends(self, logits: torch.Tensor) -> torch.Tensor:
         """Return which tokens end a text, (vocab,) bool."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.engine import EngineConfig
 
 IMPLEMENTATIONS = "tunesmith_plugins.engines"
+
+
+def _has_a_cache(config: Any, attribute: Attribute[str], value: str) -> None:
+    if value != "float" and not config.kv_cache:
+        raise ValueError(
+            f"{attribute.name!r}: kv_cache=False keeps nothing that could be {value}; leave one of them out"
+        )
 
 
 @frozen(kw_only=True)
@@ -26,7 +33,8 @@ class Transformers(EngineConfig):
         kv_cache: Keep keys and values of what was read. Without them everything is read again for every token, which
             saves memory and costs time.
         cache: How keys and values of earlier tokens are kept: ``float``: as the model computes them; ``int8``: in 8 bits with a
-            scale for each token and head, in about a quarter of the memory of float32. Scores are always computed without.
+            scale for each token and head, in about a quarter of the memory of float32. Scores are always
+            computed without. It needs ``kv_cache``.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.in_process:TransformersEngine"
@@ -34,7 +42,7 @@ class Transformers(EngineConfig):
     max_length: int | None = field(default=None, validator=v.optional(v.ge(2)))
     cache_tokens: int | None = field(default=None, validator=v.optional(v.ge(1)))
     kv_cache: bool = True
-    cache: Literal["float", "int8"] = "float"
+    cache: Literal["float", "int8"] = field(default="float", validator=_has_a_cache)
 
 
 @frozen(kw_only=True)

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from tunesmith.errors import ConfigError
-from tunesmith.generation import generate, prompt_ids
+from tunesmith.generation import component, generate, prompt_ids
+from tunesmith.kinds.decoder import Limits, Request
 from tunesmith.runtime import Runtime
 from tunesmith.testing import conformance
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins.adapters import LoRA, Prompt
-from tunesmith_plugins.decoders import Contrastive, Guidance
+from tunesmith_plugins.decoders import Beam, Contrastive, Guidance, Speculative
 from tunesmith_plugins.engines import Transformers
 
 PROMPTS = ["the cat sees a tree", "dog", "one two red and blue fish in the house"]
@@ -116,3 +117,22 @@ def test_mistakes_are_said(lm):
         generate(lm, PROMPTS, decoder=Guidance(decoder=Contrastive()), max_new_tokens=3)
     with pytest.raises(ValueError, match="alpha"):
         Contrastive(alpha=1.5)
+
+
+@pytest.mark.parametrize("decoder", [Contrastive(top_k=2), Beam(beams=2), Speculative(tokens=2)], ids=repr)
+def test_decoders_of_whole_batches_keep_to_the_bound_of_the_cache(decoder):
+    engine = Transformers(batch_size=16, cache_tokens=40).build()
+    engine.sync(tiny_lm("decoder", spread=1.0))
+    model, seen = engine.step_model, []
+
+    def read(prompts):
+        seen.append(len(prompts) * (max(map(len, prompts)) + 4))
+        return type(model).read(model, prompts)
+
+    model.read = read
+    requests = [Request(prompt_ids=tuple(range(5, 5 + n))) for n in (2, 6, 4, 3, 5, 7)]
+    rows = 1 if isinstance(decoder, Speculative) else 2
+    found = engine.generate(requests, decoder.build(), component(None, "sampler"), Limits(max_new_tokens=4), Runtime())
+    assert sorted(c.request for c in found) == list(range(6))
+    assert len(seen) > 1
+    assert max(seen) * rows <= 40

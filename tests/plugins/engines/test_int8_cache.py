@@ -6,6 +6,7 @@ import transformers
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 import tunesmith as ts
+from tunesmith.errors import ConfigError
 from tunesmith.lm import load
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins import decoders, engines
@@ -112,3 +113,8 @@ def test_the_storyteller_says_the_same_with_transformers_own_generate(real_model
     exact = lm.model.generate(ids, generation_config=settings)
     found = lm.model.generate(ids, generation_config=settings, past_key_values=Int8Cache(lm.model.config))
     assert torch.equal(found[:, :20], exact[:, :20])
+
+
+def test_an_engine_without_a_cache_has_none_in_8_bits():
+    with pytest.raises((ConfigError, ValueError), match="keeps nothing"):
+        engines.Transformers(kv_cache=False, cache="int8")
