@@ -187,5 +187,5 @@ class Watermark(SamplerConfig):
     name_in_chain: ClassVar[str] = "watermark"
     key: int = field(default=15485863, validator=[v.ge(0), v.lt(2**63)])
     gamma: float = field(default=0.25, validator=[v.gt(0), v.lt(1)])
-    delta: float = field(default=2.0, validator=[v.ge(0), v.lt(float("inf"))])
+    delta: float = field(default=2.0, validator=[v.ge(0), v.le(LARGEST)])
     context: int = field(default=1, validator=[v.ge(1), v.le(8)])
