@@ -32,7 +32,7 @@ def generate(
     prompts: str | Sequence[str | Sequence[int]],
     *,
     ids: Sequence[str] | None = None,
-    negative_prompts: Sequence[str] | None = None,
+    negative_prompts: str | Sequence[str] | None = None,
     engine: EngineConfig | Engine | str | None = None,
     decoder: DecoderConfig | Decoder | str | None = None,
     sampler: SamplerConfig | Sampler | str | None = None,
@@ -54,7 +54,7 @@ def generate(
     prompts: str | Sequence[str | Sequence[int]],
     *,
     ids: Sequence[str] | None = None,
-    negative_prompts: Sequence[str] | None = None,
+    negative_prompts: str | Sequence[str] | None = None,
     engine: EngineConfig | Engine | str | None = None,
     decoder: DecoderConfig | Decoder | str | None = None,
     sampler: SamplerConfig | Sampler | str | None = None,
@@ -75,7 +75,7 @@ def generate(
     prompts: str | Sequence[str | Sequence[int]],
     *,
     ids: Sequence[str] | None = None,
-    negative_prompts: Sequence[str] | None = None,
+    negative_prompts: str | Sequence[str] | None = None,
     engine: EngineConfig | Engine | str | None = None,
     decoder: DecoderConfig | Decoder | str | None = None,
     sampler: SamplerConfig | Sampler | str | None = None,
@@ -99,7 +99,7 @@ def generate(
         prompts: Texts, which get the special tokens that the tokenizer adds of its own, but no end-of-sequence token
             before a decoder-only model's continuation; or token ids, which are taken as they are. One text is one prompt.
         ids: Unique names of the prompts; their places if left out.
-        negative_prompts: For each prompt a text to be led away from; only the decoder ``guidance`` uses them.
+        negative_prompts: For each prompt a text to be led away from, one text for one prompt; only the decoder ``guidance`` uses them.
         engine: A config, a short spelling such as ``"transformers(batch_size=4)"``, or an engine that is already built;
             None means ``transformers``.
         decoder: Likewise; None means ``stepwise``.
@@ -321,9 +321,12 @@ def _names(prompts: Sequence[Any], ids: Sequence[str] | None) -> list[str]:
     return list(ids)
 
 
-def _negatives(lm: LM, prompts: Sequence[str], given: Sequence[str] | None, decoder: Decoder) -> list[tuple[int, ...]]:
+def _negatives(
+    lm: LM, prompts: Sequence[str], given: str | Sequence[str] | None, decoder: Decoder
+) -> list[tuple[int, ...]]:
     if given is None:
         return [()] * len(prompts)
+    given = [given] if isinstance(given, str) else given
     problems = []
     if len(given) != len(prompts):
         problems.append(f"{len(given)} negative prompts for {len(prompts)} prompts")

@@ -139,6 +139,13 @@ def test_pieces_are_streamed(lm):
         assert "".join(p.text for p in pieces if p.request == number) == completion.text
 
 
+def test_one_text_is_the_negative_prompt_of_one_prompt(lm):
+    options = {"decoder": Guidance(scale=2.0), "max_new_tokens": 6}
+    (found,) = generate(lm, PROMPTS[0], negative_prompts=NEGATIVES[0], **options)
+    (expected,) = generate(lm, [PROMPTS[0]], negative_prompts=[NEGATIVES[0]], **options)
+    assert found.token_ids == expected.token_ids
+
+
 def test_a_scale_of_one_is_no_guidance_and_zero_is_the_negative_prompt(lm):
     def tokens(prompts, **options):
         return [c.token_ids for c in generate(lm, prompts, ids="abc", sampler=HOT, max_new_tokens=8, **options)]
