@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from attrs import Attribute, field, frozen
+from attrs import Attribute, field, fields, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.compressor import CompressorConfig
@@ -99,3 +99,12 @@ class Distill(CompressorConfig):
             raise ValueError("'on_policy' needs prompts apart from answers: mask_prompt=True and no packing")
         if self.layer_map and not self.hidden:
             raise ValueError("'layer_map' is for hidden states; give their weight, 'hidden'")
+        writes = bool(self.on_policy) or self.texts == "teacher"
+        for name, used, needs in (
+            ("beta", self.divergence == "jensen_shannon", 'divergence="jensen_shannon"'),
+            ("beams", self.texts == "teacher", 'texts="teacher"'),
+            ("sampling_temperature", bool(self.on_policy), "on_policy above 0"),
+            ("max_new_tokens", writes, 'texts="teacher" or on_policy above 0'),
+        ):
+            if not used and getattr(self, name) != getattr(fields(type(self)), name).default:
+                raise ValueError(f"'{name}' would change nothing; it needs {needs}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from attrs import Attribute, field, frozen
+from attrs import Attribute, field, fields, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.compressor import CompressorConfig
@@ -139,6 +139,14 @@ class CalibratedConfig(QuantizerConfig):
     max_length: int = field(default=512, validator=v.ge(2))
     ranges: Literal["minmax", "percentile", "mse"] = "minmax"
     percentile: float = field(default=99.99, validator=[v.gt(50), v.le(100)])
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if self.percentile != fields(CalibratedConfig).percentile.default and self.ranges != "percentile":
+            raise ValueError("'percentile' would change nothing; it needs ranges=\"percentile\"")
+        static = self.scheme.kind == "static" or any(each.kind == "static" for each in self.modules.values())
+        if self.ranges != "minmax" and not static:
+            raise ValueError("'ranges' would change nothing: no layer has a static range")
 
 
 @frozen(kw_only=True)

@@ -77,13 +77,32 @@ def cut_vocabulary(lm: LM, data: Sequence[Example] | None, cut: Cut) -> tuple[An
 
 
 def renumbered(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
-    """Return the fields ``*_token_id`` of a config with the new numbers of their tokens."""
+    """Return the fields of a config that name tokens with their new numbers.
+
+    What bars or favours tokens (``suppress_tokens``, ``bad_words_ids``, ``sequence_bias`` ...) loses those that are gone: they
+    cannot be written any more.
+    """
     new = {old: number for number, old in enumerate(kept)}
     found: dict[str, Any] = {}
     for name, value in config.items():
-        if name.endswith("_token_id") and value is not None:
+        if not value and value != 0:
+            continue
+        if name.endswith("_token_id"):
             found[name] = [new[token] for token in value] if isinstance(value, (list, tuple)) else new[value]
+        elif name in ("suppress_tokens", "begin_suppress_tokens"):
+            found[name] = [new[token] for token in value if token in new] or None
+        elif name == "bad_words_ids":
+            found[name] = [_mapped(ids, new) for ids in value if new.keys() >= set(ids)] or None
+        elif name == "sequence_bias":
+            pairs = value.items() if isinstance(value, Mapping) else value
+            found[name] = [[_mapped(ids, new), bias] for ids, bias in pairs if new.keys() >= set(ids)] or None
+        elif name == "force_words_ids":
+            found[name] = [_mapped(ids, new) for ids in value]
     return found
+
+
+def _mapped(ids: Sequence[Any], new: Mapping[int, int]) -> list[Any]:
+    return [new[token] if isinstance(token, int) else _mapped(token, new) for token in ids]
 
 
 def needed(model: Mapping[str, Any], used: set[int]) -> set[int]:
@@ -185,11 +204,16 @@ def _is_byte(piece: str) -> bool:
 
 
 def _token_ids(config: Mapping[str, Any]) -> list[int]:
+    """Return the tokens that a config needs: its special ones and the words that it forces."""
     found: list[int] = []
     for name, value in config.items():
-        if name.endswith("_token_id") and value is not None:
-            found += value if isinstance(value, (list, tuple)) else [value]
+        if (name.endswith("_token_id") or name == "force_words_ids") and value is not None:
+            found += _flat(value)
     return found
+
+
+def _flat(value: Any) -> list[int]:
+    return [token for part in value for token in _flat(part)] if isinstance(value, (list, tuple)) else [value]
 
 
 def _generation(lm: LM) -> dict[str, Any]:

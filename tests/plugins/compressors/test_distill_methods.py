@@ -321,6 +321,22 @@ def test_a_narrower_student_has_projections_while_it_is_trained_only(make, tmp_p
     assert load(tmp_path).parameter_count() == small.parameter_count() == report.parameters[1]
 
 
+@pytest.mark.parametrize(
+    ("option", "needed"),
+    [
+        ({"beta": 0.3}, {"divergence": "jensen_shannon"}),
+        ({"beams": 3}, {"texts": "teacher"}),
+        ({"sampling_temperature": 0.7}, {"on_policy": 0.5}),
+        ({"max_new_tokens": 9}, {"on_policy": 0.5}),
+        ({"max_new_tokens": 9}, {"texts": "teacher"}),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(option, needed):
+    with pytest.raises(ValueError, match="would change nothing; it needs"):
+        Distill(**option)
+    assert Distill(**option, **needed)
+
+
 def test_layer_maps_that_do_not_fit_are_told(make):
     for layer_map in ((1,), (1, 9)):
         with pytest.raises(ConfigError, match="student has 2 layers and the teacher 4"):

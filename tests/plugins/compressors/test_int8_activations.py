@@ -272,3 +272,12 @@ def test_a_damaged_range_is_an_error(make, tmp_path):
         tensors[key] = before
         save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     load(tmp_path)
+
+
+def test_ranges_that_would_change_nothing_are_refused():
+    with pytest.raises(ValueError, match="needs ranges="):
+        Int8Static(percentile=99.0)
+    with pytest.raises(ValueError, match="no layer has a static range"):
+        SmoothQuant(ranges="mse")
+    assert SmoothQuant(ranges="mse", activations="static")
+    assert SmoothQuant(ranges="mse", modules={"wo": Scheme(kind="static")})

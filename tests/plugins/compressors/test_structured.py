@@ -237,6 +237,29 @@ def test_unused_tokens_go_from_model_and_tokenizer(large, tmp_path, kind):
             assert kept[getattr(again.model.config, name)] == getattr(lm.model.config, name)
 
 
+def test_a_generation_config_names_its_tokens_by_their_new_numbers(large, tmp_path):
+    lm = large("llama")
+    word = lm.tokenizer.vocab
+    used, gone, forced = word["c"], word["x"], word["y"]
+    generation = lm.model.generation_config
+    generation.suppress_tokens = [gone, used]
+    generation.begin_suppress_tokens = [gone]
+    generation.bad_words_ids = [[used, word["d"]], [used, gone]]
+    generation.sequence_bias = [[[used], -1.5], [[gone, used], 2.0]]
+    generation.force_words_ids = [[forced, used], [[word["a"]], [word["b"]]]]
+    small, report = Structured(vocabulary="used").build().compress(lm, data=DATA, runtime=RUNTIME)
+    kept = report.summary["kept_token_ids"]
+    assert gone not in kept and forced in kept
+    new = {old: number for number, old in enumerate(kept)}
+    found = small.model.generation_config
+    assert found.suppress_tokens == [new[used]]
+    assert found.begin_suppress_tokens is None
+    assert found.bad_words_ids == [[new[used], new[word["d"]]]]
+    assert found.sequence_bias == [[[new[used]], -1.5]]
+    assert found.force_words_ids == [[new[forced], new[used]], [[new[word["a"]]], [new[word["b"]]]]]
+    assert generation.suppress_tokens == [gone, used]
+
+
 TEXTS = ["the cat sat", "the hat", "a cat that sat"]
 EXTRA = ["sit", "then", "catch", "zebra zoo"]
 

@@ -315,21 +315,24 @@ class Oracle:
             return RULES[config.name_in_chain](config, np.asarray(z, dtype=np.float64), place)
 
     def probabilities(self, links: Sequence[Any], z: np.ndarray, place: Place) -> np.ndarray:
-        """Return what a chain draws with, (vocab,) float64.
+        """Return what a chain draws with, (vocab + 1,) float64: the last is the share of rows of which nothing is left.
 
         Raises:
             AssertionError: If a token is so near a limit that float32 could decide otherwise: no row for a test.
         """
-        ways = [(1.0, np.asarray(z, dtype=np.float64))]
+        ways, nothing = [(1.0, np.asarray(z, dtype=np.float64))], 0.0
         for link in links:
             grown = []
             for share, row in ways:
                 for found in self.after(link, row, place):
                     assert not found.open.any(), f"{link} has a token at its limit"
-                    assert np.isfinite(found.z).any(), f"{link} leaves nothing"
-                    grown.append((share * found.share, found.z))
+                    if np.isfinite(found.z).any():
+                        grown.append((share * found.share, found.z))
+                    else:
+                        nothing += share * found.share
             ways = grown
-        return sum(share * softmax(row) for share, row in ways)
+        p = sum((share * softmax(row) for share, row in ways), start=np.zeros(len(z)))
+        return np.append(p, nothing)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from tunesmith.errors import NumericError
-from tunesmith.kinds.sampler import Rows, Sampler, SamplerConfig
+from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_OK, Rows, Sampler, SamplerConfig
 from tunesmith.runtime import Runtime
 
 DrawFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -25,6 +25,7 @@ def drawer(
     prompt: int = 0,
     stream: int = 0,
     parameters: Mapping[str, float] | None = None,
+    empty: int | None = None,
 ) -> DrawFunction:
     """Return a sampler as a draw function.
 
@@ -34,6 +35,11 @@ def drawer(
         prompt: How many of them are the prompt.
         stream: Stream of every row.
         parameters: Per-row parameters, the same for every row.
+        empty: What stands for the token of a row of which the sampler leaves nothing (status ``STATUS_EMPTY``); None
+            makes such a row an error, as any other that cannot be drawn from.
+
+    Raises:
+        NumericError: When the draw function meets a row that has no token.
     """
     from tunesmith.generation import component
 
@@ -54,10 +60,14 @@ def drawer(
             parameters={n: torch.full((batch,), v, dtype=torch.float64) for n, v in (parameters or {}).items()},
         )
         found = built.sample(logits, rows)
-        if bool(found.status.any()):
-            row = int(found.status.nonzero()[0, 0])
+        nothing = (
+            found.status == STATUS_EMPTY if empty is not None else torch.zeros_like(found.status, dtype=torch.bool)
+        )
+        wrong = (found.status != STATUS_OK) & ~nothing
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0, 0])
             raise NumericError(f"{built!r} drew nothing in row {row}: its status is {int(found.status[row])}.")
-        return found.token
+        return found.token if empty is None else found.token.masked_fill(nothing, empty)
 
     return draw
 
