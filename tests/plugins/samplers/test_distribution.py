@@ -124,7 +124,8 @@ def test_a_million_draws_through_a_link(link, oracle):
 def test_rows_of_which_nothing_is_left_are_counted(oracle):
     links = XTC(threshold=0.17, probability=0.4), ForcedTokens(at={"3": 4})
     p = oracle.probabilities(links, ROW.double().numpy(), oracle.place(HISTORY, PROMPT))
-    assert p[-1] == pytest.approx(0.4) and p[4] == pytest.approx(0.6)
+    assert p[-1] == pytest.approx(0.4)
+    assert p[4] == pytest.approx(0.6)
     draws_as_stated(links, oracle, 2**16)
 
 
