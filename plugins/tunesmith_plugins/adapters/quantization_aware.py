@@ -20,6 +20,7 @@ from tunesmith_plugins.compressors.fused import fuse, unfuse
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, layout_of
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
 from tunesmith_plugins.compressors.int8_weight import quantize
+from tunesmith_plugins.kernels import int8_reference
 
 
 class QuantizationAwareAdapter(WholeModel):
@@ -183,5 +184,7 @@ def _rounded(rows: Tensor, kind: str) -> Tensor:
     """Return the numbers that the integers of activations stand for, where they have 8 bits; 12 bits are as good as all."""
     if kind != "dynamic":
         return rows
-    found = kernels.quantize_rows(rows.contiguous())
-    return (found.q.float() - found.zero_point[:, None]) * found.scale[:, None]
+    rows = rows.contiguous()
+    found = kernels.quantize_rows(rows)
+    rounded = (found.q.float() - found.zero_point[:, None]) * found.scale[:, None]
+    return torch.where(int8_reference.needs_12_bits(rows)[:, None], rows, rounded)

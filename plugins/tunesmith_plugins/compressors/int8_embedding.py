@@ -132,8 +132,9 @@ class Int8TiedLinear(_Tied):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., out_features) for (..., in_features), in the input's dtype."""
-        multiply = kernels.weight_only_linear if self.mode == "weight_only" else kernels.int8_linear
-        return multiply(x, self.packed(), self.bias)
+        if self.mode == "weight_only":
+            return kernels.weight_only_linear(x, self.packed(), self.bias)
+        return kernels.int8_linear(x, self.packed(), self.bias, mixed=True)
 
 
 def packed_rows(packed: kernels.PackedWeight, index: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ Mode = str | tuple[float, int]
 
 
 class Int8Linear(Int8Weight):
-    """``y = x W^T + b`` with int8 weights and activations quantized row by row.
+    """``y = x W^T + b`` with int8 weights and activations quantized row by row, to 8 bits or, where those are too few, to 12.
 
     Attributes:
         bias: (out_features,) or None.
@@ -64,7 +64,7 @@ class Int8Linear(Int8Weight):
 
     def multiply(self, x: Tensor) -> Tensor:
         """Return the product alone."""
-        return kernels.int8_linear(x, self.packed(), self.bias)
+        return kernels.int8_linear(x, self.packed(), self.bias, mixed=True)
 
     def extra_repr(self) -> str:
         grouped = f", group_size={self.group_size}" if self.group_size else ""

@@ -22,7 +22,7 @@ from .ops import _native, _plain, _rows, _stream
 
 _DTYPES = {torch.float32: loader.F32, torch.bfloat16: loader.BF16}
 _CODES: dict[str | None, int] = {None: 0, **{name: code for code, name in enumerate(reference.ACTIVATIONS)}}
-_DYNAMIC, _STATIC, _WEIGHT_ONLY = range(3)
+_DYNAMIC, _STATIC, _WEIGHT_ONLY, _MIXED = range(4)
 
 
 class QuantizedRows(NamedTuple):
@@ -247,11 +247,16 @@ def _compute(
         return _native_linears(x.detach(), [weight], [bias], [activation], mode, static)[0]
     rows = _rows(x.detach().reshape(-1, k))
     q = _unpacked(data, n, k)
-    if library is not None and mode == _DYNAMIC and x.device.type == "cuda":
+    if library is not None and mode in (_DYNAMIC, _MIXED) and x.device.type == "cuda":
         y = _cuda_linear(library, rows, q, scale, sums, bias)
         y = reference.activate(y.float(), activation).to(x.dtype) if activation else y
+        if mode == _MIXED:
+            wide = reference.needs_12_bits(rows)
+            y[wide] = reference.weight_only_linear(rows[wide], q, scale, 0, bias, activation)
     elif mode == _WEIGHT_ONLY:
         y = reference.weight_only_linear(rows, q, scale, group_size, bias, activation)
+    elif mode == _MIXED:
+        y = reference.mixed_linear(rows, q, scale, sums, bias, activation)
     else:
         y = reference.int8_linear(rows, q, scale, sums, bias, activation, static)
     return y.reshape(*x.shape[:-1], n)
@@ -268,8 +273,8 @@ class Norm(NamedTuple):
     """What :func:`fused_linears` does to the rows first.
 
     Attributes:
-        weight: ``(k,)`` float32.
-        bias: ``(k,)`` float32 for a LayerNorm, None for an RMSNorm (Zhang and Sennrich, 2019).
+        weight: ``(k,)`` float32 or bfloat16.
+        bias: ``(k,)`` of the same type for a LayerNorm, None for an RMSNorm (Zhang and Sennrich, 2019).
         epsilon: added to the mean square, or to the variance.
     """
 
@@ -473,6 +478,8 @@ def int8_linear(
     bias: Tensor | None = None,
     activation: str | None = None,
     static: tuple[float, int] | None = None,
+    *,
+    mixed: bool = False,
 ) -> Tensor:
     """Return ``activation(x @ w.T + bias)``, the rows of x quantised to 8 bits, with an exact integer product.
 
@@ -485,19 +492,24 @@ def int8_linear(
         bias: ``(n,)`` floating point, added in float32, or None.
         activation: ``"relu"``, ``"silu"``, ``"gelu"`` (erf), ``"gelu_tanh"`` or None, in float32 before the result is rounded.
         static: scale and zero point for all rows, found by calibration; None takes each row's own range. Values outside are clamped.
+        mixed: rows that 8 bits are too few for get 12, as of :func:`weight_only_linear`: those with less than 37.9 dB of signal
+            over the rounding (``12 * mean(code ** 2)``; Gaussian rows have 40 and more) and those of at most 128 numbers.
 
     Returns:
         ``(..., n)``. Rows of x with a NaN or an infinity give NaN.
 
     Raises:
-        ValueError: wrong shapes or dtypes, or a grouped weight.
+        ValueError: wrong shapes or dtypes, a grouped weight, or a static range for mixed rows.
     """
     if not torch.compiler.is_compiling() and static is None and _ready(x, weight, bias, activation):
-        return _native_linear(x, weight, bias, activation, _DYNAMIC)
+        return _native_linear(x, weight, bias, activation, _MIXED if mixed else _DYNAMIC)
     _check_layer(x, weight, bias, activation)
     static = _check_static(static)
     _check_per_channel(weight)
-    return _linear(x, weight, bias, activation, _DYNAMIC if static is None else _STATIC, static)
+    if mixed and static is not None:
+        raise ValueError("rows have a static range or mixed bits, not both")
+    mode = _MIXED if mixed else _DYNAMIC if static is None else _STATIC
+    return _linear(x, weight, bias, activation, mode, static)
 
 
 def weight_only_linear(
@@ -531,6 +543,8 @@ def int8_linears(
     weights: Sequence[PackedWeight],
     biases: Sequence[Tensor | None] | None = None,
     activations: Sequence[str | None] | None = None,
+    *,
+    mixed: bool = False,
 ) -> tuple[Tensor, ...]:
     """Return :func:`int8_linear` of several layers on one input, whose rows are quantised once (q, k and v; gate and up).
 
@@ -539,6 +553,7 @@ def int8_linears(
         weights: one a layer.
         biases: one a layer (None where a layer has none), or None for no bias anywhere.
         activations: one a layer, or None for none anywhere.
+        mixed: as in :func:`int8_linear`.
 
     Raises:
         ValueError: as :func:`int8_linear`, or lists of different lengths.
@@ -555,9 +570,9 @@ def int8_linears(
         and all(map(_ready, [x] * count, weights, biases, activations))
         and 0 < count <= _MOST
     ):
-        return tuple(_native_linears(x, weights, biases, activations, _DYNAMIC, None))
+        return tuple(_native_linears(x, weights, biases, activations, _MIXED if mixed else _DYNAMIC, None))
     return tuple(
-        int8_linear(x, weight, bias, activation)
+        int8_linear(x, weight, bias, activation, mixed=mixed)
         for weight, bias, activation in zip(weights, biases, activations, strict=True)
     )
 
@@ -572,12 +587,13 @@ def fused_linears(
     keep_normed: bool = False,
     gated: bool = False,
     residual: Tensor | None = None,
+    mixed: bool = False,
 ) -> list[Tensor]:
     """Return int8 layers on one input together with what stands around them in a transformer, in one call.
 
     The rows go through ``norm`` and are quantised once; the layers follow as in :func:`int8_linears`. For inference: where a
-    gradient is wanted, under ``torch.compile`` and without the library the same is put together from torch's operations, in
-    float32 with the same bits.
+    gradient is wanted, under ``torch.compile`` and without the library the same is put together from torch's operations, with
+    the same bits. Between the norm and the residual all is float32, whatever type x has.
 
     Args:
         x: ``(..., k)``.
@@ -588,6 +604,7 @@ def fused_linears(
         keep_normed: also return the rows after the norm, as the last item.
         gated: there are two layers, and the second's result is multiplied by the first's: only the product is returned.
         residual: of the shape and type of the result, added to it; for a single layer.
+        mixed: as in :func:`int8_linear`.
 
     Raises:
         ValueError: as :func:`int8_linear`, or a combination that makes no sense.
@@ -595,6 +612,8 @@ def fused_linears(
     count = len(weights)
     if activations is None:
         activations = (None,) * count
+    if norm is not None:  # of a model in bfloat16
+        norm = Norm(norm.weight.float(), None if norm.bias is None else norm.bias.float(), norm.epsilon)
     if gated and count != 2:
         raise ValueError(f"a gate takes two layers, not {count}")
     if residual is not None and count != 1:
@@ -611,21 +630,25 @@ def fused_linears(
         )
         if residual is not None and tuple(residual.shape) != (*x.shape[:-1], weights[-1].n):
             raise ValueError(f"residual must be {(*x.shape[:-1], weights[-1].n)}, not {tuple(residual.shape)}")
-        outs = _native_linears(x, weights, biases, activations, _DYNAMIC, None, norm, normed, gated, residual)
+        mode = _MIXED if mixed else _DYNAMIC
+        outs = _native_linears(x, weights, biases, activations, mode, None, norm, normed, gated, residual)
         if gated:
             outs = outs[1:]
         return outs if normed is None else [*outs, normed]
+    _check_activations(x)
+    dtype, rows = x.dtype, x.float()
     if norm is not None:
-        x = reference.normalise(x, *norm)
+        rows = reference.normalise(rows, *norm)
     found = [
-        int8_linear(x, weight, bias, activation)
+        int8_linear(rows, weight, bias, activation, mixed=mixed)
         for weight, bias, activation in zip(weights, biases, activations, strict=True)
     ]
-    if gated:
-        found = [found[1] * found[0]]
+    if gated:  # the gate has been stored by then
+        found = [found[1] * found[0].to(dtype)]
     if residual is not None:
         found = [found[0] + residual]
-    return [*found, x] if norm is not None and keep_normed else found
+    found = [y.to(dtype) for y in found]
+    return [*found, rows.to(dtype)] if norm is not None and keep_normed else found
 
 
 def rotary_(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> None:

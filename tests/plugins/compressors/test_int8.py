@@ -14,6 +14,7 @@ from tunesmith.errors import ConfigError
 from tunesmith.lm import load
 from tunesmith.report import plots
 from tunesmith.runtime import Runtime
+from tunesmith_plugins import kernels
 from tunesmith_plugins.compressors import Distill, Int8, Int8WeightOnly, Magnitude, Scheme, int8_weight
 from tunesmith_plugins.compressors.int8_embedding import Int8TiedLinear
 from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8WeightOnlyLinear
@@ -189,15 +190,33 @@ def test_a_scheme_that_is_none_is_refused():
 
 @pytest.mark.parametrize("kind", ["t5", "llama", "gpt2", "bert"])
 @pytest.mark.parametrize("group_size", [0, 32])
-def test_weight_only_models_are_closer_than_dynamic_ones_and_come_back_bit_for_bit(make, tmp_path, kind, group_size):
+def test_weight_only_models_are_as_close_as_dynamic_ones_and_come_back_bit_for_bit(make, tmp_path, kind, group_size):
     exact = logits(make(kind))
     dynamic = logits(Int8().build().compress(make(kind), runtime=RUNTIME)[0])
     small, report = Int8WeightOnly(group_size=group_size).build().compress(make(kind), runtime=RUNTIME)
     found = logits(small)
-    assert (found - exact).square().sum() < 0.8 * (dynamic - exact).square().sum()
+    # rows this short have 12 bits in dynamic layers as well
+    assert (found - exact).square().sum() < 1.05 * (dynamic - exact).square().sum()
     assert all(row["output_sqnr_db"] is None or row["output_sqnr_db"] > 40 for row in report.layers)
     small.save(tmp_path)
     assert torch.equal(logits(load(tmp_path)), found)
+
+
+def test_dynamic_rows_have_8_bits_unless_those_are_too_few():
+    weight, x = torch.randn(5, 300, generator=torch.Generator().manual_seed(4)), torch.randn(6, 300)
+    x[1::2, 7] = 70.0
+    layer, exact_rows = Int8Linear.from_float(weight, None), Int8WeightOnlyLinear.from_float(weight, None)
+    with torch.no_grad():
+        exact, found = x @ layer.dequantized().T, layer(x)
+        assert torch.equal(found[1::2], exact_rows(x)[1::2])
+        assert torch.equal(found[::2], kernels.int8_linear(x[::2], layer.packed()))
+        assert sqnr(exact[1::2], found[1::2]) > sqnr(exact[1::2], kernels.int8_linear(x, layer.packed())[1::2]) + 15
+        assert sqnr(exact[::2], exact_rows(x)[::2]) > sqnr(exact[::2], found[::2]) + 10
+        short = torch.randn(4, 32, generator=torch.Generator().manual_seed(5))
+        assert torch.equal(
+            Int8Linear.from_float(weight[:, :32], None)(short),
+            Int8WeightOnlyLinear.from_float(weight[:, :32], None)(short),
+        )
 
 
 def test_groups_have_a_scale_each():

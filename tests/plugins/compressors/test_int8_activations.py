@@ -9,7 +9,7 @@ from tunesmith.errors import ArtifactError, ConfigError
 from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
 from tunesmith_plugins import kernels
-from tunesmith_plugins.compressors import Int8, Int8Static, OutlierSplit, Scheme, SmoothQuant
+from tunesmith_plugins.compressors import Int8, Int8Static, Int8WeightOnly, OutlierSplit, Scheme, SmoothQuant
 from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8OutlierLinear, Int8StaticLinear, packed_columns
 from tunesmith_plugins.compressors.int8_ranges import BINS, Inputs, observe, static_range
 from tunesmith_plugins.compressors.int8_report import sqnr
@@ -122,12 +122,15 @@ def test_outliers_are_multiplied_apart_with_the_same_integers():
         layer = Int8OutlierLinear.from_float(weight, rand(70, seed=2))
         exact = x @ layer.dequantized().T + layer.bias
         plain = Int8Linear.from_float(weight, rand(70, seed=2))
-        assert sqnr(exact[[0, 2]], layer(x)[[0, 2]]) > sqnr(exact[[0, 2]], plain(x)[[0, 2]]) + 15
+        assert (
+            sqnr(exact[[0, 2]], layer(x)[[0, 2]])
+            > sqnr(exact[[0, 2]], kernels.int8_linear(x, plain.packed())[[0, 2]]) + 15
+        )
         assert torch.equal(layer(x)[[1, 3]], plain(x)[[1, 3]])
         for row in range(4):  # no row depends on another one's outliers
             assert torch.allclose(layer(x[row]), layer(x)[row], atol=1e-4)
         large = x.abs() > 6
-        small = kernels.int8_linear(torch.where(large, 0, x), layer.packed(), layer.bias)
+        small = kernels.int8_linear(torch.where(large, 0, x), layer.packed(), layer.bias, mixed=True)
         assert torch.allclose(layer(x), small + torch.where(large, x, 0) @ layer.dequantized().T, atol=1e-4)
     index = torch.tensor([0, 3, 64, 129])
     assert torch.equal(packed_columns(layer.packed(), index), layer.weight_int8()[:, index].T)
@@ -211,10 +214,10 @@ def test_smoothing_helps_where_a_channel_is_large(make):
         small, _ = config.build().compress(spiky(), data=EXAMPLES, runtime=RUNTIME)
         return float((logits(small) - exact).square().sum())
 
-    plain = error(Int8())
-    assert error(SmoothQuant()) < 0.6 * plain
-    assert error(OutlierSplit()) < 0.8 * plain
     assert error(SmoothQuant(activations="static")) < 0.8 * error(Int8Static())
+    # rows with such a channel have 12 bits anyway, and what is left is the rounding of the weights
+    assert error(Int8()) < 1.2 * error(Int8WeightOnly())
+    assert error(OutlierSplit()) < 1.2 * error(Int8WeightOnly())
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama", "t5"])

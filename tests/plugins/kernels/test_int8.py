@@ -62,6 +62,96 @@ def test_native_has_the_bits_of_the_reference_at_every_magnitude(isa: str, dtype
         assert torch.equal(found, expected)
 
 
+def mixed_rows(m: int, k: int, share: float) -> Tensor:
+    """Rows of which about a share needs 12 bits; among more than four are zeros and a NaN."""
+    x = torch.randn(m, k)
+    x[torch.rand(m) < share, k // 3] = 60.0
+    if m > 4:
+        x[1], x[2, 5] = 0, float("nan")
+    return x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 1.0])
+def test_rows_that_8_bits_are_too_few_for_get_12(serving: str, share: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(int(10 * share))
+    threads = torch.get_num_threads()
+    try:
+        for m, n, k in (
+            (1, 64, 129),
+            (2, 3, 200),
+            (5, 65, 400),
+            (7, 130, 191),
+            (17, 70, 256),
+            (40, 64, 320),
+            (70, 33, 129),
+        ):
+            _, weight, bias = layer(n, k)
+            x = mixed_rows(m, k, share).to(dtype)
+            wide = reference.needs_12_bits(x)
+            assert m < 17 or abs(float(wide.float().mean()) - share) < 0.25
+            torch.set_num_threads(1 + m % 2)
+            found = kernels.int8_linear(x, packed(weight), bias, "silu", mixed=True)
+            eight = kernels.int8_linear(x, packed(weight), bias, "silu")
+            twelve = kernels.weight_only_linear(x, packed(weight), bias, "silu")
+            expected = torch.where(wide[:, None], twelve, eight)
+            assert torch.equal(found.nan_to_num(7), expected.nan_to_num(7)), (m, n, k)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_which_rows_need_12_bits() -> None:
+    torch.manual_seed(0)
+    for k in (129, 4096, 65000):
+        assert not reference.needs_12_bits(torch.randn(20, k)).any()  # 10 log10(12 mean(q^2)) is 40 and more
+    x = torch.randn(4, 1000)
+    x[1] *= 1e-30
+    x[2] = 0
+    x[3, 3] = float("inf")
+    assert not reference.needs_12_bits(x).any()
+    x[0, 9], x[1, 9] = 30.0, 3e-29
+    assert reference.needs_12_bits(x).tolist() == [True, True, False, False]
+    assert reference.needs_12_bits(torch.randn(3, 128)).all()
+    # at the bound: codes whose squares add up to 512 k need no more, one less does
+    x = torch.zeros(2, 510)
+    x[:, :4], x[1, 4] = 255.0, 33.0
+    x[0, 4:6] = torch.tensor([30.0, 6.0])
+    squares = (kernels.quantize_rows(x).q.long() ** 2).sum(1)
+    assert reference.needs_12_bits(x).tolist() == [bool(total < 512 * 510) for total in squares]
+    weight = layer(9, 1000)[1]
+    with pytest.raises(ValueError, match="not both"):
+        kernels.int8_linear(torch.randn(2, 1000), packed(weight), static=(0.1, 3), mixed=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_mixed_layers_have_the_bits_of_the_reference(isa: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(3)
+    k, n = 192, 70
+    weights = [packed(layer(n, k, seed)[1]) for seed in range(2)]
+    gain, shift = torch.rand(k) + 0.5, torch.randn(k)
+    gain[11] = 90.0
+    for m in (1, 9, 40):
+        x = torch.randn(m, k).to(dtype)
+        x[::3] = -x[::3].abs()
+        residual = torch.randn(m, n).to(dtype)
+        norm = kernels.Norm(gain.to(dtype), shift.to(dtype), 1e-5)
+        given: list[dict[str, Any]] = [
+            {"residual": residual},
+            {"norm": norm, "keep_normed": True},
+            {"norm": norm, "gated": True},
+        ]
+        for options in given:
+            count = 2 if options.get("gated") else 1
+            arguments = (x, weights[:count], [None] * count, ["gelu", None][:count])
+            found = kernels.fused_linears(*arguments, mixed=True, **options)
+            kernels.set_isa("reference")
+            expected = kernels.fused_linears(*arguments, mixed=True, **options)
+            kernels.set_isa(isa)
+            for mine, its in zip(found, expected, strict=True):
+                assert mine.dtype == dtype
+                assert torch.equal(mine, its)
+
+
 @pytest.mark.parametrize("extreme", [-128, -127, 127])
 def test_extreme_values_neither_saturate_nor_overflow(serving: str, extreme: int) -> None:
     # Pairs of 255 * 127 are what vpmaddubsw would saturate; the longest row allowed is what int32 just holds.

@@ -33,7 +33,7 @@ def test_opcheck_of_the_int8_layer(native: dict[str, Any], grad: bool) -> None:
     weight = kernels.quantize_weight(torch.randn(7, 9))
     x, bias = torch.randn(2, 3, 9, requires_grad=grad), torch.randn(7, requires_grad=grad)
     packed = kernels.pack_weight(weight.q, weight.scale)
-    for mode in range(3):
+    for mode in range(4):
         torch.library.opcheck(torch.ops.tunesmith.int8_linear.default, (x, *packed, bias, "", mode, 0.02, 128))
     torch.library.opcheck(torch.ops.tunesmith.quantize_rows.default, (torch.randn(4, 9),))
 

@@ -7,8 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith_plugins.compressors.fused.parts import ACTIVATIONS, FusedLayer, attention, can, heads, parts, watched
-from tunesmith_plugins.kernels import Norm, fused_linears
+from tunesmith_plugins.compressors.fused.parts import (
+    ACTIVATIONS,
+    FusedLayer,
+    attention,
+    can,
+    fused_linears,
+    heads,
+    parts,
+    watched,
+)
+from tunesmith_plugins.kernels import Norm
 
 
 class FusedBertLayer(FusedLayer):

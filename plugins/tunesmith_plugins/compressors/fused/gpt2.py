@@ -6,8 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
-from tunesmith_plugins.compressors.fused.parts import ACTIVATIONS, FusedLayer, attention, can, heads, parts, watched
-from tunesmith_plugins.kernels import Norm, fused_linears
+from tunesmith_plugins.compressors.fused.parts import (
+    ACTIVATIONS,
+    FusedLayer,
+    attention,
+    can,
+    fused_linears,
+    heads,
+    parts,
+    watched,
+)
+from tunesmith_plugins.kernels import Norm
 
 
 class FusedGPT2Block(FusedLayer):

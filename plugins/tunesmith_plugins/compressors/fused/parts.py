@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,10 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 """transformers' names of the activations that the kernels have."""
+
+fused_linears = partial(kernels.fused_linears, mixed=True)
+int8_linears = partial(kernels.int8_linears, mixed=True)
+"""As dynamic layers multiply by themselves."""
 
 Parts = tuple[list[kernels.PackedWeight], list[Tensor | None]]
 
@@ -41,7 +46,7 @@ def can(module: nn.Module, x: Tensor, config: Any) -> bool:
         and not torch.compiler.is_compiling()
         and type(x) is Tensor
         and x.is_cpu
-        and x.dtype is torch.float32
+        and x.dtype in (torch.float32, torch.bfloat16)
         and not (torch.is_grad_enabled() and x.requires_grad)
         and (config is None or config._attn_implementation == "sdpa")
     )

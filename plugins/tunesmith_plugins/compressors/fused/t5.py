@@ -7,8 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith_plugins.compressors.fused.parts import FusedLayer, attention, can, heads, parts, watched
-from tunesmith_plugins.kernels import Norm, fused_linears, int8_linears
+from tunesmith_plugins.compressors.fused.parts import (
+    FusedLayer,
+    attention,
+    can,
+    fused_linears,
+    heads,
+    int8_linears,
+    parts,
+    watched,
+)
+from tunesmith_plugins.kernels import Norm
 
 _ACTIVATIONS = {
     "ReLU": "relu",

@@ -8,6 +8,7 @@
 #include "error.h"
 #include "int8_kernels.h"
 #include "int8_math.h"
+#include "int8_plain.h"
 #include "load.h"
 #include "numeric.h"
 #include "pool.h"
@@ -37,7 +38,7 @@ int32_t check(const ts_int8_args &a) {
   if (code != TS_OK) return code;
   if (a.k > TS_MAX_K)
     return ts_fail(TS_INVALID, "k = %lld is above %d, where an int32 sum could overflow", (long long)a.k, TS_MAX_K);
-  if (a.mode < TS_DYNAMIC || a.mode > TS_WEIGHT_ONLY) return ts_fail(TS_INVALID, "unknown mode %d", a.mode);
+  if (a.mode < TS_DYNAMIC || a.mode > TS_MIXED) return ts_fail(TS_INVALID, "unknown mode %d", a.mode);
   if (a.mode == TS_STATIC && !(a.static_scale >= kSmallestScale && a.static_scale < HUGE_VALF && a.static_zero_point >= 0 && a.static_zero_point <= 255))
     return ts_fail(TS_INVALID, "a static range needs a scale above 0 and a zero point in [0, 255]");
   if (a.group_size && (a.mode != TS_WEIGHT_ONLY || a.group_size < 0 || a.group_size > TS_MAX_K_12 || (a.group_size != 32 && a.group_size % 64)))
@@ -63,10 +64,9 @@ struct Range {
   bool finite;
 };
 
-Range range_of(const TsInt8Kernels &kernels, const void *x, int64_t k, int32_t dtype, const ts_int8_args *args) {
+Range range_of(const TsInt8Kernels &kernels, const void *x, int64_t k, int32_t dtype, int32_t mode, const ts_int8_args *args) {
   float lowest = 0, highest = 0;
   if (!kernels.row_range(x, k, dtype, &lowest, &highest)) return {NAN, 0, 0, false};
-  const int32_t mode = args ? args->mode : TS_DYNAMIC;
   if (mode == TS_STATIC) return {args->static_scale, 1.0f / args->static_scale, args->static_zero_point, true};
   if (mode == TS_WEIGHT_ONLY) {
     float scale = (-lowest > highest ? -lowest : highest) / 2047.0f;
@@ -106,92 +106,131 @@ void normalise(const ts_int8_args &a, const void *x, float *y) {
     for (i = 0; i < a.k; ++i) y[i] = y[i] + a.norm_bias[i];
 }
 
-// The rows of one stretch, quantised, and what the threads need to multiply them.
+// Rows of a stretch that are quantised alike.
+struct Rows {
+  uint8_t *q;
+  int64_t count;  // of rows of x
+  int per_row;    // quantised rows a row of x becomes: 2 in 12 bits
+  int block_rows;
+  float *scale;
+  int32_t *zero_point;
+  const int32_t *order;  // which rows of the stretch; null: the first `count`
+
+  uint8_t *block(int64_t index, int64_t k_padded) const { return q + index * block_rows * k_padded; }
+  int64_t blocks() const { return (count * per_row + block_rows - 1) / block_rows; }
+};
+
+// What the threads need to quantise and multiply the rows of one stretch.
 struct Work {
   const ts_int8_args &args;
   const TsInt8Kernels &kernels;
-  int block_rows;      // of the layout
-  int per_row;         // quantised rows a row of x becomes: 2 in 12 bits
   int64_t k_padded;
-  int64_t first, rows;  // of x, in this stretch
-  int64_t panels_a_task;
-  uint8_t *q;
-  float *scale;
-  int32_t *zero_point;
+  int64_t first = 0;  // of x, in this stretch
+  Rows kinds[2] = {};  // TS_MIXED: rows in 8 bits, rows in 12
+  int kind_count = 1;
+  uint8_t *wide = nullptr;  // TS_MIXED: whether a row needs 12 bits
+  int64_t panels_a_task = 1;
   std::atomic<int32_t> code{TS_OK};  // of a piece that failed
 
-  uint8_t *block(int64_t index) const { return q + index * block_rows * k_padded; }
-  int64_t stride() const { return block_rows * kPanel; }
+  // The row that is quantised, and its type.
+  const void *source(int64_t row, int32_t *dtype, bool keep) const {
+    const void *x = ts_row(args.x, first + row, args.row_stride, args.dtype);
+    *dtype = args.dtype;
+    if (!args.norm) return x;
+    float *y = scratch_row(args.k);
+    normalise(args, x, y);
+    *dtype = TS_F32;
+    if (keep && args.norm_out)
+      for (int64_t i = 0; i < args.k; ++i) ts_store(args.norm_out, (first + row) * args.k + i, args.dtype, y[i]);
+    return y;
+  }
 
-  void quantize_block(int64_t index) const {
-    const int64_t rows_a_block = block_rows / per_row;
-    for (int64_t row = index * rows_a_block; row < rows && row < (index + 1) * rows_a_block; ++row) {
-      const void *x = ts_row(args.x, first + row, args.row_stride, args.dtype);
-      int32_t dtype = args.dtype;
-      if (args.norm) {
-        float *y = scratch_row(args.k);
-        normalise(args, x, y);
-        x = y;
-        dtype = TS_F32;
-        if (args.norm_out)
-          for (int64_t i = 0; i < args.k; ++i) ts_store(args.norm_out, (first + row) * args.k + i, args.dtype, y[i]);
-      }
-      const Range range = range_of(kernels, x, args.k, dtype, &args);
-      uint8_t *at = block(index) + (row - index * rows_a_block) * per_row * kPanel;
-      scale[row] = range.scale;
-      zero_point[row] = range.zero_point;
+  void quantize_block(const Rows &rows, int64_t index) const {
+    const int64_t rows_a_block = rows.block_rows / rows.per_row, stride = rows.block_rows * kPanel;
+    const int32_t mode = rows.per_row == 2 ? TS_WEIGHT_ONLY : args.mode;
+    for (int64_t at = index * rows_a_block; at < rows.count && at < (index + 1) * rows_a_block; ++at) {
+      int32_t dtype;
+      const void *x = source(rows.order ? rows.order[at] : at, &dtype, !rows.order);
+      const Range range = range_of(kernels, x, args.k, dtype, mode, &args);
+      uint8_t *q = rows.block(index, k_padded) + (at - index * rows_a_block) * rows.per_row * kPanel;
+      rows.scale[at] = range.scale;
+      rows.zero_point[at] = range.zero_point;
       if (!range.finite) {
-        for (int64_t chunk = 0; chunk < k_padded / kPanel; ++chunk) memset(at + chunk * stride(), 0, (size_t)(per_row * kPanel));
-      } else if (args.mode == TS_WEIGHT_ONLY) {
-        kernels.quantize12(x, args.k, dtype, range.inverse, at, stride());
+        for (int64_t chunk = 0; chunk < k_padded / kPanel; ++chunk) memset(q + chunk * stride, 0, (size_t)(rows.per_row * kPanel));
+      } else if (mode == TS_WEIGHT_ONLY) {
+        kernels.quantize12(x, args.k, dtype, range.inverse, q, stride);
       } else {
-        kernels.quantize(x, args.k, dtype, range.inverse, range.zero_point, at, stride());
+        kernels.quantize(x, args.k, dtype, range.inverse, range.zero_point, q, stride);
       }
+      if (wide && !rows.order) wide[at] = range.finite && loses(q, stride, range.zero_point);
     }
   }
 
-  void panel(const ts_int8_layer &layer, int64_t index) const {
+  // Whether 8 bits are too few for a row; 0 is exact in any number of them.
+  bool loses(const uint8_t *q, int64_t stride, int32_t zero_point) const {
+    int64_t sum, squares;
+    (kernels.moments ? kernels.moments : plain_moments)(q, args.k, stride, &sum, &squares);
+    squares += zero_point * (zero_point * args.k - 2 * sum);
+    return squares > 0 && squares < TS_MIXED_SQUARE * args.k;
+  }
+
+  void move_row(int64_t to, int64_t from) const {
+    const Rows &rows = kinds[0];
+    const int64_t stride = rows.block_rows * kPanel;
+    uint8_t *target = rows.block(to / rows.block_rows, k_padded) + to % rows.block_rows * kPanel;
+    const uint8_t *source = rows.block(from / rows.block_rows, k_padded) + from % rows.block_rows * kPanel;
+    for (int64_t chunk = 0; chunk < k_padded / kPanel; ++chunk) memcpy(target + chunk * stride, source + chunk * stride, kPanel);
+    rows.scale[to] = rows.scale[from];
+    rows.zero_point[to] = rows.zero_point[from];
+  }
+
+  void panel(const ts_int8_layer &layer, int64_t index, const Rows &rows) const {
     alignas(64) int32_t c[kMostTileRows * kPanel];
-    const int64_t column = index * kPanel;
+    const int64_t column = index * kPanel, stride = rows.block_rows * kPanel;
     const int8_t *w = layer.weight + index * kPanel * k_padded;
     const int64_t item = args.dtype == TS_F32 ? 4 : 2;
     TsTail tail = {layer.scale + column, layer.sum + column, layer.bias ? layer.bias + column : nullptr, nullptr, layer.out_stride, nullptr, nullptr,
                    (int32_t)(layer.n - column < kPanel ? layer.n - column : kPanel), args.dtype, layer.activation};
-    const int64_t quantised = rows * per_row;
+    const int64_t quantised = rows.count * rows.per_row;
     for (int64_t at = 0; at < quantised; at += kernels.tile_rows) {
-      const int m = (int)(quantised - at < kernels.tile_rows ? quantised - at : kernels.tile_rows);
-      const int64_t row = at / per_row;
-      const uint8_t *a = block(at / block_rows);
-      const int64_t offset = ((first + row) * layer.out_stride + column) * item;
-      tail.out = (char *)layer.out + offset;
-      tail.multiply = layer.multiply ? (const char *)layer.multiply + offset : nullptr;
-      tail.residual = layer.residual ? (const char *)layer.residual + offset : nullptr;
-      if (args.group_size) {
-        groups(layer, a, m, w, row, tail, c);
-        continue;
-      }
-      kernels.dots(a, a + block_rows * k_padded, stride(), m, w, (args.k + 3) / 4, c);
-      if (args.mode == TS_WEIGHT_ONLY) {
-        kernels.finish12(c, m / 2, scale + row, args.k > TS_MAX_K_12, tail);
-      } else {
-        kernels.finish(c, m, scale + row, zero_point + row, tail);
+      const int m = (int)(quantised - at < kernels.tile_rows ? quantised - at : kernels.tile_rows), many = m / rows.per_row;
+      const int64_t slot = at / rows.per_row;
+      const uint8_t *a = rows.block(at / rows.block_rows, k_padded);
+      if (!args.group_size) kernels.dots(a, a + rows.block_rows * k_padded, stride, m, w, (args.k + 3) / 4, c);
+      for (int done = 0, run; done < many; done += run) {  // results of rows that follow one another
+        const int64_t row = rows.order ? rows.order[slot + done] : slot;
+        run = rows.order ? 1 : many;
+        while (done + run < many && rows.order[slot + done + run] == row + run) ++run;
+        const int64_t offset = ((first + row) * layer.out_stride + column) * item;
+        tail.out = (char *)layer.out + offset;
+        tail.multiply = layer.multiply ? (const char *)layer.multiply + offset : nullptr;
+        tail.residual = layer.residual ? (const char *)layer.residual + offset : nullptr;
+        const float *scale = rows.scale + slot + done;
+        if (args.group_size) {
+          groups(layer, a, stride, m, w, scale, tail, c);
+        } else if (rows.per_row == 2) {
+          kernels.finish12(c + 2 * done * kPanel, run, scale, args.k > TS_MAX_K_12, tail);
+        } else {
+          kernels.finish(c + done * kPanel, run, scale, rows.zero_point + slot + done, tail);
+        }
       }
     }
   }
 
-  void groups(const ts_int8_layer &layer, const uint8_t *a, int m, const int8_t *w, int64_t row, const TsTail &tail, int32_t *c) const {
+  void groups(const ts_int8_layer &layer, const uint8_t *a, int64_t stride, int m, const int8_t *w, const float *scale, const TsTail &tail,
+              int32_t *c) const {
     alignas(64) float y[kMostTileRows / 2 * kPanel];
     memset(y, 0, sizeof(float) * (size_t)(m / 2) * kPanel);
     TsTail group = tail;
     for (int64_t from = 0; from < args.k; from += args.group_size) {
       const int64_t length = args.k - from < args.group_size ? args.k - from : args.group_size;
-      const uint8_t *part = a + from / kPanel * stride() + from % kPanel;
-      kernels.dots(part, nullptr, stride(), m, w + from * kPanel, (length + 3) / 4, c);
+      const uint8_t *part = a + from / kPanel * stride + from % kPanel;
+      kernels.dots(part, nullptr, stride, m, w + from * kPanel, (length + 3) / 4, c);
       kernels.add_group12(c, m / 2, group, y);
       group.scale += layer.n;
       group.sum += layer.n;
     }
-    kernels.finish_groups(y, m / 2, scale + row, tail);
+    kernels.finish_groups(y, m / 2, scale, tail);
   }
 
   // A layer whose `multiply` is the result of the layer before it is done by the task that does the same panels there.
@@ -208,10 +247,13 @@ struct Work {
     int64_t i = 0;
     while (index >= tasks_of(i)) index -= tasks_of(i++);
     const int64_t panels = up(args.layers[i].n, kPanel) / kPanel, from = index * panels_a_task;
-    kernels.begin(block_rows);
+    if (kind_count == 1) kernels.begin(kinds[0].block_rows);
     for (int64_t at = from; at < panels && at < from + panels_a_task; ++at) {
-      panel(args.layers[i], at);
-      for (int64_t next = i + 1; next < args.layer_count && follows(args.layers, next); ++next) panel(args.layers[next], at);
+      for (int kind = 0; kind < kind_count; ++kind) {  // while the panel is in the cache
+        if (kind_count > 1) kernels.begin(kinds[kind].block_rows);
+        panel(args.layers[i], at, kinds[kind]);
+        for (int64_t next = i + 1; next < args.layer_count && follows(args.layers, next); ++next) panel(args.layers[next], at, kinds[kind]);
+      }
     }
     kernels.end();
   }
@@ -221,7 +263,7 @@ struct Work {
 void quantize_task(void *context, int64_t index) {
   Work &work = *(Work *)context;
   const int32_t code = ts_guard([&work, index]() -> int32_t {
-    work.quantize_block(index);
+    work.quantize_block(work.kinds[work.kind_count - 1], index);
     return TS_OK;
   });
   if (code != TS_OK) work.code.store(code, std::memory_order_relaxed);
@@ -229,15 +271,50 @@ void quantize_task(void *context, int64_t index) {
 void product_task(void *work, int64_t index) { ((const Work *)work)->task(index); }
 
 struct Scratch {
-  std::vector<uint8_t> bytes;
-  std::vector<float> scale;
-  std::vector<int32_t> zero_point;
+  std::vector<uint8_t> bytes, bytes12, wide;
+  std::vector<float> scale, scale12;
+  std::vector<int32_t> zero_point, zero_point12, order, order12;
 
-  uint8_t *aligned(int64_t size) {
+  static uint8_t *aligned(std::vector<uint8_t> &bytes, int64_t size) {
     if ((int64_t)bytes.size() < size + 64) bytes.resize((size_t)size + 64);
     return (uint8_t *)(((uintptr_t)bytes.data() + 63) & ~(uintptr_t)63);
   }
+
+  template <typename Item>
+  static Item *at_least(std::vector<Item> &items, int64_t size) {
+    if ((int64_t)items.size() < size) items.resize((size_t)size);
+    return items.data();
+  }
 };
+
+int64_t room(const TsInt8Kernels &kernels, int64_t quantised, int block_rows, int64_t k_padded) {
+  return (up(quantised, kernels.tile_rows) + block_rows) * k_padded;
+}
+
+// Sorts the rows of a stretch by the bits they need: those in 8 move together, so that no tile computes for nothing.
+void split_rows(Work &work, Scratch &scratch, int64_t count) {
+  int32_t *order12 = Scratch::at_least(scratch.order12, count);
+  int64_t many = 0;
+  for (int64_t row = 0; row < count; ++row)
+    if (work.wide[row]) order12[many++] = (int32_t)row;
+  if (!many) return;
+  int32_t *order = Scratch::at_least(scratch.order, count);
+  Rows &narrow = work.kinds[0], &wide = work.kinds[1];
+  narrow.count = count - many;
+  narrow.order = order;
+  int64_t last = count - 1;
+  for (int64_t at = 0; at < narrow.count; ++at) {
+    order[at] = (int32_t)at;
+    if (!work.wide[at]) continue;
+    while (work.wide[last]) --last;
+    work.move_row(at, last);
+    order[at] = (int32_t)last--;
+  }
+  const int block_rows = (int)(2 * many < work.kernels.rows ? 2 * many : work.kernels.rows);
+  wide = {Scratch::aligned(scratch.bytes12, room(work.kernels, 2 * many, block_rows, work.k_padded)), many, 2, block_rows,
+          Scratch::at_least(scratch.scale12, many), Scratch::at_least(scratch.zero_point12, many), order12};
+  work.kind_count = 2;
+}
 
 const TsInt8Kernels *table_for(const ts_int8_args &a, int64_t quantised) {
   const TsInt8Kernels *kernels = ts_int8_kernels();
@@ -259,7 +336,7 @@ extern "C" int32_t ts_quantize_rows(const ts_quantize_args *args) {
     std::vector<uint8_t> buffer((size_t)up(a.k, kPanel));
     for (int64_t row = 0; row < a.rows; ++row) {
       const void *x = ts_row(a.x, row, a.row_stride, a.dtype);
-      const Range range = range_of(*kernels, x, a.k, a.dtype, nullptr);
+      const Range range = range_of(*kernels, x, a.k, a.dtype, TS_DYNAMIC, nullptr);
       a.scale[row] = range.scale;
       a.zero_point[row] = range.zero_point;
       if (range.finite) {
@@ -276,9 +353,10 @@ extern "C" int32_t ts_quantize_rows(const ts_quantize_args *args) {
 extern "C" int32_t ts_int8_linears(const ts_int8_args *args) {
   return ts_guard([args]() -> int32_t {
     if (!args) return ts_fail(TS_INVALID, "no arguments");
-    const ts_int8_args &a = *args;
+    ts_int8_args a = *args;
     const int32_t code = check(a);
     if (code != TS_OK) return code;
+    if (a.mode == TS_MIXED && a.k <= TS_MIXED_K) a.mode = TS_WEIGHT_ONLY;
     const int per_row = a.mode == TS_WEIGHT_ONLY ? 2 : 1;
     const TsInt8Kernels *kernels = table_for(a, a.rows * per_row);
     if (!kernels) return TS_UNSUPPORTED;
@@ -292,24 +370,29 @@ extern "C" int32_t ts_int8_linears(const ts_int8_args *args) {
     // A stretch is whole tiles of every table: a multiple of 6, 16 and 32 rows.
     stretch = up(stretch < 192 ? 192 : stretch, 192) / per_row;
     const int64_t most = a.rows < stretch ? a.rows : stretch;
+    const int32_t threads = a.threads > 0 ? a.threads : 1;
     static thread_local Scratch scratch;
-    Work work = {a, *kernels, block_rows, per_row, k_padded, 0, 0, 0, nullptr, nullptr, nullptr};
-    work.q = scratch.aligned((up(most * per_row, kernels->tile_rows) + block_rows) * k_padded);
-    if ((int64_t)scratch.scale.size() < most) {
-      scratch.scale.resize((size_t)most);
-      scratch.zero_point.resize((size_t)most);
-    }
-    work.scale = scratch.scale.data();
-    work.zero_point = scratch.zero_point.data();
+    Work work = {a, *kernels, k_padded};
+    const Rows all = {Scratch::aligned(scratch.bytes, room(*kernels, most * per_row, block_rows, k_padded)), 0, per_row, block_rows,
+                      Scratch::at_least(scratch.scale, most), Scratch::at_least(scratch.zero_point, most), nullptr};
+    if (a.mode == TS_MIXED) work.wide = Scratch::at_least(scratch.wide, most);
     for (work.first = 0; work.first < a.rows; work.first += stretch) {
-      work.rows = a.rows - work.first < stretch ? a.rows - work.first : stretch;
-      const double work_rows = (double)(work.rows * per_row), size = (double)columns * (double)k_padded;
-      const bool share_rows = work_rows * (double)k_padded / 2e3 > kWorthSharing;
-      const bool share = size * (1 / 2e4 + work_rows / (kernels->tile_rows == kMostTileRows ? 2e6 : 3e5)) > kWorthSharing;
-      const int32_t threads = a.threads > 0 ? a.threads : 1;
-      ts_parallel(share_rows ? threads : 1, (work.rows * per_row + block_rows - 1) / block_rows, quantize_task, &work);
+      const int64_t rows = a.rows - work.first < stretch ? a.rows - work.first : stretch;
+      work.kinds[0] = all;
+      work.kinds[0].count = rows;
+      work.kind_count = 1;
+      const bool share_rows = (double)(rows * per_row * k_padded) / 2e3 > kWorthSharing;
+      ts_parallel(share_rows ? threads : 1, work.kinds[0].blocks(), quantize_task, &work);
+      if (a.mode == TS_MIXED && work.code.load(std::memory_order_relaxed) == TS_OK) {
+        split_rows(work, scratch, rows);
+        if (work.kind_count > 1) ts_parallel(share_rows ? threads : 1, work.kinds[1].blocks(), quantize_task, &work);
+      }
       const int32_t failed = work.code.load(std::memory_order_relaxed);
       if (failed != TS_OK) return ts_fail(failed, "a thread ran out of memory, or failed otherwise, in a row of x");
+      double quantised = 0;
+      for (int kind = 0; kind < work.kind_count; ++kind) quantised += (double)(work.kinds[kind].count * work.kinds[kind].per_row);
+      const double size = (double)columns * (double)k_padded;
+      const bool share = size * (1 / 2e4 + quantised / (kernels->tile_rows == kMostTileRows ? 2e6 : 3e5)) > kWorthSharing;
       work.panels_a_task = share && threads > 1 ? columns / kPanel / (threads * 8) : columns / kPanel;
       if (work.panels_a_task < 1) work.panels_a_task = 1;
       int64_t tasks = 0;

@@ -83,6 +83,28 @@ void quantize12(const void *x, int64_t k, int32_t dtype, float inverse, uint8_t 
   }
 }
 
+int64_t total(__m256i four) {
+  int64_t lanes[4];
+  _mm256_storeu_si256((__m256i *)lanes, four);
+  return lanes[0] + lanes[1] + lanes[2] + lanes[3];
+}
+
+void moments(const uint8_t *q, int64_t k, int64_t stride, int64_t *sum, int64_t *squares) {
+  const __m256i zero = _mm256_setzero_si256();
+  __m256i sums = zero, wide = zero;
+  for (int64_t i = 0; i < k; i += kPanel, q += stride) {
+    __m256i square = zero;  // of int32: at most 4 * 2 * 255^2
+    for (int part = 0; part < kPanel; part += 32) {
+      const __m256i v = _mm256_loadu_si256((const __m256i *)(q + part));
+      const __m256i low = _mm256_unpacklo_epi8(v, zero), high = _mm256_unpackhi_epi8(v, zero);
+      sums = _mm256_add_epi64(sums, _mm256_sad_epu8(v, zero));
+      square = _mm256_add_epi32(square, _mm256_add_epi32(_mm256_madd_epi16(low, low), _mm256_madd_epi16(high, high)));
+    }
+    wide = _mm256_add_epi64(wide, _mm256_add_epi64(_mm256_unpacklo_epi32(square, zero), _mm256_unpackhi_epi32(square, zero)));
+  }
+  *sum = total(sums), *squares = total(wide);
+}
+
 void nothing(int) {}
 void nothing_either() {}
 
@@ -257,4 +279,4 @@ void finish_groups(const float *y, int m, const float *row_scale, const TsTail &
 
 extern const TsInt8Kernels ts_int8_avx2 = {
     "avx2", 4, 4, 0, nullptr, nullptr, row_range, quantize, quantize12, nothing, nothing_either, dots, finish, finish12,
-    add_group12, finish_groups};
+    add_group12, finish_groups, moments};

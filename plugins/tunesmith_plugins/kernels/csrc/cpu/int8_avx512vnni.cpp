@@ -296,6 +296,20 @@ void ts_avx512_finish_groups(const float *y, int m, const float *row_scale, cons
   });
 }
 
+void ts_avx512_moments(const uint8_t *q, int64_t k, int64_t stride, int64_t *sum, int64_t *squares) {
+  const __m512i zero = _mm512_setzero_si512();
+  __m512i sums = zero, low = zero, high = zero;  // of int32: at most 2 * 255^2 a step, and 1028 steps
+  for (int64_t i = 0; i < k; i += kPanel, q += stride) {
+    const __m512i v = _mm512_loadu_si512(q), even = _mm512_unpacklo_epi8(v, zero), odd = _mm512_unpackhi_epi8(v, zero);
+    sums = _mm512_add_epi64(sums, _mm512_sad_epu8(v, zero));
+    low = _mm512_dpwssd_epi32(low, even, even);
+    high = _mm512_dpwssd_epi32(high, odd, odd);
+  }
+  const __m512i both = _mm512_add_epi32(low, high);  // below 2^29
+  const __m512i wide = _mm512_add_epi64(_mm512_and_si512(both, _mm512_set1_epi64(0xffffffff)), _mm512_srli_epi64(both, 32));
+  *sum = _mm512_reduce_add_epi64(sums), *squares = _mm512_reduce_add_epi64(wide);
+}
+
 extern const TsInt8Kernels ts_int8_avx512vnni = {
     "avx512", 6, 6, 0, nullptr, nullptr, ts_avx512_row_range, ts_avx512_quantize, ts_avx512_quantize12, nothing,
-    nothing_either, dots, ts_avx512_finish, ts_avx512_finish12, ts_avx512_add_group12, ts_avx512_finish_groups};
+    nothing_either, dots, ts_avx512_finish, ts_avx512_finish12, ts_avx512_add_group12, ts_avx512_finish_groups, ts_avx512_moments};

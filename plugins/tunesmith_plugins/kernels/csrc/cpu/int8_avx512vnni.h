@@ -10,3 +10,4 @@ void ts_avx512_finish(const int32_t *c, int m, const float *row_scale, const int
 void ts_avx512_finish12(const int32_t *c, int m, const float *row_scale, int wide, const TsTail &tail);
 void ts_avx512_add_group12(const int32_t *c, int m, const TsTail &tail, float *y);
 void ts_avx512_finish_groups(const float *y, int m, const float *row_scale, const TsTail &tail);
+void ts_avx512_moments(const uint8_t *q, int64_t k, int64_t stride, int64_t *sum, int64_t *squares);

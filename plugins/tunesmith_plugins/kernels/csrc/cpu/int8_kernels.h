@@ -49,6 +49,8 @@ struct TsInt8Kernels {
   void (*add_group12)(const int32_t *c, int m, const TsTail &tail, float *y);
   // Results of m rows from the sums of add_group12.
   void (*finish_groups)(const float *y, int m, const float *row_scale, const TsTail &tail);
+  // The sum of the codes of a quantised row, and of their squares; null: the plain version.
+  void (*moments)(const uint8_t *q, int64_t k, int64_t stride, int64_t *sum, int64_t *squares);
 };
 
 extern const TsInt8Kernels ts_int8_scalar;

@@ -38,6 +38,16 @@ inline void plain_quantize12(const void *x, int64_t k, int32_t dtype, float inve
   }
 }
 
+inline void plain_moments(const uint8_t *q, int64_t k, int64_t stride, int64_t *sum, int64_t *squares) {
+  int64_t first = 0, second = 0;
+  for (int64_t i = 0; i < k; i += kPanel, q += stride) {
+    int32_t here = 0, square = 0;  // the row is padded with zeros
+    for (int j = 0; j < kPanel; ++j) here += q[j], square += q[j] * q[j];
+    first += here, second += square;
+  }
+  *sum = first, *squares = second;
+}
+
 inline void plain_result(const TsTail &tail, int64_t row, int j, float y) {
   const int64_t at = row * tail.out_stride + j;
   if (tail.bias) y = y + tail.bias[j];

@@ -22,6 +22,10 @@
 #define TS_MAX_K 65792
 /* 2048 * 128 * K is at most 2^31 up to here: rows in 12 bits add up in int32; above, in two int32 and one float32. */
 #define TS_MAX_K_12 8192
+/* TS_MIXED: a row whose 8-bit codes have a mean square below TS_MIXED_SQUARE (10 log10(12 * 512) = 37.9 dB of signal over
+ * rounding), or has at most TS_MIXED_K numbers, gets 12 bits. */
+#define TS_MIXED_SQUARE 512
+#define TS_MIXED_K 128
 
 #ifdef __cplusplus
 extern "C" {
@@ -79,8 +83,9 @@ typedef struct {
 
 typedef enum { TS_NO_ACTIVATION = 0, TS_RELU = 1, TS_SILU = 2, TS_GELU = 3, TS_GELU_TANH = 4 } ts_activation;
 
-/* How rows are quantised: u8 by their own range, u8 by static_scale and static_zero_point, or 12 bits by their own. */
-typedef enum { TS_DYNAMIC = 0, TS_STATIC = 1, TS_WEIGHT_ONLY = 2 } ts_int8_mode;
+/* How rows are quantised: u8 by their own range, u8 by static_scale and static_zero_point, 12 bits by their own, or 12 bits
+ * where u8 would lose too much of the row and u8 elsewhere. */
+typedef enum { TS_DYNAMIC = 0, TS_STATIC = 1, TS_WEIGHT_ONLY = 2, TS_MIXED = 3 } ts_int8_mode;
 
 /* What is done to a row before it is quantised: nothing; x / rms(x) * weight; or that of LayerNorm, with bias. */
 typedef enum { TS_NO_NORM = 0, TS_RMS_NORM = 1, TS_LAYER_NORM = 2 } ts_norm;

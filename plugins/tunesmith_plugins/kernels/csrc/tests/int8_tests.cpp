@@ -125,6 +125,17 @@ float expected(const Layer &layer, const float *x, int64_t j, int32_t mode, int3
     if (x[t] < low) low = x[t];
     if (x[t] > high) high = x[t];
   }
+  if (mode == TS_MIXED) {
+    const float inverse = 1.0f / ts_row_scale(low, high);
+    const int32_t zero = ts_row_zero_point(low, inverse);
+    int64_t squares = 0;
+    for (int64_t t = 0; t < layer.k; ++t) {
+      const int64_t code = (int64_t)ts_quantize_clamped(x[t], inverse, zero) - zero;
+      squares += code * code;
+    }
+    const bool wide = layer.k <= TS_MIXED_K || (squares && squares < TS_MIXED_SQUARE * layer.k);
+    mode = wide ? TS_WEIGHT_ONLY : TS_DYNAMIC;
+  }
   float y = 0;
   if (mode == TS_WEIGHT_ONLY) {
     float scale = (-low > high ? -low : high) / 2047.0f;
@@ -164,6 +175,9 @@ void linear_case(int64_t rows, int64_t n, int64_t k, int32_t mode, int64_t group
   for (int64_t i = 0; i < rows * k; ++i) x[i] = extreme ? 255.0f : real(-2, 3);
   if (!extreme && rows > 2) x[k + k / 2] = NAN, x[2 * k] = INFINITY;
   if (!extreme && rows > 3) memset(&x[3 * k], 0, sizeof(float) * (size_t)k);
+  if (mode == TS_MIXED)  // about half of the rows need 12 bits
+    for (int64_t i = 0; i < rows; ++i)
+      if (pick(0, 1)) x[i * k + k / 3] = 90.0f;
   const int32_t activation = extreme ? 0 : (int32_t)pick(0, 4);
   const float static_scale = 0.011f;
   std::vector<float> right((size_t)(rows * n));
@@ -225,6 +239,7 @@ void shapes() {
         linear_case(rows, n, k, (int32_t)pick(0, 2), 0, 0);
         ++cases;
       }
+      for (const int64_t k : {128, 129, 192, 260}) linear_case(rows, n, k, TS_MIXED, 0, 0), ++cases;
     }
   }
   for (const int64_t group : {32, 64, 128, 192})
@@ -232,6 +247,7 @@ void shapes() {
       for (const int64_t rows : {1, 2, 3, 9}) linear_case(rows, 66, k, TS_WEIGHT_ONLY, group, 0), ++cases;
   linear_case(200, 70, 300, TS_DYNAMIC, 0, 0);
   linear_case(200, 70, 300, TS_WEIGHT_ONLY, 0, 0);
+  linear_case(450, 66, 8000, TS_MIXED, 0, 0);  // more than one stretch
   linear_case(3, 20, TS_MAX_K_12, TS_WEIGHT_ONLY, 0, 0);
   linear_case(3, 20, TS_MAX_K_12 + 1, TS_WEIGHT_ONLY, 0, 0);
   for (const int extreme : {1, 2}) {  // the largest sums that can occur
@@ -246,11 +262,13 @@ void shapes() {
 // Norm, gate and residual: the same bits on every instruction set and number of threads, inside the arrays, in float32
 // and bfloat16.
 void fused() {
-  const int64_t rows = 5, n = 70, k = 67;
+  const int64_t rows = 5, n = 70, k = 167;
   const Layer gate(n, k, 0, 0), up(n, k, 0, 0);
   Guarded<float> gain(k), shift(k);
   for (int64_t i = 0; i < k; ++i) gain[i] = real(.5, 1.5), shift[i] = real(-1, 1);
-  for (const int32_t dtype : {TS_F32, TS_BF16}) {
+  gain[9] = 30;
+  for (const auto &[dtype, mode] : std::vector<std::pair<int32_t, int32_t>>{
+           {TS_F32, TS_DYNAMIC}, {TS_BF16, TS_DYNAMIC}, {TS_F32, TS_MIXED}, {TS_BF16, TS_MIXED}}) {
     const int64_t item = dtype == TS_F32 ? 4 : 2;
     Guarded<uint8_t> x(rows * k * item), normed(rows * k * item), first(rows * n * item), second(rows * n * item), residual(rows * n * item);
     for (int64_t i = 0; i < rows * k; ++i) ts_store(x.get(), i, dtype, real(-2, 3));
@@ -268,6 +286,7 @@ void fused() {
           args.rows = rows;
           args.k = args.row_stride = k;
           args.dtype = dtype;
+          args.mode = mode;
           args.layers = layers;
           args.layer_count = 2;
           args.threads = threads;
@@ -294,12 +313,14 @@ void threads() {
   const Layer layer(n, k, 0, 0), other(n / 2, k, 0, 0);
   std::vector<float> x((size_t)(rows * k)), alone((size_t)(rows * n)), second((size_t)(rows * n / 2));
   for (float &v : x) v = real(-2, 3);
+  for (int64_t i = 0; i < rows; i += 3) x[(size_t)(i * k)] = 90;
   auto compute = [&](float *out, float *out2, int32_t count) {
     const ts_int8_layer calls[] = {layer.call(out, TS_GELU), other.call(out2, 0)};
     ts_int8_args args = {};
     args.x = x.data();
     args.rows = rows;
     args.k = args.row_stride = k;
+    args.mode = TS_MIXED;
     args.layers = calls;
     args.layer_count = 2;
     args.threads = count;
