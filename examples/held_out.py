@@ -1,7 +1,7 @@
 """What a policy is like on prompts it was not trained on, beside the model it started from, and how sure that is.
 
-Completions are drawn at temperature 1, several a prompt, with the same seeds before and after: that is the distribution an
-RL algorithm works on, and pairing takes the prompts' own differences out. `toxicity_ppo.py` and `stories_sentiment.py` use
+Completions are drawn at the temperature of training, several a prompt, with the same seeds before and after: that is the
+distribution an RL algorithm works on, and pairing takes the prompts' own differences out. `toxicity_ppo.py` and `stories_sentiment.py` use
 this module.
 """
 
@@ -33,11 +33,13 @@ class Bench:
         prompts: Held out from all training.
         reference: Where the policies started.
         reward: What they are trained towards.
-        judge: Texts to numbers of each text, by name; of models that nothing was trained towards.
+        judge: Texts to numbers of each text, by name; of models that nothing was trained towards. The texts are ``samples`` of
+            each prompt, prompt by prompt.
         samples: Completions a prompt.
         max_new_tokens: Most tokens of a completion.
         seed: Of drawing.
         runtime: Device and threads.
+        temperature: Of drawing and of the log-probabilities in the KL divergence.
     """
 
     prompts: Sequence[str]
@@ -48,14 +50,16 @@ class Bench:
     max_new_tokens: int
     seed: int
     runtime: ts.Runtime
+    temperature: float = 1.0
 
 
 def measure(bench: Bench, policy: ts.LM, kept: Path) -> dict[str, np.ndarray]:
     """Return the means over its completions for each prompt: ``reward``, ``kl`` (nats a completion), ``length`` (tokens) and
     what the judge says. Kept in the file ``kept`` for the same models, prompts and settings.
     """
-    settings = (policy.fingerprint, bench.reference.fingerprint, bench.samples, bench.max_new_tokens, bench.seed)
-    key = hashlib.sha256(json.dumps([*settings, *bench.prompts]).encode()).hexdigest()
+    models = (policy.fingerprint, bench.reference.fingerprint)
+    settings = (bench.samples, bench.max_new_tokens, bench.seed, bench.temperature)
+    key = hashlib.sha256(json.dumps([*models, *settings, *bench.prompts]).encode()).hexdigest()
     if kept.is_file():
         record = json.loads(kept.read_text(encoding="utf-8"))
         if record["key"] == key:
@@ -63,7 +67,7 @@ def measure(bench: Bench, policy: ts.LM, kept: Path) -> dict[str, np.ndarray]:
     drawn = ts.generate(
         policy,
         bench.prompts,
-        sampler="temperature(temperature=1.0)",
+        sampler=ts.samplers.create("temperature", temperature=bench.temperature),
         engine="transformers(batch_size=64)",
         completions=bench.samples,
         max_new_tokens=bench.max_new_tokens,
@@ -91,7 +95,7 @@ def log_ratios(bench: Bench, drawn: Sequence[Completion]) -> np.ndarray:
     ids, lengths = pad([c.token_ids for c in drawn])
     with bench.reference.evaluating():
         logps, _, _ = token_logps_in_batches(
-            bench.reference, [prompts[c.request] for c in drawn], ids, lengths, batch_size=64
+            bench.reference, [prompts[c.request] for c in drawn], ids, lengths, bench.temperature, batch_size=64
         )
     here = torch.tensor([sum(c.logp) for c in drawn], dtype=torch.float64)
     return (here - logps.double().sum(dim=1)).numpy()

@@ -7,23 +7,28 @@ A small T5 (from scratch as in `dialogsum.py`, or `--model`) is fine-tuned once 
 tweets of Davidson et al. (2017): the reward, whose logit of "neither" PPO maximises, and the judge, of other rows and another
 seed, which nothing is trained towards. Each starts from an encoder of yours or from one from scratch. Training prompts are those
 training dialogues on which 16 samples of the fine-tuned model leave most headroom (best minus mean reward). Each seed then
-trains its own LoRA with PPO, with a KL penalty to the fine-tuned model.
+trains its own LoRA, on the last linear layer of every feed-forward block of the decoder, with PPO, with a KL penalty to the
+fine-tuned model. Everything is drawn at temperature 0.7: there a completion says more about its tokens than at temperature 1,
+where the small T5 is unsure of every token (4 nats).
 
-Stated before the five policies were trained. Measured: test dialogues 121 to 320, not chosen by anything (the first 120 had served
-an earlier design), 8 completions each at temperature 1 with the same seeds before and after, and a greedy summary for ROUGE-1 (F,
-best of three references). Success means all three:
+Stated before the five policies were trained. Measured: test dialogues 321 to 500, not used for anything before, 8 completions
+each at that temperature with the same seeds before and after, and a greedy summary. Success means all three:
 
 1. the reward's paired change has a 95 % interval above zero, prompts and seeds resampled;
 2. so has the judge's change in log-odds of "neither";
-3. ROUGE-1 is non-inferior: its change has a 95 % interval above -0.02 (absolute).
+3. ROUGE-1 (F, best of three references) is non-inferior: its change has a 95 % interval above -0.02 (absolute), of the greedy
+   summaries and of the drawn completions.
 
-PPO's settings were chosen on development dialogues, with another seed. Printed: headroom of all candidates and of the chosen ones
-(drawn again, since the choice flatters them), every seed, and the verdict. No tweet, dialogue or summary is printed.
+PPO's settings were chosen on development dialogues, with another seed. Two earlier designs, measured on test dialogues 1 to 120 and
+121 to 320, failed: docs/results.md. Printed: headroom of all candidates and of the chosen ones (drawn again, since the choice
+flatters them), every seed, the share of different completions (a policy that says the same to everything would give itself away),
+and the verdict. No tweet, dialogue or summary is printed.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,6 +48,8 @@ from tunesmith_plugins import stages as st
 NEITHER = "2"
 MARGIN = 0.02
 SAMPLES = 16
+TEMPERATURE = 0.7
+DRAWN = 8
 
 
 def main() -> None:
@@ -65,12 +72,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="PPO against toxicity on DialogSum, five seeds, held-out scorer.")
     parser.add_argument("--data", type=Path, required=True, help="folder with dialogsum.{train,dev,test}.jsonl")
     parser.add_argument("--toxicity", type=Path, required=True, help="labeled_data.csv of Davidson et al. (2017)")
-    parser.add_argument("--model", default="", help="encoder-decoder to start from; default: a small one from scratch")
+    parser.add_argument("--model", default="", help="T5 to start from; default: a small one from scratch")
     parser.add_argument("--reward-model", default="", help="encoder of the reward; default: one from scratch")
     parser.add_argument("--judge-model", default="", help="encoder of the judge; default: another one from scratch")
     parser.add_argument("--folder", type=Path, default=Path("runs/toxicity"))
     parser.add_argument("--seeds", type=int, default=5, help="PPO runs; all start from the same model")
-    parser.add_argument("--steps", type=int, default=80, help="PPO steps of a run")
+    parser.add_argument("--steps", type=int, default=40, help="PPO steps of a run")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of what all runs share")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything: does it run?")
@@ -121,7 +128,7 @@ def candidates(arguments: argparse.Namespace, name: str, **where: str | int) -> 
     """Return the stage that draws the reference samples of prompts."""
     return st.Generate(
         name=name,
-        samplers={"samples": samplers.Temperature(temperature=1.0)},
+        samplers={"samples": samplers.Temperature(temperature=TEMPERATURE)},
         completions=SAMPLES,
         generation=st.Generation(
             engine=ts.engines.create("transformers", batch_size=64), max_new_tokens=tokens(arguments)
@@ -131,7 +138,7 @@ def candidates(arguments: argparse.Namespace, name: str, **where: str | int) -> 
 
 
 def tokens(arguments: argparse.Namespace) -> int:
-    return 12 if arguments.quick else 60
+    return 12 if arguments.quick else 40
 
 
 def rewards(run: ts.Run, stage: str, scorer: RewardModel) -> dict[str, list[float]]:
@@ -159,7 +166,8 @@ def choose(arguments: argparse.Namespace, base: ts.Run, scorer: RewardModel) -> 
 
 
 def ppo(arguments: argparse.Namespace) -> rl.PPO:
-    steps, batch, group = (2, 4, 2) if arguments.quick else (arguments.steps, 64, 16)
+    """Return PPO; its reward has deviation 1. The value loss hardly reaches the policy, which would learn to serve it."""
+    steps, batch, group = (2, 4, 2) if arguments.quick else (arguments.steps, 128, 16)
     return rl.PPO(
         steps=steps,
         batch_size=batch,
@@ -168,9 +176,20 @@ def ppo(arguments: argparse.Namespace) -> rl.PPO:
         epochs=1,
         lam=1.0,
         max_new_tokens=tokens(arguments),
-        learning_rate=7e-4,
+        temperature=TEMPERATURE,
+        learning_rate=4e-3,
         value_learning_rate=3e-3,
-        kl_coefficient=0.05,
+        value_coefficient=0.01,
+        value_clip=0.0,
+        kl_coefficient=0.2,
+    )
+
+
+def lora(policy: ts.LM) -> adapters.LoRA:
+    """Return a LoRA on what every decoder block of a T5 writes last."""
+    blocks = range(policy.model.config.num_decoder_layers)
+    return adapters.LoRA(
+        rank=8, alpha=16, targets=tuple(f"decoder.block.{block}.layer.2.DenseReluDense.wo" for block in blocks)
     )
 
 
@@ -186,22 +205,23 @@ def measure(
     """Train every seed; return what was measured of ``"before"`` and of each seed, (prompts,) each."""
     tuned = base.output("tuned")
     every = load_examples(dialogsum.dialogues(arguments), "test", runtime)
-    examples = every[:8] if arguments.quick else every[120:320]
+    examples = every[:8] if arguments.quick else every[320:500]
     judge = classifiers.Judge(judge_folder, NEITHER, runtime)
     bench = held_out.Bench(
         prompts=[example.prompt for example in examples],
         reference=ts.load(tuned, runtime=runtime),
         reward=ready,
-        judge=lambda texts: judged(judge, texts),
-        samples=8,
+        judge=lambda texts: judged(judge, texts) | written(texts, examples),
+        samples=DRAWN,
         max_new_tokens=tokens(arguments),
         seed=arguments.seed,
         runtime=runtime,
+        temperature=TEMPERATURE,
     )
     measured = {"before": held_out.measure(bench, bench.reference, arguments.folder / "measured" / "before.json")}
     measured["before"] |= rouge(bench, bench.reference, examples)
     for seed in range(arguments.seeds):
-        run = align(arguments, tuned, chosen, scorer, seed)
+        run = align(arguments, bench.reference, tuned, chosen, scorer, seed)
         policy = ts.load(run.output("polite"), runtime=runtime)
         found = held_out.measure(bench, policy, arguments.folder / "measured" / f"seed-{seed}.json")
         measured[f"seed {seed}"] = found | rouge(bench, policy, examples)
@@ -209,10 +229,21 @@ def measure(
 
 
 def align(
-    arguments: argparse.Namespace, tuned: Path, chosen: ts.Data, scorer: reward_models.Classifier, seed: int
+    arguments: argparse.Namespace,
+    reference: ts.LM,
+    tuned: Path,
+    chosen: ts.Data,
+    scorer: reward_models.Classifier,
+    seed: int,
 ) -> ts.Run:
     """Train one seed's LoRA with PPO."""
-    stage = st.Align(name="polite", algorithm=ppo(arguments), adapter=adapters.LoRA(rank=16, alpha=32), reward=scorer)
+    stage = st.Align(
+        name="polite",
+        algorithm=ppo(arguments),
+        adapter=lora(reference),
+        reward=reward_models.Normalized(reward=scorer),
+        **({"reference_samples": 8} if arguments.quick else {}),
+    )
     pipeline = ts.Pipeline(base=str(tuned), data=chosen, seed=seed, stages=(stage,))
     return pipeline.run(arguments.folder / f"seed-{seed}", threads=arguments.threads)
 
@@ -222,16 +253,29 @@ def judged(judge: classifiers.Judge, texts: Sequence[str]) -> dict[str, np.ndarr
     return {"judge": classifiers.log_odds(neither), "toxicity": 1 - neither}
 
 
+def written(texts: Sequence[str], examples: Sequence[ts.Example]) -> dict[str, np.ndarray]:
+    """Return ROUGE-1 F of the drawn completions and what each adds to the share of different ones."""
+    counts = Counter(texts)
+    return {
+        "drawn rouge1": rouge1(texts, [example for example in examples for _ in range(DRAWN)]),
+        "different": np.array([1 / counts[text] for text in texts]),
+    }
+
+
 def rouge(bench: held_out.Bench, policy: ts.LM, examples: Sequence[ts.Example]) -> dict[str, np.ndarray]:
     """Return ROUGE-1 F of the greedy summaries, (prompts,)."""
-    written = ts.generate(policy, bench.prompts, max_new_tokens=bench.max_new_tokens, runtime=bench.runtime)
+    found = ts.generate(policy, bench.prompts, max_new_tokens=bench.max_new_tokens, runtime=bench.runtime)
+    return {"rouge1": rouge1([completion.text for completion in found], examples)}
+
+
+def rouge1(texts: Sequence[str], examples: Sequence[ts.Example]) -> np.ndarray:
     metric = metrics.Rouge(types=("1",)).build()
     batch = {
         "id": [example.id for example in examples],
-        "prediction": [completion.text for completion in written],
+        "prediction": list(texts),
         "references": [example.targets for example in examples],
     }
-    return {"rouge1": metric.rows(batch)[:, metric.columns.index("rouge1_f")]}
+    return metric.rows(batch)[:, metric.columns.index("rouge1_f")]
 
 
 def print_headroom(arguments: argparse.Namespace, base: ts.Run, chosen: ts.Data, scorer: RewardModel) -> None:
@@ -254,21 +298,23 @@ def print_headroom(arguments: argparse.Namespace, base: ts.Run, chosen: ts.Data,
         print(f"{name:<41}{len(some):>10}{mean:>9.3f}{gap:>13.3f}")
 
 
-COLUMNS = ("reward", "judge", "toxicity", "rouge1", "kl", "length")
+CHANGES = ("reward", "judge", "toxicity", "rouge1", "drawn rouge1")
+COLUMNS = (*CHANGES, "kl", "length", "different")
 
 
 def print_table(measured: dict[str, dict[str, np.ndarray]]) -> None:
     """Print every run's means, then the paired changes."""
     count = len(measured["before"]["reward"])
     print(f"\nmeans over {count} held-out dialogues (judge: log-odds of 'neither'; toxicity: 1 - its probability)")
-    print(f"{'':<9}" + "".join(f"{name:>10}" for name in COLUMNS))
+    print(f"{'':<9}" + "".join(f"{name:>14}" for name in COLUMNS))
     for run, values in measured.items():
-        print(f"{run:<9}" + "".join(f"{values[name].mean():>10.4f}" for name in COLUMNS))
-    print(f"\npaired change, 95 % interval{'reward':>10}{'judge':>30}{'toxicity':>31}{'rouge1':>30}")
+        print(f"{run:<9}" + "".join(f"{values[name].mean():>14.4f}" for name in COLUMNS))
+    print("\npaired change, 95 % interval")
+    print(f"{'':<9}" + "".join(f"{name:>28}" for name in CHANGES))
     for run in list(measured)[1:]:
-        cells = [held_out.over_prompts(measured[run][n] - measured["before"][n]) for n in COLUMNS[:4]]
-        print(f"{run:<9}" + "".join(f"{cell!s:>30}" for cell in cells))
-    print(f"{'all':<9}" + "".join(f"{pooled(measured, name)!s:>30}" for name in COLUMNS[:4]))
+        cells = [held_out.over_prompts(measured[run][n] - measured["before"][n]) for n in CHANGES]
+        print(f"{run:<9}" + "".join(f"{cell!s:>28}" for cell in cells))
+    print(f"{'all':<9}" + "".join(f"{pooled(measured, name)!s:>28}" for name in CHANGES))
 
 
 def pooled(measured: dict[str, dict[str, np.ndarray]], name: str) -> held_out.Change:
@@ -277,12 +323,10 @@ def pooled(measured: dict[str, dict[str, np.ndarray]], name: str) -> held_out.Ch
 
 
 def print_verdict(measured: dict[str, dict[str, np.ndarray]]) -> None:
-    reward_change, judge_change, rouge_change = (pooled(measured, name) for name in ("reward", "judge", "rouge1"))
-    checks = {
-        f"reward {reward_change}: above 0": reward_change.low > 0,
-        f"judge {judge_change}: above 0": judge_change.low > 0,
-        f"ROUGE-1 {rouge_change}: above -{MARGIN}": rouge_change.low > -MARGIN,
-    }
+    change = {name: pooled(measured, name) for name in CHANGES}
+    checks = {f"{name} {change[name]}: above 0": change[name].low > 0 for name in ("reward", "judge")}
+    for name in ("rouge1", "drawn rouge1"):
+        checks[f"{name} {change[name]}: above -{MARGIN}"] = change[name].low > -MARGIN
     print()
     for what, holds in checks.items():
         print(f"{'yes' if holds else 'NO':<4}{what}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,10 +13,13 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from tunesmith import reward_gate
+from tunesmith import reward, reward_gate
+from tunesmith.cli import main
 from tunesmith.errors import ConfigError, DataError
 from tunesmith.kinds.reward_model import RewardModel, RewardModelConfig
 from tunesmith.reward_gate import Case, Gate, Suite, check
+from tunesmith.runtime import Runtime
+from tunesmith.spec import parse
 
 
 class ByRule(RewardModel):
@@ -222,3 +226,30 @@ def test_results_are_values() -> None:
     case = Case(id="1", category="c", template="t", expect="same", better="a", worse="b")
     suite = Suite(name="s", version=1, about="", cases=(case,))
     assert evolve(suite, cases=(evolve(case),)) == suite
+
+
+# --- the command
+
+
+def test_the_command_says_what_fails_and_its_status_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = tmp_path / "cases.jsonl"
+    cases.write_text('{"better": "one two", "worse": "one two three", "category": "brief"}\n')
+    use = "length_penalty(most=1)"
+    assert main(["gate", use, "--cases", str(cases)]) == 0
+    assert re.search(r"brief +1 +100\.0%.*\n.*passed the gate: 1 of 1", capsys.readouterr().out)
+    cases.write_text('{"better": "one two three", "worse": "one two", "category": "rich"}\n')
+    assert main(["gate", use, "--cases", str(cases)]) == 1
+    printed = capsys.readouterr().out
+    assert re.search(r"rich +1 +0\.0%.* failed", printed)
+    assert "'one two three' scores -2, and 'one two' -1" in printed
+    assert main(["gate", use, "--cases", str(cases), "--threshold", "0"]) == 0
+
+
+def test_the_command_takes_a_folder_and_the_built_in_suites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reward.save(reward.ready(parse("length_penalty(most=1)", "reward_model"), Runtime()), tmp_path)
+    assert main(["gate", str(tmp_path)]) == 1
+    found = capsys.readouterr().out
+    assert set(re.findall(r"^(\w+) \d+: ", found, re.MULTILINE)) == {"civility"}
+    assert main(["gate", str(tmp_path), "--suite", "sentiment", "--suite", "civility"]) == 1
+    assert set(re.findall(r"^(\w+) \d+: ", capsys.readouterr().out, re.MULTILINE)) == {"sentiment", "civility"}
+    assert main(["gate", str(tmp_path), "--suite", "manners"]) == 2

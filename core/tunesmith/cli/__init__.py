@@ -16,6 +16,7 @@ _COMMANDS = (
     ("doctor", "doctor:doctor", "Say what is installed and what does not work; put this into bug reports."),
     ("evaluate", "evaluate:evaluate", "Measure a model on data with metrics, with intervals."),
     ("exam", "exam:command", "Examine an RL algorithm in worlds whose optimum is known."),
+    ("gate", "gate:command", "Score a reward model on functional test cases."),
     ("generate", "generate:generate", "Write completions of prompts with any sampler."),
     ("new-plugin", "new_plugin:new_plugin", "Write a new plugin distribution to start from."),
     ("plugins", "plugins:plugins", "List, show and check components."),

@@ -36,16 +36,17 @@ def show(run: Run, console: Console | None = None) -> None:
     for column in ("measured", "score", "value"):
         table.add_column(column, no_wrap=True)
     table.add_column("against", overflow="fold", min_width=20)
-    sentences = []
+    sentences: dict[str, str] = {}  # text to the stage that said it first: two of them send the reward through the gate
     for stage in run.stages.values():
         if any(kind == "scores" for kind in stage.kinds.values()):
             for row in rows(stage):
                 table.add_row(*row)
         elif "/" not in stage.name:
-            sentences += [(stage.name, text) for text in stage_content(stage).verdicts]
+            for text in stage_content(stage).verdicts:
+                sentences.setdefault(text, stage.name)
     console.print(table)
     console.print()
-    for name, text in sentences:
+    for text, name in sentences.items():
         console.print(f"[bold]{name}[/bold]: {text}", highlight=False)
 
 

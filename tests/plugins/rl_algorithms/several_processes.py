@@ -19,7 +19,7 @@ from tunesmith.processes import processes
 from tunesmith.runtime import Runtime
 from tunesmith.testing.exam_worlds import seq2seq_world
 from tunesmith.testing.tabular import tabular_lm
-from tunesmith_plugins.rl_algorithms import DPO, GRPO, KTO, PPO, RLOO
+from tunesmith_plugins.rl_algorithms import DPO, GRPO, KTO, PPO, RLOO, Reinforce
 
 # 15 completions in groups of 3: with two processes groups are split, and minibatches of 8 and 7 in micro-batches of 3 too
 SAME = {
@@ -37,6 +37,7 @@ ALGORITHMS = {
     "ppo": PPO(**SAME, minibatches=2, epochs=2, missing_eos_penalty=0.3),
     "rloo": RLOO(**SAME, group_size=3),
     "grpo": GRPO(**SAME, group_size=3, minibatches=2, accept_bias=True),
+    "reinforce": Reinforce(**SAME),
     "dpo": DPO(steps=3, batch_size=5, learning_rate=1e-2, checkpoint_every=1),
     "dpo in parts": DPO(steps=3, batch_size=7, micro_batch_size=1, learning_rate=1e-2),
     "kto": KTO(steps=3, batch_size=7, micro_batch_size=2, learning_rate=1e-2),

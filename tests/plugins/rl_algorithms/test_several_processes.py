@@ -38,7 +38,7 @@ def runs(tmp_path_factory):
 
 def test_three_updates_of_two_processes_give_the_weights_and_the_report_of_one(runs):
     one, two, _ = runs
-    algorithms = ("ppo", "rloo", "grpo", "dpo", "dpo in parts", "kto")
+    algorithms = ("ppo", "rloo", "grpo", "reinforce", "dpo", "dpo in parts", "kto")
     trained = {name.removesuffix(".report") for name in one if name.endswith(".report")}
     assert trained == {"again", "left", *(f"{policy}.{name}" for policy in ("tabular", "t5") for name in algorithms)}
     for found in two:

@@ -118,6 +118,7 @@ def test_the_terminal_shows_value_interval_and_verdict_of_each_model(calls) -> N
     )
     assert re.search(r"^after-ppo +reward .*(better|worse|no effect) \(before-ppo\)", text, re.MULTILINE)
     assert re.search(r"^ppo: KL to the reference", text, re.MULTILINE)
+    assert len(re.findall(r"\bgate\b", text)) == 1, "what two stages say is printed once"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"]])
