@@ -88,6 +88,9 @@ def logits_processors(
     top-k ... behind these: pass ``top_k=0``, which is 50 otherwise. Beam search works with links that have no memory; links
     with one (mirostat) follow the tokens that transformers drew and refuse beams, as ``draw=True`` does.
 
+    A list can serve one ``generate`` after the other. Taken apart and put into a list of your own it is for one: there a text
+    that goes on where the last one ended is taken for more of it.
+
     Args:
         sampler: A config, a short spelling or a built sampler: a link, a chain, or with ``draw=True`` any sampler.
         attention_mask: (prompts, time) of a decoder-only model's prompts, so that padding is no history; not needed where
@@ -108,19 +111,17 @@ def logits_processors(
         >>> processors = logits_processors("top_p(p=0.9)", attention_mask=inputs["attention_mask"])  # doctest: +SKIP
         >>> model.generate(**inputs, do_sample=True, top_k=0, logits_processor=processors)  # doctest: +SKIP
     """
-    from transformers import LogitsProcessorList
-
-    from tunesmith.hf_processors import DrawProcessor, LinkProcessor, Memory, Progress, links_of
+    from tunesmith.hf_processors import DrawProcessor, LinkProcessor, Memory, Processors, Progress, links_of
 
     built = _built(sampler)
     options = RowOptions(where="logits_processors", seed=seed, parameters=parameters or {})
     ends = (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id)
     progress = Progress(options, attention_mask, completions, ends)
     if draw:
-        return LogitsProcessorList([DrawProcessor(built, progress)])
+        return Processors([DrawProcessor(built, progress)], progress)
     links = links_of(built)
     memory = Memory(links, progress)
-    return LogitsProcessorList(LinkProcessor(name, link, memory) for name, link in links.items())
+    return Processors([LinkProcessor(name, link, memory) for name, link in links.items()], progress)
 
 
 def _built(sampler: SamplerConfig | Sampler | str | None) -> Sampler:
