@@ -228,7 +228,8 @@ def test_lookup_proposes_what_followed_last_time():
     assert followers(text, 3, 4) == [5, 6, 2, 3]
     assert followers(text, 1, 2) == [5, 6]
     assert followers([1, 2, 3, 7, 3, 8, 2, 3], 2, 3) == [7, 3, 8], "a longer match beats a later one"
-    assert followers([5, 5, 5], 3, 4) == [5]
+    assert followers([5, 5, 5], 3, 4) == [5, 5, 5, 5]
+    assert followers([7, 1, 2, 3, 1, 2, 3], 3, 7) == [1, 2, 3, 1, 2, 3, 1], "the copy goes on into itself"
     assert followers([1, 2, 3], 3, 4) == []
     assert followers([1], 3, 4) == []
     assert followers([1, 1], 3, 0) == []
@@ -315,13 +316,11 @@ def test_distributions_are_those_that_samplers_draw_from():
         sampler = component(spelled, "sampler")
         found = distribution(links_of(sampler), sampler.deterministic, logits, rows)
         draw = sampler.sample(logits, rows)
-        at = draw.token[:, None]
-        torch.testing.assert_close(
-            found.processed.gather(1, at)[:, 0].float(), draw.logp_processed, atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(found.logp_of(draw.token).float(), draw.logp_processed, atol=1e-5, rtol=1e-5)
         if not sampler.deterministic:
-            own = found.p.gather(1, at)[:, 0].log().float()
-            torch.testing.assert_close(own, draw.logp_truncated, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found.p_of(draw.token).log().float(), draw.logp_truncated, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.p_of(draw.token), found.p.gather(1, draw.token[:, None])[:, 0])
+        assert torch.equal(found.at(torch.tensor([3, 1])).p, found.p[[3, 1]])
         torch.testing.assert_close(found.p.sum(-1), torch.ones(5, dtype=torch.float64))
 
 
