@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from attrs import frozen
 
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.sampler import Applied, Applies, Link, Rows, Sampler, Stateful
+from tunesmith.philox import uniform
 from tunesmith.registry import samplers
 
 
@@ -18,55 +20,40 @@ class Distribution:
 
     Attributes:
         rows: The logits after every link, and after those that edit; float32.
-        greedy: All probability on the likeliest token, the lowest id among equals.
     """
 
     rows: Applied
-    greedy: bool
 
     @property
     def p(self) -> torch.Tensor:
         """(batch, vocab) float64."""
-        if not self.greedy:
-            return self.rows.logits.double().softmax(-1)
-        none = torch.zeros(self.rows.logits.shape, dtype=torch.float64, device=self.rows.logits.device)
-        return none.scatter_(1, self.likeliest[:, None], 1.0)
-
-    @property
-    def likeliest(self) -> torch.Tensor:
-        """(batch,) int64, the lowest id among equals."""
-        return self.rows.logits.argmax(-1)
+        return self.rows.logits.double().softmax(-1)
 
     def p_of(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the probability of one token a row, (batch,) float64."""
-        return (self.likeliest == ids).double() if self.greedy else _logp(self.rows.logits, ids).exp()
+        return _logp(self.rows.logits, ids).exp()
 
     def logp_of(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the log-probability of one token a row after the links that edit, (batch,) float64."""
         return _logp(self.rows.processed, ids)
 
-    def at(self, index: torch.Tensor) -> Distribution:
-        """Return the rows at ``index``."""
-        found = self.rows
-        together = found.processed is found.logits
-        logits = found.logits[index]
-        processed = logits if together else found.processed[index]
-        chosen = Applied(logits=logits, processed=processed, status=found.status[index])
-        return Distribution(rows=chosen, greedy=self.greedy)
+    def at(self, index: torch.Tensor) -> torch.Tensor:
+        """Return ``p`` of the rows at ``index``."""
+        return self.rows.logits[index].double().softmax(-1)
 
 
 def links_of(sampler: Sampler) -> Applies:
-    """Return the links of a sampler whose distribution is that of its links.
+    """Return the links of a sampler that draws, if its distribution is that of its links.
 
     Raises:
         ConfigError: For other samplers, and for links with a memory, which only a draw moves on.
     """
-    config, chain = sampler.config, samplers.get("tunesmith/chain")
+    chain = samplers.get("tunesmith/chain")
     found: Any = sampler
-    if isinstance(sampler, Link) or isinstance(config, samplers.get("tunesmith/greedy")):
+    if isinstance(sampler, Link):
         found = chain().build()
-        found.use([sampler] if isinstance(sampler, Link) else [])
-    elif not isinstance(config, chain) or not isinstance(sampler, Applies):
+        found.use([sampler])
+    elif not isinstance(sampler.config, chain) or not isinstance(sampler, Applies):
         raise ConfigError(
             [f"{sampler!r} does not show the distribution that it draws from; take verify='tokens'"], "speculative"
         )
@@ -83,9 +70,9 @@ def links_of(sampler: Sampler) -> Applies:
     return applies
 
 
-def distribution(links: Applies, greedy: bool, logits: torch.Tensor, rows: Rows) -> Distribution:
+def distribution(links: Applies, logits: torch.Tensor, rows: Rows) -> Distribution:
     """Run links, as of :func:`links_of`, over logits (batch, vocab); ``rows`` as for a sampler."""
-    return Distribution(rows=links.apply_links(logits, rows), greedy=greedy)
+    return Distribution(rows=links.apply_links(logits, rows))
 
 
 def pick(p: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -94,6 +81,17 @@ def pick(p: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     wanted = (noise * up_to[:, -1])[:, None]
     found = torch.searchsorted(up_to, wanted, right=True).clamp(max=p.shape[1] - 1)
     return found[:, 0]
+
+
+def noise(rows: Rows, places: int, draws: Sequence[int]) -> torch.Tensor:
+    """Return random values of the next ``places`` positions of every row, (draws, batch, places) float64 in [0, 1).
+
+    They are those of :meth:`tunesmith.kinds.sampler.Rows.uniform`, all in one go.
+    """
+    device = rows.position.device
+    position = rows.position[:, None] + torch.arange(places, device=device)
+    which = torch.tensor(draws, dtype=torch.int64, device=device)[:, None, None]
+    return uniform(rows.seed[:, None], rows.stream[:, None], position, which)
 
 
 def _logp(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -9,9 +9,8 @@ from attrs import evolve, frozen
 
 from tunesmith.kinds.decoder import Limits, StepModel
 from tunesmith.kinds.sampler import Applies, Rows, Sampler
-from tunesmith.philox import uniform
 from tunesmith_plugins.decoders.batch import without_end
-from tunesmith_plugins.decoders.distributions import distribution, pick
+from tunesmith_plugins.decoders.distributions import distribution, noise, pick
 from tunesmith_plugins.decoders.proposals import Proposals
 
 ACCEPT, REST = 1 << 31, (1 << 31) + 1
@@ -74,7 +73,7 @@ class Judge:
             )
             taken = _first(offered & (token == ids))
             return Verdict(token=token, logp=logp, status=status, taken=taken, state=draw.state)
-        found = distribution(self.links, self.sampler.deterministic, flat, each)
+        found = distribution(self.links, flat, each)
         at = ids.flatten()
         p = found.p_of(at).view(batch, places)
         if proposals.q is None:  # all of it was on the token
@@ -82,15 +81,11 @@ class Judge:
         else:
             q = torch.stack([one.gather(1, ids[:, n, None])[:, 0] for n, one in enumerate(proposals.q)], dim=1)
             q = torch.nn.functional.pad(q, (0, places - q.shape[1]))
-        noise = 0.0 if self.sampler.deterministic else _noise(rows, places, ACCEPT)
-        taken = _first(offered & (noise * q < p))
+        accept, rest = noise(rows, places, (ACCEPT, REST))
+        taken = _first(offered & (accept * q < p))
         last = torch.arange(batch, device=ids.device) * places + taken
-        behind = found.at(last)
-        if self.sampler.deterministic:
-            other = behind.likeliest
-        else:
-            refused = taken < proposals.lengths
-            other = pick(_rest(behind.p, proposals, ids, taken, refused), each.select(last).uniform(REST))
+        weights = _rest(found.at(last), proposals, ids, taken, taken < proposals.lengths)
+        other = pick(weights, rest.flatten()[last])
         token = ids.scatter(1, taken[:, None], other[:, None])
         logp = found.logp_of(token.flatten()).view(batch, places)
         return Verdict(token=token, logp=logp, status=found.rows.status.view(batch, places), taken=taken)
@@ -136,12 +131,6 @@ def written(rows: Rows, verdict: Verdict, counts: torch.Tensor) -> Rows:
 def _first(taken: torch.Tensor) -> torch.Tensor:
     """Return how many of a row's places are taken before the first that is not; the last one never is a proposal."""
     return taken.long().cumprod(-1).sum(-1)
-
-
-def _noise(rows: Rows, places: int, draw: int) -> torch.Tensor:
-    """Return noise for the next places of every row, (batch, places)."""
-    position = rows.position[:, None] + torch.arange(places, device=rows.position.device)
-    return uniform(rows.seed[:, None], rows.stream[:, None], position, draw)
 
 
 def _rest(

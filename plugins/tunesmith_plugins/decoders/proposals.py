@@ -11,6 +11,7 @@ from attrs import define, evolve, frozen
 
 from tunesmith.kinds.sampler import Rows
 from tunesmith_plugins.decoders.batch import Row
+from tunesmith_plugins.decoders.distributions import noise
 
 
 @frozen(kw_only=True, eq=False)
@@ -34,8 +35,8 @@ class Proposals:
         return Proposals(ids=self.ids[index, place : place + 1], lengths=lengths)
 
 
-Draw = Callable[[torch.Tensor, Rows], tuple[torch.Tensor, torch.Tensor | None, Any]]
-"""From logits and rows to tokens, the distribution they were drawn from, and the sampler's new state."""
+Draw = Callable[[torch.Tensor, Rows, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None, Any]]
+"""From logits, rows and their noise (batch,) to tokens, the distribution they were drawn from, and the sampler's new state."""
 
 
 class Proposer(ABC):
@@ -134,9 +135,11 @@ class Draft(Proposer):
         """Draw one token after the other, for all rows as many as the one with the most room may have."""
         ids: list[torch.Tensor] = []
         q: list[torch.Tensor] = []
-        for _ in range(int(room.max())):
+        count = int(room.max())
+        values = noise(rows, count, (0,))[0]
+        for place in range(count):
             logits = self._read(token)
-            token, weights, state = self.draw(fitted(logits, self.vocab), rows)
+            token, weights, state = self.draw(fitted(logits, self.vocab), rows, values[:, place])
             ids.append(token)
             if weights is not None:
                 q.append(weights)

@@ -43,7 +43,9 @@ class SpeculativeDecoder(Decoder):
             NumericError: For NaN or infinite logits.
         """
         _check_rolls_back(step_model, "the model")
-        links = links_of(sampler) if self.config.verify == "distribution" else None
+        # Where nothing is drawn both rules are one: the model's own token decides.
+        by_token = self.config.verify == "tokens" or sampler.deterministic
+        links = None if by_token else links_of(sampler)
         proposer, draft = self._proposer(step_model, sampler, links, limits, runtime)
         if draft is not None:
             _check_positions(draft, requests, limits)
@@ -68,17 +70,16 @@ class SpeculativeDecoder(Decoder):
         draft = _step_model_of(self._draft_lm, runtime)
         _check_rolls_back(draft, "the draft model")
 
-        def draw(logits: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
+        def draw(
+            logits: torch.Tensor, rows: Rows, values: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
             logits = without_end(logits, model, rows, limits)
             if links is None:
                 drawn = sampler.sample(logits, rows, logp=())
                 # Rows that have no room left, or nothing to draw from, propose anything.
                 return drawn.token.clamp(min=0), None, drawn.state
-            found = distribution(links, sampler.deterministic, logits, rows)
-            if sampler.deterministic:
-                return found.likeliest, None, None
-            q = found.p
-            return pick(q, rows.uniform(0)), q, None
+            q = distribution(links, logits, rows).p
+            return pick(q, values), q, None
 
         return Draft(draft, draw, model.vocab_size), draft
 
@@ -292,13 +293,14 @@ def _check_same_tokens(model: StepModel, draft: LM) -> None:
     problems = []
     if model.lm.family != draft.family:
         problems.append(f"the draft model is of the family {draft.family!r}, the model of {model.lm.family!r}")
-    ours, theirs = model.lm.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
-    if ours != theirs:
+    if model.lm.tokenizer is not draft.tokenizer:
+        ours, theirs = model.lm.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
         other = sorted(token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token))
-        problems.append(
-            f"the draft model has another tokenizer: {len(other)} tokens have another id or none, {other[0]!r} for one; "
-            "take a draft model that was trained with the same tokenizer"
-        )
+        if other:
+            problems.append(
+                f"the draft model has another tokenizer: {len(other)} tokens have another id or none, {other[0]!r} for "
+                "one; take a draft model that was trained with the same tokenizer"
+            )
     if problems:
         raise ConfigError(problems, "speculative")
 
