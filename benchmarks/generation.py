@@ -12,7 +12,12 @@ Both are called in turn in one process; the ratio is that of the 25th percentile
 Each is measured sampled (top-p 0.9) and greedily. Of our own it also says which part of the time is the model's forward
 pass, the sampler, and the loop around them (everything else).
 
-    python benchmarks/generation.py [--case CASE ...] [--threads N ...] [--quick] [--rounds N] [--json FILE]
+A case, a way of drawing and a number of threads are one part. Parts can be chosen; each ends after its rounds or when its
+time is up, whichever is first, and after one round at least. With ``--json`` every part is written down when it is done, and
+parts that the file holds already are shown again, not measured: a run that was broken off goes on where it was.
+
+    python benchmarks/generation.py [--case CASE ...] [--draw DRAW ...] [--threads N ...] [--quick] [--rounds N]
+        [--seconds S] [--json FILE]
 
 Exit status 1 if a goal is missed. Ratios of a ``--quick`` run are rough: few rounds, and fewer tokens.
 """
@@ -56,6 +61,7 @@ class Case:
 
 
 GREEDY = 1.0
+SECONDS = 200.0
 CASES = {
     "llama15m": Case(shape="llama15m", goals={"sampled": 2.2, "greedy": GREEDY}, tokens=48, rounds=20),
     "llama100m": Case(shape="llama100m", goals={"sampled": 1.8, "greedy": GREEDY}, tokens=16, rounds=20),
@@ -209,8 +215,8 @@ def work(name: str, size: int, quick: bool) -> tuple[list[list[int]], list[int]]
     return prompts, [chance.randint(8, case.tokens // shorter) for _ in prompts]
 
 
-def measure(name: str, lm: ts.LM, how: str, rounds: int, quick: bool) -> dict[str, Any]:
-    """Measure one case, one way of drawing; the first round fills caches and is not counted."""
+def measure(name: str, lm: ts.LM, how: str, rounds: int, seconds: float, quick: bool) -> dict[str, Any]:
+    """Measure one case, one way of drawing; the first round fills caches and is not counted (there is none for a stream)."""
     prompts, lengths = work(name, lm.model.config.vocab_size, quick)
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
     contenders: dict[str, Callable[[], Any]] = {
@@ -223,19 +229,22 @@ def measure(name: str, lm: ts.LM, how: str, rounds: int, quick: bool) -> dict[st
         )
     times: dict[str, list[float]] = {contender: [] for contender in contenders}
     results: dict[str, Any] = {}
-    for turn in range(rounds + (name != "stream")):
+    if name != "stream":
+        for call in contenders.values():
+            call()
+    began = time.perf_counter()
+    while not times["ours"] or (len(times["ours"]) < rounds and time.perf_counter() - began < seconds):
         for contender, call in contenders.items():
             start = time.perf_counter()
             results[contender] = call()
-            if turn or name == "stream":
-                times[contender].append(time.perf_counter() - start)
+            times[contender].append(time.perf_counter() - start)
     total = sum(lengths)
     quarter = {k: statistics.quantiles(v, n=4, method="inclusive")[0] if len(v) > 1 else v[0] for k, v in times.items()}
     row: dict[str, Any] = {
         "tokens_a_second": {k: total / v for k, v in quarter.items()},
         "ratio": quarter["transformers"] / quarter["ours"],
         "median_ratio": statistics.median(times["transformers"]) / statistics.median(times["ours"]),
-        "rounds": rounds,
+        "rounds": len(times["ours"]),
         **shares(lm, how, prompts, lengths),
     }
     if "transformers, sorted" in quarter:
@@ -254,7 +263,8 @@ def show(name: str, how: str, threads: int, row: dict[str, Any], goal: float) ->
     extra += f"  same completions {row['same_completions']:.0%}" if "same_completions" in row else ""
     print(
         f"{name:<10}{how:<8} threads {threads}  {row['ratio']:5.2f}x (median {row['median_ratio']:.2f}x), goal {goal:.1f}x "
-        f"{'pass' if met else 'FAIL'}{extra}\n{'':<10}{speeds}\n{'':<10}of our time: forward {row['forward']:.0%}, "
+        f"{'pass' if met else 'FAIL'}{extra}\n{'':<10}{speeds}  ({row['rounds']} rounds)\n"
+        f"{'':<10}of our time: forward {row['forward']:.0%}, "
         f"sampling {row['sampling']:.0%}, loop {row['loop']:.0%} ({row['loop_us_a_step']:.0f} us a step); "
         f"{row['rows_busy']:.1f} of {BATCH} rows busy",
         flush=True,
@@ -269,27 +279,32 @@ def main() -> int:
     parser.add_argument("--draw", action="append", choices=list(SAMPLERS), help="may be given often; both if left out")
     parser.add_argument("--threads", type=int, action="append", help="may be given often; 1 and 2 if left out")
     parser.add_argument("--rounds", type=int, help="instead of each case's own number")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="begin no round of a part after so long")
     parser.add_argument("--quick", action="store_true", help="3 rounds (stream: 1) and fewer tokens")
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--json", type=Path, help="write every part to this file, and measure none that it holds")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    rows: dict[str, Any] = {}
+    held: dict[str, Any] = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     missed = []
     models: dict[str, ts.LM] = {}
     for name in options.case or list(CASES):
         case = CASES[name]
-        lm = models[case.shape] if case.shape in models else models.setdefault(case.shape, model_of(case.shape))
         quick = (1 if name == "stream" else 3) if options.quick else case.rounds
         for threads in options.threads or [1, 2]:
             torch.set_num_threads(threads)
             for how in options.draw or list(SAMPLERS):
-                key = f"{name}, {how}, {threads} threads"
-                rows[key] = measure(name, lm, how, options.rounds or quick, options.quick)
-                rows[key]["goal"] = case.goals[how]
-                if not show(name, how, threads, rows[key], case.goals[how]):
+                key = f"{name}, {how}, {threads} threads{', quick' if options.quick else ''}"
+                if key not in held:
+                    if case.shape not in models:
+                        models[case.shape] = model_of(case.shape)
+                    row = measure(
+                        name, models[case.shape], how, options.rounds or quick, options.seconds, options.quick
+                    )
+                    held[key] = {**row, "goal": case.goals[how]}
+                    if options.json:
+                        options.json.write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
+                if not show(name, how, threads, held[key], case.goals[how]):
                     missed.append(key)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     print("all goals reached" if not missed else f"missed: {'; '.join(missed)}")
     return bool(missed)
 

@@ -10,7 +10,8 @@ in one process; ratios are those of the 25th percentiles (and of the medians) of
 - ``hf``, ``hf draft``, ``hf lookup``: transformers' ``generate`` alone, with ``assistant_model`` and with
   ``prompt_lookup_num_tokens`` (both take one prompt at a time, so they are left out for larger batches)
 
-    python benchmarks/speculative.py [--threads N] [--rounds N] [--tokens N] [--batch N ...] [--share SHARE ...] [--quick]
+    python benchmarks/speculative.py [--threads N] [--rounds N] [--tokens N] [--batch N ...] [--share SHARE ...]
+        [--draw DRAW ...] [--quick]
 """
 
 from __future__ import annotations
@@ -153,6 +154,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--share", type=float, nargs="+", default=[0.02, 0.2])
+    parser.add_argument("--draw", nargs="+", default=list(SAMPLERS), choices=list(SAMPLERS))
     parser.add_argument("--quick", action="store_true", help="two rounds of few tokens: only to see that it runs")
     options = parser.parse_args()
     if options.quick:
@@ -162,7 +164,8 @@ def main() -> None:
         large, small = models(share)
         for batch in options.batch:
             pattern = [[(7 * n + 3 * row) % VOCABULARY for n in range(12)] * 3 for row in range(batch)]
-            for how, sampler in SAMPLERS.items():
+            for how in options.draw:
+                sampler = SAMPLERS[how]
                 writers = contenders(large, small, sampler, pattern, options.tokens)
                 seconds = measure(writers, options.rounds)
                 base = {q: quantile(seconds["stepwise"], q) for q in (0.25, 0.5)}

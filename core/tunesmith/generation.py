@@ -14,6 +14,7 @@ from attrs import evolve
 
 from tunesmith.component import Component, Config
 from tunesmith.errors import ConfigError, TunesmithError
+from tunesmith.hf_rows import Parameters
 from tunesmith.kinds.decoder import Completion, Decoder, DecoderConfig, Limits, Piece, Request
 from tunesmith.kinds.engine import Engine, EngineConfig, Throughput
 from tunesmith.kinds.sampler import Sampler, SamplerConfig
@@ -41,6 +42,7 @@ def generate(
     stop: str | Sequence[str] = (),
     seed: int = 0,
     seeds: Sequence[int] | None = None,
+    parameters: Parameters | None = None,
     completions: int = 1,
     stream: Literal[False] = False,
     report: Callable[[Throughput], object] | None = None,
@@ -63,6 +65,7 @@ def generate(
     stop: str | Sequence[str] = (),
     seed: int = 0,
     seeds: Sequence[int] | None = None,
+    parameters: Parameters | None = None,
     completions: int = 1,
     stream: Literal[True],
     report: Callable[[Throughput], object] | None = None,
@@ -84,6 +87,7 @@ def generate(
     stop: str | Sequence[str] = (),
     seed: int = 0,
     seeds: Sequence[int] | None = None,
+    parameters: Parameters | None = None,
     completions: int = 1,
     stream: bool = False,
     report: Callable[[Throughput], object] | None = None,
@@ -109,6 +113,7 @@ def generate(
         stop: Strings that end a completion and are not part of it.
         seed: Seed of everything drawn.
         seeds: Seeds of the prompts, unsigned 64 bit, instead of those that follow from ``seed`` and the ids.
+        parameters: ``"link.field"`` of the sampler to a number, or to one number a prompt: ``{"top_p.p": [0.5, 0.9]}``.
         completions: How many of each prompt, as streams 0, 1, ...
         stream: Return an iterator that gives every completion in pieces while it is written. Leaving it early ends the work.
         report: Called once at the end with the speed; ``print`` shows it.
@@ -129,6 +134,7 @@ def generate(
     names = _names(given, ids)
     own = _each("seeds", seeds, given) if seeds is not None else [derive_seed(seed, name) for name in names]
     most = [max_new_tokens] * len(given) if isinstance(max_new_tokens, int) else _each("limits", max_new_tokens, given)
+    each = _parameters(parameters or {}, given)
     built: Engine = component(engine, "engine")
     built_decoder: Decoder = component(decoder, "decoder")
     negatives = _negatives(lm, given, negative_prompts, built_decoder)
@@ -145,6 +151,7 @@ def generate(
             prompt_ids=tokens,
             seed=own[place],
             stream=copy,
+            parameters=each[place],
             id=names[place],
             negative_ids=negatives[place],
             max_new_tokens=most[place] if most[place] < longest else None,
@@ -229,6 +236,18 @@ def _each(what: str, values: Sequence[int], prompts: Sequence[Any]) -> list[int]
     if len(values) != len(prompts):
         raise ConfigError([f"{len(values)} {what} for {len(prompts)} prompts"], "generate")
     return [int(value) for value in values]
+
+
+def _parameters(parameters: Parameters, prompts: Sequence[Any]) -> list[dict[str, float]]:
+    """Return the sampler parameters of every prompt."""
+    found: list[dict[str, float]] = [{} for _ in prompts]
+    for name, value in parameters.items():
+        values = [value] * len(prompts) if isinstance(value, (int, float)) else value
+        if len(values) != len(prompts):
+            raise ConfigError([f"{len(values)} values of {name!r} for {len(prompts)} prompts"], "generate")
+        for own, number in zip(found, values, strict=True):
+            own[name] = float(number)
+    return found
 
 
 def _tokens(lm: LM, prompts: Sequence[Any]) -> list[tuple[int, ...]]:

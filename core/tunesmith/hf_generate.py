@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import evolve
+from attrs import define, evolve, field
 
 from tunesmith.errors import ConfigError, NumericError
 from tunesmith.hf_rows import Parameters, RowOptions
+from tunesmith.kinds.engine import Throughput
 from tunesmith.kinds.sampler import Rows, Sampler, SamplerConfig
 from tunesmith.runtime import Runtime
 
@@ -25,19 +27,24 @@ def custom_generate(
     *,
     seed: int | Sequence[int] = 0,
     parameters: Parameters | None = None,
+    streamer: Any = None,
+    report: Callable[[Throughput], object] | None = None,
 ) -> Callable[..., Any]:
     """Return a callable for the ``custom_generate`` argument of a transformers model's ``generate``.
 
     It draws the tokens that ``tunesmith.generate`` draws with the ``stepwise`` decoder for the same prompts and seeds. The
     rest is transformers': inputs, cache, stopping criteria, and logits processors, which come before the sampler.
     transformers asks for ``do_sample=True`` with ``num_return_sequences`` above 1; the temperature, top-k ... that come with
-    it are left out, since the sampler stands in their place. transformers hands callables no streamer.
+    it are left out, since the sampler stands in their place. transformers hands callables neither a streamer nor the tokenizer
+    that its ``stop_strings`` need: give the streamer here, and pass a ``StopStringCriteria`` as stopping criterion.
 
     Args:
         sampler: A config, a short spelling or a built sampler; None means ``greedy``.
         seed: One seed, from which each prompt of the batch gets its own by its place, or the seeds of all prompts. Further
             completions of a prompt (``num_return_sequences``) are the streams 1, 2, ...
         parameters: ``"link.field"`` to a number, or to one number a prompt: ``{"top_p.p": [0.5, 0.9]}``.
+        streamer: One of transformers' streamers; it is given the ids to begin with, then one id a row and step.
+        report: Called once at the end with the speed; ``print`` shows it.
 
     Example:
         >>> model.generate(**inputs, custom_generate=custom_generate("top_p(p=0.9)", seed=7))  # doctest: +SKIP
@@ -56,6 +63,7 @@ def custom_generate(
         _check(generation_config)
         mask = None if model.config.is_encoder_decoder else model_kwargs.get("attention_mask")
         rows = options.first(input_ids, mask, generation_config.num_return_sequences or 1)
+        watch = _Watch(streamer, report, _prompt_tokens(model, rows, model_kwargs))
         return _loop(
             model,
             input_ids,
@@ -63,6 +71,7 @@ def custom_generate(
             built,
             (logits_processor, stopping_criteria, generation_config),
             model_kwargs,
+            watch,
         )
 
     return generate
@@ -88,6 +97,9 @@ def logits_processors(
     top-k ... behind these: pass ``top_k=0``, which is 50 otherwise. Beam search works with links that have no memory; links
     with one (mirostat) follow the tokens that transformers drew and refuse beams, as ``draw=True`` does.
 
+    A list can serve one ``generate`` after the other. Taken apart and put into a list of your own it is for one: there a text
+    that goes on where the last one ended is taken for more of it.
+
     Args:
         sampler: A config, a short spelling or a built sampler: a link, a chain, or with ``draw=True`` any sampler.
         attention_mask: (prompts, time) of a decoder-only model's prompts, so that padding is no history; not needed where
@@ -108,19 +120,17 @@ def logits_processors(
         >>> processors = logits_processors("top_p(p=0.9)", attention_mask=inputs["attention_mask"])  # doctest: +SKIP
         >>> model.generate(**inputs, do_sample=True, top_k=0, logits_processor=processors)  # doctest: +SKIP
     """
-    from transformers import LogitsProcessorList
-
-    from tunesmith.hf_processors import DrawProcessor, LinkProcessor, Memory, Progress, links_of
+    from tunesmith.hf_processors import DrawProcessor, LinkProcessor, Memory, Processors, Progress, links_of
 
     built = _built(sampler)
     options = RowOptions(where="logits_processors", seed=seed, parameters=parameters or {})
     ends = (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id)
     progress = Progress(options, attention_mask, completions, ends)
     if draw:
-        return LogitsProcessorList([DrawProcessor(built, progress)])
+        return Processors([DrawProcessor(built, progress)], progress)
     links = links_of(built)
     memory = Memory(links, progress)
-    return LogitsProcessorList(LinkProcessor(name, link, memory) for name, link in links.items())
+    return Processors([LinkProcessor(name, link, memory) for name, link in links.items()], progress)
 
 
 def _built(sampler: SamplerConfig | Sampler | str | None) -> Sampler:
@@ -147,6 +157,7 @@ def _loop(
     sampler: Sampler,
     rules: tuple[Any, Any, Any],
     model_kwargs: dict[str, Any],
+    watch: _Watch,
 ) -> Any:
     import torch
 
@@ -156,6 +167,7 @@ def _loop(
     filler = _filler(settings)
     scores: list[torch.Tensor] = []
     logits: list[torch.Tensor] = []
+    watch.begin(input_ids)
     outputs = model._prefill(input_ids, settings, model_kwargs)
     while True:
         model_kwargs = model._update_model_kwargs_for_generation(
@@ -175,13 +187,61 @@ def _loop(
             logits += [raw] if settings.output_logits else []
         token = torch.where(finished, filler, draw.token)
         input_ids = torch.cat([input_ids, token[:, None]], dim=1)
+        watch.see(token, finished)
         rows = _advanced(rows, token, draw.state)
         finished = finished | criteria(input_ids, tuple(scores) or None)
         if bool(finished.all()):
+            watch.end(len(rows))
             return _result(model, input_ids, settings, scores, logits, model_kwargs)
         length = 1 if model_kwargs.get("use_cache") else None
         inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=length, **model_kwargs)
         outputs = model(**inputs, return_dict=True)
+
+
+@define
+class _Watch:
+    """Shows tokens while they are drawn, and counts them for the report."""
+
+    streamer: Any
+    report: Callable[[Throughput], object] | None
+    prompt_tokens: int
+    steps: int = 0
+    open_rows: list[torch.Tensor] = field(factory=list)
+    start: float = 0.0
+
+    def begin(self, input_ids: torch.Tensor) -> None:
+        self.start = time.perf_counter()
+        if self.streamer is not None:
+            self.streamer.put(input_ids.cpu())
+
+    def see(self, token: torch.Tensor, finished: torch.Tensor) -> None:
+        self.steps += 1
+        if self.report is not None:
+            self.open_rows.append((~finished).sum())
+        if self.streamer is not None:
+            self.streamer.put(token.cpu())
+
+    def end(self, rows: int) -> None:
+        if self.streamer is not None:
+            self.streamer.end()
+        if self.report is not None:
+            self.report(
+                Throughput(
+                    completions=rows,
+                    prompt_tokens=self.prompt_tokens,
+                    new_tokens=sum(int(count) for count in self.open_rows),
+                    seconds=time.perf_counter() - self.start,
+                    steps=self.steps - 1,
+                )
+            )
+
+
+def _prompt_tokens(model: Any, rows: Rows, model_kwargs: dict[str, Any]) -> int:
+    """Return how many tokens were read, each row's prompt by itself; an encoder-decoder's is what its encoder reads."""
+    if not model.config.is_encoder_decoder:
+        return int(rows.prompt_lengths.sum())
+    mask = model_kwargs.get("attention_mask")
+    return int(mask.sum()) if mask is not None else int(model_kwargs["encoder_outputs"][0].shape[:2].numel())
 
 
 def _filler(settings: Any) -> int:

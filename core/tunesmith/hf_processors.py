@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 import torch
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from tunesmith.errors import ConfigError, NumericError
 from tunesmith.hf_rows import RowOptions, with_generated
-from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_OK, Draw, Link, Rows, RowState, Sampler, Stateful
+from tunesmith.kinds.sampler import (
+    STATUS_EMPTY,
+    STATUS_OK,
+    Applies,
+    Draw,
+    Fusable,
+    Link,
+    Rows,
+    RowState,
+    Sampler,
+    Stateful,
+)
+from tunesmith.registry import samplers
 
 WHERE = "logits_processors"
 
@@ -23,7 +35,7 @@ def links_of(sampler: Sampler) -> Mapping[str, Link]:
         ConfigError: For a sampler that is neither, or that would draw greedily: here transformers draws.
     """
     if isinstance(sampler, Link):
-        return {sampler.config.name_in_chain or type(sampler.config).__name__: sampler}
+        return {_name(sampler): sampler}
     links = getattr(sampler, "links", None)
     if sampler.deterministic:
         problem = "draws greedily, but here transformers draws: leave greedy out and call generate with do_sample=False"
@@ -38,7 +50,10 @@ class Progress:
     """What the processors of one list share: the rows as ``input_ids`` tell them, and the memories of links.
 
     transformers hands every processor of a step the same ``input_ids``. A shorter or another text means that a new
-    ``generate`` has begun.
+    ``generate`` has begun, and so does whoever goes through the list of processors (see :class:`Processors`).
+
+    Attributes:
+        over: Whether the next step begins a new text, whatever its ids.
     """
 
     def __init__(self, options: RowOptions, mask: torch.Tensor | None, copies: int, ends: Sequence[int]) -> None:
@@ -46,6 +61,7 @@ class Progress:
         self.mask = mask
         self.copies = copies
         self.ends = ends
+        self.over = False
         self.ids: torch.Tensor | None = None
         self.first: Rows | None = None
         self.width = 0
@@ -56,7 +72,7 @@ class Progress:
         if begins:
             self.first = self._first(input_ids)
             self.width = input_ids.shape[1]
-        self.ids = input_ids
+        self.ids, self.over = input_ids, False
         return begins
 
     def rows(self) -> Rows:
@@ -80,10 +96,10 @@ class Progress:
             raise ConfigError([f"rows change places, as in beam search, or take several tokens at once; {why}"], WHERE)
 
     def _begins(self, input_ids: torch.Tensor) -> bool:
-        if self.ids is None or len(input_ids) != len(self.ids) or input_ids.shape[1] < self.ids.shape[1]:
+        if self.over or self.ids is None or len(input_ids) != len(self.ids) or input_ids.shape[1] < self.ids.shape[1]:
             return True
         if input_ids.shape[1] == self.ids.shape[1]:
-            return input_ids is not self.ids and input_ids.shape[1] == self.width
+            return input_ids.shape[1] == self.width
         return not torch.equal(input_ids[:, : self.width], self.ids[:, : self.width])
 
     def _first(self, input_ids: torch.Tensor) -> Rows:
@@ -102,6 +118,26 @@ class Progress:
         elif batch % copies:
             raise ConfigError([f"{batch} rows are no multiple of completions={copies}"], WHERE)
         return self.options.first(input_ids, mask, copies)
+
+
+class Processors(LogitsProcessorList):  # type: ignore[misc]
+    """The processors of one sampler. ``generate`` goes through the list when it begins, which tells one text from the next:
+
+    the ids alone do not where somebody has one token written, then the next behind it.
+    """
+
+    def __init__(self, processors: Sequence[LogitsProcessor], progress: Progress) -> None:
+        super().__init__(processors)
+        self._progress = progress
+
+    def __iter__(self) -> Iterator[LogitsProcessor]:
+        self._progress.over = True
+        yield from super().__iter__()
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        for processor in super().__iter__():
+            scores = processor(input_ids, scores)
+        return scores
 
 
 class LinkProcessor(LogitsProcessor):  # type: ignore[misc]
@@ -128,6 +164,8 @@ class Memory:
         self._links = links
         self._progress = progress
         self._stateful = [name for name, link in links.items() if isinstance(link, Stateful)]
+        self._fused = {name: fused for name, link in links.items() if (fused := _fused(link)) is not None}
+        self._done: set[str] = set()
         self._states: dict[str, RowState] = {}
         self._rows: Rows | None = None
         self._raw = self._processed = self._after = torch.empty(0, 0)
@@ -136,14 +174,14 @@ class Memory:
 
     def apply(self, name: str, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return the scores after one link; finished rows are left alone."""
-        if input_ids is not self._progress.ids or self._rows is None:
+        if input_ids is not self._progress.ids or self._progress.over or name in self._done:
             self._step(input_ids, scores)
-        assert self._rows is not None
-        link, own = self._links[name], self._own(name)
-        after = link.apply(scores, own).to(scores.dtype)
-        if self._stateful and not link.truncates:
+            self._done = set()
+        self._done.add(name)
+        after = self._applied(name, scores)
+        if self._stateful and not self._links[name].truncates:
             together = self._processed is scores
-            self._processed = after if together else link.apply(self._processed, own).to(scores.dtype)
+            self._processed = after if together else self._applied(name, self._processed)
         after = torch.where(self._finished[:, None], scores, after)
         self._after = after
         if name == list(self._links)[-1]:
@@ -155,17 +193,26 @@ class Memory:
             names = " and ".join(self._stateful)
             self._progress.check_rows_stay(input_ids, f"{names} cannot follow: what it remembers belongs to a row")
         # the rows and distribution of the last token, before they are replaced
-        before, after = self._rows, self._after
+        before, after, again = self._rows, self._after, input_ids is self._progress.ids
         if self._progress.step(input_ids):
             rows = self._progress.rows()
             self._rows = rows
             self._states = {n: self._links[n].initial_state(rows.for_link(n)) for n in self._stateful}  # type: ignore[attr-defined]
         else:
-            if self._stateful and before is not None:
+            if self._stateful and before is not None and not again:
                 self._advance(before, after, input_ids[:, -1])
             self._rows = self._progress.rows()
         self._finished = self._progress.finished()
         self._raw = self._processed = scores
+
+    def _applied(self, name: str, scores: torch.Tensor) -> torch.Tensor:
+        link, own = self._links[name], self._own(name)
+        if name not in self._fused:
+            return link.apply(scores, own).to(scores.dtype)
+        alone = {f"{_name(link)}.{field}": values for field, values in own.parameters.items()}
+        found = self._fused[name].apply_links(scores, attrs.evolve(own, parameters=alone))
+        bad = (found.status != STATUS_OK)[:, None]
+        return torch.where(bad, torch.nan, found.logits).to(scores.dtype)
 
     def _own(self, name: str) -> Rows:
         assert self._rows is not None
@@ -211,16 +258,18 @@ class DrawProcessor(LogitsProcessor):  # type: ignore[misc]
     def __init__(self, sampler: Sampler, progress: Progress) -> None:
         self.sampler = sampler
         self._progress = progress
+        self._before: Any = None
         self._state: Any = None
-        self._result: torch.Tensor | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if input_ids is self._progress.ids and self._result is not None:
-            return self._result
         self._progress.check_rows_stay(input_ids, "a draw of ours belongs to a row; leave draw=True out")
-        if self._progress.step(input_ids):
-            self._state = None
-        rows = attrs.evolve(self._progress.rows(), state=self._state)
+        again = input_ids is self._progress.ids
+        begins = self._progress.step(input_ids)
+        if not again:
+            self._before = self._state
+        if begins:
+            self._before = None
+        rows = attrs.evolve(self._progress.rows(), state=self._before)
         draw = self.sampler.sample(scores, rows, logp=())
         finished = self._progress.finished()
         bad = (draw.status != STATUS_OK) & ~finished
@@ -228,8 +277,20 @@ class DrawProcessor(LogitsProcessor):  # type: ignore[misc]
             raise _nothing_to_draw(bad, rows, f"for {self.sampler!r}")
         self._state = draw.state
         only = torch.full_like(scores, -torch.inf).scatter(1, draw.token.clamp(min=0)[:, None], 0.0)
-        self._result = torch.where(finished[:, None], scores, only)
-        return self._result
+        return torch.where(finished[:, None], scores, only)
+
+
+def _name(link: Link) -> str:
+    return link.config.name_in_chain or type(link.config).__name__
+
+
+def _fused(link: Link) -> Applies | None:
+    """Return a chain of this link alone if a kernel may do it."""
+    if not isinstance(link, Fusable) or isinstance(link, Stateful):
+        return None
+    chain: Any = samplers.create("tunesmith/chain").build()
+    chain.use([link])
+    return chain if isinstance(chain, Applies) else None
 
 
 def _nothing_to_draw(bad: torch.Tensor, rows: Rows, behind: str) -> NumericError:

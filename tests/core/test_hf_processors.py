@@ -11,6 +11,7 @@ from transformers import generation as theirs
 from tunesmith import hf
 from tunesmith.errors import ConfigError, NumericError
 from tunesmith.generation import generate
+from tunesmith.hf_rows import RowOptions
 from tunesmith.kinds.sampler import Link, Rows, SamplerConfig
 from tunesmith.lm import LM
 from tunesmith.registry import samplers
@@ -325,6 +326,84 @@ def test_beam_search_takes_links_without_a_memory_and_refuses_the_others(lm):
         refused = hf.logits_processors(spec, attention_mask=mask, **copies, **more)
         with pytest.raises(ConfigError, match="beam search"):
             lm.model.generate(**inputs, **options, logits_processor=refused)
+
+
+@pytest.mark.parametrize("spec", [HOT, "chain(links=[temperature(temperature=1.5), mirostat(tau=2.0)])"])
+@pytest.mark.parametrize("draw", [False, True])
+def test_one_list_serves_one_text_after_the_other(lm, spec, draw):
+    """Also where the ids do not tell: the very same prompt again, and one that goes on where the last text ended."""
+    inputs = padded(lm, PROMPTS[:1])
+
+    def written(processors, ids, count=1):
+        torch.manual_seed(0)
+        begin = {"decoder_input_ids": ids} if lm.family == "encoder-decoder" else {"input_ids": ids}
+        given = {**inputs, "attention_mask": torch.ones_like(ids)} if lm.family == "decoder" else inputs
+        return lm.model.generate(
+            **{**given, **begin},
+            max_new_tokens=count,
+            do_sample=True,
+            top_k=0,
+            output_scores=True,
+            return_dict_in_generate=True,
+            logits_processor=processors,
+        )
+
+    def made():
+        return hf.logits_processors(spec, seed=5, draw=draw)
+
+    start = inputs["input_ids"] if lm.family == "decoder" else torch.tensor([[lm.model.config.decoder_start_token_id]])
+    again, fresh = made(), [made() for _ in range(4)]
+    ids = start
+    for number in range(3):  # the same ids twice, then one token more
+        found, expected = written(again, ids), written(fresh[number], ids)
+        assert torch.equal(found.scores[0], expected.scores[0])
+        assert torch.equal(found.sequences, expected.sequences)
+        ids = start if number == 0 else found.sequences
+    assert torch.equal(written(again, ids, 3).sequences, written(fresh[3], ids, 3).sequences)
+
+
+@pytest.mark.parametrize("draw", [False, True])
+def test_the_same_ids_with_other_logits_are_not_answered_from_memory(draw):
+    ids = torch.tensor([[3, 4]])
+    processors = hf.logits_processors("top_k(k=1)", draw=draw)
+    for seed in (1, 2):
+        logits = logits_of(1, VOCAB, seed=seed)
+        assert processors(ids, logits).argmax() == logits.argmax()
+
+
+@pytest.mark.parametrize("spec", ["mirostat(tau=2.0)", "chain(links=[temperature, mirostat(tau=2.0)])"])
+@pytest.mark.parametrize("draw", [False, True])
+def test_a_step_that_is_asked_for_twice_moves_no_memory_twice(spec, draw):
+    once, twice = (hf.logits_processors(spec, seed=5, draw=draw) for _ in range(2))
+    ids = torch.tensor([[3, 4]])
+    for step in range(5):
+        logits = logits_of(1, VOCAB, seed=step)
+        expected = once(ids, logits)
+        twice(ids, logits)
+        assert torch.equal(twice(ids, logits), expected)
+        ids = torch.cat([ids, expected.argmax(-1, keepdim=True)], dim=1)
+
+
+def test_links_that_the_kernel_knows_run_there(monkeypatch):
+    """Not one of them by its own ``apply``, with parameters a row, twice the same link, and what is no step of the kernel."""
+    spec = Chain(links=(Temperature(temperature=0.7), TopP(p=0.9), TopK(k=9), TopK(k=5), Typical(mass=0.9)))
+    ids = torch.randint(0, 9, (4, 12), generator=torch.Generator().manual_seed(0))
+    logits = logits_of(4, VOCAB)
+    parameters = {"top_p.p": [0.5, 0.6, 0.7, 0.8], "top_k#2.k": [1, 2, 3, 4]}
+    slow = spec.build()
+    options = RowOptions(where="test", seed=0, parameters=parameters)
+    rows, expected = options.first(ids, None, 1), logits
+    for name, link in slow.links.items():
+        expected = link.apply(expected, rows.for_link(name)).float()
+    built = spec.build()
+    for name, link in built.links.items():
+        if name != "typical":
+            monkeypatch.setattr(link, "apply", lambda *_: pytest.fail("by its own apply"))
+    found = hf.logits_processors(built, parameters=parameters)(ids, logits)
+    assert torch.equal(found.isfinite(), expected.isfinite())
+    assert (found.isfinite().sum(-1) <= torch.tensor([1, 2, 3, 4])).all()
+    kept = expected.isfinite()
+    torch.testing.assert_close(found[kept], expected[kept], rtol=1e-6, atol=1e-6)
 
 
 # --- what is refused

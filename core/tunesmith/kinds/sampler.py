@@ -230,6 +230,29 @@ class Fusable(Protocol):
         """
 
 
+@frozen(kw_only=True, eq=False)
+class Applied:
+    """Rows after the links of a sampler, before any draw.
+
+    Attributes:
+        logits: (batch, vocab) float32, -inf where a token was dropped.
+        processed: (batch, vocab) float32, after the links that edit alone.
+        status: (batch,) uint8; where it is not OK a row's logits have no meaning.
+    """
+
+    logits: torch.Tensor
+    processed: torch.Tensor
+    status: torch.Tensor
+
+
+@runtime_checkable
+class Applies(Protocol):
+    """A sampler that can run its links without a draw, and does so faster than one :meth:`Link.apply` after the other."""
+
+    def apply_links(self, logits: torch.Tensor, rows: Rows) -> Applied:
+        """Return logits (batch, vocab) after all links; ``rows`` as in :meth:`Sampler.sample`."""
+
+
 @runtime_checkable
 class Stateful(Protocol):
     """A link with memory of its own beyond the history."""

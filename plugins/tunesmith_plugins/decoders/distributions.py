@@ -1,50 +1,63 @@
-"""The whole distribution that a sampler draws from, link by link, where a draw is not enough."""
+"""The whole distribution that a sampler draws from, where a draw is not enough."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from attrs import frozen
 
 from tunesmith.errors import ConfigError
-from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_NAN, STATUS_OK, STATUS_POSINF, Link, Rows, Sampler, Stateful
+from tunesmith.kinds.sampler import Applied, Applies, Link, Rows, Sampler, Stateful
+from tunesmith.philox import uniform
 from tunesmith.registry import samplers
 
 
 @frozen(kw_only=True, eq=False)
 class Distribution:
-    """What a row's token is drawn with.
+    """What a row's token is drawn with; rows whose ``status`` is not OK have no meaning.
 
     Attributes:
-        p: (batch, vocab) float64, after every link.
-        processed: (batch, vocab) float64, log-probabilities after the links that edit.
-        status: (batch,) uint8, as of a draw; rows that are not OK have no meaning.
+        rows: The logits after every link, and after those that edit; float32.
     """
 
-    p: torch.Tensor
-    processed: torch.Tensor
-    status: torch.Tensor
+    rows: Applied
+
+    @property
+    def p(self) -> torch.Tensor:
+        """(batch, vocab) float64."""
+        return self.rows.logits.double().softmax(-1)
+
+    def p_of(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the probability of one token a row, (batch,) float64."""
+        return _logp(self.rows.logits, ids).exp()
+
+    def logp_of(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the log-probability of one token a row after the links that edit, (batch,) float64."""
+        return _logp(self.rows.processed, ids)
+
+    def at(self, index: torch.Tensor) -> torch.Tensor:
+        """Return ``p`` of the rows at ``index``."""
+        return self.rows.logits[index].double().softmax(-1)
 
 
-def links_of(sampler: Sampler) -> Mapping[str, Link]:
-    """Return the links of a sampler whose distribution is that of its links, by their names in a chain.
+def links_of(sampler: Sampler) -> Applies:
+    """Return the links of a sampler that draws, if its distribution is that of its links.
 
     Raises:
         ConfigError: For other samplers, and for links with a memory, which only a draw moves on.
     """
-    config = sampler.config
+    chain = samplers.get("tunesmith/chain")
+    found: Any = sampler
     if isinstance(sampler, Link):
-        links: Mapping[str, Link] = {config.name_in_chain or type(config).__name__: sampler}
-    elif isinstance(config, samplers.get("tunesmith/greedy")):
-        links = {}
-    else:
-        links = getattr(sampler, "links", None) or {}
-        if not isinstance(config, samplers.get("tunesmith/chain")):
-            raise ConfigError(
-                [f"{sampler!r} does not show the distribution that it draws from; take verify='tokens'"], "speculative"
-            )
-    memories = [name for name, link in links.items() if isinstance(link, Stateful)]
+        found = chain().build()
+        found.use([sampler])
+    elif not isinstance(sampler.config, chain) or not isinstance(sampler, Applies):
+        raise ConfigError(
+            [f"{sampler!r} does not show the distribution that it draws from; take verify='tokens'"], "speculative"
+        )
+    memories = [name for name, link in found.links.items() if isinstance(link, Stateful)]
     if memories:
         raise ConfigError(
             [
@@ -53,33 +66,13 @@ def links_of(sampler: Sampler) -> Mapping[str, Link]:
             ],
             "speculative",
         )
-    return links
+    applies: Applies = found
+    return applies
 
 
-def distribution(links: Mapping[str, Link], greedy: bool, logits: torch.Tensor, rows: Rows) -> Distribution:
-    """Run links over logits (batch, vocab).
-
-    Args:
-        links: As of :func:`links_of`.
-        greedy: All probability on the likeliest token, the lowest id among equals.
-        logits: Of the model.
-        rows: As for a sampler.
-    """
-    kept = edited = logits.float()
-    for name, link in links.items():
-        own = rows.for_link(name)
-        after = link.apply(kept, own).float()
-        if not link.truncates:
-            edited = after if edited is kept else link.apply(edited, own).float()
-        kept = after
-    most = kept.amax(-1, keepdim=True)
-    if greedy:
-        ids = torch.arange(kept.shape[1], device=kept.device)
-        first = torch.where(kept == most, ids, kept.shape[1] - 1).amin(-1, keepdim=True)
-        p = torch.zeros(kept.shape, dtype=torch.float64, device=kept.device).scatter_(1, first, 1.0)
-    else:
-        p = kept.double().softmax(-1)
-    return Distribution(p=p, processed=edited.double().log_softmax(-1), status=_status(kept, most[:, 0]))
+def distribution(links: Applies, logits: torch.Tensor, rows: Rows) -> Distribution:
+    """Run links, as of :func:`links_of`, over logits (batch, vocab); ``rows`` as for a sampler."""
+    return Distribution(rows=links.apply_links(logits, rows))
 
 
 def pick(p: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -90,9 +83,17 @@ def pick(p: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return found[:, 0]
 
 
-def _status(logits: torch.Tensor, most: torch.Tensor) -> torch.Tensor:
-    status = torch.full_like(most, STATUS_OK, dtype=torch.uint8)
-    status[most == -torch.inf] = STATUS_EMPTY
-    status[most == torch.inf] = STATUS_POSINF
-    status[logits.isnan().any(-1)] = STATUS_NAN
-    return status
+def noise(rows: Rows, places: int, draws: Sequence[int]) -> torch.Tensor:
+    """Return random values of the next ``places`` positions of every row, (draws, batch, places) float64 in [0, 1).
+
+    They are those of :meth:`tunesmith.kinds.sampler.Rows.uniform`, all in one go.
+    """
+    device = rows.position.device
+    position = rows.position[:, None] + torch.arange(places, device=device)
+    which = torch.tensor(draws, dtype=torch.int64, device=device)[:, None, None]
+    return uniform(rows.seed[:, None], rows.stream[:, None], position, which)
+
+
+def _logp(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    wide = logits.double()
+    return wide.gather(1, ids[:, None])[:, 0] - wide.logsumexp(-1)

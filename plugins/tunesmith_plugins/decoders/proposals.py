@@ -11,6 +11,7 @@ from attrs import define, evolve, frozen
 
 from tunesmith.kinds.sampler import Rows
 from tunesmith_plugins.decoders.batch import Row
+from tunesmith_plugins.decoders.distributions import noise
 
 
 @frozen(kw_only=True, eq=False)
@@ -28,9 +29,14 @@ class Proposals:
     lengths: torch.Tensor
     q: Sequence[torch.Tensor] | None = None
 
+    def at(self, index: torch.Tensor, place: int) -> Proposals:
+        """Return the proposals of the rows at ``index`` for one place; all of their probability is on the token."""
+        lengths = (self.lengths[index] > place).long()
+        return Proposals(ids=self.ids[index, place : place + 1], lengths=lengths)
 
-Draw = Callable[[torch.Tensor, Rows], tuple[torch.Tensor, torch.Tensor | None, Any]]
-"""From logits and rows to tokens, the distribution they were drawn from, and the sampler's new state."""
+
+Draw = Callable[[torch.Tensor, Rows, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None, Any]]
+"""From logits, rows and their noise (batch,) to tokens, the distribution they were drawn from, and the sampler's new state."""
 
 
 class Proposer(ABC):
@@ -82,7 +88,9 @@ class Lookup(Proposer):
 
 
 def followers(text: Sequence[int], longest: int, most: int) -> list[int]:
-    """Return at most ``most`` tokens that followed the latest earlier place with the text's last tokens.
+    """Return ``most`` tokens that followed the latest earlier place with the text's last tokens, none if there is no such place.
+
+    What is copied goes on into the copy, so that a text that has begun to repeat itself is proposed to go on doing so.
 
     Args:
         text: All tokens so far.
@@ -95,7 +103,8 @@ def followers(text: Sequence[int], longest: int, most: int) -> list[int]:
         end = list(text[len(text) - size :])
         for place in range(len(text) - size - 1, -1, -1):
             if text[place] == end[0] and list(text[place : place + size]) == end:
-                return list(text[place + size : place + size + most])
+                followed = list(text[place + size :])
+                return (followed * (most // len(followed) + 1))[:most]
     return []
 
 
@@ -104,7 +113,7 @@ class Draft(Proposer):
     """Proposes what a smaller model draws.
 
     Attributes:
-        model: It; its cache lacks the last token.
+        model: It; its cache lacks the last token, or the last two of every row.
         draw: How.
         vocab: Size of the judge's vocabulary: rows of the output layer that one of the two has more are no tokens.
     """
@@ -115,18 +124,22 @@ class Draft(Proposer):
     _cache: Any = None
     _seen: int = 0
     _last: torch.Tensor | None = None
+    _unread: torch.Tensor | None = None
 
     def begin(self, members: Sequence[Row]) -> None:
         """Read the prompts."""
         _, self._cache = self.model.begin([m.request.prompt_ids for m in members])
+        self._unread = None
 
     def propose(self, members: Sequence[Row], token: torch.Tensor, rows: Rows, room: torch.Tensor) -> Proposals:
         """Draw one token after the other, for all rows as many as the one with the most room may have."""
         ids: list[torch.Tensor] = []
         q: list[torch.Tensor] = []
-        for _ in range(int(room.max())):
-            logits, self._cache = self.model.step(token, self._cache)
-            token, weights, state = self.draw(fitted(logits, self.vocab), rows)
+        count = int(room.max())
+        values = noise(rows, count, (0,))[0]
+        for place in range(count):
+            logits = self._read(token)
+            token, weights, state = self.draw(fitted(logits, self.vocab), rows, values[:, place])
             ids.append(token)
             if weights is not None:
                 q.append(weights)
@@ -140,7 +153,11 @@ class Draft(Proposer):
         """Take back what was refused."""
         if not self._seen:  # nothing was proposed to any row: all of them end now
             return
-        if bool((accepted == self._seen).any()):  # the last proposal was drawn, not read
+        whole = accepted == self._seen  # the last proposal was drawn, not read
+        if bool(whole.all()):
+            self._unread = self._last
+            return
+        if bool(whole.any()):
             _, self._cache = self.model.step(self._last, self._cache)
             self._seen += 1
         self._cache = self.model.crop(self._cache, self._seen - 1 - accepted)
@@ -148,6 +165,18 @@ class Draft(Proposer):
     def select(self, index: torch.Tensor) -> None:
         """Keep the cache of these rows."""
         self._cache = self.model.select(self._cache, index)
+        if self._unread is not None:
+            self._unread = self._unread[index]
+
+    def _read(self, token: torch.Tensor) -> torch.Tensor:
+        """Return the next logits (batch, vocab) after a token, and after the one before it where that was left out."""
+        before, self._unread = self._unread, None
+        if before is None:
+            logits, self._cache = self.model.step(token, self._cache)
+            return logits  # type: ignore[no-any-return]  # the model is any that rolls back
+        both = torch.stack([before, token], dim=1)
+        logits, self._cache = self.model.extend(both, torch.full_like(token, 2), self._cache)
+        return logits[:, -1]  # type: ignore[no-any-return]
 
 
 def fitted(logits: torch.Tensor, vocab: int) -> torch.Tensor:

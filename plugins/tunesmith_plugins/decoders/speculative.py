@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,18 +11,15 @@ from attrs import define, evolve
 from tunesmith.errors import ConfigError
 from tunesmith.generation import component
 from tunesmith.kinds.decoder import Completion, Decoder, Limits, Request, StepModel
-from tunesmith.kinds.sampler import Draw, Link, Rows, Sampler
+from tunesmith.kinds.sampler import STATUS_OK, Applies, Draw, Rows, Sampler
 from tunesmith.kinds.step_model import Backed, RollsBack
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.decoders.batch import Row, advanced, batches, check, joined, new_rows, without_end
 from tunesmith_plugins.decoders.config_wrappers import Speculative
 from tunesmith_plugins.decoders.distributions import distribution, links_of, pick
+from tunesmith_plugins.decoders.judging import Judge, Verdict, written
 from tunesmith_plugins.decoders.proposals import Draft, Lookup, Proposals, Proposer
-
-ACCEPT, REST = 1 << 31, (1 << 31) + 1
-"""Which of a position's random values accepts a proposal, and which draws in place of a refused one. Value 0 draws tokens,
-proposed ones too, and links of samplers use small ones."""
 
 
 class SpeculativeDecoder(Decoder):
@@ -46,19 +43,22 @@ class SpeculativeDecoder(Decoder):
             NumericError: For NaN or infinite logits.
         """
         _check_rolls_back(step_model, "the model")
-        links = links_of(sampler) if self.config.verify == "distribution" else None
+        # Where nothing is drawn both rules are one: the model's own token decides.
+        by_token = self.config.verify == "tokens" or sampler.deterministic
+        links = None if by_token else links_of(sampler)
         proposer, draft = self._proposer(step_model, sampler, links, limits, runtime)
         if draft is not None:
             _check_positions(draft, requests, limits)
         joins = step_model.joins and (draft is None or draft.joins)
         # Rows that cannot be of different age cannot accept different numbers of tokens.
         most = None if joins else 1
-        loop = _Loop(step_model, sampler, limits, proposer, self.config.tokens, links)
+        judge = Judge(model=step_model, sampler=sampler, limits=limits, links=links)
+        loop = _Loop(step_model, sampler, limits, proposer, self.config.tokens, judge)
         for members in batches(requests, step_model, limits, most=most):
             yield from loop.run(members)
 
     def _proposer(
-        self, model: StepModel, sampler: Sampler, links: Mapping[str, Link] | None, limits: Limits, runtime: Runtime
+        self, model: StepModel, sampler: Sampler, links: Applies | None, limits: Limits, runtime: Runtime
     ) -> tuple[Proposer, StepModel | None]:
         if self._draft_lm is None and self.config.draft:
             from tunesmith.lm import load
@@ -70,14 +70,16 @@ class SpeculativeDecoder(Decoder):
         draft = _step_model_of(self._draft_lm, runtime)
         _check_rolls_back(draft, "the draft model")
 
-        def draw(logits: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
+        def draw(
+            logits: torch.Tensor, rows: Rows, values: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
             logits = without_end(logits, model, rows, limits)
             if links is None:
-                drawn = sampler.sample(logits, rows)
+                drawn = sampler.sample(logits, rows, logp=())
                 # Rows that have no room left, or nothing to draw from, propose anything.
                 return drawn.token.clamp(min=0), None, drawn.state
-            q = distribution(links, sampler.deterministic, logits, rows).p
-            return pick(q, rows.uniform(0)), q, None
+            q = distribution(links, logits, rows).p
+            return pick(q, values), q, None
 
         return Draft(draft, draw, model.vocab_size), draft
 
@@ -112,7 +114,7 @@ class _Loop:
         limits: Of the call.
         proposer: Who proposes.
         tokens: Most proposals at once.
-        links: Of the sampler, if whole distributions are compared.
+        judge: Says which of them stand.
     """
 
     model: Any
@@ -120,7 +122,7 @@ class _Loop:
     limits: Limits
     proposer: Proposer
     tokens: int
-    links: Mapping[str, Link] | None
+    judge: Judge
 
     def run(self, members: list[Row]) -> Iterator[Completion]:
         """Yield the completions of a batch."""
@@ -160,31 +162,32 @@ class _Loop:
         logits, cache = self.model.extend(
             torch.cat([token[:, None], proposals.ids], dim=1), proposals.lengths + 1, cache
         )
-        accepted, rows = self._judge(logits, proposals, members, counts, rows)
+        accepted, rows = self._judged(logits, proposals, members, counts, rows)
         cache = self.model.crop(cache, proposals.ids.shape[1] - accepted)
         self.proposer.settle(accepted)
         return rows, cache
 
-    def _judge(
+    def _judged(
         self, logits: torch.Tensor, proposals: Proposals, members: list[Row], counts: list[_Count], rows: Rows
     ) -> tuple[torch.Tensor, Rows]:
         """Write accepted proposals and one token more to every row; return how many were accepted, and the rows."""
+        for count, proposed in zip(counts, proposals.lengths.tolist(), strict=True):
+            count.proposed += proposed
+            count.calls += 1
+        if rows.state is None:
+            accepted, rows, _ = self._write(self.judge.judge(logits, proposals, rows), proposals, members, counts, rows)
+            return accepted, rows
+        # What a memory holds at a place hangs on the draws before it, so places come one after the other.
         accepted = torch.zeros_like(proposals.lengths)
         alive = torch.arange(len(members), device=logits.device)
         parts: list[Rows] = []
         places: list[torch.Tensor] = []
         for place in range(logits.shape[1]):
-            offered = proposals.lengths[alive] > place
-            token, logp, taken, state = self._token(
-                logits[alive, place], proposals, place, alive, offered, rows, members
-            )
-            rows = advanced(rows, token, state)
-            ended = self._write(alive.tolist(), token.tolist(), logp.tolist(), members)
-            accepted[alive] += taken.long()
-            for number, was_offered, was_taken in zip(alive.tolist(), offered.tolist(), taken.tolist(), strict=True):
-                counts[number].judged += was_offered
-                counts[number].accepted += was_taken
-            going = taken & ~torch.tensor(ended, device=taken.device)
+            here = proposals.at(alive, place)
+            verdict = self.judge.judge(logits[alive, place : place + 1], here, rows)
+            some = alive.tolist()
+            taken, rows, going = self._write(verdict, here, [members[n] for n in some], [counts[n] for n in some], rows)
+            accepted[alive] += taken
             over = (~going).nonzero().flatten()
             if len(over):
                 parts.append(rows.select(over))
@@ -193,51 +196,47 @@ class _Loop:
                 if not len(on):
                     break
                 alive, rows = alive[on], rows.select(on)
-        for count, proposed in zip(counts, proposals.lengths.tolist(), strict=True):
-            count.proposed += proposed
-            count.calls += 1
         return accepted, joined(parts).select(torch.cat(places).argsort())
 
-    def _token(
-        self,
-        logits: torch.Tensor,
-        proposals: Proposals,
-        place: int,
-        alive: torch.Tensor,
-        offered: torch.Tensor,
-        rows: Rows,
-        members: list[Row],
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Any]:
-        """Return a token for every row at ``alive``, its log-probability, whether it is the proposed one, and the state."""
-        logits = without_end(logits, self.model, rows, self.limits)
-        judged = [members[n] for n in alive.tolist()]
-        ids = proposals.ids[alive, place] if place < proposals.ids.shape[1] else torch.zeros_like(alive)
-        if self.links is None:
-            draw = self.sampler.sample(logits, rows)
-            check(draw, rows, judged)
-            return draw.token, draw.logp_processed, offered & (draw.token == ids), draw.state
-        target = distribution(self.links, self.sampler.deterministic, logits, rows)
-        check(_of_status(target.status), rows, judged)
-        at = ids[:, None]
-        if proposals.q is None or place >= len(proposals.q):
-            q = torch.zeros_like(target.p).scatter_(1, at, 1.0)
-        else:
-            q = proposals.q[place][alive]
-        taken = offered & (rows.uniform(ACCEPT) * q.gather(1, at)[:, 0] < target.p.gather(1, at)[:, 0])
-        # Of a refused proposal the residual max(0, p - q) is left; where nothing was offered, all of p.
-        rest = torch.where(offered[:, None], (target.p - q).clamp(min=0), target.p)
-        nothing = rest.sum(-1, keepdim=True) <= 0  # p is q: a proposal is refused by rounding alone
-        token = torch.where(taken, ids, pick(torch.where(nothing, target.p, rest), rows.uniform(REST)))
-        return token, target.processed.gather(1, token[:, None])[:, 0], taken, None
+    def _write(
+        self, verdict: Verdict, proposals: Proposals, members: list[Row], counts: list[_Count], rows: Rows
+    ) -> tuple[torch.Tensor, Rows, torch.Tensor]:
+        """Write down what a verdict lets pass, up to the end of a text.
 
-    def _write(self, alive: list[int], tokens: list[int], logps: list[float], members: list[Row]) -> list[bool]:
-        """Write a token to each row at ``alive`` and return whether it has ended."""
-        ended = []
-        for number, token, logp in zip(alive, tokens, logps, strict=True):
-            member = members[number]
-            member.token_ids, member.logp = [*member.token_ids, token], [*member.logp, logp]
-            ended.append(member.completion(self.model, self.limits) is not None)
-        return ended
+        Returns how many proposals each row took, the rows, and which rows took all and have not ended.
+        """
+        most, widths = verdict.taken.tolist(), proposals.lengths.tolist()
+        tokens, logps = verdict.token.tolist(), verdict.logp.tolist()
+        new, going = [], []
+        for number, (member, count) in enumerate(zip(members, counts, strict=True)):
+            ids, logp, ended = list(member.token_ids), list(member.logp), False
+            length, last = 0, min(most[number], len(tokens[number]) - 1)
+            while length <= last and not ended:
+                ids.append(tokens[number][length])
+                logp.append(logps[number][length])
+                length += 1
+                member.token_ids, member.logp = ids, logp
+                ended = member.completion(self.model, self.limits) is not None
+            count.judged += min(length, widths[number])
+            count.accepted += min(length, most[number])
+            new.append(length)
+            going.append(not ended and most[number] > last)
+        lengths = torch.tensor(new, device=verdict.taken.device)
+        self._check(verdict, lengths, rows, members)
+        accepted = torch.minimum(verdict.taken, lengths)
+        return accepted, written(rows, verdict, lengths), torch.tensor(going, device=lengths.device)
+
+    def _check(self, verdict: Verdict, lengths: torch.Tensor, rows: Rows, members: list[Row]) -> None:
+        """Raise NumericError if a token that was written came from nothing."""
+        places = torch.arange(verdict.token.shape[1], device=lengths.device)
+        bad = (verdict.status != STATUS_OK) & (places < lengths[:, None])
+        for number, place in bad.nonzero()[:1].tolist():
+            row = rows.select(torch.tensor([number], device=lengths.device))
+            check(
+                _of_status(verdict.status[number, place, None]),
+                evolve(row, position=row.position + place),
+                [members[number]],
+            )
 
 
 def _of_status(status: torch.Tensor) -> Draw:
@@ -294,13 +293,14 @@ def _check_same_tokens(model: StepModel, draft: LM) -> None:
     problems = []
     if model.lm.family != draft.family:
         problems.append(f"the draft model is of the family {draft.family!r}, the model of {model.lm.family!r}")
-    ours, theirs = model.lm.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
-    if ours != theirs:
+    if model.lm.tokenizer is not draft.tokenizer:
+        ours, theirs = model.lm.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
         other = sorted(token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token))
-        problems.append(
-            f"the draft model has another tokenizer: {len(other)} tokens have another id or none, {other[0]!r} for one; "
-            "take a draft model that was trained with the same tokenizer"
-        )
+        if other:
+            problems.append(
+                f"the draft model has another tokenizer: {len(other)} tokens have another id or none, {other[0]!r} for "
+                "one; take a draft model that was trained with the same tokenizer"
+            )
     if problems:
         raise ConfigError(problems, "speculative")
 

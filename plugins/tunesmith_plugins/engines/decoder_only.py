@@ -95,7 +95,8 @@ class DecoderOnly(Stepping):
             places = rollback.positions(cache.lengths, lengths, count, self.max_length)
         uneven = cache.uneven or bool((lengths < count).any())
         longer = evolve(cache, mask=mask, lengths=cache.lengths + lengths, uneven=uneven, ids=None)
-        return self._several(token_ids, places, longer, count, mask)
+        seen = mask if cache.past is None or uneven else None
+        return self._several(token_ids, places, longer, count, seen)
 
     def crop(self, cache: Cache, counts: torch.Tensor) -> Cache:
         """Take back the last places of every row; see :class:`tunesmith.kinds.step_model.RollsBack`."""
@@ -105,7 +106,8 @@ class DecoderOnly(Stepping):
         mask = rollback.moved(cache.mask, counts)
         ids = None if cache.ids is None else rollback.moved(cache.ids, counts)
         lengths = mask.sum(-1)
-        return self._tight(evolve(cache, mask=mask, lengths=lengths, ids=ids, uneven=True))
+        uneven = bool((lengths < mask.shape[1]).any())
+        return self._tight(evolve(cache, mask=mask, lengths=lengths, ids=ids, uneven=uneven))
 
     def select(self, cache: Cache, index: torch.Tensor) -> Cache:
         """Return the rows at ``index``; positions that are padding in all of them are dropped."""

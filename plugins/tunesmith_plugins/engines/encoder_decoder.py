@@ -119,7 +119,9 @@ class EncoderDecoder(Stepping):
                 rollback.take_back(cache.past, counts, cache.virtual)
         written = rollback.moved(cache.written, counts)
         ids = None if cache.ids is None else rollback.moved(cache.ids, counts)
-        return self._tight(evolve(cache, written=written, lengths=written.sum(-1), ids=ids, uneven=True))
+        lengths = written.sum(-1)
+        uneven = bool((lengths < written.shape[1]).any())
+        return self._tight(evolve(cache, written=written, lengths=lengths, ids=ids, uneven=uneven))
 
     def select(self, cache: Cache, index: torch.Tensor) -> Cache:
         """Return the rows at ``index``; places that are padding in all of them are dropped."""

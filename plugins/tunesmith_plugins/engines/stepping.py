@@ -15,6 +15,7 @@ import torch
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
 from tunesmith.scoring import distinct, pad
+from tunesmith_plugins.engines import narrow
 from tunesmith_plugins.engines.states import Watched
 
 TEXTS = 4096
@@ -60,6 +61,7 @@ class Stepping(Watched, ABC):
         self.steps = 0
         self._settled: dict[int, bool] = {}
         self.base = base_of(lm.model)
+        self._linears = narrow.layers(lm.model)
         self.accepted = frozenset(inspect.signature(self.base.forward).parameters)
         self.vocab_size = vocabulary_of(self.base)
         self.eos_token_ids = eos_ids(lm)
@@ -132,7 +134,8 @@ class Stepping(Watched, ABC):
         """Run the model and, where it can, keep only the logits of the ``last`` positions."""
         if "logits_to_keep" in self.accepted:
             inputs["logits_to_keep"] = last
-        return self.lm.model(**inputs, return_dict=True)
+        with narrow.quick(self._linears):
+            return self.lm.model(**inputs, return_dict=True)
 
 
 def decoded(tokenizer: Any, special: Set[int], continues: bool, token_ids: Sequence[int]) -> str:

@@ -10,11 +10,11 @@ import attrs
 import torch
 
 from tunesmith.errors import ConfigError
-from tunesmith.kinds.sampler import LOGPS, Draw, Link, Rows, Sampler, Stateful
+from tunesmith.kinds.sampler import LOGPS, Applied, Draw, Link, Rows, Sampler, Stateful
 from tunesmith.runtime import Runtime
 from tunesmith_plugins import kernels
 from tunesmith_plugins.kernels import reference
-from tunesmith_plugins.samplers.walk import Fused, Walk, history_of, parts_of
+from tunesmith_plugins.samplers.walk import Fused, Walk, applied, history_of, parts_of
 
 
 class ChainSampler(Sampler):
@@ -42,6 +42,13 @@ class ChainSampler(Sampler):
 
     def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0, logp: Collection[str] = LOGPS) -> Draw:
         return run(self.links, self._greedy, logits, rows, top, logp, self._plans)
+
+    def apply_links(self, logits: torch.Tensor, rows: Rows) -> Applied:
+        """Run the links without a draw; see :class:`tunesmith.kinds.sampler.Applies`."""
+        check_parameters(self.links, rows)
+        if logits.dtype == torch.float64:  # the kernels work in float32
+            logits = logits.float()
+        return applied(parts_of(self.links, _own_rows(self.links, rows)[0]), logits)
 
 
 class GreedySampler(Sampler):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from attrs import frozen
 
-from tunesmith.kinds.sampler import Fusable, Link, Rows, Stateful
+from tunesmith.kinds.sampler import Applied, Fusable, Link, Rows, Stateful
 from tunesmith_plugins import kernels
 from tunesmith_plugins.kernels import reference
 
@@ -120,3 +120,16 @@ class Walk:
         fine = (self.status == reference.OK)[:, None]
         self.logits = torch.where(fine, self.logits, 0.0)
         self.processed = self.logits if together else torch.where(fine, self.processed, 0.0)
+
+
+def applied(parts: Sequence[Fused | Single], logits: torch.Tensor) -> Applied:
+    """Return logits (batch, vocab) after the parts of a chain; one part that the kernel does is one look at them, or two."""
+    if len(parts) == 1 and isinstance(parts[0], Fused):
+        (part,) = parts
+        after, status = part.apply(logits)
+        assert status is not None  # a part has steps
+        return Applied(logits=after, processed=part.edit(logits).float() if part.truncates else after, status=status)
+    walk = Walk(logits)
+    for part in parts:
+        walk.take(part)
+    return Applied(logits=walk.logits, processed=walk.processed, status=walk.status)

@@ -1,5 +1,6 @@
 """Greedy tokens are those of stepwise; drawn ones have the target's distribution, computed in float64."""
 
+import attrs
 import pytest
 import torch
 import transformers
@@ -12,7 +13,7 @@ from tunesmith.lm import LM
 from tunesmith.testing import conformance
 from tunesmith.testing.models import tiny_lm, tiny_tokenizer
 from tunesmith_plugins.decoders import Guidance, Speculative
-from tunesmith_plugins.decoders.distributions import distribution, links_of, pick
+from tunesmith_plugins.decoders.distributions import distribution, links_of, noise, pick
 from tunesmith_plugins.decoders.proposals import fitted, followers
 from tunesmith_plugins.engines import Transformers
 
@@ -228,7 +229,8 @@ def test_lookup_proposes_what_followed_last_time():
     assert followers(text, 3, 4) == [5, 6, 2, 3]
     assert followers(text, 1, 2) == [5, 6]
     assert followers([1, 2, 3, 7, 3, 8, 2, 3], 2, 3) == [7, 3, 8], "a longer match beats a later one"
-    assert followers([5, 5, 5], 3, 4) == [5]
+    assert followers([5, 5, 5], 3, 4) == [5, 5, 5, 5]
+    assert followers([7, 1, 2, 3, 1, 2, 3], 3, 7) == [1, 2, 3, 1, 2, 3, 1], "the copy goes on into itself"
     assert followers([1, 2, 3], 3, 4) == []
     assert followers([1], 3, 4) == []
     assert followers([1, 1], 3, 0) == []
@@ -310,18 +312,14 @@ def test_distributions_are_those_that_samplers_draw_from():
         TRUNCATED,
         "min_p(p=0.1)",
         "chain(links=[top_k(k=5), temperature(temperature=2.0)])",
-        "greedy",
     ):
         sampler = component(spelled, "sampler")
-        found = distribution(links_of(sampler), sampler.deterministic, logits, rows)
+        found = distribution(links_of(sampler), logits, rows)
         draw = sampler.sample(logits, rows)
-        at = draw.token[:, None]
-        torch.testing.assert_close(
-            found.processed.gather(1, at)[:, 0].float(), draw.logp_processed, atol=1e-5, rtol=1e-5
-        )
-        if not sampler.deterministic:
-            own = found.p.gather(1, at)[:, 0].log().float()
-            torch.testing.assert_close(own, draw.logp_truncated, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.logp_of(draw.token).float(), draw.logp_processed, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.p_of(draw.token).log().float(), draw.logp_truncated, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.p_of(draw.token), found.p.gather(1, draw.token[:, None])[:, 0])
+        assert torch.equal(found.at(torch.tensor([3, 1])), found.p[[3, 1]])
         torch.testing.assert_close(found.p.sum(-1), torch.ones(5, dtype=torch.float64))
 
 
@@ -329,6 +327,23 @@ def test_pick_never_takes_what_has_no_weight():
     p = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).double().expand(4, -1)
     noise = torch.tensor([0.0, 0.4999, 0.5, 1 - 2**-53], dtype=torch.float64)
     assert pick(p, noise).tolist() == [1, 1, 3, 3]
+
+
+def test_noise_of_several_places_is_that_of_rows_at_these_places():
+    each = torch.tensor([3, -9, 2**62])
+    rows = Rows(
+        seed=each,
+        stream=each % 5,
+        position=torch.tensor([0, 7, 100]),
+        history=each[:, None],
+        history_lengths=each * 0 + 1,
+        prompt_lengths=each * 0 + 1,
+    )
+    found = noise(rows, 4, (0, 1 << 31))
+    for number, draw in enumerate((0, 1 << 31)):
+        for place in range(4):
+            later = attrs.evolve(rows, position=rows.position + place)
+            assert torch.equal(found[number, :, place], later.uniform(draw))
 
 
 def test_a_draft_of_another_width_proposes_tokens_of_the_model():

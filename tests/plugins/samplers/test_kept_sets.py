@@ -3,70 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from sampler_links import CONFIGS, registered_links
 
 from tunesmith.kinds.sampler import Rows
-from tunesmith.registry import samplers
 from tunesmith.testing.samplers import logits_of
-from tunesmith_plugins.samplers import (
-    XTC,
-    AllowedTokens,
-    BadWords,
-    BiasedSequence,
-    Dry,
-    DynamicTemperature,
-    Epsilon,
-    Eta,
-    ForcedTokens,
-    FrequencyPenalty,
-    LengthDecay,
-    LogitBias,
-    MaxLength,
-    MinLength,
-    MinP,
-    Mirostat,
-    NoRepeatNgram,
-    PresencePenalty,
-    RepetitionPenalty,
-    SequenceBias,
-    Temperature,
-    TopA,
-    TopH,
-    TopK,
-    TopNSigma,
-    TopP,
-    Typical,
-    Watermark,
-)
 
 VOCAB, BATCH = 211, 12
-CONFIGS = (
-    *(TopK(k=k, ties=t) for k in (0, 1, 7, 210, 211, 500) for t in ("hf", "low")),
-    *(TopP(p=p, min_keep=m, ties=t) for p in (1e-6, 0.3, 0.9, 0.999, 1.0) for m in (1, 5) for t in ("hf", "low", "all")),
-    *(MinP(p=p) for p in (0.0, 0.02, 0.3, 1.0)),
-    *(Typical(mass=m, min_keep=k) for m in (0.01, 0.5, 0.95, 1.0) for k in (1, 4)),
-    *(Epsilon(epsilon=e) for e in (0.0, 3e-4, 0.01, 0.9)),
-    *(Eta(epsilon=e) for e in (0.0, 3e-4, 0.01, 0.9)),
-    *(TopA(a=a) for a in (0.0, 0.2, 1.0)),
-    *(TopNSigma(n=n) for n in (0.0, 0.7, 2.0)),
-    *(TopH(h=h, candidates=c) for h in (0.1, 0.5, 1.0) for c in (1, 20, 300)),
-    *(XTC(threshold=t, probability=p) for t in (0.0, 0.02, 0.1, 0.6) for p in (0.0, 1.0)),
-    *(Mirostat(tau=t, version=v) for t in (0.2, 1.5, 4.0) for v in (1, 2)),
-    *(NoRepeatNgram(size=s, window=w) for s in (0, 1, 2, 3) for w in (0, 4)),
-    BadWords(sequences=((3,), (1, 2), (2, 1, 2))),
-    AllowedTokens(tokens=(0, 1, 5, 7, 210)),
-    *(MinLength(end=(0, 210), tokens=n) for n in (0, 3, 100)),
-    *(MaxLength(end=(0, 210), tokens=n) for n in (1, 4, 100)),
-    ForcedTokens(at={"2": 7, "5": 210}),
-    Temperature(temperature=0.3),
-    *(DynamicTemperature(low=0.5, high=2.0, exponent=e) for e in (1.0, 2.5)),
-    *(RepetitionPenalty(penalty=p, window=w) for p in (0.7, 1.4) for w in (0, 3)),
-    *(kind(penalty=0.6, window=w, prompt=p) for kind in (PresencePenalty, FrequencyPenalty) for w in (0, 3) for p in (True, False)),
-    *(Dry(multiplier=0.7, base=1.6, allowed_length=a, window=w, breakers=b) for a in (1, 2) for w in (0, 6) for b in ((), (2,))),
-    LogitBias(bias={"0": 1.5, "210": -3.0}),
-    SequenceBias(sequences=(BiasedSequence(tokens=(4,), bias=1.0), BiasedSequence(tokens=(1, 2), bias=-2.0))),
-    LengthDecay(end=(0, 210), start=1, factor=1.2),
-    *(Watermark(gamma=0.5, delta=2.0, context=c) for c in (1, 3)),
-)  # fmt: skip
 
 
 def kinds_of_logits():
@@ -109,9 +51,7 @@ def places(oracle):
 
 
 def test_every_registered_link_has_a_rule_and_cases():
-    names = {samplers.get(entry.id).name_in_chain for entry in samplers.entries() if entry.builtin}
-    # structured works on text and has tests of its own
-    assert names - {"chain", "greedy", "structured"} == {config.name_in_chain for config in CONFIGS}
+    assert registered_links() == {config.name_in_chain for config in CONFIGS}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: str(c).replace(" ", ""))
