@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -168,7 +170,23 @@ def test_rows_of_many_blocks_have_the_bits_of_the_reference(native: dict[str, An
         kernels.set_isa(native["isa"])
 
 
-def test_a_plan_draws_the_same_whether_or_not_the_call_can_be_quick(isa: str) -> None:
+def quick_sample(plan: Plan, *arguments: Any) -> Any:
+    """What the call without the checks of Python gives: None where it leaves the call to the other way."""
+    return ops._sample(plan.address, *arguments, kernels.SampleResult)
+
+
+@pytest.fixture(params=["exchanged", "attributes"])
+def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """How the quick call reads tensors: through DLPack's table, or, as with an older torch, through attributes."""
+    if request.param == "attributes":
+        monkeypatch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", None, raising=False)
+    ops._forget_sample()
+    yield request.param
+    monkeypatch.undo()
+    ops._forget_sample()
+
+
+def test_a_plan_draws_the_same_whether_or_not_the_call_can_be_quick(isa: str, reading: str) -> None:
     quick = 0
     for trial in range(60):
         logits, steps, inputs = case(trial)
@@ -176,13 +194,13 @@ def test_a_plan_draws_the_same_whether_or_not_the_call_can_be_quick(isa: str) ->
         plan = Plan(steps)
         assert_same(kernels.sample_chain(logits, plan, **inputs), expected)
         rows = [inputs[name] for name in ("seed", "stream", "position", "history", "history_lengths")]
-        quick += ops._quick(plan, logits, *rows, False, 0, False, False, False) is not None
+        quick += quick_sample(plan, logits, *rows, False, 0, False, False, False) is not None
         assert_same(kernels.sample_chain(logits.t().contiguous().t(), plan, **inputs), expected)
     assert quick > 50
 
 
 def test_what_is_out_of_the_ordinary_takes_the_other_way_and_outputs_are_the_callers_own(
-    native: dict[str, Any],
+    native: dict[str, Any], reading: str
 ) -> None:
     torch.manual_seed(3)
     logits, ids = torch.randn(4, 16), torch.arange(4)
@@ -193,7 +211,7 @@ def test_what_is_out_of_the_ordinary_takes_the_other_way_and_outputs_are_the_cal
     def quick(
         logits: Any = logits, seed: Any = ids, history: Any = history, lengths: Any = ids, plan: Plan = plan
     ) -> Any:
-        return ops._quick(plan, logits, seed, ids, ids, history, lengths, False, 0, True, False, True)
+        return quick_sample(plan, logits, seed, ids, ids, history, lengths, False, 0, True, False, True)
 
     expected = quick()
     assert expected is not None
@@ -217,6 +235,11 @@ def test_what_is_out_of_the_ordinary_takes_the_other_way_and_outputs_are_the_cal
     for tensor, before in zip(again, kept, strict=True):
         assert (tensor is None) == (before is None)
         assert tensor is None or torch.equal(tensor, before)
+    token, logps = again.token, again.logp_raw
+    del again, expected
+    gc.collect()
+    assert torch.equal(token, kept[0])
+    assert torch.equal(logps, kept[2])  # outputs lie in one piece of memory, which each of them keeps
 
 
 @pytest.mark.parametrize("shape", ["peaked", "wide", "flat"])
