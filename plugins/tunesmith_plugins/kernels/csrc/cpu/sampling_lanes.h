@@ -179,7 +179,7 @@ TS_LANES uint64_t total_of(const Sums &sums, int groups, float magic, int bits) 
   return (highs << (bits - 21)) + (uint64_t)lows;
 }
 
-template <bool From, bool Divide>
+template <bool From, bool Divide, bool Split>
 struct Masses {
   const TsRow *row;
   float max, from;
@@ -188,10 +188,11 @@ struct Masses {
   Sums *sums;
   int *groups;
   uint64_t *total;
+  uint64_t *whole;  // Split only
   template <int D>
   TS_LANES void run(int64_t b, const char *x, const uint16_t *marks) const {
     const F top = set1(max), bound = set1(from), magic = set1(low_magic(bits));
-    Sums sum = *sums;
+    Sums sum = *sums, all = {zero_integers(), zero_integers()};
     for (int g = 0; g < kBlockGroups; g += kTogether) {
       F v[kTogether];
       M here[kTogether];
@@ -204,15 +205,21 @@ struct Masses {
       }
       TS_TOGETHER v[i] = sub(v[i], top);
       exponentials(v);
-      if constexpr (From) {
-        TS_TOGETHER v[i] = keep(here[i], v[i]);
-      }
       if (marks) {
         TS_TOGETHER v[i] = keep(lanes_of((uint16_t)~marks[g + i]), v[i]);
+      }
+      if constexpr (Split) {
+        F each[kTogether];
+        TS_TOGETHER each[i] = v[i];
+        accumulate(&all, each, magic);
+      }
+      if constexpr (From) {
+        TS_TOGETHER v[i] = keep(here[i], v[i]);
       }
       accumulate(&sum, v, magic);
     }
     *groups += kBlockGroups;
+    if constexpr (Split) *whole += total_of(all, kBlockGroups, low_magic(bits), bits);
     if (blocks || *groups == kFlush * kBlockGroups) {
       const uint64_t part = total_of(sum, *groups, low_magic(bits), bits);
       if (blocks) blocks[b] = part;
@@ -224,22 +231,28 @@ struct Masses {
   }
 };
 
-template <bool From, bool Divide>
-uint64_t mass_of(const TsRow *row, float max, int bits, float from, uint64_t *blocks) {
+template <bool From, bool Divide, bool Split>
+uint64_t mass_of(const TsRow *row, float max, int bits, float from, uint64_t *blocks, uint64_t *whole) {
   Sums sums = {zero_integers(), zero_integers()};
   int groups = 0;
   uint64_t total = 0;
-  over_row(*row, Masses<From, Divide>{row, max, from, bits, blocks, &sums, &groups, &total});
+  over_row(*row, Masses<From, Divide, Split>{row, max, from, bits, blocks, &sums, &groups, &total, whole});
   return total + total_of(sums, groups, low_magic(bits), bits);
 }
 
 uint64_t mass(const TsRow *row, float max, int bits, float from, uint64_t *blocks) {
   if (from > -FLT_MAX) {
-    return row->divisor_count ? mass_of<true, true>(row, max, bits, from, blocks)
-                              : mass_of<true, false>(row, max, bits, from, blocks);
+    return row->divisor_count ? mass_of<true, true, false>(row, max, bits, from, blocks, nullptr)
+                              : mass_of<true, false, false>(row, max, bits, from, blocks, nullptr);
   }
-  return row->divisor_count ? mass_of<false, true>(row, max, bits, from, blocks)
-                            : mass_of<false, false>(row, max, bits, from, blocks);
+  return row->divisor_count ? mass_of<false, true, false>(row, max, bits, from, blocks, nullptr)
+                            : mass_of<false, false, false>(row, max, bits, from, blocks, nullptr);
+}
+
+uint64_t split(const TsRow *row, float max, int bits, float from, uint64_t *blocks, uint64_t *total) {
+  *total = 0;
+  return row->divisor_count ? mass_of<true, true, true>(row, max, bits, from, blocks, total)
+                            : mass_of<true, false, true>(row, max, bits, from, blocks, total);
 }
 
 struct Sample {
@@ -267,16 +280,16 @@ int64_t sample(const TsRow *row, const float *lanes, int64_t stride, float *x) {
   return count;
 }
 
-void exps(const float *z, int64_t n, float max, float *e) {
-  const F top = set1(max);
+void exps(const float *z, int64_t n, float max, float slope, float *e) {
+  const F top = set1(max), by = set1(slope);
   int64_t at = 0;
   for (; at + kLanes * kTogether <= n; at += kLanes * kTogether) {
     F v[kTogether];
-    TS_TOGETHER v[i] = sub(load_f32(z + at + i * kLanes), top);
+    TS_TOGETHER v[i] = mul(sub(load_f32(z + at + i * kLanes), top), by);
     exponentials(v);
     TS_TOGETHER store_f32(e + at + i * kLanes, v[i]);
   }
-  for (; at < n; ++at) e[at] = ts_exp(z[at] - max);
+  for (; at < n; ++at) e[at] = ts_exp((z[at] - max) * slope);
 }
 
 uint64_t weights(const float *z, int64_t n, float max, int bits, uint64_t *w) {
