@@ -409,3 +409,57 @@ def test_wrong_shapes_and_missing_inputs_are_named(native: dict[str, Any]) -> No
         )
     with pytest.raises(ValueError, match="logits must be"):
         kernels.sample_chain(logits.double(), [], greedy=True)
+
+
+@pytest.mark.parametrize("shape", ["peaked", "wide", "flat"])
+def test_top_p_is_exact_where_its_limit_falls_on_a_boundary(isa: str, shape: str) -> None:
+    torch.manual_seed(5)
+    vocab, heat = 6000, 0.8
+    logits = torch.randn(1, vocab) * (0.5 if shape == "flat" else 3.0)
+    if shape == "peaked":
+        logits[0, torch.randperm(vocab)[:40]] = 12 + torch.empty(40).exponential_()
+    logits[0, ::7] = logits[0, ::7].bfloat16().float()  # ties
+    history = torch.randint(0, vocab, (1, 30))
+    ascending = (logits.double() / heat).softmax(-1).sort().values[0].cumsum(0)
+    near = [0.0, 1e-15, -1e-12, 1e-8, -3e-7, 2e-6]
+    places = [int((ascending < mass).sum()) for mass in (0.02, 0.1, 0.3, 0.6, 0.95)]
+    for place in places:
+        p = (1 - ascending[place].repeat(len(near)) + torch.tensor(near).double()).clamp(0, 1)
+        heats = torch.full_like(p, heat)
+        rows, past = logits.repeat(len(near), 1), history.repeat(len(near), 1)
+        for penalty in (1.0, 1.3):
+            steps = [
+                Step("repetition_penalty", torch.full_like(p, penalty)),
+                Step("temperature", heats),
+                Step("top_p", p),
+            ]
+            found = kernels.apply_chain(rows, steps[penalty == 1.0 :], history=past)
+            expected, *_ = reference.chain(rows, [(s.op, s.values) for s in steps[penalty == 1.0 :]], past, None)
+            assert torch.equal(found.logits, expected), (shape, place, penalty)
+
+
+def test_a_flat_row_is_drawn_from_as_the_reference_draws(isa: str) -> None:
+    torch.manual_seed(6)
+    ids = torch.arange(24)
+    logits, history = torch.randn(24, 20_000) * 0.5, torch.randint(0, 20_000, (24, 40))
+    values = [torch.full((24,), v).double() for v in (1.3, 0.8, 0.9)]
+    steps = list(zip(("repetition_penalty", "temperature", "top_p"), values, strict=True))
+    flags = {"logp_raw": True, "logp_processed": True, "logp_truncated": True}
+    for asked in ({}, flags):
+        for chain in (steps, steps[1:]):
+            found = kernels.sample_chain(logits, [Step(*s) for s in chain], ids, ids, ids, history=history, **asked)
+            expected = reference.sample_chain(
+                logits,
+                chain,
+                ids,
+                ids,
+                ids,
+                history=history,
+                history_lengths=None,
+                greedy=False,
+                draw=0,
+                **{**dict.fromkeys(flags, False), **asked},
+            )
+            for ours, theirs in zip(found, expected, strict=True):
+                assert (ours is None) == (theirs is None)
+                assert ours is None or torch.equal(ours, theirs)

@@ -64,10 +64,23 @@ inline float ts_boundary(Weighed *items, int64_t n, uint64_t running, uint64_t l
 // The same of values and weights that stay as they are; `items` is room for n of them, of which few are touched.
 inline float ts_boundary(const float *z, const uint64_t *w, int64_t n, Weighed *items, uint64_t running, uint64_t limit,
                          uint64_t *before) {
-  float low = z[0], high = z[0];
-  for (int64_t i = 1; i < n; ++i) {
+  constexpr int kSide = 16;  // side by side, since one comparison waits for the one before
+  float lows[kSide], highs[kSide];
+  for (int j = 0; j < kSide; ++j) lows[j] = highs[j] = z[0];
+  for (int64_t i = 0; i + kSide <= n; i += kSide) {
+    for (int j = 0; j < kSide; ++j) {
+      lows[j] = z[i + j] < lows[j] ? z[i + j] : lows[j];
+      highs[j] = z[i + j] > highs[j] ? z[i + j] : highs[j];
+    }
+  }
+  float low = z[n - 1], high = z[n - 1];
+  for (int64_t i = n - n % kSide; i < n; ++i) {
     low = z[i] < low ? z[i] : low;
     high = z[i] > high ? z[i] : high;
+  }
+  for (int j = 0; j < kSide; ++j) {
+    low = lows[j] < low ? lows[j] : low;
+    high = highs[j] > high ? highs[j] : high;
   }
   Steps steps;
   if (n < 256 || !steps.between(low, high)) {

@@ -184,11 +184,13 @@ float ChainRow::dense_max(bool processed) {
   return largest;
 }
 
-// The weights' sum of the patched tokens of the dense row.
-uint64_t ChainRow::patched_weights(float max) const {
+// The weights' sum of the patched tokens of the dense row that are less than `below`.
+uint64_t ChainRow::patched_weights(float max, float below) const {
   uint64_t sum = 0;
   if (!plan_->patches) return sum;
-  for (const Patch &patch : patches_.list) sum += ts_weight(ts_exp(patch.z - max), plan_->scale);
+  for (const Patch &patch : patches_.list) {
+    if (patch.z < below) sum += ts_weight(ts_exp(patch.z - max), plan_->scale);
+  }
   return sum;
 }
 
@@ -197,7 +199,7 @@ uint64_t ChainRow::dense_total() {
   if (total_known_) return dense_total_;
   blocks_.at_least((vocab_ + kBlock - 1) / kBlock);
   const float max = form_ == kDense ? max_ : dense_max(false);
-  dense_total_ = kernels_->mass(&rest(), max, plan_->bits, -FLT_MAX, blocks_.get()) + patched_weights(max);
+  dense_total_ = kernels_->mass(&rest(), max, plan_->bits, -FLT_MAX, blocks_.get()) + patched_weights(max, HUGE_VALF);
   total_known_ = true;
   return dense_total_;
 }
@@ -438,7 +440,7 @@ ChainRow::Bracket ChainRow::guess(double dropped, int attempt) {
   const Bracket everything = {-FLT_MAX, HUGE_VALF};
   if (vocab_ < 1024) return everything;
   const int64_t blocks = vocab_ / kBlock, lanes = blocks * kLanes;
-  const int64_t stride = std::max<int64_t>(1, lanes / 2048);
+  const int64_t stride = std::max<int64_t>(1, lanes / 4096);
   const float *lane_x = lanes_.get();
   float *lane_e = lane_e_.at_least(lanes + kLanes);
   float *sample_x = sample_x_.at_least(lanes + kLanes), *sample_e = sample_e_.at_least(lanes + kLanes);
@@ -449,86 +451,86 @@ ChainRow::Bracket ChainRow::guess(double dropped, int attempt) {
   kernels_->exps(lane_x, lanes, top, slope, lane_e);
   kernels_->exps(sample_x, count, top, slope, sample_e);
   const float factor = (float)(vocab_ - lanes) / (float)std::max<int64_t>(count, 1);
-  const float doubt = attempt ? 10.0f : dropped < 0 ? 3.5f : 2.5f;  // the whole is in doubt, too
   int64_t lanes_below, sample_below;
   // The mass below max_ - depth, and how far off it may be.
   const auto mass_below = [&](float depth, float *error) {
     const float x = top - depth * (float)divisor;
     const float sure = kernels_->below(lane_x, lane_e, lanes, x, &lanes_below);
     const float guessed = kernels_->below(sample_x, sample_e, count, x, &sample_below);
-    *error = doubt * factor * sqrtf(ts_exp(-depth) * (guessed + ts_exp(-depth)));
+    *error = factor * sqrtf(ts_exp(-depth) * (guessed + ts_exp(-depth)));
     return sure + factor * guessed;
   };
-  float near = 0, far = 44, error;  // the boundary lies above max_ - far: what is below weighs nothing
-  float allowed = (float)dropped;
-  if (dropped < 0) allowed *= -(mass_below(-1, &error) + (float)((double)(int64_t)patched_weights(max_) / plan_->scale));
-  for (int step = 0; step < 9; ++step) {
-    const float depth = 0.5f * (near + far);
-    (mass_below(depth, &error) + error > allowed ? near : far) = depth;
-  }
+  float error, allowed = (float)dropped;
+  if (dropped < 0) allowed *= -(mass_below(-1, &error) + (float)((double)(int64_t)patched_weights(max_, HUGE_VALF) / plan_->scale));
+  // The depth at which the mass below, with `doubt` times its error, is what is allowed, from the deeper side.
+  const auto depth_of = [&](float shallow, float deep, float doubt, int steps) {
+    for (int step = 0; step < steps; ++step) {
+      const float depth = 0.5f * (shallow + deep);
+      (mass_below(depth, &error) + doubt * error > allowed ? shallow : deep) = depth;
+    }
+    return deep;
+  };
+  float far = depth_of(0, 44, attempt ? 10 : 4, 9);  // 44 below the maximum nothing weighs anything
   Bracket bracket = {max_ - far, HUGE_VALF};
   mass_below(far, &error);
   const float above = (float)(lanes - lanes_below) + factor * (float)(count - sample_below);
   if (above > fmaxf(2048.0f, (float)vocab_ / 48)) {
-    float shallow = 0, deep = far;
-    for (int step = 0; step < 9; ++step) {
-      const float depth = 0.5f * (shallow + deep);
-      (mass_below(depth, &error) - error > allowed ? shallow : deep) = depth;
-    }
-    if (shallow > 0) bracket.above = max_ - shallow;
+    // A list of all that may stay would be long: one from both sides, so tight that one guess in 50 is wrong.
+    const float doubt = attempt ? 10 : 2;
+    if (!attempt) far = depth_of(fmaxf(0, far - 2), far, doubt, 5);
+    const float shallow = depth_of(0, far, -doubt, 9) - far / 512;  // the shallower side of the last step
+    bracket = {max_ - far, shallow > 0 ? max_ - shallow : HUGE_VALF};
   }
   return bracket;
 }
 
-// Bounds of the weights' sum of the dense row from an estimate; false where there is none to be had.
-bool ChainRow::rough_total(uint64_t *low, uint64_t *high) {
+// Bounds of the weights' sum of the tokens below `from`, from an estimate; false where there is none to be had.
+bool ChainRow::rough_below(float from, uint64_t *low, uint64_t *high) {
   const float divisor = dense_divisors_ ? divisors_[0] : 1.0f;
   if (!kernels_->rough || dense_divisors_ > 1 || divisor < 1e-4f || divisor > 1e4f || fabsf(max_) > 1e4f) return false;
-  const double mass = kernels_->rough(&rest(), max_);
+  const double mass = kernels_->rough(&rest(), max_, least(from));
   // The weights are of exp(fl(fl(x / divisor) - max)), the estimate of exp(fl(x - reference) * factor). Roundings move the
   // exponents by 2^-24 (|max| + 5 d) for a token d below the maximum; the mean of d under the weights is their entropy
   // less log(mass), so at most log(vocab / mass). Then come exp and 2^f themselves and the float32 sums of a block:
   // together below 8e-7. The weights' own rounding is half a step each.
-  const uint64_t patched = patched_weights(max_);
-  const double whole = mass + (double)(int64_t)patched / plan_->scale, deep = log((double)vocab_ / whole);
-  const double error = whole * 1.2 * (0x1p-24 * (fabs((double)max_) + 5 * deep) + 8e-7) + (double)vocab_ * 0x1p-44;
+  const double deep = log((double)vocab_ / fmax(mass, 1e-9));
+  const double error = mass * 1.2 * (0x1p-24 * (fabs((double)max_) + 5 * deep) + 8e-7) + (double)vocab_ * 0x1p-44;
+  const uint64_t patched = patched_weights(max_, from);
   *low = patched + (uint64_t)(fmax(0.0, mass - error) * plan_->scale);
   *high = patched + (uint64_t)((mass + error) * plan_->scale) + 1;
   return true;
 }
 
-// top-p in one pass over the row at most: on peaked rows an estimate of the whole mass is as good as the mass, on flat
-// rows it tells where to look while the weights are added up. False where neither holds, or the mass is asked for anyway.
+// top-p in one pass over the row at most: on peaked rows an estimate of the mass that is not listed does as well as the
+// mass, on flat rows the weights above the list and all others are added up together. False where neither is to be had,
+// or the whole mass is asked for anyway.
 bool ChainRow::quick_top_p(double p) {
   const bool asked = (args_->logp_raw && !plan_->edits) || (args_->logp_processed && !plan_->edits_after_truncation);
-  uint64_t low, high;
   if (asked || total_known_) return false;
   const Bracket bracket = guess(p - 1, 0);
+  list_from(bracket.from, bracket.above);
   if (bracket.above == HUGE_VALF) {
-    if (rough_total(&low, &high) && settle(bracket, p, low, high)) return true;
+    uint64_t low, high;
+    if (rough_below(bracket.from, &low, &high) && settle(p, low, high)) return true;
     const uint64_t total = dense_total(), limit = ts_top_p_limit(p, total);
-    list_from(bracket.from, bracket.above);
     return limit < total && find(bracket, 0, total, limit);
   }
   blocks_.at_least((vocab_ + kBlock - 1) / kBlock);
   const uint64_t above = kernels_->split(&rest(), max_, plan_->bits, least(bracket.above), blocks_.get(), &dense_total_);
-  dense_total_ += patched_weights(max_);
+  dense_total_ += patched_weights(max_, HUGE_VALF);
   const uint64_t limit = ts_top_p_limit(p, dense_total_);
-  list_from(bracket.from, bracket.above);
-  if (limit >= dense_total_ || !find(bracket, above, dense_total_, limit)) return false;
-  total_known_ = true;
-  return true;
+  total_known_ = limit < dense_total_ && find(bracket, above, dense_total_, limit);
+  return total_known_;
 }
 
-// Drops what top-p drops if that is the same whatever the mass of the row is within [low, high].
-bool ChainRow::settle(Bracket bracket, double p, uint64_t low, uint64_t high) {
-  list_from(bracket.from, bracket.above);
-  // Of a row of mass t the list may lose limit(t) - (t - listed), which falls as t grows but for the roundings of limit.
+// Drops what top-p drops of the list if that is the same whatever the others weigh within [low, high].
+bool ChainRow::settle(double p, uint64_t low, uint64_t high) {
+  const uint64_t listed = weigh_list();
+  // If the others weigh u, the list may lose limit(listed + u) - u, which falls as u grows but for the roundings of limit.
   constexpr int64_t kRounding = 1 << 12;
-  const int64_t listed = (int64_t)weigh_list();
-  const int64_t least = (int64_t)ts_top_p_limit(p, high) - (int64_t)high + listed - kRounding;
-  const int64_t most = (int64_t)ts_top_p_limit(p, low) - (int64_t)low + listed + kRounding;
-  if (least < 0 || most >= listed) return false;
+  const int64_t least = (int64_t)ts_top_p_limit(p, listed + high) - (int64_t)high - kRounding;
+  const int64_t most = (int64_t)ts_top_p_limit(p, listed + low) - (int64_t)low + kRounding;
+  if (least < 0 || most >= (int64_t)listed) return false;
   uint64_t before;
   const float threshold = boundary(0, (uint64_t)least, &before);
   const uint64_t weight = ts_weight(ts_exp(threshold - max_), plan_->scale);

@@ -53,15 +53,15 @@ class ChainRow {
   void list_from(float from, float below);
   void list_whole();
   uint64_t weigh_list();
-  uint64_t patched_weights(float max) const;
+  uint64_t patched_weights(float max, float below) const;
   uint64_t dense_total();
   struct Bracket {
     float from, above;
   };
   Bracket guess(double dropped, int attempt);
-  bool rough_total(uint64_t *low, uint64_t *high);
+  bool rough_below(float from, uint64_t *low, uint64_t *high);
   bool quick_top_p(double p);
-  bool settle(Bracket bracket, double p, uint64_t low, uint64_t high);
+  bool settle(double p, uint64_t low, uint64_t high);
   bool narrow(Bracket bracket, uint64_t total, uint64_t limit);
   bool find(Bracket bracket, uint64_t above, uint64_t total, uint64_t limit);
   float boundary(uint64_t running, uint64_t limit, uint64_t *before);

@@ -32,6 +32,8 @@ TS_LANES F div(F a, F b) { return _mm512_div_ps(a, b); }
 TS_LANES F max(F a, F b) { return _mm512_max_ps(a, b); }
 TS_LANES I zero_integers() { return _mm512_setzero_si512(); }
 TS_LANES I add_integers(I a, I b) { return _mm512_add_epi32(a, b); }
+#define TS_ADD_WHERE
+TS_LANES I add_where(M m, I sum, I x) { return _mm512_mask_add_epi32(sum, m, sum, x); }
 TS_LANES I shift_left_23(I a) { return _mm512_slli_epi32(a, 23); }
 TS_LANES I bits_of_floats(F a) { return _mm512_castps_si512(a); }
 TS_LANES F floats_of_bits(I a) { return _mm512_castsi512_ps(a); }

@@ -30,9 +30,9 @@ struct TsSampling {
   uint64_t (*mass)(const TsRow *row, float max, int bits, float from, uint64_t *blocks);
   // The same, and *total gets the weights' sum of all tokens.
   uint64_t (*split)(const TsRow *row, float max, int bits, float from, uint64_t *blocks, uint64_t *total);
-  // The sum of exp(f(x) - max) within a relative error that ts_rough_error() bounds, at a third of the cost, for a divisor
-  // or none; null where there is no quicker way than mass.
-  double (*rough)(const TsRow *row, float max);
+  // The sum of exp(f(x) - max) of the tokens with x < below, nearly, at a third of the cost, for a divisor or none. Null
+  // where there is no quicker way than mass.
+  double (*rough)(const TsRow *row, float max, float below);
   // Writes x of one group of 16 in every `stride` blocks, without marked tokens and largest ones of a lane.
   int64_t (*sample)(const TsRow *row, const float *lanes, int64_t stride, float *x);
   // w[i] = weight of z[i]; returns their sum.
