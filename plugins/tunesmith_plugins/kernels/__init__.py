@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         weight_only_linear,
     )
     from .loader import info, set_isa
-    from .ops import Plan, SampleResult, Status, Step, apply_chain, sample_chain, supported_steps
+    from .ops import Plan, SampleResult, Status, Step, apply_chain, quick_sample, sample_chain, supported_steps
 
 _MODULES = ("int8_ops", "int8_reference", "loader", "ops", "reference")
 _INT8 = (
@@ -58,6 +58,7 @@ __all__ = [
     "packed_to",
     "quantize_rows",
     "quantize_weight",
+    "quick_sample",
     "reference",
     "rotary_",
     "sample_chain",

@@ -298,6 +298,14 @@ def warn_fallback(device: str) -> None:
     )
 
 
+_when_chosen: list[Callable[[], None]] = []
+
+
+def when_chosen(forget: Callable[[], None]) -> None:
+    """Call ``forget`` whenever :func:`set_isa` chooses anew, for callers that keep a way into the library."""
+    _when_chosen.append(forget)
+
+
 def set_isa(name: str) -> None:
     """Choose what computes on the CPU for the whole process, mainly for tests.
 
@@ -308,6 +316,8 @@ def set_isa(name: str) -> None:
         RuntimeError: the library is not loaded, or the name is not available here.
     """
     global _reference_chosen
+    for forget in _when_chosen:
+        forget()
     if name == "reference":
         _reference_chosen = True
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import enum
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ class Plan:
     shapes may not.
     """
 
-    __slots__ = ("_links", "address", "batch", "history", "packed", "steps")
+    __slots__ = ("_keep", "address", "batch", "history", "steps")
 
     def __init__(self, steps: Sequence[Step]) -> None:
         """Check and pack steps.
@@ -101,11 +101,10 @@ class Plan:
             if step.values.numel() != 1:
                 self.batch = step.values.numel()
         self.history = any(step.op in reference.NEED_HISTORY for step in self.steps)
-        self._links, self.address, self.packed = None, 0, None
+        self._keep, self.address = None, 0
         if all(step.values.device.type == "cpu" for step in self.steps):
-            self._links = _links([(step.op, step.values) for step in self.steps])
-            self.address = ctypes.addressof(self._links)
-            self.packed = (self.address, len(self.steps), -1 if self.batch is None else self.batch, self.history)
+            self._keep = _plan_links(self.steps, self.batch, self.history)
+            self.address = ctypes.addressof(self._keep) + _PLAN_HEAD
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps)
@@ -359,10 +358,10 @@ def sample_chain(
     Raises:
         ValueError: a shape, dtype or parameter is wrong; the message names the step and row.
     """
-    if type(steps) is Plan:
-        quick = _quick(
-            steps, logits, seed, stream, position, history, history_lengths, greedy, draw,
-            logp_raw, logp_processed, logp_truncated,
+    if type(steps) is Plan and not _compiling():
+        quick: SampleResult | None = _sample(
+            steps.address, logits, seed, stream, position, history, history_lengths, greedy, draw,
+            logp_raw, logp_processed, logp_truncated, SampleResult,
         )  # fmt: skip
         if quick is not None:
             return quick
@@ -385,69 +384,73 @@ def sample_chain(
     return SampleResult(token, status, *(value if flag else None for value, flag in zip(found, flags, strict=True)))
 
 
-_UNSEEN = object()
-_sample: Any = _UNSEEN
-_compiling = torch.compiler.is_compiling
+# ---- the quick way ----------------------------------------------------------------------------------------------
 
 
-def _templates(batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return tensors that token, status and log-probabilities are made like."""
-    return (
-        torch.empty(batch, dtype=torch.int64, device="cpu"),
-        torch.empty(batch, dtype=torch.uint8, device="cpu"),
-        torch.empty(batch, dtype=torch.float32, device="cpu"),
-    )
-
-
-def _set_up_sample(library: loader.Library) -> Any:
-    global _sample
-    calls = loader.words_call()
-    if calls is None or calls.setup is None or calls.sample is None:
-        _sample = None
-    else:
-        calls.setup(
-            Tensor, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.get_num_threads,
-            torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active, torch.empty_like,
-            _templates, library.address("ts_sample_words"),
-        )  # fmt: skip
-        _sample = calls.sample
-    return _sample
-
-
-def _quick(
+def quick_sample(
     plan: Plan,
     logits: Tensor,
     seed: Tensor | None,
     stream: Tensor | None,
     position: Tensor | None,
     history: Tensor | None,
-    lengths: Tensor | None,
+    history_lengths: Tensor | None,
     greedy: bool,
-    draw: int,
-    raw: bool,
-    processed: bool,
-    truncated: bool,
+    logp_raw: bool,
+    logp_processed: bool,
+    logp_truncated: bool,
 ) -> SampleResult | None:
-    """Draw with as little Python as possible; None where anything is out of the ordinary, to be seen to elsewhere."""
+    """Do what :func:`sample_chain` does where everything is as usual, without its checks.
+
+    Returns:
+        None, and nothing done, for anything that the library cannot read as it is (another device or dtype, ids that are
+        not dense, a subclass, an empty batch, a dispatch mode, a compiler at work): call :func:`sample_chain` then.
+
+    Raises:
+        ValueError: a parameter is out of range; the message names the step and row.
+    """
     if _compiling():
         return None
-    library = loader.cpu()
-    if library is None:
-        return None
-    sample = _set_up_sample(library) if _sample is _UNSEEN else _sample
-    if sample is None:
-        return None
-    if not plan.address:  # values on another device, which the checks of the other way name
-        return None
-    found = sample(
-        plan.packed, logits, seed, stream, position, history, lengths, greedy, draw, raw, processed, truncated
-    )
-    if type(found) is int:
-        library.check(found)
-    return None if found is None else _made(SampleResult, found)
+    found: SampleResult | None = _sample(
+        plan.address, logits, seed, stream, position, history, history_lengths, greedy, 0,
+        logp_raw, logp_processed, logp_truncated, SampleResult,
+    )  # fmt: skip
+    return found
 
 
-_made: Any = tuple.__new__  # a named tuple's own __new__ takes twice as long
+def _plan_links(steps: Sequence[Step], batch: int | None, history: bool) -> ctypes.Structure:
+    """Return the steps, and before them what ``sample`` of call.cpp needs to know of them."""
+    links = _links([(step.op, step.values) for step in steps])
+    kind = type("PlanLinks", (ctypes.Structure,), {"_fields_": [("head", ctypes.c_int64 * 3), ("links", type(links))]})
+    return cast(ctypes.Structure, kind((len(steps), -1 if batch is None else batch, history), links))
+
+
+_PLAN_HEAD = ctypes.sizeof(ctypes.c_int64 * 3)
+
+
+def _first_sample(*arguments: Any) -> Any:
+    """Stand in for the quick call until something is drawn; None where there is none."""
+    global _sample
+    library, calls = loader.cpu(), loader.words_call()
+    if library is None or calls is None or calls.setup is None or calls.sample is None:
+        return None
+    calls.setup(
+        Tensor, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.get_num_threads,
+        vars(torch.utils._python_dispatch), torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active,
+        torch.empty, library.check, getattr(Tensor, "__dlpack_c_exchange_api__", None), library.address("ts_sample_words"),
+    )  # fmt: skip
+    _sample = calls.sample
+    return _sample(*arguments)
+
+
+def _forget_sample() -> None:
+    global _sample
+    _sample = _first_sample
+
+
+_sample: Any = _first_sample
+loader.when_chosen(_forget_sample)
+_compiling = torch.compiler.is_dynamo_compiling  # export without dynamo hands in fake tensors, which are never quick
 
 
 def apply_chain(

@@ -41,6 +41,8 @@ class ChainSampler(Sampler):
             link.setup(runtime)
 
     def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0, logp: Collection[str] = LOGPS) -> Draw:
+        if not top and (draw := self._plans.quick(self._greedy, logits, rows, logp)) is not None:
+            return draw
         return run(self.links, self._greedy, logits, rows, top, logp, self._plans)
 
     def apply_links(self, logits: torch.Tensor, rows: Rows) -> Applied:
@@ -61,6 +63,8 @@ class GreedySampler(Sampler):
         self._plans = Plans()
 
     def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0, logp: Collection[str] = LOGPS) -> Draw:
+        if not top and (draw := self._plans.quick(True, logits, rows, logp)) is not None:
+            return draw
         return run({}, True, logits, rows, top, logp, self._plans)
 
 
@@ -72,6 +76,21 @@ class Plans:
 
     def __init__(self) -> None:
         self._found: dict[torch.device, kernels.Plan | None] = {}
+        self._host: kernels.Plan | None = None  # the one for the CPU, once there is one
+
+    def quick(self, greedy: bool, logits: torch.Tensor, rows: Rows, logp: Collection[str]) -> Draw | None:
+        """Draw past everything that needs a look only once; None where :func:`run` must see to it."""
+        plan = self._host
+        if plan is None or rows.parameters:
+            return None
+        found: Any = kernels.quick_sample(
+            plan, logits, rows.seed, rows.stream, rows.position, rows.history, rows.history_lengths, greedy,
+            "raw" in logp, "processed" in logp, "truncated" in logp,
+        )  # fmt: skip
+        if found is None:
+            return None
+        token, status, raw, processed, truncated = found
+        return Draw(token=token, status=status, logp_raw=raw, logp_processed=processed, logp_truncated=truncated)
 
     def of(self, links: Mapping[str, Link], rows: Rows) -> kernels.Plan | None:
         """Return the plan for rows like these, or None if the kernel cannot do the whole chain."""
@@ -83,6 +102,8 @@ class Plans:
             whole = not parts or (len(parts) == 1 and isinstance(parts[0], Fused))
             steps = parts[0].steps if parts and isinstance(parts[0], Fused) else ()
             found = self._found[device] = kernels.Plan(steps) if whole else None
+            if device.type == "cpu":
+                self._host = found
         return found
 
 

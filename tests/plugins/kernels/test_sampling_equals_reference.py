@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -168,7 +170,23 @@ def test_rows_of_many_blocks_have_the_bits_of_the_reference(native: dict[str, An
         kernels.set_isa(native["isa"])
 
 
-def test_a_plan_draws_the_same_whether_or_not_the_call_can_be_quick(isa: str) -> None:
+def quick_sample(plan: Plan, *arguments: Any) -> Any:
+    """What the call without the checks of Python gives: None where it leaves the call to the other way."""
+    return ops._sample(plan.address, *arguments, kernels.SampleResult)
+
+
+@pytest.fixture(params=["exchanged", "attributes"])
+def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """How the quick call reads tensors: through DLPack's table, or, as with an older torch, through attributes."""
+    if request.param == "attributes":
+        monkeypatch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", None, raising=False)
+    ops._forget_sample()
+    yield request.param
+    monkeypatch.undo()
+    ops._forget_sample()
+
+
+def test_a_plan_draws_the_same_whether_or_not_the_call_can_be_quick(isa: str, reading: str) -> None:
     quick = 0
     for trial in range(60):
         logits, steps, inputs = case(trial)
@@ -176,13 +194,13 @@ def test_a_plan_draws_the_same_whether_or_not_the_call_can_be_quick(isa: str) ->
         plan = Plan(steps)
         assert_same(kernels.sample_chain(logits, plan, **inputs), expected)
         rows = [inputs[name] for name in ("seed", "stream", "position", "history", "history_lengths")]
-        quick += ops._quick(plan, logits, *rows, False, 0, False, False, False) is not None
+        quick += quick_sample(plan, logits, *rows, False, 0, False, False, False) is not None
         assert_same(kernels.sample_chain(logits.t().contiguous().t(), plan, **inputs), expected)
     assert quick > 50
 
 
 def test_what_is_out_of_the_ordinary_takes_the_other_way_and_outputs_are_the_callers_own(
-    native: dict[str, Any],
+    native: dict[str, Any], reading: str
 ) -> None:
     torch.manual_seed(3)
     logits, ids = torch.randn(4, 16), torch.arange(4)
@@ -193,7 +211,7 @@ def test_what_is_out_of_the_ordinary_takes_the_other_way_and_outputs_are_the_cal
     def quick(
         logits: Any = logits, seed: Any = ids, history: Any = history, lengths: Any = ids, plan: Plan = plan
     ) -> Any:
-        return ops._quick(plan, logits, seed, ids, ids, history, lengths, False, 0, True, False, True)
+        return quick_sample(plan, logits, seed, ids, ids, history, lengths, False, 0, True, False, True)
 
     expected = quick()
     assert expected is not None
@@ -217,6 +235,11 @@ def test_what_is_out_of_the_ordinary_takes_the_other_way_and_outputs_are_the_cal
     for tensor, before in zip(again, kept, strict=True):
         assert (tensor is None) == (before is None)
         assert tensor is None or torch.equal(tensor, before)
+    token, logps = again.token, again.logp_raw
+    del again, expected
+    gc.collect()
+    assert torch.equal(token, kept[0])
+    assert torch.equal(logps, kept[2])  # outputs lie in one piece of memory, which each of them keeps
 
 
 @pytest.mark.parametrize("shape", ["peaked", "wide", "flat"])
@@ -386,3 +409,57 @@ def test_wrong_shapes_and_missing_inputs_are_named(native: dict[str, Any]) -> No
         )
     with pytest.raises(ValueError, match="logits must be"):
         kernels.sample_chain(logits.double(), [], greedy=True)
+
+
+@pytest.mark.parametrize("shape", ["peaked", "wide", "flat"])
+def test_top_p_is_exact_where_its_limit_falls_on_a_boundary(isa: str, shape: str) -> None:
+    torch.manual_seed(5)
+    vocab, heat = 6000, 0.8
+    logits = torch.randn(1, vocab) * (0.5 if shape == "flat" else 3.0)
+    if shape == "peaked":
+        logits[0, torch.randperm(vocab)[:40]] = 12 + torch.empty(40).exponential_()
+    logits[0, ::7] = logits[0, ::7].bfloat16().float()  # ties
+    history = torch.randint(0, vocab, (1, 30))
+    ascending = (logits.double() / heat).softmax(-1).sort().values[0].cumsum(0)
+    near = [0.0, 1e-15, -1e-12, 1e-8, -3e-7, 2e-6]
+    places = [int((ascending < mass).sum()) for mass in (0.02, 0.1, 0.3, 0.6, 0.95)]
+    for place in places:
+        p = (1 - ascending[place].repeat(len(near)) + torch.tensor(near).double()).clamp(0, 1)
+        heats = torch.full_like(p, heat)
+        rows, past = logits.repeat(len(near), 1), history.repeat(len(near), 1)
+        for penalty in (1.0, 1.3):
+            steps = [
+                Step("repetition_penalty", torch.full_like(p, penalty)),
+                Step("temperature", heats),
+                Step("top_p", p),
+            ]
+            found = kernels.apply_chain(rows, steps[penalty == 1.0 :], history=past)
+            expected, *_ = reference.chain(rows, [(s.op, s.values) for s in steps[penalty == 1.0 :]], past, None)
+            assert torch.equal(found.logits, expected), (shape, place, penalty)
+
+
+def test_a_flat_row_is_drawn_from_as_the_reference_draws(isa: str) -> None:
+    torch.manual_seed(6)
+    ids = torch.arange(24)
+    logits, history = torch.randn(24, 20_000) * 0.5, torch.randint(0, 20_000, (24, 40))
+    values = [torch.full((24,), v).double() for v in (1.3, 0.8, 0.9)]
+    steps = list(zip(("repetition_penalty", "temperature", "top_p"), values, strict=True))
+    flags = {"logp_raw": True, "logp_processed": True, "logp_truncated": True}
+    for asked in ({}, flags):
+        for chain in (steps, steps[1:]):
+            found = kernels.sample_chain(logits, [Step(*s) for s in chain], ids, ids, ids, history=history, **asked)
+            expected = reference.sample_chain(
+                logits,
+                chain,
+                ids,
+                ids,
+                ids,
+                history=history,
+                history_lengths=None,
+                greedy=False,
+                draw=0,
+                **{**dict.fromkeys(flags, False), **asked},
+            )
+            for ours, theirs in zip(found, expected, strict=True):
+                assert (ours is None) == (theirs is None)
+                assert ours is None or torch.equal(ours, theirs)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tunesmith_plugins import kernels
-from tunesmith_plugins.kernels import Step
+from tunesmith_plugins.kernels import Step, ops
 
 
 def sampling_arguments(greedy: bool) -> tuple[Any, ...]:
@@ -120,3 +121,41 @@ def test_a_plan_and_the_dispatcher_refuse_what_they_cannot_read(native: dict[str
         sample(logits, [1], torch.ones(1, 1).double(), ids.int(), ids, ids, None, None, False, 0, False, False, False)
     with pytest.raises(ValueError, match="ops must be 1 numbers"):
         sample(logits, [-4], torch.ones(1, 1).double(), ids, ids, ids, None, None, False, 0, False, False, False)
+
+
+def test_a_plan_is_seen_by_dispatch_modes_and_kept_from_tensors_under_a_transform(native: dict[str, Any]) -> None:
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    logits, ids = torch.randn(2, 8), torch.arange(2)
+    plan = kernels.Plan([Step("temperature", torch.tensor([0.7]).double())])
+    expected = kernels.sample_chain(logits, plan, ids, ids, ids)
+    with Watch():
+        found = kernels.sample_chain(logits, plan, ids, ids, ids)
+    assert any("tunesmith.sample_chain" in name for name in seen)
+    assert torch.equal(found.token, expected.token)
+
+    quick = []
+
+    def under(rows: Tensor) -> Tensor:
+        quick.append(ops._sample(plan.address, rows, ids, ids, ids, None, None, False, 0, *[False] * 3, tuple))
+        return rows.sum()
+
+    torch.func.vmap(under)(torch.randn(3, 2, 8))
+    torch.func.grad(under)(logits)
+    torch.func.jvp(under, (logits,), (logits,))
+    under(logits.to_sparse())
+    assert quick == [None] * 4
+    under(logits)
+    assert torch.equal(quick[4][0], expected.token)
+
+
+def test_compiled_code_may_hold_a_plan(native: dict[str, Any]) -> None:
+    logits, ids = torch.randn(2, 8), torch.arange(2)
+    plan = kernels.Plan([Step("temperature", torch.tensor([0.7]).double())])
+    compiled = torch.compile(lambda x: kernels.sample_chain(x, plan, ids, ids, ids).token + 0, backend="aot_eager")
+    assert torch.equal(compiled(logits), kernels.sample_chain(logits, plan, ids, ids, ids).token)

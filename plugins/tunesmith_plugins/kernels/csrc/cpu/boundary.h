@@ -12,27 +12,38 @@ struct Weighed {
   uint64_t w;
 };
 
+// A span of values in 256 equal steps; false if all are equal, or too far apart for a difference.
+struct Steps {
+  static constexpr int kCount = 256;
+  float low, scale;
+  bool between(float least, float most) {
+    low = least;
+    scale = (float)(kCount - 1) / (most - least);
+    return scale > 0 && scale < HUGE_VALF;
+  }
+  int of(float z) const { return (int)((z - low) * scale) & (kCount - 1); }
+};
+
 // Finds the smallest z at which `running` plus the weights of everything up to and including z exceeds limit; *before
 // is the sum without the weights at z itself. items is reordered. The sum over all items must exceed the limit.
 // Distributes over 256 equal steps of z, and goes on in the step where it happens.
 inline float ts_boundary(Weighed *items, int64_t n, uint64_t running, uint64_t limit, uint64_t *before) {
-  constexpr int kSteps = 256, kFew = 24;
+  constexpr int kFew = 24;
   while (n > kFew) {
     float low = items[0].z, high = items[0].z;
     for (int64_t i = 1; i < n; ++i) {
       low = items[i].z < low ? items[i].z : low;
       high = items[i].z > high ? items[i].z : high;
     }
-    const float scale = (float)(kSteps - 1) / (high - low);
-    if (!(scale > 0 && scale < HUGE_VALF)) break;  // all equal, or too far apart for a difference
-    uint64_t sums[kSteps] = {0};
-    const auto step = [low, scale](float z) { return (int)((z - low) * scale) & (kSteps - 1); };
-    for (int64_t i = 0; i < n; ++i) sums[step(items[i].z)] += items[i].w;
+    Steps steps;
+    if (!steps.between(low, high)) break;
+    uint64_t sums[Steps::kCount] = {0};
+    for (int64_t i = 0; i < n; ++i) sums[steps.of(items[i].z)] += items[i].w;
     int here = 0;
     while (running + sums[here] <= limit) running += sums[here++];
     int64_t left = 0;
     for (int64_t i = 0; i < n; ++i) {
-      if (step(items[i].z) == here) items[left++] = items[i];
+      if (steps.of(items[i].z) == here) items[left++] = items[i];
     }
     n = left;
   }
@@ -48,4 +59,42 @@ inline float ts_boundary(Weighed *items, int64_t n, uint64_t running, uint64_t l
     running += same;
     i = end;
   }
+}
+
+// The same of values and weights that stay as they are; `items` is room for n of them, of which few are touched.
+inline float ts_boundary(const float *z, const uint64_t *w, int64_t n, Weighed *items, uint64_t running, uint64_t limit,
+                         uint64_t *before) {
+  constexpr int kSide = 16;  // side by side, since one comparison waits for the one before
+  float lows[kSide], highs[kSide];
+  for (int j = 0; j < kSide; ++j) lows[j] = highs[j] = z[0];
+  for (int64_t i = 0; i + kSide <= n; i += kSide) {
+    for (int j = 0; j < kSide; ++j) {
+      lows[j] = z[i + j] < lows[j] ? z[i + j] : lows[j];
+      highs[j] = z[i + j] > highs[j] ? z[i + j] : highs[j];
+    }
+  }
+  float low = z[n - 1], high = z[n - 1];
+  for (int64_t i = n - n % kSide; i < n; ++i) {
+    low = z[i] < low ? z[i] : low;
+    high = z[i] > high ? z[i] : high;
+  }
+  for (int j = 0; j < kSide; ++j) {
+    low = lows[j] < low ? lows[j] : low;
+    high = highs[j] > high ? highs[j] : high;
+  }
+  Steps steps;
+  if (n < 256 || !steps.between(low, high)) {
+    for (int64_t i = 0; i < n; ++i) items[i] = {z[i], w[i]};
+    return ts_boundary(items, n, running, limit, before);
+  }
+  uint64_t sums[Steps::kCount] = {0};
+  for (int64_t i = 0; i < n; ++i) sums[steps.of(z[i])] += w[i];
+  int here = 0;
+  while (running + sums[here] <= limit) running += sums[here++];
+  int64_t left = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    items[left] = {z[i], w[i]};  // always written, so that there is nothing to predict
+    left += steps.of(z[i]) == here;
+  }
+  return ts_boundary(items, left, running, limit, before);
 }

@@ -100,10 +100,13 @@ void ChainRow::begin() {
     status_ = TS_ROW_NAN;
     return;
   }
+  // Only now that the row is in the caches: reads here and there are slow before.
+  for (Patch &patch : patches_.list) patch.raw = patch.z = patch.processed = ts_load_one(source_, patch.id, args_->dtype);
   raw_max_ = max_ = dense_max(false);
   look_at(max_);
 }
 
+// Marks the tokens that edits may touch one by one.
 void ChainRow::gather() {
   patches_.begin(vocab_);
   const int64_t length = args_->history_lengths ? args_->history_lengths[row_] : args_->history_width;
@@ -111,7 +114,7 @@ void ChainRow::gather() {
   patches_.reserve(length);
   for (int64_t j = 0; j < length; ++j) {
     if (ids[j] < 0 || ids[j] >= vocab_ || patches_.marked((int32_t)ids[j])) continue;
-    patches_.add((int32_t)ids[j], ts_load_one(source_, ids[j], args_->dtype));
+    patches_.add((int32_t)ids[j]);
   }
 }
 
@@ -181,15 +184,22 @@ float ChainRow::dense_max(bool processed) {
   return largest;
 }
 
+// The weights' sum of the patched tokens of the dense row that are less than `below`.
+uint64_t ChainRow::patched_weights(float max, float below) const {
+  uint64_t sum = 0;
+  if (!plan_->patches) return sum;
+  for (const Patch &patch : patches_.list) {
+    if (patch.z < below) sum += ts_weight(ts_exp(patch.z - max), plan_->scale);
+  }
+  return sum;
+}
+
 // The weights' sum of the dense row, and blocks_ with what of it is not patched.
 uint64_t ChainRow::dense_total() {
   if (total_known_) return dense_total_;
   blocks_.at_least((vocab_ + kBlock - 1) / kBlock);
   const float max = form_ == kDense ? max_ : dense_max(false);
-  dense_total_ = kernels_->mass(&rest(), max, plan_->bits, -FLT_MAX, blocks_.get());
-  if (plan_->patches) {
-    for (const Patch &patch : patches_.list) dense_total_ += ts_weight(ts_exp(patch.z - max), plan_->scale);
-  }
+  dense_total_ = kernels_->mass(&rest(), max, plan_->bits, -FLT_MAX, blocks_.get()) + patched_weights(max, HUGE_VALF);
   total_known_ = true;
   return dense_total_;
 }
@@ -288,14 +298,29 @@ uint64_t ChainRow::weigh_list() {
 // Drops what is below the threshold, and the first `ties` tokens that equal it.
 void ChainRow::keep_beyond(float threshold, uint64_t ties) {
   int64_t left = 0;
+  float *z = z_.get();
+  int32_t *ids = ids_.get();
   uint64_t total = 0;
-  for (int64_t i = 0; i < n_; ++i) {
-    const bool stays = z_[i] > threshold || (z_[i] == threshold && (ties == 0 || ties-- == 0));
-    if (!stays) continue;
-    ids_[left] = ids_[i];
-    z_[left] = z_[i];
-    if (list_weighed_) total += w_[left] = w_[i];
-    ++left;
+  // Everything is written and only the count depends on what stays: there is nothing to predict.
+  if (!list_weighed_) {
+    for (int64_t i = 0; i < n_; ++i) {
+      const bool goes = z[i] < threshold || (ties > 0 && z[i] == threshold);
+      ties -= goes && z[i] == threshold;
+      ids[left] = ids[i];
+      z[left] = z[i];
+      left += !goes;
+    }
+  } else {
+    uint64_t *w = w_.get();
+    for (int64_t i = 0; i < n_; ++i) {
+      const bool goes = z[i] < threshold || (ties > 0 && z[i] == threshold);
+      ties -= goes && z[i] == threshold;
+      total += goes ? 0 : w[i];
+      ids[left] = ids[i];
+      z[left] = z[i];
+      w[left] = w[i];
+      left += !goes;
+    }
   }
   n_ = left;
   list_total_ = total;
@@ -357,7 +382,7 @@ void ChainRow::min_p(double p) {
     form_ = kList;
   }
   float *e = e_.at_least(vocab_);
-  kernels_->exps(z_.get(), n_, max_, e);
+  kernels_->exps(z_.get(), n_, max_, 1, e);
   int64_t left = 0;
   uint64_t total = 0;
   for (int64_t i = 0; i < n_; ++i) {
@@ -384,14 +409,18 @@ void ChainRow::top_p(double p) {
     keep_beyond(max_, largest - 1);
     return;
   }
-  Weighed *items = weighed_.at_least(vocab_);
-  for (int64_t i = 0; i < n_; ++i) items[i] = {z_[i], w_[i]};
   uint64_t before;
-  const float threshold = ts_boundary(items, n_, 0, limit, &before);
+  const float threshold = boundary(0, limit, &before);
   keep_beyond(threshold, (limit - before) / ts_weight(ts_exp(threshold - max_), plan_->scale));
 }
 
+// ts_boundary of the list, which must have been weighed.
+float ChainRow::boundary(uint64_t running, uint64_t limit, uint64_t *before) {
+  return ts_boundary(z_.get(), w_.get(), n_, weighed_.at_least(vocab_), running, limit, before);
+}
+
 void ChainRow::dense_top_p(double p) {
+  if (quick_top_p(p)) return;
   const uint64_t total = dense_total(), limit = ts_top_p_limit(p, total);
   if (limit >= total) {
     list_from(max_, HUGE_VALF);
@@ -400,73 +429,134 @@ void ChainRow::dense_top_p(double p) {
     return;
   }
   for (int attempt = 0; attempt < 2; ++attempt) {
-    if (narrow(guess(limit, attempt), total, limit)) return;
+    if (narrow(guess((double)limit / plan_->scale, attempt), total, limit)) return;
   }
   narrow({-FLT_MAX, HUGE_VALF}, total, limit);
 }
 
 // Guesses values between which the boundary of top-p lies, from the lanes' maxima and a sample of the other tokens.
-// A wrong guess costs time and nothing else.
-ChainRow::Bracket ChainRow::guess(uint64_t limit, int attempt) {
+// `dropped`: the mass that goes, a share of the whole if it is below 0. A wrong guess costs time and nothing else.
+ChainRow::Bracket ChainRow::guess(double dropped, int attempt) {
   const Bracket everything = {-FLT_MAX, HUGE_VALF};
   if (vocab_ < 1024) return everything;
   const int64_t blocks = vocab_ / kBlock, lanes = blocks * kLanes;
-  const int64_t stride = std::max<int64_t>(1, lanes / 2048);
-  float *lane_z = lane_z_.at_least(lanes + kLanes), *lane_e = lane_e_.at_least(lanes + kLanes);
-  float *sample_z = sample_z_.at_least(lanes + kLanes), *sample_e = sample_e_.at_least(lanes + kLanes);
-  memcpy(lane_z, lanes_.get(), (size_t)lanes * sizeof(float));
-  const int64_t count = kernels_->sample(&rest(), lanes_.get(), stride, sample_z);
-  for (int32_t t = 0; t < dense_divisors_; ++t) {
-    kernels_->divide(lane_z, lanes, divisors_[(size_t)t]);
-    kernels_->divide(sample_z, count, divisors_[(size_t)t]);
-  }
-  kernels_->exps(lane_z, lanes, max_, lane_e);
-  kernels_->exps(sample_z, count, max_, sample_e);
+  const int64_t stride = std::max<int64_t>(1, lanes / 4096);
+  const float *lane_x = lanes_.get();
+  float *lane_e = lane_e_.at_least(lanes + kLanes);
+  float *sample_x = sample_x_.at_least(lanes + kLanes), *sample_e = sample_e_.at_least(lanes + kLanes);
+  const int64_t count = kernels_->sample(&rest(), lane_x, stride, sample_x);
+  double divisor = 1;
+  for (int32_t t = 0; t < dense_divisors_; ++t) divisor *= divisors_[(size_t)t];
+  const float top = (float)(max_ * divisor), slope = (float)(1 / divisor);  // of x; so are the thresholds below
+  kernels_->exps(lane_x, lanes, top, slope, lane_e);
+  kernels_->exps(sample_x, count, top, slope, sample_e);
   const float factor = (float)(vocab_ - lanes) / (float)std::max<int64_t>(count, 1);
-  const float allowed = (float)((double)limit / plan_->scale), doubt = attempt ? 10.0f : 2.5f;
   int64_t lanes_below, sample_below;
   // The mass below max_ - depth, and how far off it may be.
   const auto mass_below = [&](float depth, float *error) {
-    const float z = max_ - depth;
-    const float sure = kernels_->below(lane_z, lane_e, lanes, z, &lanes_below);
-    const float guessed = kernels_->below(sample_z, sample_e, count, z, &sample_below);
-    *error = doubt * factor * sqrtf(ts_exp(-depth) * (guessed + ts_exp(-depth)));
+    const float x = top - depth * (float)divisor;
+    const float sure = kernels_->below(lane_x, lane_e, lanes, x, &lanes_below);
+    const float guessed = kernels_->below(sample_x, sample_e, count, x, &sample_below);
+    *error = factor * sqrtf(ts_exp(-depth) * (guessed + ts_exp(-depth)));
     return sure + factor * guessed;
   };
-  float near = 0, far = 44, error;  // the boundary lies above max_ - far: what is below weighs nothing
-  for (int step = 0; step < 9; ++step) {
-    const float depth = 0.5f * (near + far);
-    (mass_below(depth, &error) + error > allowed ? near : far) = depth;
-  }
+  float error, allowed = (float)dropped;
+  if (dropped < 0) allowed *= -(mass_below(-1, &error) + (float)((double)(int64_t)patched_weights(max_, HUGE_VALF) / plan_->scale));
+  // The depth at which the mass below, with `doubt` times its error, is what is allowed, from the deeper side.
+  const auto depth_of = [&](float shallow, float deep, float doubt, int steps) {
+    for (int step = 0; step < steps; ++step) {
+      const float depth = 0.5f * (shallow + deep);
+      (mass_below(depth, &error) + doubt * error > allowed ? shallow : deep) = depth;
+    }
+    return deep;
+  };
+  float far = depth_of(0, 44, attempt ? 10 : 4, 9);  // 44 below the maximum nothing weighs anything
   Bracket bracket = {max_ - far, HUGE_VALF};
   mass_below(far, &error);
   const float above = (float)(lanes - lanes_below) + factor * (float)(count - sample_below);
   if (above > fmaxf(2048.0f, (float)vocab_ / 48)) {
-    float shallow = 0, deep = far;
-    for (int step = 0; step < 9; ++step) {
-      const float depth = 0.5f * (shallow + deep);
-      (mass_below(depth, &error) - error > allowed ? shallow : deep) = depth;
-    }
-    if (shallow > 0) bracket.above = max_ - shallow;
+    // A list of all that may stay would be long: one from both sides, so tight that one guess in 50 is wrong.
+    const float doubt = attempt ? 10 : 2;
+    if (!attempt) far = depth_of(fmaxf(0, far - 2), far, doubt, 5);
+    const float shallow = depth_of(0, far, -doubt, 9) - far / 512;  // the shallower side of the last step
+    bracket = {max_ - far, shallow > 0 ? max_ - shallow : HUGE_VALF};
   }
   return bracket;
 }
 
+// Bounds of the weights' sum of the tokens below `from`, from an estimate; false where there is none to be had.
+bool ChainRow::rough_below(float from, uint64_t *low, uint64_t *high) {
+  const float divisor = dense_divisors_ ? divisors_[0] : 1.0f;
+  if (!kernels_->rough || dense_divisors_ > 1 || divisor < 1e-4f || divisor > 1e4f || fabsf(max_) > 1e4f) return false;
+  const double mass = kernels_->rough(&rest(), max_, least(from));
+  // The weights are of exp(fl(fl(x / divisor) - max)), the estimate of exp(fl(x - reference) * factor). Roundings move the
+  // exponents by 2^-24 (|max| + 5 d) for a token d below the maximum; the mean of d under the weights is their entropy
+  // less log(mass), so at most log(vocab / mass). Then come exp and 2^f themselves and the float32 sums of a block:
+  // together below 8e-7. The weights' own rounding is half a step each.
+  const double deep = log((double)vocab_ / fmax(mass, 1e-9));
+  const double error = mass * 1.2 * (0x1p-24 * (fabs((double)max_) + 5 * deep) + 8e-7) + (double)vocab_ * 0x1p-44;
+  const uint64_t patched = patched_weights(max_, from);
+  *low = patched + (uint64_t)(fmax(0.0, mass - error) * plan_->scale);
+  *high = patched + (uint64_t)((mass + error) * plan_->scale) + 1;
+  return true;
+}
+
+// top-p in one pass over the row at most: on peaked rows an estimate of the mass that is not listed does as well as the
+// mass, on flat rows the weights above the list and all others are added up together. False where neither is to be had,
+// or the whole mass is asked for anyway.
+bool ChainRow::quick_top_p(double p) {
+  const bool asked = (args_->logp_raw && !plan_->edits) || (args_->logp_processed && !plan_->edits_after_truncation);
+  if (asked || total_known_) return false;
+  const Bracket bracket = guess(p - 1, 0);
+  list_from(bracket.from, bracket.above);
+  if (bracket.above == HUGE_VALF) {
+    uint64_t low, high;
+    if (rough_below(bracket.from, &low, &high) && settle(p, low, high)) return true;
+    const uint64_t total = dense_total(), limit = ts_top_p_limit(p, total);
+    return limit < total && find(bracket, 0, total, limit);
+  }
+  blocks_.at_least((vocab_ + kBlock - 1) / kBlock);
+  const uint64_t above = kernels_->split(&rest(), max_, plan_->bits, least(bracket.above), blocks_.get(), &dense_total_);
+  dense_total_ += patched_weights(max_, HUGE_VALF);
+  const uint64_t limit = ts_top_p_limit(p, dense_total_);
+  total_known_ = limit < dense_total_ && find(bracket, above, dense_total_, limit);
+  return total_known_;
+}
+
+// Drops what top-p drops of the list if that is the same whatever the others weigh within [low, high].
+bool ChainRow::settle(double p, uint64_t low, uint64_t high) {
+  const uint64_t listed = weigh_list();
+  // If the others weigh u, the list may lose limit(listed + u) - u, which falls as u grows but for the roundings of limit.
+  constexpr int64_t kRounding = 1 << 12;
+  const int64_t least = (int64_t)ts_top_p_limit(p, listed + high) - (int64_t)high - kRounding;
+  const int64_t most = (int64_t)ts_top_p_limit(p, listed + low) - (int64_t)low + kRounding;
+  if (least < 0 || most >= (int64_t)listed) return false;
+  uint64_t before;
+  const float threshold = boundary(0, (uint64_t)least, &before);
+  const uint64_t weight = ts_weight(ts_exp(threshold - max_), plan_->scale);
+  const uint64_t ties = ((uint64_t)least - before) / weight;
+  if (((uint64_t)most - before) / weight != ties) return false;
+  keep_beyond(threshold, ties);
+  form_ = kList;
+  return true;
+}
+
 // Looks for the boundary of top-p in a bracket; false if it is elsewhere.
 bool ChainRow::narrow(Bracket bracket, uint64_t total, uint64_t limit) {
-  const bool open = bracket.above == HUGE_VALF;
-  uint64_t above = 0;
   list_from(bracket.from, bracket.above);
-  if (!open) {
-    above = kernels_->mass(&rest(), max_, plan_->bits, least(bracket.above), blocks_.get());
-    total_known_ = false;  // blocks_ now belong to the tokens above
-  }
+  const bool open = bracket.above == HUGE_VALF;
+  const uint64_t above =
+      open ? 0 : kernels_->mass(&rest(), max_, plan_->bits, least(bracket.above), blocks_.get());
+  return find(bracket, above, total, limit);
+}
+
+// The same when the tokens between are listed and the mass above is known.
+bool ChainRow::find(Bracket bracket, uint64_t above, uint64_t total, uint64_t limit) {
+  const bool open = bracket.above == HUGE_VALF;
   const uint64_t listed = weigh_list(), under = total - above - listed;
   if (under > limit || under + listed <= limit) return false;
-  Weighed *items = weighed_.at_least(vocab_);
-  for (int64_t i = 0; i < n_; ++i) items[i] = {z_[i], w_[i]};
   uint64_t before;
-  const float threshold = ts_boundary(items, n_, under, limit, &before);
+  const float threshold = boundary(under, limit, &before);
   if (!open && threshold >= bracket.above) return false;
   threshold_ = threshold;
   ties_ = (limit - before) / ts_weight(ts_exp(threshold - max_), plan_->scale);

@@ -53,12 +53,18 @@ class ChainRow {
   void list_from(float from, float below);
   void list_whole();
   uint64_t weigh_list();
+  uint64_t patched_weights(float max, float below) const;
   uint64_t dense_total();
   struct Bracket {
     float from, above;
   };
-  Bracket guess(uint64_t limit, int attempt);
+  Bracket guess(double dropped, int attempt);
+  bool rough_below(float from, uint64_t *low, uint64_t *high);
+  bool quick_top_p(double p);
+  bool settle(double p, uint64_t low, uint64_t high);
   bool narrow(Bracket bracket, uint64_t total, uint64_t limit);
+  bool find(Bracket bracket, uint64_t above, uint64_t total, uint64_t limit);
+  float boundary(uint64_t running, uint64_t limit, uint64_t *before);
   void keep_beyond(float threshold, uint64_t ties);
   float kth_of_lanes(int64_t k);
   int64_t draw();
@@ -85,7 +91,7 @@ class ChainRow {
   Patches patches_;
   Buffer<float> lanes_;
 
-  bool total_known_ = false;  // dense_total_ and blocks_ belong to the dense row as it is
+  bool total_known_ = false;  // dense_total_ belongs to the dense row as it is; so does blocks_ while form_ is kDense
   uint64_t dense_total_ = 0;
   Buffer<uint64_t> blocks_;   // of what is kept outside the list (kDense and kAbove)
   float from_ = 0;            // kAbove: every token of at least this is kept; it may be in the list too if it is patched
@@ -99,5 +105,5 @@ class ChainRow {
   int64_t n_ = 0;
   bool list_weighed_ = false;
   uint64_t list_total_ = 0;
-  Buffer<float> lane_z_, lane_e_, sample_z_, sample_e_;
+  Buffer<float> lane_z_, lane_e_, sample_x_, sample_e_;
 };

@@ -48,9 +48,9 @@ class Patches {
     mask_ = size - 1;
     list.reserve((size_t)count);
   }
-  // Adds a token that is not marked yet; reserve() must have allowed for it.
-  void add(int32_t id, float raw) {
-    list.push_back({id, raw, raw, raw});
+  // Adds a token that is not marked yet, its values to be set; reserve() must have allowed for it.
+  void add(int32_t id) {
+    list.push_back({id, 0, 0, 0});
     marks_[id / kLanes] = (uint16_t)(marks_[id / kLanes] | 1u << (id % kLanes));
     flagged_[id / kBlock] = 1;
     uint32_t slot = place(id);

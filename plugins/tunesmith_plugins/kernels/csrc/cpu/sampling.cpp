@@ -148,7 +148,7 @@ extern "C" int32_t ts_exp_row(const float *z, int64_t n, float max, int64_t voca
     if (!kernels) return TS_UNSUPPORTED;
     if (n < 0 || vocab < 1 || !total || (n && (!z || !e))) return ts_fail(TS_INVALID, "nothing to compute or to write to");
     const TsRow row = {z, n, nullptr, nullptr, nullptr, 0, TS_F32};
-    kernels->exps(z, n, max, e);
+    kernels->exps(z, n, max, 1, e);
     *total = kernels->mass(&row, max, ts_weight_bits(vocab), -HUGE_VALF, nullptr);
     return TS_OK;
   });

@@ -91,4 +91,4 @@ TS_LANES void compress(int32_t *ids, float *x, M, uint32_t bits, F v, int32_t fi
 
 #include "sampling_lanes.h"
 
-extern const TsSampling ts_sampling_avx2 = {scan, collect, mass, sample, weights, exps, divide, below};
+extern const TsSampling ts_sampling_avx2 = {scan, collect, mass, split, nullptr, sample, weights, exps, divide, below};

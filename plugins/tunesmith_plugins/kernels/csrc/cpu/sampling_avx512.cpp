@@ -1,4 +1,4 @@
-// 16 lanes as one AVX-512 register, without fused multiply-add. Intrinsics only: an
+// 16 lanes as one AVX-512 register, without fused multiply-add (but for the estimate). Intrinsics only: an
 // inline function of the standard library compiled here could be the copy that the linker keeps for older processors.
 #include <immintrin.h>
 #include <math.h>
@@ -32,6 +32,8 @@ TS_LANES F div(F a, F b) { return _mm512_div_ps(a, b); }
 TS_LANES F max(F a, F b) { return _mm512_max_ps(a, b); }
 TS_LANES I zero_integers() { return _mm512_setzero_si512(); }
 TS_LANES I add_integers(I a, I b) { return _mm512_add_epi32(a, b); }
+#define TS_ADD_WHERE
+TS_LANES I add_where(M m, I sum, I x) { return _mm512_mask_add_epi32(sum, m, sum, x); }
 TS_LANES I shift_left_23(I a) { return _mm512_slli_epi32(a, 23); }
 TS_LANES I bits_of_floats(F a) { return _mm512_castps_si512(a); }
 TS_LANES F floats_of_bits(I a) { return _mm512_castsi512_ps(a); }
@@ -54,8 +56,23 @@ TS_LANES void compress(int32_t *ids, float *x, M m, uint32_t, F v, int32_t first
   _mm512_mask_compressstoreu_epi32(ids, m, _mm512_add_epi32(lane, _mm512_set1_epi32(first)));
 }
 
+// For the estimate only, where the last bit does not matter.
+TS_LANES F multiply_add(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+TS_LANES F nearest(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+TS_LANES F times_power(F a, F n) { return _mm512_scalef_ps(a, n); }
+struct Doubles {
+  __m512d low, high;
+};
+TS_LANES Doubles zero_doubles() { return {_mm512_setzero_pd(), _mm512_setzero_pd()}; }
+TS_LANES void add_to(Doubles *sums, F a) {
+  sums->low = _mm512_add_pd(sums->low, _mm512_cvtps_pd(_mm512_castps512_ps256(a)));
+  sums->high = _mm512_add_pd(sums->high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)));
+}
+TS_LANES double sum_of(const Doubles &sums) { return _mm512_reduce_add_pd(_mm512_add_pd(sums.low, sums.high)); }
+
 }  // namespace
 
 #include "sampling_lanes.h"
+#include "sampling_rough.h"
 
-extern const TsSampling ts_sampling_avx512 = {scan, collect, mass, sample, weights, exps, divide, below};
+extern const TsSampling ts_sampling_avx512 = {scan, collect, mass, split, rough, sample, weights, exps, divide, below};

@@ -164,19 +164,87 @@ TS_LANES void accumulate(Sums *sums, F *e, F magic) {
   TS_TOGETHER sums->low = add_integers(sums->low, bits_of_floats(e[i]));
 }
 
-// The sum of what `groups` calls of accumulate added to every lane.
-TS_LANES uint64_t total_of(const Sums &sums, int groups, float magic, int bits) {
+// The sum of what accumulate added to every lane, as often as `times` says.
+TS_LANES uint64_t total_of(const Sums &sums, const uint32_t *times, float magic, int bits) {
   uint32_t high[kLanes], low[kLanes];
   store_integers(high, sums.high);
   store_integers(low, sums.low);
-  const uint32_t high_bias = (uint32_t)groups * kHighBits, low_bias = (uint32_t)groups * float_to_bits(magic);
   uint64_t highs = 0;
   int64_t lows = 0;
   for (int j = 0; j < kLanes; ++j) {
-    highs += (uint32_t)(high[j] - high_bias);
-    lows += (int32_t)(low[j] - low_bias);
+    highs += (uint32_t)(high[j] - times[j] * kHighBits);
+    lows += (int32_t)(low[j] - times[j] * float_to_bits(magic));
   }
   return (highs << (bits - 21)) + (uint64_t)lows;
+}
+TS_LANES uint64_t total_of(const Sums &sums, int groups, float magic, int bits) {
+  uint32_t times[kLanes];
+  for (uint32_t &each : times) each = (uint32_t)groups;
+  return total_of(sums, times, magic, bits);
+}
+
+#if !defined(TS_ADD_WHERE)  // an instruction set that adds under a mask says so
+TS_LANES I add_where(const M &m, const I &sum, const I &x) {
+  return add_integers(sum, bits_of_floats(keep(m, floats_of_bits(x))));
+}
+#endif
+
+// Adds to `all`, and where `here` says so to `some`, counting there.
+TS_LANES void accumulate_both(Sums *all, Sums *some, I *times, F *e, const M *here, F magic, I one) {
+  F high[kTogether];
+  TS_TOGETHER high[i] = add(e[i], set1(4.0f));
+  TS_TOGETHER all->high = add_integers(all->high, bits_of_floats(high[i]));
+  TS_TOGETHER some->high = add_where(here[i], some->high, bits_of_floats(high[i]));
+  TS_TOGETHER *times = add_where(here[i], *times, one);
+  TS_TOGETHER high[i] = sub(high[i], set1(4.0f));
+  TS_TOGETHER e[i] = sub(e[i], high[i]);
+  TS_TOGETHER e[i] = add(e[i], magic);
+  TS_TOGETHER all->low = add_integers(all->low, bits_of_floats(e[i]));
+  TS_TOGETHER some->low = add_where(here[i], some->low, bits_of_floats(e[i]));
+}
+
+// The sums of a block: of all tokens, and of those with x >= from.
+template <bool Divide>
+struct Split {
+  const TsRow *row;
+  float max, from;
+  int bits;
+  uint64_t *blocks, *some, *all;
+  template <int D>
+  TS_LANES void run(int64_t b, const char *x, const uint16_t *marks) const {
+    const F top = set1(max), bound = set1(from), magic = set1(low_magic(bits));
+    const I zero = zero_integers(), one = bits_of_floats(set1(bits_to_float(1)));
+    Sums whole = {zero, zero}, above = {zero, zero};
+    I times = zero;
+    for (int g = 0; g < kBlockGroups; g += kTogether) {
+      F v[kTogether];
+      M here[kTogether];
+      TS_TOGETHER v[i] = load<D>(x, g + i);
+      TS_TOGETHER here[i] = at_least(v[i], bound);
+      if constexpr (Divide) {
+        for (int32_t t = 0; t < row->divisor_count; ++t) TS_TOGETHER v[i] = div(v[i], set1(row->divisors[t]));
+      }
+      TS_TOGETHER v[i] = sub(v[i], top);
+      exponentials(v);
+      if (marks) {
+        TS_TOGETHER v[i] = keep(lanes_of((uint16_t)~marks[g + i]), v[i]);
+      }
+      accumulate_both(&whole, &above, &times, v, here, magic, one);
+    }
+    uint32_t counts[kLanes];
+    store_integers(counts, times);
+    blocks[b] = total_of(above, counts, low_magic(bits), bits);
+    *some += blocks[b];
+    *all += total_of(whole, kBlockGroups, low_magic(bits), bits);
+  }
+};
+
+uint64_t split(const TsRow *row, float max, int bits, float from, uint64_t *blocks, uint64_t *total) {
+  uint64_t some = 0;
+  *total = 0;
+  if (row->divisor_count) over_row(*row, Split<true>{row, max, from, bits, blocks, &some, total});
+  else over_row(*row, Split<false>{row, max, from, bits, blocks, &some, total});
+  return some;
 }
 
 template <bool From, bool Divide>
@@ -204,11 +272,11 @@ struct Masses {
       }
       TS_TOGETHER v[i] = sub(v[i], top);
       exponentials(v);
-      if constexpr (From) {
-        TS_TOGETHER v[i] = keep(here[i], v[i]);
-      }
       if (marks) {
         TS_TOGETHER v[i] = keep(lanes_of((uint16_t)~marks[g + i]), v[i]);
+      }
+      if constexpr (From) {
+        TS_TOGETHER v[i] = keep(here[i], v[i]);
       }
       accumulate(&sum, v, magic);
     }
@@ -267,16 +335,16 @@ int64_t sample(const TsRow *row, const float *lanes, int64_t stride, float *x) {
   return count;
 }
 
-void exps(const float *z, int64_t n, float max, float *e) {
-  const F top = set1(max);
+void exps(const float *z, int64_t n, float max, float slope, float *e) {
+  const F top = set1(max), by = set1(slope);
   int64_t at = 0;
   for (; at + kLanes * kTogether <= n; at += kLanes * kTogether) {
     F v[kTogether];
-    TS_TOGETHER v[i] = sub(load_f32(z + at + i * kLanes), top);
+    TS_TOGETHER v[i] = mul(sub(load_f32(z + at + i * kLanes), top), by);
     exponentials(v);
     TS_TOGETHER store_f32(e + at + i * kLanes, v[i]);
   }
-  for (; at < n; ++at) e[at] = ts_exp(z[at] - max);
+  for (; at < n; ++at) e[at] = ts_exp((z[at] - max) * slope);
 }
 
 uint64_t weights(const float *z, int64_t n, float max, int bits, uint64_t *w) {

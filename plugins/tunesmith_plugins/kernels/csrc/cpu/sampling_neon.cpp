@@ -85,4 +85,4 @@ TS_LANES void compress(int32_t *ids, float *x, const M &, uint32_t bits, const F
 
 #include "sampling_lanes.h"
 
-extern const TsSampling ts_sampling_neon = {scan, collect, mass, sample, weights, exps, divide, below};
+extern const TsSampling ts_sampling_neon = {scan, collect, mass, split, nullptr, sample, weights, exps, divide, below};

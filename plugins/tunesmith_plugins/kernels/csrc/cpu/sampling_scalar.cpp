@@ -79,4 +79,4 @@ inline void compress(int32_t *ids, float *x, M m, uint32_t, const F &v, int32_t 
 
 #include "sampling_lanes.h"
 
-extern const TsSampling ts_sampling_scalar = {scan, collect, mass, sample, weights, exps, divide, below};
+extern const TsSampling ts_sampling_scalar = {scan, collect, mass, split, nullptr, sample, weights, exps, divide, below};

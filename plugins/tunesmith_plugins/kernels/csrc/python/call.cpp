@@ -3,7 +3,13 @@
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
+
+#include <atomic>
+#include <new>
+
+#include "dlpack.h"
 
 namespace {
 
@@ -65,21 +71,28 @@ PyObject *call_released(PyObject *, PyObject *const *args, Py_ssize_t given) {
 // ---- sample: the tensors of a sampling call read here, since each step of Python costs more than a row of a small model
 
 // What setup() gave, for as long as the process lives.
-enum { kTensor, kFloat32, kBfloat16, kFloat16, kInt64, kThreads, kStack, kTransforms, kEmptyLike, kTemplates, kHeld };
+enum {
+  kTensor, kFloat32, kBfloat16, kFloat16, kInt64, kUint8, kThreads, kModes, kStack, kTransforms, kEmpty, kRefuse, kExchange, kHeld
+};
 PyObject *held[kHeld];
-PyObject *n_dtype, *n_shape, *n_stride, *n_data_ptr, *n_is_cpu, *n_is_contiguous;
+PyObject *n_dtype, *n_shape, *n_stride, *n_data_ptr, *n_is_cpu, *n_in_mode;
+PyObject *empty_options[3];  // {"dtype": ..., "device": "cpu"} for int64, uint8, float32
 int64_t sample_words = 0;
+const Exchange *exchange = nullptr;  // null: tensors are read through their attributes
 
-// Tensors to make outputs like, by batch: torch.empty_like takes less than torch.empty. Nobody else ever holds them.
-constexpr int64_t kSizes = 64;
-struct {
-  int64_t batch;
-  PyObject *tensors;  // int64, uint8, float32
-} templates[kSizes];
-
-constexpr int64_t kBrief = 20000;  // values that take about 5 us: for less the interpreter is not let go
+constexpr int64_t kBrief = 50000;   // values that take about 10 us: for less the interpreter is not let go
+constexpr int64_t kShared = 300000;  // for less the library never asks how many threads there are
 
 enum Found { kError, kUnusual, kFine };
+
+// A dense or strided tensor of the CPU.
+struct View {
+  int64_t data;
+  int32_t dtype;  // ts_dtype, -1: another
+  int32_t ndim;
+  int64_t shape[2], stride[2];
+};
+enum { kF32 = 0, kBF16 = 1, kF16 = 2, kI64 = 4 };
 
 // Takes over the reference to a result; an int64 out of it.
 bool number_of(PyObject *value, int64_t *number) {
@@ -89,162 +102,250 @@ bool number_of(PyObject *value, int64_t *number) {
   return *number != -1 || !PyErr_Occurred();
 }
 
-bool pointer_of(PyObject *tensor, int64_t *pointer) {
-  return number_of(PyObject_CallMethodObjArgs(tensor, n_data_ptr, nullptr), pointer);
-}
-
-Found same(PyObject *value, PyObject *expected) {
-  if (!value) return kError;
-  Py_DECREF(value);
-  return value == expected ? kFine : kUnusual;
-}
-
-// Sizes or strides into two numbers (1 where there is no second); kUnusual unless there are ndim of them.
-Found pair_of(PyObject *tuple, Py_ssize_t ndim, int64_t *pair) {
-  if (!tuple) return kError;
-  Found found = PyTuple_Check(tuple) && PyTuple_Size(tuple) == ndim ? kFine : kUnusual;
-  pair[1] = 1;
-  for (Py_ssize_t i = 0; found == kFine && i < ndim; ++i) {
-    PyObject *item = PyTuple_GetItem(tuple, i);
-    Py_XINCREF(item);
-    if (!number_of(item, pair + i)) found = kError;
-  }
-  Py_DECREF(tuple);
-  return found;
-}
-
-// The data of a dense int64 tensor of `batch` rows.
-Found ids_of(PyObject *tensor, Py_ssize_t ndim, int64_t batch, int64_t *pointer, int64_t *width) {
-  int64_t shape[2];
-  if ((PyObject *)Py_TYPE(tensor) != held[kTensor]) return kUnusual;
-  Found found = same(PyObject_GetAttr(tensor, n_dtype), held[kInt64]);
-  if (found == kFine) found = same(PyObject_GetAttr(tensor, n_is_cpu), Py_True);
-  if (found == kFine) found = pair_of(PyObject_GetAttr(tensor, n_shape), ndim, shape);
-  if (found == kFine && shape[0] != batch) found = kUnusual;
-  if (found == kFine && (ndim > 1 || batch > 1))  // one number is dense whatever its stride
-    found = same(PyObject_CallMethodObjArgs(tensor, n_is_contiguous, nullptr), Py_True);
-  if (found == kFine && !pointer_of(tensor, pointer)) found = kError;
-  if (found == kFine && width) *width = shape[1];
-  return found;
-}
-
 Found zero_of(PyObject *function) {
   int64_t number;
   if (!number_of(PyObject_CallNoArgs(function), &number)) return kError;
   return number ? kUnusual : kFine;
 }
 
-Found logits_of(PyObject *logits, int64_t *words) {
-  int64_t shape[2], stride[2];
-  if ((PyObject *)Py_TYPE(logits) != held[kTensor]) return kUnusual;
-  Found found = same(PyObject_GetAttr(logits, n_is_cpu), Py_True);
-  if (found != kFine) return found;
-  PyObject *dtype = PyObject_GetAttr(logits, n_dtype);
-  if (!dtype) return kError;
-  words[9] = dtype == held[kFloat32] ? 0 : dtype == held[kBfloat16] ? 1 : dtype == held[kFloat16] ? 2 : -1;
-  Py_DECREF(dtype);
-  if (words[9] < 0) return kUnusual;
-  found = pair_of(PyObject_GetAttr(logits, n_shape), 2, shape);
-  if (found == kFine) found = pair_of(PyObject_CallMethodObjArgs(logits, n_stride, nullptr), 2, stride);
-  if (found != kFine) return found;
-  if (stride[1] != 1 || !shape[0]) return kUnusual;
-  words[6] = shape[0], words[7] = shape[1], words[8] = stride[0];
-  return pointer_of(logits, words + 5) ? kFine : kError;
+// Sizes or strides of at most two dimensions into numbers; the number of them, 0 if there are none or more, -1: error.
+int32_t pair_of(PyObject *tuple, int64_t *pair) {
+  if (!tuple) return -1;
+  Py_ssize_t count = PyTuple_Check(tuple) ? PyTuple_Size(tuple) : 0;
+  if (count > 2) count = 0;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject *item = PyTuple_GetItem(tuple, i);
+    Py_XINCREF(item);
+    if (!number_of(item, pair + i)) count = -1;
+  }
+  Py_DECREF(tuple);
+  return (int32_t)count;
 }
 
-PyObject *templates_of(int64_t batch) {  // a new reference
-  auto &place = templates[batch % kSizes];
-  if (place.batch != batch || !place.tensors) {
-    PyObject *made = PyObject_CallFunction(held[kTemplates], "L", (long long)batch);
-    if (!made) return nullptr;
-    if (!PyTuple_Check(made) || PyTuple_Size(made) != 3) {
-      Py_DECREF(made);
-      PyErr_SetString(PyExc_TypeError, "three tensors to make outputs like are needed");
-      return nullptr;
-    }
-    PyObject *old = place.tensors;
-    place.batch = batch, place.tensors = made;
-    Py_INCREF(made);  // before the old one goes: that may run other code
-    Py_XDECREF(old);
-    return made;
-  }
-  Py_INCREF(place.tensors);
-  return place.tensors;
+Found attributes_of(PyObject *tensor, View *view) {
+  PyObject *cpu = PyObject_GetAttr(tensor, n_is_cpu);
+  if (!cpu) return kError;
+  Py_DECREF(cpu);
+  if (cpu != Py_True) return kUnusual;
+  PyObject *dtype = PyObject_GetAttr(tensor, n_dtype);
+  if (!dtype) return kError;
+  Py_DECREF(dtype);
+  view->dtype = dtype == held[kFloat32]    ? kF32
+                : dtype == held[kBfloat16] ? kBF16
+                : dtype == held[kFloat16]  ? kF16
+                : dtype == held[kInt64]    ? kI64
+                                           : -1;
+  view->ndim = pair_of(PyObject_GetAttr(tensor, n_shape), view->shape);
+  if (view->ndim < 0 || pair_of(PyObject_CallMethodObjArgs(tensor, n_stride, nullptr), view->stride) < 0) return kError;
+  return number_of(PyObject_CallMethodObjArgs(tensor, n_data_ptr, nullptr), &view->data) ? kFine : kError;
 }
+
+Found view_of(PyObject *tensor, View *view) {
+  if ((PyObject *)Py_TYPE(tensor) != held[kTensor]) return kUnusual;
+  if (!exchange) return attributes_of(tensor, view);
+  Borrowed borrowed;
+  if (exchange->borrow(tensor, &borrowed)) {
+    PyErr_Clear();  // no plain memory behind it; the other way says what is wrong
+    return kUnusual;
+  }
+  if (borrowed.device_type != kHostMemory || borrowed.lanes != 1 || borrowed.ndim < 1 || borrowed.ndim > 2) return kUnusual;
+  view->data = (int64_t)(intptr_t)borrowed.data + (int64_t)borrowed.byte_offset;
+  view->dtype = borrowed.code == kCodeFloat && borrowed.bits == 32       ? kF32
+                : borrowed.code == kCodeBfloat && borrowed.bits == 16    ? kBF16
+                : borrowed.code == kCodeFloat && borrowed.bits == 16     ? kF16
+                : borrowed.code == kCodeInteger && borrowed.bits == 64 ? kI64
+                                                                         : -1;
+  view->ndim = borrowed.ndim;
+  memcpy(view->shape, borrowed.shape, (size_t)borrowed.ndim * sizeof(int64_t));
+  memcpy(view->stride, borrowed.strides, (size_t)borrowed.ndim * sizeof(int64_t));
+  return kFine;
+}
+
+// The data of a dense int64 tensor of `batch` rows.
+Found ids_of(PyObject *tensor, int32_t ndim, int64_t batch, int64_t *pointer, int64_t *width) {
+  View view;
+  const Found found = view_of(tensor, &view);
+  if (found != kFine) return found;
+  if (view.dtype != kI64 || view.ndim != ndim || view.shape[0] != batch) return kUnusual;
+  // the stride of a dimension of one number means nothing
+  const int64_t across = ndim == 2 ? view.shape[1] : 1;
+  if (ndim == 2 && across > 1 && view.stride[1] != 1) return kUnusual;
+  if (batch > 1 && view.stride[0] != across) return kUnusual;
+  *pointer = view.data;
+  if (width) *width = across;
+  return kFine;
+}
+
+Found logits_of(PyObject *logits, int64_t *words) {
+  View view;
+  const Found found = view_of(logits, &view);
+  if (found != kFine) return found;
+  if (view.dtype < kF32 || view.dtype > kF16 || view.ndim != 2 || view.stride[1] != 1 || !view.shape[0]) return kUnusual;
+  words[5] = view.data;
+  words[6] = view.shape[0], words[7] = view.shape[1], words[8] = view.stride[0], words[9] = view.dtype;
+  return kFine;
+}
+
+// Whether nobody wants to see the operations that are called: no dispatch mode, no transform of functions. The flag says of
+// any thread what the function says of this one, and costs far less. Tensors under a transform have no memory of their own,
+// so DLPack refuses them without being asked about transforms.
+Found unseen() {
+  PyObject *in_mode = held[kModes] == Py_None ? nullptr : PyDict_GetItemWithError(held[kModes], n_in_mode);
+  if (in_mode && in_mode != Py_False) return kUnusual;
+  if (!in_mode) {
+    if (PyErr_Occurred()) return kError;
+    const Found found = zero_of(held[kStack]);
+    if (found != kFine) return found;
+  }
+  return exchange ? kFine : zero_of(held[kTransforms]);
+}
+
+// What stands before the steps that a Plan points to.
+struct PlanHead {
+  int64_t count;
+  int64_t batch;    // -1: any
+  int64_t history;  // whether it is read
+};
 
 // Takes the arguments of sample() apart.
 Found sample_arguments(PyObject *const *args, int64_t *words) {
-  PyObject *packed = args[0];  // address, count, batch (-1: any), whether the history is read
-  int64_t plan[4], lengths = 0;
-  if (!PyTuple_Check(packed) || PyTuple_Size(packed) != 4) return kUnusual;
-  for (Py_ssize_t i = 0; i < 4; ++i) {
-    PyObject *item = PyTuple_GetItem(packed, i);
-    Py_XINCREF(item);
-    if (!number_of(item, plan + i)) return kError;
-  }
-  Found found = zero_of(held[kStack]);
-  if (found == kFine) found = zero_of(held[kTransforms]);
-  if (found == kFine) found = logits_of(args[1], words);
+  const void *steps = PyLong_AsVoidPtr(args[0]);
+  if (!steps) return PyErr_Occurred() ? kError : kUnusual;
+  const PlanHead *plan = (const PlanHead *)steps - 1;
+  Found found = logits_of(args[1], words);
+  if (found == kFine) found = unseen();
   if (found != kFine) return found;
   const int64_t batch = words[6];
-  if (plan[2] >= 0 && plan[2] != batch) return kUnusual;
-  words[0] = plan[0], words[1] = plan[1];
+  if (plan->batch >= 0 && plan->batch != batch) return kUnusual;
+  words[0] = (int64_t)(intptr_t)steps, words[1] = plan->count;
   const int greedy = PyObject_IsTrue(args[7]);
   if (greedy < 0) return kError;
   words[2] = greedy;
   words[3] = (int64_t)PyLong_AsLongLong(args[8]);
   if (words[3] == -1 && PyErr_Occurred()) return kError;
-  if (!number_of(PyObject_CallNoArgs(held[kThreads]), words + 4)) return kError;
+  if (batch > 1 && batch * words[7] >= kShared && !number_of(PyObject_CallNoArgs(held[kThreads]), words + 4)) return kError;
   for (int i = 0; i < 3 && !greedy; ++i) {
     found = ids_of(args[2 + i], 1, batch, words + 10 + i, nullptr);
     if (found != kFine) return found;
   }
-  if (!plan[3]) return kFine;
+  if (!plan->history) return kFine;
   found = ids_of(args[5], 2, batch, words + 13, words + 15);
-  if (found == kFine && args[6] != Py_None) found = ids_of(args[6], 1, batch, &lengths, nullptr);
-  words[14] = lengths;
+  if (found == kFine && args[6] != Py_None) found = ids_of(args[6], 1, batch, words + 14, nullptr);
   return found;
+}
+
+// The outputs of a call: one piece of memory for all, which goes when the last tensor on it goes.
+constexpr int kOutputs = 5;
+constexpr struct {
+  uint8_t code, bits;
+  int empty;  // which of empty_options
+} kinds[kOutputs] = {{kCodeInteger, 64, 0}, {kCodeUnsigned, 8, 1}, {kCodeFloat, 32, 2}, {kCodeFloat, 32, 2}, {kCodeFloat, 32, 2}};
+
+struct Outputs {
+  std::atomic<int32_t> tensors;
+  int64_t shape, stride;
+  Managed managed[kOutputs];
+};
+
+void release(Managed *managed) {
+  Outputs *outputs = (Outputs *)managed->context;
+  if (outputs->tensors.fetch_sub(1, std::memory_order_acq_rel) == 1) free(outputs);
+}
+
+// Makes wanted outputs, and puts their addresses into words; false: an exception is set.
+bool exchange_outputs(int64_t batch, const bool *wanted, PyObject **made, int64_t *words) {
+  constexpr size_t kAlign = 64;
+  size_t size = sizeof(Outputs) + kAlign, offset[kOutputs];
+  int32_t count = 0;
+  for (int i = 0; i < kOutputs; ++i) {
+    if (!wanted[i]) continue;
+    offset[i] = size;
+    size += ((size_t)batch * kinds[i].bits / 8 + kAlign - 1) / kAlign * kAlign;
+    ++count;
+  }
+  Outputs *outputs = (Outputs *)malloc(size);
+  if (!outputs) return PyErr_NoMemory(), false;
+  new (&outputs->tensors) std::atomic<int32_t>(count);
+  outputs->shape = batch, outputs->stride = 1;
+  for (int i = 0; i < kOutputs; ++i) {
+    if (!wanted[i]) continue;
+    char *data = (char *)outputs + offset[i];
+    data -= (uintptr_t)data % kAlign;
+    outputs->managed[i] = {{kMajor, kMinor}, outputs, release, 0,
+                           {data, kHostMemory, 0, 1, kinds[i].code, kinds[i].bits, 1, &outputs->shape, &outputs->stride, 0}};
+    words[16 + i] = (int64_t)(intptr_t)data;
+  }
+  for (int i = 0; i < kOutputs; ++i) {
+    if (!wanted[i]) continue;
+    void *tensor = nullptr;
+    // Whether a tensor that could not be made let go of its memory is not known: better never freed than freed twice.
+    if (exchange->to_python(&outputs->managed[i], &tensor)) return false;
+    made[i] = (PyObject *)tensor;
+  }
+  return true;
+}
+
+bool empty_outputs(int64_t batch, const bool *wanted, PyObject **made, int64_t *words) {
+  for (int i = 0; i < kOutputs; ++i) {
+    if (!wanted[i]) continue;
+    PyObject *args = Py_BuildValue("(L)", (long long)batch);
+    if (!args) return false;
+    made[i] = PyObject_Call(held[kEmpty], args, empty_options[kinds[i].empty]);
+    Py_DECREF(args);
+    if (!made[i] || !number_of(PyObject_CallMethodObjArgs(made[i], n_data_ptr, nullptr), words + 16 + i)) return false;
+  }
+  return true;
+}
+
+// A tuple of the class with the outputs, whose references it takes over; None in place of null.
+PyObject *result_of(PyObject *type, PyObject **made) {
+  const allocfunc allocate = (allocfunc)PyType_GetSlot((PyTypeObject *)type, Py_tp_alloc);
+  PyObject *result = allocate((PyTypeObject *)type, kOutputs);
+  for (int i = 0; i < kOutputs; ++i) {
+    if (!made[i]) {
+      made[i] = Py_None;
+      Py_INCREF(Py_None);
+    }
+    if (result) PyTuple_SetItem(result, i, made[i]);
+    else Py_DECREF(made[i]);
+  }
+  return result;
 }
 
 PyObject *sample(PyObject *, PyObject *const *args, Py_ssize_t given) {
   int64_t words[21] = {};
-  if (given != 12 || !sample_words) {
-    PyErr_SetString(PyExc_TypeError, "sample() takes 12 arguments, after setup()");
+  if (given != 13 || !sample_words || !PyType_Check(args[12]) ||
+      !PyType_IsSubtype((PyTypeObject *)args[12], &PyTuple_Type)) {
+    PyErr_SetString(PyExc_TypeError, "sample() takes 12 arguments and a class of tuples, after setup()");
     return nullptr;
   }
   const Found found = sample_arguments(args, words);
   if (found == kError) return nullptr;
   if (found == kUnusual) Py_RETURN_NONE;
-  PyObject *like = templates_of(words[6]), *result = like ? PyTuple_New(5) : nullptr;
-  for (int i = 0; result && i < 5; ++i) {
-    const int wanted = i < 2 ? 1 : PyObject_IsTrue(args[7 + i]);
-    PyObject *output = nullptr;
-    if (wanted > 0) {
-      output = PyObject_CallFunctionObjArgs(held[kEmptyLike], PyTuple_GetItem(like, i < 2 ? i : 2), nullptr);
-      if (output && !pointer_of(output, words + 16 + i)) Py_CLEAR(output);
-    } else if (!wanted) {
-      output = Py_None;
-      Py_INCREF(output);
+  bool wanted[kOutputs] = {true, true};
+  for (int i = 2; i < kOutputs; ++i) {
+    const int asked = PyObject_IsTrue(args[7 + i]);
+    if (asked < 0) return nullptr;
+    wanted[i] = asked;
+  }
+  PyObject *made[kOutputs] = {};
+  int32_t code = -1;
+  if ((exchange ? exchange_outputs : empty_outputs)(words[6], wanted, made, words)) {
+    const Function function = (Function)(intptr_t)sample_words;
+    if (words[6] * words[7] < kBrief) {
+      code = function(words, 21);
+    } else {
+      Py_BEGIN_ALLOW_THREADS
+      code = function(words, 21);
+      Py_END_ALLOW_THREADS
     }
-    if (!output)
-      Py_CLEAR(result);
-    else
-      PyTuple_SetItem(result, i, output);
+    if (!code) return result_of(args[12], made);
   }
-  Py_XDECREF(like);
-  if (!result) return nullptr;
-  const Function function = (Function)(intptr_t)sample_words;
-  int32_t code;
-  if (words[6] * words[7] < kBrief) {
-    code = function(words, 21);
-  } else {
-    Py_BEGIN_ALLOW_THREADS
-    code = function(words, 21);
-    Py_END_ALLOW_THREADS
-  }
-  if (!code) return result;
-  Py_DECREF(result);
-  return PyLong_FromLong(code);
+  for (PyObject *tensor : made) Py_XDECREF(tensor);
+  if (code < 0) return nullptr;
+  Py_XDECREF(PyObject_CallFunction(held[kRefuse], "i", code));
+  if (!PyErr_Occurred()) PyErr_Format(PyExc_RuntimeError, "the library gave the code %d", code);
+  return nullptr;
 }
 
 PyObject *setup(PyObject *, PyObject *const *args, Py_ssize_t given) {
@@ -254,23 +355,38 @@ PyObject *setup(PyObject *, PyObject *const *args, Py_ssize_t given) {
   }
   int64_t address = 0;
   if (!word_of(args[kHeld], &address)) return nullptr;
+  const Exchange *table = nullptr;
+  if (args[kExchange] != Py_None) {
+    table = (const Exchange *)PyCapsule_GetPointer(args[kExchange], "dlpack_exchange_api");
+    if (!table) return nullptr;
+    if (table->major != kMajor || !table->borrow || !table->to_python) table = nullptr;  // another layout
+  }
+  PyObject *const dtypes[] = {args[kInt64], args[kUint8], args[kFloat32]};
+  for (int i = 0; i < 3; ++i) {
+    PyObject *options = Py_BuildValue("{sOss}", "dtype", dtypes[i], "device", "cpu"), *old = empty_options[i];
+    if (!options) return nullptr;
+    empty_options[i] = options;
+    Py_XDECREF(old);
+  }
   for (int i = 0; i < kHeld; ++i) {
     Py_INCREF(args[i]);
     PyObject *old = held[i];
     held[i] = args[i];
     Py_XDECREF(old);
   }
+  exchange = table;
   sample_words = address;
-  Py_RETURN_NONE;
+  return PyBool_FromLong(table != nullptr);
 }
 
 PyMethodDef methods[] = {
     {"setup", (PyCFunction)(void *)setup, METH_FASTCALL,
-     "setup(Tensor, float32, bfloat16, float16, int64, get_num_threads, dispatch_stack, transforms, empty_like, templates, "
-     "address of ts_sample_words)"},
+     "setup(Tensor, float32, bfloat16, float16, int64, uint8, get_num_threads, names of the module of modes, "
+     "dispatch_stack, transforms, empty, refuse, __dlpack_c_exchange_api__ or None, address of "
+     "ts_sample_words): whether tensors are exchanged through DLPack."},
     {"sample", (PyCFunction)(void *)sample, METH_FASTCALL,
-     "sample(packed, logits, seed, stream, position, history, lengths, greedy, draw, raw, processed, truncated): a tuple "
-     "of outputs, the code of an error, or None where something is out of the ordinary."},
+     "sample(plan, logits, seed, stream, position, history, lengths, greedy, draw, raw, processed, truncated, result): a "
+     "tuple of the class result, or None where something is out of the ordinary."},
     {"call", (PyCFunction)(void *)call, METH_FASTCALL, "call(address, *words): the code that the function returns."},
     {"call_released", (PyCFunction)(void *)call_released, METH_FASTCALL, "The same, other Python threads running meanwhile."},
     {nullptr, nullptr, 0, nullptr},
@@ -285,7 +401,7 @@ PyMODINIT_FUNC PyInit_tunesmith_call(void) {
     PyObject **name;
     const char *text;
   } names[] = {{&n_dtype, "dtype"},       {&n_shape, "shape"},   {&n_stride, "stride"},
-               {&n_data_ptr, "data_ptr"}, {&n_is_cpu, "is_cpu"}, {&n_is_contiguous, "is_contiguous"}};
+               {&n_data_ptr, "data_ptr"}, {&n_is_cpu, "is_cpu"},  {&n_in_mode, "_is_in_torch_dispatch_mode"}};
   for (const auto &one : names)
     if (!*one.name && !(*one.name = PyUnicode_InternFromString(one.text))) return nullptr;
   return PyModule_Create(&module);
