@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 """The version of the C interface this file speaks; a library of another version is refused."""
 
 TS_OK = 0
@@ -35,6 +35,11 @@ class StepArgs(ctypes.Structure):
         ("dtype", ctypes.c_int32),
         ("values", ctypes.c_void_p),
         ("stride", ctypes.c_int64),
+        ("ids", ctypes.c_void_p),
+        ("width", ctypes.c_int64),
+        ("ids_stride", ctypes.c_int64),
+        ("amounts", ctypes.c_void_p),
+        ("amounts_stride", ctypes.c_int64),
     ]
 
 

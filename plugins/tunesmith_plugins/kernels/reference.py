@@ -8,8 +8,8 @@ A row goes through these stages:
 
 1. logits to float32; a NaN gives status NAN, a maximum of +inf POSINF, of -inf EMPTY (the maximum is looked at
    again after every edit). Such a row gets token -1 and NaN everywhere else.
-2. the steps, in the caller's order. Edits (repetition_penalty, temperature) change values; truncations (top_k,
-   top_p, min_p) drop tokens. Weights are ``rint(exp(x - max) * 2^44)`` (fewer bits above 2^18 tokens, so that a sum
+2. the steps, in the caller's order. Edits (repetition_penalty, temperature, bias ...) change values; truncations (top_k,
+   top_p, ban ...) drop tokens. Weights are ``rint(exp(x - max) * 2^44)`` (fewer bits above 2^18 tokens, so that a sum
    stays below 2^63), exp in float32: a token less likely than 2^-45 of the likeliest has weight 0.
 3. greedy: the first of the largest. Categorical: one 64-bit Philox number r a row, target = floor(r * total / 2^64),
    and the first token, in index order, at which the running sum of the weights exceeds target.
@@ -19,22 +19,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tunesmith import philox
 
+from . import reference_edits
+
 OK, NAN, POSINF, EMPTY = range(4)
 """Values of a row's status."""
 
-OPS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
+OPS = (
+    "repetition_penalty", "temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "bias",
+    "length_decay", "ban", "allow", "mask",
+)  # fmt: skip
 """Names of the steps; the index is the code the native library knows a step by."""
-EDITS = ("repetition_penalty", "temperature")
+EDITS = ("repetition_penalty", "temperature", "presence_penalty", "frequency_penalty", "bias", "length_decay")
 """Steps that change values; the others drop tokens."""
-NEED_HISTORY = ("repetition_penalty",)
-"""Steps that look at the token ids so far."""
+NEED_HISTORY = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+"""Steps that look at the token ids so far unless they have a list of their own."""
+NEED_IDS = ("bias", "length_decay", "ban", "allow", "mask")
+"""Steps that cannot do without a list."""
+REMOVALS = ("ban", "allow", "mask")
+"""Truncations that may leave a row without a token, or take its likeliest one."""
 
 _LOG2E = float.fromhex("0x1.715476p+0")
 _EXP = tuple(
@@ -161,7 +170,7 @@ def min_p(z: Tensor, p: Tensor) -> Tensor:
     return torch.where(_relative(z).double() < p.double()[:, None], -math.inf, z)
 
 
-def check_values(op: str, values: Tensor) -> None:
+def check_values(op: str, values: Tensor, amounts: Tensor | None = None) -> None:
     """Check the parameters of one step.
 
     Raises:
@@ -170,6 +179,12 @@ def check_values(op: str, values: Tensor) -> None:
     v = values.double()
     if op == "top_k":
         fits, allowed = (v == v.floor()) & (v.abs() < 2.0**53), "an integer"
+    elif op in ("presence_penalty", "frequency_penalty", "bias"):
+        fits, allowed = v.float().isfinite(), "finite in float32"
+    elif op == "length_decay":
+        fits, allowed = (v >= -1) & (v < math.inf), "at least -1 and finite"
+    elif op in REMOVALS:
+        fits, allowed = (v == 0) | (v == 1), "0 or 1"
     elif op in EDITS:
         v32 = v.float()
         fits, allowed = (v32 > 0) & (v32 < math.inf), "above 0 and finite in float32"
@@ -178,11 +193,13 @@ def check_values(op: str, values: Tensor) -> None:
     if not bool(fits.all()):
         row = int((~fits).nonzero()[0, 0])
         raise ValueError(f"{op}, row {row}: {v[row].item():g} is outside the allowed range, {allowed}")
+    if amounts is not None and not bool(amounts.isfinite().all()):
+        raise ValueError(f"{op}: amounts must be finite")
 
 
 def chain(
     logits: Tensor,
-    steps: Sequence[tuple[str, Tensor]],
+    steps: Sequence[tuple[Any, ...]],
     history: Tensor | None = None,
     history_lengths: Tensor | None = None,
 ) -> Chained:
@@ -190,8 +207,8 @@ def chain(
 
     Args:
         logits: ``(batch, vocab)`` float32, bfloat16 or float16; not written.
-        steps: pairs of a name of :data:`OPS` and its values ``(batch,)``.
-        history: ``(batch, width)`` int64 token ids, needed by repetition_penalty.
+        steps: a name of :data:`OPS`, its values ``(batch,)`` and, of steps that name tokens, their ids and amounts.
+        history: ``(batch, width)`` int64 token ids, needed by penalties without ids.
         history_lengths: ``(batch,)`` int64 or None.
 
     Raises:
@@ -209,12 +226,17 @@ def chain(
         return torch.where((status == OK)[:, None], z, 0.0)
 
     z = processed = look_at_maximum(raw)
-    for op, values in steps:
-        check_values(op, values)
-        if op == "repetition_penalty":
+    for op, values, *listed in steps:
+        ids, amounts = (*listed, None, None)[:2]
+        check_values(op, values, amounts)
+        if ids is None and op in NEED_HISTORY:
             if history is None:
-                raise ValueError("repetition_penalty needs history")
-            z, processed = (penalise(t, values, history, history_lengths) for t in (z, processed))
+                raise ValueError(f"{op} needs history")
+            ids = reference_edits.own_ids(history, history_lengths)
+        if op in REMOVALS:
+            z = reference_edits.remove(op, z, values, ids)
+        elif op in EDITS and op != "temperature":
+            z, processed = (reference_edits.edit(op, t, values, ids, amounts) for t in (z, processed))
         elif op == "temperature":
             z, processed = (t / values.float()[:, None] for t in (z, processed))
         elif op == "top_k":
@@ -225,7 +247,7 @@ def chain(
             z = min_p(z, values)
         else:
             raise ValueError(f"unknown step {op!r}; supported: {', '.join(OPS)}")
-        if op in EDITS:
+        if op in EDITS or op in REMOVALS:
             z = look_at_maximum(z)
     return Chained(z, status, processed)
 
@@ -241,7 +263,7 @@ def logp(rows: Tensor, token: Tensor) -> Tensor:
 
 def sample_chain(
     logits: Tensor,
-    steps: Sequence[tuple[str, Tensor]],
+    steps: Sequence[tuple[Any, ...]],
     seed: Tensor | None,
     stream: Tensor | None,
     position: Tensor | None,

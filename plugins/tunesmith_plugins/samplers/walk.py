@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -54,11 +54,15 @@ class Single:
         return logits if self.truncates else self.apply(logits)[0]
 
 
-def parts_of(links: Mapping[str, Link], own: Mapping[str, Rows]) -> list[Fused | Single]:
-    """Return the chain as parts; ``own`` are the rows as each link sees them."""
+def parts_of(
+    links: Mapping[str, Link],
+    own: Mapping[str, Rows],
+    step_of: Callable[[str, Link, Rows], kernels.Step | None] | None = None,
+) -> list[Fused | Single]:
+    """Return the chain as parts; ``own`` are the rows as each link sees them, ``step_of`` may know steps from before."""
     parts: list[Fused | Single] = []
     for name, link in links.items():
-        step = _lowered(link, own[name])
+        step = lowered(link, own[name]) if step_of is None else step_of(name, link, own[name])
         if step is None:
             parts.append(Single(link=link, rows=own[name]))
         elif parts and isinstance(parts[-1], Fused):
@@ -68,15 +72,21 @@ def parts_of(links: Mapping[str, Link], own: Mapping[str, Rows]) -> list[Fused |
     return parts
 
 
-def _lowered(link: Link, rows: Rows) -> kernels.Step | None:
-    # A link with a memory would not be told what the kernel did.
-    if not isinstance(link, Fusable) or isinstance(link, Stateful):
+def varies(link: Link) -> bool:
+    """Whether a link's step may be another one for every token."""
+    return link.varies or isinstance(link, Stateful)
+
+
+def lowered(link: Link, rows: Rows) -> kernels.Step | None:
+    """Return a link as a kernel step for these rows, or None where its ``apply`` must do it."""
+    # A link that learns from the logits would not be told what the kernel did.
+    if not isinstance(link, Fusable) or (isinstance(link, Stateful) and link.reads_logits):
         return None
     step = link.lower(rows)
     if step is None or step.op not in kernels.supported_steps():
         return None
-    values = step.values
-    return kernels.Step(step.op, values if values.dtype in (torch.float64, torch.int64) else values.double())
+    values = step.values if step.values.dtype in (torch.float64, torch.int64) else step.values.double()
+    return kernels.Step(step.op, values, step.ids, step.amounts)
 
 
 def history_of(rows: Rows) -> dict[str, Any]:

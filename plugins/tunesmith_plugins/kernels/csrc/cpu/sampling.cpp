@@ -12,7 +12,9 @@
 namespace {
 
 const char *op_name(int32_t op) {
-  static const char *const names[] = {"repetition_penalty", "temperature", "top_k", "top_p", "min_p"};
+  static const char *const names[TS_OP_COUNT] = {
+      "repetition_penalty", "temperature", "top_k", "top_p", "min_p", "presence_penalty",
+      "frequency_penalty", "bias", "length_decay", "ban", "allow", "mask"};
   return names[op];
 }
 
@@ -30,21 +32,20 @@ int32_t check(const ts_sample_args &a) {
   if (a.draw < 0 || a.draw > UINT32_MAX) return ts_fail(TS_INVALID, "draw must be in [0, 2^32)");
   for (int64_t s = 0; s < a.step_count; ++s) {
     const ts_step &step = a.steps[s];
-    if (step.op < TS_REPETITION_PENALTY || step.op > TS_MIN_P)
+    if (step.op < 0 || step.op >= TS_OP_COUNT)
       return ts_fail(TS_UNSUPPORTED, "step %lld: unknown operation %d", (long long)s, (int)step.op);
     if ((step.dtype != TS_F64 && step.dtype != TS_I64) || (a.batch && !step.values))
       return ts_fail(TS_INVALID, "step %lld (%s): values must be float64 or int64", (long long)s, op_name(step.op));
-    if (step.op == TS_REPETITION_PENALTY && a.history_width > 0 && !a.history)
-      return ts_fail(TS_INVALID, "step %lld (repetition_penalty): history is missing", (long long)s);
+    if (ts_needs_history(step) && a.history_width > 0 && !a.history)
+      return ts_fail(TS_INVALID, "step %lld (%s): history is missing", (long long)s, op_name(step.op));
+    if (const char *fault = ts_list_fault(step, a.batch))
+      return ts_fail(TS_INVALID, "step %lld (%s): %s", (long long)s, op_name(step.op), fault);
     for (int64_t row = 0; row < a.batch; ++row) {
       const double v = ts_step_value(step, row);
-      const bool fits = step.op == TS_TOP_K ? v == floor(v) && fabs(v) < 0x1p53
-                        : ts_is_edit(step.op)  ? (float)v > 0 && (float)v < HUGE_VALF
-                                            : v >= 0 && v <= 1;
-      if (!fits)
+      if (!ts_fits(step.op, v))
         return ts_fail(TS_INVALID, "step %lld (%s), row %lld: %g is outside the allowed range, %s", (long long)s,
                        op_name(step.op), (long long)row, v,
-                       step.op == TS_TOP_K ? "an integer" : ts_is_edit(step.op) ? "above 0 and finite in float32" : "0 to 1");
+                       ts_range(step.op));
     }
   }
   for (int64_t row = 0; row < a.batch; ++row) {
@@ -79,7 +80,7 @@ bool worth_sharing(const ts_sample_args &a) {
   bool weighs = a.logp_raw || a.logp_processed || a.step_count == 0;
   for (int64_t s = 0; s < a.step_count && !weighs; ++s) {
     if (a.steps[s].op == TS_TOP_P) weighs = true;
-    if (!ts_is_edit(a.steps[s].op)) break;
+    if (!ts_is_edit(a.steps[s].op) && a.steps[s].op != TS_BAN && a.steps[s].op != TS_MASK) break;
   }
   return (double)a.batch * (double)a.vocab * (weighs ? .6 : .15) > 200e3;
 }
