@@ -10,11 +10,11 @@ import attrs
 import torch
 
 from tunesmith.errors import ConfigError
-from tunesmith.kinds.sampler import LOGPS, Draw, Link, Rows, Sampler, Stateful
+from tunesmith.kinds.sampler import LOGPS, Draw, Link, Rows, Sampler
 from tunesmith.runtime import Runtime
 from tunesmith_plugins import kernels
 from tunesmith_plugins.kernels import reference
-from tunesmith_plugins.samplers.walk import Fused, Walk, history_of, lowered, parts_of, varies
+from tunesmith_plugins.samplers.walk import Fused, Walk, history_of, is_stateful, lowered, parts_of, varies
 
 
 class ChainSampler(Sampler):
@@ -190,7 +190,7 @@ def _own_rows(links: Mapping[str, Link], rows: Rows) -> tuple[dict[str, Rows], d
     own = {name: rows.for_link(name) for name in links}
     states = {}
     for name, link in links.items():
-        if isinstance(link, Stateful):
+        if is_stateful(link):
             held = own[name].state
             states[name] = held[name] if held is not None else link.initial_state(own[name])
             own[name] = attrs.evolve(own[name], state={name: states[name]})
@@ -207,7 +207,7 @@ def _draw_fused(
     """Draw a whole chain in one kernel call."""
     result: Any = kernels.sample_chain(
         logits,
-        steps,
+        steps if isinstance(steps, kernels.Plan) else kernels.Plan(steps),
         rows.seed,
         rows.stream,
         rows.position,
@@ -256,6 +256,6 @@ def _advanced(links: Mapping[str, Link], states: dict, logits: Any, draw: Draw, 
     after = {}
     for name, held in states.items():
         link = links[name]
-        assert isinstance(link, Stateful)
+        assert is_stateful(link)
         after[name] = link.advance(held, logits, draw, own[name])
     return after
