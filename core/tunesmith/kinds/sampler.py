@@ -150,12 +150,14 @@ class Step:
         ids: Of a step that names tokens: (batch or 1, width) int64, padded with -1; ids outside the vocabulary are ignored.
             Of a mask: int32 words, bit i of word w for token 32 w + i.
         amounts: Of a bias: float32 of the shape of ``ids``.
+        second: The second parameter of a step that has two, (batch,) or one element.
     """
 
     op: str
     values: torch.Tensor = field()
     ids: torch.Tensor | None = None
     amounts: torch.Tensor | None = None
+    second: torch.Tensor | None = None
 
 
 class Sampler(Component[Any]):

@@ -40,6 +40,8 @@ class StepArgs(ctypes.Structure):
         ("ids_stride", ctypes.c_int64),
         ("amounts", ctypes.c_void_p),
         ("amounts_stride", ctypes.c_int64),
+        ("second", ctypes.c_void_p),
+        ("second_stride", ctypes.c_int64),
     ]
 
 
@@ -164,6 +166,8 @@ class Library:
             self.isa_available = self._function("ts_isa_available", ctypes.c_char_p)
             self.isa_current = self._function("ts_isa_current", ctypes.c_char_p)
             self.isa_set = self._function("ts_isa_set", ctypes.c_int32, ctypes.c_char_p)
+            words = (*(ctypes.c_void_p,) * 3, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
+            self.uniform = self._function("ts_uniform", ctypes.c_int32, *words)
             row = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
             self.exp_row = self._function("ts_exp_row", ctypes.c_int32, *row)
         else:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tunesmith import philox
+
 from . import loader, reference
 
 
@@ -39,16 +41,20 @@ class Step(NamedTuple):
         values: ``(batch,)`` float64 or int64; a tensor of one element serves all rows. repetition_penalty and
             temperature: above 0, applied as float32; top_k: an integer, below 1 keeps every token; top_p and
             min_p: 0 to 1; presence_penalty, frequency_penalty and bias: finite, applied as float32; length_decay: -1
-            or more; ban, allow and mask: 1 for rows where the step is done, 0 where it is not.
+            or more; ban, allow and mask: 1 for rows where the step is done, 0 where it is not; epsilon, eta, top_a,
+            typical, top_h and xtc: 0 to 1; top_n_sigma: 0 or more.
         ids: ``(1 or batch, width)`` int64, the tokens that a step names, padded with -1; one row serves all. The
             penalties may leave it out: they then take the history. mask: int32 words, bit i of word w for token 32 w + i.
         amounts: of a bias, float32 of the shape of ``ids``: each is multiplied by the row's value; 1 each if left out.
+        second: ``(batch,)`` or one element, float64. typical: how many tokens stay at least; top_h: how many candidates it
+            looks at; xtc: 1 for rows where it happens, 0 where it does not.
     """
 
     op: str
     values: Tensor
     ids: Tensor | None = None
     amounts: Tensor | None = None
+    second: Tensor | None = None
 
 
 class SampleResult(NamedTuple):
@@ -108,6 +114,8 @@ class Plan:
                 self.batch = step.values.numel()
             if step.ids is not None and step.ids.shape[0] != 1:
                 self.batch = step.ids.shape[0]
+            if step.second is not None and step.second.numel() != 1:
+                self.batch = step.second.numel()
         self.history = any(map(_reads_history, self.steps))
         self._links, self.address, self.packed = None, 0, None
         if all(t.device.type == "cpu" for step in self.steps for t in step[1:] if t is not None):
@@ -149,6 +157,13 @@ def _native(device: torch.device) -> loader.Library | None:
     return library
 
 
+def _library_for(device: torch.device, steps: Sequence[Step]) -> loader.Library | None:
+    """Return the library for a chain, or None where the reference must do it: CUDA has no kernels for some truncations."""
+    if device.type == "cuda" and any(step.op in reference.CPU_ONLY for step in steps):
+        return None
+    return _native(device)
+
+
 def _stream(device: torch.device) -> int | None:
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
 
@@ -185,6 +200,22 @@ def _dense(step: Step) -> Step:
     if step.ids is None:
         return step
     return step._replace(ids=_rows(step.ids), amounts=None if step.amounts is None else _rows(step.amounts))
+
+
+def _check_second(index: int, step: Step, batch: int | None) -> None:
+    second, where = step.second, f"step {index} ({step.op})"
+    if (second is None) == (step.op in reference.NEED_SECOND):
+        raise ValueError(
+            f"{where} needs its second parameter" if second is None else f"{where} has no second parameter"
+        )
+    if second is None:
+        return
+    wrong_size = second.numel() != 1 and batch is not None and second.numel() != batch
+    if second.dtype != torch.float64 or second.ndim > 1 or wrong_size:
+        raise ValueError(
+            f"{where}: the second parameter must be float64 of shape ({'batch' if batch is None else batch},) or one "
+            f"element, not {second.dtype} {tuple(second.shape)}"
+        )
 
 
 def _check_list(index: int, step: Step, batch: int | None) -> None:
@@ -227,6 +258,8 @@ def _check_step(index: int, step: Step, batch: int | None) -> None:
         )
     if step.ids is not None or step.amounts is not None or step.op in reference.NEED_IDS:
         _check_list(index, step, batch)
+    if step.second is not None or step.op in reference.NEED_SECOND:
+        _check_second(index, step, batch)
 
 
 def _check_chain(
@@ -244,7 +277,7 @@ def _check_chain(
         )
     for index, step in enumerate(steps):
         _check_step(index, step, logits.shape[0])
-        for what, tensor in zip(("values", "ids", "amounts"), step[1:], strict=True):
+        for what, tensor in zip(("values", "ids", "amounts", "second values"), step[1:], strict=True):
             if tensor is not None and tensor.device != logits.device:
                 raise ValueError(
                     f"step {index} ({step.op}): {what} are on {tensor.device}, the logits on {logits.device}"
@@ -274,7 +307,7 @@ def _chain(
     flags: Sequence[bool],
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """Draw with the library if there is one, else with the reference; values are ``(batch,)`` with any stride."""
-    library = _native(logits.device)
+    library = _library_for(logits.device, steps)
     if library is None:
         token, status, *logps = reference.sample_chain(
             logits, steps, seed, stream, position, history=history, history_lengths=history_lengths, greedy=greedy,
@@ -293,7 +326,7 @@ def _chain(
 def _steps_only(
     logits: Tensor, steps: Sequence[Step], history: Tensor | None, history_lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    library = _native(logits.device)
+    library = _library_for(logits.device, steps)
     if library is None:
         rows, status, _ = reference.chain(logits, steps, history, history_lengths)
         return torch.where((status != reference.OK)[:, None], torch.nan, rows), status
@@ -344,9 +377,11 @@ def _call_sample(
 
 def _links(steps: Sequence[Step]) -> ctypes.Array[loader.StepArgs]:
     links: ctypes.Array[loader.StepArgs] = (loader.StepArgs * len(steps))()
-    for link, (op, values, ids, amounts) in zip(links, steps, strict=True):
+    for link, (op, values, ids, amounts, second) in zip(links, steps, strict=True):
         link.op, link.dtype = _CODES[op], _VALUES[values.dtype]
         link.values, link.stride = values.data_ptr(), values.stride(0) if values.numel() > 1 else 0
+        if second is not None:
+            link.second, link.second_stride = second.data_ptr(), second.stride(0) if second.numel() > 1 else 0
         if ids is None:
             continue
         # A list without entries has no place in memory, and null would stand for the history.
@@ -358,21 +393,35 @@ def _links(steps: Sequence[Step]) -> ctypes.Array[loader.StepArgs]:
 
 
 def _expanded(steps: Sequence[Step], batch: int) -> list[Step]:
-    return [_dense(step._replace(values=step.values.reshape(-1).expand(batch))) for step in steps]
+    return [
+        _dense(
+            step._replace(
+                values=step.values.reshape(-1).expand(batch),
+                second=None if step.second is None else step.second.reshape(-1).expand(batch),
+            )
+        )
+        for step in steps
+    ]
 
 
 def _packed(steps: Sequence[Step], logits: Tensor) -> tuple[list[int], Tensor, list[Tensor]]:
     """Return the steps as the dispatcher takes them.
 
     Returns:
-        Codes, values float64 ``(steps, batch)``, and ids and amounts of every step, where ``(0,)`` means none; no list
-        at all if no step has one.
+        Codes, values float64 ``(steps, batch)``, and ids, amounts and second parameters ``(1, 1 or batch)`` of every
+        step, where ``(0,)`` means none; nothing at all if no step has any.
     """
     batch = logits.shape[0]
     if not steps:
         return [], logits.new_empty((0, batch), dtype=torch.float64), []
     values = [step.values.reshape(-1).expand(batch).double() for step in steps]
-    tables = [t for step in steps for t in step[2:]] if any(step.ids is not None for step in steps) else []
+    tables = [
+        t
+        for step in steps
+        for t in (step.ids, step.amounts, None if step.second is None else step.second.reshape(1, -1))
+    ]
+    if all(t is None for t in tables):
+        tables = []
     # each a tensor of its own: the dispatcher must not be given one twice
     full = [logits.new_empty(0, dtype=torch.float32) if t is None else t for t in tables]
     return [_CODES[step.op] for step in steps], torch.stack(values), full
@@ -533,6 +582,24 @@ def apply_chain(
     return ChainResult(*torch.ops.tunesmith.apply_chain(logits, *packed, history, history_lengths))
 
 
+def uniform(seed: Tensor, stream: Tensor, position: Tensor, *, draw: int) -> Tensor:
+    """Return what ``tunesmith.philox.uniform`` does, ``(batch,)`` float64 in [0, 1), on the CPU in one call of the library.
+
+    Args:
+        seed: ``(batch,)`` int64, as stream and position.
+        stream: Which completion of a prompt.
+        position: Index of the generated token.
+        draw: Number of this random value among those one position needs.
+    """
+    library = loader.cpu() if seed.device.type == "cpu" and _plain(seed, stream, position) else None
+    rows = [t.contiguous() for t in (seed, stream, position)]
+    if library is None or any(t.dtype != torch.int64 or t.shape != seed.shape or t.ndim != 1 for t in rows):
+        return philox.uniform(seed, stream, position, draw)
+    out = torch.empty(len(seed), dtype=torch.float64)
+    library.check(library.uniform(*(t.data_ptr() for t in rows), draw, out.data_ptr(), len(seed)))
+    return out
+
+
 # ---- torch.library ----------------------------------------------------------------------------------------------
 
 _library = torch.library.Library("tunesmith", "FRAGMENT")
@@ -555,11 +622,13 @@ def _named(ops: Sequence[int], values: Tensor, tables: Sequence[Tensor]) -> list
     if not tables:
         return [Step(reference.OPS[op], row) for op, row in zip(ops, values, strict=True)]
     lists = [None if t.ndim == 1 else t for t in tables]
-    if len(lists) != 2 * len(ops):
-        raise ValueError(f"tables must be ids and amounts of each of {len(ops)} steps, not {len(tables)} tensors")
+    if len(lists) != 3 * len(ops):
+        raise ValueError(
+            f"tables must be ids, amounts and second parameters of {len(ops)} steps, not {len(tables)} tensors"
+        )
     return [
-        Step(reference.OPS[op], row, ids, amounts)
-        for op, row, ids, amounts in zip(ops, values, lists[::2], lists[1::2], strict=True)
+        Step(reference.OPS[op], row, ids, amounts, None if second is None else second[0])
+        for op, row, ids, amounts, second in zip(ops, values, lists[::3], lists[1::3], lists[2::3], strict=True)
     ]
 
 

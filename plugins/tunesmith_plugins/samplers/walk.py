@@ -96,7 +96,8 @@ def lowered(link: Link, rows: Rows) -> kernels.Step | None:
     if step is None or step.op not in kernels.supported_steps():
         return None
     values = step.values if step.values.dtype in (torch.float64, torch.int64) else step.values.double()
-    return kernels.Step(step.op, values, step.ids, step.amounts)
+    second = None if step.second is None else step.second.double()
+    return kernels.Step(step.op, values, step.ids, step.amounts, second)
 
 
 def history_of(rows: Rows) -> dict[str, Any]:

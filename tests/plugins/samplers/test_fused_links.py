@@ -13,11 +13,14 @@ from tunesmith.kinds.sampler import Link, Rows, SamplerConfig, Step
 from tunesmith.testing.samplers import logits_of
 from tunesmith_plugins import kernels
 from tunesmith_plugins.samplers import (
+    XTC,
     AllowedTokens,
     BadWords,
     BiasedSequence,
     Chain,
     Dry,
+    Epsilon,
+    Eta,
     ForcedTokens,
     FrequencyPenalty,
     LengthDecay,
@@ -25,13 +28,18 @@ from tunesmith_plugins.samplers import (
     MaxLength,
     MinLength,
     MinP,
+    Mirostat,
     NoRepeatNgram,
     PresencePenalty,
     RepetitionPenalty,
     SequenceBias,
     Temperature,
+    TopA,
+    TopH,
     TopK,
+    TopNSigma,
     TopP,
+    Typical,
 )
 from tunesmith_plugins.samplers.chain import named_links, run
 from tunesmith_plugins.samplers.walk import Fused, parts_of
@@ -64,6 +72,14 @@ LINKS = st.one_of(
     st.builds(MinLength, end=ends, tokens=st.integers(0, 6)),
     st.builds(MaxLength, end=ends, tokens=st.integers(1, 8)),
     st.builds(ForcedTokens, at=st.dictionaries(st.integers(0, 5).map(str), ids, max_size=3)),
+    st.builds(Epsilon, epsilon=st.floats(0, 0.5)),
+    st.builds(Eta, epsilon=st.floats(0, 0.5)),
+    st.builds(TopA, a=st.floats(0, 1)),
+    st.builds(TopNSigma, n=st.floats(0, 4)),
+    st.builds(Typical, mass=st.floats(0.01, 1), min_keep=st.integers(1, 9)),
+    st.builds(TopH, h=st.floats(0.01, 1), candidates=st.integers(1, 300)),
+    st.builds(XTC, threshold=st.sampled_from([0.0, 0.01, 0.1]), probability=st.sampled_from([0.0, 0.5, 1.0])),
+    st.builds(Mirostat, tau=st.floats(0.1, 5)),
 )
 
 
@@ -76,6 +92,25 @@ class Unfused(Link):
 
     def apply(self, logits, rows):
         return self.link.apply(logits, rows)
+
+
+class UnfusedWithMemory(Unfused):
+    """The same of a link with a memory."""
+
+    def initial_state(self, rows):
+        return self.link.initial_state(rows)
+
+    def advance(self, state, logits, draw, rows):
+        assert logits is not None
+        return self.link.advance(state, logits, draw, rows)
+
+
+def unfused(links):
+    """Links by their names, without kernel steps."""
+    return {
+        name: UnfusedWithMemory(link) if hasattr(link, "advance") else Unfused(link)
+        for name, link in named_links(links).items()
+    }
 
 
 def rows_of(batch, seed=0):
@@ -111,8 +146,7 @@ def test_fused_chains_give_what_every_link_by_itself_gives(links, batch, vocab, 
         logits = logits.masked_fill(logits_of(batch, vocab, seed=seed + 1) > 0.7, -math.inf)
     sampler = config.build()
     whole = sampler.sample(logits, rows)
-    built = named_links([c.build() for c in config.flat()])
-    assert_same(whole, run({name: Unfused(link) for name, link in built.items()}, greedy, logits, rows))
+    assert_same(whole, run(unfused([c.build() for c in config.flat()]), greedy, logits, rows))
     assert_same(whole, sampler.sample(logits, rows))  # with what was kept from the first call
     moved = attrs.evolve(rows, position=rows.position + 1, history=rows.history.flip(1))
     assert_same(sampler.sample(logits, moved), config.build().sample(logits, moved))  # and nothing stale of it
@@ -122,7 +156,9 @@ ALL = (
     RepetitionPenalty(penalty=1.2, window=5), PresencePenalty(penalty=0.3), FrequencyPenalty(penalty=0.2, window=4), Dry(),
     LogitBias(bias={"3": 1.0}), SequenceBias(sequences=(BiasedSequence(tokens=(1, 2), bias=2.0),)), LengthDecay(end=(0,)),
     NoRepeatNgram(size=2), BadWords(sequences=((4, 5), (6,))), MinLength(end=(0,), tokens=4), MaxLength(end=(0,), tokens=9),
-    ForcedTokens(at={"2": 3}), AllowedTokens(tokens=tuple(range(30))), Temperature(temperature=0.8), TopK(k=20), TopP(p=0.9),
+    ForcedTokens(at={"2": 3}), AllowedTokens(tokens=tuple(range(30))), Temperature(temperature=0.8), TopNSigma(n=3.0),
+    Epsilon(epsilon=1e-4), Eta(epsilon=1e-4), TopA(a=0.01), Typical(mass=0.99), TopH(h=0.95), XTC(), Mirostat(tau=9.0),
+    TopK(k=20), TopP(p=0.9),
 )  # fmt: skip
 
 
@@ -224,8 +260,7 @@ class NotTwice(SamplerConfig):
 def test_a_strangers_link_is_fused_by_the_same_hooks(monkeypatch):
     config = Chain(links=(Temperature(temperature=0.7), NotTwice(), TopK(k=9)))
     logits, rows = logits_of(6, 30, seed=2, spread=2.0), rows_of(6, 1)
-    built = named_links([c.build() for c in config.flat()])
-    expected = run({name: Unfused(link) for name, link in built.items()}, False, logits, rows)
+    expected = run(unfused([c.build() for c in config.flat()]), False, logits, rows)
     monkeypatch.setattr(kernels, "apply_chain", None)  # a chain that is cut would need it
     assert_same(config.build().sample(logits, rows), expected)
     with pytest.raises(ConfigError, match="3 is no token of 3"):

@@ -24,6 +24,8 @@ bool ts_fits(int32_t op, double v) {
       return fabs((float)v) <= FLT_MAX;
     case TS_LENGTH_DECAY:
       return v >= -1 && v <= DBL_MAX;
+    case TS_TOP_N_SIGMA:
+      return v >= 0 && v <= DBL_MAX;
     case TS_BAN:
     case TS_ALLOW:
     case TS_MASK:
@@ -46,6 +48,8 @@ const char *ts_range(int32_t op) {
       return "finite in float32";
     case TS_LENGTH_DECAY:
       return "at least -1 and finite";
+    case TS_TOP_N_SIGMA:
+      return "0 or more and finite";
     case TS_BAN:
     case TS_ALLOW:
     case TS_MASK:
@@ -53,6 +57,12 @@ const char *ts_range(int32_t op) {
     default:
       return "0 to 1";
   }
+}
+
+bool ts_needs_second(int32_t op) { return op == TS_TYPICAL || op == TS_TOP_H || op == TS_XTC; }
+
+bool ts_second_fits(int32_t op, double v) {
+  return op == TS_XTC ? v == 0 || v == 1 : v == floor(v) && v >= 1 && v < 0x1p53;
 }
 
 bool ts_names_tokens(int32_t op) {
@@ -230,24 +240,31 @@ void ChainRow::hide(const int32_t *words, int64_t count) {
   const int64_t blocks = (vocab_ + kBlock - 1) / kBlock;
   const uint16_t *before = view_.marks;
   uint16_t *marks = hidden_.at_least(blocks * kBlockGroups);
-  uint8_t *flags = hidden_flags_.at_least(blocks);
-  for (int64_t b = 0; b < blocks; ++b) {
-    uint16_t any = 0;
-    for (int64_t g = b * kBlockGroups; g < (b + 1) * kBlockGroups; ++g) {
-      const int64_t word = g * kLanes / 32;
-      const uint32_t allowed = word < count ? (uint32_t)words[word] >> (g * kLanes % 32) : 0;
-      marks[g] = (uint16_t)((before ? before[g] : 0) | (uint16_t)~allowed);
-      any |= marks[g];
-    }
-    flags[b] = any != 0;
+  for (int64_t g = 0; g < blocks * kBlockGroups; ++g) {
+    const int64_t word = g * kLanes / 32;
+    const uint32_t allowed = word < count ? (uint32_t)words[word] >> (g * kLanes % 32) : 0;
+    marks[g] = (uint16_t)((before ? before[g] : 0) | (uint16_t)~allowed);
   }
-  view_.marks = marks;
-  view_.flagged = flags;
   if (plan_->patches) {
     for (Patch &patch : patches_.list) {
       if (!ts_allowed(words, count, patch.id)) patch.z = -HUGE_VALF;
     }
   }
+  show_marks();
+}
+
+// Has the loops over the row pass over what hidden_ marks.
+void ChainRow::show_marks() {
+  const int64_t blocks = (vocab_ + kBlock - 1) / kBlock;
+  const uint16_t *marks = hidden_.get();
+  uint8_t *flags = hidden_flags_.at_least(blocks);
+  for (int64_t b = 0; b < blocks; ++b) {
+    uint16_t any = 0;
+    for (int64_t g = b * kBlockGroups; g < (b + 1) * kBlockGroups; ++g) any |= marks[g];
+    flags[b] = any != 0;
+  }
+  view_.marks = marks;
+  view_.flagged = flags;
   uint8_t has_nan = 0;
   rest_max_ = kernels_->scan(&view_, lanes_.get(), &has_nan);
 }

@@ -36,7 +36,7 @@ ChainPlan::ChainPlan(const ts_sample_args &args)
   bool truncated = false;
   for (int64_t s = 0; s < args.step_count; ++s) {
     const int32_t op = args.steps[s].op;
-    const bool removes = op == TS_BAN || op == TS_MASK;
+    const bool removes = op == TS_BAN || op == TS_MASK || op == TS_XTC;
     if (!ts_is_edit(op)) truncated = true;
     temperatures += op == TS_TEMPERATURE;
     patches |= ts_names_tokens(op) && op != TS_ALLOW;
@@ -72,6 +72,15 @@ void ChainRow::run(const ts_sample_args &args, const ChainPlan &plan, const TsSa
       case TS_MASK:
         if (value != 0) remove(step);
         look_at(max_);
+        break;
+      case TS_EPSILON:
+      case TS_ETA:
+      case TS_TOP_A:
+      case TS_TOP_N_SIGMA:
+      case TS_TYPICAL:
+      case TS_TOP_H:
+      case TS_XTC:
+        likely(step, value);
         break;
       default:
         edit(step, (float)value);

@@ -19,6 +19,8 @@ double ts_step_value(const ts_step &step, int64_t row);
 // of a row, which is its history where the step has none.
 bool ts_fits(int32_t op, double value);
 const char *ts_range(int32_t op);
+bool ts_needs_second(int32_t op);
+bool ts_second_fits(int32_t op, double value);
 bool ts_names_tokens(int32_t op);
 bool ts_needs_history(const ts_step &step);
 const char *ts_list_fault(const ts_step &step, int64_t batch);
@@ -56,6 +58,18 @@ class ChainRow {
   void ban(const ts_step &step);
   void list_chosen();
   void hide(const int32_t *words, int64_t count);
+  void show_marks();
+  void hide_above(float z);
+  void likely(const ts_step &step, double value);
+  void top_n_sigma(double n);
+  void typical(double mass, double least);
+  void top_h(double h, double candidates);
+  void xtc(double threshold);
+  double mass_of_row();
+  double mean_depth();
+  void list_all();
+  template <typename Take>
+  void over_values(Take take);
   int64_t place_of(int32_t id);
   bool passed_over(int64_t id) const { return view_.marks && (view_.marks[id / kLanes] >> (id % kLanes) & 1); }
   template <typename Stays>

@@ -306,7 +306,7 @@ extern "C" int32_t ts_cuda_sample(const ts_sample_args *args) {
   for (int64_t s = 0; s < a.step_count; ++s) {
     steps.step[s] = a.steps[s];
     const int32_t op = a.steps[s].op;
-    if (op < 0 || op >= TS_OP_COUNT)
+    if (op < 0 || op > TS_MASK)
       return ts_cuda_fail(TS_UNSUPPORTED, "step %lld: unknown operation %d", (long long)s, (int)op);
     const bool penalty = op == TS_REPETITION_PENALTY || op == TS_PRESENCE_PENALTY || op == TS_FREQUENCY_PENALTY;
     if (penalty && !a.steps[s].ids && a.history_width > 0 && !a.history)
