@@ -31,6 +31,16 @@ class ByApply(Link):
         return self._link.apply(logits, rows)
 
 
+class ByApplyWithMemory(ByApply):
+    """The same of a link with a memory."""
+
+    def initial_state(self, rows: Rows) -> Any:
+        return self._link.initial_state(rows)
+
+    def advance(self, *what: Any) -> Any:
+        return self._link.advance(*what)
+
+
 def _made(use: str, **options: Any) -> Any:
     return samplers.create(f"tunesmith/{use}", **options)
 
@@ -65,7 +75,16 @@ def links() -> dict[str, tuple[Any, Any]]:
 
 
 def _truncations() -> dict[str, tuple[Any, Any]]:
-    return {}
+    return {
+        "epsilon": (_made("epsilon"), hf.EpsilonLogitsWarper(3e-4)),
+        "eta": (_made("eta"), hf.EtaLogitsWarper(3e-4)),
+        "top_a": (_made("top_a"), None),
+        "top_n_sigma": (_made("top_n_sigma"), None),
+        "typical": (_made("typical"), hf.TypicalLogitsWarper(0.9)),
+        "top_h": (_made("top_h"), hf.TopHLogitsWarper(0.4)),
+        "xtc": (_made("xtc"), None),
+        "mirostat 2": (_made("mirostat"), None),
+    }
 
 
 def contenders(name: str, logits: Tensor) -> dict[str, Callable[[], object]]:
@@ -80,7 +99,8 @@ def contenders(name: str, logits: Tensor) -> dict[str, Callable[[], object]]:
     )  # fmt: skip
     fused: Any = samplers.create("tunesmith/chain", links=(config,)).build()
     single: Any = samplers.create("tunesmith/chain").build()
-    single.use([ByApply(config.build())])
+    link = config.build()
+    single.use([(ByApplyWithMemory if hasattr(link, "advance") else ByApply)(link)])
     found: dict[str, Callable[[], object]] = {
         "ours": lambda: fused.sample(logits, rows, logp=()),
         "torch": lambda: single.sample(logits, rows, logp=()),

@@ -121,8 +121,17 @@ struct Lists {
   std::vector<std::unique_ptr<int64_t[]>> ids;
   std::vector<std::unique_ptr<int32_t[]>> words;
   std::vector<std::unique_ptr<float[]>> amounts;
+  std::vector<std::unique_ptr<double[]>> seconds;
 
   void add(ts_step *step, int64_t batch, int64_t vocab) {
+    if (step->op > TS_MASK) {
+      if (step->op != TS_TYPICAL && step->op != TS_TOP_H && step->op != TS_XTC) return;
+      seconds.push_back(exactly<double>(batch));
+      for (int64_t row = 0; row < batch; ++row) seconds.back()[(size_t)row] = (double)(step->op == TS_XTC ? pick(0, 1) : pick(1, vocab + 3));
+      step->second = seconds.back().get();
+      step->second_stride = 1;
+      return;
+    }
     const int64_t rows = pick(0, 1) ? batch : 1;
     if (step->op == TS_MASK) {
       step->width = pick(0, (vocab + 31) / 32);
@@ -153,7 +162,14 @@ double value_of(int32_t op, int64_t vocab) {
       return (double)pick(-1, vocab + 2);
     case TS_TOP_P:
     case TS_MIN_P:
+    case TS_TOP_A:
+    case TS_TYPICAL:
+    case TS_TOP_H:
       return real(0, 1);
+    case TS_EPSILON:
+    case TS_ETA:
+    case TS_XTC:
+      return pick(0, 9) ? real(0, .2) : 0;
     case TS_PRESENCE_PENALTY:
     case TS_FREQUENCY_PENALTY:
     case TS_BIAS:
@@ -171,8 +187,8 @@ double value_of(int32_t op, int64_t vocab) {
 
 void chains() {
   const float special[] = {NAN, HUGE_VALF, -HUGE_VALF, -HUGE_VALF, 0.0f, -0.0f, 1e-42f, 3e38f, -3e38f};
-  int64_t compared = 0;
-  for (int trial = 0; trial < 400; ++trial) {
+  int64_t compared = 0, on_threads = 0;
+  for (int trial = 0; trial < 500; ++trial) {
     const int64_t batch = pick(1, 4), vocab = pick(1, trial % 10 == 9 ? 3000 : trial % 5 ? 70 : 700), stride = vocab + pick(0, 3), width = pick(0, 6);
     const int64_t extent = (batch - 1) * stride + vocab;
     const int32_t dtype = (int32_t)pick(TS_F32, TS_F16);
@@ -241,21 +257,23 @@ void chains() {
       compared += batch;
     }
 #if defined(TS_CUDA_ON_CPU)
+    bool known = true;
+    for (int64_t s = 0; s < count; ++s) known &= steps[(size_t)s].op <= TS_MASK;
     Outputs found(batch, vocab);
     found.into(&args);
+    if (!known) {
+      REQUIRE(ts_cuda_sample(&args) == TS_INVALID || ts_cuda_sample(&args) == TS_UNSUPPORTED);
+      continue;
+    }
+    on_threads += batch;
     auto workspace = exactly<uint8_t>(ts_cuda_sample_workspace(batch, vocab, width));
     args.workspace = workspace.get();
     REQUIRE(ts_cuda_sample(&args) == TS_OK);
     REQUIRE(found.equals(expected, batch, vocab));
 #endif
   }
-  printf("sampling: %lld rows equal over %s%s\n", (long long)compared, ts_isa_available(),
-#if defined(TS_CUDA_ON_CPU)
-         " and the CUDA kernels on CPU threads"
-#else
-         ""
-#endif
-  );
+  printf("sampling: %lld rows equal over %s; %lld of the CUDA kernels on CPU threads\n", (long long)compared, ts_isa_available(),
+         (long long)on_threads);
 }
 
 #if defined(__unix__)
@@ -358,7 +376,8 @@ void refusals() {
     const char *message;
   } lists[] = {{TS_BAN, .5, "0 or 1"}, {TS_BIAS, HUGE_VAL, "finite in float32"}, {TS_LENGTH_DECAY, -2, "at least -1"},
                {TS_TOP_P, .5, "names no tokens"}, {TS_BAN, 1, "takes no amounts"}, {TS_BIAS, 1, "amounts must be finite"},
-               {TS_MASK, 1, "ids are missing"}, {TS_OP_COUNT, 1, "unknown operation"}};
+               {TS_MASK, 1, "ids are missing"}, {TS_TOP_N_SIGMA, -1, "0 or more"}, {TS_XTC, .5, "the second parameter is missing"},
+               {TS_EPSILON, 1.5, "0 to 1"}, {TS_OP_COUNT, 1, "unknown operation"}};
   const int64_t id = 1;
   const float amount = NAN;
   for (const auto &bad : lists) {
@@ -366,7 +385,7 @@ void refusals() {
     step.op = bad.op;
     step.dtype = TS_F64;
     step.values = &bad.value;
-    if (bad.op != TS_MASK) step.ids = &id, step.width = 1;
+    if (bad.op < TS_MASK) step.ids = &id, step.width = 1;
     if (strstr(bad.message, "amounts")) step.amounts = &amount;
     sample.steps = &step;
     sample.step_count = 1;
