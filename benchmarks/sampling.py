@@ -9,7 +9,7 @@ Chains: a = temperature .8 + top-k 50; b = temperature .8 + top-p .9 on peaked, 
 12 + Exp), wide (randn * 3), flat (randn * .5).
 
     python benchmarks/sampling.py [--quick] [--vocab N ...] [--batch N ...] [--chains a b-flat ...] [--dtypes float32 ...]
-                                  [--calls 20] [--cap SECONDS] [--no-machine] [--json FILE]
+                                  [--calls 20] [--cap SECONDS] [--no-machine] [--links] [--json FILE]
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from sampling_contenders import CONTENDERS, Call, llamacpp, ours
+from sampling_links import table as links_table
 from torch import Tensor
 
 from tunesmith.kinds.sampler import Rows
@@ -261,6 +262,7 @@ def main() -> None:
         "--cap", type=float, default=60.0, help="seconds after which a cell stops with fewer (at least 5)"
     )
     parser.add_argument("--no-machine", action="store_true", help="leave out the rows about the machine")
+    parser.add_argument("--links", action="store_true", help="only every link that is fused, beside its own torch code")
     parser.add_argument("--json", type=Path, help="write everything to this file")
     options = parser.parse_args()
     options.vocab = options.vocab or ((32_000, 128_256) if options.quick else VOCABS)
@@ -274,6 +276,16 @@ def main() -> None:
     )
     if not state["native"]:
         raise SystemExit(f"the native library is not in use ({state['reason']}): there is nothing to measure")
+    if options.links:
+        found = links_table(
+            options.vocab,
+            options.batch,
+            lambda batch, vocab: logits_of("wide", batch, vocab, torch.float32),
+            lambda calls: {name: quartile(t) for name, t in in_turn(calls, options.calls, options.cap).items()},
+        )
+        if options.json:
+            options.json.write_text(json.dumps({"links": found, "platform": platform.platform()}, indent=1))
+        return
     print(
         f"\n{'chain':10s}{'B':>4s}{'V':>8s} {'type':9s}{'calls':>6s}{'us':>10s}{'hot us':>10s}  times as long as ours"
     )

@@ -142,10 +142,22 @@ class Draw:
 
 @frozen(kw_only=True, eq=False)
 class Step:
-    """A link lowered to an operation of the fused kernel: ``op`` and one value a row, (batch,)."""
+    """A link lowered to an operation of the fused kernel.
+
+    Attributes:
+        op: One of ``tunesmith_plugins.kernels.supported_steps()``; docs/kernels.md says what each does.
+        values: (batch,), or one element for all rows.
+        ids: Of a step that names tokens: (batch or 1, width) int64, padded with -1; ids outside the vocabulary are ignored.
+            Of a mask: int32 words, bit i of word w for token 32 w + i.
+        amounts: Of a bias: float32 of the shape of ``ids``.
+        second: The second parameter of a step that has two, (batch,) or one element.
+    """
 
     op: str
     values: torch.Tensor = field()
+    ids: torch.Tensor | None = None
+    amounts: torch.Tensor | None = None
+    second: torch.Tensor | None = None
 
 
 class Sampler(Component[Any]):
@@ -181,15 +193,26 @@ class Link(Sampler):
 
     Attributes:
         truncates: True if the link only removes tokens (sets them to -inf); False if it edits values.
+        varies: True if the step that ``lower`` gives depends on the rows' history, positions or state; it is then asked for
+            before every token.
+        reads_logits: Of a :class:`Stateful` link: whether ``advance`` looks at the logits. False lets it be fused.
     """
 
     truncates: ClassVar[bool] = False
+    varies: bool = False
+    reads_logits: bool = True
 
     @abstractmethod
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
         """Return changed logits (batch, vocab), a new tensor; removed tokens are -inf.
 
         ``rows`` holds this link's own parameters (under their field names) and state; read a parameter with :meth:`value`.
+        """
+
+    def check_vocab(self, vocab: int) -> None:
+        """Raise ConfigError if the config does not fit a vocabulary of this size; nothing to check by default.
+
+        A chain calls it before the first logits of that size: where a link is fused, ``apply`` is not there to check.
         """
 
     def value(self, rows: Rows, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -223,8 +246,8 @@ class Fusable(Protocol):
     def lower(self, rows: Rows) -> Step | None:
         """Return this link as a kernel step for these rows (own parameters only, as in ``apply``).
 
-        What it is may depend on the config, the number of rows and ``rows.parameters``, and on nothing else of the rows: for
-        rows without parameters a chain asks once and keeps the answer.
+        What it is may depend on the config, the number of rows and ``rows.parameters``, and, unless the link says that it
+        :attr:`~Link.varies`, on nothing else of the rows: for rows without parameters a chain asks once and keeps the answer.
 
         None: not with these values, use :meth:`Link.apply`.
         """
@@ -261,4 +284,7 @@ class Stateful(Protocol):
         """Return the state of rows at position 0."""
 
     def advance(self, state: RowState, logits: torch.Tensor, draw: Draw, rows: Rows) -> RowState:
-        """Return the state after ``draw``; ``logits`` are those the token was drawn from."""
+        """Return the state after ``draw``; ``logits`` are those the token was drawn from.
+
+        A link that says ``reads_logits = False`` may get None for them.
+        """

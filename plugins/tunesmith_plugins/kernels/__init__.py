@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import int8_ops, int8_reference, loader, reference
+    from . import int8_ops, int8_reference, loader, reference, reference_edits, reference_truncations
     from .int8_ops import (
         Norm,
         PackedWeight,
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
         weight_only_linear,
     )
     from .loader import info, set_isa
-    from .ops import Plan, SampleResult, Status, Step, apply_chain, quick_sample, sample_chain, supported_steps
+    from .ops import Plan, SampleResult, Status, Step, apply_chain, quick_sample, sample_chain, supported_steps, uniform
 
-_MODULES = ("int8_ops", "int8_reference", "loader", "ops", "reference")
+_MODULES = ("int8_ops", "int8_reference", "loader", "ops", "reference", "reference_edits", "reference_truncations")
 _INT8 = (
     "Norm", "PackedWeight", "QuantizedRows", "QuantizedWeight", "fused_linears", "int8_linear", "int8_linears",
     "pack_weight", "packed_to", "quantize_rows", "quantize_weight", "rotary_", "unpack_weight", "weight_only_linear",
@@ -60,10 +60,13 @@ __all__ = [
     "quantize_weight",
     "quick_sample",
     "reference",
+    "reference_edits",
+    "reference_truncations",
     "rotary_",
     "sample_chain",
     "set_isa",
     "supported_steps",
+    "uniform",
     "unpack_weight",
     "weight_only_linear",
 ]

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 """The version of the C interface this file speaks; a library of another version is refused."""
 
 TS_OK = 0
@@ -35,6 +35,13 @@ class StepArgs(ctypes.Structure):
         ("dtype", ctypes.c_int32),
         ("values", ctypes.c_void_p),
         ("stride", ctypes.c_int64),
+        ("ids", ctypes.c_void_p),
+        ("width", ctypes.c_int64),
+        ("ids_stride", ctypes.c_int64),
+        ("amounts", ctypes.c_void_p),
+        ("amounts_stride", ctypes.c_int64),
+        ("second", ctypes.c_void_p),
+        ("second_stride", ctypes.c_int64),
     ]
 
 
@@ -159,6 +166,8 @@ class Library:
             self.isa_available = self._function("ts_isa_available", ctypes.c_char_p)
             self.isa_current = self._function("ts_isa_current", ctypes.c_char_p)
             self.isa_set = self._function("ts_isa_set", ctypes.c_int32, ctypes.c_char_p)
+            words = (*(ctypes.c_void_p,) * 3, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
+            self.uniform = self._function("ts_uniform", ctypes.c_int32, *words)
             row = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
             self.exp_row = self._function("ts_exp_row", ctypes.c_int32, *row)
         else:

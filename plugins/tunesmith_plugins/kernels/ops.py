@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from tunesmith import philox
 
 from . import loader, reference
 
@@ -38,11 +41,21 @@ class Step(NamedTuple):
         op: one of :func:`supported_steps`.
         values: ``(batch,)`` float64 or int64; a tensor of one element serves all rows. repetition_penalty and
             temperature: above 0, applied as float32; top_k: an integer, below 1 keeps every token; top_p and
-            min_p: 0 to 1.
+            min_p: 0 to 1; presence_penalty, frequency_penalty and bias: finite, applied as float32; length_decay: -1
+            or more; ban, allow and mask: 1 for rows where the step is done, 0 where it is not; epsilon, eta, top_a,
+            typical, top_h and xtc: 0 to 1; top_n_sigma: 0 or more.
+        ids: ``(1 or batch, width)`` int64, the tokens that a step names, padded with -1; one row serves all. The
+            penalties may leave it out: they then take the history. mask: int32 words, bit i of word w for token 32 w + i.
+        amounts: of a bias, float32 of the shape of ``ids``: each is multiplied by the row's value; 1 each if left out.
+        second: ``(batch,)`` or one element, float64. typical: how many tokens stay at least; top_h: how many candidates it
+            looks at; xtc: 1 for rows where it happens, 0 where it does not.
     """
 
     op: str
     values: Tensor
+    ids: Tensor | None = None
+    amounts: Tensor | None = None
+    second: Tensor | None = None
 
 
 class SampleResult(NamedTuple):
@@ -53,7 +66,7 @@ class SampleResult(NamedTuple):
         status: uint8, see :class:`Status`.
         logp_raw: float32 log-probability of the token under softmax of the logits as given; NaN where the status
             is not OK; None if not asked for. So are the other two.
-        logp_processed: after every repetition_penalty and temperature step, before any truncation.
+        logp_processed: after every step that edits values (penalties, temperature, bias), before any truncation.
         logp_truncated: among the tokens that the whole chain kept.
     """
 
@@ -100,9 +113,14 @@ class Plan:
             _check_step(index, step, self.batch)
             if step.values.numel() != 1:
                 self.batch = step.values.numel()
-        self.history = any(step.op in reference.NEED_HISTORY for step in self.steps)
+            if step.ids is not None and step.ids.shape[0] != 1:
+                self.batch = step.ids.shape[0]
+            if step.second is not None and step.second.numel() != 1:
+                self.batch = step.second.numel()
+        self.history = any(map(_reads_history, self.steps))
         self._keep, self.address = None, 0
-        if all(step.values.device.type == "cpu" for step in self.steps):
+        if all(t.device.type == "cpu" for step in self.steps for t in step[1:] if t is not None):
+            self.steps = tuple(map(_dense, self.steps))
             self._keep = _plan_links(self.steps, self.batch, self.history)
             self.address = ctypes.addressof(self._keep) + _PLAN_HEAD
 
@@ -139,6 +157,13 @@ def _native(device: torch.device) -> loader.Library | None:
     return library
 
 
+def _library_for(device: torch.device, steps: Sequence[Step]) -> loader.Library | None:
+    """Return the library for a chain, or None where the reference must do it: CUDA has no kernels for some truncations."""
+    if device.type == "cuda" and any(step.op in reference.CPU_ONLY for step in steps):
+        return None
+    return _native(device)
+
+
 def _stream(device: torch.device) -> int | None:
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
 
@@ -166,6 +191,58 @@ def _check_batch(name: str, tensor: Tensor | None, logits: Tensor, ndim: int = 1
         raise ValueError(f"{name} is on {tensor.device}, the logits are on {logits.device}")
 
 
+def _reads_history(step: Step) -> bool:
+    return step.ids is None and step.op in reference.NEED_HISTORY
+
+
+def _dense(step: Step) -> Step:
+    """Return the step with lists whose rows lie dense in memory."""
+    if step.ids is None:
+        return step
+    return step._replace(ids=_rows(step.ids), amounts=None if step.amounts is None else _rows(step.amounts))
+
+
+def _check_second(index: int, step: Step, batch: int | None) -> None:
+    second, where = step.second, f"step {index} ({step.op})"
+    if (second is None) == (step.op in reference.NEED_SECOND):
+        raise ValueError(
+            f"{where} needs its second parameter" if second is None else f"{where} has no second parameter"
+        )
+    if second is None:
+        return
+    wrong_size = second.numel() != 1 and batch is not None and second.numel() != batch
+    if second.dtype != torch.float64 or second.ndim > 1 or wrong_size:
+        raise ValueError(
+            f"{where}: the second parameter must be float64 of shape ({'batch' if batch is None else batch},) or one "
+            f"element, not {second.dtype} {tuple(second.shape)}"
+        )
+
+
+def _check_list(index: int, step: Step, batch: int | None) -> None:
+    ids, amounts, where = step.ids, step.amounts, f"step {index} ({step.op})"
+    if ids is None:
+        if step.op in reference.NEED_IDS:
+            raise ValueError(f"{where} needs ids, the tokens that it names")
+        if amounts is not None:
+            raise ValueError(f"{where}: amounts without ids")
+        return
+    if step.op not in reference.NEED_IDS and step.op not in reference.NEED_HISTORY:
+        raise ValueError(f"{where} names no tokens: leave out ids")
+    dtype = torch.int32 if step.op == "mask" else torch.int64
+    if ids.dtype != dtype or ids.ndim != 2 or (ids.shape[0] != 1 and batch is not None and ids.shape[0] != batch):
+        raise ValueError(
+            f"{where}: ids must be {dtype} of shape (1 or {'batch' if batch is None else batch}, width), "
+            f"not {ids.dtype} {tuple(ids.shape)}"
+        )
+    if amounts is not None and step.op != "bias":
+        raise ValueError(f"{where} takes no amounts")
+    if amounts is not None and (amounts.dtype != torch.float32 or amounts.shape != ids.shape):
+        raise ValueError(
+            f"{where}: amounts must be float32 of the shape of ids {tuple(ids.shape)}, "
+            f"not {amounts.dtype} {tuple(amounts.shape)}"
+        )
+
+
 def _check_step(index: int, step: Step, batch: int | None) -> None:
     values = step.values
     if step.op not in _CODES:
@@ -179,6 +256,10 @@ def _check_step(index: int, step: Step, batch: int | None) -> None:
             f"step {index} ({step.op}): values must be float64 or int64 of shape ({'batch' if batch is None else batch},) "
             f"or one element, not {values.dtype} {tuple(values.shape)}"
         )
+    if step.ids is not None or step.amounts is not None or step.op in reference.NEED_IDS:
+        _check_list(index, step, batch)
+    if step.second is not None or step.op in reference.NEED_SECOND:
+        _check_second(index, step, batch)
 
 
 def _check_chain(
@@ -196,12 +277,13 @@ def _check_chain(
         )
     for index, step in enumerate(steps):
         _check_step(index, step, logits.shape[0])
-        if step.values.device != logits.device:
-            raise ValueError(
-                f"step {index} ({step.op}): values are on {step.values.device}, the logits on {logits.device}"
-            )
-        if step.op == "repetition_penalty" and history is None:
-            raise ValueError(f"step {index} (repetition_penalty) needs history, the token ids so far")
+        for what, tensor in zip(("values", "ids", "amounts", "second values"), step[1:], strict=True):
+            if tensor is not None and tensor.device != logits.device:
+                raise ValueError(
+                    f"step {index} ({step.op}): {what} are on {tensor.device}, the logits on {logits.device}"
+                )
+        if history is None and _reads_history(step):
+            raise ValueError(f"step {index} ({step.op}) needs history, the token ids so far")
     for name, tensor in (
         ("seed", seed),
         ("stream", stream),
@@ -214,7 +296,7 @@ def _check_chain(
 
 def _chain(
     logits: Tensor,
-    steps: Sequence[tuple[str, Tensor]],
+    steps: Sequence[Step],
     seed: Tensor | None,
     stream: Tensor | None,
     position: Tensor | None,
@@ -225,7 +307,7 @@ def _chain(
     flags: Sequence[bool],
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """Draw with the library if there is one, else with the reference; values are ``(batch,)`` with any stride."""
-    library = _native(logits.device)
+    library = _library_for(logits.device, steps)
     if library is None:
         token, status, *logps = reference.sample_chain(
             logits, steps, seed, stream, position, history=history, history_lengths=history_lengths, greedy=greedy,
@@ -242,9 +324,9 @@ def _chain(
 
 
 def _steps_only(
-    logits: Tensor, steps: Sequence[tuple[str, Tensor]], history: Tensor | None, history_lengths: Tensor | None
+    logits: Tensor, steps: Sequence[Step], history: Tensor | None, history_lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    library = _native(logits.device)
+    library = _library_for(logits.device, steps)
     if library is None:
         rows, status, _ = reference.chain(logits, steps, history, history_lengths)
         return torch.where((status != reference.OK)[:, None], torch.nan, rows), status
@@ -258,7 +340,7 @@ def _steps_only(
 def _call_sample(
     library: loader.Library,
     logits: Tensor,
-    steps: Sequence[tuple[str, Tensor]],
+    steps: Sequence[Step],
     seed: Tensor | None,
     stream: Tensor | None,
     position: Tensor | None,
@@ -278,8 +360,8 @@ def _call_sample(
     links = _links(steps)
     workspace = None
     if logits.device.type == "cuda":
-        for op, values in steps:
-            reference.check_values(op, values)
+        for step in steps:
+            reference.check_values(step.op, step.values, step.amounts)
         size = library.sample_workspace(batch, vocab, width)
         workspace = torch.empty(size, dtype=torch.uint8, device=logits.device)
     arguments = loader.SampleArgs(
@@ -293,25 +375,56 @@ def _call_sample(
     library.check(library.sample(ctypes.byref(arguments)))
 
 
-def _links(steps: Sequence[tuple[str, Tensor]]) -> ctypes.Array[loader.StepArgs]:
+def _links(steps: Sequence[Step]) -> ctypes.Array[loader.StepArgs]:
     links: ctypes.Array[loader.StepArgs] = (loader.StepArgs * len(steps))()
-    for link, (op, values) in zip(links, steps, strict=True):
+    for link, (op, values, ids, amounts, second) in zip(links, steps, strict=True):
         link.op, link.dtype = _CODES[op], _VALUES[values.dtype]
         link.values, link.stride = values.data_ptr(), values.stride(0) if values.numel() > 1 else 0
+        if second is not None:
+            link.second, link.second_stride = second.data_ptr(), second.stride(0) if second.numel() > 1 else 0
+        if ids is None:
+            continue
+        # A list without entries has no place in memory, and null would stand for the history.
+        link.ids = ids.data_ptr() or ctypes.addressof(links)
+        link.width, link.ids_stride = ids.shape[1], ids.stride(0) if ids.shape[0] > 1 else 0
+        if amounts is not None:
+            link.amounts, link.amounts_stride = amounts.data_ptr(), amounts.stride(0) if amounts.shape[0] > 1 else 0
     return links
 
 
-def _expanded(steps: Sequence[Step], batch: int) -> list[tuple[str, Tensor]]:
-    return [(step.op, step.values.reshape(-1).expand(batch)) for step in steps]
+def _expanded(steps: Sequence[Step], batch: int) -> list[Step]:
+    return [
+        _dense(
+            step._replace(
+                values=step.values.reshape(-1).expand(batch),
+                second=None if step.second is None else step.second.reshape(-1).expand(batch),
+            )
+        )
+        for step in steps
+    ]
 
 
-def _packed(steps: Sequence[Step], logits: Tensor) -> tuple[list[int], Tensor]:
-    """Return the steps as the dispatcher takes them: codes and float64 ``(steps, batch)``."""
+def _packed(steps: Sequence[Step], logits: Tensor) -> tuple[list[int], Tensor, list[Tensor]]:
+    """Return the steps as the dispatcher takes them.
+
+    Returns:
+        Codes, values float64 ``(steps, batch)``, and ids, amounts and second parameters ``(1, 1 or batch)`` of every
+        step, where ``(0,)`` means none; nothing at all if no step has any.
+    """
     batch = logits.shape[0]
     if not steps:
-        return [], logits.new_empty((0, batch), dtype=torch.float64)
-    values = [values.double() for _, values in _expanded(steps, batch)]
-    return [_CODES[step.op] for step in steps], torch.stack(values)
+        return [], logits.new_empty((0, batch), dtype=torch.float64), []
+    values = [step.values.reshape(-1).expand(batch).double() for step in steps]
+    tables = [
+        t
+        for step in steps
+        for t in (step.ids, step.amounts, None if step.second is None else step.second.reshape(1, -1))
+    ]
+    if all(t is None for t in tables):
+        tables = []
+    # each a tensor of its own: the dispatcher must not be given one twice
+    full = [logits.new_empty(0, dtype=torch.float32) if t is None else t for t in tables]
+    return [_CODES[step.op] for step in steps], torch.stack(values), full
 
 
 def sample_chain(
@@ -342,8 +455,8 @@ def sample_chain(
             out when greedy.
         stream: ``(batch,)`` int64, which completion of a prompt.
         position: ``(batch,)`` int64 in [0, 2^32), index of the generated token.
-        history: ``(batch, width)`` int64 token ids so far, for repetition_penalty; ids outside the vocabulary
-            (padding) are ignored.
+        history: ``(batch, width)`` int64 token ids so far, for penalties without ids of their own; ids outside the
+            vocabulary (padding) are ignored.
         history_lengths: ``(batch,)`` int64, how many of a row's ids count; all of them if left out.
         greedy: take the largest (on ties the lowest index) instead of drawing.
         draw: number of this random value among those one position needs.
@@ -370,16 +483,16 @@ def sample_chain(
     if not greedy and (seed is None or stream is None or position is None):
         raise ValueError("a categorical draw needs seed, stream and position; pass greedy=True for the largest logit")
     flags = (logp_raw, logp_processed, logp_truncated)
-    tensors = (logits, seed, stream, position, history, history_lengths, *(step.values for step in steps))
+    tensors = (logits, seed, stream, position, history, history_lengths, *(t for step in steps for t in step[1:]))
     if _plain(*tensors):
         token, status, logps = _chain(
             logits, _expanded(steps, logits.shape[0]), seed, stream, position, history, history_lengths, greedy, draw,
             flags,
         )  # fmt: skip
         return SampleResult(token, status, *logps)
-    codes, values = _packed(steps, logits)
+    codes, values, tables = _packed(steps, logits)
     token, status, *found = torch.ops.tunesmith.sample_chain(
-        logits, codes, values, seed, stream, position, history, history_lengths, greedy, draw, *flags
+        logits, codes, values, tables, seed, stream, position, history, history_lengths, greedy, draw, *flags
     )
     return SampleResult(token, status, *(value if flag else None for value, flag in zip(found, flags, strict=True)))
 
@@ -420,9 +533,13 @@ def quick_sample(
 
 def _plan_links(steps: Sequence[Step], batch: int | None, history: bool) -> ctypes.Structure:
     """Return the steps, and before them what ``sample`` of call.cpp needs to know of them."""
-    links = _links([(step.op, step.values) for step in steps])
-    kind = type("PlanLinks", (ctypes.Structure,), {"_fields_": [("head", ctypes.c_int64 * 3), ("links", type(links))]})
-    return cast(ctypes.Structure, kind((len(steps), -1 if batch is None else batch, history), links))
+    return _plan_type(len(steps))((len(steps), -1 if batch is None else batch, history), _links(steps))
+
+
+@functools.cache
+def _plan_type(count: int) -> type[ctypes.Structure]:
+    fields = [("head", ctypes.c_int64 * 3), ("links", loader.StepArgs * count)]
+    return type("PlanLinks", (ctypes.Structure,), {"_fields_": fields})
 
 
 _PLAN_HEAD = ctypes.sizeof(ctypes.c_int64 * 3)
@@ -467,39 +584,68 @@ def apply_chain(
     """
     steps = tuple(steps)
     _check_chain(logits, steps, None, None, None, history, history_lengths)
-    if _plain(logits, history, history_lengths, *(step.values for step in steps)):
+    if _plain(logits, history, history_lengths, *(t for step in steps for t in step[1:])):
         return ChainResult(*_steps_only(logits, _expanded(steps, logits.shape[0]), history, history_lengths))
-    codes, values = _packed(steps, logits)
-    return ChainResult(*torch.ops.tunesmith.apply_chain(logits, codes, values, history, history_lengths))
+    packed = _packed(steps, logits)
+    return ChainResult(*torch.ops.tunesmith.apply_chain(logits, *packed, history, history_lengths))
+
+
+def uniform(seed: Tensor, stream: Tensor, position: Tensor, *, draw: int) -> Tensor:
+    """Return what ``tunesmith.philox.uniform`` does, ``(batch,)`` float64 in [0, 1), on the CPU in one call of the library.
+
+    Args:
+        seed: ``(batch,)`` int64, as stream and position.
+        stream: Which completion of a prompt.
+        position: Index of the generated token.
+        draw: Number of this random value among those one position needs.
+    """
+    library = loader.cpu() if seed.device.type == "cpu" and _plain(seed, stream, position) else None
+    rows = [t.contiguous() for t in (seed, stream, position)]
+    if library is None or any(t.dtype != torch.int64 or t.shape != seed.shape or t.ndim != 1 for t in rows):
+        return philox.uniform(seed, stream, position, draw)
+    out = torch.empty(len(seed), dtype=torch.float64)
+    library.check(library.uniform(*(t.data_ptr() for t in rows), draw, out.data_ptr(), len(seed)))
+    return out
 
 
 # ---- torch.library ----------------------------------------------------------------------------------------------
 
 _library = torch.library.Library("tunesmith", "FRAGMENT")
 _library.define(
-    "sample_chain(Tensor logits, int[] ops, Tensor values, Tensor? seed, Tensor? stream, Tensor? position, "
-    "Tensor? history, Tensor? history_lengths, bool greedy, int draw, bool logp_raw, bool logp_processed, "
+    "sample_chain(Tensor logits, int[] ops, Tensor values, Tensor[] tables, Tensor? seed, Tensor? stream, "
+    "Tensor? position, Tensor? history, Tensor? history_lengths, bool greedy, int draw, bool logp_raw, bool logp_processed, "
     "bool logp_truncated) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _library.define(
-    "apply_chain(Tensor logits, int[] ops, Tensor values, Tensor? history, Tensor? history_lengths) -> (Tensor, Tensor)"
+    "apply_chain(Tensor logits, int[] ops, Tensor values, Tensor[] tables, Tensor? history, Tensor? history_lengths) "
+    "-> (Tensor, Tensor)"
 )
 
 
-def _named(ops: Sequence[int], values: Tensor) -> list[Step]:
+def _named(ops: Sequence[int], values: Tensor, tables: Sequence[Tensor]) -> list[Step]:
     if any(not 0 <= op < len(reference.OPS) for op in ops) or len(ops) != len(values):
         raise ValueError(
             f"ops must be {len(values)} numbers in [0, {len(reference.OPS)}), a row of values each, not {ops}"
         )
-    return [Step(reference.OPS[op], row) for op, row in zip(ops, values, strict=True)]
+    if not tables:
+        return [Step(reference.OPS[op], row) for op, row in zip(ops, values, strict=True)]
+    lists = [None if t.ndim == 1 else t for t in tables]
+    if len(lists) != 3 * len(ops):
+        raise ValueError(
+            f"tables must be ids, amounts and second parameters of {len(ops)} steps, not {len(tables)} tensors"
+        )
+    return [
+        Step(reference.OPS[op], row, ids, amounts, None if second is None else second[0])
+        for op, row, ids, amounts, second in zip(ops, values, lists[::3], lists[1::3], lists[2::3], strict=True)
+    ]
 
 
 def _sample_chain_op(
-    logits: Tensor, ops: list[int], values: Tensor, seed: Tensor | None, stream: Tensor | None,
+    logits: Tensor, ops: list[int], values: Tensor, tables: list[Tensor], seed: Tensor | None, stream: Tensor | None,
     position: Tensor | None, history: Tensor | None, history_lengths: Tensor | None, greedy: bool, draw: int,
     *flags: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    steps = _named(ops, values)
+    steps = _named(ops, values, tables)
     _check_chain(logits, steps, seed, stream, position, history, history_lengths)
     token, status, logps = _chain(
         logits, _expanded(steps, len(logits)), seed, stream, position, history, history_lengths, greedy, draw, flags
@@ -514,16 +660,18 @@ def _sample_chain_fake(logits: Tensor, ops: list[int], values: Tensor, *rest: ob
 
 
 def _apply_chain_op(
-    logits: Tensor, ops: list[int], values: Tensor, history: Tensor | None, history_lengths: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    steps = _named(ops, values)
+    logits: Tensor, ops: list[int], values: Tensor, tables: list[Tensor], history: Tensor | None,
+    history_lengths: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    steps = _named(ops, values, tables)
     _check_chain(logits, steps, None, None, None, history, history_lengths)
     return _steps_only(logits, _expanded(steps, len(logits)), history, history_lengths)
 
 
 def _apply_chain_fake(
-    logits: Tensor, ops: list[int], values: Tensor, history: Tensor | None, history_lengths: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor, ops: list[int], values: Tensor, tables: list[Tensor], history: Tensor | None,
+    history_lengths: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     return (
         logits.new_empty(logits.shape, dtype=torch.float32),
         logits.new_empty(logits.shape[0], dtype=torch.uint8),

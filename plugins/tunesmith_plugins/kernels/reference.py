@@ -8,8 +8,8 @@ A row goes through these stages:
 
 1. logits to float32; a NaN gives status NAN, a maximum of +inf POSINF, of -inf EMPTY (the maximum is looked at
    again after every edit). Such a row gets token -1 and NaN everywhere else.
-2. the steps, in the caller's order. Edits (repetition_penalty, temperature) change values; truncations (top_k,
-   top_p, min_p) drop tokens. Weights are ``rint(exp(x - max) * 2^44)`` (fewer bits above 2^18 tokens, so that a sum
+2. the steps, in the caller's order. Edits (repetition_penalty, temperature, bias ...) change values; truncations (top_k,
+   top_p, ban ...) drop tokens. Weights are ``rint(exp(x - max) * 2^44)`` (fewer bits above 2^18 tokens, so that a sum
    stays below 2^63), exp in float32: a token less likely than 2^-45 of the likeliest has weight 0.
 3. greedy: the first of the largest. Categorical: one 64-bit Philox number r a row, target = floor(r * total / 2^64),
    and the first token, in index order, at which the running sum of the weights exceeds target.
@@ -19,22 +19,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tunesmith import philox
 
+from . import reference_edits
+
 OK, NAN, POSINF, EMPTY = range(4)
 """Values of a row's status."""
 
-OPS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
+OPS = (
+    "repetition_penalty", "temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "bias",
+    "length_decay", "ban", "allow", "mask", "epsilon", "eta", "top_a", "top_n_sigma", "typical", "top_h", "xtc",
+)  # fmt: skip
 """Names of the steps; the index is the code the native library knows a step by."""
-EDITS = ("repetition_penalty", "temperature")
+EDITS = ("repetition_penalty", "temperature", "presence_penalty", "frequency_penalty", "bias", "length_decay")
 """Steps that change values; the others drop tokens."""
-NEED_HISTORY = ("repetition_penalty",)
-"""Steps that look at the token ids so far."""
+NEED_HISTORY = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+"""Steps that look at the token ids so far unless they have a list of their own."""
+NEED_IDS = ("bias", "length_decay", "ban", "allow", "mask")
+"""Steps that cannot do without a list."""
+REMOVALS = ("ban", "allow", "mask")
+"""Truncations that may leave a row without a token, or take its likeliest one."""
+CPU_ONLY = ("epsilon", "eta", "top_a", "top_n_sigma", "typical", "top_h", "xtc")
+"""Steps that the CUDA library lacks: on a CUDA device this module does the chains that have one."""
+NEED_SECOND = ("typical", "top_h", "xtc")
+"""Steps with a second parameter."""
 
 _LOG2E = float.fromhex("0x1.715476p+0")
 _EXP = tuple(
@@ -42,7 +55,7 @@ _EXP = tuple(
 )
 _LN2_HI = float.fromhex("0x1.63p-1")
 _LN2_LO = float.fromhex("-0x1.bd0106p-13")
-_EXP_FLOOR = -86.0
+EXP_FLOOR = -86.0
 _LN2 = float.fromhex("0x1.62e42fefa39efp-1")
 _SQRT2 = float.fromhex("0x1.6a09e667f3bcdp+0")
 _MANTISSA = (1 << 52) - 1
@@ -61,7 +74,7 @@ def exp(d: Tensor) -> Tensor:
 
     ``2^n exp(r)`` with d = n ln(2) + r and a polynomial of degree 5 for ``exp(r)``: relative error below 2.5e-7.
     """
-    d = d.clamp(min=_EXP_FLOOR)
+    d = d.clamp(min=EXP_FLOOR)
     n = torch.round(d * _LOG2E)
     r = (d - n * _LN2_HI) - n * _LN2_LO
     p = torch.full_like(r, _EXP[0])
@@ -92,7 +105,8 @@ def weight_bits(vocab: int) -> int:
     return 44 if log2 <= 18 else 62 - log2
 
 
-def _weights(e: Tensor) -> Tensor:
+def weights(e: Tensor) -> Tensor:
+    """Return the integer weights of ``e = exp(x - max)``, the vocabulary last."""
     return torch.round(e.double() * 2.0 ** weight_bits(e.shape[-1])).to(torch.int64)
 
 
@@ -145,12 +159,12 @@ def top_p(z: Tensor, p: Tensor) -> Tensor:
     The last token in that order always stays; ``p >= 1`` keeps the row (Holtzman et al., 2020).
     """
     p = p.double()
-    weights = _weights(_relative(z))
-    limit = ((1.0 - p) * weights.sum(-1).double()).to(torch.int64)
+    masses = weights(_relative(z))
+    limit = ((1.0 - p) * masses.sum(-1).double()).to(torch.int64)
     vocab = z.shape[1]
     # One integer key for value and index: no sort needs to be stable.
     order = (_order_key(z) * vocab + torch.arange(vocab, device=z.device)).argsort(-1)
-    dropped = weights.gather(1, order).cumsum(-1) <= limit[:, None]
+    dropped = masses.gather(1, order).cumsum(-1) <= limit[:, None]
     dropped[:, -1] = False
     dropped = torch.zeros_like(dropped).scatter_(1, order, dropped)
     return torch.where(dropped & (p[:, None] < 1), -math.inf, z)
@@ -161,7 +175,28 @@ def min_p(z: Tensor, p: Tensor) -> Tensor:
     return torch.where(_relative(z).double() < p.double()[:, None], -math.inf, z)
 
 
-def check_values(op: str, values: Tensor) -> None:
+def check_second(op: str, second: Tensor | None) -> None:
+    """Check the second parameter of one step.
+
+    Raises:
+        ValueError: a value is outside the range of the step, or missing.
+    """
+    if second is None:
+        if op in NEED_SECOND:
+            raise ValueError(f"{op} needs its second parameter")
+        return
+    if op == "xtc":
+        fits, allowed = (second == 0) | (second == 1), "0 or 1"
+    else:
+        fits, allowed = (second == second.floor()) & (second >= 1) & (second < 2.0**53), "an integer of 1 or more"
+    if not bool(fits.all()):
+        row = int((~fits).nonzero()[0, 0])
+        raise ValueError(
+            f"{op}, row {row}: {second[row].item():g} is outside the allowed range of its second parameter, {allowed}"
+        )
+
+
+def check_values(op: str, values: Tensor, amounts: Tensor | None = None) -> None:
     """Check the parameters of one step.
 
     Raises:
@@ -170,6 +205,14 @@ def check_values(op: str, values: Tensor) -> None:
     v = values.double()
     if op == "top_k":
         fits, allowed = (v == v.floor()) & (v.abs() < 2.0**53), "an integer"
+    elif op in ("presence_penalty", "frequency_penalty", "bias"):
+        fits, allowed = v.float().isfinite(), "finite in float32"
+    elif op == "top_n_sigma":
+        fits, allowed = (v >= 0) & (v < math.inf), "0 or more and finite"
+    elif op == "length_decay":
+        fits, allowed = (v >= -1) & (v < math.inf), "at least -1 and finite"
+    elif op in REMOVALS:
+        fits, allowed = (v == 0) | (v == 1), "0 or 1"
     elif op in EDITS:
         v32 = v.float()
         fits, allowed = (v32 > 0) & (v32 < math.inf), "above 0 and finite in float32"
@@ -178,11 +221,13 @@ def check_values(op: str, values: Tensor) -> None:
     if not bool(fits.all()):
         row = int((~fits).nonzero()[0, 0])
         raise ValueError(f"{op}, row {row}: {v[row].item():g} is outside the allowed range, {allowed}")
+    if amounts is not None and not bool(amounts.isfinite().all()):
+        raise ValueError(f"{op}: amounts must be finite")
 
 
 def chain(
     logits: Tensor,
-    steps: Sequence[tuple[str, Tensor]],
+    steps: Sequence[tuple[Any, ...]],
     history: Tensor | None = None,
     history_lengths: Tensor | None = None,
 ) -> Chained:
@@ -190,13 +235,15 @@ def chain(
 
     Args:
         logits: ``(batch, vocab)`` float32, bfloat16 or float16; not written.
-        steps: pairs of a name of :data:`OPS` and its values ``(batch,)``.
-        history: ``(batch, width)`` int64 token ids, needed by repetition_penalty.
+        steps: a name of :data:`OPS`, its values ``(batch,)`` and, of steps that name tokens, their ids and amounts.
+        history: ``(batch, width)`` int64 token ids, needed by penalties without ids.
         history_lengths: ``(batch,)`` int64 or None.
 
     Raises:
         ValueError: a value is outside the range of its step.
     """
+    from . import reference_truncations  # which stands on this module
+
     raw = logits.float()
     status = torch.zeros(raw.shape[0], dtype=torch.uint8, device=raw.device)
     status[raw.isnan().any(-1)] = NAN
@@ -209,12 +256,18 @@ def chain(
         return torch.where((status == OK)[:, None], z, 0.0)
 
     z = processed = look_at_maximum(raw)
-    for op, values in steps:
-        check_values(op, values)
-        if op == "repetition_penalty":
+    for op, values, *listed in steps:
+        ids, amounts, second = (*listed, None, None, None)[:3]
+        check_values(op, values, amounts)
+        check_second(op, second)
+        if ids is None and op in NEED_HISTORY:
             if history is None:
-                raise ValueError("repetition_penalty needs history")
-            z, processed = (penalise(t, values, history, history_lengths) for t in (z, processed))
+                raise ValueError(f"{op} needs history")
+            ids = reference_edits.own_ids(history, history_lengths)
+        if op in REMOVALS:
+            z = reference_edits.remove(op, z, values, ids)
+        elif op in EDITS and op != "temperature":
+            z, processed = (reference_edits.edit(op, t, values, ids, amounts) for t in (z, processed))
         elif op == "temperature":
             z, processed = (t / values.float()[:, None] for t in (z, processed))
         elif op == "top_k":
@@ -223,16 +276,19 @@ def chain(
             z = top_p(z, values)
         elif op == "min_p":
             z = min_p(z, values)
+        elif op in OPS:
+            parameters = (values,) if second is None else (values, second)
+            z = getattr(reference_truncations, op)(z, *parameters)
         else:
             raise ValueError(f"unknown step {op!r}; supported: {', '.join(OPS)}")
-        if op in EDITS:
+        if op in EDITS or op in REMOVALS or op == "xtc":
             z = look_at_maximum(z)
     return Chained(z, status, processed)
 
 
 def logp(rows: Tensor, token: Tensor) -> Tensor:
     """Return the log-probability of ``token (batch,)`` in ``rows (batch, vocab)`` float32, as float32 ``(batch,)``."""
-    total = _weights(_relative(rows)).sum(-1)
+    total = weights(_relative(rows)).sum(-1)
     mass = total.double() / 2.0 ** weight_bits(rows.shape[-1])
     x = rows.gather(1, token[:, None])[:, 0].double()
     result = ((x - rows.amax(-1).double()) - log(mass)).float()
@@ -241,7 +297,7 @@ def logp(rows: Tensor, token: Tensor) -> Tensor:
 
 def sample_chain(
     logits: Tensor,
-    steps: Sequence[tuple[str, Tensor]],
+    steps: Sequence[tuple[Any, ...]],
     seed: Tensor | None,
     stream: Tensor | None,
     position: Tensor | None,
@@ -268,7 +324,7 @@ def sample_chain(
     else:
         if seed is None or stream is None or position is None:
             raise ValueError("a categorical draw needs seed, stream and position")
-        running = _weights(_relative(z)).cumsum(-1)
+        running = weights(_relative(z)).cumsum(-1)
         target = philox.mulhi(philox.uniform_bits(seed, stream, position, draw), running[:, -1].contiguous())
         token = torch.searchsorted(running, target[:, None], right=True)[:, 0]
 

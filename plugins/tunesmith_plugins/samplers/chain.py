@@ -10,11 +10,11 @@ import attrs
 import torch
 
 from tunesmith.errors import ConfigError
-from tunesmith.kinds.sampler import LOGPS, Applied, Draw, Link, Rows, Sampler, Stateful
+from tunesmith.kinds.sampler import LOGPS, Applied, Draw, Link, Rows, Sampler
 from tunesmith.runtime import Runtime
 from tunesmith_plugins import kernels
 from tunesmith_plugins.kernels import reference
-from tunesmith_plugins.samplers.walk import Fused, Walk, applied, history_of, parts_of
+from tunesmith_plugins.samplers.walk import Fused, Walk, applied, history_of, is_stateful, lowered, parts_of, varies
 
 
 class ChainSampler(Sampler):
@@ -50,7 +50,8 @@ class ChainSampler(Sampler):
         check_parameters(self.links, rows)
         if logits.dtype == torch.float64:  # the kernels work in float32
             logits = logits.float()
-        return applied(parts_of(self.links, _own_rows(self.links, rows)[0]), logits)
+        self._plans.check(self.links, logits.shape[1])
+        return applied(parts_of(self.links, _own_rows(self.links, rows)[0], self._plans.step), logits)
 
 
 class GreedySampler(Sampler):
@@ -72,16 +73,18 @@ _UNSEEN: Any = object()
 
 
 class Plans:
-    """The whole chain as one kernel call, lowered once: for rows without parameters of their own."""
+    """What of a chain is lowered once, for rows without parameters of their own: single links, or the whole as one call."""
 
     def __init__(self) -> None:
         self._found: dict[torch.device, kernels.Plan | None] = {}
         self._host: kernels.Plan | None = None  # the one for the CPU, once there is one
+        self._steps: dict[tuple[str, torch.device], kernels.Step | None] = {}
+        self._vocabs: set[int] = set()
 
     def quick(self, greedy: bool, logits: torch.Tensor, rows: Rows, logp: Collection[str]) -> Draw | None:
         """Draw past everything that needs a look only once; None where :func:`run` must see to it."""
         plan = self._host
-        if plan is None or rows.parameters:
+        if plan is None or rows.parameters or logits.shape[-1] not in self._vocabs:
             return None
         found: Any = kernels.quick_sample(
             plan, logits, rows.seed, rows.stream, rows.position, rows.history, rows.history_lengths, greedy,
@@ -92,18 +95,34 @@ class Plans:
         token, status, raw, processed, truncated = found
         return Draw(token=token, status=status, logp_raw=raw, logp_processed=processed, logp_truncated=truncated)
 
+    def check(self, links: Mapping[str, Link], vocab: int) -> None:
+        """Have every link check a size of vocabulary that is new."""
+        if vocab not in self._vocabs:
+            for link in links.values():
+                link.check_vocab(vocab)
+            self._vocabs.add(vocab)
+
     def of(self, links: Mapping[str, Link], rows: Rows) -> kernels.Plan | None:
-        """Return the plan for rows like these, or None if the kernel cannot do the whole chain."""
+        """Return the plan for rows like these, or None if the kernel cannot do the whole chain or must be told more."""
         device = rows.seed.device
         found = self._found.get(device, _UNSEEN)
         if found is _UNSEEN:
-            one = rows.select(torch.zeros(1, dtype=torch.int64, device=device))
-            parts = parts_of(links, dict.fromkeys(links, one))
-            whole = not parts or (len(parts) == 1 and isinstance(parts[0], Fused))
-            steps = parts[0].steps if parts and isinstance(parts[0], Fused) else ()
-            found = self._found[device] = kernels.Plan(steps) if whole else None
+            steps = [None if varies(link) else self.step(name, link, rows) for name, link in links.items()]
+            known = [step for step in steps if step is not None]
+            found = self._found[device] = kernels.Plan(known) if len(known) == len(steps) else None
             if device.type == "cpu":
                 self._host = found
+        return found
+
+    def step(self, name: str, link: Link, rows: Rows) -> kernels.Step | None:
+        """Return a link as a step for these rows, or None."""
+        if varies(link) or rows.parameters:
+            return lowered(link, rows)
+        key = name, rows.seed.device
+        found = self._steps.get(key, _UNSEEN)
+        if found is _UNSEEN:
+            one = rows.select(torch.zeros(1, dtype=torch.int64, device=rows.seed.device))
+            found = self._steps[key] = lowered(link, one)
         return found
 
 
@@ -146,17 +165,19 @@ def run(
         check_parameters(links, rows)
     if not logits.shape[0]:
         return _nothing(logits, top)
+    plans = Plans() if plans is None else plans
+    plans.check(links, logits.shape[1])
     if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         logits = logits.float()  # float64: the kernels work in float32
-    if plans is not None and not top and not rows.parameters and (plan := plans.of(links, rows)) is not None:
+    if not top and not rows.parameters and (plan := plans.of(links, rows)) is not None:
         return _draw_fused(plan, greedy, logits, rows, logp)
     own, states = _own_rows(links, rows)
     logp = LOGPS if states else logp  # a link may advance by any of them
-    parts = parts_of(links, own)
+    parts = parts_of(links, own, plans.step)
     last = parts.pop() if parts and isinstance(parts[-1], Fused) else Fused(steps=(), rows=rows)
     draw = _draw_fused(last.steps, greedy, logits, rows, logp) if not parts else None
-    if draw is not None and not top and not states:
-        return draw
+    if draw is not None and not top:
+        return draw if not states else attrs.evolve(draw, state=_advanced(links, states, None, draw, own))
     walk = Walk(logits)
     for part in parts:
         walk.take(part)
@@ -198,7 +219,7 @@ def _own_rows(links: Mapping[str, Link], rows: Rows) -> tuple[dict[str, Rows], d
     own = {name: rows.for_link(name) for name in links}
     states = {}
     for name, link in links.items():
-        if isinstance(link, Stateful):
+        if is_stateful(link):
             held = own[name].state
             states[name] = held[name] if held is not None else link.initial_state(own[name])
             own[name] = attrs.evolve(own[name], state={name: states[name]})
@@ -215,7 +236,7 @@ def _draw_fused(
     """Draw a whole chain in one kernel call."""
     result: Any = kernels.sample_chain(
         logits,
-        steps,
+        steps if isinstance(steps, kernels.Plan) else kernels.Plan(steps),
         rows.seed,
         rows.stream,
         rows.position,
@@ -260,12 +281,10 @@ def _likeliest(walk: Walk, top: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(bad, -1, ids), torch.where(bad, torch.nan, logps)
 
 
-def _advanced(
-    links: Mapping[str, Link], states: dict, logits: torch.Tensor, draw: Draw, own: Mapping[str, Rows]
-) -> dict:
+def _advanced(links: Mapping[str, Link], states: dict, logits: Any, draw: Draw, own: Mapping[str, Rows]) -> dict:
     after = {}
     for name, held in states.items():
         link = links[name]
-        assert isinstance(link, Stateful)
+        assert is_stateful(link)
         after[name] = link.advance(held, logits, draw, own[name])
     return after

@@ -1,11 +1,12 @@
-"""Links that look at the entropy of the distribution. Probabilities are float64 throughout."""
+"""Links that look at the entropy of the distribution."""
 
 from __future__ import annotations
 
 import torch
 
-from tunesmith.kinds.sampler import Link, Rows
-from tunesmith_plugins.samplers.thresholds import drop, entropy
+from tunesmith.kinds.sampler import Link, Rows, Step
+from tunesmith_plugins.kernels import reference_truncations
+from tunesmith_plugins.samplers.thresholds import entropy
 
 
 class TypicalLink(Link):
@@ -14,16 +15,14 @@ class TypicalLink(Link):
     truncates = True
 
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-        logps = logits.double().log_softmax(-1)
-        distance = (-logps - entropy(logits)).abs()
-        ordered, order = distance.sort(dim=-1, stable=True)
-        before = logps.exp().gather(1, order).cumsum(-1)
-        mass = self.value(rows, "mass", torch.float64)[:, None]
-        last = (before < mass).sum(-1, keepdim=True).clamp(max=logits.shape[1] - 1)
-        least = self.value(rows, "min_keep", torch.int64)[:, None].clamp(max=logits.shape[1]) - 1
-        bound = ordered.gather(1, torch.maximum(last, least))
-        # A mass of 1 keeps all: rounding must not decide about the tail.
-        return drop(logits, (distance > bound) & (mass < 1))
+        return reference_truncations.typical(logits.float(), *self._parameters(rows))
+
+    def lower(self, rows: Rows) -> Step:
+        mass, least = self._parameters(rows)
+        return Step(op="typical", values=mass, second=least)
+
+    def _parameters(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.value(rows, "mass", torch.float64), self.value(rows, "min_keep", torch.float64)
 
 
 class TopHLink(Link):
@@ -32,20 +31,14 @@ class TopHLink(Link):
     truncates = True
 
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-        count = min(self.config.candidates, logits.shape[1])
-        if "candidates" in rows.parameters:
-            count = min(int(rows.parameters["candidates"].max()), logits.shape[1])
-        values, ids = logits.double().sort(dim=-1, descending=True, stable=True)
-        values, ids = values[:, :count], ids[:, :count]
-        place = torch.arange(count, device=logits.device)
-        outside = place >= self.value(rows, "candidates", torch.int64)[:, None]
-        values = values.masked_fill(outside, -torch.inf)
-        logps = values.log_softmax(-1)
-        p = logps.exp()
-        spent = -(p * logps.masked_fill(p == 0, 0.0)).cumsum(-1)
-        stays = (spent <= self.value(rows, "h", torch.float64)[:, None] * spent[:, -1:]) & ~outside & (p > 0)
-        stays[:, 0] = True
-        return drop(logits, ~torch.zeros_like(logits, dtype=torch.bool).scatter_(1, ids, stays))
+        return reference_truncations.top_h(logits.float(), *self._parameters(rows))
+
+    def lower(self, rows: Rows) -> Step:
+        h, candidates = self._parameters(rows)
+        return Step(op="top_h", values=h, second=candidates)
+
+    def _parameters(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.value(rows, "h", torch.float64), self.value(rows, "candidates", torch.float64)
 
 
 class DynamicTemperatureLink(Link):

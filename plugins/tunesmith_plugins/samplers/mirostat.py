@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from attrs import frozen
 
-from tunesmith.kinds.sampler import STATUS_OK, Draw, Link, Rows, RowState
+from tunesmith.kinds.sampler import STATUS_OK, Draw, Link, Rows, RowState, Step
+from tunesmith_plugins.kernels import reference_truncations
 from tunesmith_plugins.samplers.thresholds import drop, likeliest
 
 
@@ -29,17 +30,31 @@ class MirostatLink(Link):
     """See the config."""
 
     truncates = True
+    reads_logits = False
 
     def initial_state(self, rows: Rows) -> Bounds:
         return Bounds(mu=2 * self.value(rows, "tau", torch.float64))
 
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+        mu = self._bounds(rows)
+        if self.config.version == 1:
+            return drop(logits, self._beyond_k(logits, mu) & ~likeliest(logits))
+        return reference_truncations.epsilon(logits.float(), self._least(mu))
+
+    def lower(self, rows: Rows) -> Step | None:
+        if self.config.version == 1:
+            return None
+        return Step(op="epsilon", values=self._least(self._bounds(rows)))
+
+    def _bounds(self, rows: Rows) -> torch.Tensor:
         # A link is shown its own state only, under the name that it has in its chain.
         held = next(iter(rows.state.values())) if rows.state else self.initial_state(rows)
         assert isinstance(held, Bounds)
-        mu = held.mu
-        gone = self._beyond_k(logits, mu) if self.config.version == 1 else self._too_surprising(logits, mu)
-        return drop(logits, gone & ~likeliest(logits))
+        return held.mu
+
+    def _least(self, mu: torch.Tensor) -> torch.Tensor:
+        """Algorithm 2 of the authors' later note: the probability of a token of ``mu`` bits; what is less likely goes."""
+        return torch.exp2(-mu).clamp(max=1.0)
 
     def advance(self, state: RowState, logits: torch.Tensor, draw: Draw, rows: Rows) -> Bounds:
         assert isinstance(state, Bounds)
@@ -47,10 +62,6 @@ class MirostatLink(Link):
         error = surprise - self.value(rows, "tau", torch.float64)
         moved = state.mu - self.value(rows, "eta", torch.float64) * error
         return Bounds(mu=torch.where(draw.status == STATUS_OK, moved, state.mu))
-
-    def _too_surprising(self, logits: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
-        """Algorithm 2 of the authors' later note: drop tokens of more than ``mu`` bits."""
-        return -logits.double().log_softmax(-1) / math.log(2) > mu[:, None]
 
     def _beyond_k(self, logits: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
         """Algorithm 1: estimate Zipf's exponent ``s`` from ratios of neighbouring probabilities, equation 30, then ``k``."""

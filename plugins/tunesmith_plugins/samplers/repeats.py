@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 
-from tunesmith.kinds.sampler import Link, Rows
+from tunesmith.kinds.sampler import Link, Rows, Step
+from tunesmith_plugins.kernels.reference_edits import bounded
 from tunesmith_plugins.samplers.thresholds import drop
+
+T = TypeVar("T", int, float)
 
 
 def last_ids(link: Link, rows: Rows) -> list[list[int]]:
@@ -56,32 +60,69 @@ def matches(history: Sequence[int], breakers: frozenset[int]) -> dict[int, int]:
     return found
 
 
+def padded(lists: Sequence[list[T]], fill: T, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return lists of numbers as one tensor (len(lists), longest)."""
+    longest = max(map(len, lists), default=0)
+    whole = [one + [fill] * (longest - len(one)) for one in lists]
+    return torch.tensor(whole, dtype=dtype, device=device).reshape(len(lists), longest)
+
+
 class NoRepeatNgramLink(Link):
     """Drop what would repeat an n-gram."""
 
     truncates = True
+    varies = True
 
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-        sizes = self.value(rows, "size", torch.int64).tolist()
         gone = torch.zeros(logits.shape, dtype=torch.bool)
-        for row, (history, size) in enumerate(zip(last_ids(self, rows), sizes, strict=True)):
-            ids = [token for token in banned(history, size) if 0 <= token < logits.shape[1]]
-            gone[row, ids] = True
+        for row, ids in enumerate(self._banned(rows)):
+            gone[row, [token for token in ids if 0 <= token < logits.shape[1]]] = True
         return drop(logits, gone.to(logits.device))
+
+    def lower(self, rows: Rows) -> Step:
+        device = rows.seed.device
+        ids = padded(self._banned(rows), -1, torch.int64, device)
+        return Step(op="ban", values=torch.ones(len(rows), dtype=torch.int64, device=device), ids=ids)
+
+    def _banned(self, rows: Rows) -> list[list[int]]:
+        sizes = self.value(rows, "size", torch.int64).tolist()
+        return [list(banned(history, size)) for history, size in zip(last_ids(self, rows), sizes, strict=True)]
 
 
 class DryLink(Link):
     """Penalise what would lengthen a repetition."""
 
+    varies = True
+
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+        penalty = torch.zeros(logits.shape)
+        for row, penalties in enumerate(self._penalties(rows)):
+            for token, amount in penalties.items():
+                if 0 <= token < logits.shape[1]:
+                    penalty[row, token] = amount
+        return logits.float() - bounded(penalty).to(logits.device)
+
+    def lower(self, rows: Rows) -> Step:
+        device, penalties = rows.seed.device, self._penalties(rows)
+        return Step(
+            op="bias",
+            values=torch.full((len(rows),), -1.0, dtype=torch.float64, device=device),
+            ids=padded([list(each) for each in penalties], -1, torch.int64, device),
+            amounts=bounded(padded([list(each.values()) for each in penalties], 0.0, torch.float32, device)),
+        )
+
+    def _penalties(self, rows: Rows) -> list[dict[int, float]]:
+        """Return, for each row, token to what it loses."""
         multipliers, bases = (self.value(rows, name, torch.float64).tolist() for name in ("multiplier", "base"))
         allowed = self.value(rows, "allowed_length", torch.int64).tolist()
         breakers = frozenset(self.config.breakers)
-        penalty = torch.zeros(logits.shape)
+        found: list[dict[int, float]] = []
         for row, history in enumerate(last_ids(self, rows)):
+            penalties: dict[int, float] = {}
             for token, length in matches(history, breakers).items():
-                if length >= allowed[row] and 0 <= token < logits.shape[1]:
+                if length >= allowed[row]:
                     # the power is bounded so that a long loop gives a large finite penalty instead of an error
                     power = min((length - allowed[row]) * math.log(bases[row]), 80.0)
-                    penalty[row, token] = multipliers[row] * math.exp(power)
-        return logits.float() - penalty.to(logits.device)
+                    penalties[token] = multipliers[row] * math.exp(power)
+            found.append(penalties)
+        return found

@@ -11,7 +11,8 @@ import torch
 from attrs import frozen
 
 from tunesmith.errors import ConfigError
-from tunesmith.kinds.sampler import STATUS_OK, Draw, Link, Rows, RowState
+from tunesmith.kinds.sampler import STATUS_OK, Draw, Link, Rows, RowState, Step
+from tunesmith_plugins.kernels.reference_edits import bits
 from tunesmith_plugins.samplers.config_structured import Structured
 from tunesmith_plugins.samplers.grammars import check_installed, matcher, tokens_of
 from tunesmith_plugins.samplers.thresholds import drop
@@ -35,6 +36,7 @@ class StructuredLink(Link):
     """See the config."""
 
     truncates = True
+    reads_logits = False
     config: Structured
     _tokenizer: Any = None
     _ends: frozenset[int] = frozenset()
@@ -80,9 +82,11 @@ class StructuredLink(Link):
         return Places(matchers=tuple(self.beginnings[n].deep_copy() for n in numbers))
 
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-        held = next(iter(rows.state.values())) if rows.state else self.initial_state(rows)
-        assert isinstance(held, Places)
-        return drop(logits, ~self._allowed(held, logits.shape[1]).to(logits.device))
+        return drop(logits, ~bits(self._allowed(rows), logits.shape[1]))
+
+    def lower(self, rows: Rows) -> Step:
+        ones = torch.ones(len(rows), dtype=torch.int64, device=rows.seed.device)
+        return Step(op="mask", values=ones, ids=self._allowed(rows))
 
     def advance(self, state: RowState, logits: torch.Tensor, draw: Draw, rows: Rows) -> Places:
         assert isinstance(state, Places)
@@ -95,27 +99,35 @@ class StructuredLink(Link):
             moved.append(after)
         return Places(matchers=tuple(moved))
 
-    def _allowed(self, held: Places, vocab: int) -> torch.Tensor:
-        """Return which tokens each row may go on with, (batch, vocab) bool; none where a text has left its format."""
-        allowed = np.zeros((len(held.matchers), vocab), dtype=bool)
+    def _allowed(self, rows: Rows) -> torch.Tensor:
+        """Return a bit for each token that each row may go on with, (batch, words) int32; none where a text has left its
+        format."""
+        held = next(iter(rows.state.values())) if rows.state else self.initial_state(rows)
+        assert isinstance(held, Places)
         known: dict[int, np.ndarray] = {}
-        for row, place in enumerate(held.matchers):
+        for place in held.matchers:
             if id(place) not in known:
-                known[id(place)] = self._of(place, vocab)
-            allowed[row] = known[id(place)]
-        return torch.from_numpy(allowed)
+                known[id(place)] = self._words_of(place)
+        if not held.matchers:
+            return torch.zeros(0, 0, dtype=torch.int32, device=rows.seed.device)
+        words = np.stack([known[id(place)] for place in held.matchers])
+        return torch.from_numpy(words).to(rows.seed.device)
 
-    def _of(self, place: Any, vocab: int) -> np.ndarray:
-        found = np.zeros(vocab, dtype=bool)
+    def _words_of(self, place: Any) -> np.ndarray:
+        size = self.tokens.vocab_size
+        words = np.zeros(max([size - 1, *self._ends]) // 32 + 1, dtype=np.uint32)
         if place.is_error():
-            return found
+            return words.view(np.int32)
         if self._over(place):  # only the end is left, and may come again in a row that has ended
-            found[[end for end in self._ends if end < vocab]] = True
-            return found
-        bits = np.unpackbits(np.frombuffer(place.compute_bitmask(), dtype=np.uint8), bitorder="little")
-        width = min(vocab, self.tokens.vocab_size)
-        found[:width] = bits[:width]
-        return found
+            for end in self._ends:
+                words[end // 32] |= np.uint32(1 << end % 32)
+            return words.view(np.int32)
+        whole, rest = divmod(size, 32)
+        found = np.frombuffer(place.compute_bitmask(), dtype="<u4")[: whole + (rest > 0)]
+        words[: len(found)] = found
+        if rest:
+            words[whole] &= np.uint32((1 << rest) - 1)  # what a last word has beyond the vocabulary says nothing
+        return words.view(np.int32)
 
     @staticmethod
     def _over(place: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Links that keep what is above a threshold on the probabilities or logits. Probabilities are float64 throughout."""
+"""Links that keep what is above a threshold on the probabilities or logits, in the arithmetic of the fused kernel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 
 import torch
 
-from tunesmith.kinds.sampler import Link, Rows
+from tunesmith.kinds.sampler import Link, Rows, Step
+from tunesmith_plugins import kernels
+from tunesmith_plugins.kernels import reference_truncations
 
 
 def drop(logits: torch.Tensor, gone: torch.Tensor) -> torch.Tensor:
@@ -32,8 +34,10 @@ class EpsilonLink(Link):
     truncates = True
 
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-        p = logits.double().softmax(-1)
-        return drop(logits, (p < self.value(rows, "epsilon", torch.float64)[:, None]) & ~likeliest(logits))
+        return reference_truncations.epsilon(logits.float(), self.value(rows, "epsilon", torch.float64))
+
+    def lower(self, rows: Rows) -> Step:
+        return Step(op="epsilon", values=self.value(rows, "epsilon", torch.float64))
 
 
 class EtaLink(Link):
@@ -42,9 +46,10 @@ class EtaLink(Link):
     truncates = True
 
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-        epsilon = self.value(rows, "epsilon", torch.float64)[:, None]
-        bound = torch.minimum(epsilon, epsilon.sqrt() * (-entropy(logits)).exp())
-        return drop(logits, (logits.double().softmax(-1) < bound) & ~likeliest(logits))
+        return reference_truncations.eta(logits.float(), self.value(rows, "epsilon", torch.float64))
+
+    def lower(self, rows: Rows) -> Step:
+        return Step(op="eta", values=self.value(rows, "epsilon", torch.float64))
 
 
 class TopALink(Link):
@@ -53,8 +58,10 @@ class TopALink(Link):
     truncates = True
 
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-        p = logits.double().softmax(-1)
-        return drop(logits, p < self.value(rows, "a", torch.float64)[:, None] * p.amax(-1, keepdim=True) ** 2)
+        return reference_truncations.top_a(logits.float(), self.value(rows, "a", torch.float64))
+
+    def lower(self, rows: Rows) -> Step:
+        return Step(op="top_a", values=self.value(rows, "a", torch.float64))
 
 
 class TopNSigmaLink(Link):
@@ -63,26 +70,30 @@ class TopNSigmaLink(Link):
     truncates = True
 
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-        values = logits.double()
-        finite = values.isfinite()
-        count = finite.sum(-1, keepdim=True).clamp(min=1)
-        mean = values.masked_fill(~finite, 0.0).sum(-1, keepdim=True) / count
-        deviation = ((values - mean).masked_fill(~finite, 0.0) ** 2).sum(-1, keepdim=True).div(count).sqrt()
-        bound = values.amax(-1, keepdim=True) - self.value(rows, "n", torch.float64)[:, None] * deviation
-        return drop(logits, values < bound)
+        return reference_truncations.top_n_sigma(logits.float(), self.value(rows, "n", torch.float64))
+
+    def lower(self, rows: Rows) -> Step:
+        return Step(op="top_n_sigma", values=self.value(rows, "n", torch.float64))
 
 
 class XTCLink(Link):
-    """With a probability, drop every token above the threshold but the least likely of them."""
+    """With a probability, drop every token above the threshold but the least likely of them.
+
+    Of several that are equally the least likely all stay, so that no id is preferred.
+    """
 
     truncates = True
     stochastic = True
+    varies = True
 
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-        p = logits.double().softmax(-1)
-        top = p >= self.value(rows, "threshold", torch.float64)[:, None]
-        top &= p > 0  # a threshold of 0 does not make removed tokens choices
-        least = p.masked_fill(~top, math.inf).amin(-1, keepdim=True)
-        happens = rows.uniform(draw=1) < self.value(rows, "probability", torch.float64)
-        # of several that are equally the least likely all stay, so that no id is preferred
-        return drop(logits, top & (p > least) & happens[:, None])
+        return reference_truncations.xtc(
+            logits.float(), self.value(rows, "threshold", torch.float64), self._happens(rows)
+        )
+
+    def lower(self, rows: Rows) -> Step:
+        return Step(op="xtc", values=self.value(rows, "threshold", torch.float64), second=self._happens(rows))
+
+    def _happens(self, rows: Rows) -> torch.Tensor:
+        noise = kernels.uniform(rows.seed, rows.stream, rows.position, draw=1)
+        return (noise < self.value(rows, "probability", torch.float64)).double()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeGuard
 
 import torch
 from attrs import frozen
@@ -54,11 +54,15 @@ class Single:
         return logits if self.truncates else self.apply(logits)[0]
 
 
-def parts_of(links: Mapping[str, Link], own: Mapping[str, Rows]) -> list[Fused | Single]:
-    """Return the chain as parts; ``own`` are the rows as each link sees them."""
+def parts_of(
+    links: Mapping[str, Link],
+    own: Mapping[str, Rows],
+    step_of: Callable[[str, Link, Rows], kernels.Step | None] | None = None,
+) -> list[Fused | Single]:
+    """Return the chain as parts; ``own`` are the rows as each link sees them, ``step_of`` may know steps from before."""
     parts: list[Fused | Single] = []
     for name, link in links.items():
-        step = _lowered(link, own[name])
+        step = lowered(link, own[name]) if step_of is None else step_of(name, link, own[name])
         if step is None:
             parts.append(Single(link=link, rows=own[name]))
         elif parts and isinstance(parts[-1], Fused):
@@ -68,15 +72,32 @@ def parts_of(links: Mapping[str, Link], own: Mapping[str, Rows]) -> list[Fused |
     return parts
 
 
-def _lowered(link: Link, rows: Rows) -> kernels.Step | None:
-    # A link with a memory would not be told what the kernel did.
-    if not isinstance(link, Fusable) or isinstance(link, Stateful):
+def is_stateful(link: object) -> TypeGuard[Stateful]:
+    """What isinstance says of the protocol; asked for every token, and that takes ten microseconds."""
+    return hasattr(link, "initial_state") and hasattr(link, "advance")
+
+
+def is_fusable(link: object) -> TypeGuard[Fusable]:
+    """What isinstance says of the protocol."""
+    return hasattr(link, "lower")
+
+
+def varies(link: Link) -> bool:
+    """Whether a link's step may be another one for every token."""
+    return link.varies or is_stateful(link)
+
+
+def lowered(link: Link, rows: Rows) -> kernels.Step | None:
+    """Return a link as a kernel step for these rows, or None where its ``apply`` must do it."""
+    # A link that learns from the logits would not be told what the kernel did.
+    if not is_fusable(link) or (is_stateful(link) and getattr(link, "reads_logits", True)):
         return None
     step = link.lower(rows)
     if step is None or step.op not in kernels.supported_steps():
         return None
-    values = step.values
-    return kernels.Step(step.op, values if values.dtype in (torch.float64, torch.int64) else values.double())
+    values = step.values if step.values.dtype in (torch.float64, torch.int64) else step.values.double()
+    second = None if step.second is None else step.second.double()
+    return kernels.Step(step.op, values, step.ids, step.amounts, second)
 
 
 def history_of(rows: Rows) -> dict[str, Any]:

@@ -27,10 +27,38 @@ def parameter(op: str, batch: int, vocab: int) -> Tensor:
         return torch.randint(-1, vocab + 6, (batch,))
     if op == "repetition_penalty":
         return torch.rand(batch, dtype=torch.float64) * 2 + 0.3
+    if op in reference.REMOVALS:
+        return torch.randint(0, 2, (batch,)) | torch.randint(0, 2, (batch,))
+    if op in ("presence_penalty", "frequency_penalty", "bias", "length_decay"):
+        values = torch.randn(batch, dtype=torch.float64) * (1e38 if torch.rand(()) < 0.05 else 1.0)
+        return values.clamp(-1) if op == "length_decay" else values
     if op == "temperature":
         return 10 ** (torch.rand(batch, dtype=torch.float64) * 3 - 1.5)
+    if op == "top_n_sigma":
+        return torch.rand(batch, dtype=torch.float64) * 3 * (torch.rand(batch) < 0.9)
     choices = torch.tensor([0.0, 1e-12, 0.05, 0.5, 0.9, 1 - 2**-53, 1.0], dtype=torch.float64)
     return torch.where(torch.rand(batch) < 0.5, torch.rand(batch).double(), choices[torch.randint(0, 7, (batch,))])
+
+
+def step(op: str, batch: int, vocab: int) -> Step:
+    """A step with a parameter for every row and, where it names tokens, a list: own or shared, short or as long as a history."""
+    values = parameter(op, batch, vocab)
+    if op in reference.NEED_SECOND:
+        choices = (0, 2) if op == "xtc" else (1, vocab + 4)
+        return Step(op, values, second=torch.randint(*choices, (batch,)).double())
+    if op == "mask":
+        words = torch.randint(
+            -(2**31), 2**31, (batch, (vocab + 31) // 32 + int(torch.randint(-1, 2, ()))), dtype=torch.int32
+        )
+        return Step(op, values, words & words.roll(1, 0) if torch.rand(()) < 0.5 else words)
+    own = op in reference.NEED_IDS or (op in reference.NEED_HISTORY and bool(torch.rand(()) < 0.5))
+    if not own:
+        return Step(op, values)
+    ids = torch.randint(-2, vocab + 2, (1 if torch.rand(()) < 0.3 else batch, int(torch.randint(0, 12, ()))))
+    if torch.rand(()) < 0.3:
+        ids = ids.t().contiguous().t()
+    amounts = torch.randn(ids.shape) if op == "bias" and torch.rand(()) < 0.7 else None
+    return Step(op, values, ids, amounts)
 
 
 def case(trial: int) -> tuple[Tensor, list[Step], dict[str, Any]]:
@@ -59,7 +87,7 @@ def case(trial: int) -> tuple[Tensor, list[Step], dict[str, Any]]:
         "logp_processed": True,
         "logp_truncated": True,
     }
-    return logits, [Step(op, parameter(op, batch, vocab)) for op in ops], inputs
+    return logits, [step(op, batch, vocab) for op in ops], inputs
 
 
 def assert_same(found: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
@@ -90,7 +118,7 @@ def test_every_exponential_and_its_weight_has_the_bits_of_the_reference(isa: str
         assert ((expected - exact).abs() <= 1e-37 + exact * 2.5e-7).all()
 
 
-@pytest.mark.parametrize("block", range(8))
+@pytest.mark.parametrize("block", range(16))
 def test_every_output_has_the_bits_of_the_reference(isa: str, block: int) -> None:
     for trial in range(block * 25, block * 25 + 25):
         logits, steps, inputs = case(trial)
@@ -166,6 +194,95 @@ def test_rows_of_many_blocks_have_the_bits_of_the_reference(native: dict[str, An
                     kernels.set_isa(isa)
                     assert_same(kernels.sample_chain(logits, chain, ids, ids, ids, **history, **asked), expected)
                     assert torch.equal(kernels.apply_chain(logits, chain, **history).logits, rows.logits)
+    finally:
+        kernels.set_isa(native["isa"])
+
+
+def naming_chains(vocab: int) -> list[list[Step]]:
+    """Chains whose masks leave many tokens or few, before and behind truncations, with patched and hidden tokens."""
+    one, heat = torch.ones(2, dtype=torch.float64), torch.full((2,), 0.8, dtype=torch.float64)
+    half = torch.randint(-(2**31), 2**31, (2, (vocab + 31) // 32), dtype=torch.int32)
+    few = torch.zeros_like(half)
+    few[:, ::9] = 5
+    ids = torch.randint(0, vocab, (2, 60))
+    mask, narrow, ban = Step("mask", one, half), Step("mask", one, few), Step("ban", one, ids)
+    bias = Step("bias", one * 2, ids, torch.randn(2, 60))
+    temperature, top_p, top_k = Step("temperature", heat), Step("top_p", heat), Step("top_k", torch.tensor([40, 90]))
+    return [
+        [mask, temperature, top_p],
+        [temperature, mask, top_k, bias],
+        [bias, narrow, top_p, ban],
+        [ban, Step("repetition_penalty", one * 1.3), mask, Step("min_p", one * 0.01)],
+        [top_p, mask, temperature],
+        [Step("frequency_penalty", heat), mask, mask._replace(ids=~few), top_p, bias],
+        [top_k, Step("allow", one, torch.arange(0, vocab, 2)[None])],
+        [mask, Step("temperature", one * 6), top_p, Step("presence_penalty", one), Step("length_decay", one, ids)],
+    ]
+
+
+def truncating_chains(vocab: int) -> list[list[Step]]:
+    """Every truncation on a dense row, on a masked and patched one, behind another, and before what a later step must know."""
+    one = torch.ones(2, dtype=torch.float64)
+    ids = torch.randint(0, vocab, (2, 60))
+    before = [
+        [],
+        [Step("bias", one * 2, ids), Step("mask", one, torch.randint(-(2**31), 2**31, (2, (vocab + 31) // 32)).int())],
+        [Step("top_p", one * 0.95)],
+        [Step("temperature", one * 1.4), Step("ban", one, ids)],
+    ]
+    truncations = [
+        *(Step("epsilon", one * v) for v in (1e-5, 3e-3, 1.0)),
+        *(Step("eta", one * v) for v in (1e-5, 3e-3, 1.0)),
+        *(Step("top_a", one * v) for v in (0.02, 1.0)),
+        *(Step("top_n_sigma", one * v) for v in (0.0, 1.0, 3.0)),
+        *(Step("typical", one * v, second=one * k) for v, k in ((0.2, 1), (0.9, 1), (1e-9, 70))),
+        *(Step("top_h", one * v, second=one * k) for v, k in ((0.4, 100), (1.0, 7), (0.9, 10**6))),
+        *(Step("xtc", one * v, second=one) for v in (0.0, 1e-40, 1e-4, 0.02, 0.6)),
+    ]
+    after = [[], [Step("temperature", one * 0.7)], [Step("top_k", torch.tensor([40, 900]))]]
+    return [[*a, t, *after[n % 3]] for a in before for n, t in enumerate(truncations)]
+
+
+@pytest.mark.parametrize("shape", ["peaked", "flat", "sparse", "equal"])
+def test_truncations_of_many_blocks_have_the_bits_of_the_reference(native: dict[str, Any], shape: str) -> None:
+    torch.manual_seed(8)
+    ids = torch.arange(2)
+    asked = dict.fromkeys(("logp_raw", "logp_processed", "logp_truncated"), True)
+    logits = shaped(shape, 2, 3001)
+    try:
+        for chain in truncating_chains(3001):
+            expected = reference.sample_chain(logits, chain, ids, ids, ids, **asked)
+            for isa in native["isa_available"]:
+                kernels.set_isa(isa)
+                assert_same(kernels.sample_chain(logits, chain, ids, ids, ids, **asked), expected)
+            rows, status, _ = reference.chain(logits, chain)
+            found = kernels.apply_chain(logits, chain)
+            assert torch.equal(found.status, status)
+            assert torch.equal(found.logits[status == 0], rows[status == 0]), [step.op for step in chain]
+    finally:
+        kernels.set_isa(native["isa"])
+
+
+@pytest.mark.parametrize("shape", ["peaked", "flat", "sparse"])
+def test_named_tokens_among_many_blocks_have_the_bits_of_the_reference(native: dict[str, Any], shape: str) -> None:
+    torch.manual_seed(7)
+    ids = torch.arange(2)
+    asked = dict.fromkeys(("logp_raw", "logp_processed", "logp_truncated"), True)
+    try:
+        for vocab in (3001, 12_000):
+            logits = shaped(shape, 2, vocab).to(torch.bfloat16 if vocab == 3001 else torch.float32)
+            history = {"history": torch.randint(0, vocab, (2, 100))}
+            for chain in naming_chains(vocab):
+                for greedy in (False, True):
+                    expected = reference.sample_chain(logits, chain, ids, ids, ids, **history, **asked, greedy=greedy)
+                    for isa in native["isa_available"]:
+                        kernels.set_isa(isa)
+                        found = kernels.sample_chain(logits, chain, ids, ids, ids, **history, **asked, greedy=greedy)
+                        assert_same(found, expected)
+                rows, status, _ = reference.chain(logits, chain, history["history"])
+                found = kernels.apply_chain(logits, chain, **history)
+                assert torch.equal(found.status, status)
+                assert torch.equal(found.logits[status == 0], rows[status == 0])
     finally:
         kernels.set_isa(native["isa"])
 

@@ -19,14 +19,14 @@ def sampling_arguments(greedy: bool) -> tuple[Any, ...]:
     values = torch.tensor([[0.7, 1.3], [5.0, 9.0], [1.1, 1.2]], dtype=torch.float64)
     ids = torch.zeros(2, dtype=torch.int64)
     history, lengths = torch.randint(0, 40, (2, 5)), torch.tensor([5, 2])
-    return (torch.randn(2, 40), [1, 2, 0], values, ids, ids, ids, history, lengths, greedy, 0, True, False, True)
+    return (torch.randn(2, 40), [1, 2, 0], values, [], ids, ids, ids, history, lengths, greedy, 0, True, False, True)
 
 
 @pytest.mark.parametrize("greedy", [False, True])
 def test_opcheck_of_the_sampling_chain(native: dict[str, Any], greedy: bool) -> None:
     arguments = sampling_arguments(greedy)
     torch.library.opcheck(torch.ops.tunesmith.sample_chain.default, arguments)
-    torch.library.opcheck(torch.ops.tunesmith.apply_chain.default, (*arguments[:3], *arguments[6:8]))
+    torch.library.opcheck(torch.ops.tunesmith.apply_chain.default, (*arguments[:4], *arguments[7:9]))
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -87,7 +87,7 @@ def test_fake_tensors_get_shapes_without_data(native: dict[str, Any]) -> None:
 
 def test_the_eager_path_and_the_dispatcher_agree(native: dict[str, Any]) -> None:
     arguments = sampling_arguments(False)
-    logits, codes, values, seed, stream, position, history, lengths, *_ = arguments
+    logits, codes, values, _, seed, stream, position, history, lengths, *_ = arguments
     ops = kernels.supported_steps()
     steps = [Step(ops[code], row) for code, row in zip(codes, values, strict=True)]
     direct = kernels.sample_chain(
@@ -118,9 +118,11 @@ def test_a_plan_and_the_dispatcher_refuse_what_they_cannot_read(native: dict[str
         kernels.sample_chain(logits, plan, ids, ids, ids, history=ids[None], history_lengths=ids.to("meta"))
     sample = torch.ops.tunesmith.sample_chain
     with pytest.raises(ValueError, match="seed must be int64"):
-        sample(logits, [1], torch.ones(1, 1).double(), ids.int(), ids, ids, None, None, False, 0, False, False, False)
+        sample(
+            logits, [1], torch.ones(1, 1).double(), [], ids.int(), ids, ids, None, None, False, 0, False, False, False
+        )
     with pytest.raises(ValueError, match="ops must be 1 numbers"):
-        sample(logits, [-4], torch.ones(1, 1).double(), ids, ids, ids, None, None, False, 0, False, False, False)
+        sample(logits, [-4], torch.ones(1, 1).double(), [], ids, ids, ids, None, None, False, 0, False, False, False)
 
 
 def test_a_plan_is_seen_by_dispatch_modes_and_kept_from_tensors_under_a_transform(native: dict[str, Any]) -> None:

@@ -108,13 +108,13 @@ class Needy(SamplerConfig):
         return NeedsSetup(self)
 
 
-class Unfused:
+class Unfused(Link):
     """A link with its kernel step taken away."""
 
     def __init__(self, link):
+        super().__init__(link.config)
         self.link = link
         self.truncates = link.truncates
-        self.config = link.config
 
     def apply(self, logits, rows):
         return self.link.apply(logits, rows)

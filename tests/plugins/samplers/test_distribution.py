@@ -12,7 +12,7 @@ import torch
 from sampler_links import LINKS, registered_links
 
 from tunesmith.testing.samplers import drawer, follows
-from tunesmith_plugins.samplers import Chain
+from tunesmith_plugins.samplers import XTC, Chain, ForcedTokens
 
 ROW = torch.tensor([0.31, 1.02, -0.43, 0.88, 1.43, -1.21, 0.57])
 HISTORY, PROMPT, POSITION = (3, 1, 5, 3, 1), 2, 3

@@ -5,8 +5,10 @@ import pytest
 import torch
 from sampler_links import CONFIGS, registered_links
 
-from tunesmith.kinds.sampler import Rows
+from tunesmith.kinds.sampler import STATUS_EMPTY, Rows
 from tunesmith.testing.samplers import logits_of
+from tunesmith_plugins import kernels
+from tunesmith_plugins.samplers.walk import lowered
 
 VOCAB, BATCH = 211, 12
 
@@ -54,12 +56,26 @@ def test_every_registered_link_has_a_rule_and_cases():
     assert registered_links() == {config.name_in_chain for config in CONFIGS}
 
 
+def fused(config, logits, rows):
+    """What the kernel leaves, or None where the link has no step for it; rows that are left empty are given as such."""
+    step = lowered(config.build(), rows)
+    if step is None:
+        return None
+    history = {"history": rows.history, "history_lengths": rows.history_lengths}
+    done = kernels.apply_chain(logits, [step], **history)
+    return done.logits.masked_fill((done.status == STATUS_EMPTY)[:, None], -torch.inf)
+
+
+@pytest.mark.parametrize("way", ["apply", "fused"])
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: str(c).replace(" ", ""))
-def test_a_link_leaves_what_its_rule_leaves(config, oracle, places):
+def test_a_link_leaves_what_its_rule_leaves(config, way, oracle, places):
     found, rows = places
     link, judged = config.build(), 0
     for name, logits in kinds_of_logits().items():
-        ours = link.apply(logits, rows).double().numpy()
+        left = link.apply(logits, rows) if way == "apply" else fused(config, logits, rows)
+        if left is None:
+            return
+        ours = left.double().numpy()
         for row, place in enumerate(found):
             ways = oracle.after(config, logits[row].double().numpy(), place)
             expected = next(w for w in ways if w.share == 1) if len(ways) > 1 else ways[0]

@@ -22,7 +22,9 @@ float penalised(float z, float penalty) { return z < 0 ? z * penalty : z / penal
 
 }  // namespace
 
-bool ts_is_edit(int32_t op) { return op == TS_REPETITION_PENALTY || op == TS_TEMPERATURE; }
+bool ts_is_edit(int32_t op) {
+  return op == TS_REPETITION_PENALTY || op == TS_TEMPERATURE || (op >= TS_PRESENCE_PENALTY && op <= TS_LENGTH_DECAY);
+}
 
 double ts_step_value(const ts_step &step, int64_t row) {
   const int64_t at = row * step.stride;
@@ -34,11 +36,13 @@ ChainPlan::ChainPlan(const ts_sample_args &args)
   bool truncated = false;
   for (int64_t s = 0; s < args.step_count; ++s) {
     const int32_t op = args.steps[s].op;
+    const bool removes = op == TS_BAN || op == TS_MASK || op == TS_XTC;
     if (!ts_is_edit(op)) truncated = true;
     temperatures += op == TS_TEMPERATURE;
-    patches |= op == TS_REPETITION_PENALTY;
-    edits |= ts_is_edit(op);
-    edits_after_truncation |= ts_is_edit(op) && truncated;
+    patches |= ts_names_tokens(op) && op != TS_ALLOW;
+    history |= ts_needs_history(args.steps[s]);
+    raw_differs |= ts_is_edit(op) || removes;
+    processed_differs |= (ts_is_edit(op) && truncated) || removes;
   }
 }
 
@@ -62,6 +66,21 @@ void ChainRow::run(const ts_sample_args &args, const ChainPlan &plan, const TsSa
         break;
       case TS_MIN_P:
         min_p(value);
+        break;
+      case TS_BAN:
+      case TS_ALLOW:
+      case TS_MASK:
+        if (value != 0) remove(step);
+        look_at(max_);
+        break;
+      case TS_EPSILON:
+      case TS_ETA:
+      case TS_TOP_A:
+      case TS_TOP_N_SIGMA:
+      case TS_TYPICAL:
+      case TS_TOP_H:
+      case TS_XTC:
+        likely(step, value);
         break;
       default:
         edit(step, (float)value);
@@ -102,20 +121,9 @@ void ChainRow::begin() {
   }
   // Only now that the row is in the caches: reads here and there are slow before.
   for (Patch &patch : patches_.list) patch.raw = patch.z = patch.processed = ts_load_one(source_, patch.id, args_->dtype);
+  whole_rest_max_ = rest_max_;
   raw_max_ = max_ = dense_max(false);
   look_at(max_);
-}
-
-// Marks the tokens that edits may touch one by one.
-void ChainRow::gather() {
-  patches_.begin(vocab_);
-  const int64_t length = args_->history_lengths ? args_->history_lengths[row_] : args_->history_width;
-  const int64_t *ids = args_->history + row_ * args_->history_width;
-  patches_.reserve(length);
-  for (int64_t j = 0; j < length; ++j) {
-    if (ids[j] < 0 || ids[j] >= vocab_ || patches_.marked((int32_t)ids[j])) continue;
-    patches_.add((int32_t)ids[j]);
-  }
 }
 
 void ChainRow::look_at(float max) {
@@ -174,7 +182,7 @@ float ChainRow::least(float z) const {
 }
 
 float ChainRow::dense_max(bool processed) {
-  float largest = value_of(rest_max_, processed ? divisors_seen_ : dense_divisors_);
+  float largest = processed ? value_of(whole_rest_max_, divisors_seen_) : value_of(rest_max_, dense_divisors_);
   if (plan_->patches) {
     for (const Patch &patch : patches_.list) {
       const float z = processed ? patch.processed : patch.z;
@@ -209,8 +217,10 @@ uint64_t ChainRow::dense_total() {
 void ChainRow::edit(const ts_step &step, float value) {
   if (form_ == kAbove) list_whole();
   list_weighed_ = false;
-  if (step.op == TS_REPETITION_PENALTY) {
+  if (step.op == TS_REPETITION_PENALTY && !step.ids) {
     penalise(value);
+  } else if (step.op != TS_TEMPERATURE) {
+    edit_tokens(step);
   } else {
     ++divisors_seen_;
     if (form_ == kDense) dense_divisors_ = divisors_seen_;
@@ -222,6 +232,11 @@ void ChainRow::edit(const ts_step &step, float value) {
       }
     }
   }
+  remax();
+}
+
+// What is largest after values have changed.
+void ChainRow::remax() {
   if (form_ == kDense) {
     total_known_ = false;
     max_ = dense_max(false);
@@ -233,13 +248,15 @@ void ChainRow::edit(const ts_step &step, float value) {
 
 // Keskar et al. (2019): logits of tokens seen before are divided by the penalty, or multiplied where negative.
 void ChainRow::penalise(float penalty) {
-  for (Patch &patch : patches_.list) {
-    if (form_ == kDense) patch.z = penalised(patch.z, penalty);
+  for (size_t i = 0; i < history_patches_; ++i) {
+    Patch &patch = patches_.list[i];
     patch.processed = penalised(patch.processed, penalty);
-  }
-  if (form_ == kDense || patches_.list.empty()) return;
-  for (int64_t i = 0; i < n_; ++i) {
-    if (patches_.marked(ids_[i])) z_[i] = penalised(z_[i], penalty);
+    if (form_ == kDense) {
+      patch.z = penalised(patch.z, penalty);
+    } else {
+      const int64_t place = place_of(patch.id);
+      if (place >= 0) z_[place] = penalised(z_[place], penalty);
+    }
   }
 }
 
@@ -505,7 +522,7 @@ bool ChainRow::rough_below(float from, uint64_t *low, uint64_t *high) {
 // mass, on flat rows the weights above the list and all others are added up together. False where neither is to be had,
 // or the whole mass is asked for anyway.
 bool ChainRow::quick_top_p(double p) {
-  const bool asked = (args_->logp_raw && !plan_->edits) || (args_->logp_processed && !plan_->edits_after_truncation);
+  const bool asked = (args_->logp_raw && !plan_->raw_differs) || (args_->logp_processed && !plan_->processed_differs);
   if (asked || total_known_) return false;
   const Bracket bracket = guess(p - 1, 0);
   list_from(bracket.from, bracket.above);
@@ -614,7 +631,7 @@ int64_t ChainRow::draw_in_block(int64_t block, uint64_t running, uint64_t target
   uint64_t w[kBlock];
   for (int64_t i = 0; i < size; ++i) {
     const float x = value_of(ts_load_one(source_, begin + i, args_->dtype), dense_divisors_);
-    z[i] = x >= from_ && !(plan_->patches && patches_.marked((int32_t)(begin + i))) ? x : -HUGE_VALF;
+    z[i] = x >= from_ && !passed_over(begin + i) ? x : -HUGE_VALF;
   }
   kernels_->weights(z, size, max_, plan_->bits, w);
   const int32_t *first = std::lower_bound(ids_.get(), ids_.get() + n_, (int32_t)begin);
@@ -627,18 +644,20 @@ int64_t ChainRow::draw_in_block(int64_t block, uint64_t running, uint64_t target
 
 float ChainRow::logp_raw(int64_t token) {
   const TsRow whole = {source_, vocab_, nullptr, nullptr, nullptr, 0, args_->dtype};
-  const uint64_t total = plan_->edits ? kernels_->mass(&whole, raw_max_, plan_->bits, -FLT_MAX, nullptr) : dense_total();
+  const uint64_t total = plan_->raw_differs ? kernels_->mass(&whole, raw_max_, plan_->bits, -FLT_MAX, nullptr) : dense_total();
   return ts_logp(ts_load_one(source_, token, args_->dtype), raw_max_, total, plan_->scale);
 }
 
 float ChainRow::logp_processed(int64_t token) {
   const Patch *patch = plan_->patches ? patches_.find((int32_t)token) : nullptr;
   const float z = patch ? patch->processed : value_of(ts_load_one(source_, token, args_->dtype), divisors_seen_);
-  if (!plan_->edits_after_truncation) return ts_logp(z, dense_max(false), dense_total(), plan_->scale);
+  if (!plan_->processed_differs) return ts_logp(z, dense_max(false), dense_total(), plan_->scale);
   const float max = dense_max(true);
   if (max == HUGE_VALF) return NAN;  // a dropped token that a later edit sent to infinity
   TsRow row = rest();
   row.divisor_count = divisors_seen_;
+  row.marks = plan_->patches ? patches_.marks() : nullptr;
+  row.flagged = plan_->patches ? patches_.flagged() : nullptr;
   uint64_t total = kernels_->mass(&row, max, plan_->bits, -FLT_MAX, nullptr);
   if (plan_->patches) {
     for (const Patch &each : patches_.list) total += ts_weight(ts_exp(each.processed - max), plan_->scale);
@@ -656,6 +675,9 @@ void ChainRow::write_logits() {
   }
   ts_load_row(source_, vocab_, args_->dtype, out);
   for (int32_t t = 0; t < dense_divisors_; ++t) kernels_->divide(out, vocab_, divisors_[(size_t)t]);
+  if (view_.marks) {
+    for (int64_t i = 0; i < vocab_; ++i) out[i] = passed_over(i) ? -HUGE_VALF : out[i];
+  }
   if (plan_->patches) {
     for (const Patch &patch : patches_.list) out[patch.id] = patch.z;
   }

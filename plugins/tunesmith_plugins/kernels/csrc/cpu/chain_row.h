@@ -15,13 +15,25 @@
 bool ts_is_edit(int32_t op);
 double ts_step_value(const ts_step &step, int64_t row);
 
+// chain_edits.cpp: which values a step may have, in words too; what is wrong with its list, if anything; and the list
+// of a row, which is its history where the step has none.
+bool ts_fits(int32_t op, double value);
+const char *ts_range(int32_t op);
+bool ts_needs_second(int32_t op);
+bool ts_second_fits(int32_t op, double value);
+bool ts_names_tokens(int32_t op);
+bool ts_needs_history(const ts_step &step);
+const char *ts_list_fault(const ts_step &step, int64_t batch);
+const int64_t *ts_listed(const ts_sample_args &args, const ts_step &step, int64_t row, int64_t *count);
+
 // What the steps of a call have in common for all rows.
 struct ChainPlan {
   explicit ChainPlan(const ts_sample_args &args);
   int32_t temperatures = 0;
-  bool patches = false;           // a step edits single tokens
-  bool edits = false;
-  bool edits_after_truncation = false;  // the processed row then differs from the row before the first truncation
+  bool patches = false;           // a step edits or bans single tokens
+  bool history = false;           // ... those of the history
+  bool raw_differs = false;       // the dense row is not the row as given
+  bool processed_differs = false;  // an edit comes after a truncation, or the dense row lacks tokens
   int bits;
   double scale;
 };
@@ -39,6 +51,38 @@ class ChainRow {
   void look_at(float max);
   void edit(const ts_step &step, float value);
   void penalise(float penalty);
+  void remax();
+  void touch(const ts_step &step);
+  void edit_tokens(const ts_step &step);
+  void remove(const ts_step &step);
+  void ban(const ts_step &step);
+  void list_chosen();
+  void hide(const int32_t *words, int64_t count);
+  void show_marks();
+  void hide_above(float z);
+  void likely(const ts_step &step, double value);
+  void top_n_sigma(double n);
+  void typical(double mass, double least);
+  void top_h(double h, double candidates);
+  void xtc(double threshold);
+  double mass_of_row();
+  double mean_depth();
+  void list_all();
+  template <typename Take>
+  void over_values(Take take);
+  int64_t place_of(int32_t id);
+  bool passed_over(int64_t id) const { return view_.marks && (view_.marks[id / kLanes] >> (id % kLanes) & 1); }
+  template <typename Stays>
+  void filter(Stays stays) {
+    int64_t left = 0;
+    for (int64_t i = 0; i < n_; ++i) {
+      if (!stays(i)) continue;
+      ids_[left] = ids_[i];
+      z_[left++] = z_[i];
+    }
+    n_ = left;
+    list_weighed_ = false;
+  }
   void top_k(double k);
   void top_p(double p);
   void min_p(double p);
@@ -83,12 +127,19 @@ class ChainRow {
   Form form_ = kDense;
   uint8_t status_ = TS_ROW_OK;
   float max_ = 0;        // of what is left
-  float rest_max_ = 0;   // largest x that is not patched
+  float rest_max_ = 0;   // largest x that is neither patched nor hidden
+  float whole_rest_max_ = 0;  // the same with what is hidden
   float raw_max_ = 0;
   std::vector<float> divisors_;  // of the whole chain; the dense row uses the first so many
   int32_t dense_divisors_ = 0, divisors_seen_ = 0;
   TsRow view_ = {};
   Patches patches_;
+  size_t history_patches_ = 0;     // the first so many patches are those of the history
+  std::vector<Patch *> touched_;   // by the step at work
+  std::vector<int32_t> chosen_;
+  int32_t stamp_ = 0;
+  Buffer<uint16_t> hidden_;        // tokens that a mask removed from the dense row, and the patched ones
+  Buffer<uint8_t> hidden_flags_;
   Buffer<float> lanes_;
 
   bool total_known_ = false;  // dense_total_ belongs to the dense row as it is; so does blocks_ while form_ is kDense

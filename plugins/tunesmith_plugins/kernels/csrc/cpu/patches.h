@@ -12,6 +12,8 @@ struct Patch {
   float raw;        // as given
   float z;          // after the edits before the first truncation
   float processed;  // after all edits and no truncation
+  float sum;        // of its amounts in the step at work
+  int32_t stamp;    // the last step that named it
 };
 
 class Patches {
@@ -50,7 +52,7 @@ class Patches {
   }
   // Adds a token that is not marked yet, its values to be set; reserve() must have allowed for it.
   void add(int32_t id) {
-    list.push_back({id, 0, 0, 0});
+    list.push_back({id, 0, 0, 0, 0, 0});
     marks_[id / kLanes] = (uint16_t)(marks_[id / kLanes] | 1u << (id % kLanes));
     flagged_[id / kBlock] = 1;
     uint32_t slot = place(id);

@@ -12,7 +12,10 @@
 namespace {
 
 const char *op_name(int32_t op) {
-  static const char *const names[] = {"repetition_penalty", "temperature", "top_k", "top_p", "min_p"};
+  static const char *const names[TS_OP_COUNT] = {
+      "repetition_penalty", "temperature", "top_k", "top_p", "min_p", "presence_penalty",
+      "frequency_penalty", "bias", "length_decay", "ban", "allow", "mask",
+      "epsilon", "eta", "top_a", "top_n_sigma", "typical", "top_h", "xtc"};
   return names[op];
 }
 
@@ -30,21 +33,31 @@ int32_t check(const ts_sample_args &a) {
   if (a.draw < 0 || a.draw > UINT32_MAX) return ts_fail(TS_INVALID, "draw must be in [0, 2^32)");
   for (int64_t s = 0; s < a.step_count; ++s) {
     const ts_step &step = a.steps[s];
-    if (step.op < TS_REPETITION_PENALTY || step.op > TS_MIN_P)
+    if (step.op < 0 || step.op >= TS_OP_COUNT)
       return ts_fail(TS_UNSUPPORTED, "step %lld: unknown operation %d", (long long)s, (int)step.op);
     if ((step.dtype != TS_F64 && step.dtype != TS_I64) || (a.batch && !step.values))
       return ts_fail(TS_INVALID, "step %lld (%s): values must be float64 or int64", (long long)s, op_name(step.op));
-    if (step.op == TS_REPETITION_PENALTY && a.history_width > 0 && !a.history)
-      return ts_fail(TS_INVALID, "step %lld (repetition_penalty): history is missing", (long long)s);
+    if (ts_needs_history(step) && a.history_width > 0 && !a.history)
+      return ts_fail(TS_INVALID, "step %lld (%s): history is missing", (long long)s, op_name(step.op));
+    if (const char *fault = ts_list_fault(step, a.batch))
+      return ts_fail(TS_INVALID, "step %lld (%s): %s", (long long)s, op_name(step.op), fault);
+    if (ts_needs_second(step.op)) {
+      if (a.batch && !step.second)
+        return ts_fail(TS_INVALID, "step %lld (%s): the second parameter is missing", (long long)s, op_name(step.op));
+      for (int64_t row = 0; row < a.batch; ++row) {
+        const double v = step.second[row * step.second_stride];
+        if (!ts_second_fits(step.op, v))
+          return ts_fail(TS_INVALID, "step %lld (%s), row %lld: %g is outside the allowed range of its second parameter, %s",
+                         (long long)s, op_name(step.op), (long long)row, v,
+                         step.op == TS_XTC ? "0 or 1" : "an integer of 1 or more");
+      }
+    }
     for (int64_t row = 0; row < a.batch; ++row) {
       const double v = ts_step_value(step, row);
-      const bool fits = step.op == TS_TOP_K ? v == floor(v) && fabs(v) < 0x1p53
-                        : ts_is_edit(step.op)  ? (float)v > 0 && (float)v < HUGE_VALF
-                                            : v >= 0 && v <= 1;
-      if (!fits)
+      if (!ts_fits(step.op, v))
         return ts_fail(TS_INVALID, "step %lld (%s), row %lld: %g is outside the allowed range, %s", (long long)s,
                        op_name(step.op), (long long)row, v,
-                       step.op == TS_TOP_K ? "an integer" : ts_is_edit(step.op) ? "above 0 and finite in float32" : "0 to 1");
+                       ts_range(step.op));
     }
   }
   for (int64_t row = 0; row < a.batch; ++row) {
@@ -78,8 +91,8 @@ struct Call {
 bool worth_sharing(const ts_sample_args &a) {
   bool weighs = a.logp_raw || a.logp_processed || a.step_count == 0;
   for (int64_t s = 0; s < a.step_count && !weighs; ++s) {
-    if (a.steps[s].op == TS_TOP_P) weighs = true;
-    if (!ts_is_edit(a.steps[s].op)) break;
+    if (a.steps[s].op == TS_TOP_P || a.steps[s].op >= TS_EPSILON) weighs = true;
+    if (!ts_is_edit(a.steps[s].op) && a.steps[s].op != TS_BAN && a.steps[s].op != TS_MASK) break;
   }
   return (double)a.batch * (double)a.vocab * (weighs ? .6 : .15) > 200e3;
 }
@@ -140,6 +153,14 @@ extern "C" int32_t ts_sample_words(const int64_t *w, int64_t count) {
   a.logp_processed = (float *)w[19];
   a.logp_truncated = (float *)w[20];
   return ts_sample(&a);
+}
+
+extern "C" int32_t ts_uniform(const int64_t *seed, const int64_t *stream, const int64_t *position, int64_t draw, double *out,
+                              int64_t rows) {
+  if (rows < 0 || (rows && (!seed || !stream || !position || !out)))
+    return ts_fail(TS_INVALID, "noise of %lld rows needs seed, stream, position and out", (long long)rows);
+  for (int64_t i = 0; i < rows; ++i) out[i] = (double)(ts_uniform_bits(seed[i], stream[i], position[i], draw) >> 11) * 0x1p-53;
+  return TS_OK;
 }
 
 extern "C" int32_t ts_exp_row(const float *z, int64_t n, float max, int64_t vocab, float *e, uint64_t *total) {

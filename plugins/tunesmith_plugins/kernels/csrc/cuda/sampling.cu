@@ -1,5 +1,6 @@
 // The sampling chain on a CUDA device, one block a row: the algorithm of cpu/sampling.cpp with the same bits.
 #include "block.h"
+#include "edits.h"
 
 namespace {
 
@@ -12,7 +13,17 @@ struct Steps {
 __device__ float infinity() { return bits_to_float(0x7f800000u); }
 __device__ float not_a_number() { return bits_to_float(0x7fc00000u); }
 
-__device__ bool is_edit(int32_t op) { return op == TS_REPETITION_PENALTY || op == TS_TEMPERATURE; }
+__device__ bool is_edit(int32_t op) {
+  return op == TS_REPETITION_PENALTY || op == TS_TEMPERATURE || (op >= TS_PRESENCE_PENALTY && op <= TS_LENGTH_DECAY);
+}
+__device__ bool is_removal(int32_t op) { return op >= TS_BAN && op <= TS_MASK; }
+
+// The tokens that a step names in a row.
+struct Listed {
+  const int64_t *ids;
+  const float *amounts;
+  int64_t length;
+};
 
 __device__ double step_value(const ts_step &step, int64_t row) {
   const int64_t at = row * step.stride;
@@ -44,15 +55,43 @@ struct Row {
     __syncthreads();
   }
 
-  __device__ void penalise(const int64_t *ids, int64_t length, float penalty, uint32_t *marks) const {
+  __device__ void edit(int32_t op, const Listed &listed, double value, uint32_t *marks) const {
     for (int64_t i = threadIdx.x; i < (vocab + 31) / 32; i += kThreads) marks[i] = 0;
     __syncthreads();
-    for (int64_t j = threadIdx.x; j < length; j += kThreads) {
-      const int64_t id = ids[j];
+    for (int64_t j = threadIdx.x; j < listed.length; j += kThreads) {
+      const int64_t id = listed.ids[j];
       if (id < 0 || id >= vocab) continue;
       const uint32_t bit = 1u << (id % 32);
       if (atomicOr(marks + id / 32, bit) & bit) continue;  // another thread has this token
-      z[id] = z[id] < 0 ? z[id] * penalty : z[id] / penalty;
+      float sum = 0;
+      if (op == TS_FREQUENCY_PENALTY || op == TS_BIAS) {
+        for (int64_t i = 0; i < listed.length; ++i) {
+          if (listed.ids[i] == id) sum += listed.amounts ? listed.amounts[i] : 1.0f;
+        }
+      }
+      z[id] = ts_edited(op, z[id], value, sum);
+    }
+    __syncthreads();
+  }
+
+  // Drops the listed tokens, or all others.
+  __device__ void remove(bool ban, const Listed &listed, uint32_t *marks) const {
+    for (int64_t i = threadIdx.x; i < (vocab + 31) / 32; i += kThreads) marks[i] = 0;
+    __syncthreads();
+    for (int64_t j = threadIdx.x; j < listed.length; j += kThreads) {
+      const int64_t id = listed.ids[j];
+      if (id >= 0 && id < vocab) atomicOr(marks + id / 32, 1u << (id % 32));
+    }
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < vocab; i += kThreads) {
+      if ((bool)(marks[i / 32] >> (i % 32) & 1) == ban) z[i] = -infinity();
+    }
+    __syncthreads();
+  }
+
+  __device__ void mask(const int32_t *words, int64_t count) const {
+    for (int64_t i = threadIdx.x; i < vocab; i += kThreads) {
+      if (!ts_allowed(words, count, i)) z[i] = -infinity();
     }
     __syncthreads();
   }
@@ -183,12 +222,21 @@ __global__ void sample_rows(ts_sample_args a, Steps steps, float *all_z, float *
     if (s >= 0) {
       const ts_step &step = steps.step[s];
       const double value = step_value(step, index);
-      const int64_t *ids = a.history + index * a.history_width;
-      const int64_t length = a.history_lengths ? a.history_lengths[index] : a.history_width;
       uint32_t *marks = all_marks + index * ((a.vocab + 31) / 32);
-      if (step.op == TS_REPETITION_PENALTY) {
-        row.penalise(ids, length, (float)value, marks);
-        processed.penalise(ids, length, (float)value, marks);
+      Listed listed = {a.history + index * a.history_width, nullptr,
+                       a.history_lengths ? a.history_lengths[index] : a.history_width};
+      if (step.ids) {
+        listed.ids = (const int64_t *)step.ids + index * step.ids_stride;
+        listed.amounts = step.amounts ? step.amounts + index * step.amounts_stride : nullptr;
+        listed.length = step.width;
+      }
+      if (step.op != TS_TEMPERATURE && is_edit(step.op)) {
+        row.edit(step.op, listed, value, marks);
+        processed.edit(step.op, listed, value, marks);
+      } else if (is_removal(step.op)) {
+        if (value == 0) continue;
+        if (step.op == TS_MASK) row.mask((const int32_t *)step.ids + index * step.ids_stride, step.width);
+        else row.remove(step.op == TS_BAN, listed, marks);
       } else if (step.op == TS_TEMPERATURE) {
         row.divide((float)value);
         processed.divide((float)value);
@@ -200,7 +248,7 @@ __global__ void sample_rows(ts_sample_args a, Steps steps, float *all_z, float *
         row.min_p(value);
       }
     }
-    if (s < 0 || is_edit(steps.step[s].op)) {
+    if (s < 0 || is_edit(steps.step[s].op) || is_removal(steps.step[s].op)) {
       row.max = row.maximum();
       if (row.max == infinity()) status = TS_ROW_POSINF;
       if (row.max == -infinity()) status = TS_ROW_EMPTY;
@@ -257,10 +305,14 @@ extern "C" int32_t ts_cuda_sample(const ts_sample_args *args) {
   Steps steps = {};
   for (int64_t s = 0; s < a.step_count; ++s) {
     steps.step[s] = a.steps[s];
-    if (a.steps[s].op < TS_REPETITION_PENALTY || a.steps[s].op > TS_MIN_P)
-      return ts_cuda_fail(TS_UNSUPPORTED, "step %lld: unknown operation %d", (long long)s, (int)a.steps[s].op);
-    if (a.steps[s].op == TS_REPETITION_PENALTY && a.history_width > 0 && !a.history)
-      return ts_cuda_fail(TS_INVALID, "step %lld (repetition_penalty): history is missing", (long long)s);
+    const int32_t op = a.steps[s].op;
+    if (op < 0 || op > TS_MASK)
+      return ts_cuda_fail(TS_UNSUPPORTED, "step %lld: unknown operation %d", (long long)s, (int)op);
+    const bool penalty = op == TS_REPETITION_PENALTY || op == TS_PRESENCE_PENALTY || op == TS_FREQUENCY_PENALTY;
+    if (penalty && !a.steps[s].ids && a.history_width > 0 && !a.history)
+      return ts_cuda_fail(TS_INVALID, "step %lld: history is missing", (long long)s);
+    if (op >= TS_BIAS && op <= TS_MASK && !a.steps[s].ids)
+      return ts_cuda_fail(TS_INVALID, "step %lld: ids are missing", (long long)s);
   }
   float *z = (float *)a.workspace, *processed = z + a.batch * a.vocab;
   uint32_t *marks = (uint32_t *)(processed + a.batch * a.vocab);

@@ -68,6 +68,14 @@ TS_HD float ts_exp(float d) {
 // The integer weight of e = exp(x - max): e * 2^bits to the nearest integer, ties to even; scale is 2^bits.
 TS_HD uint64_t ts_weight(float e, double scale) { return double_to_bits((double)e * scale + kIntegral) & kMantissa; }
 
+// v in [0, 1] as an integer in the same units.
+TS_HD uint64_t ts_fixed(double v, double scale) { return double_to_bits(v * scale + kIntegral) & kMantissa; }
+
+// -d exp(d) in these units, where e = exp(d).
+TS_HD uint64_t ts_depth(float d, float e, double scale) {
+  return ts_fixed((double)e * -(double)(d < kExpFloor ? kExpFloor : d), scale);
+}
+
 // 44 bits up to 2^18 tokens; fewer above, so that a sum over the vocabulary stays below 2^63.
 TS_HD int ts_weight_bits(int64_t vocab) {
   int log2 = 0;

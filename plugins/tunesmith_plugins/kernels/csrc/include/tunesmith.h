@@ -16,7 +16,7 @@
 #endif
 
 /* Raised whenever a struct or the meaning of a function changes; the loader refuses any other value. */
-#define TS_ABI_VERSION 2
+#define TS_ABI_VERSION 3
 
 /* 255 * 128 * K must stay below 2^31, so that no int32 accumulator can overflow whatever the int8 weights are. */
 #define TS_MAX_K 65792
@@ -35,17 +35,49 @@ typedef enum { TS_OK = 0, TS_INVALID = 1, TS_MEMORY = 2, TS_UNSUPPORTED = 3, TS_
 
 typedef enum { TS_F32 = 0, TS_BF16 = 1, TS_F16 = 2, TS_F64 = 3, TS_I64 = 4 } ts_dtype;
 
-typedef enum { TS_REPETITION_PENALTY = 0, TS_TEMPERATURE = 1, TS_TOP_K = 2, TS_TOP_P = 3, TS_MIN_P = 4 } ts_op;
+typedef enum {
+  TS_REPETITION_PENALTY = 0,
+  TS_TEMPERATURE = 1,
+  TS_TOP_K = 2,
+  TS_TOP_P = 3,
+  TS_MIN_P = 4,
+  TS_PRESENCE_PENALTY = 5,  /* each listed token once: - value */
+  TS_FREQUENCY_PENALTY = 6, /* - value * how often it is listed */
+  TS_BIAS = 7,              /* + value * the sum of its amounts */
+  TS_LENGTH_DECAY = 8,      /* + |x| * value, of finite x */
+  TS_BAN = 9,               /* where value is 1, drops the listed tokens; so the next two */
+  TS_ALLOW = 10,            /* drops all but the listed tokens */
+  TS_MASK = 11,             /* drops the tokens whose bit is 0, or that have none */
+  TS_EPSILON = 12,          /* drops what is less likely than value; the likeliest stays */
+  TS_ETA = 13,              /* the same with min(value, sqrt(value) exp(-entropy)) */
+  TS_TOP_A = 14,            /* less likely than value times the largest probability squared */
+  TS_TOP_N_SIGMA = 15,      /* more than value standard deviations below the largest */
+  TS_TYPICAL = 16,          /* keeps the closest to the entropy up to a mass of value, and at least second */
+  TS_TOP_H = 17,            /* keeps the likeliest of second candidates up to a share of their entropy */
+  TS_XTC = 18,              /* where second is 1, drops all that are as likely as value but the least likely of them */
+  TS_OP_COUNT
+} ts_op;
 
 /* What became of a row: anything but TS_ROW_OK gives token -1 and NaN log-probabilities. */
 typedef enum { TS_ROW_OK = 0, TS_ROW_NAN = 1, TS_ROW_POSINF = 2, TS_ROW_EMPTY = 3 } ts_row_status;
 
-/* One link of the chain: values[row * stride] is the parameter of a row, as double (TS_F64) or int64 (TS_I64). */
+/* One link of the chain: values[row * stride] is the parameter of a row, as double (TS_F64) or int64 (TS_I64).
+ *
+ * Steps that name tokens have a list a row: ids (1 or batch, width) int64, rows ids_stride apart (0: one list for all);
+ * ids outside the vocabulary, such as -1 for padding, are ignored. The penalties may leave it null: the row's history.
+ * TS_MASK has int32 words there instead, bit i of word w for token 32 w + i. TS_BIAS may have amounts in the places
+ * of its ids, rows amounts_stride apart; 1 each if null. TS_TYPICAL, TS_TOP_H and TS_XTC need second[row * second_stride]. */
 typedef struct {
   int32_t op;
   int32_t dtype;
   const void *values;
   int64_t stride;
+  const void *ids;
+  int64_t width, ids_stride;
+  const float *amounts;
+  int64_t amounts_stride;
+  const double *second;
+  int64_t second_stride;
 } ts_step;
 
 typedef struct {
@@ -164,6 +196,10 @@ TS_API int32_t ts_rotary_words(const int64_t *words, int64_t count);
 TS_API int32_t ts_int8_pack(const int8_t *weight, int64_t n, int64_t k, int8_t *packed);
 /* The arithmetic under every weight, open to tests: e[i] = exp(z[i] - max), *total = their integer weights' sum. */
 TS_API int32_t ts_exp_row(const float *z, int64_t n, float max, int64_t vocab, float *e, uint64_t *total);
+
+/* The noise of rows: out[i] in [0, 1), 53 bits, for seed[i], stream[i], position[i] and draw. */
+TS_API int32_t ts_uniform(const int64_t *seed, const int64_t *stream, const int64_t *position, int64_t draw, double *out,
+                          int64_t rows);
 
 /* libtunesmith_cuda: the same arguments with device pointers; work is queued on cuda_stream, nothing waits.
  * The values of the steps are device pointers too, so their ranges are not checked here: the caller checks. */

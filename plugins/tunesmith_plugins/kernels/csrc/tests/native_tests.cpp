@@ -116,10 +116,79 @@ struct Outputs {
   std::unique_ptr<float[]> raw, processed, truncated, logits;
 };
 
+// What a step names, in memory of exactly its size.
+struct Lists {
+  std::vector<std::unique_ptr<int64_t[]>> ids;
+  std::vector<std::unique_ptr<int32_t[]>> words;
+  std::vector<std::unique_ptr<float[]>> amounts;
+  std::vector<std::unique_ptr<double[]>> seconds;
+
+  void add(ts_step *step, int64_t batch, int64_t vocab) {
+    if (step->op > TS_MASK) {
+      if (step->op != TS_TYPICAL && step->op != TS_TOP_H && step->op != TS_XTC) return;
+      seconds.push_back(exactly<double>(batch));
+      for (int64_t row = 0; row < batch; ++row) seconds.back()[(size_t)row] = (double)(step->op == TS_XTC ? pick(0, 1) : pick(1, vocab + 3));
+      step->second = seconds.back().get();
+      step->second_stride = 1;
+      return;
+    }
+    const int64_t rows = pick(0, 1) ? batch : 1;
+    if (step->op == TS_MASK) {
+      step->width = pick(0, (vocab + 31) / 32);
+      words.push_back(exactly<int32_t>(rows * step->width));
+      for (int64_t i = 0; i < rows * step->width; ++i) words.back()[(size_t)i] = (int32_t)(generator() | (pick(0, 3) ? 0 : generator()));
+      step->ids = words.back().get();
+    } else {
+      const bool penalty = step->op == TS_REPETITION_PENALTY || step->op == TS_PRESENCE_PENALTY || step->op == TS_FREQUENCY_PENALTY;
+      if (step->op == TS_TEMPERATURE || (step->op >= TS_TOP_K && step->op <= TS_MIN_P) || (penalty && pick(0, 1))) return;
+      step->width = pick(0, 9);
+      ids.push_back(exactly<int64_t>(rows * step->width));
+      for (int64_t i = 0; i < rows * step->width; ++i) ids.back()[(size_t)i] = pick(-1, vocab);
+      step->ids = ids.back().get();
+      if (step->op == TS_BIAS && pick(0, 1)) {
+        amounts.push_back(exactly<float>(rows * step->width));
+        for (int64_t i = 0; i < rows * step->width; ++i) amounts.back()[(size_t)i] = (float)real(-3, 3);
+        step->amounts = amounts.back().get();
+        step->amounts_stride = rows > 1 ? step->width : 0;
+      }
+    }
+    step->ids_stride = rows > 1 ? step->width : 0;
+  }
+};
+
+double value_of(int32_t op, int64_t vocab) {
+  switch (op) {
+    case TS_TOP_K:
+      return (double)pick(-1, vocab + 2);
+    case TS_TOP_P:
+    case TS_MIN_P:
+    case TS_TOP_A:
+    case TS_TYPICAL:
+    case TS_TOP_H:
+      return real(0, 1);
+    case TS_EPSILON:
+    case TS_ETA:
+    case TS_XTC:
+      return pick(0, 9) ? real(0, .2) : 0;
+    case TS_PRESENCE_PENALTY:
+    case TS_FREQUENCY_PENALTY:
+    case TS_BIAS:
+      return pick(0, 20) ? real(-3, 3) : real(-3e38, 3e38);
+    case TS_LENGTH_DECAY:
+      return pick(0, 20) ? real(-1, 3) : 1e300;
+    case TS_BAN:
+    case TS_ALLOW:
+    case TS_MASK:
+      return pick(0, 3) ? 1 : 0;
+    default:
+      return real(.05, 3);
+  }
+}
+
 void chains() {
   const float special[] = {NAN, HUGE_VALF, -HUGE_VALF, -HUGE_VALF, 0.0f, -0.0f, 1e-42f, 3e38f, -3e38f};
-  int64_t compared = 0;
-  for (int trial = 0; trial < 150; ++trial) {
+  int64_t compared = 0, on_threads = 0;
+  for (int trial = 0; trial < 500; ++trial) {
     const int64_t batch = pick(1, 4), vocab = pick(1, trial % 10 == 9 ? 3000 : trial % 5 ? 70 : 700), stride = vocab + pick(0, 3), width = pick(0, 6);
     const int64_t extent = (batch - 1) * stride + vocab;
     const int32_t dtype = (int32_t)pick(TS_F32, TS_F16);
@@ -136,12 +205,18 @@ void chains() {
     const int64_t count = pick(0, 6);
     auto steps = exactly<ts_step>(count);
     std::vector<std::unique_ptr<double[]>> values;
+    Lists lists;
     for (int64_t s = 0; s < count; ++s) {
-      const int32_t op = (int32_t)pick(TS_REPETITION_PENALTY, TS_MIN_P);
+      const int32_t op = (int32_t)pick(0, TS_OP_COUNT - 1);
       values.push_back(exactly<double>(batch));
       for (int64_t row = 0; row < batch; ++row)
-        values.back()[(size_t)row] = op == TS_TOP_K ? (double)pick(-1, vocab + 2) : op >= TS_TOP_P ? real(0, 1) : real(.05, 3);
-      steps[(size_t)s] = {op, TS_F64, values.back().get(), 1};
+        values.back()[(size_t)row] = value_of(op, vocab);
+      ts_step &step = steps[(size_t)s];
+      step.op = op;
+      step.dtype = TS_F64;
+      step.values = values.back().get();
+      step.stride = 1;
+      lists.add(&step, batch, vocab);
     }
     auto seed = exactly<int64_t>(batch), stream = exactly<int64_t>(batch), position = exactly<int64_t>(batch);
     auto history = exactly<int64_t>(batch * width), lengths = exactly<int64_t>(batch);
@@ -182,21 +257,23 @@ void chains() {
       compared += batch;
     }
 #if defined(TS_CUDA_ON_CPU)
+    bool known = true;
+    for (int64_t s = 0; s < count; ++s) known &= steps[(size_t)s].op <= TS_MASK;
     Outputs found(batch, vocab);
     found.into(&args);
+    if (!known) {
+      REQUIRE(ts_cuda_sample(&args) == TS_INVALID || ts_cuda_sample(&args) == TS_UNSUPPORTED);
+      continue;
+    }
+    on_threads += batch;
     auto workspace = exactly<uint8_t>(ts_cuda_sample_workspace(batch, vocab, width));
     args.workspace = workspace.get();
     REQUIRE(ts_cuda_sample(&args) == TS_OK);
     REQUIRE(found.equals(expected, batch, vocab));
 #endif
   }
-  printf("sampling: %lld rows equal over %s%s\n", (long long)compared, ts_isa_available(),
-#if defined(TS_CUDA_ON_CPU)
-         " and the CUDA kernels on CPU threads"
-#else
-         ""
-#endif
-  );
+  printf("sampling: %lld rows equal over %s; %lld of the CUDA kernels on CPU threads\n", (long long)compared, ts_isa_available(),
+         (long long)on_threads);
 }
 
 #if defined(__unix__)
@@ -206,9 +283,23 @@ void guarded_rows() {
   char *memory = (char *)mmap(nullptr, (size_t)((pages + 1) * page), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   REQUIRE(memory != MAP_FAILED);
   REQUIRE(mprotect(memory + pages * page, (size_t)page, PROT_NONE) == 0);
-  const double temperature = .7, k = 9, p = .8;
-  const ts_step chains[][2] = {{{TS_TEMPERATURE, TS_F64, &temperature, 0}, {TS_TOP_K, TS_F64, &k, 0}},
-                               {{TS_TOP_P, TS_F64, &p, 0}, {TS_TEMPERATURE, TS_F64, &temperature, 0}}};
+  const double temperature = .7, k = 9, p = .8, one = 1;
+  const int64_t first = 0;
+  int32_t *words = nullptr;  // a mask that ends there, too
+  const auto step = [](int32_t op, const double *value, const void *ids) {
+    ts_step made = {};
+    made.op = op;
+    made.dtype = TS_F64;
+    made.values = value;
+    made.ids = ids;
+    made.width = ids ? 1 : 0;
+    return made;
+  };
+  ts_step chains[][2] = {{step(TS_TEMPERATURE, &temperature, nullptr), step(TS_TOP_K, &k, nullptr)},
+                         {step(TS_TOP_P, &p, nullptr), step(TS_TEMPERATURE, &temperature, nullptr)},
+                         {step(TS_BIAS, &one, &first), step(TS_MASK, &one, nullptr)}};
+  char *second = (char *)mmap(nullptr, (size_t)(2 * page), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  REQUIRE(second != MAP_FAILED && mprotect(second + page, (size_t)page, PROT_NONE) == 0);
   const int64_t key = 5;
   int rows = 0;
   for (const std::string &isa : instruction_sets()) {
@@ -221,6 +312,10 @@ void guarded_rows() {
           if (dtype == TS_F32) ((float *)row)[i] = (float)real(-4, 4);
           else ((uint16_t *)row)[i] = dtype == TS_BF16 ? ts_float_to_bf16((float)real(-4, 4)) : (uint16_t)pick(0, 0x4400);
         }
+        words = (int32_t *)(second + page) - (vocab + 31) / 32;
+        for (int64_t w = 0; w < (vocab + 31) / 32; ++w) words[w] = -1;
+        chains[2][1].ids = words;
+        chains[2][1].width = (vocab + 31) / 32;
         for (const auto &chain : chains) {
           int64_t token = -1;
           uint8_t status = 9;
@@ -244,6 +339,7 @@ void guarded_rows() {
     }
   }
   munmap(memory, (size_t)((pages + 1) * page));
+  munmap(second, (size_t)(2 * page));
   printf("guard pages: %d rows read to their ends and no further\n", rows);
 }
 #else
@@ -266,10 +362,35 @@ void refusals() {
   sample.greedy = 1;
   const double bad[] = {0, -1, NAN, HUGE_VAL, 1e-60};
   for (const double value : bad) {
-    const ts_step step = {TS_TEMPERATURE, TS_F64, &value, 0};
+    ts_step step = {};
+    step.op = TS_TEMPERATURE;
+    step.dtype = TS_F64;
+    step.values = &value;
     sample.steps = &step;
     sample.step_count = 1;
     REQUIRE(ts_sample(&sample) == TS_INVALID && strstr(ts_last_error(), "temperature"));
+  }
+  const struct {
+    int32_t op;
+    double value;
+    const char *message;
+  } lists[] = {{TS_BAN, .5, "0 or 1"}, {TS_BIAS, HUGE_VAL, "finite in float32"}, {TS_LENGTH_DECAY, -2, "at least -1"},
+               {TS_TOP_P, .5, "names no tokens"}, {TS_BAN, 1, "takes no amounts"}, {TS_BIAS, 1, "amounts must be finite"},
+               {TS_MASK, 1, "ids are missing"}, {TS_TOP_N_SIGMA, -1, "0 or more"}, {TS_XTC, .5, "the second parameter is missing"},
+               {TS_EPSILON, 1.5, "0 to 1"}, {TS_OP_COUNT, 1, "unknown operation"}};
+  const int64_t id = 1;
+  const float amount = NAN;
+  for (const auto &bad : lists) {
+    ts_step step = {};
+    step.op = bad.op;
+    step.dtype = TS_F64;
+    step.values = &bad.value;
+    if (bad.op < TS_MASK) step.ids = &id, step.width = 1;
+    if (strstr(bad.message, "amounts")) step.amounts = &amount;
+    sample.steps = &step;
+    sample.step_count = 1;
+    REQUIRE(ts_sample(&sample) == TS_INVALID || ts_sample(&sample) == TS_UNSUPPORTED);
+    REQUIRE(strstr(ts_last_error(), bad.message));
   }
   sample.step_count = 0;
   REQUIRE(ts_sample(&sample) == TS_OK && token == 1 && status == TS_ROW_OK);
@@ -285,7 +406,10 @@ void threads() {
   std::vector<float> logits((size_t)vocab);
   for (float &v : logits) v = (float)real(-3, 3);
   const double p = .9;
-  const ts_step step = {TS_TOP_P, TS_F64, &p, 0};
+  ts_step step = {};
+  step.op = TS_TOP_P;
+  step.dtype = TS_F64;
+  step.values = &p;
   std::vector<int64_t> tokens[8];
   std::vector<std::thread> pool;
   for (auto &mine : tokens) {
@@ -323,7 +447,10 @@ void shared_rows() {
   std::vector<int64_t> key((size_t)batch);
   for (int64_t row = 0; row < batch; ++row) key[(size_t)row] = row;
   const double p = .9;
-  const ts_step step = {TS_TOP_P, TS_F64, &p, 0};
+  ts_step step = {};
+  step.op = TS_TOP_P;
+  step.dtype = TS_F64;
+  step.values = &p;
   const auto draw = [&](int32_t threads) {
     std::vector<int64_t> token((size_t)batch);
     std::vector<uint8_t> status((size_t)batch);

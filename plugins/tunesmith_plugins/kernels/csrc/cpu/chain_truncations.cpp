@@ -1,0 +1,250 @@
+// Truncations by probability, surprise, spread and entropy. Every sum is over integers, as in reference_truncations.py.
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#include <algorithm>
+
+#include "chain_row.h"
+#include "load.h"
+#include "numeric.h"
+
+void ChainRow::likely(const ts_step &step, double value) {
+  if (form_ == kAbove) list_whole();
+  const double second = step.second ? step.second[row_ * step.second_stride] : 0;
+  switch (step.op) {
+    case TS_EPSILON:
+      if (value > 0) min_p(std::min(1.0, value * mass_of_row()));
+      break;
+    case TS_TOP_A:
+      if (value > 0) min_p(value / mass_of_row());
+      break;
+    case TS_ETA: {
+      if (value < DBL_MIN) break;
+      const double least = std::min(1.0, value * mass_of_row()), depth = 0.5 * ts_log(value) - mean_depth();
+      if (form_ == kDense) {
+        // A little lower than both limits, whatever the rounding of exp.
+        list_from((float)std::max(-(double)FLT_MAX, (double)max_ + std::min(log(least), depth) - 1e-3), HUGE_VALF);
+        form_ = kList;
+      }
+      float *e = e_.at_least(vocab_);
+      kernels_->exps(z_.get(), n_, max_, 1, e);
+      filter([=](int64_t i) { return (double)e[i] >= least || (double)(z_[i] - max_) >= depth; });
+      break;
+    }
+    case TS_TOP_N_SIGMA:
+      top_n_sigma(value);
+      break;
+    case TS_TYPICAL:
+      typical(value, second);
+      break;
+    case TS_TOP_H:
+      top_h(value, second);
+      break;
+    default:
+      if (second != 0) xtc(value);
+      look_at(max_);
+  }
+}
+
+// The mass of what is left in units of its likeliest token.
+double ChainRow::mass_of_row() {
+  const uint64_t total = form_ == kDense ? dense_total() : weigh_list();
+  return (double)(int64_t)total / plan_->scale;
+}
+
+// Calls take(values, count) with all values that are left, some at a time; -inf among them stands for nothing.
+template <typename Take>
+void ChainRow::over_values(Take take) {
+  if (form_ != kDense) {
+    for (int64_t at = 0; at < n_; at += kBlock) take(z_.get() + at, std::min(kBlock, n_ - at));
+    return;
+  }
+  float z[kBlock];
+  for (int64_t begin = 0; begin < vocab_; begin += kBlock) {
+    const int64_t size = std::min(kBlock, vocab_ - begin);
+    ts_load_row((const char *)source_ + begin * ts_item_size(args_->dtype), size, args_->dtype, z);
+    for (int32_t t = 0; t < dense_divisors_; ++t) kernels_->divide(z, size, divisors_[(size_t)t]);
+    if (view_.marks && view_.flagged[begin / kBlock]) {
+      for (int64_t i = 0; i < size; ++i) z[i] = passed_over(begin + i) ? -HUGE_VALF : z[i];
+    }
+    take(z, size);
+  }
+  if (!plan_->patches) return;
+  int64_t count = 0;
+  for (const Patch &patch : patches_.list) {
+    z[count++] = patch.z;
+    if (count == kBlock) {
+      take(z, count);
+      count = 0;
+    }
+  }
+  take(z, count);
+}
+
+// The mean of max - z, by probability: the entropy is this and the logarithm of the mass.
+double ChainRow::mean_depth() {
+  const uint64_t total = form_ == kDense ? dense_total() : weigh_list();
+  uint64_t sum = 0;
+  const double scale = plan_->scale;
+  const float max = max_;
+  over_values([&](const float *z, int64_t count) {
+    float e[kBlock];
+    kernels_->exps(z, count, max, 1, e);
+    uint64_t here = 0;
+    for (int64_t i = 0; i < count; ++i) here += ts_depth(z[i] - max, e[i], scale);
+    sum += here;
+  });
+  return (double)(int64_t)sum / (double)(int64_t)total;
+}
+
+void ChainRow::list_all() {
+  if (form_ == kDense) {
+    list_from(-FLT_MAX, HUGE_VALF);
+    form_ = kList;
+  } else {
+    filter([this](int64_t i) { return z_[i] > -HUGE_VALF; });
+  }
+}
+
+void ChainRow::top_n_sigma(double n) {
+  const double highest = max_, scale = plan_->scale;
+  float lowest = max_;
+  over_values([&](const float *z, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) lowest = z[i] < lowest && z[i] > -HUGE_VALF ? z[i] : lowest;
+  });
+  const double extent = highest - (double)lowest, inverse = extent > 0 ? 1.0 / extent : 0.0;
+  uint64_t first = 0, second = 0;
+  int64_t finite = 0;
+  over_values([&](const float *z, int64_t count) {
+    uint64_t firsts = 0, seconds = 0;
+    int64_t some = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const bool here = z[i] > -HUGE_VALF;
+      const double u = here ? (highest - (double)z[i]) * inverse : 0.0;
+      firsts += ts_fixed(u, scale);
+      seconds += ts_fixed(u * u, scale);
+      some += here;
+    }
+    first += firsts;
+    second += seconds;
+    finite += some;
+  });
+  const double units = (double)finite * scale;
+  const double mean = (double)(int64_t)first / units, square = (double)(int64_t)second / units;
+  const double variance = square - mean * mean;
+  const double bound = highest - n * (sqrt(variance > 0 ? variance : 0.0) * extent);
+  if (form_ == kDense) {
+    // Rounded to float32 the bound may be a little high: one float lower everything that reaches it is listed.
+    const float from = bound < -FLT_MAX ? -FLT_MAX : nextafterf((float)bound, -HUGE_VALF);
+    list_from(std::max(from, -FLT_MAX), HUGE_VALF);
+    form_ = kList;
+  }
+  filter([=](int64_t i) { return (double)z_[i] >= bound; });
+}
+
+void ChainRow::typical(double mass, double least) {
+  if (mass >= 1) return;
+  const double depth = mean_depth();
+  list_all();
+  const uint64_t total = weigh_list();
+  uint64_t wanted = (uint64_t)ceil(mass * (double)(int64_t)total);
+  wanted = std::min(std::max<uint64_t>(wanted, 1), total);
+  Weighed *items = weighed_.at_least(vocab_);
+  float *distance = e_.at_least(vocab_);
+  for (int64_t i = 0; i < n_; ++i) {
+    distance[i] = (float)fabs(-(double)(z_[i] - max_) - depth);
+    items[i] = {distance[i], w_[i]};
+  }
+  uint64_t before;
+  float bound = ts_boundary(items, n_, 0, wanted - 1, &before);
+  const int64_t fewest = least < (double)n_ ? (int64_t)least : n_;
+  if (fewest > 1) {
+    float *ordered = lane_z_.at_least(vocab_);
+    memcpy(ordered, distance, (size_t)n_ * sizeof(float));
+    std::nth_element(ordered, ordered + (fewest - 1), ordered + n_);
+    bound = std::max(bound, ordered[fewest - 1]);
+  }
+  filter([=](int64_t i) { return distance[i] <= bound; });
+  remax();
+}
+
+void ChainRow::top_h(double h, double candidates) {
+  if (candidates < (double)vocab_) top_k(candidates);
+  list_all();
+  const int64_t count = candidates < (double)n_ ? (int64_t)candidates : n_;
+  std::vector<int32_t> &order = chosen_;  // places in the list, the likeliest first, equals by id
+  order.resize((size_t)n_);
+  for (int64_t i = 0; i < n_; ++i) order[(size_t)i] = (int32_t)i;
+  const float *z = z_.get();
+  std::partial_sort(order.begin(), order.begin() + count, order.end(),
+                    [z](int32_t a, int32_t b) { return z[a] > z[b] || (z[a] == z[b] && a < b); });
+  weigh_list();
+  float *e = e_.at_least(vocab_);
+  kernels_->exps(z, n_, max_, 1, e);
+  uint64_t weight = 0, depth = 0;
+  const auto deepen = [&](int64_t i) {
+    const int32_t place = order[(size_t)i];
+    weight += w_[place];
+    depth += ts_depth(z[place] - max_, e[place], plan_->scale);
+  };
+  for (int64_t i = 0; i < count; ++i) deepen(i);
+  const double log_mass = ts_log((double)(int64_t)weight / plan_->scale);
+  const double limit = h * (log_mass * (double)(int64_t)weight + (double)(int64_t)depth);
+  weight = depth = 0;
+  int64_t kept = 0;
+  for (; kept < count; ++kept) {
+    deepen(kept);
+    if (kept && !(log_mass * (double)(int64_t)weight + (double)(int64_t)depth <= limit)) break;
+  }
+  order.resize((size_t)kept);
+  std::sort(order.begin(), order.end());
+  for (int64_t i = 0; i < kept; ++i) {
+    ids_[i] = ids_[order[(size_t)i]];
+    z_[i] = z_[order[(size_t)i]];
+  }
+  n_ = kept;
+  list_weighed_ = false;
+}
+
+void ChainRow::xtc(double threshold) {
+  const double mass = mass_of_row(), least = threshold * mass, log_mass = ts_log(mass);
+  float bound = max_;
+  const auto look = [&](const float *z, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      if (z[i] < bound && z[i] > -HUGE_VALF && (double)(z[i] - max_) - log_mass > -745.0 && (double)ts_exp(z[i] - max_) >= least) bound = z[i];
+    }
+  };
+  if (least > 1) return;  // not even the likeliest is above the threshold
+  if (form_ == kDense && threshold > 1e-36) {
+    // Few can be that likely: the dense row is kept, and only they are looked at.
+    list_from((float)((double)max_ + log(least) - 1e-3), HUGE_VALF);
+    look(z_.get(), n_);
+    n_ = 0;
+  } else {
+    over_values(look);
+  }
+  if (form_ == kDense) hide_above(bound);
+  else filter([=](int64_t i) { return z_[i] <= bound; });
+  remax();
+}
+
+// Removes what is larger from a dense row.
+void ChainRow::hide_above(float z) {
+  const int64_t blocks = (vocab_ + kBlock - 1) / kBlock;
+  const uint16_t *before = view_.marks;
+  uint16_t *marks = hidden_.at_least(blocks * kBlockGroups);
+  if (!before) memset(marks, 0, (size_t)(blocks * kBlockGroups) * sizeof *marks);
+  else if (before != marks) memcpy(marks, before, (size_t)(blocks * kBlockGroups) * sizeof *marks);
+  list_from(z, HUGE_VALF);  // with those that equal it, which stay
+  for (int64_t i = 0; i < n_; ++i) {
+    if (z_[i] > z) marks[ids_[i] / kLanes] = (uint16_t)(marks[ids_[i] / kLanes] | 1u << (ids_[i] % kLanes));
+  }
+  n_ = 0;
+  if (plan_->patches) {
+    for (Patch &patch : patches_.list) {
+      if (patch.z > z) patch.z = -HUGE_VALF;
+    }
+  }
+  show_marks();
+}
