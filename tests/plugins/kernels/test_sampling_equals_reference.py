@@ -580,3 +580,26 @@ def test_a_flat_row_is_drawn_from_as_the_reference_draws(isa: str) -> None:
             for ours, theirs in zip(found, expected, strict=True):
                 assert (ours is None) == (theirs is None)
                 assert ours is None or torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_sixteen_bit_rows_see_every_nan_and_keep_the_order_of_all_values(isa: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(7)
+    ids = torch.arange(6)
+    logits = (torch.randn(6, 700) * 3).to(dtype)
+    logits[:, ::5] = -torch.inf
+    logits[2] = -logits[2].float().abs().to(dtype)  # nothing positive
+    logits[3, ::3] = -0.0
+    bits = torch.int32 if dtype is torch.float32 else torch.int16
+    logits[4].view(bits)[333] = torch.tensor(-1, dtype=bits)  # a NaN with the sign set
+    logits[5, 600] = torch.nan
+    history = torch.tensor([[333, 600, 3]]).repeat(6, 1)  # also where the NaN is patched
+    half, one = torch.full((6,), 0.9).double(), torch.full((6,), 1.2).double()
+    for chain in ([Step("top_p", half)], [Step("repetition_penalty", one), Step("top_k", ids + 3)], []):
+        steps = [(step.op, step.values) for step in chain]
+        found = kernels.apply_chain(logits, chain, history=history)
+        expected = reference.chain(logits, steps, history)
+        assert found.status.tolist() == expected.status.tolist() == [0, 0, 0, 0, 1, 1]
+        assert torch.equal(found.logits[:4], expected.logits[:4])
+        drawn = kernels.sample_chain(logits, chain, ids, ids, ids, history=history, greedy=True)
+        assert drawn.token.tolist()[:4] == expected.logits[:4].argmax(-1).tolist()

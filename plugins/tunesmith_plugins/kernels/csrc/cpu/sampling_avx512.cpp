@@ -56,6 +56,32 @@ TS_LANES void compress(int32_t *ids, float *x, M m, uint32_t, F v, int32_t first
   _mm512_mask_compressstoreu_epi32(ids, m, _mm512_add_epi32(lane, _mm512_set1_epi32(first)));
 }
 
+// The maxima of a block of bfloat16, compared 32 at a time as integers of the same order: a number's bits, all but the
+// sign turned over where it is negative. *bad gets lanes if any token, marked or not, is a NaN, beyond both infinities.
+#define TS_BF16_BLOCK
+TS_LANES __m512i order_of(__m512i v) {
+  return _mm512_ternarylogic_epi32(v, _mm512_srai_epi16(v, 15), _mm512_set1_epi16(0x7fff), 0x78);  // v ^ (sign & 0x7fff)
+}
+TS_LANES F block_of_bf16(const uint16_t *x, const uint16_t *marks, M *bad) {
+  const __m512i infinity = _mm512_set1_epi16(0x7f80), nothing = _mm512_set1_epi16((short)0x807f);
+  __m512i best = nothing, most = nothing, least = infinity;
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g) {
+    const __m512i v = order_of(_mm512_loadu_si512(x + 32 * g));
+    least = _mm512_min_epi16(least, v);
+    most = _mm512_max_epi16(most, v);
+    if (marks) {
+      const __mmask32 skip = (__mmask32)marks[2 * g] | (__mmask32)marks[2 * g + 1] << 16;
+      best = _mm512_max_epi16(best, _mm512_mask_mov_epi16(v, skip, nothing));
+    }
+  }
+  if (_mm512_cmpgt_epi16_mask(most, infinity) | _mm512_cmplt_epi16_mask(least, nothing)) *bad = (M)~0u;
+  if (!marks) best = most;
+  const __m512i both = order_of(_mm512_castsi256_si512(
+      _mm256_max_epi16(_mm512_castsi512_si256(best), _mm512_extracti64x4_epi64(best, 1))));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(both)), 16));
+}
+
 // For the estimate only, where the last bit does not matter.
 TS_LANES F multiply_add(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 TS_LANES F nearest(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }

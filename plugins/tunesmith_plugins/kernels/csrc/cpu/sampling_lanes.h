@@ -64,6 +64,15 @@ struct Scan {
   M *unordered;
   template <int D>
   TS_LANES void run(int64_t b, const char *x, const uint16_t *marks) const {
+#if defined(TS_BF16_BLOCK)  // an instruction set that compares 16 bits at a time says so
+    if constexpr (D == TS_BF16) {
+      for (int line = 0; line < kBlock * 2 / 64; ++line) prefetch((uintptr_t)x + 4 * kScanAhead + 64 * line);
+      const F m = block_of_bf16((const uint16_t *)x, marks, unordered);
+      store_f32(lanes + b * kLanes, m);
+      *best = max(m, *best);
+      return;
+    }
+#endif
     const F nothing = set1(-HUGE_VALF);
     F m0 = nothing, m1 = nothing, m2 = nothing, m3 = nothing;
     M bad = no_lane();

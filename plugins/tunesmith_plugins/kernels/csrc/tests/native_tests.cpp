@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "numeric.h"
+#include "sampling.h"
 #include "tunesmith.h"
 
 #define REQUIRE(condition)                                                     \
@@ -481,6 +482,46 @@ void shared_rows() {
   puts("shared rows: one to four threads draw the same tokens, three callers at once");
 }
 
+// Sums in one pass are those of two, and the estimate is as near to the weights as ChainRow::rough_below says.
+void sums_of_rows() {
+  int64_t estimates = 0;
+  for (const std::string &isa : instruction_sets()) {
+    REQUIRE(ts_isa_set(isa.c_str()) == TS_OK);
+    const TsSampling *kernels = ts_sampling();
+    for (int trial = 0; trial < 60; ++trial) {
+      const int64_t n = pick(1, 3000), blocks = (n + kBlock - 1) / kBlock;
+      const int bits = ts_weight_bits(n);
+      const double spread = real(.1, 5), shift = real(-40, 40);
+      auto x = exactly<float>(n);
+      for (int64_t i = 0; i < n; ++i) x[i] = (float)(spread * (real(-3, 3) + real(-3, 3)) + shift);
+      auto marks = exactly<uint16_t>(blocks * kBlockGroups);
+      auto flagged = exactly<uint8_t>(blocks);
+      for (int64_t j = trial % 2 ? pick(0, 9) : 0; j > 0; --j) {
+        const int64_t id = pick(0, n - 1);
+        marks[id / kLanes] = (uint16_t)(marks[id / kLanes] | 1u << id % kLanes);
+        flagged[id / kBlock] = 1;
+      }
+      const float divisor = (float)real(.2, 3);
+      const TsRow row = {x.get(), n, trial % 2 ? marks.get() : nullptr, flagged.get(), &divisor, trial % 3 ? 1 : 0, TS_F32};
+      float top = x[0];
+      for (int64_t i = 0; i < n; ++i) top = x[i] > top ? x[i] : top;
+      const float max = row.divisor_count ? top / divisor : top, from = top - (float)real(0, 4 * spread);
+      auto one = exactly<uint64_t>(blocks), two = exactly<uint64_t>(blocks);
+      uint64_t all = 0;
+      const uint64_t above = kernels->split(&row, max, bits, from, one.get(), &all);
+      REQUIRE(above == kernels->mass(&row, max, bits, from, two.get()) && same(one.get(), two.get(), blocks));
+      REQUIRE(all == kernels->mass(&row, max, bits, -HUGE_VALF, nullptr));
+      if (!kernels->rough) continue;
+      const double scale = ldexp(1.0, bits), mass = (double)(int64_t)(all - above) / scale;
+      const double estimate = kernels->rough(&row, max, from), deep = log((double)n / fmax(estimate, 1e-9));
+      const double error = estimate * (0x1p-24 * (fabs((double)max) + 5 * deep) + 8e-7) + (double)n * 0x1p-44;
+      REQUIRE(fabs(estimate - mass) <= error);
+      ++estimates;
+    }
+  }
+  printf("sums of rows: one pass is two; %lld estimates within their bound\n", (long long)estimates);
+}
+
 }  // namespace
 
 int main() {
@@ -488,6 +529,7 @@ int main() {
   arithmetic();
   refusals();
   chains();
+  sums_of_rows();
   guarded_rows();
   threads();
   shared_rows();
