@@ -2,6 +2,7 @@
 
 A contender is the link and one draw: ours as one call, "torch" by the link's ``apply`` and a fused draw behind it, which is
 what a chain does with a link that has no kernel step, and "transformers" by its logits processor, softmax and multinomial.
+The row of the likeliest tokens asks for raw, processed and truncated ones; torch's takes three times log_softmax and topk.
 """
 
 from __future__ import annotations
@@ -83,8 +84,14 @@ def _truncations() -> dict[str, tuple[Any, Any]]:
         "typical": (_made("typical"), hf.TypicalLogitsWarper(0.9)),
         "top_h": (_made("top_h"), hf.TopHLogitsWarper(0.4)),
         "xtc": (_made("xtc"), None),
+        "top 20 log-probabilities": (_made("temperature", temperature=0.8), None),
         "mirostat 2": (_made("mirostat"), None),
     }
+
+
+def _likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens as torch finds them."""
+    return logits.log_softmax(-1).topk(count)
 
 
 def contenders(name: str, logits: Tensor) -> dict[str, Callable[[], object]]:
@@ -98,6 +105,12 @@ def contenders(name: str, logits: Tensor) -> dict[str, Callable[[], object]]:
         prompt_lengths=number * 0 + HISTORY - 100,
     )  # fmt: skip
     fused: Any = samplers.create("tunesmith/chain", links=(config,)).build()
+    if name.startswith("top "):
+        count = int(name.split()[1])
+        return {
+            "ours": lambda: fused.sample(logits, rows, top=count),
+            "torch": lambda: (fused.sample(logits, rows), *(_likeliest(logits, count) for _ in range(3))),
+        }
     single: Any = samplers.create("tunesmith/chain").build()
     link = config.build()
     single.use([(ByApplyWithMemory if hasattr(link, "advance") else ByApply)(link)])

@@ -128,6 +128,8 @@ class Draw:
             those that truncate. This is what RL uses.
         logp_truncated: (batch,) float32, the same among the tokens that survived: what the token was drawn with.
         top: ids (batch, n) int64 and processed log-probabilities (batch, n) of the n most likely tokens, or None.
+        top_raw: The same under the logits as given, if the raw log-probability was asked for.
+        top_truncated: The same among the tokens that survived, if the truncated one was asked for.
         state: The state after this token, for the next call; None if no link keeps one.
     """
 
@@ -137,6 +139,8 @@ class Draw:
     logp_processed: torch.Tensor = field(default=None)
     logp_truncated: torch.Tensor = field(default=None)
     top: tuple[torch.Tensor, torch.Tensor] | None = None
+    top_raw: tuple[torch.Tensor, torch.Tensor] | None = None
+    top_truncated: tuple[torch.Tensor, torch.Tensor] | None = None
     state: Mapping[str, RowState] | None = None
 
 
@@ -182,7 +186,7 @@ class Sampler(Component[Any]):
             logits: (batch, vocab), float32, float64, bfloat16 or float16; never written to. The last dimension is dense,
                 rows may be strided.
             rows: What is known of each row.
-            top: Also give the ``top`` most likely tokens.
+            top: Also give the ``top`` most likely tokens, at least with their processed log-probabilities.
             logp: Which log-probabilities of the token to give, of :data:`LOGPS`. Each costs a look at the whole row or less,
                 so ask for what is used; more than was asked for may be given.
         """

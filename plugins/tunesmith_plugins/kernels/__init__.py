@@ -28,7 +28,19 @@ if TYPE_CHECKING:
         weight_only_linear,
     )
     from .loader import info, set_isa
-    from .ops import Plan, SampleResult, Status, Step, apply_chain, quick_sample, sample_chain, supported_steps, uniform
+    from .ops import (
+        Plan,
+        SampleResult,
+        Status,
+        Step,
+        TopResult,
+        apply_chain,
+        quick_sample,
+        sample_chain,
+        sample_chain_top,
+        supported_steps,
+        uniform,
+    )
 
 _MODULES = ("int8_ops", "int8_reference", "loader", "ops", "reference", "reference_edits", "reference_truncations")
 _INT8 = (
@@ -46,6 +58,7 @@ __all__ = [
     "SampleResult",
     "Status",
     "Step",
+    "TopResult",
     "apply_chain",
     "fused_linears",
     "info",
@@ -64,6 +77,7 @@ __all__ = [
     "reference_truncations",
     "rotary_",
     "sample_chain",
+    "sample_chain_top",
     "set_isa",
     "supported_steps",
     "uniform",

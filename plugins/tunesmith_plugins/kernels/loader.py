@@ -74,6 +74,13 @@ class SampleArgs(ctypes.Structure):
         ("cuda_stream", ctypes.c_void_p),
         ("threads", ctypes.c_int32),
         ("reserved", ctypes.c_int32),
+        ("top_count", ctypes.c_int64),
+        ("top_raw_ids", ctypes.c_void_p),
+        ("top_processed_ids", ctypes.c_void_p),
+        ("top_truncated_ids", ctypes.c_void_p),
+        ("top_raw", ctypes.c_void_p),
+        ("top_processed", ctypes.c_void_p),
+        ("top_truncated", ctypes.c_void_p),
     ]
 
 

@@ -77,6 +77,25 @@ class SampleResult(NamedTuple):
     logp_truncated: Tensor | None
 
 
+class TopResult(NamedTuple):
+    """One drawn token a row, and the likeliest tokens: pairs of ids int64 and log-probabilities float32.
+
+    All pairs are ``(batch, min(top, vocab))``, the likeliest first, equals by id; -1 and NaN where the status is not OK. A
+    token that is not possible has -inf. None if not asked for.
+
+    Attributes:
+        sample: what :func:`sample_chain` returns.
+        raw: the likeliest under the logits as given.
+        processed: after all edits, before truncation.
+        truncated: among the tokens kept.
+    """
+
+    sample: SampleResult
+    raw: tuple[Tensor, Tensor] | None
+    processed: tuple[Tensor, Tensor] | None
+    truncated: tuple[Tensor, Tensor] | None
+
+
 class ChainResult(NamedTuple):
     """Rows after the steps, without a draw.
 
@@ -157,9 +176,9 @@ def _native(device: torch.device) -> loader.Library | None:
     return library
 
 
-def _library_for(device: torch.device, steps: Sequence[Step]) -> loader.Library | None:
-    """Return the library for a chain, or None where the reference must do it: CUDA has no kernels for some truncations."""
-    if device.type == "cuda" and any(step.op in reference.CPU_ONLY for step in steps):
+def _library_for(device: torch.device, steps: Sequence[Step], top: int = 0) -> loader.Library | None:
+    """Return the library for a chain, or None where the reference must do it: CUDA has not all kernels."""
+    if device.type == "cuda" and (top or any(step.op in reference.CPU_ONLY for step in steps)):
         return None
     return _native(device)
 
@@ -305,22 +324,33 @@ def _chain(
     greedy: bool,
     draw: int,
     flags: Sequence[bool],
-) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    top: int = 0,
+    top_of: Sequence[bool] = (False, False, False),
+) -> tuple[Tensor, Tensor, list[Tensor | None], list[tuple[Tensor, Tensor] | None]]:
     """Draw with the library if there is one, else with the reference; values are ``(batch,)`` with any stride."""
-    library = _library_for(logits.device, steps)
+    library = _library_for(logits.device, steps, top)
     if library is None:
-        token, status, *logps = reference.sample_chain(
+        (token, status, *logps), tops = reference.sample_chain_top(
             logits, steps, seed, stream, position, history=history, history_lengths=history_lengths, greedy=greedy,
-            draw=draw, logp_raw=flags[0], logp_processed=flags[1], logp_truncated=flags[2],
+            draw=draw, logp_raw=flags[0], logp_processed=flags[1], logp_truncated=flags[2], top=top, top_of=top_of,
         )  # fmt: skip
-        return token, status, logps
-    batch = logits.shape[0]
+        return token, status, logps, tops
+    batch, count = logits.shape[0], min(top, logits.shape[1])
+    tops = [
+        (torch.empty(batch, count, dtype=torch.int64), torch.empty(batch, count, dtype=torch.float32))
+        if wanted
+        else None
+        for wanted in top_of
+    ]
     token = torch.empty(batch, dtype=torch.int64, device=logits.device)
     status = torch.empty(batch, dtype=torch.uint8, device=logits.device)
     logps = [torch.empty(batch, dtype=torch.float32, device=logits.device) if flag else None for flag in flags]
     keep = [t if t is None else t.contiguous() for t in (seed, stream, position, history, history_lengths)]
-    _call_sample(library, logits, steps, *keep, greedy=greedy, draw=draw, token=token, status=status, logps=logps)
-    return token, status, logps
+    _call_sample(
+        library, logits, steps, *keep, greedy=greedy, draw=draw, token=token, status=status, logps=logps, tops=tops,
+        top=count,
+    )  # fmt: skip
+    return token, status, logps, tops
 
 
 def _steps_only(
@@ -353,6 +383,8 @@ def _call_sample(
     out: Tensor | None = None,
     greedy: bool = False,
     draw: int = 0,
+    tops: Sequence[tuple[Tensor, Tensor] | None] = (None, None, None),
+    top: int = 0,
 ) -> None:
     logits = _rows(logits.detach())
     batch, vocab = logits.shape
@@ -372,6 +404,12 @@ def _call_sample(
         logp_processed=_pointer(logps[1]), logp_truncated=_pointer(logps[2]), out_logits=_pointer(out),
         workspace=_pointer(workspace), cuda_stream=_stream(logits.device), threads=torch.get_num_threads(),
     )  # fmt: skip
+    if top:
+        arguments.top_count = top
+        for name, pair in zip(("raw", "processed", "truncated"), tops, strict=True):
+            if pair is not None:
+                setattr(arguments, f"top_{name}_ids", pair[0].data_ptr())
+                setattr(arguments, f"top_{name}", pair[1].data_ptr())
     library.check(library.sample(ctypes.byref(arguments)))
 
 
@@ -485,7 +523,7 @@ def sample_chain(
     flags = (logp_raw, logp_processed, logp_truncated)
     tensors = (logits, seed, stream, position, history, history_lengths, *(t for step in steps for t in step[1:]))
     if _plain(*tensors):
-        token, status, logps = _chain(
+        token, status, logps, _ = _chain(
             logits, _expanded(steps, logits.shape[0]), seed, stream, position, history, history_lengths, greedy, draw,
             flags,
         )  # fmt: skip
@@ -495,6 +533,73 @@ def sample_chain(
         logits, codes, values, tables, seed, stream, position, history, history_lengths, greedy, draw, *flags
     )
     return SampleResult(token, status, *(value if flag else None for value, flag in zip(found, flags, strict=True)))
+
+
+def sample_chain_top(
+    logits: Tensor,
+    steps: Sequence[Step] | Plan,
+    seed: Tensor | None = None,
+    stream: Tensor | None = None,
+    position: Tensor | None = None,
+    *,
+    top: int,
+    of: Sequence[str] = ("processed",),
+    history: Tensor | None = None,
+    history_lengths: Tensor | None = None,
+    greedy: bool = False,
+    draw: int = 0,
+    logp_raw: bool = False,
+    logp_processed: bool = False,
+    logp_truncated: bool = False,
+) -> TopResult:
+    """Do what :func:`sample_chain` does, with the same arguments, and give the likeliest tokens, in one call.
+
+    Args:
+        top: how many tokens, 1 or more; all of them if there are fewer.
+        of: under which logits they are the likeliest: some of ``raw``, ``processed`` and ``truncated``. Each costs a look at
+            the whole row or less.
+
+    Raises:
+        ValueError: as :func:`sample_chain`; ``top`` below 1, or another name in ``of``.
+    """
+    steps = tuple(steps)
+    _check_chain(logits, steps, seed, stream, position, history, history_lengths)
+    if not greedy and (seed is None or stream is None or position is None):
+        raise ValueError("a categorical draw needs seed, stream and position; pass greedy=True for the largest logit")
+    unknown = [name for name in of if name not in _TOPS]
+    if unknown or top < 1:
+        raise ValueError(f"top must be 1 or more, not {top}, and of names of {_TOPS}, not {list(of)}")
+    flags, wanted = (logp_raw, logp_processed, logp_truncated), [name in of for name in _TOPS]
+    tensors = (logits, seed, stream, position, history, history_lengths, *(t for step in steps for t in step[1:]))
+    if _plain(*tensors):
+        token, status, logps, tops = _chain(
+            logits, _expanded(steps, logits.shape[0]), seed, stream, position, history, history_lengths, greedy, draw,
+            flags, top, wanted,
+        )  # fmt: skip
+        return TopResult(SampleResult(token, status, *logps), *tops)
+    codes, values, tables = _packed(steps, logits)
+    token, status, *found = torch.ops.tunesmith.sample_chain_top(
+        logits,
+        codes,
+        values,
+        tables,
+        seed,
+        stream,
+        position,
+        history,
+        history_lengths,
+        greedy,
+        draw,
+        *flags,
+        top,
+        *wanted,
+    )
+    sample = SampleResult(token, status, *(value if flag else None for value, flag in zip(found, flags, strict=False)))
+    pairs = [(found[3 + 2 * n], found[4 + 2 * n]) if wanted[n] else None for n in range(3)]
+    return TopResult(sample, *pairs)
+
+
+_TOPS = ("raw", "processed", "truncated")
 
 
 # ---- the quick way ----------------------------------------------------------------------------------------------
@@ -617,6 +722,12 @@ _library.define(
     "bool logp_truncated) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _library.define(
+    "sample_chain_top(Tensor logits, int[] ops, Tensor values, Tensor[] tables, Tensor? seed, Tensor? stream, "
+    "Tensor? position, Tensor? history, Tensor? history_lengths, bool greedy, int draw, bool logp_raw, "
+    "bool logp_processed, bool logp_truncated, int top, bool top_raw, bool top_processed, bool top_truncated) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define(
     "apply_chain(Tensor logits, int[] ops, Tensor values, Tensor[] tables, Tensor? history, Tensor? history_lengths) "
     "-> (Tensor, Tensor)"
 )
@@ -647,7 +758,7 @@ def _sample_chain_op(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     steps = _named(ops, values, tables)
     _check_chain(logits, steps, seed, stream, position, history, history_lengths)
-    token, status, logps = _chain(
+    token, status, logps, _ = _chain(
         logits, _expanded(steps, len(logits)), seed, stream, position, history, history_lengths, greedy, draw, flags
     )
     return token, status, *(logits.new_empty(0, dtype=torch.float32) if t is None else t for t in logps)
@@ -657,6 +768,33 @@ def _sample_chain_fake(logits: Tensor, ops: list[int], values: Tensor, *rest: ob
     batch = logits.shape[0]
     logps = (logits.new_empty(batch if flag else 0, dtype=torch.float32) for flag in rest[-3:])
     return logits.new_empty(batch, dtype=torch.int64), logits.new_empty(batch, dtype=torch.uint8), *logps
+
+
+def _sample_chain_top_op(
+    logits: Tensor, ops: list[int], values: Tensor, tables: list[Tensor], seed: Tensor | None, stream: Tensor | None,
+    position: Tensor | None, history: Tensor | None, history_lengths: Tensor | None, greedy: bool, draw: int,
+    logp_raw: bool, logp_processed: bool, logp_truncated: bool, top: int, *wanted: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    steps, flags = _named(ops, values, tables), (logp_raw, logp_processed, logp_truncated)
+    _check_chain(logits, steps, seed, stream, position, history, history_lengths)
+    token, status, logps, tops = _chain(
+        logits, _expanded(steps, len(logits)), seed, stream, position, history, history_lengths, greedy, draw, flags, top,
+        wanted,
+    )  # fmt: skip
+    parts = [
+        t for pair in tops for t in (pair or (logits.new_empty(0, dtype=torch.int64), logits.new_empty(0).float()))
+    ]
+    return token, status, *(logits.new_empty(0, dtype=torch.float32) if t is None else t for t in logps), *parts
+
+
+def _sample_chain_top_fake(logits: Tensor, ops: list[int], values: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *rest, raw, processed, truncated, top, first, second, third = rest
+    drawn = _sample_chain_fake(logits, ops, values, raw, processed, truncated)
+    width, parts = min(top, logits.shape[1]), []
+    for wanted in (first, second, third):
+        shape = (logits.shape[0], width) if wanted else (0,)
+        parts += [logits.new_empty(shape, dtype=torch.int64), logits.new_empty(shape, dtype=torch.float32)]
+    return *drawn, *parts
 
 
 def _apply_chain_op(
@@ -680,6 +818,7 @@ def _apply_chain_fake(
 
 for _name, _body, _fake in (
     ("sample_chain", _sample_chain_op, _sample_chain_fake),
+    ("sample_chain_top", _sample_chain_top_op, _sample_chain_top_fake),
     ("apply_chain", _apply_chain_op, _apply_chain_fake),
 ):
     _library.impl(_name, _body, "CompositeExplicitAutograd")

@@ -295,6 +295,16 @@ def logp(rows: Tensor, token: Tensor) -> Tensor:
     return torch.where(rows.amax(-1) == math.inf, math.nan, result)
 
 
+def likeliest(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return ids int64 and log-probabilities float32 of the likeliest tokens, ``(batch, min(count, vocab))``, equals by id."""
+    ids = rows.sort(dim=-1, descending=True, stable=True).indices[:, :count]
+    total = weights(_relative(rows)).sum(-1, keepdim=True)
+    mass = total.double() / 2.0 ** weight_bits(rows.shape[-1])
+    largest = rows.amax(-1, keepdim=True)
+    logps = ((rows.gather(1, ids).double() - largest.double()) - log(mass)).float()
+    return ids, torch.where(largest == math.inf, math.nan, logps)
+
+
 def sample_chain(
     logits: Tensor,
     steps: Sequence[tuple[Any, ...]],
@@ -315,6 +325,36 @@ def sample_chain(
     Returns:
         token int64, status uint8, and the log-probabilities asked for (float32), all ``(batch,)``.
     """
+    found, _ = sample_chain_top(
+        logits, steps, seed, stream, position, history=history, history_lengths=history_lengths, greedy=greedy, draw=draw,
+        logp_raw=logp_raw, logp_processed=logp_processed, logp_truncated=logp_truncated,
+    )  # fmt: skip
+    return found
+
+
+def sample_chain_top(
+    logits: Tensor,
+    steps: Sequence[tuple[Any, ...]],
+    seed: Tensor | None,
+    stream: Tensor | None,
+    position: Tensor | None,
+    *,
+    top: int = 0,
+    top_of: Sequence[bool] = (False, False, False),
+    history: Tensor | None = None,
+    history_lengths: Tensor | None = None,
+    greedy: bool = False,
+    draw: int = 0,
+    logp_raw: bool = False,
+    logp_processed: bool = False,
+    logp_truncated: bool = False,
+) -> tuple[tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None], list[tuple[Tensor, Tensor] | None]]:
+    """Do what :func:`sample_chain` does, and find the ``top`` likeliest tokens.
+
+    Returns:
+        What :func:`sample_chain` returns, and ids and log-probabilities ``(batch, top)`` under the raw, the processed and the
+        truncated logits, each if ``top_of`` asks for it.
+    """
     z, status, processed = chain(logits, steps, history, history_lengths)
     vocab = z.shape[1]
     bad = status != OK
@@ -333,4 +373,9 @@ def sample_chain(
 
     raw = torch.where(bad[:, None], 0.0, logits.float())
     values = of(raw, logp_raw), of(processed, logp_processed), of(z, logp_truncated)
-    return torch.where(bad, -1, token), status, *values
+    tops: list[tuple[Tensor, Tensor] | None] = []
+    for rows, wanted in zip((raw, processed, z), top_of, strict=True):
+        ids, logps = likeliest(torch.where(bad[:, None], 0.0, rows), top) if wanted else (None, None)
+        both = (torch.where(bad[:, None], -1, ids), torch.where(bad[:, None], math.nan, logps)) if wanted else None
+        tops.append(both)
+    return (torch.where(bad, -1, token), status, *values), tops

@@ -169,25 +169,21 @@ def run(
     plans.check(links, logits.shape[1])
     if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         logits = logits.float()  # float64: the kernels work in float32
-    if not top and not rows.parameters and (plan := plans.of(links, rows)) is not None:
-        return _draw_fused(plan, greedy, logits, rows, logp)
+    if not rows.parameters and (plan := plans.of(links, rows)) is not None:
+        return _draw_fused(plan, greedy, logits, rows, logp, top)
     own, states = _own_rows(links, rows)
     logp = LOGPS if states else logp  # a link may advance by any of them
     parts = parts_of(links, own, plans.step)
     last = parts.pop() if parts and isinstance(parts[-1], Fused) else Fused(steps=(), rows=rows)
-    draw = _draw_fused(last.steps, greedy, logits, rows, logp) if not parts else None
-    if draw is not None and not top:
+    if not parts:
+        draw = _draw_fused(last.steps, greedy, logits, rows, logp, top)
         return draw if not states else attrs.evolve(draw, state=_advanced(links, states, None, draw, own))
     walk = Walk(logits)
     for part in parts:
         walk.take(part)
-    if draw is None:
-        drawn = kernels.sample_chain(walk.logits, last.steps, *_key(rows), **history_of(rows), greedy=greedy)
+    drawn = kernels.sample_chain(walk.logits, last.steps, *_key(rows), **history_of(rows), greedy=greedy)
     walk.take(last)
-    if draw is None:
-        draw = _finish(walk, drawn.token, drawn.status, logits, logp)
-    if top:
-        draw = attrs.evolve(draw, top=_likeliest(walk, top))
+    draw = _finish(walk, drawn.token, drawn.status, logits, logp, top)
     if states:
         draw = attrs.evolve(draw, state=_advanced(links, states, walk.logits, draw, own))
     return draw
@@ -204,6 +200,8 @@ def _nothing(logits: torch.Tensor, top: int) -> Draw:
         logp_processed=none,
         logp_truncated=none,
         top=(ids.reshape(0, top), none.reshape(0, top)) if top else None,
+        top_raw=(ids.reshape(0, top), none.reshape(0, top)) if top else None,
+        top_truncated=(ids.reshape(0, top), none.reshape(0, top)) if top else None,
     )
 
 
@@ -231,12 +229,20 @@ def _key(rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def _draw_fused(
-    steps: Sequence[kernels.Step] | kernels.Plan, greedy: bool, logits: torch.Tensor, rows: Rows, logp: Collection[str]
+    steps: Sequence[kernels.Step] | kernels.Plan,
+    greedy: bool,
+    logits: torch.Tensor,
+    rows: Rows,
+    logp: Collection[str],
+    top: int,
 ) -> Draw:
     """Draw a whole chain in one kernel call."""
+    plan = steps if isinstance(steps, kernels.Plan) else kernels.Plan(steps)
+    if top:
+        return _draw_fused_top(plan, greedy, logits, rows, logp, top)
     result: Any = kernels.sample_chain(
         logits,
-        steps if isinstance(steps, kernels.Plan) else kernels.Plan(steps),
+        plan,
         rows.seed,
         rows.stream,
         rows.position,
@@ -251,10 +257,31 @@ def _draw_fused(
     return Draw(token=token, status=status, logp_raw=raw, logp_processed=processed, logp_truncated=truncated)
 
 
-def _finish(
-    walk: Walk, token: torch.Tensor, drawn: torch.Tensor, logits: torch.Tensor, wanted: Collection[str]
+def _draw_fused_top(
+    plan: kernels.Plan, greedy: bool, logits: torch.Tensor, rows: Rows, logp: Collection[str], top: int
 ) -> Draw:
-    """Put together what the kernel did not see: the status and the log-probabilities of the links before it."""
+    """The same with the likeliest tokens."""
+    found = kernels.sample_chain_top(
+        logits, plan, *_key(rows), **history_of(rows), greedy=greedy, top=top, of={"processed", *logp},
+        logp_raw="raw" in logp, logp_processed="processed" in logp, logp_truncated="truncated" in logp,
+    )  # fmt: skip
+    token, status, raw, processed, truncated = found.sample
+    return Draw(
+        token=token,
+        status=status,
+        logp_raw=raw,
+        logp_processed=processed,
+        logp_truncated=truncated,
+        top=found.processed,
+        top_raw=found.raw,
+        top_truncated=found.truncated,
+    )
+
+
+def _finish(
+    walk: Walk, token: torch.Tensor, drawn: torch.Tensor, logits: torch.Tensor, wanted: Collection[str], top: int
+) -> Draw:
+    """Put together what the kernel did not see: the status, and the log-probabilities of the links before it."""
     status = torch.where(walk.status != reference.OK, walk.status, drawn)
     bad = status != reference.OK
     chosen = token.clamp(min=0)
@@ -264,21 +291,22 @@ def _finish(
             return None
         return torch.where(bad, torch.nan, reference.logp(torch.where(bad[:, None], 0.0, z.float()), chosen))
 
+    def likeliest(name: str, z: torch.Tensor) -> Any:
+        if not top or (name != "processed" and name not in wanted):
+            return None
+        ids, logps = reference.likeliest(torch.where(bad[:, None], 0.0, z.float()), top)
+        return torch.where(bad[:, None], -1, ids), torch.where(bad[:, None], torch.nan, logps)
+
     return Draw(
         token=torch.where(bad, -1, token),
         status=status,
         logp_raw=logp("raw", logits),
         logp_processed=logp("processed", walk.processed),
         logp_truncated=logp("truncated", walk.logits),
+        top=likeliest("processed", walk.processed),
+        top_raw=likeliest("raw", logits),
+        top_truncated=likeliest("truncated", walk.logits),
     )
-
-
-def _likeliest(walk: Walk, top: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and processed log-probabilities, likeliest first, equals by id; NaN and -1 in rows without a token."""
-    bad = (walk.status != reference.OK)[:, None]
-    ids = walk.processed.sort(dim=-1, descending=True, stable=True).indices[:, :top]
-    logps = walk.processed.double().log_softmax(-1).gather(1, ids).float()
-    return torch.where(bad, -1, ids), torch.where(bad, torch.nan, logps)
 
 
 def _advanced(links: Mapping[str, Link], states: dict, logits: Any, draw: Draw, own: Mapping[str, Rows]) -> dict:

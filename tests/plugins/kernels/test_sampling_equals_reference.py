@@ -118,6 +118,28 @@ def test_every_exponential_and_its_weight_has_the_bits_of_the_reference(isa: str
         assert ((expected - exact).abs() <= 1e-37 + exact * 2.5e-7).all()
 
 
+def assert_same_tops(found: Any, expected: tuple[Any, ...]) -> None:
+    sample, tops = expected
+    assert_same(found.sample, sample)
+    for one, other in zip(found[1:], tops, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert_same(one, other)
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_the_likeliest_tokens_have_the_bits_of_the_reference(isa: str, block: int) -> None:
+    for trial in range(1000 + block * 40, 1040 + block * 40):
+        logits, steps, inputs = case(trial)
+        rng = random.Random(trial)
+        top, wanted = rng.choice([1, 3, 20, 2000]), [rng.random() < 0.7 for _ in range(3)]
+        names = [name for name, want in zip(("raw", "processed", "truncated"), wanted, strict=True) if want]
+        if not trial % 5:
+            inputs |= dict.fromkeys(("logp_raw", "logp_processed", "logp_truncated"), False)
+        expected = reference.sample_chain_top(logits, steps, **inputs, top=top, top_of=wanted)
+        assert_same_tops(kernels.sample_chain_top(logits, steps, **inputs, top=top, of=names), expected)
+
+
 @pytest.mark.parametrize("block", range(16))
 def test_every_output_has_the_bits_of_the_reference(isa: str, block: int) -> None:
     for trial in range(block * 25, block * 25 + 25):
@@ -279,6 +301,10 @@ def test_named_tokens_among_many_blocks_have_the_bits_of_the_reference(native: d
                         kernels.set_isa(isa)
                         found = kernels.sample_chain(logits, chain, ids, ids, ids, **history, **asked, greedy=greedy)
                         assert_same(found, expected)
+                all_of = reference.sample_chain_top(logits, chain, ids, ids, ids, **history, top=9, top_of=[True] * 3)
+                names = ("raw", "processed", "truncated")
+                tops = kernels.sample_chain_top(logits, chain, ids, ids, ids, **history, top=9, of=names)
+                assert_same_tops(tops, all_of)
                 rows, status, _ = reference.chain(logits, chain, history["history"])
                 found = kernels.apply_chain(logits, chain, **history)
                 assert torch.equal(found.status, status)

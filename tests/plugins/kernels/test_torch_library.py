@@ -29,6 +29,68 @@ def test_opcheck_of_the_sampling_chain(native: dict[str, Any], greedy: bool) -> 
     torch.library.opcheck(torch.ops.tunesmith.apply_chain.default, (*arguments[:4], *arguments[7:9]))
 
 
+def listing_arguments() -> tuple[Any, ...]:
+    """Steps with lists, amounts, a mask and second parameters, as the dispatcher takes them."""
+    torch.manual_seed(1)
+    ops = ["bias", "frequency_penalty", "mask", "typical", "ban"]
+    none = torch.empty(0)
+    tables = [
+        torch.randint(-1, 41, (2, 5)), torch.randn(2, 5), none.clone(), none.clone(), none.clone(), none.clone(),
+        torch.randint(-(2**31), 2**31, (2, 2)).int(), none.clone(), none.clone(), none.clone(), none.clone(),
+        torch.tensor([[2.0, 3.0]], dtype=torch.float64), torch.randint(0, 40, (1, 3)), none.clone(), none.clone(),
+    ]  # fmt: skip
+    values = torch.tensor([[0.7, 1.3], [0.5, 0.1], [1, 0], [0.9, 0.5], [0, 1]], dtype=torch.float64)
+    codes = [kernels.supported_steps().index(op) for op in ops]
+    logits, *_, ids, _, _, history, lengths, greedy, draw, a, b, c = sampling_arguments(False)
+    return (logits, codes, values, tables, ids, ids, ids, history, lengths, greedy, draw, a, b, c)
+
+
+def test_opcheck_of_chains_with_lists_and_of_the_likeliest(native: dict[str, Any]) -> None:
+    arguments = listing_arguments()
+    torch.library.opcheck(torch.ops.tunesmith.sample_chain.default, arguments)
+    torch.library.opcheck(torch.ops.tunesmith.apply_chain.default, (*arguments[:4], *arguments[7:9]))
+    torch.library.opcheck(torch.ops.tunesmith.sample_chain_top.default, (*arguments, 3, True, False, True))
+
+
+def with_lists(logits: Tensor, seed: Tensor, ids: Tensor, amounts: Tensor) -> tuple[Tensor, ...]:
+    one = torch.ones_like(seed).double()
+    steps = [
+        Step("bias", one * 0.5, ids, amounts),
+        Step("allow", (seed % 2).double(), ids),
+        Step("top_h", one * 0.6, second=one * 10),
+    ]
+    drawn = kernels.sample_chain(logits, steps, seed, seed, seed)
+    best = kernels.sample_chain_top(logits, steps, seed, seed, seed, top=4, of=("truncated",))
+    assert best.truncated is not None
+    return drawn.token + 0, kernels.apply_chain(logits, steps).logits, *best.truncated
+
+
+def test_chains_with_lists_compile_whole_export_and_draw_the_same(native: dict[str, Any]) -> None:
+    torch.manual_seed(2)
+    compiled = torch.compile(with_lists, fullgraph=True, backend="aot_eager")
+    arguments = (torch.randn(3, 60), torch.arange(3), torch.randint(-1, 60, (3, 7)), torch.randn(3, 7))
+    expected = with_lists(*arguments)
+    for found, each in zip(compiled(*arguments), expected, strict=True):
+        assert torch.equal(found, each)
+
+    class Module(torch.nn.Module):
+        def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+            return with_lists(*inputs)
+
+    for found, each in zip(torch.export.export(Module(), arguments).module()(*arguments), expected, strict=True):
+        assert torch.equal(found, each)
+
+
+def test_chains_that_cuda_has_no_kernels_for_go_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = object()
+    monkeypatch.setattr(kernels.loader, "cuda", lambda: library)
+    one = torch.ones(1, dtype=torch.float64)
+    cuda = torch.device("cuda")
+    assert kernels.ops._library_for(cuda, [Step("bias", one, torch.zeros(1, 1).long())]) is library
+    assert kernels.ops._library_for(cuda, [Step("top_p", one), Step("eta", one)]) is None
+    assert kernels.ops._library_for(cuda, [Step("top_p", one)], top=3) is None
+
+
 @pytest.mark.parametrize("grad", [False, True])
 def test_opcheck_of_the_int8_layer(native: dict[str, Any], grad: bool) -> None:
     weight = kernels.quantize_weight(torch.randn(7, 9))

@@ -129,6 +129,11 @@ def rows_of(batch, seed=0):
 def assert_same(first, second):
     for name in ("token", "status", "logp_raw", "logp_processed", "logp_truncated"):
         assert torch.equal(getattr(first, name).nan_to_num(7.0), getattr(second, name).nan_to_num(7.0)), name
+    for name in ("top", "top_raw", "top_truncated"):
+        one, other = getattr(first, name), getattr(second, name)
+        assert (one is None) == (other is None)
+        for found, expected in zip(one or (), other or (), strict=True):
+            assert torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0)), name
 
 
 @settings(max_examples=250, deadline=None, derandomize=True)
@@ -138,16 +143,17 @@ def assert_same(first, second):
     vocab=st.sampled_from([8, 40, 700]),
     seed=st.integers(0, 50),
     greedy=st.booleans(),
+    top=st.sampled_from([0, 0, 1, 5, 50]),
 )
-def test_fused_chains_give_what_every_link_by_itself_gives(links, batch, vocab, seed, greedy):
+def test_fused_chains_give_what_every_link_by_itself_gives(links, batch, vocab, seed, greedy, top):
     config = Chain(links=tuple(links), draw="greedy" if greedy else "categorical")
     logits, rows = logits_of(batch, vocab, seed=seed, spread=2.0), rows_of(batch, seed)
     if seed % 3 == 0:
         logits = logits.masked_fill(logits_of(batch, vocab, seed=seed + 1) > 0.7, -math.inf)
     sampler = config.build()
-    whole = sampler.sample(logits, rows)
-    assert_same(whole, run(unfused([c.build() for c in config.flat()]), greedy, logits, rows))
-    assert_same(whole, sampler.sample(logits, rows))  # with what was kept from the first call
+    whole = sampler.sample(logits, rows, top=top)
+    assert_same(whole, run(unfused([c.build() for c in config.flat()]), greedy, logits, rows, top))
+    assert_same(whole, sampler.sample(logits, rows, top=top))  # with what was kept from the first call
     moved = attrs.evolve(rows, position=rows.position + 1, history=rows.history.flip(1))
     assert_same(sampler.sample(logits, moved), config.build().sample(logits, moved))  # and nothing stale of it
 
@@ -167,11 +173,39 @@ def test_a_chain_of_all_of_them_is_one_call(monkeypatch):
     draw = kernels.sample_chain
     monkeypatch.setattr(kernels, "sample_chain", lambda *args, **kw: calls.append(args) or draw(*args, **kw))
     monkeypatch.setattr(kernels, "apply_chain", None)
+    monkeypatch.setattr(
+        kernels, "sample_chain_top", lambda *a, _of=kernels.sample_chain_top, **kw: calls.append(a) or _of(*a, **kw)
+    )
     Chain(links=ALL).build().sample(logits_of(3, 40), rows_of(3))
     assert len(calls) == 1
+    Chain(links=ALL).build().sample(logits_of(3, 40), rows_of(3), top=4)
+    assert len(calls) == 2
     built = named_links([config.build() for config in ALL])
     parts = parts_of(built, {name: rows_of(3) for name in built})
     assert [len(part.steps) for part in parts if isinstance(part, Fused)] == [len(ALL)]
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_the_likeliest_are_those_of_float64_raw_processed_and_truncated(cut):
+    logits, rows = logits_of(6, 500, seed=5, spread=3.0), rows_of(6)
+    links = (Temperature(temperature=0.7), LogitBias(bias={"3": 4.0}), BadWords(sequences=((3,),)), TopK(k=6))
+    built = [config.build() for config in links]
+    draw = run(unfused(built) if cut else named_links(built), False, logits, rows, 8)
+    raw, heated = logits.double(), logits.double() / 0.7
+    heated[:, 3] += 4.0
+    kept = heated.clone()
+    kept[:, 3] = -math.inf
+    kept[kept < kept.topk(6).values[:, -1:]] = -math.inf
+    for found, z in ((draw.top_raw, raw), (draw.top, heated), (draw.top_truncated, kept)):
+        expected, ids = z.log_softmax(-1).topk(8)
+        few = expected > -math.inf
+        assert torch.equal(found[0][few], ids[few])
+        torch.testing.assert_close(found[1].double(), expected, atol=2e-6, rtol=0)
+    assert (draw.top_truncated[1] == -math.inf).sum() == 12  # of eight two are not among the six
+    only = run(unfused(built) if cut else named_links(built), False, logits, rows, 8, ("processed",))
+    assert only.top_raw is None
+    assert only.top_truncated is None
+    assert torch.equal(only.top[0], draw.top[0])
 
 
 def test_parameters_of_rows_reach_the_fused_steps():

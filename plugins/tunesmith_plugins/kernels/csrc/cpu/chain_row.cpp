@@ -97,7 +97,7 @@ void ChainRow::run(const ts_sample_args &args, const ChainPlan &plan, const TsSa
 void ChainRow::begin() {
   form_ = kDense;
   status_ = TS_ROW_OK;
-  total_known_ = false;
+  total_known_ = raw_total_known_ = processed_total_known_ = false;
   n_ = 0;
   dense_divisors_ = divisors_seen_ = 0;
   const int64_t blocks = (vocab_ + kBlock - 1) / kBlock;
@@ -140,6 +140,13 @@ void ChainRow::give_up() {
     if (output) output[row_] = NAN;
   }
   if (args_->out_logits) std::fill_n(args_->out_logits + row_ * vocab_, vocab_, NAN);
+  const int64_t count = std::min(args_->top_count, vocab_);
+  int64_t *const ids[] = {args_->top_raw_ids, args_->top_processed_ids, args_->top_truncated_ids};
+  float *const logps[] = {args_->top_raw, args_->top_processed, args_->top_truncated};
+  for (int which = 0; which < 3; ++which) {
+    if (ids[which]) std::fill_n(ids[which] + row_ * count, count, -1);
+    if (logps[which]) std::fill_n(logps[which] + row_ * count, count, NAN);
+  }
 }
 
 // The tokens that are not patched, as they are now.
@@ -642,27 +649,41 @@ int64_t ChainRow::draw_in_block(int64_t block, uint64_t running, uint64_t target
   }
 }
 
+uint64_t ChainRow::raw_total() {
+  if (!raw_total_known_) {
+    const TsRow whole = {source_, vocab_, nullptr, nullptr, nullptr, 0, args_->dtype};
+    raw_total_ = plan_->raw_differs ? kernels_->mass(&whole, raw_max_, plan_->bits, -FLT_MAX, nullptr) : dense_total();
+    raw_total_known_ = true;
+  }
+  return raw_total_;
+}
+
 float ChainRow::logp_raw(int64_t token) {
-  const TsRow whole = {source_, vocab_, nullptr, nullptr, nullptr, 0, args_->dtype};
-  const uint64_t total = plan_->raw_differs ? kernels_->mass(&whole, raw_max_, plan_->bits, -FLT_MAX, nullptr) : dense_total();
-  return ts_logp(ts_load_one(source_, token, args_->dtype), raw_max_, total, plan_->scale);
+  return ts_logp(ts_load_one(source_, token, args_->dtype), raw_max_, raw_total(), plan_->scale);
+}
+
+// The weights' sum of the row after all edits and no truncation, whose maximum is max.
+uint64_t ChainRow::processed_total(float max) {
+  if (processed_total_known_) return processed_total_;
+  processed_total_known_ = true;
+  if (!plan_->processed_differs) return processed_total_ = dense_total();
+  TsRow row = rest();
+  row.divisor_count = divisors_seen_;
+  row.marks = plan_->patches ? patches_.marks() : nullptr;
+  row.flagged = plan_->patches ? patches_.flagged() : nullptr;
+  processed_total_ = kernels_->mass(&row, max, plan_->bits, -FLT_MAX, nullptr);
+  if (plan_->patches) {
+    for (const Patch &each : patches_.list) processed_total_ += ts_weight(ts_exp(each.processed - max), plan_->scale);
+  }
+  return processed_total_;
 }
 
 float ChainRow::logp_processed(int64_t token) {
   const Patch *patch = plan_->patches ? patches_.find((int32_t)token) : nullptr;
   const float z = patch ? patch->processed : value_of(ts_load_one(source_, token, args_->dtype), divisors_seen_);
-  if (!plan_->processed_differs) return ts_logp(z, dense_max(false), dense_total(), plan_->scale);
   const float max = dense_max(true);
   if (max == HUGE_VALF) return NAN;  // a dropped token that a later edit sent to infinity
-  TsRow row = rest();
-  row.divisor_count = divisors_seen_;
-  row.marks = plan_->patches ? patches_.marks() : nullptr;
-  row.flagged = plan_->patches ? patches_.flagged() : nullptr;
-  uint64_t total = kernels_->mass(&row, max, plan_->bits, -FLT_MAX, nullptr);
-  if (plan_->patches) {
-    for (const Patch &each : patches_.list) total += ts_weight(ts_exp(each.processed - max), plan_->scale);
-  }
-  return ts_logp(z, max, total, plan_->scale);
+  return ts_logp(z, max, processed_total(max), plan_->scale);
 }
 
 void ChainRow::write_logits() {
@@ -709,4 +730,5 @@ void ChainRow::finish() {
   }
   if (args_->logp_raw) args_->logp_raw[row_] = logp_raw(token);
   if (args_->logp_processed) args_->logp_processed[row_] = logp_processed(token);
+  if (args_->top_count) tops();
 }

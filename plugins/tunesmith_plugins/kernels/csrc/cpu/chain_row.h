@@ -117,6 +117,10 @@ class ChainRow {
   float logp_raw(int64_t token);
   float logp_processed(int64_t token);
   void write_logits();
+  uint64_t raw_total();
+  uint64_t processed_total(float max);
+  void tops();
+  void top_of(int64_t *ids, float *logps, float max, uint64_t total);
 
   const ts_sample_args *args_ = nullptr;
   const ChainPlan *plan_ = nullptr;
@@ -156,5 +160,7 @@ class ChainRow {
   int64_t n_ = 0;
   bool list_weighed_ = false;
   uint64_t list_total_ = 0;
+  bool raw_total_known_ = false, processed_total_known_ = false;
+  uint64_t raw_total_ = 0, processed_total_ = 0;
   Buffer<float> lane_z_, lane_e_, sample_x_, sample_e_;
 };

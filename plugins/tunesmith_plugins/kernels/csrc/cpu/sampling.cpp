@@ -29,6 +29,10 @@ int32_t check(const ts_sample_args &a) {
     return ts_fail(TS_INVALID, "a categorical draw needs seed, stream and position");
   if (!a.token && (a.logp_raw || a.logp_processed || a.logp_truncated))
     return ts_fail(TS_INVALID, "log-probabilities are those of the drawn token: token must not be null");
+  if (a.top_count < 0 || (a.top_count && !a.token))
+    return ts_fail(TS_INVALID, "the likeliest tokens come with a draw: top_count must not be negative, token not null");
+  if (!a.top_raw_ids != !a.top_raw || !a.top_processed_ids != !a.top_processed || !a.top_truncated_ids != !a.top_truncated)
+    return ts_fail(TS_INVALID, "ids and log-probabilities of the likeliest tokens come together");
   if (a.step_count < 0 || (a.step_count && !a.steps)) return ts_fail(TS_INVALID, "steps must not be null");
   if (a.draw < 0 || a.draw > UINT32_MAX) return ts_fail(TS_INVALID, "draw must be in [0, 2^32)");
   for (int64_t s = 0; s < a.step_count; ++s) {
@@ -89,7 +93,7 @@ struct Call {
 // Waking a thread takes some 50 us, and what one row takes is known roughly: a third of a nanosecond for a weight, a
 // tenth for a look.
 bool worth_sharing(const ts_sample_args &a) {
-  bool weighs = a.logp_raw || a.logp_processed || a.step_count == 0;
+  bool weighs = a.logp_raw || a.logp_processed || a.top_count || a.step_count == 0;
   for (int64_t s = 0; s < a.step_count && !weighs; ++s) {
     if (a.steps[s].op == TS_TOP_P || a.steps[s].op >= TS_EPSILON) weighs = true;
     if (!ts_is_edit(a.steps[s].op) && a.steps[s].op != TS_BAN && a.steps[s].op != TS_MASK) break;

@@ -299,6 +299,7 @@ extern "C" int32_t ts_cuda_sample(const ts_sample_args *args) {
   if (a.step_count > kMaxSteps) return ts_cuda_fail(TS_INVALID, "more than %d steps in a chain on a CUDA device", kMaxSteps);
   if (a.batch < 0 || a.vocab < 1 || a.vocab > INT32_MAX || a.dtype < TS_F32 || a.dtype > TS_F16)
     return ts_cuda_fail(TS_INVALID, "logits must be (batch, vocab) float32, bfloat16 or float16");
+  if (a.top_count) return ts_cuda_fail(TS_UNSUPPORTED, "the likeliest tokens are not given by the CUDA library");
   if (a.batch == 0) return TS_OK;
   if (!a.logits || !a.status || !a.workspace || (a.token && !a.greedy && (!a.seed || !a.stream || !a.position)))
     return ts_cuda_fail(TS_INVALID, "logits, status, workspace and, to draw, seed, stream and position must not be null");
