@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from tunesmith_plugins import kernels
 Call = Callable[[Tensor], Tensor]
 
 FLOATS = ("fp32", "bf16")
-OURS = ("tunesmith", "tunesmith weight-only")
+VNNI = "tunesmith avx512"
+OURS = ("tunesmith", "tunesmith weight-only", VNNI)
 
 
 def _quantize_dynamic(layer: nn.Linear, engine: str) -> Call:
@@ -57,6 +59,17 @@ def _bitsandbytes(layer: nn.Linear) -> Call:
     return made.to("cpu")  # type: ignore[no-any-return]
 
 
+@contextmanager
+def forced(isa: str) -> Iterator[None]:
+    """Have our layers run on one instruction set, as ``TUNESMITH_ISA`` does for a process."""
+    before = kernels.info()["isa"]
+    kernels.set_isa(isa)
+    try:
+        yield
+    finally:
+        kernels.set_isa(before)
+
+
 def _ours(layer: nn.Linear, weight_only: bool) -> Call:
     weight = kernels.quantize_weight(layer.weight)
     packed, bias = kernels.pack_weight(weight.q, weight.scale), layer.bias.detach()
@@ -90,6 +103,8 @@ def contenders(layer: nn.Linear, compiled: bool) -> tuple[dict[str, Call], dict[
         makers["bitsandbytes"] = lambda: _bitsandbytes(layer)
     makers["tunesmith"] = lambda: _ours(layer, False)
     makers["tunesmith weight-only"] = lambda: _ours(layer, True)
+    if "amx" in kernels.info()["isa_available"]:  # called with the instruction set forced, see forced()
+        makers[VNNI] = lambda: _ours(layer, False)
     ready: dict[str, Call] = {}
     absent = {name: "not installed" for name in ("torchao", "bitsandbytes") if importlib.util.find_spec(name) is None}
     for name, make in makers.items():

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from int8_ctranslate2 import Converted
+from int8_kept import Kept
 from int8_timing import in_turn
 from torch import nn
 
@@ -63,19 +65,44 @@ def _int8(model: nn.Module, fused: bool) -> nn.Module:
     return small
 
 
-def _decoding(model: nn.Module, batch: int, new: int) -> Callable[[], Any]:
+def _torchao(model: nn.Module, weight_only: bool) -> nn.Module:
+    from torchao import quantization
+
+    small = copy.deepcopy(model)
+    name = "Int8WeightOnlyConfig" if weight_only else "Int8DynamicActivationInt8WeightConfig"
+    quantization.quantize_(small, getattr(quantization, name)())
+    return small
+
+
+Job = Callable[[Any, int], Callable[[], Any]]
+"""Makes a call of a model (transformers' or a converted one) on a number of threads."""
+
+
+def _decoding(batch: int, new: int) -> Job:
     ids = torch.randint(5, 1000, (batch, PROMPT), generator=torch.Generator().manual_seed(1))
-    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
-    generate: Any = model.generate
-    return lambda: generate(ids, pad_token_id=0, eos_token_id=None, **options)
+    length = {"max_new_tokens": new, "min_new_tokens": new}
+
+    def job(model: Any, threads: int) -> Callable[[], Any]:
+        if isinstance(model, Converted):
+            return model.decoding(ids, new, threads)
+        options = {"attention_mask": torch.ones_like(ids), "do_sample": False, **length}
+        return lambda: model.generate(ids, pad_token_id=0, eos_token_id=None, **options)
+
+    return job
 
 
-def _encoding(model: nn.Module, batch: int, time_: int) -> Callable[[], Any]:
+def _encoding(batch: int, time_: int) -> Job:
     ids = torch.randint(5, 1000, (batch, time_), generator=torch.Generator().manual_seed(1))
-    return lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+    def job(model: Any, threads: int) -> Callable[[], Any]:
+        if isinstance(model, Converted):
+            return model.encoding(ids, threads)
+        return lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+    return job
 
 
-Case = tuple[str, Callable[[bool], nn.Module], Callable[[nn.Module], Callable[[], Any]], float, float | None]
+Case = tuple[str, Callable[[bool], nn.Module], Job, float, float | None]
 
 
 def cases(quick: bool) -> list[Case]:
@@ -83,42 +110,83 @@ def cases(quick: bool) -> list[Case]:
     new = 4 if quick else 24
     size = (4, 32) if quick else (32, 128)
     return [
-        ("LLaMA 110M, batch 1", _llama, lambda m: _decoding(m, 1, new), 2.5, 1.3),
-        ("LLaMA 110M, batch 8", _llama, lambda m: _decoding(m, 8, new), 3.3, 1.3),
-        ("T5-small, batch 1", _t5, lambda m: _decoding(m, 1, new), 2.0, None),
-        ("T5-small, batch 8", _t5, lambda m: _decoding(m, 8, new), 2.0, None),
-        ("BERT-base, 32 x 128 tokens", _bert, lambda m: _encoding(m, *size), 2.0, None),
+        ("LLaMA 110M, batch 1", _llama, _decoding(1, new), 2.5, 1.3),
+        ("LLaMA 110M, batch 8", _llama, _decoding(8, new), 3.3, 1.3),
+        ("T5-small, batch 1", _t5, _decoding(1, new), 2.0, None),
+        ("T5-small, batch 8", _t5, _decoding(8, new), 2.0, None),
+        ("BERT-base, 32 x 128 tokens", _bert, _encoding(*size), 2.0, None),
     ]
 
 
-def models(quick: bool, threads: list[int], budget: float, only: str = "") -> dict[str, Any]:
-    """Measure every case whose name contains ``only`` on every number of threads, for ``budget`` seconds each."""
-    rows, goals = [], []
-    shared: dict[Any, dict[str, nn.Module]] = {}
+def contenders(model: nn.Module) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what ``model`` is measured as, and of what cannot be made here why not."""
+    makers: dict[str, Callable[[], Any]] = {
+        "fp32": lambda: model,
+        "bf16": lambda: copy.deepcopy(model).to(torch.bfloat16),
+        "quantize_dynamic": lambda: _quantize_dynamic(model),
+        "torchao dynamic": lambda: _torchao(model, False),
+        "torchao weight-only": lambda: _torchao(model, True),
+        "CTranslate2 int8": lambda: Converted(model),
+        "tunesmith, layers as they are": lambda: _int8(model, fused=False),
+        "tunesmith": lambda: _int8(model, fused=True),
+    }
+    ready, absent = {}, {}
+    for name, make in makers.items():
+        try:
+            ready[name] = make()
+        except ImportError:
+            absent[name] = "not installed"
+        except Exception as error:  # a contender that cannot take the model is named, and the others go on
+            absent[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
+    return ready, absent
+
+
+def _jobs(ready: dict[str, Any], job: Job, count: int, absent: dict[str, str]) -> dict[str, Callable[[], Any]]:
+    """Return a call of every contender that has been called once."""
+    jobs = {}
+    for name, model in ready.items():
+        try:
+            call = job(model, count)
+            call()
+            jobs[name] = call
+        except Exception as error:
+            absent[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
+    return jobs
+
+
+def models(quick: bool, threads: list[int], budget: float, only: str, kept: Kept) -> dict[str, Any]:
+    """Measure every case whose name contains ``only`` on every number of threads, for ``budget`` seconds each; what ``kept``
+    has is not measured again."""
+    goals: list[dict[str, Any]] = []
+    absent: dict[str, str] = {}
+    shared: dict[Any, dict[str, Any]] = {}
+    cells = 0
     for name, maker, job, against_float, against_dynamic in cases(quick):
         if only not in name:
             continue
-        if maker not in shared:
-            shared.clear()
-            gc.collect()
-            torch.manual_seed(0)
-            model = maker(quick).eval().requires_grad_(False)
-            shared[maker] = {
-                "fp32": model,
-                "quantize_dynamic": _quantize_dynamic(model),
-                "tunesmith, layers as they are": _int8(model, fused=False),
-                "tunesmith": _int8(model, fused=True),
-            }
-        jobs = {contender: job(model) for contender, model in shared[maker].items()}
         for count in threads:
-            torch.set_num_threads(count)
-            start = time.perf_counter()
-            for call in jobs.values():
-                call()
-            rounds = max(3, min(20, int(budget / (time.perf_counter() - start))))
-            times = in_turn(jobs, rounds)
+            key = ("models", name + (", quick" if quick else ""), f"threads={count}")
+            row = kept.get(*key)
+            if row is None and kept.over:
+                continue
+            if row is None:
+                torch.set_num_threads(count)
+                if maker not in shared:
+                    shared.clear()
+                    gc.collect()
+                    torch.manual_seed(0)
+                    shared[maker], missing = contenders(maker(quick).eval().requires_grad_(False))
+                    absent.update(missing)
+                jobs = _jobs(shared[maker], job, count, absent)
+                start = time.perf_counter()
+                for call in jobs.values():
+                    call()
+                rounds = max(3, min(20, int(budget / (time.perf_counter() - start))))
+                row = {"case": name, "threads": count, "rounds": rounds, "times": in_turn(jobs, rounds)}
+                kept.put(row, *key)
+            cells += 1
+            times = row["times"]
             mine = times["tunesmith"][0]
-            rows.append({"case": name, "threads": count, "rounds": rounds, "times": times})
             words = ", ".join(f"{c} {t[0] * 1e3:.1f} ms ({t[0] / mine:.2f}x)" for c, t in times.items())
             print(f"{name}, threads={count}: {words}", flush=True)
             for rival, least in (("fp32", against_float), ("quantize_dynamic", against_dynamic)):
@@ -126,4 +194,4 @@ def models(quick: bool, threads: list[int], budget: float, only: str = "") -> di
                     value = times[rival][0] / mine
                     goal = f"{name}, {count} thread{'s' if count > 1 else ''}, against {rival}"
                     goals.append({"goal": goal, "value": value, "least": least, "pass": value >= least})
-    return {"cases": rows, "goals": goals, "isa": kernels.info()["isa"]}
+    return {"cells": cells, "absent": absent, "goals": goals, "isa": kernels.info()["isa"]}

@@ -112,7 +112,7 @@ def quantized(layer: Any, scheme: Scheme) -> Int8Linear:
     """Return the integer layer of a ``Linear`` or ``Conv1D``."""
     weight = layer.weight.detach()
     weight = weight.T if isinstance(layer, Conv1D) else weight
-    return LINEAR[scheme.kind].from_float(weight.float(), layer.bias, scheme)
+    return LINEAR[scheme.kind].from_float(weight, layer.bias, scheme)
 
 
 def _only(layout: Layout, source: str) -> Layout:

@@ -25,8 +25,9 @@ from tunesmith_plugins.compressors.fused import fuse
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8TiedLinear
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, build, check_places, layout_of, tie
 from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8StaticLinear
-from tunesmith_plugins.compressors.int8_weight import Int8Weight, quantize
+from tunesmith_plugins.compressors.int8_weight import Int8Weight, quantize, row_blocks
 from tunesmith_plugins.compressors.layers import let_go_of_files
+from tunesmith_plugins.compressors.mapped_pages import let_go_of_pages
 
 METHOD = "tunesmith_int8"
 VERSION = 1
@@ -164,6 +165,8 @@ class Int8Quantizer(HfQuantizer):
             _check_files(layout, model, checkpoint_files or ())
         else:
             assert self.quantization_config._compressor is not None
+            for target in _different(model, checkpoint_files or ()):
+                model.all_tied_weights_keys.pop(target)
             layout = layout_of(model, self.quantization_config._compressor)
             own = [name for name in (*layout.layers, *layout.embeddings) if name not in layout.tied]
             # GPT-2 keeps (inputs, outputs)
@@ -175,8 +178,8 @@ class Int8Quantizer(HfQuantizer):
                 here = model.get_submodule(name)
                 model.set_submodule(name, build(layout, name, here, here.bias is not None))
         tie(layout, model)
-        # they have no weights of their own any more that transformers would have to tie
-        for name in layout.tied:
+        # their weights are integers, which transformers cannot tie; those that are tied are so by now
+        for name in (*layout.layers, *layout.embeddings, *layout.tied):
             model.all_tied_weights_keys.pop(f"{name}.weight", None)
         self.quantization_config.__dict__.update(Int8QuantizationConfig.of(layout).to_dict())
         return model
@@ -233,8 +236,9 @@ class _Quantize(ConversionOps):
         for name, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value
             layer = name.removesuffix(".weight")
-            weight = weight.T if self.transposed[layer] else weight
-            made[name], made[f"{name}_scale"] = quantize(weight.float(), model.get_submodule(layer).group_size)
+            rows = weight.T if self.transposed[layer] else weight
+            made[name], made[f"{name}_scale"] = quantize(rows, model.get_submodule(layer).group_size)
+            let_go_of_pages(weight)
         return made
 
 
@@ -276,6 +280,29 @@ def _resolved(layout: Layout, model: Any) -> Layout:
         embeddings=tuple(here for _, here in places(layout.embeddings)),
         tied={here: found(layout.tied[name]) or "" for name, here in places(tuple(layout.tied))},
     )
+
+
+def _different(model: Any, files: Sequence[str]) -> list[str]:
+    """Return the weights that the model's config ties to another one while the files have a different one for each: then
+    transformers does not tie them either."""
+    where = {}
+    for file in files:
+        if file.endswith(".safetensors"):
+            with safe_open(file, framework="pt") as opened:
+                where |= dict.fromkeys(opened.keys(), file)
+
+    def equal(first: str, second: str) -> bool:
+        with safe_open(where[first], framework="pt") as one, safe_open(where[second], framework="pt") as other:
+            mine, its = one.get_slice(first), other.get_slice(second)
+            if mine.get_shape() != its.get_shape():
+                return False
+            rows, columns = mine.get_shape()
+            return all(torch.equal(mine[part], its[part]) for part in row_blocks(rows, columns))
+
+    pairs = model.all_tied_weights_keys.items()
+    both = [(target, source) for target, source in pairs if target in where and source in where]
+    with torch.device("cpu"):  # transformers makes models on "meta"
+        return [target for target, source in both if target.endswith(".weight") and not equal(target, source)]
 
 
 def _check_files(layout: Layout, model: Any, files: Sequence[str]) -> None:

@@ -55,7 +55,7 @@ def linear_line(name: str, layer: Any, made: Int8Linear, rows: Tensor | None, co
         rows: Inputs (rows, in_features) to measure with; None: ``count`` Gaussian ones, the same every time.
         count: 0: neither output noise nor times.
     """
-    weight = layer.weight.detach().float()
+    weight = layer.weight.detach()
     line = _line(
         name, made.mode if isinstance(made.mode, str) else "static", weight.T if _is_conv(layer) else weight, made
     )
@@ -75,7 +75,7 @@ def linear_line(name: str, layer: Any, made: Int8Linear, rows: Tensor | None, co
 
 def embedding_line(name: str, table: Any, made: Int8Embedding) -> Line:
     """Return the line of an embedding; lookups are not timed."""
-    line = _line(name, "embedding", table.weight.detach().float(), made)
+    line = _line(name, "embedding", table.weight.detach(), made)
     line["output_sqnr_db"] = line["float_us"] = line["int8_us"] = None
     return line
 

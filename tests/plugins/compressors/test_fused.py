@@ -106,6 +106,33 @@ def test_a_fused_model_gives_what_it_gave_before(native_library: None, name: str
     assert torch.equal(outputs(model), before)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_in_bfloat16_is_fused_too(native_library: None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, layers = MODELS[name]
+    model = quantized(make)
+    exact = outputs(model)
+    model.to(torch.bfloat16)
+    before = outputs(model)
+    calls = []
+    real = kernels.int8_ops._native_linears
+
+    def counted(x: torch.Tensor, *rest: Any) -> list[torch.Tensor]:
+        calls.append(x.dtype)
+        return real(x, *rest)
+
+    monkeypatch.setattr(kernels.int8_ops, "_native_linears", counted)
+    assert fuse(model) == layers
+    after = outputs(model)
+    assert after.dtype == torch.bfloat16
+    assert len(calls) >= layers
+    assert set(calls) == {torch.bfloat16}
+    size = float(exact.norm())
+    unfused_error, error = float((before - exact).norm()) / size, float((after - exact).norm()) / size
+    # it rounds to bfloat16 less often than the layers do one by one
+    assert error < 1.1 * unfused_error < 0.05
+    assert float((after - before).norm()) / size < 0.03
+
+
 @pytest.mark.parametrize("name", [name for name in MODELS if "bert" not in name])
 def test_decoding_with_a_cache_gives_the_same_tokens(native_library: None, name: str) -> None:
     model = quantized(MODELS[name][0])

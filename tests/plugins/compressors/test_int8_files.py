@@ -9,15 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tunesmith.errors import ArtifactError, ConfigError, TunesmithError
 from tunesmith.lm import load
 from tunesmith.runtime import Runtime
+from tunesmith_plugins import kernels
 from tunesmith_plugins.compressors import Int8, Int8WeightOnly, Scheme
-from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, packed_rows
+from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8TiedLinear, packed_rows
 from tunesmith_plugins.compressors.int8_format import Int8QuantizationConfig
+from tunesmith_plugins.compressors.int8_linear import Int8Linear
 from tunesmith_plugins.compressors.int8_weight import Int8Weight
+from tunesmith_plugins.compressors.mapped_pages import let_go_of_pages
 
 RUNTIME = Runtime(progress=False)
 IDS = torch.tensor([[4, 5, 6, 7, 8, 1], [9, 10, 11, 12, 13, 1]])
@@ -224,3 +228,73 @@ def test_what_stays_float_does_not_keep_the_files_of_the_float_model_in_memory(m
     small, _ = Int8(measure_rows=0).build().compress(lm, runtime=RUNTIME)
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
     assert logits(small).isfinite().all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked to")
+def test_what_was_quantized_leaves_the_mapped_file_again(tmp_path):
+    weight = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0))
+    save_file({"w": weight, "small": weight[:2, :3].clone()}, tmp_path / "m.safetensors")
+
+    def resident():
+        """KiB of the file in memory."""
+        found, here = 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if "-" in line.split()[0] and ":" not in line.split()[0]:
+                here = line.endswith(str(tmp_path / "m.safetensors"))
+            elif here and line.startswith("Rss:"):
+                found += int(line.split()[1])
+        return found
+
+    with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
+        mapped = file.get_slice("w")[...]
+        before = mapped.sum()
+        assert resident() >= 4096
+        let_go_of_pages(mapped.T)  # as of GPT-2
+        assert resident() < 300
+        assert torch.equal(mapped, weight)
+        let_go_of_pages(mapped)
+        assert resident() < 300
+        assert mapped.sum() == before
+        let_go_of_pages(file.get_slice("small")[...])
+    copy = weight.clone()
+    let_go_of_pages(copy)
+    assert torch.equal(copy, weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["gpt2", "bert", "t5", "llama"])
+def test_heads_tied_and_untied_are_int8_and_load_everywhere(make, tmp_path, kind, tied, dtype):
+    lm = make(kind)
+    config = lm.model.config
+    config.tie_word_embeddings = tied
+    lm.model = type(lm.model)(config).eval()
+    config.architectures = [type(lm.model).__name__]
+    lm.model.save_pretrained(tmp_path / "float")
+    auto = transformers.AutoModelForCausalLM
+    auto = {"bert": transformers.AutoModelForMaskedLM, "t5": transformers.AutoModelForSeq2SeqLM}.get(kind, auto)
+    lm.model = auto.from_pretrained(tmp_path / "float", dtype=dtype)
+    exact, head = logits(lm), lm.model.get_output_embeddings()
+    shared = head.weight is lm.model.get_input_embeddings().weight
+    small, _ = Int8(measure_rows=0).build().compress(lm, runtime=RUNTIME)
+    found = logits(small)
+    assert found.dtype == dtype
+    assert float((found - exact).float().norm() / exact.float().norm()) < 0.05
+    assert type(small.model.get_output_embeddings()) is (Int8TiedLinear if shared else Int8Linear)
+    small.model.save_pretrained(tmp_path / "small")
+    tensors = load_file(tmp_path / "small" / "model.safetensors")
+    tables = sum(t.dtype == torch.int8 and t.shape == (30, 32) for t in tensors.values())
+    assert tables == 1 if shared else tables > 1
+    small.model = auto.from_pretrained(tmp_path / "small")
+    assert torch.equal(logits(small), found)
+    small.model = auto.from_pretrained(
+        tmp_path / "float", dtype=dtype, quantization_config=Int8QuantizationConfig.on_load(Int8())
+    )
+    assert torch.equal(logits(small), found)
+    kernels.set_isa("reference")
+    try:
+        small.model = auto.from_pretrained(tmp_path / "small")
+        assert torch.equal(logits(small), found)
+    finally:
+        if kernels.info()["native"]:
+            kernels.set_isa(kernels.info()["isa"])
