@@ -471,17 +471,19 @@ ChainRow::Bracket ChainRow::guess(double dropped, int attempt) {
   const int64_t count = kernels_->sample(&rest(), lane_x, stride, sample_x);
   double divisor = 1;
   for (int32_t t = 0; t < dense_divisors_; ++t) divisor *= divisors_[(size_t)t];
-  const float top = (float)(max_ * divisor), slope = (float)(1 / divisor);  // of x; so are the thresholds below
+  const float top = (float)(max_ * divisor), slope = (float)(1 / divisor);
   kernels_->exps(lane_x, lanes, top, slope, lane_e);
   kernels_->exps(sample_x, count, top, slope, sample_e);
+  const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
+  std::fill(sample_e + count, sample_e + padded, HUGE_VALF);  // never below anything
   const float factor = (float)(vocab_ - lanes) / (float)std::max<int64_t>(count, 1);
   int64_t lanes_below, sample_below;
   // The mass below max_ - depth, and how far off it may be.
   const auto mass_below = [&](float depth, float *error) {
-    const float x = top - depth * (float)divisor;
-    const float sure = kernels_->below(lane_x, lane_e, lanes, x, &lanes_below);
-    const float guessed = kernels_->below(sample_x, sample_e, count, x, &sample_below);
-    *error = factor * sqrtf(ts_exp(-depth) * (guessed + ts_exp(-depth)));
+    const float e = ts_exp(-depth);
+    const float sure = kernels_->below(lane_e, lanes, e, &lanes_below);
+    const float guessed = kernels_->below(sample_e, padded, e, &sample_below);
+    *error = factor * sqrtf(e * (guessed + e));
     return sure + factor * guessed;
   };
   float error, allowed = (float)dropped;

@@ -229,7 +229,6 @@ struct Split {
       F v[kTogether];
       M here[kTogether];
       TS_TOGETHER v[i] = load<D>(x, g + i);
-      TS_TOGETHER here[i] = at_least(v[i], bound);
       if constexpr (Divide) {
         for (int32_t t = 0; t < row->divisor_count; ++t) TS_TOGETHER v[i] = div(v[i], set1(row->divisors[t]));
       }
@@ -238,6 +237,7 @@ struct Split {
       if (marks) {
         TS_TOGETHER v[i] = keep(lanes_of((uint16_t)~marks[g + i]), v[i]);
       }
+      TS_TOGETHER here[i] = at_least(load<D>(x, g + i), bound);  // again: masks are few, and do not last so long
       accumulate_both(&whole, &above, &times, v, here, magic, one);
     }
     uint32_t counts[kLanes];
@@ -386,20 +386,27 @@ void divide(float *z, int64_t n, float divisor) {
   for (; i < n; ++i) z[i] = z[i] / divisor;
 }
 
-float below(const float *z, const float *e, int64_t n, float threshold, int64_t *count) {
+float below(const float *e, int64_t n, float threshold, int64_t *count) {
+  constexpr int kSums = 4;  // one sum waits for the one before
   const F bound = set1(threshold);
-  F sum = set1(0.0f);
+  F sums[kSums];
+  for (F &each : sums) each = set1(0.0f);
   int64_t found = 0, i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const M here = less(load_f32(z + i), bound);
-    sum = add(sum, keep(here, load_f32(e + i)));
+  const auto take = [&](int j, int64_t at) {
+    const F v = load_f32(e + at);
+    const M here = less(v, bound);
+    sums[j] = add(sums[j], keep(here, v));
     found += __builtin_popcount(bits_of(here));
+  };
+  for (; i + kSums * kLanes <= n; i += kSums * kLanes) {
+    for (int j = 0; j < kSums; ++j) take(j, i + j * kLanes);
   }
+  for (; i + kLanes <= n; i += kLanes) take(0, i);
   float parts[kLanes], result = 0;
-  store_f32(parts, sum);
+  store_f32(parts, add(add(sums[0], sums[1]), add(sums[2], sums[3])));
   for (float part : parts) result += part;
   for (; i < n; ++i) {
-    if (z[i] >= threshold) continue;
+    if (e[i] >= threshold) continue;
     result += e[i];
     ++found;
   }

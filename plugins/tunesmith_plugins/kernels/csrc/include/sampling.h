@@ -1,5 +1,5 @@
 // The loops over a row of logits that have one version per instruction set. What they compute exactly (everything but
-// ts_share_below) has the same bits in every version.
+// below and rough) has the same bits in every version.
 #pragma once
 
 #include <stdint.h>
@@ -40,8 +40,8 @@ struct TsSampling {
   // e[i] = exp((z[i] - max) * slope)
   void (*exps)(const float *z, int64_t n, float max, float slope, float *e);
   void (*divide)(float *z, int64_t n, float divisor);
-  // The sum of e[i], and the number, of all i with z[i] < threshold: an estimate, rounded as the version likes.
-  float (*below)(const float *z, const float *e, int64_t n, float threshold, int64_t *count);
+  // The sum of those e[i] that are below the threshold, and their number: an estimate, rounded as the version likes.
+  float (*below)(const float *e, int64_t n, float threshold, int64_t *count);
 };
 
 extern const TsSampling ts_sampling_scalar;
