@@ -153,10 +153,12 @@ def llamacpp() -> dict[str, Callable[[str, Tensor, Tensor], Call]]:
 
     import numpy as np
 
-    def build(chain: str, history: Tensor, row: int) -> Any:
+    def build(chain: str, history: Tensor, row: int, vocab: int) -> Any:
         found = cpp.llama_sampler_chain_init(cpp.llama_sampler_chain_default_params())
         if chain == "c":
-            penalties = cpp.llama_sampler_init_penalties(history.shape[1], PENALTY, 0.0, 0.0)
+            # since 2026 the size of the vocabulary comes first
+            sizes = (vocab, history.shape[1])[-len(cpp.llama_sampler_init_penalties.argtypes) + 3 :]
+            penalties = cpp.llama_sampler_init_penalties(*sizes, PENALTY, 0.0, 0.0)
             cpp.llama_sampler_chain_add(found, penalties)
             for token in history[row].tolist():
                 cpp.llama_sampler_accept(penalties, token)
@@ -180,7 +182,7 @@ def llamacpp() -> dict[str, Callable[[str, Tensor, Tensor], Call]]:
         source["logit"] = logits.float().numpy()
         work = np.empty(vocab, kind)
         pointer = ctypes.cast(work.ctypes.data, ctypes.POINTER(cpp.llama_token_data))
-        chains = [build(chain, history, row) for row in range(len(logits))]
+        chains = [build(chain, history, row, vocab) for row in range(len(logits))]
 
         def call() -> None:
             for row, sampler in enumerate(chains):
