@@ -153,10 +153,14 @@ def llamacpp() -> dict[str, Callable[[str, Tensor, Tensor], Call]]:
 
     import numpy as np
 
-    def build(chain: str, history: Tensor, row: int) -> Any:
+    # newer versions want the size of the vocabulary first
+    sized = len(cpp.llama_sampler_init_penalties.argtypes) == 5
+
+    def build(chain: str, history: Tensor, row: int, vocab: int) -> Any:
         found = cpp.llama_sampler_chain_init(cpp.llama_sampler_chain_default_params())
         if chain == "c":
-            penalties = cpp.llama_sampler_init_penalties(history.shape[1], PENALTY, 0.0, 0.0)
+            first = (vocab,) if sized else ()
+            penalties = cpp.llama_sampler_init_penalties(*first, history.shape[1], PENALTY, 0.0, 0.0)
             cpp.llama_sampler_chain_add(found, penalties)
             for token in history[row].tolist():
                 cpp.llama_sampler_accept(penalties, token)
@@ -180,7 +184,7 @@ def llamacpp() -> dict[str, Callable[[str, Tensor, Tensor], Call]]:
         source["logit"] = logits.float().numpy()
         work = np.empty(vocab, kind)
         pointer = ctypes.cast(work.ctypes.data, ctypes.POINTER(cpp.llama_token_data))
-        chains = [build(chain, history, row) for row in range(len(logits))]
+        chains = [build(chain, history, row, vocab) for row in range(len(logits))]
 
         def call() -> None:
             for row, sampler in enumerate(chains):
