@@ -153,12 +153,14 @@ def llamacpp() -> dict[str, Callable[[str, Tensor, Tensor], Call]]:
 
     import numpy as np
 
+    # newer versions want the size of the vocabulary first
+    sized = len(cpp.llama_sampler_init_penalties.argtypes) == 5
+
     def build(chain: str, history: Tensor, row: int, vocab: int) -> Any:
         found = cpp.llama_sampler_chain_init(cpp.llama_sampler_chain_default_params())
         if chain == "c":
-            # since 2026 the size of the vocabulary comes first
-            sizes = (vocab, history.shape[1])[-len(cpp.llama_sampler_init_penalties.argtypes) + 3 :]
-            penalties = cpp.llama_sampler_init_penalties(*sizes, PENALTY, 0.0, 0.0)
+            first = (vocab,) if sized else ()
+            penalties = cpp.llama_sampler_init_penalties(*first, history.shape[1], PENALTY, 0.0, 0.0)
             cpp.llama_sampler_chain_add(found, penalties)
             for token in history[row].tolist():
                 cpp.llama_sampler_accept(penalties, token)
