@@ -115,7 +115,7 @@ class BeamDecoder(Decoder):
         keep = max(2, 1 + len(model.eos_token_ids)) * self.width
         # Tokens of earlier groups may fall behind others.
         top = min(keep + (self.groups - 1) * self.width, logits.shape[1])
-        draw = sampler.sample(without_end(logits, model, rows, limits), rows, top=top)
+        draw = sampler.sample(without_end(logits, model, rows, limits), rows, top=top, logp=("processed",))
         check(draw, rows, [beam.row for search in searches for beam in search.beams])
         if draw.state is not None:
             raise ConfigError(

@@ -71,7 +71,7 @@ class ContrastiveDecoder(Decoder):
     def _extended(self, model: Any, live: _Live, sampler: Sampler, limits: Limits) -> _Live:
         """Put a token behind every row."""
         k = min(self.config.top_k, live.logits.shape[1])
-        draw = sampler.sample(without_end(live.logits, model, live.rows, limits), live.rows, top=k)
+        draw = sampler.sample(without_end(live.logits, model, live.rows, limits), live.rows, top=k, logp=("processed",))
         check(draw, live.rows, live.members)
         if draw.state is not None:
             raise ConfigError(

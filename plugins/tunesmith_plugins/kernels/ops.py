@@ -129,13 +129,10 @@ class Plan:
         self.steps = tuple(steps)
         self.batch: int | None = None
         for index, step in enumerate(self.steps):
+            if self.batch is None:
+                sizes = (step.values.numel(), *(len(t) for t in step[2:] if t is not None and t.ndim))
+                self.batch = next((size for size in sizes if size != 1), None)
             _check_step(index, step, self.batch)
-            if step.values.numel() != 1:
-                self.batch = step.values.numel()
-            if step.ids is not None and step.ids.shape[0] != 1:
-                self.batch = step.ids.shape[0]
-            if step.second is not None and step.second.numel() != 1:
-                self.batch = step.second.numel()
         self.history = any(map(_reads_history, self.steps))
         self._keep, self.address = None, 0
         if all(t.device.type == "cpu" for step in self.steps for t in step[1:] if t is not None):

@@ -98,7 +98,13 @@ void arithmetic() {
 struct Outputs {
   explicit Outputs(int64_t batch, int64_t vocab)
       : token(exactly<int64_t>(batch)), status(exactly<uint8_t>(batch)), raw(exactly<float>(batch)),
-        processed(exactly<float>(batch)), truncated(exactly<float>(batch)), logits(exactly<float>(batch * vocab)) {}
+        processed(exactly<float>(batch)), truncated(exactly<float>(batch)), logits(exactly<float>(batch * vocab)),
+        count(vocab < kTop ? vocab : kTop) {
+    for (int which = 0; which < 3; ++which) {
+      top_ids[which] = exactly<int64_t>(batch * count);
+      tops[which] = exactly<float>(batch * count);
+    }
+  }
   void into(ts_sample_args *a) {
     a->token = token.get();
     a->status = status.get();
@@ -107,6 +113,24 @@ struct Outputs {
     a->logp_truncated = truncated.get();
     a->out_logits = logits.get();
   }
+  void tops_into(ts_sample_args *a) {
+    a->top_count = kTop;
+    a->top_raw_ids = top_ids[0].get();
+    a->top_processed_ids = top_ids[1].get();
+    a->top_truncated_ids = top_ids[2].get();
+    a->top_raw = tops[0].get();
+    a->top_processed = tops[1].get();
+    a->top_truncated = tops[2].get();
+  }
+  bool same_tops(const Outputs &other, int64_t batch) const {
+    bool equal = true;
+    for (int which = 0; which < 3; ++which) {
+      equal &= same(top_ids[which].get(), other.top_ids[which].get(), batch * count);
+      equal &= same(tops[which].get(), other.tops[which].get(), batch * count);
+    }
+    return equal;
+  }
+  static constexpr int64_t kTop = 9;
   bool equals(const Outputs &other, int64_t batch, int64_t vocab) const {
     return same(token.get(), other.token.get(), batch) && same(status.get(), other.status.get(), batch) &&
            same(raw.get(), other.raw.get(), batch) && same(processed.get(), other.processed.get(), batch) &&
@@ -115,6 +139,9 @@ struct Outputs {
   std::unique_ptr<int64_t[]> token;
   std::unique_ptr<uint8_t[]> status;
   std::unique_ptr<float[]> raw, processed, truncated, logits;
+  int64_t count;
+  std::unique_ptr<int64_t[]> top_ids[3];
+  std::unique_ptr<float[]> tops[3];
 };
 
 // What a step names, in memory of exactly its size.
@@ -247,14 +274,16 @@ void chains() {
     args.threads = (int32_t)pick(0, 3);
     Outputs expected(batch, vocab);
     expected.into(&args);
+    expected.tops_into(&args);
     REQUIRE(ts_isa_set("scalar") == TS_OK);
     REQUIRE(ts_sample(&args) == TS_OK);
     for (const std::string &isa : instruction_sets()) {
       Outputs found(batch, vocab);
       found.into(&args);
+      found.tops_into(&args);
       REQUIRE(ts_isa_set(isa.c_str()) == TS_OK);
       REQUIRE(ts_sample(&args) == TS_OK);
-      REQUIRE(found.equals(expected, batch, vocab));
+      REQUIRE(found.equals(expected, batch, vocab) && found.same_tops(expected, batch));
       compared += batch;
     }
 #if defined(TS_CUDA_ON_CPU)
@@ -262,6 +291,8 @@ void chains() {
     for (int64_t s = 0; s < count; ++s) known &= steps[(size_t)s].op <= TS_MASK;
     Outputs found(batch, vocab);
     found.into(&args);
+    REQUIRE(ts_cuda_sample(&args) != TS_OK);  // it does not know the likeliest tokens
+    args.top_count = 0;
     if (!known) {
       REQUIRE(ts_cuda_sample(&args) == TS_INVALID || ts_cuda_sample(&args) == TS_UNSUPPORTED);
       continue;
