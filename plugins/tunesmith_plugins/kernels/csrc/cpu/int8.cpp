@@ -191,12 +191,23 @@ struct Work {
     const int64_t item = args.dtype == TS_F32 ? 4 : 2;
     TsTail tail = {layer.scale + column, layer.sum + column, layer.bias ? layer.bias + column : nullptr, nullptr, layer.out_stride, nullptr, nullptr,
                    (int32_t)(layer.n - column < kPanel ? layer.n - column : kPanel), args.dtype, layer.activation};
-    const int64_t quantised = rows.count * rows.per_row;
+    const int64_t quantised = rows.count * rows.per_row, steps = (args.k + 3) / 4;
+    // From memory the next panel takes a good part of the time that this one's products take.
+    const int64_t whole_tiles = quantised / kernels.tile_rows, panel_bytes = kPanel * k_padded;
+    const bool fetch = kernels.dots_ahead && !args.group_size && whole_tiles && (index + 1) * kPanel < layer.n;
+    const int64_t turns = whole_tiles * 2 * (k_padded / kPanel);
+    const int lines = fetch ? (int)((panel_bytes / 64 + turns - 1) / turns) : 0;
     for (int64_t at = 0; at < quantised; at += kernels.tile_rows) {
       const int m = (int)(quantised - at < kernels.tile_rows ? quantised - at : kernels.tile_rows), many = m / rows.per_row;
       const int64_t slot = at / rows.per_row;
       const uint8_t *a = rows.block(at / rows.block_rows, k_padded);
-      if (!args.group_size) kernels.dots(a, a + rows.block_rows * k_padded, stride, m, w, (args.k + 3) / 4, c);
+      const uint8_t *a_next = a + rows.block_rows * k_padded;
+      const int64_t fetched = at / kernels.tile_rows * 2 * k_padded * lines;
+      if (fetch && fetched + 2 * k_padded * lines <= panel_bytes) {
+        kernels.dots_ahead(a, a_next, stride, m, w, steps, c, w + panel_bytes + fetched, lines);
+      } else if (!args.group_size) {
+        kernels.dots(a, a_next, stride, m, w, steps, c);
+      }
       for (int done = 0, run; done < many; done += run) {  // results of rows that follow one another
         const int64_t row = rows.order ? rows.order[slot + done] : slot;
         run = rows.order ? 1 : many;

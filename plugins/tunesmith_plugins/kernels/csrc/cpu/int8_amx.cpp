@@ -52,7 +52,8 @@ void one_block(const uint8_t *a, int64_t stride, const int8_t *w, int64_t tiles,
 }
 
 // Half a panel against two blocks.
-void two_blocks(const uint8_t *a, const uint8_t *b, int64_t stride, const int8_t *w, int64_t tiles, int32_t *c) {
+template <bool Ahead>
+void two_blocks(const uint8_t *a, const uint8_t *b, int64_t stride, const int8_t *w, int64_t tiles, int32_t *c, const int8_t *ahead, int lines) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -62,6 +63,8 @@ void two_blocks(const uint8_t *a, const uint8_t *b, int64_t stride, const int8_t
     _tile_loadd(6, w, 256);
     _tile_loadd(7, w + 64, 256);
     _tile_loadd(5, b, 64);
+    if (Ahead)
+      for (int line = 0; line < lines; ++line, ahead += 64) _mm_prefetch((const char *)ahead, _MM_HINT_T1);
     _tile_dpbusd(0, 4, 6);
     _tile_dpbusd(1, 4, 7);
     _tile_dpbusd(2, 5, 6);
@@ -76,8 +79,16 @@ void two_blocks(const uint8_t *a, const uint8_t *b, int64_t stride, const int8_t
 void dots(const uint8_t *a, const uint8_t *a_next, int64_t stride, int m, const int8_t *panel, int64_t steps, int32_t *c) {
   const int64_t tiles = (steps + 15) / 16;
   if (m <= kTile) return one_block(a, stride, panel, tiles, c);
-  two_blocks(a, a_next, stride, panel, tiles, c);
-  two_blocks(a, a_next, stride, panel + 128, tiles, c + 32);
+  two_blocks<false>(a, a_next, stride, panel, tiles, c, nullptr, 0);
+  two_blocks<false>(a, a_next, stride, panel + 128, tiles, c + 32, nullptr, 0);
+}
+
+void dots_ahead(const uint8_t *a, const uint8_t *a_next, int64_t stride, int m, const int8_t *panel, int64_t steps, int32_t *c,
+                const int8_t *ahead, int lines) {
+  const int64_t tiles = (steps + 15) / 16;
+  if (m <= kTile) return one_block(a, stride, panel, tiles, c);
+  two_blocks<true>(a, a_next, stride, panel, tiles, c, ahead, lines);
+  two_blocks<true>(a, a_next, stride, panel + 128, tiles, c + 32, ahead + tiles * lines * 64, lines);
 }
 
 }  // namespace
@@ -85,4 +96,4 @@ void dots(const uint8_t *a, const uint8_t *a_next, int64_t stride, int m, const 
 extern const TsInt8Kernels ts_int8_amx = {
     "amx", kTile, 2 * kTile, 7, &ts_int8_avx512vnni, &ts_int8_avx512vnni, ts_avx512_row_range, ts_avx512_quantize,
     ts_avx512_quantize12, begin, end, dots, ts_avx512_finish, ts_avx512_finish12, ts_avx512_add_group12,
-    ts_avx512_finish_groups, ts_avx512_moments};
+    ts_avx512_finish_groups, ts_avx512_moments, dots_ahead};

@@ -50,7 +50,10 @@ struct TsInt8Kernels {
   // Results of m rows from the sums of add_group12.
   void (*finish_groups)(const float *y, int m, const float *row_scale, const TsTail &tail);
   // The sum of the codes of a quantised row, and of their squares; null: the plain version.
-  void (*moments)(const uint8_t *q, int64_t k, int64_t stride, int64_t *sum, int64_t *squares);
+  void (*moments)(const uint8_t *q, int64_t k, int64_t stride, int64_t *sum, int64_t *squares) = nullptr;
+  // dots() that fetches weights to come meanwhile, `lines` of 64 bytes with each step of 64 k; null: there is no such thing.
+  void (*dots_ahead)(const uint8_t *a, const uint8_t *a_next, int64_t stride, int m, const int8_t *panel, int64_t steps, int32_t *c,
+                     const int8_t *ahead, int lines) = nullptr;
 };
 
 extern const TsInt8Kernels ts_int8_scalar;
