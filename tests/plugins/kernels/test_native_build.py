@@ -56,6 +56,26 @@ def test_the_sanitized_program_passes(tmp_path: Path) -> None:
         print(done.stdout)
 
 
+ARM = shutil.which("aarch64-linux-gnu-g++")
+QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(not (ARM and QEMU), reason="needs aarch64-linux-gnu-g++ and qemu-aarch64 on the path")
+def test_the_program_passes_on_an_emulated_arm_processor(tmp_path: Path) -> None:
+    system = ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", "-DCMAKE_EXE_LINKER_FLAGS=-static")
+    switches = ("-DTUNESMITH_NATIVE_TESTS=ON", "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_CXX_COMPILER={ARM}")
+    configured = run("cmake", "-S", SOURCES, "-B", tmp_path, *system, *switches)
+    assert configured.returncode == 0, configured.stderr
+    built = run("cmake", "--build", tmp_path, "--parallel", 2)
+    assert built.returncode == 0, built.stdout + built.stderr
+    for program in ("tunesmith_native_tests", "tunesmith_int8_tests"):
+        done = run(QEMU, tmp_path / program)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "scalar,neon,neondot" in done.stdout
+        print(done.stdout)
+
+
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "/nowhere/no-such-compiler"])
 def test_without_a_compiler_the_build_succeeds_and_says_why(tmp_path: Path, compiler: str) -> None:
     done, record = build(tmp_path, CXX=compiler, TUNESMITH_CUDA="OFF")

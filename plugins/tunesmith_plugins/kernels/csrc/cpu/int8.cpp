@@ -264,7 +264,7 @@ extern "C" int32_t ts_quantize_rows(const ts_quantize_args *args) {
       a.zero_point[row] = range.zero_point;
       if (range.finite) {
         kernels->quantize(x, a.k, a.dtype, range.inverse, range.zero_point, buffer.data(), kPanel);
-        memcpy(a.q + row * a.k, buffer.data(), (size_t)a.k);
+        for (int64_t i = 0; i < a.k; ++i) a.q[row * a.k + i] = buffer[(size_t)i] ^ kernels->flip;
       } else {
         memset(a.q + row * a.k, 0, (size_t)a.k);
       }

@@ -243,6 +243,25 @@ void shapes() {
   printf("int8: %d shapes equal to 64-bit sums on %s, extremes at k = %d\n", cases, ts_isa_available(), TS_MAX_K);
 }
 
+// Rows as the interface gives them, whatever a table stores.
+void rows() {
+  for (const int64_t k : {1, 7, 8, 9, 64, 65, 131}) {
+    Guarded<float> x(3 * k), scale(3);
+    Guarded<uint8_t> q(3 * k);
+    Guarded<int32_t> zero_point(3);
+    for (int64_t i = 0; i < 3 * k; ++i) x[i] = i < k ? NAN : real(-2, 3);
+    ts_quantize_args args = {x.get(), 3, k, k, TS_F32, 0, q.get(), scale.get(), zero_point.get(), nullptr};
+    for (const std::string &isa : instruction_sets()) {
+      REQUIRE(ts_isa_set(isa.c_str()) == TS_OK && ts_quantize_rows(&args) == TS_OK);
+      for (int64_t i = 0; i < k; ++i) REQUIRE(q[i] == 0);
+      REQUIRE(isnan(scale[0]) && zero_point[0] == 0);
+      for (int64_t i = k; i < 3 * k; ++i)
+        REQUIRE(q[i] == ts_quantize_clamped(x[i], 1.0f / scale[i / k], zero_point[i / k]));
+    }
+  }
+  puts("rows: quantised as defined on every instruction set");
+}
+
 // Norm, gate and residual: the same bits on every instruction set and number of threads, inside the arrays, in float32
 // and bfloat16.
 void fused() {
@@ -372,6 +391,7 @@ int main() {
   refusals();
   pool();
   shapes();
+  rows();
   fused();
   threads();
   puts("all int8 checks passed");
