@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import int8_ops, int8_reference, loader, reference
+    from . import int8_cuda, int8_ops, int8_reference, loader, reference
     from .int8_ops import (
         Norm,
         PackedWeight,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .loader import info, set_isa
     from .ops import Plan, SampleResult, Status, Step, apply_chain, sample_chain, supported_steps
 
-_MODULES = ("int8_ops", "int8_reference", "loader", "ops", "reference")
+_MODULES = ("int8_cuda", "int8_ops", "int8_reference", "loader", "ops", "reference")
 _INT8 = (
     "Norm", "PackedWeight", "QuantizedRows", "QuantizedWeight", "fused_linears", "int8_linear", "int8_linears",
     "pack_weight", "packed_to", "quantize_rows", "quantize_weight", "rotary_", "unpack_weight", "weight_only_linear",
@@ -49,6 +49,7 @@ __all__ = [
     "apply_chain",
     "fused_linears",
     "info",
+    "int8_cuda",
     "int8_linear",
     "int8_linears",
     "int8_ops",

@@ -49,6 +49,7 @@ def test_the_sanitized_program_passes(tmp_path: Path) -> None:
     for program, last in (
         ("tunesmith_native_tests", "all checks passed"),
         ("tunesmith_int8_tests", "all int8 checks passed"),
+        ("tunesmith_int8_cuda_tests", "all int8 checks of the CUDA kernels passed"),
     ):
         done = run(tmp_path / program)
         assert done.returncode == 0, done.stdout + done.stderr

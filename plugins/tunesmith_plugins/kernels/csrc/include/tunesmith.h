@@ -16,7 +16,7 @@
 #endif
 
 /* Raised whenever a struct or the meaning of a function changes; the loader refuses any other value. */
-#define TS_ABI_VERSION 2
+#define TS_ABI_VERSION 3
 
 /* 255 * 128 * K must stay below 2^31, so that no int32 accumulator can overflow whatever the int8 weights are. */
 #define TS_MAX_K 65792
@@ -117,24 +117,6 @@ typedef struct {
   void *norm_out; /* (rows, k) contiguous, of the type of x: the rows after the norm; or null */
 } ts_int8_args;
 
-/* ts_cuda_int8_linear: weights lie plainly, (n, k). */
-typedef struct {
-  const void *x; /* (rows, k) */
-  int64_t rows, k, row_stride;
-  int32_t dtype; /* of x and out */
-  int32_t reserved;
-  const int8_t *weight; /* (n, k) */
-  int64_t n;
-  const float *weight_scale; /* (n,) */
-  const int32_t *weight_sum; /* (n,) sum over k of weight */
-  const float *bias;         /* (n,) or null */
-  void *out;                 /* (rows, n) contiguous */
-  uint8_t *q;                /* (rows, k) scratch on the device */
-  float *row_scale;          /* (rows,) scratch */
-  int32_t *row_zero_point;   /* (rows,) scratch */
-  void *cuda_stream;
-} ts_linear_args;
-
 TS_API int32_t ts_abi_version(void);          /* returns TS_ABI_VERSION of the library, not a ts_code */
 TS_API const char *ts_last_error(void);       /* the calling thread's last message */
 TS_API const char *ts_isa_available(void);    /* comma separated, slowest first */
@@ -167,7 +149,16 @@ TS_API const char *ts_cuda_last_error(void);
 TS_API int64_t ts_cuda_sample_workspace(int64_t batch, int64_t vocab, int64_t history_width); /* bytes */
 TS_API int32_t ts_cuda_sample(const ts_sample_args *args);
 TS_API int32_t ts_cuda_quantize_rows(const ts_quantize_args *args);
-TS_API int32_t ts_cuda_int8_linear(const ts_linear_args *args);
+/* As ts_int8_linears. Weights are (n, k), both padded with zeros to multiples of 16, at an address that 16 divides;
+ * n and k of the call are the true ones. workspace: ts_cuda_int8_workspace() bytes, aligned to 256. */
+TS_API int32_t ts_cuda_int8_linears(const ts_int8_args *args, void *workspace, int64_t workspace_bytes, void *cuda_stream);
+/* Words: cuda_stream, workspace, workspace_bytes and those of ts_int8_linears_words. */
+TS_API int32_t ts_cuda_int8_linears_words(const int64_t *words, int64_t count);
+/* Bytes for a call; widest: the largest n of its layers. */
+TS_API int64_t ts_cuda_int8_workspace(int64_t rows, int64_t k, int32_t mode, int64_t group_size, int64_t widest);
+/* Use cublasLt where it is found (1, as at the start), or never (0); anything else changes nothing. Returns whether it is
+ * in use. Without it the library's own kernel takes every number of rows, with the same bits. */
+TS_API int32_t ts_cuda_cublaslt(int32_t use);
 
 #ifdef __cplusplus
 }
