@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import int8_cuda, int8_ops, int8_reference, loader, reference
+    from .attention import int8_attention
     from .int8_ops import (
         Norm,
         PackedWeight,
@@ -35,7 +36,7 @@ _INT8 = (
     "Norm", "PackedWeight", "QuantizedRows", "QuantizedWeight", "fused_linears", "int8_linear", "int8_linears",
     "pack_weight", "packed_to", "quantize_rows", "quantize_weight", "rotary_", "unpack_weight", "weight_only_linear",
 )  # fmt: skip
-_HOME = {"info": "loader", "set_isa": "loader", **dict.fromkeys(_INT8, "int8_ops")}
+_HOME = {"info": "loader", "set_isa": "loader", "int8_attention": "attention", **dict.fromkeys(_INT8, "int8_ops")}
 
 __all__ = [
     "Norm",
@@ -49,6 +50,7 @@ __all__ = [
     "apply_chain",
     "fused_linears",
     "info",
+    "int8_attention",
     "int8_cuda",
     "int8_linear",
     "int8_linears",

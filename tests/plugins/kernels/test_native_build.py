@@ -68,9 +68,10 @@ def test_the_program_passes_on_an_emulated_arm_processor(tmp_path: Path) -> None
     switches = ("-DTUNESMITH_NATIVE_TESTS=ON", "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_CXX_COMPILER={ARM}")
     configured = run("cmake", "-S", SOURCES, "-B", tmp_path, *system, *switches)
     assert configured.returncode == 0, configured.stderr
-    built = run("cmake", "--build", tmp_path, "--parallel", 2)
+    programs = ("tunesmith_native_tests", "tunesmith_int8_tests")
+    built = run("cmake", "--build", tmp_path, "--parallel", 2, "--target", *programs)
     assert built.returncode == 0, built.stdout + built.stderr
-    for program in ("tunesmith_native_tests", "tunesmith_int8_tests"):
+    for program in programs:
         done = run(QEMU, tmp_path / program)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "scalar,neon,neondot" in done.stdout

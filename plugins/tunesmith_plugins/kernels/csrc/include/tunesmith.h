@@ -138,6 +138,11 @@ TS_API int32_t ts_int8_linears_words(const int64_t *words, int64_t count);
 /* Rotary position embedding in place (Su et al. 2021, halves rotated): words are q, k, rows, heads of q, heads of k,
  * row_stride of q, of k, head_dim, cos, sin, rows of cos and sin (row r takes the one r % rows); all float32. */
 TS_API int32_t ts_rotary_words(const int64_t *words, int64_t count);
+/* Attention of few queries over keys and values in 8 bits. Words: q, out (both (batch, heads, queries, size) float32), batch,
+ * heads, queries, kv_heads, time, size, k ((batch, kv_heads, time, size) int8), its scales ((batch, kv_heads, time) float32),
+ * v, its scales, mask (float32, added to the scores, its last axis contiguous) or null, the mask's strides of batch, head
+ * and query, scale (the bits of a double), threads. */
+TS_API int32_t ts_int8_attention_words(const int64_t *words, int64_t count);
 TS_API int32_t ts_int8_pack(const int8_t *weight, int64_t n, int64_t k, int8_t *packed);
 /* The arithmetic under every weight, open to tests: e[i] = exp(z[i] - max), *total = their integer weights' sum. */
 TS_API int32_t ts_exp_row(const float *z, int64_t n, float max, int64_t vocab, float *e, uint64_t *total);

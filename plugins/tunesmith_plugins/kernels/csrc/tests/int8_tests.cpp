@@ -177,6 +177,41 @@ void threads() {
   puts("threads: the same bits on 1 to 4 threads, from four callers at once, and in a forked process");
 }
 
+// Inside the arrays, and with the same bits on every instruction set and number of threads.
+void attention() {
+  int cases = 0;
+  for (const int64_t time : {1, 2, 513}) {
+    for (const int64_t size : {1, 15, 16, 17, 64, 83}) {
+      const int64_t batch = 2, heads = 4, kv_heads = 2, queries = 2, rows = batch * kv_heads * time;
+      Guarded<float> q(batch * heads * queries * size), k_scale(rows), v_scale(rows), mask(batch * time), out(q.size());
+      Guarded<int8_t> k(rows * size), v(rows * size);
+      for (int64_t i = 0; i < q.size(); ++i) q[i] = real(-2, 3);
+      for (int64_t i = 0; i < rows; ++i) k_scale[i] = real(.001, .01), v_scale[i] = real(.001, .01);
+      for (int64_t i = 0; i < rows * size; ++i) k[i] = (int8_t)pick(-127, 127), v[i] = (int8_t)pick(-127, 127);
+      for (int64_t i = 0; i < mask.size(); ++i) mask[i] = i % time && pick(0, 3) == 0 ? -HUGE_VALF : real(-1, 1);
+      const double scale = .125;
+      int64_t words[18] = {(int64_t)q.get(), (int64_t)out.get(), batch, heads, queries, kv_heads, time, size, (int64_t)k.get(),
+                           (int64_t)k_scale.get(), (int64_t)v.get(), (int64_t)v_scale.get(), (int64_t)mask.get(), time, 0, 0, 0, 1};
+      memcpy(words + 16, &scale, sizeof scale);
+      std::vector<float> right;
+      for (const std::string &isa : instruction_sets()) {
+        for (const int64_t threads : {1, 3}) {
+          words[17] = threads;
+          memset(out.get(), 0, sizeof(float) * (size_t)out.size());
+          REQUIRE(ts_isa_set(isa.c_str()) == TS_OK && ts_int8_attention_words(words, 18) == TS_OK);
+          const std::vector<float> found(out.get(), out.get() + out.size());
+          if (right.empty()) right = found;
+          REQUIRE(found == right);
+          ++cases;
+        }
+      }
+    }
+  }
+  const int64_t none[18] = {};
+  REQUIRE(ts_int8_attention_words(none, 17) == TS_INVALID && ts_int8_attention_words(none, 18) == TS_INVALID);
+  printf("attention: %d cases with the same bits everywhere\n", cases);
+}
+
 void pool() {
   std::vector<int> seen(1000);
   for (int turn = 0; turn < 50; ++turn) {
@@ -221,6 +256,7 @@ int main() {
   shapes();
   rows();
   fused();
+  attention();
   threads();
   puts("all int8 checks passed");
   return 0;
