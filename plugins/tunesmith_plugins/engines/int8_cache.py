@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
+from tunesmith_plugins.engines.int8_states import Int8States
+
 SMALLEST = 2.0**-126
 """Scale of a head that is all zeros."""
 
@@ -15,7 +17,8 @@ SMALLEST = 2.0**-126
 class Int8Layer(DynamicLayer):
     """The cache of one attention layer: integers in [-127, 127], and a scale for each row, head and token.
 
-    What is read is dequantized, for one layer and one step alone.
+    What is read stands for floats (:class:`~tunesmith_plugins.engines.int8_states.Int8States`): on the CPU in float32 attention of one
+    new token works on the integers; anything else gets a float copy, of one layer and for one step alone.
 
     Attributes:
         key_integers: (batch, heads, time, size) int8.
@@ -47,7 +50,12 @@ class Int8Layer(DynamicLayer):
 
     def _read(self, which: str) -> Tensor | None:
         integers = getattr(self, f"{which}_integers")
-        return None if integers is None else (integers * getattr(self, f"{which}_scales")).to(self.dtype)
+        if integers is None:
+            return None
+        scales = getattr(self, f"{which}_scales")
+        if self.dtype is torch.float32 and integers.is_cpu and not torch.compiler.is_compiling():
+            return Int8States(integers, scales, self.dtype)
+        return (integers * scales).to(self.dtype)
 
     def _write(self, which: str, value: Tensor | None) -> None:
         integers, scales = (None, None) if value is None else quantize(value)

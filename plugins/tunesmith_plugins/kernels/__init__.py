@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import int8_ops, int8_reference, loader, reference, reference_edits, reference_truncations
+    from . import int8_cuda, int8_ops, int8_reference, loader, reference, reference_edits, reference_truncations
     from .int8_ops import (
         Norm,
         PackedWeight,
@@ -42,12 +42,14 @@ if TYPE_CHECKING:
         uniform,
     )
 
-_MODULES = ("int8_ops", "int8_reference", "loader", "ops", "reference", "reference_edits", "reference_truncations")
+_MODULES = (
+    "int8_cuda", "int8_ops", "int8_reference", "loader", "ops", "reference", "reference_edits", "reference_truncations",
+)  # fmt: skip
 _INT8 = (
     "Norm", "PackedWeight", "QuantizedRows", "QuantizedWeight", "fused_linears", "int8_linear", "int8_linears",
     "pack_weight", "packed_to", "quantize_rows", "quantize_weight", "rotary_", "unpack_weight", "weight_only_linear",
 )  # fmt: skip
-_HOME = {"info": "loader", "set_isa": "loader", **dict.fromkeys(_INT8, "int8_ops")}
+_HOME = {"info": "loader", "set_isa": "loader", "int8_attention": "attention", **dict.fromkeys(_INT8, "int8_ops")}
 
 __all__ = [
     "Norm",
@@ -62,6 +64,8 @@ __all__ = [
     "apply_chain",
     "fused_linears",
     "info",
+    "int8_attention",
+    "int8_cuda",
     "int8_linear",
     "int8_linears",
     "int8_ops",

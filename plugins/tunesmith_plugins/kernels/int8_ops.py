@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import int8_cuda, loader
 from . import int8_reference as reference
-from . import loader
 from .ops import _native, _plain, _rows, _stream
 
 _DTYPES = {torch.float32: loader.F32, torch.bfloat16: loader.BF16}
@@ -57,7 +57,8 @@ class PackedWeight(NamedTuple):
     """A weight as the kernels read it; made by :func:`pack_weight`, turned back by :func:`unpack_weight`.
 
     Attributes:
-        data: on the CPU int8 ``(ceil(n/64), ceil(k/64)*16, 64, 4)``, padded with zeros; elsewhere int8 ``(n, k)``.
+        data: on the CPU int8 ``(ceil(n/64), ceil(k/64)*16, 64, 4)``, padded with zeros; on a CUDA device int8 ``(n, k)``
+            padded to multiples of 16; elsewhere int8 ``(n, k)``.
         scale: ``(n,)`` float32, or ``(groups, n)``.
         sum: int32 of the same shape, the integers summed over k (over each group).
         n: output channels.
@@ -139,7 +140,7 @@ def pack_weight(q: Tensor, scale: Tensor, group_size: int | None = None) -> Pack
     else:
         parts = [part.sum(-1, dtype=torch.int32) for part in q.split(group_size, dim=1)]
         sums, scale = torch.stack(parts), scale.detach().t()
-    data = _pack(q) if q.device.type == "cpu" else q.contiguous()
+    data = _pack(q) if q.device.type == "cpu" else int8_cuda.pack(q) if q.device.type == "cuda" else q.contiguous()
     return PackedWeight(data, scale.detach().contiguous(), sums, n, k, group_size or 0)
 
 
@@ -156,7 +157,8 @@ def _pack(q: Tensor) -> Tensor:
 
 def unpack_weight(weight: PackedWeight) -> Tensor:
     """Return the int8 ``(n, k)`` that was packed, exactly, as a new tensor."""
-    return _unpacked(weight.data, weight.n, weight.k).clone() if weight.data.ndim == 2 else _unpacked(*_shape(weight))
+    q = _unpacked(*_shape(weight))
+    return q.clone(memory_format=torch.contiguous_format) if weight.data.ndim == 2 else q
 
 
 def packed_to(weight: PackedWeight, device: torch.device | str) -> PackedWeight:
@@ -174,7 +176,7 @@ def _shape(weight: PackedWeight) -> tuple[Tensor, int, int]:
 
 
 def _unpacked(data: Tensor, n: int, k: int) -> Tensor:
-    return data if data.ndim == 2 else reference.unpack(data, n, k)
+    return data[:n, :k] if data.ndim == 2 else reference.unpack(data, n, k)
 
 
 # ---- rows -------------------------------------------------------------------------------------------------------
@@ -198,7 +200,8 @@ def _quantize_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x=x.data_ptr(), rows=rows, k=k, row_stride=x.stride(0), dtype=_DTYPES[x.dtype], q=q.data_ptr(),
         scale=scale.data_ptr(), zero_point=zero_point.data_ptr(), cuda_stream=_stream(x.device),
     )  # fmt: skip
-    library.check(library.quantize_rows(ctypes.byref(arguments)))
+    with torch.cuda.device_of(x):
+        library.check(library.quantize_rows(ctypes.byref(arguments)))
     return q, scale, zero_point
 
 
@@ -236,24 +239,15 @@ def _compute(
     static: tuple[float, int] | None,
 ) -> Tensor:
     library = _native(x.device)
-    if library is not None and data.device.type == "cpu" and data.ndim == 4:
-        if (
-            tuple(data.shape) != (-(-n // 64), -(-k // 64) * 16, 64, 4)
-            or scale.shape != sums.shape
-            or scale.shape[-1] != n
-        ):
+    if library is not None and (data.is_cuda or data.ndim == 4):
+        shape = int8_cuda.padded_shape(n, k) if data.is_cuda else (-(-n // 64), -(-k // 64) * 16, 64, 4)
+        if tuple(data.shape) != shape or scale.shape != sums.shape or scale.shape[-1] != n:
             raise ValueError(f"the weight is not what pack_weight makes for ({n}, {k}): data is {tuple(data.shape)}")
         weight = PackedWeight(data, scale, sums, n, k, group_size)
         return _native_linears(x.detach(), [weight], [bias], [activation], mode, static)[0]
     rows = _rows(x.detach().reshape(-1, k))
     q = _unpacked(data, n, k)
-    if library is not None and mode in (_DYNAMIC, _MIXED) and x.device.type == "cuda":
-        y = _cuda_linear(library, rows, q, scale, sums, bias)
-        y = reference.activate(y.float(), activation).to(x.dtype) if activation else y
-        if mode == _MIXED:
-            wide = reference.needs_12_bits(rows)
-            y[wide] = reference.weight_only_linear(rows[wide], q, scale, 0, bias, activation)
-    elif mode == _WEIGHT_ONLY:
+    if mode == _WEIGHT_ONLY:
         y = reference.weight_only_linear(rows, q, scale, group_size, bias, activation)
     elif mode == _MIXED:
         y = reference.mixed_linear(rows, q, scale, sums, bias, activation)
@@ -295,10 +289,12 @@ def _native_linears(
     gated: bool = False,
     residual: Tensor | None = None,
 ) -> list[Tensor]:
-    """Call the CPU library; arguments are checked already, and the library is there.
+    """Call the library of the device of ``x``; arguments are checked already, and the library is there.
 
     ``normed`` takes the rows after the norm; with ``gated`` the second layer's result is multiplied by the first's.
     """
+    if mode == _MIXED and x.is_cuda:
+        return _mixed_in_two(x, weights, biases, activations, norm, normed, gated, residual)
     if not x.is_contiguous():
         x = _rows(x) if x.ndim == 2 else x.contiguous()
     k = weights[0].k
@@ -332,12 +328,43 @@ def _native_linears(
         if gated:
             before = pointer
         products += n
-    _call_words(words, products * rows * k)
+    if x.is_cuda:
+        _, released, address, library = _entry("ts_cuda_int8_linears_words")
+        int8_cuda.call(released, address, library, words, x, max(weight.n for weight in weights))
+    else:
+        _call_words(words, products * rows * k)
+    return outs
+
+
+def _mixed_in_two(
+    x: Tensor,
+    weights: Sequence[PackedWeight],
+    biases: Sequence[Tensor | None],
+    activations: Sequence[str | None],
+    norm: Norm | None,
+    normed: Tensor | None,
+    gated: bool,
+    residual: Tensor | None,
+) -> list[Tensor]:
+    """Do all rows in 8 bits and those once more in 12 that need them: the CUDA library has no calls with rows of two kinds."""
+    k = weights[0].k
+    if k <= reference.MIXED_K:
+        return _native_linears(x, weights, biases, activations, _WEIGHT_ONLY, None, norm, normed, gated, residual)
+    outs = _native_linears(x, weights, biases, activations, _DYNAMIC, None, norm, normed, gated, residual)
+    rows = x.reshape(-1, k)
+    wide = reference.needs_12_bits(rows if norm is None else reference.normalise(rows.float(), *norm)).nonzero()[:, 0]
+    if len(wide):
+        added = None if residual is None else residual.reshape(len(rows), -1)[wide]
+        again = _native_linears(rows[wide], weights, biases, activations, _WEIGHT_ONLY, None, norm, None, gated, added)
+        for out, found in zip(outs, again, strict=True):
+            out.view(len(rows), -1)[wide] = found
     return outs
 
 
 def _native_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str | None, mode: int) -> Tensor:
     """Do what ``_native_linears`` does for one layer, in as few steps as possible."""
+    if not x.is_cpu:
+        return _native_linears(x, [weight], [bias], [activation], mode, None)[0]
     data, scale, sums, n, k, group_size = weight
     if not x.is_contiguous():
         x = x.contiguous()
@@ -370,7 +397,7 @@ def _call_words(words: list[int | float | None], products: int) -> None:
 
 @functools.cache
 def _entry(name: str = "ts_int8_linears_words") -> tuple[Callable[..., int], Callable[..., int], int, loader.Library]:
-    library = loader.cpu()
+    library = loader.cuda() if name.startswith("ts_cuda_") else loader.cpu()
     if library is None:
         raise RuntimeError("the native library is not loaded")
     found, address = loader.words_call(), library.address(name)
@@ -388,26 +415,6 @@ def _entry(name: str = "ts_int8_linears_words") -> tuple[Callable[..., int], Cal
         return int(function((ctypes.c_int64 * len(bits))(*bits), len(bits)))
 
     return slowly, slowly, address, library
-
-
-def _cuda_linear(
-    library: loader.Library, rows: Tensor, q: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None
-) -> Tensor:
-    m, k = rows.shape
-    n = q.shape[0]
-    out = torch.empty((m, n), dtype=rows.dtype, device=rows.device)
-    bias = None if bias is None else bias.detach().float().contiguous()
-    scratch = torch.empty((m, k), dtype=torch.uint8, device=rows.device)
-    row_scale = torch.empty(m, dtype=torch.float32, device=rows.device)
-    zero_point = torch.empty(m, dtype=torch.int32, device=rows.device)
-    arguments = loader.LinearArgs(
-        x=rows.data_ptr(), rows=m, k=k, row_stride=rows.stride(0), dtype=_DTYPES[rows.dtype],
-        weight=q.data_ptr(), n=n, weight_scale=scale.data_ptr(), weight_sum=sums.data_ptr(),
-        bias=None if bias is None else bias.data_ptr(), out=out.data_ptr(), q=scratch.data_ptr(),
-        row_scale=row_scale.data_ptr(), row_zero_point=zero_point.data_ptr(), cuda_stream=_stream(rows.device),
-    )  # fmt: skip
-    library.check(library.int8_linear(ctypes.byref(arguments)))
-    return out
 
 
 def _check_layer(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str | None) -> None:
@@ -428,27 +435,33 @@ def _ready(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str
     """Whether the library can be called as it is: all the checks of the common case, as few steps as possible."""
     if (
         type(x) is not Tensor
-        or not x.is_cpu
         or x.dtype not in _DTYPES
         or not x.ndim
         or x.size(-1) != weight.k
-        or not weight.data.is_cpu
-        or weight.data.ndim != 4
+        or not (weight.data.is_cpu and weight.data.ndim == 4 if x.is_cpu else _on_cuda(x, weight))
         or activation not in _CODES
         or (weight.group_size and not grouped)
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
-        or loader.cpu() is None
+        or (loader.cpu() if x.is_cpu else loader.cuda()) is None
     ):
         return False
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return False
-    return bias is None or (bias.ndim == 1 and bias.size(0) == weight.n and bias.is_cpu and bias.is_floating_point())
+    if bias is None:
+        return True
+    here = bias.is_cpu if x.is_cpu else bias.device == x.device
+    return bias.ndim == 1 and bias.size(0) == weight.n and here and bias.is_floating_point()
 
 
-def _as_is(tensor: Tensor, dtype: torch.dtype) -> bool:
+def _on_cuda(x: Tensor, weight: PackedWeight) -> bool:
+    data = weight.data
+    return x.is_cuda and data.device == x.device and tuple(data.shape) == int8_cuda.padded_shape(weight.n, weight.k)
+
+
+def _as_is(tensor: Tensor, x: Tensor, dtype: torch.dtype) -> bool:
     """Whether the library can read a tensor beside the rows where it is, and no gradient of it is wanted."""
-    plain = tensor.is_cpu and tensor.dtype is dtype and tensor.is_contiguous()
+    plain = tensor.device == x.device and tensor.dtype is dtype and tensor.is_contiguous()
     return plain and not (tensor.requires_grad and torch.is_grad_enabled())
 
 
@@ -622,8 +635,11 @@ def fused_linears(
         not torch.compiler.is_compiling()
         and 0 < count <= _MOST
         and all(map(_ready, (x,) * count, weights, biases, activations))
-        and (residual is None or (_as_is(residual, x.dtype) and type(residual) is Tensor))
-        and (norm is None or all(t is None or (_as_is(t, torch.float32) and t.shape == x.shape[-1:]) for t in norm[:2]))
+        and (residual is None or (_as_is(residual, x, x.dtype) and type(residual) is Tensor))
+        and (
+            norm is None
+            or all(t is None or (_as_is(t, x, torch.float32) and t.shape == x.shape[-1:]) for t in norm[:2])
+        )
     ):
         normed = (
             torch.empty_like(x, memory_format=torch.contiguous_format) if norm is not None and keep_normed else None

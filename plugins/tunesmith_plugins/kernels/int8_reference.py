@@ -199,6 +199,30 @@ def _lane_sum(x: Tensor) -> Tensor:
     return total
 
 
+def attention(
+    q: Tensor, k: Tensor, k_scale: Tensor, v: Tensor, v_scale: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:  # fmt: skip
+    """Attend with ``q`` to keys and values in 8 bits; shapes as of :func:`attention.int8_attention`."""
+    batch, heads, queries, size = q.shape
+    groups = heads // k.shape[1]
+    k, k_scale, v, v_scale = (part.repeat_interleave(groups, dim=1) for part in (k, k_scale, v, v_scale))
+    rows, row_scale = quantize_rows_12(q.detach().reshape(-1, size))
+    rows, row_scale = rows.reshape(q.shape), row_scale.reshape(batch, heads, queries, 1)
+    dots = (rows.double() @ k.double().transpose(-1, -2)).float()
+    scores = dots * (row_scale * k_scale.transpose(-1, -2)) * torch.full_like(dots, scale)
+    if mask is not None:
+        scores = scores + mask
+    weights = torch.where(scores == -math.inf, 0.0, exp(scores - scores.amax(-1, keepdim=True)))
+    lost = ~scores.amax(-1, keepdim=True).isfinite()
+    total = _lane_sum(weights.double())[..., None]
+    weights = weights * v_scale.transpose(-1, -2)
+    largest = weights.amax(-1, keepdim=True)
+    step = (largest / torch.full_like(largest, 32767.0)).clamp(min=_SMALLEST_SCALE)
+    rounded = torch.round(weights * (torch.ones_like(step) / step)).clamp(max=32767)
+    mixed = (rounded.double() @ v.double()) * (step.double() / total)
+    return torch.where(lost, math.nan, mixed).float()
+
+
 _LOG2E = float.fromhex("0x1.715476p+0")
 _LN2_HIGH = float.fromhex("0x1.62e4p-1")
 _LN2_LOW = float.fromhex("0x1.7f7d1cp-20")

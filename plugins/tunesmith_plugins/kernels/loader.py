@@ -101,29 +101,6 @@ class QuantizeArgs(ctypes.Structure):
     ]
 
 
-class LinearArgs(ctypes.Structure):
-    """``ts_linear_args`` of tunesmith.h."""
-
-    _fields_ = [
-        ("x", ctypes.c_void_p),
-        ("rows", ctypes.c_int64),
-        ("k", ctypes.c_int64),
-        ("row_stride", ctypes.c_int64),
-        ("dtype", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
-        ("weight", ctypes.c_void_p),
-        ("n", ctypes.c_int64),
-        ("weight_scale", ctypes.c_void_p),
-        ("weight_sum", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("q", ctypes.c_void_p),
-        ("row_scale", ctypes.c_void_p),
-        ("row_zero_point", ctypes.c_void_p),
-        ("cuda_stream", ctypes.c_void_p),
-    ]
-
-
 def _folders() -> list[Path]:
     # An editable install leaves the sources in place and puts what CMake built into site-packages.
     installed = Path(sysconfig.get_paths()["platlib"]) / "tunesmith_plugins" / "kernels"
@@ -178,7 +155,9 @@ class Library:
             row = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
             self.exp_row = self._function("ts_exp_row", ctypes.c_int32, *row)
         else:
-            self.int8_linear = self._function("ts_cuda_int8_linear", ctypes.c_int32, ctypes.c_void_p)
+            work = (ctypes.c_int64, ctypes.c_int64, ctypes.c_int32, ctypes.c_int64, ctypes.c_int64)
+            self.int8_workspace = self._function("ts_cuda_int8_workspace", ctypes.c_int64, *work)
+            self.cublaslt = self._function("ts_cuda_cublaslt", ctypes.c_int32, ctypes.c_int32)
             size = (ctypes.c_int64,) * 3
             self.sample_workspace = self._function(f"{prefix}sample_workspace", ctypes.c_int64, *size)
 
@@ -350,7 +329,8 @@ def info() -> dict[str, Any]:
     Returns:
         A dict with ``native`` (bool), ``path``, ``isa_available`` (list, slowest first), ``isa``, ``reason`` (why
         the CPU library is absent, else None), ``cuda_built`` (the build's word), ``cuda`` (bool: its library loaded),
-        ``cuda_path``, ``cuda_reason`` and ``abi_version``.
+        ``cuda_path``, ``cuda_reason``, ``cublaslt`` (bool: found, and used for int8 products on a CUDA device) and
+        ``abi_version``.
 
     Raises:
         RuntimeError: TUNESMITH_ISA names an instruction set that is not available here.
@@ -366,5 +346,6 @@ def info() -> dict[str, Any]:
         "cuda": gpu is not None,
         "cuda_path": str(gpu.path) if gpu else None,
         "cuda_reason": _slots["cuda"].reason,
+        "cublaslt": gpu is not None and bool(gpu.cublaslt(-1)),
         "abi_version": ABI_VERSION,
     }

@@ -9,7 +9,7 @@ import tunesmith as ts
 from tunesmith.errors import ConfigError
 from tunesmith.lm import load
 from tunesmith.testing.models import tiny_lm
-from tunesmith_plugins import decoders, engines
+from tunesmith_plugins import decoders, engines, kernels
 from tunesmith_plugins.compressors.int8_report import sqnr
 from tunesmith_plugins.engines import caches
 from tunesmith_plugins.engines.int8_cache import Int8Cache, Int8Layer, cache_for, quantize
@@ -118,3 +118,41 @@ def test_the_storyteller_says_the_same_with_transformers_own_generate(real_model
 def test_an_engine_without_a_cache_has_none_in_8_bits():
     with pytest.raises((ConfigError, ValueError), match="keeps nothing"):
         engines.Transformers(kv_cache=False, cache="int8")
+
+
+def test_what_is_read_is_attended_to_in_integers_and_is_a_float_copy_to_anything_else(monkeypatch):
+    keys, values = states()
+    layer = Int8Layer()
+    found = layer.update(keys, values)
+    floats = [integers * scales for integers, scales in (quantize(keys), quantize(values))]
+    assert [one.shape for one in found] == [keys.shape, values.shape]
+    assert found[0].dtype == torch.float32
+    assert torch.equal(found[0] + 0, floats[0])
+    assert type(found[0][:, :1]) is torch.Tensor
+    calls = []
+    real = kernels.int8_attention
+    monkeypatch.setattr(kernels, "int8_attention", lambda *rest: calls.append(1) or real(*rest))
+    attend = torch.nn.functional.scaled_dot_product_attention
+    seen = torch.ones(3, 1, 1, 7, dtype=torch.bool)
+    seen[1, ..., 4:] = False
+    query = torch.randn(3, 2, 1, 8)
+    for mask in (None, seen):
+        expected = attend(query, *floats, attn_mask=mask)
+        assert (attend(query, *found, attn_mask=mask) - expected).abs().max() < 2e-3
+    grouped = torch.randn(3, 4, 1, 8)
+    expected = attend(grouped, *floats, enable_gqa=True)
+    assert (attend(grouped, *found, enable_gqa=True) - expected).abs().max() < 2e-3
+    assert len(calls) == 3
+    many = torch.randn(3, 2, 9, 8)
+    assert torch.equal(attend(many, *found), attend(many, *floats))
+    assert torch.equal(attend(many[:, :, :7], *found, is_causal=True), attend(many[:, :, :7], *floats, is_causal=True))
+    assert torch.equal(
+        attend(query.double(), *(one.double() for one in found)),
+        attend(query.double(), *(one.double() for one in floats)),
+    )
+    learning = query.clone().requires_grad_()
+    attend(learning, *found).sum().backward()
+    assert learning.grad is not None
+    assert len(calls) == 3
+    with pytest.raises(RuntimeError, match="cannot be written to"):
+        found[0].zero_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,8 @@ def native() -> dict[str, Any]:
     return _require_native()
 
 
-INSTRUCTION_SETS = ["scalar", "avx2", "avx512", "amx"]
+_ARM = platform.machine().lower() in ("aarch64", "arm64")
+INSTRUCTION_SETS = ["scalar", *(["neon", "neondot"] if _ARM else ["avx2", "avx512", "amx"])]
 
 
 @pytest.fixture(params=INSTRUCTION_SETS)

@@ -49,10 +49,32 @@ def test_the_sanitized_program_passes(tmp_path: Path) -> None:
     for program, last in (
         ("tunesmith_native_tests", "all checks passed"),
         ("tunesmith_int8_tests", "all int8 checks passed"),
+        ("tunesmith_int8_cuda_tests", "all int8 checks of the CUDA kernels passed"),
     ):
         done = run(tmp_path / program)
         assert done.returncode == 0, done.stdout + done.stderr
         assert last in done.stdout
+        print(done.stdout)
+
+
+ARM = shutil.which("aarch64-linux-gnu-g++")
+QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(not (ARM and QEMU), reason="needs aarch64-linux-gnu-g++ and qemu-aarch64 on the path")
+def test_the_program_passes_on_an_emulated_arm_processor(tmp_path: Path) -> None:
+    system = ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", "-DCMAKE_EXE_LINKER_FLAGS=-static")
+    switches = ("-DTUNESMITH_NATIVE_TESTS=ON", "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_CXX_COMPILER={ARM}")
+    configured = run("cmake", "-S", SOURCES, "-B", tmp_path, *system, *switches)
+    assert configured.returncode == 0, configured.stderr
+    programs = ("tunesmith_native_tests", "tunesmith_int8_tests")
+    built = run("cmake", "--build", tmp_path, "--parallel", 2, "--target", *programs)
+    assert built.returncode == 0, built.stdout + built.stderr
+    for program in programs:
+        done = run(QEMU, tmp_path / program)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "scalar,neon,neondot" in done.stdout
         print(done.stdout)
 
 

@@ -17,6 +17,10 @@
 #include <unistd.h>
 #endif
 
+#if defined(TS_HAVE_NEONDOT) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 #if defined(_MSC_VER) && (defined(_M_X64) || defined(_M_IX86))
 #include <immintrin.h>
 #include <intrin.h>
@@ -68,12 +72,28 @@ bool cpu_has_amx() {
 }
 #endif
 
+#if defined(TS_HAVE_NEONDOT)
+bool cpu_has_dot() {
+#if defined(__APPLE__)
+  return true;
+#elif defined(__linux__)
+  constexpr unsigned long kDot = 1ul << 20;  // HWCAP_ASIMDDP
+  return (getauxval(AT_HWCAP) & kDot) != 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 // Slowest first.
 const Entry *entries(int *count) {
   static const Entry table[] = {
       {"scalar", &ts_sampling_scalar, &ts_int8_scalar, true},
 #if defined(TS_HAVE_NEON)
-      {"neon", &ts_sampling_neon, &ts_int8_scalar, true},
+      {"neon", &ts_sampling_neon, &ts_int8_neon, true},
+#endif
+#if defined(TS_HAVE_NEONDOT)
+      {"neondot", &ts_sampling_neon, &ts_int8_neondot, cpu_has_dot()},
 #endif
 #if defined(TS_HAVE_AVX2)
       {"avx2", &ts_sampling_avx2, &ts_int8_avx2, cpu_has_avx2()},

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "error.h"
+#include "int8_call.h"
 #include "int8_kernels.h"
 #include "int8_math.h"
 #include "int8_plain.h"
@@ -26,37 +27,6 @@ constexpr double kWorthSharing = 200;     // microseconds; less is done by the c
 
 int64_t up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-int32_t check_rows(const void *x, int64_t rows, int64_t k, int32_t dtype) {
-  if (rows < 0 || k < 1) return ts_fail(TS_INVALID, "x must be (rows, k) with k >= 1, not (%lld, %lld)", (long long)rows, (long long)k);
-  if (dtype != TS_F32 && dtype != TS_BF16) return ts_fail(TS_UNSUPPORTED, "x must be float32 or bfloat16");
-  if (rows && !x) return ts_fail(TS_INVALID, "x must not be null");
-  return TS_OK;
-}
-
-int32_t check(const ts_int8_args &a) {
-  const int32_t code = check_rows(a.x, a.rows, a.k, a.dtype);
-  if (code != TS_OK) return code;
-  if (a.k > TS_MAX_K)
-    return ts_fail(TS_INVALID, "k = %lld is above %d, where an int32 sum could overflow", (long long)a.k, TS_MAX_K);
-  if (a.mode < TS_DYNAMIC || a.mode > TS_MIXED) return ts_fail(TS_INVALID, "unknown mode %d", a.mode);
-  if (a.mode == TS_STATIC && !(a.static_scale >= kSmallestScale && a.static_scale < HUGE_VALF && a.static_zero_point >= 0 && a.static_zero_point <= 255))
-    return ts_fail(TS_INVALID, "a static range needs a scale above 0 and a zero point in [0, 255]");
-  if (a.group_size && (a.mode != TS_WEIGHT_ONLY || a.group_size < 0 || a.group_size > TS_MAX_K_12 || (a.group_size != 32 && a.group_size % 64)))
-    return ts_fail(TS_INVALID, "group_size must be 32 or a multiple of 64, on a weight-only layer");
-  if (a.norm < TS_NO_NORM || a.norm > TS_LAYER_NORM || (a.norm && !a.norm_weight)) return ts_fail(TS_INVALID, "norm %d needs its weight", a.norm);
-  if (a.layer_count < 0 || (a.layer_count && !a.layers)) return ts_fail(TS_INVALID, "layers must not be null");
-  for (int64_t i = 0; i < a.layer_count; ++i) {
-    const ts_int8_layer &layer = a.layers[i];
-    if (layer.n < 0 || (layer.n && a.rows && (!layer.weight || !layer.scale || !layer.sum || !layer.out)))
-      return ts_fail(TS_INVALID, "layer %lld: weight, its scale, its sums and out must not be null", (long long)i);
-    if (layer.activation < TS_NO_ACTIVATION || layer.activation > TS_GELU_TANH)
-      return ts_fail(TS_INVALID, "layer %lld: unknown activation %d", (long long)i, layer.activation);
-    if (i && layer.multiply && layer.multiply == a.layers[i - 1].out && layer.n != a.layers[i - 1].n)
-      return ts_fail(TS_INVALID, "layer %lld multiplies by a layer of another width", (long long)i);
-  }
-  return TS_OK;
-}
-
 // A row with a NaN or an infinity gets scale NaN and zeros, so that whatever is computed from it is NaN.
 struct Range {
   float scale, inverse;
@@ -69,8 +39,7 @@ Range range_of(const TsInt8Kernels &kernels, const void *x, int64_t k, int32_t d
   if (!kernels.row_range(x, k, dtype, &lowest, &highest)) return {NAN, 0, 0, false};
   if (mode == TS_STATIC) return {args->static_scale, 1.0f / args->static_scale, args->static_zero_point, true};
   if (mode == TS_WEIGHT_ONLY) {
-    float scale = (-lowest > highest ? -lowest : highest) / 2047.0f;
-    if (scale < kSmallestScale) scale = kSmallestScale;
+    const float scale = ts_row_scale_12(lowest, highest);
     return {scale, 1.0f / scale, 0, true};
   }
   const float scale = ts_row_scale(lowest, highest), inverse = 1.0f / scale;
@@ -169,7 +138,7 @@ struct Work {
   // Whether 8 bits are too few for a row; 0 is exact in any number of them.
   bool loses(const uint8_t *q, int64_t stride, int32_t zero_point) const {
     int64_t sum, squares;
-    (kernels.moments ? kernels.moments : plain_moments)(q, args.k, stride, &sum, &squares);
+    kernels.moments(q, args.k, stride, &sum, &squares);
     squares += zero_point * (zero_point * args.k - 2 * sum);
     return squares > 0 && squares < TS_MIXED_SQUARE * args.k;
   }
@@ -340,7 +309,7 @@ extern "C" int32_t ts_quantize_rows(const ts_quantize_args *args) {
   return ts_guard([args]() -> int32_t {
     if (!args) return ts_fail(TS_INVALID, "no arguments");
     const ts_quantize_args &a = *args;
-    const int32_t code = check_rows(a.x, a.rows, a.k, a.dtype);
+    const int32_t code = ts_check_rows(a.x, a.rows, a.k, a.dtype, ts_fail);
     if (code != TS_OK) return code;
     const TsInt8Kernels *kernels = ts_int8_kernels();
     if (!kernels) return TS_UNSUPPORTED;
@@ -352,7 +321,7 @@ extern "C" int32_t ts_quantize_rows(const ts_quantize_args *args) {
       a.zero_point[row] = range.zero_point;
       if (range.finite) {
         kernels->quantize(x, a.k, a.dtype, range.inverse, range.zero_point, buffer.data(), kPanel);
-        memcpy(a.q + row * a.k, buffer.data(), (size_t)a.k);
+        for (int64_t i = 0; i < a.k; ++i) a.q[row * a.k + i] = buffer[(size_t)i] ^ kernels->flip;
       } else {
         memset(a.q + row * a.k, 0, (size_t)a.k);
       }
@@ -365,7 +334,7 @@ extern "C" int32_t ts_int8_linears(const ts_int8_args *args) {
   return ts_guard([args]() -> int32_t {
     if (!args) return ts_fail(TS_INVALID, "no arguments");
     ts_int8_args a = *args;
-    const int32_t code = check(a);
+    const int32_t code = ts_check_int8(a, ts_fail);
     if (code != TS_OK) return code;
     if (a.mode == TS_MIXED && a.k <= TS_MIXED_K) a.mode = TS_WEIGHT_ONLY;
     const int per_row = a.mode == TS_WEIGHT_ONLY ? 2 : 1;
@@ -415,23 +384,9 @@ extern "C" int32_t ts_int8_linears(const ts_int8_args *args) {
 }
 
 extern "C" int32_t ts_int8_linears_words(const int64_t *words, int64_t count) {
-  constexpr int64_t kFirst = 15, kEach = 10, kMostLayers = 40;
-  const int64_t layers = (count - kFirst) / kEach;
-  if (!words || count < kFirst || layers > kMostLayers || count != kFirst + layers * kEach)
-    return ts_fail(TS_INVALID, "%lld words are not 15 and 10 for each of at most 40 layers", (long long)count);
-  ts_int8_layer list[kMostLayers];
-  for (int64_t i = 0; i < layers; ++i) {
-    const int64_t *w = words + kFirst + i * kEach;
-    list[i] = {(const int8_t *)w[0], (const float *)w[1], (const int32_t *)w[2], (const float *)w[3], (void *)w[4], w[5], w[6],
-               (const void *)w[8], (const void *)w[9], (int32_t)w[7], 0};
-  }
-  double static_scale, epsilon;
-  memcpy(&static_scale, words + 7, sizeof static_scale);
-  memcpy(&epsilon, words + 13, sizeof epsilon);
-  const ts_int8_args args = {(const void *)words[0], words[1], words[2], words[3], (int32_t)words[4], (int32_t)words[5], words[6],
-                             list, layers, (float)static_scale, (int32_t)words[8], (int32_t)words[9], (int32_t)words[10],
-                             (const float *)words[11], (const float *)words[12], epsilon, (void *)words[14]};
-  return ts_int8_linears(&args);
+  TsInt8Call call;
+  const int32_t code = call.read(words, count, ts_fail);
+  return code == TS_OK ? ts_int8_linears(&call.args) : code;
 }
 
 extern "C" int32_t ts_int8_pack(const int8_t *weight, int64_t n, int64_t k, int8_t *packed) {

@@ -32,9 +32,10 @@ struct TsInt8Kernels {
   const TsInt8Kernels *partial;  // for sums over part of k (groups); null: this one can
   // Widens [*lowest, *highest] to hold x (TS_F32 or TS_BF16); returns 0 if a value is not finite.
   int (*row_range)(const void *x, int64_t k, int32_t dtype, float *lowest, float *highest);
-  // u8; chunks of 64 are `stride` apart, the last one filled up with 0.
+  // u8 (but see flip); chunks of 64 are `stride` apart, the last one filled up with 0.
   void (*quantize)(const void *x, int64_t k, int32_t dtype, float inverse, int32_t zero_point, uint8_t *q, int64_t stride);
-  // 12 bits plus 2048: the upper six in q, the lower six 64 bytes (one row of the block) behind.
+  // 12 bits plus 2048: the upper six in q, the lower six 64 bytes (one row of the block) behind; with flip the upper
+  // less 32.
   void (*quantize12)(const void *x, int64_t k, int32_t dtype, float inverse, uint8_t *q, int64_t stride);
   // Once per thread and call, around all dots(); block_rows = rows of a block in this call.
   void (*begin)(int block_rows);
@@ -49,14 +50,21 @@ struct TsInt8Kernels {
   void (*add_group12)(const int32_t *c, int m, const TsTail &tail, float *y);
   // Results of m rows from the sums of add_group12.
   void (*finish_groups)(const float *y, int m, const float *row_scale, const TsTail &tail);
-  // The sum of the codes of a quantised row, and of their squares; null: the plain version.
-  void (*moments)(const uint8_t *q, int64_t k, int64_t stride, int64_t *sum, int64_t *squares) = nullptr;
+  // The sum of the codes of a quantised row, and of their squares.
+  void (*moments)(const uint8_t *q, int64_t k, int64_t stride, int64_t *sum, int64_t *squares);
   // dots() that fetches weights to come meanwhile, `lines` of 64 bytes with each step of 64 k; null: there is no such thing.
   void (*dots_ahead)(const uint8_t *a, const uint8_t *a_next, int64_t stride, int m, const int8_t *panel, int64_t steps, int32_t *c,
                      const int8_t *ahead, int lines) = nullptr;
+  uint8_t flip = 0;  // what quantize() stores is q with these bits turned over; finish() of the same table knows
 };
 
 extern const TsInt8Kernels ts_int8_scalar;
+#if defined(TS_HAVE_NEON)
+extern const TsInt8Kernels ts_int8_neon;
+#endif
+#if defined(TS_HAVE_NEONDOT)
+extern const TsInt8Kernels ts_int8_neondot;
+#endif
 #if defined(TS_HAVE_AVX2)
 extern const TsInt8Kernels ts_int8_avx2;
 #endif

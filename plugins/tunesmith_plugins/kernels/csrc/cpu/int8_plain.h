@@ -38,11 +38,16 @@ inline void plain_quantize12(const void *x, int64_t k, int32_t dtype, float inve
   }
 }
 
-inline void plain_moments(const uint8_t *q, int64_t k, int64_t stride, int64_t *sum, int64_t *squares) {
+template <uint8_t Flip = 0>
+void plain_moments(const uint8_t *q, int64_t k, int64_t stride, int64_t *sum, int64_t *squares) {
   int64_t first = 0, second = 0;
   for (int64_t i = 0; i < k; i += kPanel, q += stride) {
-    int32_t here = 0, square = 0;  // the row is padded with zeros
-    for (int j = 0; j < kPanel; ++j) here += q[j], square += q[j] * q[j];
+    const int many = (int)(k - i < kPanel ? k - i : kPanel);
+    int32_t here = 0, square = 0;
+    for (int j = 0; j < many; ++j) {
+      const int32_t code = q[j] ^ Flip;
+      here += code, square += code * code;
+    }
     first += here, second += square;
   }
   *sum = first, *squares = second;

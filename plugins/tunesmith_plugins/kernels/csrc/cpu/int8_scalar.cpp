@@ -37,4 +37,4 @@ void finish_groups(const float *y, int m, const float *row_scale, const TsTail &
 
 extern const TsInt8Kernels ts_int8_scalar = {
     "scalar", 4, 4, 0, nullptr, nullptr, plain_row_range, plain_quantize, plain_quantize12, nothing, nothing_either,
-    dots, finish, finish12, add_group12, finish_groups, plain_moments};
+    dots, finish, finish12, add_group12, finish_groups, plain_moments<0>};

@@ -5,6 +5,8 @@
 #include "cuda_on_cpu.h"
 #else
 #include <cuda_runtime.h>
+#define TS_PRAGMA(text) _Pragma(#text)
+#define TS_UNROLL(times) TS_PRAGMA(unroll times)
 #define TS_LAUNCH(kernel, grid, stream, ...) kernel<<<grid, kThreads, 0, (cudaStream_t)(stream)>>>(__VA_ARGS__)
 #endif
 

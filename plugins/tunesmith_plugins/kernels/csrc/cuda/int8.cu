@@ -1,116 +1,101 @@
-// Row quantisation (one block a row) and a plain tiled int8 product with the CPU's epilogue; messages of the library.
-#include "block.h"
+// A call of the int8 layers: rows once, then every layer by the way that suits its size.
+#include "int8.h"
+
+#include "int8_call.h"
 
 namespace {
 
-thread_local char message[512] = "";
+constexpr int64_t kMostSums = 64 << 20;  // bytes of int32 sums from cublasLt at a time
+constexpr int64_t kFewRows = 16;         // up to so many quantised rows the kernel of int8_product.cu is the better one
 
-__global__ void quantize_rows(const void *x, int64_t k, int64_t row_stride, int32_t dtype, uint8_t *q, float *scale,
-                              int32_t *zero_point) {
-  const int64_t index = blockIdx.x;
-  const char *row = (const char *)x + index * row_stride * (dtype == TS_F32 ? 4 : 2);
-  float low = 0, high = 0;
-  uint64_t bad = 0;
-  for (int64_t i = threadIdx.x; i < k; i += kThreads) {
-    const float v = load_one(row, i, dtype);
-    bad += (float_to_bits(v) & 0x7f800000u) == 0x7f800000u;
-    low = v < low ? v : low;
-    high = v > high ? v : high;
-  }
-  bad = block_sum(bad);
-  low = -block_max(-low);
-  high = block_max(high);
-  const float row_scale = ts_row_scale(low, high), inverse = 1.0f / row_scale;
-  const int32_t zero = bad ? 0 : ts_row_zero_point(low, inverse);
-  if (threadIdx.x == 0) {
-    scale[index] = bad ? bits_to_float(0x7fc00000u) : row_scale;
-    zero_point[index] = zero;
-  }
-  for (int64_t i = threadIdx.x; i < k; i += kThreads)
-    q[index * k + i] = bad ? 0 : ts_quantize_one(load_one(row, i, dtype), inverse, zero);
+__global__ void finish(const int32_t *sums, int64_t channels, int64_t first, int64_t count, TsCudaTail tail, int per_row) {
+  const int64_t size = count * tail.layer.n;
+  const int64_t at = (int64_t)blockIdx.x * kThreads + (int64_t)threadIdx.x;
+  if (at >= size) return;
+  const int64_t i = at / tail.layer.n, column = at % tail.layer.n;
+  const int32_t *found = sums + i * per_row * channels + column;
+  write_result(tail, first + i, column, dequantised(tail, first + i, column, found[0], per_row == 2 ? found[channels] : 0));
 }
 
-constexpr int kTile = TS_THREADS >= 256 ? 16 : 2;  // a tile of outputs a block, one output a thread
-constexpr int kDepth = 64;
+// Where things lie in the workspace.
+struct Space {
+  int64_t stride, scale, zero_point, sums, total;
+  int64_t rows_at_once;  // of x, by cublasLt; 0: not used
+  int per_row;
 
-__global__ void linear(ts_linear_args a, int64_t column_tiles) {
-  __shared__ uint8_t left[kTile][kDepth];
-  __shared__ int8_t right[kTile][kDepth + 4];  // padded against bank conflicts
-  const int64_t row0 = (int64_t)blockIdx.x / column_tiles * kTile, column0 = (int64_t)blockIdx.x % column_tiles * kTile;
-  const int i = threadIdx.x / kTile, j = threadIdx.x % kTile;
-  const bool works = i < kTile;
-  int32_t sum = 0;
-  for (int64_t base = 0; base < a.k; base += kDepth) {
-    for (int at = threadIdx.x; at < kTile * kDepth; at += kThreads) {
-      const int r = at / kDepth, t = at % kDepth;
-      const bool inside = base + t < a.k;
-      left[r][t] = inside && row0 + r < a.rows ? a.q[(row0 + r) * a.k + base + t] : 0;
-      right[r][t] = inside && column0 + r < a.n ? a.weight[(column0 + r) * a.k + base + t] : 0;
+  Space(int64_t rows, int64_t k, int32_t mode, int64_t group_size, int64_t widest) {
+    per_row = mode == TS_WEIGHT_ONLY ? 2 : 1;
+    stride = up(k, kAlign);
+    scale = up(rows * per_row * stride, 256);
+    zero_point = scale + up(rows * 4, 256);
+    sums = zero_point + up(rows * 4, 256);
+    const int64_t row_bytes = up(widest, kAlign) * 4 * per_row;
+    rows_at_once = 0;
+    if (!group_size && rows * per_row > kFewRows && widest > 0 && ts_cublaslt_ready()) {
+      rows_at_once = kMostSums / row_bytes;
+      if (rows_at_once < 2 * kFewRows) rows_at_once = 2 * kFewRows;
+      if (rows_at_once > rows) rows_at_once = rows;
     }
-    __syncthreads();
-    if (works) {
-      for (int t = 0; t < kDepth; ++t) sum += (int32_t)left[i][t] * (int32_t)right[j][t];
-    }
-    __syncthreads();
+    total = sums + rows_at_once * row_bytes;
   }
-  const int64_t row = row0 + i, column = column0 + j;
-  if (!works || row >= a.rows || column >= a.n) return;
-  float y = ts_dequantize(sum, a.row_zero_point[row], a.weight_sum[column], a.row_scale[row], a.weight_scale[column]);
-  if (a.bias) y = y + a.bias[column];
-  if (a.dtype == TS_F32) {
-    ((float *)a.out)[row * a.n + column] = y;
-  } else {
-    ((uint16_t *)a.out)[row * a.n + column] = ts_float_to_bf16(y);
-  }
-}
+};
 
-int32_t check_rows(const void *x, int64_t rows, int64_t k, int32_t dtype) {
-  if (rows < 0 || rows > INT32_MAX || k < 1 || (rows && !x) || (dtype != TS_F32 && dtype != TS_BF16))
-    return ts_cuda_fail(TS_INVALID, "x must be (rows, k) float32 or bfloat16");
+// TS_UNSUPPORTED: cublasLt would not, and nothing was done.
+int32_t by_cublaslt(const TsCudaRows &rows, const TsCudaTail &tail, int64_t rows_at_once, int32_t *sums, void *stream) {
+  const int64_t channels = up(tail.layer.n, kAlign);
+  for (int64_t first = 0; first < rows.count; first += rows_at_once) {
+    const int64_t count = rows.count - first < rows_at_once ? rows.count - first : rows_at_once;
+    const int8_t *q = rows.q + first * rows.per_row * rows.stride;
+    if (!ts_cublaslt_product(q, count * rows.per_row, tail.layer.weight, channels, rows.stride, sums, stream))
+      return first ? ts_cuda_fail(TS_INTERNAL, "cublasLt refused row %lld of a product that it had begun", (long long)first) : TS_UNSUPPORTED;
+    TS_LAUNCH(finish, (unsigned)((count * tail.layer.n + kThreads - 1) / kThreads), stream, sums, channels, first, count, tail, rows.per_row);
+    const int32_t code = ts_cuda_launched();
+    if (code != TS_OK) return code;
+  }
   return TS_OK;
 }
 
 }  // namespace
 
-int32_t ts_cuda_fail(int32_t code, const char *format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  vsnprintf(message, sizeof message, format, arguments);
-  va_end(arguments);
+extern "C" int64_t ts_cuda_int8_workspace(int64_t rows, int64_t k, int32_t mode, int64_t group_size, int64_t widest) {
+  return Space(rows, k, mode, group_size, widest).total;
+}
+
+extern "C" int32_t ts_cuda_int8_linears(const ts_int8_args *args, void *workspace, int64_t workspace_bytes, void *stream) {
+  if (!args) return ts_cuda_fail(TS_INVALID, "no arguments");
+  const ts_int8_args &a = *args;
+  int32_t code = ts_check_int8(a, ts_cuda_fail);
+  if (code == TS_OK && a.mode == TS_MIXED)
+    return ts_cuda_fail(TS_UNSUPPORTED, "rows of two kinds are two calls on CUDA: one in 8 bits, and one in 12 for the rows that need them");
+  if (code != TS_OK || a.rows == 0) return code;
+  int64_t widest = 0;
+  for (int64_t i = 0; i < a.layer_count; ++i) {
+    if (a.layers[i].n > widest) widest = a.layers[i].n;
+    if ((uintptr_t)a.layers[i].weight % kAlign) return ts_cuda_fail(TS_INVALID, "layer %lld: the weight is not aligned to 16 bytes", (long long)i);
+  }
+  if (!widest) return TS_OK;
+  const Space space(a.rows, a.k, a.mode, a.group_size, widest);
+  if (!workspace || workspace_bytes < space.total)
+    return ts_cuda_fail(TS_INVALID, "the workspace has %lld bytes, %lld are needed", (long long)workspace_bytes, (long long)space.total);
+  char *base = (char *)workspace;
+  const TsCudaRows rows = {(int8_t *)base, (float *)(base + space.scale), (int32_t *)(base + space.zero_point), a.rows, space.stride, space.per_row};
+  code = ts_cuda_make_rows(a, rows, stream);
+  for (int64_t i = 0; i < a.layer_count && code == TS_OK; ++i) {
+    if (!a.layers[i].n) continue;
+    const TsCudaTail tail = {a.layers[i], rows.scale, rows.zero_point, a.dtype, a.mode == TS_WEIGHT_ONLY, a.k > TS_MAX_K_12};
+    if (a.group_size) {
+      code = ts_cuda_groups(rows, tail, a.k, a.group_size, stream);
+      continue;
+    }
+    code = space.rows_at_once ? by_cublaslt(rows, tail, space.rows_at_once, (int32_t *)(base + space.sums), stream) : (int32_t)TS_UNSUPPORTED;
+    if (code == TS_UNSUPPORTED) code = ts_cuda_product(rows, tail, stream);
+  }
   return code;
 }
 
-int32_t ts_cuda_launched() {
-  const cudaError_t error = cudaGetLastError();
-  if (error == cudaSuccess) return TS_OK;
-  return ts_cuda_fail(TS_INTERNAL, "CUDA: %s", cudaGetErrorString(error));
-}
-
-extern "C" int32_t ts_cuda_abi_version(void) { return TS_ABI_VERSION; }
-
-extern "C" const char *ts_cuda_last_error(void) { return message; }
-
-extern "C" int32_t ts_cuda_quantize_rows(const ts_quantize_args *args) {
-  if (!args) return ts_cuda_fail(TS_INVALID, "no arguments");
-  const ts_quantize_args &a = *args;
-  const int32_t code = check_rows(a.x, a.rows, a.k, a.dtype);
-  if (code != TS_OK || a.rows == 0) return code;
-  TS_LAUNCH(quantize_rows, (unsigned)a.rows, a.cuda_stream, a.x, a.k, a.row_stride, a.dtype, a.q, a.scale, a.zero_point);
-  return ts_cuda_launched();
-}
-
-extern "C" int32_t ts_cuda_int8_linear(const ts_linear_args *args) {
-  if (!args) return ts_cuda_fail(TS_INVALID, "no arguments");
-  const ts_linear_args &a = *args;
-  int32_t code = check_rows(a.x, a.rows, a.k, a.dtype);
-  if (code != TS_OK || a.rows == 0 || a.n == 0) return code;
-  if (a.k > TS_MAX_K)
-    return ts_cuda_fail(TS_INVALID, "k = %lld is above %d, where an int32 sum could overflow", (long long)a.k, TS_MAX_K);
-  const int64_t column_tiles = (a.n + kTile - 1) / kTile, tiles = (a.rows + kTile - 1) / kTile * column_tiles;
-  if (tiles > INT32_MAX) return ts_cuda_fail(TS_INVALID, "the result is too large for one call");
-  TS_LAUNCH(quantize_rows, (unsigned)a.rows, a.cuda_stream, a.x, a.k, a.row_stride, a.dtype, a.q, a.row_scale, a.row_zero_point);
-  code = ts_cuda_launched();
-  if (code != TS_OK) return code;
-  TS_LAUNCH(linear, (unsigned)tiles, a.cuda_stream, a, column_tiles);
-  return ts_cuda_launched();
+extern "C" int32_t ts_cuda_int8_linears_words(const int64_t *words, int64_t count) {
+  TsInt8Call call;
+  if (!words || count < 3) return ts_cuda_fail(TS_INVALID, "too few words");
+  const int32_t code = call.read(words + 3, count - 3, ts_cuda_fail);
+  return code == TS_OK ? ts_cuda_int8_linears(&call.args, (void *)words[1], words[2], (void *)words[0]) : code;
 }

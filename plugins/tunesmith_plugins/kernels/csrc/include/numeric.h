@@ -169,10 +169,6 @@ TS_HD int32_t ts_row_zero_point(float lowest, float inverse) {
   const int32_t zero = ts_round_float(-lowest * inverse);
   return zero > 255 ? 255 : zero;
 }
-TS_HD uint8_t ts_quantize_one(float x, float inverse, int32_t zero_point) {
-  const int32_t q = ts_round_float(x * inverse) + zero_point;
-  return (uint8_t)(q < 0 ? 0 : q > 255 ? 255 : q);
-}
 // acc = sum over k of q * w; the zero point is taken out in int32, where the true value always fits.
 TS_HD float ts_dequantize(int32_t acc, int32_t zero_point, int32_t weight_sum, float row_scale, float weight_scale) {
   const uint32_t dot = (uint32_t)acc - (uint32_t)zero_point * (uint32_t)weight_sum;

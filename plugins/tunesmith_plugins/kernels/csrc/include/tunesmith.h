@@ -159,24 +159,6 @@ typedef struct {
   void *norm_out; /* (rows, k) contiguous, of the type of x: the rows after the norm; or null */
 } ts_int8_args;
 
-/* ts_cuda_int8_linear: weights lie plainly, (n, k). */
-typedef struct {
-  const void *x; /* (rows, k) */
-  int64_t rows, k, row_stride;
-  int32_t dtype; /* of x and out */
-  int32_t reserved;
-  const int8_t *weight; /* (n, k) */
-  int64_t n;
-  const float *weight_scale; /* (n,) */
-  const int32_t *weight_sum; /* (n,) sum over k of weight */
-  const float *bias;         /* (n,) or null */
-  void *out;                 /* (rows, n) contiguous */
-  uint8_t *q;                /* (rows, k) scratch on the device */
-  float *row_scale;          /* (rows,) scratch */
-  int32_t *row_zero_point;   /* (rows,) scratch */
-  void *cuda_stream;
-} ts_linear_args;
-
 TS_API int32_t ts_abi_version(void);          /* returns TS_ABI_VERSION of the library, not a ts_code */
 TS_API const char *ts_last_error(void);       /* the calling thread's last message */
 TS_API const char *ts_isa_available(void);    /* comma separated, slowest first */
@@ -198,6 +180,11 @@ TS_API int32_t ts_int8_linears_words(const int64_t *words, int64_t count);
 /* Rotary position embedding in place (Su et al. 2021, halves rotated): words are q, k, rows, heads of q, heads of k,
  * row_stride of q, of k, head_dim, cos, sin, rows of cos and sin (row r takes the one r % rows); all float32. */
 TS_API int32_t ts_rotary_words(const int64_t *words, int64_t count);
+/* Attention of few queries over keys and values in 8 bits. Words: q, out (both (batch, heads, queries, size) float32), batch,
+ * heads, queries, kv_heads, time, size, k ((batch, kv_heads, time, size) int8), its scales ((batch, kv_heads, time) float32),
+ * v, its scales, mask (float32, added to the scores, its last axis contiguous) or null, the mask's strides of batch, head
+ * and query, scale (the bits of a double), threads. */
+TS_API int32_t ts_int8_attention_words(const int64_t *words, int64_t count);
 TS_API int32_t ts_int8_pack(const int8_t *weight, int64_t n, int64_t k, int8_t *packed);
 /* The arithmetic under every weight, open to tests: e[i] = exp(z[i] - max), *total = their integer weights' sum. */
 TS_API int32_t ts_exp_row(const float *z, int64_t n, float max, int64_t vocab, float *e, uint64_t *total);
@@ -213,7 +200,16 @@ TS_API const char *ts_cuda_last_error(void);
 TS_API int64_t ts_cuda_sample_workspace(int64_t batch, int64_t vocab, int64_t history_width); /* bytes */
 TS_API int32_t ts_cuda_sample(const ts_sample_args *args);
 TS_API int32_t ts_cuda_quantize_rows(const ts_quantize_args *args);
-TS_API int32_t ts_cuda_int8_linear(const ts_linear_args *args);
+/* As ts_int8_linears. Weights are (n, k), both padded with zeros to multiples of 16, at an address that 16 divides;
+ * n and k of the call are the true ones. workspace: ts_cuda_int8_workspace() bytes, aligned to 256. */
+TS_API int32_t ts_cuda_int8_linears(const ts_int8_args *args, void *workspace, int64_t workspace_bytes, void *cuda_stream);
+/* Words: cuda_stream, workspace, workspace_bytes and those of ts_int8_linears_words. */
+TS_API int32_t ts_cuda_int8_linears_words(const int64_t *words, int64_t count);
+/* Bytes for a call; widest: the largest n of its layers. */
+TS_API int64_t ts_cuda_int8_workspace(int64_t rows, int64_t k, int32_t mode, int64_t group_size, int64_t widest);
+/* Use cublasLt where it is found (1, as at the start), or never (0); anything else changes nothing. Returns whether it is
+ * in use. Without it the library's own kernel takes every number of rows, with the same bits. */
+TS_API int32_t ts_cuda_cublaslt(int32_t use);
 
 #ifdef __cplusplus
 }

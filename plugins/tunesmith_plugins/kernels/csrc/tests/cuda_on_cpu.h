@@ -1,45 +1,118 @@
-// Enough of CUDA to run the kernels on CPU threads: a thread of the block is a thread, the blocks of a grid run one
-// after the other. It checks the kernels' logic where no CUDA device is at hand; it says nothing about a device.
+// Enough of CUDA to run the kernels on a CPU: a thread of the block is a fiber, which runs until it waits for the others;
+// the blocks of a grid run one after the other. ThreadSanitizer takes fibers for threads that only barriers put in order,
+// and so finds races. It checks the kernels' logic where no CUDA device is at hand; it says nothing about a device.
 #pragma once
 
+#include <math.h>
 #include <stdint.h>
+#include <string.h>
+#include <ucontext.h>
 
-#include <condition_variable>
-#include <mutex>
-#include <thread>
+#include <functional>
+#include <memory>
 #include <vector>
+
+#if defined(__has_feature)
+#define TS_FEATURE(name) __has_feature(name)
+#else
+#define TS_FEATURE(name) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || TS_FEATURE(address_sanitizer)
+#define TS_ASAN
+#include <sanitizer/common_interface_defs.h>
+#endif
+#if defined(__SANITIZE_THREAD__) || TS_FEATURE(thread_sanitizer)
+#define TS_TSAN
+#include <sanitizer/tsan_interface.h>
+#define TS_UNSEEN __attribute__((noinline, no_sanitize("thread")))  // what changes from fiber to fiber is no race
+#else
+#define TS_UNSEEN
+#endif
 
 #define __global__ static
 #define __device__
 #define __shared__ static
 #define __forceinline__ inline
+#define TS_UNROLL(times)
 
-struct Index {
-  unsigned x;
+constexpr int kMostThreads = 64;
+constexpr size_t kFiberStack = 256 << 10;
+
+struct Fiber {
+  ucontext_t context;
+  void *stack;
+  size_t stack_size;
+  unsigned thread, block;
+  bool done;
+  void *fake_stack, *sanitizer;
 };
-inline thread_local Index threadIdx, blockIdx;
+inline Fiber fibers[kMostThreads], host;  // of the block, and whoever launched it
+inline unsigned fiber_count = 0;
+inline Fiber *running = &host;
+
+struct ThreadIndex {
+  TS_UNSEEN operator unsigned() const { return running->thread; }
+};
+struct BlockIndex {
+  TS_UNSEEN operator unsigned() const { return running->block; }
+};
+template <typename Index>
+struct OneDimension {
+  Index x;
+};
+inline OneDimension<ThreadIndex> threadIdx;
+inline OneDimension<BlockIndex> blockIdx;
+
+TS_UNSEEN inline void switch_to(Fiber *next) {
+  Fiber *from = running;
+  running = next;
+#if defined(TS_ASAN)
+  __sanitizer_start_switch_fiber(&from->fake_stack, next->stack, next->stack_size);
+#endif
+#if defined(TS_TSAN)
+  __tsan_switch_to_fiber(next->sanitizer, __tsan_switch_to_fiber_no_sync);
+#endif
+  swapcontext(&from->context, &next->context);
+#if defined(TS_ASAN)
+  __sanitizer_finish_switch_fiber(from->fake_stack, nullptr, nullptr);
+#endif
+}
+
+// Lets the next thread of the block run; the host, once none is left.
+TS_UNSEEN inline void yield_to_next() {
+  for (unsigned i = 1; i < fiber_count; ++i) {
+    Fiber *next = &fibers[(running->thread + i) % fiber_count];
+    if (!next->done) return switch_to(next);
+  }
+  if (running->done) switch_to(&host);
+}
 
 class Barrier {
  public:
   explicit Barrier(int count) : count_(count) {}
-  void wait() {
-    std::unique_lock<std::mutex> lock(mutex_);
+  TS_UNSEEN void wait() {
     const uint64_t round = round_;
+    order();
     if (++waiting_ == count_) {
       waiting_ = 0;
       ++round_;
-      all_here_.notify_all();
-    } else {
-      all_here_.wait(lock, [&] { return round != round_; });
     }
+    while (round == round_) yield_to_next();
+    order();
+  }
+  // Tells ThreadSanitizer that what was done before is done before what comes now.
+  TS_UNSEEN void order() {
+#if defined(TS_TSAN)
+    __tsan_acquire(&order_);
+    __tsan_release(&order_);
+#endif
   }
 
  private:
   const int count_;
   int waiting_ = 0;
   uint64_t round_ = 0;
-  std::mutex mutex_;
-  std::condition_variable all_here_;
+  char order_ = 0;
 };
 inline Barrier *block_barrier = nullptr;
 inline void __syncthreads() { block_barrier->wait(); }
@@ -49,26 +122,89 @@ inline unsigned long long atomicAdd(unsigned long long *at, unsigned long long v
 }
 inline uint32_t atomicOr(uint32_t *at, uint32_t value) { return __atomic_fetch_or(at, value, __ATOMIC_RELAXED); }
 
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+
+// The lanes of a warp lay down their operands, and each adds up its own four results.
+constexpr int kMostWarps = 8;
+inline std::vector<Barrier> warp_barriers;
+inline void mma_m16n8k32(int32_t (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  static uint32_t operands[kMostWarps][32][6];
+  const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t own[6] = {a0, a1, a2, a3, b0, b1};
+  memcpy(operands[warp][lane], own, sizeof own);
+  warp_barriers[warp].wait();
+  const auto byte = [&](unsigned from, unsigned word, unsigned i) { return (int32_t)(int8_t)(operands[warp][from][word] >> (8 * i)); };
+  for (unsigned i = 0; i < 4; ++i) {
+    const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    for (unsigned k = 0; k < 32; ++k) {
+      const unsigned there = k % 16 / 4;
+      c[i] += byte(row % 8 * 4 + there, row / 8 + k / 16 * 2, k % 4) * byte(column * 4 + there, 4 + k / 16, k % 4);
+    }
+  }
+  warp_barriers[warp].wait();
+}
+
 typedef int cudaError_t;
 constexpr cudaError_t cudaSuccess = 0;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char *cudaGetErrorString(cudaError_t) { return ""; }
+inline cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess; }
 
-template <typename Kernel>
-void run_grid(unsigned grid, int threads, Kernel kernel) {
+inline const std::function<void()> *launched = nullptr;  // what every thread does in every block
+inline unsigned launched_blocks = 0;
+
+TS_UNSEEN inline void begin_block(unsigned index) { running->block = index; }
+TS_UNSEEN inline void end_fiber() {
+  block_barrier->order();  // for the host
+  running->done = true;
+  yield_to_next();
+}
+
+inline void run_fiber() {
+#if defined(TS_ASAN)
+  const void *bottom = nullptr;
+  size_t size = 0;
+  __sanitizer_finish_switch_fiber(nullptr, &bottom, &size);
+  if (running == &fibers[0]) host.stack = (void *)bottom, host.stack_size = size;
+#endif
+  for (unsigned index = 0; index < launched_blocks; ++index) {
+    begin_block(index);
+    (*launched)();
+    __syncthreads();
+  }
+  end_fiber();
+}
+
+inline void run_grid(unsigned grid, int threads, const std::function<void()> &kernel) {
+  static std::unique_ptr<char[]> stacks(new char[kMostThreads * kFiberStack]);
   Barrier barrier(threads);
   block_barrier = &barrier;
-  std::vector<std::thread> block;
-  for (int thread = 0; thread < threads; ++thread) {
-    block.emplace_back([&, thread] {
-      threadIdx.x = (unsigned)thread;
-      for (unsigned index = 0; index < grid; ++index) {
-        blockIdx.x = index;
-        kernel();
-        __syncthreads();
-      }
-    });
+  warp_barriers.clear();
+  for (int warp = 0; warp < threads / 32; ++warp) warp_barriers.emplace_back(32);
+  launched = &kernel;
+  launched_blocks = grid;
+  fiber_count = (unsigned)threads;
+  for (unsigned thread = 0; thread < fiber_count; ++thread) {
+    Fiber &fiber = fibers[thread];
+    fiber.stack = stacks.get() + thread * kFiberStack;
+    fiber.stack_size = kFiberStack;
+    fiber.thread = thread;
+    fiber.done = false;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack;
+    fiber.context.uc_stack.ss_size = kFiberStack;
+    makecontext(&fiber.context, run_fiber, 0);
   }
-  for (std::thread &thread : block) thread.join();
+#if defined(TS_TSAN)
+  host.sanitizer = __tsan_get_current_fiber();
+  for (int thread = 0; thread < threads; ++thread) fibers[thread].sanitizer = __tsan_create_fiber(0);
+#endif
+  switch_to(&fibers[0]);
+  barrier.order();
+#if defined(TS_TSAN)
+  for (int thread = 0; thread < threads; ++thread) __tsan_destroy_fiber(fibers[thread].sanitizer);
+#endif
 }
-#define TS_LAUNCH(kernel, grid, stream, ...) run_grid(grid, kThreads, [&] { kernel(__VA_ARGS__); })
+#define TS_LAUNCH(kernel, grid, stream, ...) ((void)(stream), run_grid(grid, kThreads, [&] { kernel(__VA_ARGS__); }))

@@ -1,173 +1,12 @@
 // Checks of the int8 layers that need no Python, on every instruction set: equal to 64-bit sums at every tile edge, to
 // the plain arithmetic around them, on any number of threads; nothing is read or written outside the arrays (each
 // ends at a page that may not be touched, which sees assembly and gathers too). Meant for sanitizers as well.
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <random>
-#include <string>
 #include <thread>
-#include <vector>
 
-#if defined(__unix__) || defined(__APPLE__)
-#include <sys/mman.h>
-#include <sys/wait.h>
-#include <unistd.h>
-#define TS_GUARD_PAGES
-#endif
-
-#include "../cpu/int8_math.h"
 #include "../cpu/pool.h"
-#include "tunesmith.h"
-
-#define REQUIRE(condition)                                                     \
-  do {                                                                         \
-    if (!(condition)) {                                                        \
-      fprintf(stderr, "%s:%d: %s does not hold (%s)\n", __FILE__, __LINE__, #condition, ts_last_error()); \
-      exit(1);                                                                 \
-    }                                                                          \
-  } while (0)
+#include "int8_oracle.h"
 
 namespace {
-
-std::mt19937_64 generator(20250301);
-
-int64_t pick(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
-float real(double low, double high) { return (float)std::uniform_real_distribution<double>(low, high)(generator); }
-
-std::vector<std::string> instruction_sets() {
-  std::vector<std::string> names(1);
-  for (const char *c = ts_isa_available(); *c; ++c) {
-    if (*c == ',') names.emplace_back();
-    else names.back() += *c;
-  }
-  return names;
-}
-
-// An array whose end is the end of what may be touched.
-template <typename T>
-class Guarded {
- public:
-  explicit Guarded(int64_t n) : n_(n) {
-#if defined(TS_GUARD_PAGES)
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE), bytes = (size_t)n * sizeof(T);
-    size_ = (bytes + page - 1) / page * page + 2 * page;
-    base_ = (char *)mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
-    REQUIRE(base_ != MAP_FAILED);
-    REQUIRE(mprotect(base_ + size_ - page, page, PROT_NONE) == 0 && mprotect(base_, page, PROT_NONE) == 0);
-    data_ = (T *)(base_ + size_ - page - bytes);
-#else
-    base_ = (char *)calloc((size_t)n + 1, sizeof(T));
-    data_ = (T *)base_;
-#endif
-  }
-  Guarded(const Guarded &) = delete;
-  ~Guarded() {
-#if defined(TS_GUARD_PAGES)
-    munmap(base_, size_);
-#else
-    free(base_);
-#endif
-  }
-  T *get() const { return data_; }
-  T &operator[](int64_t i) const { return data_[i]; }
-  int64_t size() const { return n_; }
-
- private:
-  int64_t n_;
-  size_t size_ = 0;
-  char *base_;
-  T *data_;
-};
-
-bool same(float a, float b) { return a == b || (a != a && b != b); }
-
-struct Layer {
-  int64_t n, k, group;
-  Guarded<int8_t> weight, packed;
-  Guarded<float> scale, bias;
-  Guarded<int32_t> sum;
-
-  static int64_t groups(int64_t k, int64_t group) { return group ? (k + group - 1) / group : 1; }
-
-  Layer(int64_t n_, int64_t k_, int64_t group_, int extreme)
-      : n(n_), k(k_), group(group_), weight(n_ * k_), packed((n_ + 63) / 64 * 64 * ((k_ + 63) / 64 * 64)),
-        scale(n_ * groups(k_, group_)), bias(n_), sum(n_ * groups(k_, group_)) {
-    for (int64_t i = 0; i < n * k; ++i) weight[i] = (int8_t)(extreme ? (extreme == 1 ? -128 : 127) : pick(-128, 127));
-    for (int64_t i = 0; i < scale.size(); ++i) scale[i] = real(.01, .1);
-    for (int64_t j = 0; j < n; ++j) {
-      bias[j] = real(-1, 1);
-      for (int64_t t = 0; t < k; ++t) sum[(group ? t / group : 0) * n + j] += weight[j * k + t];
-    }
-    REQUIRE(ts_int8_pack(weight.get(), n, k, packed.get()) == TS_OK);
-  }
-
-  ts_int8_layer call(void *out, int32_t activation) const {
-    ts_int8_layer layer = {};
-    layer.weight = packed.get();
-    layer.scale = scale.get();
-    layer.sum = sum.get();
-    layer.bias = bias.get();
-    layer.out = out;
-    layer.out_stride = layer.n = n;
-    layer.activation = activation;
-    return layer;
-  }
-};
-
-// One row against one channel, from the definition.
-float expected(const Layer &layer, const float *x, int64_t j, int32_t mode, int32_t activation, float static_scale, int32_t static_zero) {
-  float low = 0, high = 0;
-  for (int64_t t = 0; t < layer.k; ++t) {
-    if (!isfinite(x[t])) return NAN;
-    if (x[t] < low) low = x[t];
-    if (x[t] > high) high = x[t];
-  }
-  if (mode == TS_MIXED) {
-    const float inverse = 1.0f / ts_row_scale(low, high);
-    const int32_t zero = ts_row_zero_point(low, inverse);
-    int64_t squares = 0;
-    for (int64_t t = 0; t < layer.k; ++t) {
-      const int64_t code = (int64_t)ts_quantize_clamped(x[t], inverse, zero) - zero;
-      squares += code * code;
-    }
-    const bool wide = layer.k <= TS_MIXED_K || (squares && squares < TS_MIXED_SQUARE * layer.k);
-    mode = wide ? TS_WEIGHT_ONLY : TS_DYNAMIC;
-  }
-  float y = 0;
-  if (mode == TS_WEIGHT_ONLY) {
-    float scale = (-low > high ? -low : high) / 2047.0f;
-    if (scale < kSmallestScale) scale = kSmallestScale;
-    const float inverse = 1.0f / scale;
-    const int64_t length = layer.group ? layer.group : layer.k;
-    for (int64_t from = 0, g = 0; from < layer.k; from += length, ++g) {
-      int64_t dot = 0, upper = 0, lower = 0;
-      for (int64_t t = from; t < layer.k && t < from + length; ++t) {
-        const int32_t q = ts_quantize_12(x[t], inverse);
-        const int64_t w = layer.weight[j * layer.k + t];
-        dot += (q - 2048) * w;
-        upper += ((q >> 6) - 32) * w;
-        lower += (q & 63) * w;
-      }
-      REQUIRE(layer.k > TS_MAX_K_12 || dot == (int32_t)dot);
-      const float sum = layer.k > TS_MAX_K_12 ? (float)upper * 64.0f + (float)lower : (float)dot;
-      if (layer.group) y = y + sum * layer.scale[g * layer.n + j];
-      else y = sum * (scale * layer.scale[j]);
-    }
-    if (layer.group) y = y * scale;
-  } else {
-    const float scale = mode == TS_STATIC ? static_scale : ts_row_scale(low, high), inverse = 1.0f / scale;
-    const int32_t zero = mode == TS_STATIC ? static_zero : ts_row_zero_point(low, inverse);
-    int64_t dot = 0;
-    for (int64_t t = 0; t < layer.k; ++t)
-      dot += ((int64_t)ts_quantize_clamped(x[t], inverse, zero) - zero) * layer.weight[j * layer.k + t];
-    REQUIRE(dot == (int32_t)dot);
-    y = (float)dot * (scale * layer.scale[j]);
-  }
-  return ts_activate(y + layer.bias[j], activation);
-}
 
 void linear_case(int64_t rows, int64_t n, int64_t k, int32_t mode, int64_t group, int extreme) {
   const Layer layer(n, k, group, extreme);
@@ -207,28 +46,6 @@ void linear_case(int64_t rows, int64_t n, int64_t k, int32_t mode, int64_t group
       exit(1);
     }
   }
-#if defined(TS_CUDA_ON_CPU)
-  if (mode != TS_DYNAMIC || activation) return;
-  Guarded<uint8_t> q(rows * k);
-  Guarded<float> row_scale(rows);
-  Guarded<int32_t> zero_point(rows);
-  ts_linear_args cuda = {};
-  cuda.x = x.get();
-  cuda.rows = rows;
-  cuda.k = cuda.row_stride = k;
-  cuda.weight = layer.weight.get();
-  cuda.n = n;
-  cuda.weight_scale = layer.scale.get();
-  cuda.weight_sum = layer.sum.get();
-  cuda.bias = layer.bias.get();
-  cuda.out = out.get();
-  cuda.q = q.get();
-  cuda.row_scale = row_scale.get();
-  cuda.row_zero_point = zero_point.get();
-  memset(out.get(), 0, (size_t)(rows * n) * sizeof(float));
-  REQUIRE(ts_cuda_int8_linear(&cuda) == TS_OK);
-  for (int64_t i = 0; i < rows * n; ++i) REQUIRE(same(out[i], right[(size_t)i]));
-#endif
 }
 
 void shapes() {
@@ -257,6 +74,25 @@ void shapes() {
     linear_case(2, 3, TS_MAX_K_12, TS_WEIGHT_ONLY, 0, extreme);
   }
   printf("int8: %d shapes equal to 64-bit sums on %s, extremes at k = %d\n", cases, ts_isa_available(), TS_MAX_K);
+}
+
+// Rows as the interface gives them, whatever a table stores.
+void rows() {
+  for (const int64_t k : {1, 7, 8, 9, 64, 65, 131}) {
+    Guarded<float> x(3 * k), scale(3);
+    Guarded<uint8_t> q(3 * k);
+    Guarded<int32_t> zero_point(3);
+    for (int64_t i = 0; i < 3 * k; ++i) x[i] = i < k ? NAN : real(-2, 3);
+    ts_quantize_args args = {x.get(), 3, k, k, TS_F32, 0, q.get(), scale.get(), zero_point.get(), nullptr};
+    for (const std::string &isa : instruction_sets()) {
+      REQUIRE(ts_isa_set(isa.c_str()) == TS_OK && ts_quantize_rows(&args) == TS_OK);
+      for (int64_t i = 0; i < k; ++i) REQUIRE(q[i] == 0);
+      REQUIRE(isnan(scale[0]) && zero_point[0] == 0);
+      for (int64_t i = k; i < 3 * k; ++i)
+        REQUIRE(q[i] == ts_quantize_clamped(x[i], 1.0f / scale[i / k], zero_point[i / k]));
+    }
+  }
+  puts("rows: quantised as defined on every instruction set");
 }
 
 // Norm, gate and residual: the same bits on every instruction set and number of threads, inside the arrays, in float32
@@ -351,6 +187,41 @@ void threads() {
   puts("threads: the same bits on 1 to 4 threads, from four callers at once, and in a forked process");
 }
 
+// Inside the arrays, and with the same bits on every instruction set and number of threads.
+void attention() {
+  int cases = 0;
+  for (const int64_t time : {1, 2, 513}) {
+    for (const int64_t size : {1, 15, 16, 17, 64, 83}) {
+      const int64_t batch = 2, heads = 4, kv_heads = 2, queries = 2, rows = batch * kv_heads * time;
+      Guarded<float> q(batch * heads * queries * size), k_scale(rows), v_scale(rows), mask(batch * time), out(q.size());
+      Guarded<int8_t> k(rows * size), v(rows * size);
+      for (int64_t i = 0; i < q.size(); ++i) q[i] = real(-2, 3);
+      for (int64_t i = 0; i < rows; ++i) k_scale[i] = real(.001, .01), v_scale[i] = real(.001, .01);
+      for (int64_t i = 0; i < rows * size; ++i) k[i] = (int8_t)pick(-127, 127), v[i] = (int8_t)pick(-127, 127);
+      for (int64_t i = 0; i < mask.size(); ++i) mask[i] = i % time && pick(0, 3) == 0 ? -HUGE_VALF : real(-1, 1);
+      const double scale = .125;
+      int64_t words[18] = {(int64_t)q.get(), (int64_t)out.get(), batch, heads, queries, kv_heads, time, size, (int64_t)k.get(),
+                           (int64_t)k_scale.get(), (int64_t)v.get(), (int64_t)v_scale.get(), (int64_t)mask.get(), time, 0, 0, 0, 1};
+      memcpy(words + 16, &scale, sizeof scale);
+      std::vector<float> right;
+      for (const std::string &isa : instruction_sets()) {
+        for (const int64_t threads : {1, 3}) {
+          words[17] = threads;
+          memset(out.get(), 0, sizeof(float) * (size_t)out.size());
+          REQUIRE(ts_isa_set(isa.c_str()) == TS_OK && ts_int8_attention_words(words, 18) == TS_OK);
+          const std::vector<float> found(out.get(), out.get() + out.size());
+          if (right.empty()) right = found;
+          REQUIRE(found == right);
+          ++cases;
+        }
+      }
+    }
+  }
+  const int64_t none[18] = {};
+  REQUIRE(ts_int8_attention_words(none, 17) == TS_INVALID && ts_int8_attention_words(none, 18) == TS_INVALID);
+  printf("attention: %d cases with the same bits everywhere\n", cases);
+}
+
 void pool() {
   std::vector<int> seen(1000);
   for (int turn = 0; turn < 50; ++turn) {
@@ -393,7 +264,9 @@ int main() {
   refusals();
   pool();
   shapes();
+  rows();
   fused();
+  attention();
   threads();
   puts("all int8 checks passed");
   return 0;

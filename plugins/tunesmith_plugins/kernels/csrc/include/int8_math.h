@@ -81,6 +81,11 @@ TS_HD uint8_t ts_quantize_clamped(float x, float inverse, int32_t zero_point) {
   return (uint8_t)(q < 0 ? 0 : q > 255 ? 255 : q);
 }
 
+// The scale of a row in 12 bits, [-2047, 2047].
+TS_HD float ts_row_scale_12(float lowest, float highest) {
+  const float scale = (-lowest > highest ? -lowest : highest) / (float)kLargest12;
+  return scale < kSmallestScale ? kSmallestScale : scale;
+}
 TS_HD int32_t ts_quantize_12(float x, float inverse) {
   const int32_t q = ts_round_float(x * inverse);
   return (q < -kLargest12 ? -kLargest12 : q > kLargest12 ? kLargest12 : q) + 2048;

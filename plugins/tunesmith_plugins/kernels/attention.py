@@ -1,0 +1,69 @@
+"""Attention over keys and values in 8 bits, read where they are: no float copy of the cache is made."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import int8_reference as reference
+from . import loader
+from .int8_ops import _entry
+from .ops import _plain
+
+
+def int8_attention(
+    q: Tensor, k: Tensor, k_scale: Tensor, v: Tensor, v_scale: Tensor, mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:  # fmt: skip
+    """Return ``softmax(q k^T scale + mask) v`` for a few queries, as decoding has them.
+
+    The query is rounded to 12 bits and the weights, value scales in them, to 15, so both products are sums of integers: a
+    row of the result depends neither on the batch nor on threads or instruction set. On the CPU the native library reads the
+    cache once; elsewhere torch computes the same bits in float64. Has no gradient.
+
+    Args:
+        q: ``(batch, heads, queries, size)`` float32.
+        k: ``(batch, kv_heads, time, size)`` int8; kv_heads divides heads (Ainslie et al., 2023).
+        k_scale: ``(batch, kv_heads, time, 1)`` float32.
+        v: like ``k``.
+        v_scale: like ``k_scale``.
+        mask: boolean (False: not seen) or float32 (added to the scores), broadcast to ``(batch, heads, queries, time)``; or None.
+        scale: of the scores; None is ``size ** -0.5``.
+
+    Returns:
+        ``(batch, heads, queries, size)`` float32. A query that sees no token, or is not finite, gives NaN.
+
+    Raises:
+        ValueError: wrong shapes or types.
+    """
+    if q.ndim != 4 or k.ndim != 4 or q.dtype != torch.float32 or k.dtype != torch.int8 or v.dtype != torch.int8:
+        raise ValueError(
+            f"q must be (batch, heads, queries, size) float32 and k, v int8, not {q.dtype} {tuple(q.shape)}"
+        )
+    batch, heads, queries, size = q.shape
+    kv_heads, time = k.shape[1:3]
+    shape = (batch, kv_heads, time)
+    right = all(tuple(t.shape) == (*shape, size) for t in (k, v)) and heads % max(kv_heads, 1) == 0 and time > 0
+    if not right or any(tuple(t.shape) != (*shape, 1) or t.dtype != torch.float32 for t in (k_scale, v_scale)):
+        raise ValueError(f"k {tuple(k.shape)}, v {tuple(v.shape)} and their scales do not fit q {tuple(q.shape)}")
+    scale = size**-0.5 if scale is None else scale
+    if mask is not None:
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, -torch.inf)
+        mask = mask.float().expand(batch, heads, queries, time)
+        if mask.stride(-1) != 1 and time > 1:
+            mask = mask.contiguous()
+    parts = (k, k_scale, v, v_scale)
+    if not (q.is_cpu and loader.cpu() is not None and _plain(q, *parts, mask)):
+        return reference.attention(q, *parts, mask, scale)
+    q, (k, k_scale, v, v_scale) = q.detach().contiguous(), tuple(part.contiguous() for part in parts)
+    out = torch.empty_like(q)
+    _, released, address, library = _entry("ts_int8_attention_words")
+    strides = (0, 0, 0) if mask is None else mask.stride()[:3]
+    code = released(
+        address, q.data_ptr(), out.data_ptr(), batch, heads, queries, kv_heads, time, size, k.data_ptr(), k_scale.data_ptr(),
+        v.data_ptr(), v_scale.data_ptr(), None if mask is None else mask.data_ptr(), *strides, float(scale),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    if code:
+        library.check(code)
+    return out

@@ -1,0 +1,200 @@
+// The CUDA version of the int8 layers, its kernels run on CPU threads: results from the definition at every tile edge,
+// norms and gates with the bits of the CPU library, nothing outside the arrays, with and without cublasLt.
+#include "int8_oracle.h"
+
+extern "C" int64_t fake_cublaslt_products;
+extern "C" int fake_cublaslt_refuses;
+
+namespace {
+
+int64_t up16(int64_t value) { return (value + 15) / 16 * 16; }
+
+// A layer's weight as a CUDA device has it.
+struct OnDevice {
+  const Layer &layer;
+  Guarded<int8_t> weight;
+
+  explicit OnDevice(const Layer &layer_) : layer(layer_), weight(up16(layer_.n) * up16(layer_.k)) {
+    for (int64_t j = 0; j < layer.n; ++j) memcpy(&weight[j * up16(layer.k)], &layer.weight[j * layer.k], (size_t)layer.k);
+  }
+
+  ts_int8_layer call(void *out, int32_t activation) const {
+    ts_int8_layer made = layer.call(out, activation);
+    made.weight = weight.get();
+    return made;
+  }
+};
+
+void run(const ts_int8_args &args) {
+  int64_t widest = 0;
+  for (int64_t i = 0; i < args.layer_count; ++i) widest = args.layers[i].n > widest ? args.layers[i].n : widest;
+  const int64_t size = ts_cuda_int8_workspace(args.rows, args.k, args.mode, args.group_size, widest);
+  Guarded<uint8_t> workspace(size);
+  if (ts_cuda_int8_linears(&args, workspace.get(), size, nullptr) == TS_OK) return;
+  fprintf(stderr, "%s\n", ts_cuda_last_error());
+  exit(1);
+}
+
+void linear_case(int64_t rows, int64_t n, int64_t k, int32_t mode, int64_t group, int extreme) {
+  const Layer layer(n, k, group, extreme);
+  const OnDevice device(layer);
+  Guarded<float> x(rows * k), out(rows * n);
+  for (int64_t i = 0; i < rows * k; ++i) x[i] = extreme ? 255.0f : real(-2, 3);
+  if (!extreme && rows > 2) x[k + k / 2] = NAN, x[2 * k] = INFINITY;
+  if (!extreme && rows > 3) memset(&x[3 * k], 0, sizeof(float) * (size_t)k);
+  const int32_t activation = extreme ? 0 : (int32_t)pick(0, 4);
+  const ts_int8_layer call = device.call(out.get(), activation);
+  ts_int8_args args = {};
+  args.x = x.get();
+  args.rows = rows;
+  args.k = args.row_stride = k;
+  args.mode = mode;
+  args.group_size = group;
+  args.layers = &call;
+  args.layer_count = 1;
+  args.static_scale = 0.011f;
+  args.static_zero_point = 100;
+  run(args);
+  for (int64_t i = 0; i < rows * n; ++i) {
+    const float right = expected(layer, &x[i / n * k], i % n, mode, activation, args.static_scale, args.static_zero_point);
+    if (same(out[i], right)) continue;
+    fprintf(stderr, "%lld x %lld x %lld, mode %d, group %lld, cublasLt %d: %g, not %g, at %lld\n", (long long)rows, (long long)n, (long long)k,
+            mode, (long long)group, ts_cuda_cublaslt(-1), out[i], right, (long long)i);
+    exit(1);
+  }
+}
+
+void shapes() {
+  int cases = 0;
+  for (const int32_t use : {0, 1}) {
+    REQUIRE(ts_cuda_cublaslt(use) == use);
+    const int64_t before = fake_cublaslt_products;
+    for (const int64_t rows : {1, 7, 8, 9, 16, 17, 33, 65}) {
+      if (use && rows < 9) continue;  // nothing new
+      for (const int64_t n : {1, 16, 33}) {
+        for (const int64_t k : {1, 16, 63, 129}) linear_case(rows, n, k, (int32_t)(cases % 3), 0, 0), ++cases;
+      }
+    }
+    REQUIRE((fake_cublaslt_products > before) == (use == 1));
+  }
+  for (const int64_t group : {32, 64, 192})
+    for (const int64_t k : {1, 32, 33, 200})
+      for (const int64_t rows : {1, 8, 9}) linear_case(rows, 18, k, TS_WEIGHT_ONLY, group, 0), ++cases;
+  linear_case(2, 3, TS_MAX_K_12 + 1, TS_WEIGHT_ONLY, 0, 0);
+  for (const int extreme : {1, 2}) {  // the largest sums that can occur
+    linear_case(1, 1, TS_MAX_K, TS_DYNAMIC, 0, extreme);
+    linear_case(17, 1, TS_MAX_K, TS_DYNAMIC, 0, extreme);
+    linear_case(1, 1, TS_MAX_K_12, TS_WEIGHT_ONLY, 0, extreme);
+    linear_case(1, 1, TS_MAX_K, TS_WEIGHT_ONLY, 0, extreme);
+  }
+  fake_cublaslt_refuses = 1;
+  const int64_t before = fake_cublaslt_products;
+  linear_case(20, 33, 65, TS_DYNAMIC, 0, 0);
+  REQUIRE(fake_cublaslt_products == before);
+  fake_cublaslt_refuses = 0;
+  printf("int8 on CUDA: %d shapes equal to 64-bit sums, extremes at k = %d, with and without cublasLt\n", cases, TS_MAX_K);
+}
+
+// Two layers of which the second is multiplied by the first, after a norm, with a residual that is the result's own place.
+void fused() {
+  const int64_t n = 35, k = 67;
+  const Layer gate(n, k, 0, 0), up(n, k, 0, 0);
+  const OnDevice gate_there(gate), up_there(up);
+  Guarded<float> gain(k), shift(k);
+  for (int64_t i = 0; i < k; ++i) gain[i] = real(.5, 1.5), shift[i] = real(-1, 1);
+  int cases = 0;
+  for (const int64_t rows : {3, 20}) {
+    for (const int32_t dtype : {TS_F32, TS_BF16}) {
+      const int64_t item = dtype == TS_F32 ? 4 : 2;
+      Guarded<uint8_t> x(rows * k * item), normed(rows * k * item), first(rows * n * item), second(rows * n * item), residual(rows * n * item);
+      for (int64_t i = 0; i < rows * k; ++i) ts_store(x.get(), i, dtype, real(-2, 3));
+      for (int64_t i = 0; i < rows * n; ++i) ts_store(residual.get(), i, dtype, real(-2, 3));
+      for (const int32_t norm : {TS_RMS_NORM, TS_LAYER_NORM}) {
+        std::vector<uint8_t> results[2];
+        for (const bool cuda : {false, true}) {
+          memcpy(second.get(), residual.get(), (size_t)(rows * n * item));
+          ts_int8_layer layers[] = {cuda ? gate_there.call(first.get(), TS_SILU) : gate.call(first.get(), TS_SILU),
+                                    cuda ? up_there.call(second.get(), 0) : up.call(second.get(), 0)};
+          layers[1].multiply = first.get();
+          layers[1].residual = second.get();
+          ts_int8_args args = {};
+          args.x = x.get();
+          args.rows = rows;
+          args.k = args.row_stride = k;
+          args.dtype = dtype;
+          args.layers = layers;
+          args.layer_count = 2;
+          args.norm = norm;
+          args.norm_weight = gain.get();
+          args.norm_bias = norm == TS_LAYER_NORM ? shift.get() : nullptr;
+          args.norm_epsilon = 1e-5;
+          args.norm_out = normed.get();
+          if (cuda) run(args);
+          else REQUIRE(ts_int8_linears(&args) == TS_OK);
+          results[cuda].assign(second.get(), second.get() + rows * n * item);
+          results[cuda].insert(results[cuda].end(), first.get(), first.get() + rows * n * item);
+          results[cuda].insert(results[cuda].end(), normed.get(), normed.get() + rows * k * item);
+        }
+        REQUIRE(results[0] == results[1]);
+        ++cases;
+      }
+    }
+  }
+  printf("fused on CUDA: %d cases of norms, gates and residuals with the bits of the CPU\n", cases);
+}
+
+void rows() {
+  for (const int64_t k : {1, 65}) {
+    Guarded<float> x(3 * k), scale(3), scale2(3);
+    Guarded<uint8_t> q(3 * k), q2(3 * k);
+    Guarded<int32_t> zero(3), zero2(3);
+    for (int64_t i = 0; i < 3 * k; ++i) x[i] = i < k ? NAN : real(-2, 3);
+    ts_quantize_args args = {x.get(), 3, k, k, TS_F32, 0, q.get(), scale.get(), zero.get(), nullptr};
+    REQUIRE(ts_quantize_rows(&args) == TS_OK);
+    args.q = q2.get(), args.scale = scale2.get(), args.zero_point = zero2.get();
+    REQUIRE(ts_cuda_quantize_rows(&args) == TS_OK);
+    REQUIRE(memcmp(q.get(), q2.get(), (size_t)(3 * k)) == 0);
+    for (int i = 0; i < 3; ++i) REQUIRE(same(scale[i], scale2[i]) && zero[i] == zero2[i]);
+  }
+  puts("rows on CUDA: quantised as on the CPU");
+}
+
+void refusals() {
+  ts_int8_args args = {};
+  REQUIRE(ts_cuda_int8_linears(nullptr, nullptr, 0, nullptr) == TS_INVALID);
+  args.k = TS_MAX_K + 1;
+  REQUIRE(ts_cuda_int8_linears(&args, nullptr, 0, nullptr) == TS_INVALID && strstr(ts_cuda_last_error(), "overflow"));
+  const float x[16] = {};
+  alignas(16) int8_t weight[16 * 16 + 1] = {};
+  float scale = 1, out;
+  int32_t sum = 0;
+  ts_int8_layer layer = {};
+  layer.weight = weight + 1;
+  layer.scale = &scale;
+  layer.sum = &sum;
+  layer.out = &out;
+  layer.n = layer.out_stride = 1;
+  args.k = args.row_stride = 16;
+  args.rows = 1;
+  args.x = x;
+  args.layers = &layer;
+  args.layer_count = 1;
+  REQUIRE(ts_cuda_int8_linears(&args, nullptr, 0, nullptr) == TS_INVALID && strstr(ts_cuda_last_error(), "aligned"));
+  layer.weight = weight;
+  REQUIRE(ts_cuda_int8_linears(&args, nullptr, 0, nullptr) == TS_INVALID && strstr(ts_cuda_last_error(), "workspace"));
+  const int64_t words[4] = {};
+  REQUIRE(ts_cuda_int8_linears_words(words, 4) == TS_INVALID && strstr(ts_cuda_last_error(), "words"));
+  puts("refusals on CUDA: wrong arguments give codes and messages");
+}
+
+}  // namespace
+
+int main() {
+  REQUIRE(ts_cuda_abi_version() == TS_ABI_VERSION);
+  refusals();
+  rows();
+  shapes();
+  fused();
+  puts("all int8 checks of the CUDA kernels passed");
+  return 0;
+}
