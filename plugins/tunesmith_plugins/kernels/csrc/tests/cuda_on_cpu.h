@@ -156,8 +156,9 @@ inline const std::function<void()> *launched = nullptr;  // what every thread do
 inline unsigned launched_blocks = 0;
 
 TS_UNSEEN inline void begin_block(unsigned index) { running->block = index; }
-TS_UNSEEN inline void end_fiber() {
-  block_barrier->order();  // for the host
+TS_UNSEEN inline void begin_launch() { block_barrier->order(); }  // after what the host did
+TS_UNSEEN inline void end_launch() {
+  block_barrier->order();  // before what the host does
   running->done = true;
   yield_to_next();
 }
@@ -169,12 +170,15 @@ inline void run_fiber() {
   __sanitizer_finish_switch_fiber(nullptr, &bottom, &size);
   if (running == &fibers[0]) host.stack = (void *)bottom, host.stack_size = size;
 #endif
-  for (unsigned index = 0; index < launched_blocks; ++index) {
-    begin_block(index);
-    (*launched)();
-    __syncthreads();
+  for (;;) {  // a launch a turn
+    begin_launch();
+    for (unsigned index = 0; index < launched_blocks; ++index) {
+      begin_block(index);
+      (*launched)();
+      __syncthreads();
+    }
+    end_launch();
   }
-  end_fiber();
 }
 
 inline void run_grid(unsigned grid, int threads, const std::function<void()> &kernel) {
@@ -185,26 +189,23 @@ inline void run_grid(unsigned grid, int threads, const std::function<void()> &ke
   for (int warp = 0; warp < threads / 32; ++warp) warp_barriers.emplace_back(32);
   launched = &kernel;
   launched_blocks = grid;
-  fiber_count = (unsigned)threads;
-  for (unsigned thread = 0; thread < fiber_count; ++thread) {
-    Fiber &fiber = fibers[thread];
-    fiber.stack = stacks.get() + thread * kFiberStack;
+  for (; fiber_count < (unsigned)threads; ++fiber_count) {
+    Fiber &fiber = fibers[fiber_count];
+    fiber.stack = stacks.get() + fiber_count * kFiberStack;
     fiber.stack_size = kFiberStack;
-    fiber.thread = thread;
-    fiber.done = false;
+    fiber.thread = fiber_count;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack;
     fiber.context.uc_stack.ss_size = kFiberStack;
     makecontext(&fiber.context, run_fiber, 0);
-  }
 #if defined(TS_TSAN)
-  host.sanitizer = __tsan_get_current_fiber();
-  for (int thread = 0; thread < threads; ++thread) fibers[thread].sanitizer = __tsan_create_fiber(0);
+    host.sanitizer = __tsan_get_current_fiber();
+    fiber.sanitizer = __tsan_create_fiber(0);
 #endif
+  }
+  for (int thread = 0; thread < threads; ++thread) fibers[thread].done = false;
+  barrier.order();
   switch_to(&fibers[0]);
   barrier.order();
-#if defined(TS_TSAN)
-  for (int thread = 0; thread < threads; ++thread) __tsan_destroy_fiber(fibers[thread].sanitizer);
-#endif
 }
 #define TS_LAUNCH(kernel, grid, stream, ...) ((void)(stream), run_grid(grid, kThreads, [&] { kernel(__VA_ARGS__); }))
