@@ -130,7 +130,9 @@ def test_rows_of_two_kinds_are_done_in_two_calls(
     _, gated = int8_ops._mixed_in_two(x, [weight, other], [bias, None], ["gelu", None], norm, None, True, None)
     monkeypatch.undo()
     assert same(found, kernels.fused_linears(x, [weight], [bias], ["silu"], residual=residual, mixed=True)[0])
-    expected = kernels.fused_linears(x, [weight, other], [bias, None], ["gelu", None], norm=norm, gated=True, mixed=True)
+    expected = kernels.fused_linears(
+        x, [weight, other], [bias, None], ["gelu", None], norm=norm, gated=True, mixed=True
+    )
     assert same(gated, expected[0])
 
 
