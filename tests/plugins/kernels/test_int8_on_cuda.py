@@ -125,7 +125,14 @@ def test_rows_of_two_kinds_are_done_in_two_calls(
     x[::3, 5] = 400.0
     weight, other = (kernels.pack_weight(*made(21, k)) for _ in range(2))
     residual = torch.randn(18, 21)
-    monkeypatch.setattr(int8_ops, "_native_linears", through_cuda)
+    linears = int8_ops._native_linears
+
+    def call(*arguments: Any) -> list[Tensor]:
+        with monkeypatch.context() as patch:
+            patch.setattr(int8_ops, "_native_linears", linears)
+            return through_cuda(*arguments)
+
+    monkeypatch.setattr(int8_ops, "_native_linears", call)
     (found,) = int8_ops._mixed_in_two(x, [weight], [bias], ["silu"], None, None, False, residual)
     _, gated = int8_ops._mixed_in_two(x, [weight, other], [bias, None], ["gelu", None], norm, None, True, None)
     monkeypatch.undo()
