@@ -78,7 +78,8 @@ def layers(options: argparse.Namespace, kept: Kept) -> dict[str, Any]:
     absent: dict[str, str] = {} if machine else {"machine": "no compiler, or no AVX-512 VNNI"}
     for k, n in shapes:
         cells = [(m, threads) for m in ROWS for threads in options.threads]
-        keys = {cell: ("layers", _named(k, n), f"M={cell[0]}", f"threads={cell[1]}") for cell in cells}
+        what = _named(k, n) + (", quick" if options.quick else "") + (", compiled" if options.compiled else "")
+        keys = {cell: ("layers", what, f"M={cell[0]}", f"threads={cell[1]}") for cell in cells}
         missing = [cell for cell in cells if kept.get(*keys[cell]) is None]
         if missing and not kept.over:
             torch.manual_seed(0)

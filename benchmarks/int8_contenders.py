@@ -75,7 +75,7 @@ def _ours(layer: nn.Linear, weight_only: bool) -> Call:
     packed, bias = kernels.pack_weight(weight.q, weight.scale), layer.bias.detach()
     if weight_only:
         return lambda x: kernels.weight_only_linear(x, packed, bias)
-    return lambda x: kernels.int8_linear(x, packed, bias)
+    return lambda x: kernels.int8_linear(x, packed, bias, mixed=True)  # as the layers of models do
 
 
 def contenders(layer: nn.Linear, compiled: bool) -> tuple[dict[str, Call], dict[str, str]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from tunesmith.errors import ConfigError
 from tunesmith.reward_gate import names
 
 
@@ -56,6 +57,8 @@ def command(
     runtime = Runtime(device=device, allow_code=allow_code)
     if (Path(reward_model) / reward.COMPONENT).is_file():
         model = reward.load(Path(reward_model), runtime)
+    elif Path(reward_model).is_dir() or reward_model.endswith("/"):
+        raise ConfigError([f"no reward model is in {reward_model!r}: it has no {reward.COMPONENT}"], "tunesmith gate")
     else:
         model = reward.ready(parse(reward_model, "reward_model"), runtime)
     result = check(model, gate)

@@ -18,7 +18,7 @@ class Int8States(Tensor):
     """A tensor (batch, heads, time, size) that holds integers and scales.
 
     ``scaled_dot_product_attention`` with few queries on the CPU reads the integers where they are. Any other operation gets a
-    float copy, so models need to know nothing of it; it cannot be written to.
+    float copy, so models need to know nothing of it; it cannot be written to. numpy and lists want ``dense()``.
 
     Attributes:
         integers: (batch, heads, time, size) int8.
@@ -43,6 +43,10 @@ class Int8States(Tensor):
         """Return the floats."""
         return (self.integers * self.scales).to(self.dtype)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """Return the floats."""
+        return self.dense()
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -55,8 +59,15 @@ class Int8States(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.is_mutable:
-            raise RuntimeError(f"keys and values in 8 bits cannot be written to, as {func} wants; copy them first")
+        given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | (kwargs or {})
+        for argument in func._schema.arguments:
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            written = given.get(argument.name)
+            if any(
+                isinstance(one, Int8States) for one in (written if isinstance(written, (list, tuple)) else [written])
+            ):
+                raise RuntimeError(f"keys and values in 8 bits cannot be written to, as {func} wants; copy them first")
         args, kwargs = tree_map(_dense, (args, kwargs or {}))
         return func(*args, **kwargs)
 

@@ -8,6 +8,7 @@ weight where it lies: weights that change in place are followed, and nothing tak
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -63,19 +64,40 @@ def layers(model: torch.nn.Module) -> Sequence[torch.nn.Linear]:
     modules = list(model.modules())
     if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None for m in modules):
         return ()
-    return [m for m in modules if type(m) is torch.nn.Linear and m.weight.numel() >= LEAST and "forward" not in vars(m)]
+    return [m for m in modules if type(m) is torch.nn.Linear and m.weight.numel() >= LEAST and not _another(m)]
+
+
+_lock = threading.Lock()
+_inside: dict[torch.nn.Linear, int] = {}
+"""How many calls are under way that let a layer take the quickest way, of any thread."""
+
+
+def _another(layer: torch.nn.Linear) -> bool:
+    """Whether a layer has a ``forward`` of somebody else's."""
+    return "forward" in vars(layer) and layer not in _inside
 
 
 @contextmanager
 def quick(found: Sequence[torch.nn.Linear]) -> Iterator[None]:
-    """Within, these layers take the quickest way. Hooks run as ever."""
-    for layer in found:
-        vars(layer)["forward"] = partial(_forward, layer)
+    """Within, these layers take the quickest way, but for those with a ``forward`` of somebody else's. Hooks run as ever.
+
+    Calls may overlap in several threads: a layer is as it was when the last one ends.
+    """
+    with _lock:
+        taken = [layer for layer in found if not _another(layer)]
+        for layer in taken:
+            if layer not in _inside:
+                vars(layer)["forward"] = partial(_forward, layer)
+            _inside[layer] = _inside.get(layer, 0) + 1
     try:
         yield
     finally:
-        for layer in found:
-            vars(layer).pop("forward", None)
+        with _lock:
+            for layer in taken:
+                _inside[layer] -= 1
+                if not _inside[layer]:
+                    del _inside[layer]
+                    vars(layer).pop("forward", None)
 
 
 def _forward(layer: torch.nn.Linear, input: torch.Tensor) -> torch.Tensor:

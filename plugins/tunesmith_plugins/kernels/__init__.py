@@ -1,4 +1,4 @@
-"""Native kernels with a torch reference for each: fused sampling chains and dynamic int8 linear layers.
+"""Native kernels with a torch reference for each: fused sampling chains, int8 linear layers, attention over an int8 cache.
 
 Importing this package loads neither torch nor the library; both come with the first use of an operation.
 See docs/kernels.md for the exact semantics, the build settings and what was checked.
@@ -10,7 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import int8_cuda, int8_ops, int8_reference, loader, reference, reference_edits, reference_truncations
+    from . import (
+        attention,
+        int8_cuda,
+        int8_ops,
+        int8_reference,
+        loader,
+        reference,
+        reference_edits,
+        reference_truncations,
+    )
+    from .attention import int8_attention
     from .int8_ops import (
         Norm,
         PackedWeight,
@@ -29,6 +39,7 @@ if TYPE_CHECKING:
     )
     from .loader import info, set_isa
     from .ops import (
+        ChainResult,
         Plan,
         SampleResult,
         Status,
@@ -43,7 +54,7 @@ if TYPE_CHECKING:
     )
 
 _MODULES = (
-    "int8_cuda", "int8_ops", "int8_reference", "loader", "ops", "reference", "reference_edits", "reference_truncations",
+    "attention", "int8_cuda", "int8_ops", "int8_reference", "loader", "ops", "reference", "reference_edits", "reference_truncations",
 )  # fmt: skip
 _INT8 = (
     "Norm", "PackedWeight", "QuantizedRows", "QuantizedWeight", "fused_linears", "int8_linear", "int8_linears",
@@ -52,6 +63,7 @@ _INT8 = (
 _HOME = {"info": "loader", "set_isa": "loader", "int8_attention": "attention", **dict.fromkeys(_INT8, "int8_ops")}
 
 __all__ = [
+    "ChainResult",
     "Norm",
     "PackedWeight",
     "Plan",
@@ -62,6 +74,7 @@ __all__ = [
     "Step",
     "TopResult",
     "apply_chain",
+    "attention",
     "fused_linears",
     "info",
     "int8_attention",

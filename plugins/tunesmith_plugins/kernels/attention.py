@@ -30,7 +30,7 @@ def int8_attention(
         scale: of the scores; None is ``size ** -0.5``.
 
     Returns:
-        ``(batch, heads, queries, size)`` float32. A query that sees no token, or is not finite, gives NaN.
+        ``(batch, heads, queries, size)`` float32. A query that sees no token gives 0, as in torch; one that is not finite gives NaN.
 
     Raises:
         ValueError: wrong shapes or types.

@@ -212,15 +212,16 @@ def attention(
     scores = dots * (row_scale * k_scale.transpose(-1, -2)) * torch.full_like(dots, scale)
     if mask is not None:
         scores = scores + mask
-    weights = torch.where(scores == -math.inf, 0.0, exp(scores - scores.amax(-1, keepdim=True)))
-    lost = ~scores.amax(-1, keepdim=True).isfinite()
+    most = scores.amax(-1, keepdim=True)
+    weights = torch.where(scores == -math.inf, 0.0, exp(scores - most))
     total = _lane_sum(weights.double())[..., None]
     weights = weights * v_scale.transpose(-1, -2)
     largest = weights.amax(-1, keepdim=True)
     step = (largest / torch.full_like(largest, 32767.0)).clamp(min=_SMALLEST_SCALE)
     rounded = torch.round(weights * (torch.ones_like(step) / step)).clamp(max=32767)
     mixed = (rounded.double() @ v.double()) * (step.double() / total)
-    return torch.where(lost, math.nan, mixed).float()
+    mixed = torch.where(most.isfinite(), mixed, math.nan)
+    return torch.where(most == -math.inf, 0.0, mixed).float()
 
 
 _LOG2E = float.fromhex("0x1.715476p+0")

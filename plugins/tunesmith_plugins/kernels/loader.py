@@ -311,16 +311,16 @@ def set_isa(name: str) -> None:
         RuntimeError: the library is not loaded, or the name is not available here.
     """
     global _reference_chosen
-    for forget in _when_chosen:
-        forget()
     if name == "reference":
         _reference_chosen = True
-        return
-    library = _slots["cpu"].open()
-    if library is None:
-        raise RuntimeError(f"the native library is not loaded: {_slots['cpu'].reason}")
-    library.check(library.isa_set(name.encode()))
-    _reference_chosen = False
+    else:
+        library = _slots["cpu"].open()
+        if library is None:
+            raise RuntimeError(f"the native library is not loaded: {_slots['cpu'].reason}")
+        library.check(library.isa_set(name.encode()))
+        _reference_chosen = False
+    for forget in _when_chosen:  # after the choice: another thread may draw in between
+        forget()
 
 
 def info() -> dict[str, Any]:

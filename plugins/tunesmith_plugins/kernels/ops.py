@@ -112,7 +112,7 @@ class Plan:
     """A chain whose steps are checked and packed once, for callers that use the same one again and again.
 
     Pass it as ``steps``. The tensors of the steps are read anew at every call, so their values may change; their
-    shapes may not.
+    shapes may not. Lists whose rows are not dense in memory are copied, once.
     """
 
     __slots__ = ("_keep", "address", "batch", "history", "steps")
@@ -334,7 +334,7 @@ def _chain(
         return token, status, logps, tops
     batch, count = logits.shape[0], min(top, logits.shape[1])
     tops = [
-        (torch.empty(batch, count, dtype=torch.int64), torch.empty(batch, count, dtype=torch.float32))
+        tuple(torch.empty(batch, count, dtype=kind, device=logits.device) for kind in (torch.int64, torch.float32))
         if wanted
         else None
         for wanted in top_of
@@ -705,7 +705,7 @@ def uniform(seed: Tensor, stream: Tensor, position: Tensor, *, draw: int) -> Ten
     rows = [t.contiguous() for t in (seed, stream, position)]
     if library is None or any(t.dtype != torch.int64 or t.shape != seed.shape or t.ndim != 1 for t in rows):
         return philox.uniform(seed, stream, position, draw)
-    out = torch.empty(len(seed), dtype=torch.float64)
+    out = torch.empty(len(seed), dtype=torch.float64, device=seed.device)
     library.check(library.uniform(*(t.data_ptr() for t in rows), draw, out.data_ptr(), len(seed)))
     return out
 

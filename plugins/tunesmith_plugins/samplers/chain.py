@@ -164,7 +164,7 @@ def run(
     if rows.parameters:
         check_parameters(links, rows)
     if not logits.shape[0]:
-        return _nothing(logits, top)
+        return _nothing(logits, top, logp)
     plans = Plans() if plans is None else plans
     plans.check(links, logits.shape[1])
     if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -189,19 +189,25 @@ def run(
     return draw
 
 
-def _nothing(logits: torch.Tensor, top: int) -> Draw:
+def _nothing(logits: torch.Tensor, top: int, logp: Collection[str]) -> Draw:
     """Return the draw of a batch without rows, which has no place in memory to hand to a kernel."""
+    top = min(top, logits.shape[1])
     ids = torch.zeros(0, dtype=torch.int64, device=logits.device)
     none = torch.zeros(0, device=logits.device)
+
+    def none_of(name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        asked = top and (name == "processed" or name in logp)
+        return (ids.reshape(0, top), none.reshape(0, top)) if asked else None
+
     return Draw(
         token=ids,
         status=ids.to(torch.uint8),
         logp_raw=none,
         logp_processed=none,
         logp_truncated=none,
-        top=(ids.reshape(0, top), none.reshape(0, top)) if top else None,
-        top_raw=(ids.reshape(0, top), none.reshape(0, top)) if top else None,
-        top_truncated=(ids.reshape(0, top), none.reshape(0, top)) if top else None,
+        top=none_of("processed"),
+        top_raw=none_of("raw"),
+        top_truncated=none_of("truncated"),
     )
 
 

@@ -7,7 +7,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 import tunesmith as ts
 from tunesmith.errors import ConfigError
-from tunesmith.lm import load
+from tunesmith.lm import LM, load
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins import decoders, engines, kernels
 from tunesmith_plugins.compressors.int8_report import sqnr
@@ -95,6 +95,23 @@ def test_engines_write_with_it(family, decoder):
     assert found == write("int8", batch_size=1)  # a row's tokens depend on no other row
     exact = write("float")
     assert sum(a == b for a, b in zip(found, exact, strict=True)) >= 2
+
+
+def test_short_prompts_with_padding_in_front_are_read_as_they_are_alone():
+    """Places of padding see no token, and a model whose heads have keys of their own attends to them in integers."""
+    tiny = tiny_lm("decoder")
+    config = transformers.LlamaConfig(
+        vocab_size=len(tiny.tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    lm = LM(model=model, tokenizer=tiny.tokenizer, family="decoder")
+
+    def write(batch_size):
+        engine = engines.Transformers(cache="int8", batch_size=batch_size)
+        return [c.token_ids for c in ts.generate(lm, ["the", "the cat sees"], engine=engine, max_new_tokens=6)]
+
+    assert write(2) == write(1)
 
 
 def test_layers_that_keep_a_window_stay_as_they_are():

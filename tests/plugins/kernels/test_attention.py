@@ -72,14 +72,17 @@ def test_a_query_depends_on_nothing_beside_it(serving: str) -> None:
     assert torch.equal(kernels.int8_attention(q, wide, k_scale, v, v_scale, scale=0.3), whole)
 
 
-def test_a_query_without_a_token_or_with_a_nan_gives_nan_alone(serving: str) -> None:
+def test_a_query_without_a_token_gives_zero_and_one_with_a_nan_gives_nan_alone(serving: str) -> None:
     q = torch.randn(3, 1, 1, 8)
     q[1] = torch.nan
     (k, k_scale), (v, v_scale) = cache(3, 1, 5, 8), cache(3, 1, 5, 8)
     mask = torch.ones(3, 1, 1, 5, dtype=torch.bool)
     mask[2] = False
     found = kernels.int8_attention(q, k, k_scale, v, v_scale, mask)
-    assert found.isnan().all(-1).flatten().tolist() == [False, True, True]
+    assert found.isnan().all(-1).flatten().tolist() == [False, True, False]
+    assert not found[2].any()
+    lowest = torch.zeros(3, 1, 1, 5).masked_fill(~mask, -torch.inf)
+    torch.testing.assert_close(kernels.int8_attention(q, k, k_scale, v, v_scale, lowest), found, equal_nan=True)
     masked = kernels.int8_attention(
         q[:1], k[:1], k_scale[:1], v[:1], v_scale[:1], torch.tensor([True] + [False] * 4)[None, None, None]
     )

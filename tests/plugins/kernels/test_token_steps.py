@@ -134,3 +134,12 @@ def test_the_likeliest_need_a_number_and_known_names(native: dict[str, Any]) -> 
         kernels.sample_chain_top(torch.zeros(1, 4), [], greedy=True, top=0)
     with pytest.raises(ValueError, match="names of"):
         kernels.sample_chain_top(torch.zeros(1, 4), [], greedy=True, top=1, of=("cooked",))
+
+
+def test_results_lie_where_the_logits_lie_whatever_the_default_device_is(native: dict[str, Any]) -> None:
+    logits, ids = torch.randn(2, 9), torch.arange(2)
+    with torch.device("meta"):
+        found = kernels.sample_chain_top(logits, [], ids, ids, ids, top=3)
+        noise = kernels.uniform(ids, ids, ids, draw=1)
+    assert torch.equal(found.processed[0], logits.topk(3).indices)
+    assert torch.equal(noise, kernels.uniform(ids, ids, ids, draw=1))

@@ -66,7 +66,11 @@ struct Call {
       finite &= score == score;
       most = score > most ? score : most;
     }
-    if (!finite || !(most > -HUGE_VALF && most < HUGE_VALF)) {
+    if (finite && most == -HUGE_VALF) {  // sees no token, as padding in front does: 0, as torch's attention
+      for (int64_t d = 0; d < size; ++d) y[d] = 0;
+      return;
+    }
+    if (!finite || !(most < HUGE_VALF)) {
       for (int64_t d = 0; d < size; ++d) y[d] = NAN;
       return;
     }
