@@ -11,14 +11,14 @@ import functools
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import int8_cuda, loader
 from . import int8_reference as reference
-from .ops import _native, _plain, _rows, _stream
+from .ops import _native, _plain, _rows, _stream, set_up_calls
 
 _DTYPES = {torch.float32: loader.F32, torch.bfloat16: loader.BF16}
 _CODES: dict[str | None, int] = {None: 0, **{name: code for code, name in enumerate(reference.ACTIVATIONS)}}
@@ -361,6 +361,26 @@ def _mixed_in_two(
     return outs
 
 
+def _first_linears(*arguments: Any) -> Any:
+    """Stand in for the quick call until a layer is called; None where there is none."""
+    global _linears
+    calls, library = set_up_calls(), loader.cpu()
+    if calls is None or library is None or calls.linears is None:
+        return None
+    _linears = functools.partial(calls.linears, library.address("ts_int8_linears_words"))
+    return _linears(*arguments)
+
+
+def _forget_linears() -> None:
+    global _linears
+    _linears = _first_linears
+
+
+_linears: Any = _first_linears
+loader.when_chosen(_forget_linears)
+_compiling = torch.compiler.is_dynamo_compiling  # export without dynamo hands in fake tensors, which are never quick
+
+
 def _native_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str | None, mode: int) -> Tensor:
     """Do what ``_native_linears`` does for one layer, in as few steps as possible."""
     if not x.is_cpu:
@@ -514,6 +534,20 @@ def int8_linear(
     Raises:
         ValueError: wrong shapes or dtypes, a grouped weight, or a static range for mixed rows.
     """
+    if static is None and not (_compiling() or torch.is_grad_enabled()) and not weight[5]:
+        quick = _linears(
+            x,
+            (weight,),
+            (bias,),
+            (_CODES.get(activation, -1),),
+            _MIXED if mixed else _DYNAMIC,
+            None,
+            False,
+            False,
+            None,
+        )
+        if quick is not None:
+            return quick[0]
     if not torch.compiler.is_compiling() and static is None and _ready(x, weight, bias, activation):
         return _native_linear(x, weight, bias, activation, _MIXED if mixed else _DYNAMIC)
     _check_layer(x, weight, bias, activation)
@@ -545,6 +579,10 @@ def weight_only_linear(
     Raises:
         ValueError: wrong shapes or dtypes.
     """
+    if not (_compiling() or torch.is_grad_enabled()):
+        quick = _linears(x, (weight,), (bias,), (_CODES.get(activation, -1),), _WEIGHT_ONLY, None, False, False, None)
+        if quick is not None:
+            return quick[0]
     if not torch.compiler.is_compiling() and _ready(x, weight, bias, activation, grouped=True):
         return _native_linear(x, weight, bias, activation, _WEIGHT_ONLY)
     _check_layer(x, weight, bias, activation)
@@ -625,6 +663,14 @@ def fused_linears(
     count = len(weights)
     if activations is None:
         activations = (None,) * count
+    fits = (count == 2 or not gated) and (count == 1 or residual is None) and len(biases) == len(activations) == count
+    if fits and not (_compiling() or torch.is_grad_enabled()):
+        quick: list[Tensor] | None = _linears(
+            x, tuple(weights), tuple(biases), tuple(_CODES.get(name, -1) for name in activations),
+            _MIXED if mixed else _DYNAMIC, norm, keep_normed and norm is not None, gated, residual,
+        )  # fmt: skip
+        if quick is not None:
+            return quick[1:] if gated else quick
     if norm is not None:  # of a model in bfloat16
         norm = Norm(norm.weight.float(), None if norm.bias is None else norm.bias.float(), norm.epsilon)
     if gated and count != 2:

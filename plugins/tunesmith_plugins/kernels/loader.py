@@ -253,6 +253,8 @@ class WordsCall(NamedTuple):
     """What :attr:`sample` needs, see call.cpp; None, like it, in a build from before there was one."""
     sample: Callable[..., Any] | None
     """A whole sampling call."""
+    linears: Callable[..., Any] | None
+    """A whole call of int8 layers, after ``setup``."""
 
 
 def words_call() -> WordsCall | None:
@@ -273,7 +275,13 @@ def words_call() -> WordsCall | None:
         spec.loader.exec_module(module)
     except ImportError:  # built for another Python
         return None
-    return WordsCall(module.call, module.call_released, getattr(module, "setup", None), getattr(module, "sample", None))
+    return WordsCall(
+        module.call,
+        module.call_released,
+        getattr(module, "setup", None),
+        getattr(module, "sample", None),
+        getattr(module, "linears", None),
+    )
 
 
 _warned: set[str] = set()

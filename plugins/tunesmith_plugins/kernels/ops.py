@@ -650,16 +650,24 @@ _PLAN_HEAD = ctypes.sizeof(ctypes.c_int64 * 3)
 def _first_sample(*arguments: Any) -> Any:
     """Stand in for the quick call until something is drawn; None where there is none."""
     global _sample
+    calls = set_up_calls()
+    if calls is None or calls.sample is None:
+        return None
+    _sample = calls.sample
+    return _sample(*arguments)
+
+
+def set_up_calls() -> loader.WordsCall | None:
+    """Return the calls of the library that read tensors themselves, ready for use; None where there are none."""
     library, calls = loader.cpu(), loader.words_call()
-    if library is None or calls is None or calls.setup is None or calls.sample is None:
+    if library is None or calls is None or calls.setup is None:
         return None
     calls.setup(
-        Tensor, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.get_num_threads,
+        Tensor, torch.nn.Parameter, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.get_num_threads,
         vars(torch.utils._python_dispatch), torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active,
         torch.empty, library.check, getattr(Tensor, "__dlpack_c_exchange_api__", None), library.address("ts_sample_words"),
     )  # fmt: skip
-    _sample = calls.sample
-    return _sample(*arguments)
+    return calls
 
 
 def _forget_sample() -> None:

@@ -72,7 +72,7 @@ PyObject *call_released(PyObject *, PyObject *const *args, Py_ssize_t given) {
 
 // What setup() gave, for as long as the process lives.
 enum {
-  kTensor, kFloat32, kBfloat16, kFloat16, kInt64, kUint8, kThreads, kModes, kStack, kTransforms, kEmpty, kRefuse, kExchange, kHeld
+  kTensor, kParameter, kFloat32, kBfloat16, kFloat16, kInt64, kUint8, kThreads, kModes, kStack, kTransforms, kEmpty, kRefuse, kExchange, kHeld
 };
 PyObject *held[kHeld];
 PyObject *n_dtype, *n_shape, *n_stride, *n_data_ptr, *n_is_cpu, *n_in_mode;
@@ -348,6 +348,12 @@ PyObject *sample(PyObject *, PyObject *const *args, Py_ssize_t given) {
   return nullptr;
 }
 
+}  // namespace
+
+#include "linears.h"
+
+namespace {
+
 PyObject *setup(PyObject *, PyObject *const *args, Py_ssize_t given) {
   if (given != kHeld + 1) {
     PyErr_Format(PyExc_TypeError, "setup() takes %d arguments", kHeld + 1);
@@ -381,12 +387,15 @@ PyObject *setup(PyObject *, PyObject *const *args, Py_ssize_t given) {
 
 PyMethodDef methods[] = {
     {"setup", (PyCFunction)(void *)setup, METH_FASTCALL,
-     "setup(Tensor, float32, bfloat16, float16, int64, uint8, get_num_threads, names of the module of modes, "
+     "setup(Tensor, Parameter, float32, bfloat16, float16, int64, uint8, get_num_threads, names of the module of modes, "
      "dispatch_stack, transforms, empty, refuse, __dlpack_c_exchange_api__ or None, address of "
      "ts_sample_words): whether tensors are exchanged through DLPack."},
     {"sample", (PyCFunction)(void *)sample, METH_FASTCALL,
      "sample(plan, logits, seed, stream, position, history, lengths, greedy, draw, raw, processed, truncated, result): a "
      "tuple of the class result, or None where something is out of the ordinary."},
+    {"linears", (PyCFunction)(void *)linears, METH_FASTCALL,
+     "linears(address, x, weights, biases, activations, mode, norm, keep_normed, gated, residual): a list of results, or None "
+     "where something is out of the ordinary."},
     {"call", (PyCFunction)(void *)call, METH_FASTCALL, "call(address, *words): the code that the function returns."},
     {"call_released", (PyCFunction)(void *)call_released, METH_FASTCALL, "The same, other Python threads running meanwhile."},
     {nullptr, nullptr, 0, nullptr},

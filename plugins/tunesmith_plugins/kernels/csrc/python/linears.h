@@ -1,0 +1,205 @@
+// int8 layers in one step of Python: tensors are read, and results made, through DLPack's table. Included by call.cpp.
+#pragma once
+
+namespace {
+
+constexpr int32_t kMostDims = 8;
+constexpr int kMostLayers = 40;           // as in int8_call.h
+constexpr int64_t kFirstWords = 15, kLayerWords = 10, kWeightOnly = 2;
+constexpr int64_t kBriefProducts = 1 << 16;   // some 5 us: for less the interpreter is not let go
+constexpr int64_t kSharedProducts = 1 << 20;  // for less the library never asks how many threads there are
+
+// A dense tensor of the CPU.
+struct Dense {
+  int64_t data, size, last;
+  const int64_t *shape;
+  int32_t ndim;
+  uint8_t code, bits;
+  bool is(uint8_t kind, uint8_t width) const { return code == kind && bits == width; }
+};
+
+// Parameters are tensors too; the caller sees to gradients.
+Found dense_of(PyObject *tensor, Dense *dense) {
+  PyObject *type = (PyObject *)Py_TYPE(tensor);
+  if (type != held[kTensor] && type != held[kParameter]) return kUnusual;
+  Borrowed borrowed;
+  if (exchange->borrow(tensor, &borrowed)) {
+    PyErr_Clear();
+    return kUnusual;
+  }
+  if (borrowed.device_type != kHostMemory || borrowed.lanes != 1 || borrowed.ndim < 1 || borrowed.ndim > kMostDims) return kUnusual;
+  int64_t size = 1;
+  for (int32_t d = borrowed.ndim - 1; d >= 0; --d) {
+    if (borrowed.shape[d] != 1 && borrowed.strides[d] != size) return kUnusual;
+    size *= borrowed.shape[d];
+  }
+  if (!size) return kUnusual;
+  *dense = {(int64_t)(intptr_t)borrowed.data + (int64_t)borrowed.byte_offset, size, borrowed.shape[borrowed.ndim - 1],
+            borrowed.shape, borrowed.ndim, borrowed.code, borrowed.bits};
+  return kFine;
+}
+
+// A result of the shape of x but for its last dimension, and the memory behind it.
+struct Result {
+  Managed managed;
+  int64_t shape[kMostDims], stride[kMostDims];
+};
+
+void release_result(Managed *managed) { free(managed->context); }
+
+PyObject *result_like(const Dense &x, int64_t last, int64_t *data) {
+  constexpr size_t kAlign = 64;
+  const int64_t size = x.size / x.last * last * (x.bits / 8);
+  Result *result = (Result *)malloc(sizeof(Result) + kAlign + (size_t)size);
+  if (!result) return PyErr_NoMemory();
+  char *place = (char *)(result + 1) + kAlign - 1;
+  place -= (uintptr_t)place % kAlign;
+  int64_t step = 1;
+  for (int32_t d = x.ndim - 1; d >= 0; --d) {
+    result->shape[d] = d == x.ndim - 1 ? last : x.shape[d];
+    result->stride[d] = step;
+    step *= result->shape[d];
+  }
+  result->managed = {{kMajor, kMinor}, result, release_result, 0,
+                     {place, kHostMemory, 0, x.ndim, x.code, x.bits, 1, result->shape, result->stride, 0}};
+  void *tensor = nullptr;
+  // Whether a tensor that could not be made let go of its memory is not known: better never freed than freed twice.
+  if (exchange->to_python(&result->managed, &tensor)) return nullptr;
+  *data = (int64_t)(intptr_t)place;
+  return (PyObject *)tensor;
+}
+
+// What an optional tensor of `size` float32 numbers is; 0 for None.
+Found floats_of(PyObject *tensor, int64_t size, int64_t *word) {
+  *word = 0;
+  if (tensor == Py_None) return kFine;
+  Dense dense;
+  const Found found = dense_of(tensor, &dense);
+  if (found != kFine) return found;
+  if (!dense.is(kCodeFloat, 32) || dense.ndim != 1 || dense.size != size) return kUnusual;
+  *word = dense.data;
+  return kFine;
+}
+
+Found integer_of(PyObject *value, int64_t *number) {
+  *number = (int64_t)PyLong_AsLongLong(value);
+  return *number == -1 && PyErr_Occurred() ? kError : kFine;
+}
+
+// A PackedWeight into the words of a layer.
+Found weight_of(PyObject *weight, int64_t k, int64_t group_size, int64_t *words) {
+  if (!PyTuple_Check(weight) || PyTuple_Size(weight) != 6) return kUnusual;
+  int64_t size[3];  // n, k, group_size
+  for (int i = 0; i < 3; ++i) {
+    const Found found = integer_of(PyTuple_GetItem(weight, 3 + i), size + i);
+    if (found != kFine) return found;
+  }
+  if (size[1] != k || size[2] != group_size || size[0] < 1) return kUnusual;
+  Dense parts[3];
+  for (int i = 0; i < 3; ++i) {
+    const Found found = dense_of(PyTuple_GetItem(weight, i), parts + i);
+    if (found != kFine) return found;
+  }
+  const int64_t n = size[0], groups = group_size ? (k + group_size - 1) / group_size : 1;
+  const Dense &data = parts[0];
+  if (!data.is(kCodeInteger, 8) || data.ndim != 4 || data.shape[0] != (n + 63) / 64 || data.shape[1] != (k + 63) / 64 * 16 ||
+      data.shape[2] != 64 || data.shape[3] != 4)
+    return kUnusual;
+  if (!parts[1].is(kCodeFloat, 32) || !parts[2].is(kCodeInteger, 32) || parts[1].size != groups * n || parts[2].size != groups * n)
+    return kUnusual;
+  words[0] = data.data, words[1] = parts[1].data, words[2] = parts[2].data, words[5] = words[6] = n;
+  return kFine;
+}
+
+// linears(address of ts_int8_linears_words, x, weights, biases, activations, mode, norm, keep_normed, gated, residual): a list of
+// results, or None where something is out of the ordinary. Lists are tuples; activations are their numbers.
+PyObject *linears(PyObject *, PyObject *const *args, Py_ssize_t given) {
+  if (given != 10) {
+    PyErr_SetString(PyExc_TypeError, "linears() takes 10 arguments");
+    return nullptr;
+  }
+  if (!exchange) Py_RETURN_NONE;
+  int64_t words[kFirstWords + kLayerWords * kMostLayers] = {}, address, products = 0;
+  Dense x;
+  Found found = integer_of(args[0], &address);
+  if (found == kFine) found = dense_of(args[1], &x);
+  if (found == kFine) found = unseen();
+  if (found == kFine && !(x.is(kCodeFloat, 32) || x.is(kCodeBfloat, 16))) found = kUnusual;
+  PyObject *weights = args[2], *biases = args[3], *activations = args[4], *norm = args[6];
+  const Py_ssize_t count = PyTuple_Check(weights) ? PyTuple_Size(weights) : 0;
+  if (found == kFine && (count < 1 || count > kMostLayers || !PyTuple_Check(biases) || PyTuple_Size(biases) != count ||
+                         !PyTuple_Check(activations) || PyTuple_Size(activations) != count))
+    found = kUnusual;
+  if (found == kFine) found = integer_of(args[5], words + 5);
+  const int keep = PyObject_IsTrue(args[7]), gated = PyObject_IsTrue(args[8]);
+  if (found == kFine && (keep < 0 || gated < 0)) found = kError;
+  if (found == kFine) {
+    words[0] = x.data, words[1] = x.size / x.last, words[2] = words[3] = x.last, words[4] = x.bits == 32 ? kF32 : kBF16;
+    PyObject *first = PyTuple_GetItem(weights, 0);
+    found = PyTuple_Check(first) && PyTuple_Size(first) == 6 ? integer_of(PyTuple_GetItem(first, 5), words + 6) : kUnusual;
+    if (found == kFine && words[6] && words[5] != kWeightOnly) found = kUnusual;
+  }
+  if (found == kFine && norm != Py_None) {
+    found = PyTuple_Check(norm) && PyTuple_Size(norm) == 3 ? kFine : kUnusual;
+    if (found == kFine) found = floats_of(PyTuple_GetItem(norm, 0), x.last, words + 11);
+    if (found == kFine) found = floats_of(PyTuple_GetItem(norm, 1), x.last, words + 12);
+    if (found == kFine && !words[11]) found = kUnusual;
+    const double epsilon = found == kFine ? PyFloat_AsDouble(PyTuple_GetItem(norm, 2)) : 0;
+    if (epsilon == -1 && PyErr_Occurred()) found = kError;
+    memcpy(words + 13, &epsilon, sizeof epsilon);
+    words[10] = words[12] ? 2 : 1;
+  }
+  for (Py_ssize_t i = 0; found == kFine && i < count; ++i) {
+    int64_t *layer = words + kFirstWords + kLayerWords * i;
+    found = weight_of(PyTuple_GetItem(weights, i), x.last, words[6], layer);
+    if (found == kFine) found = floats_of(PyTuple_GetItem(biases, i), layer[5], layer + 3);
+    if (found == kFine) found = integer_of(PyTuple_GetItem(activations, i), layer + 7);
+    if (found == kFine && layer[7] < 0) found = kUnusual;
+    products += layer[5];
+  }
+  products *= x.size;
+  Dense residual;
+  if (found == kFine && args[9] != Py_None) {
+    found = dense_of(args[9], &residual);
+    const int64_t n = words[kFirstWords + 5];
+    if (found == kFine && (residual.code != x.code || residual.bits != x.bits || residual.ndim != x.ndim || residual.last != n ||
+                           memcmp(residual.shape, x.shape, sizeof(int64_t) * (size_t)(x.ndim - 1))))
+      found = kUnusual;
+    if (found == kFine) words[kFirstWords + 9] = residual.data;
+  }
+  if (found == kFine && products >= kSharedProducts && !number_of(PyObject_CallNoArgs(held[kThreads]), words + 9)) found = kError;
+  if (found == kError) return nullptr;
+  if (found == kUnusual) Py_RETURN_NONE;
+
+  PyObject *results = PyList_New(0);
+  for (Py_ssize_t i = 0; results && i < count; ++i) {
+    int64_t *layer = words + kFirstWords + kLayerWords * i;
+    PyObject *made = result_like(x, layer[5], layer + 4);
+    if (gated && i) layer[8] = layer[4 - kLayerWords];
+    if (!made || PyList_Append(results, made)) Py_CLEAR(results);
+    Py_XDECREF(made);
+  }
+  if (results && keep) {
+    PyObject *made = result_like(x, x.last, words + 14);
+    if (!made || PyList_Append(results, made)) Py_CLEAR(results);
+    Py_XDECREF(made);
+  }
+  if (!results) return nullptr;
+  const Function function = (Function)(intptr_t)address;
+  const int64_t many = kFirstWords + kLayerWords * count;
+  int32_t code;
+  if (products < kBriefProducts) {
+    code = function(words, many);
+  } else {
+    Py_BEGIN_ALLOW_THREADS
+    code = function(words, many);
+    Py_END_ALLOW_THREADS
+  }
+  if (!code) return results;
+  Py_DECREF(results);
+  Py_XDECREF(PyObject_CallFunction(held[kRefuse], "i", code));
+  if (!PyErr_Occurred()) PyErr_Format(PyExc_RuntimeError, "the library gave the code %d", code);
+  return nullptr;
+}
+
+}  // namespace
