@@ -17,7 +17,7 @@ from torch import Tensor
 from tunesmith_plugins import kernels
 from tunesmith_plugins.kernels import int8_cuda, int8_ops, loader
 
-SOURCES = Path(kernels.__file__).parent / "csrc"
+SOURCES = Path(__file__).parents[3] / "plugins" / "tunesmith_plugins" / "kernels" / "csrc"
 CXX = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 
