@@ -363,21 +363,22 @@ def _mixed_in_two(
 
 def _first_linears(*arguments: Any) -> Any:
     """Stand in for the quick call until a layer is called; None where there is none."""
+    _choose_linears()
+    return None if _linears is _first_linears else _linears(*arguments)
+
+
+def _choose_linears() -> None:
+    """Take the quick call for what computes now: whoever chooses pays for it, not the next layer."""
     global _linears
     calls, library = set_up_calls(), loader.cpu()
     if calls is None or library is None or calls.linears is None:
-        return None
-    _linears = functools.partial(calls.linears, library.address("ts_int8_linears_words"))
-    return _linears(*arguments)
-
-
-def _forget_linears() -> None:
-    global _linears
-    _linears = _first_linears
+        _linears = _first_linears
+    else:
+        _linears = functools.partial(calls.linears, library.address("ts_int8_linears_words"))
 
 
 _linears: Any = _first_linears
-loader.when_chosen(_forget_linears)
+loader.when_chosen(_choose_linears)
 _compiling = torch.compiler.is_dynamo_compiling  # export without dynamo hands in fake tensors, which are never quick
 
 

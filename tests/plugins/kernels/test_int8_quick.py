@@ -19,7 +19,7 @@ CODES = int8_ops._CODES
 @pytest.fixture
 def quick(native: dict[str, Any]) -> Any:
     """The quick call; the module may be absent, or torch too old for it."""
-    int8_ops._forget_linears()
+    int8_ops._choose_linears()
     x, layer = torch.randn(1, 8), packed(8, 8)
     with torch.no_grad():
         found = int8_ops._linears(x, (layer,), (None,), (0,), 3, None, False, False, None)
