@@ -50,13 +50,16 @@ def _bad_words() -> tuple[tuple[int, ...], ...]:
     return (*((n,) for n in LIST[:100]), *((n, n + 1) for n in LIST[:100]))
 
 
+def _allowed(*_: Any) -> list[int]:
+    return list(LIST)
+
+
 def links() -> dict[str, tuple[Any, Any]]:
     """Return name to the config of the link and transformers' processor, or None where it has none."""
     from tunesmith_plugins.samplers import BiasedSequence
 
     sequences = tuple(BiasedSequence(tokens=words, bias=-2.0) for words in _bad_words())
     bias = {tuple(s.tokens): s.bias for s in sequences}
-    allowed = lambda *_: list(LIST)  # noqa: E731
     return {
         "repetition_penalty, window": (_made("repetition_penalty", penalty=1.1, window=128), hf.RepetitionPenaltyLogitsProcessor(1.1)),
         "presence_penalty": (_made("presence_penalty"), None),
@@ -67,7 +70,7 @@ def links() -> dict[str, tuple[Any, Any]]:
         "length_decay": (_made("length_decay", end=END), hf.ExponentialDecayLengthPenalty((0, 1.01), END, 10)),
         "no_repeat_ngram": (_made("no_repeat_ngram", size=3), hf.NoRepeatNGramLogitsProcessor(3)),
         "bad_words, 200": (_made("bad_words", sequences=_bad_words()), hf.NoBadWordsLogitsProcessor([list(w) for w in _bad_words()], None)),
-        "allowed_tokens, 200": (_made("allowed_tokens", tokens=LIST), hf.PrefixConstrainedLogitsProcessor(allowed, 1)),
+        "allowed_tokens, 200": (_made("allowed_tokens", tokens=LIST), hf.PrefixConstrainedLogitsProcessor(_allowed, 1)),
         "min_length": (_made("min_length", end=END, tokens=1000), hf.MinLengthLogitsProcessor(100_000, list(END), device="cpu")),
         "max_length": (_made("max_length", end=END, tokens=1000), hf.ForcedEOSTokenLogitsProcessor(100_000, list(END), device="cpu")),
         "forced_tokens": (_made("forced_tokens", at={"100": 3}), None),

@@ -253,3 +253,13 @@ def test_the_command_takes_a_folder_and_the_built_in_suites(tmp_path: Path, caps
     assert main(["gate", str(tmp_path), "--suite", "sentiment", "--suite", "civility"]) == 1
     assert set(re.findall(r"^(\w+) \d+: ", capsys.readouterr().out, re.MULTILINE)) == {"sentiment", "civility"}
     assert main(["gate", str(tmp_path), "--suite", "manners"]) == 2
+
+
+def test_the_command_says_what_a_folder_without_a_reward_model_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in (tmp_path, f"{tmp_path}/nosuch/"):
+        assert main(["gate", str(folder)]) == 1
+        assert re.search(
+            r"it has no component\.json\. Give the folder that a TrainReward stage", capsys.readouterr().err
+        )

@@ -58,7 +58,13 @@ def command(
     if (Path(reward_model) / reward.COMPONENT).is_file():
         model = reward.load(Path(reward_model), runtime)
     elif Path(reward_model).is_dir() or reward_model.endswith("/"):
-        raise ConfigError([f"no reward model is in {reward_model!r}: it has no {reward.COMPONENT}"], "tunesmith gate")
+        raise ConfigError(
+            [
+                f"no reward model is in {reward_model!r}: it has no {reward.COMPONENT}. Give the folder that a TrainReward stage has "
+                'written, or a short spelling such as \'classifier(model="judge/", label="polite")\''
+            ],
+            "tunesmith gate",
+        )
     else:
         model = reward.ready(parse(reward_model, "reward_model"), runtime)
     result = check(model, gate)

@@ -382,6 +382,16 @@ loader.when_chosen(_choose_linears)
 _compiling = torch.compiler.is_dynamo_compiling  # export without dynamo hands in fake tensors, which are never quick
 
 
+def _quick_linear(
+    x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str | None, mode: int
+) -> Tensor | None:
+    """Do one layer in one step where everything is as usual; None, and nothing done, elsewhere and where gradients are recorded."""
+    if _compiling() or torch.is_grad_enabled():
+        return None
+    found = _linears(x, (weight,), (bias,), (_CODES.get(activation, -1),), mode, None, False, False, None)
+    return None if found is None else found[0]
+
+
 def _native_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str | None, mode: int) -> Tensor:
     """Do what ``_native_linears`` does for one layer, in as few steps as possible."""
     if not x.is_cpu:
@@ -535,20 +545,10 @@ def int8_linear(
     Raises:
         ValueError: wrong shapes or dtypes, a grouped weight, or a static range for mixed rows.
     """
-    if static is None and not (_compiling() or torch.is_grad_enabled()) and not weight[5]:
-        quick = _linears(
-            x,
-            (weight,),
-            (bias,),
-            (_CODES.get(activation, -1),),
-            _MIXED if mixed else _DYNAMIC,
-            None,
-            False,
-            False,
-            None,
-        )
+    if static is None:
+        quick = _quick_linear(x, weight, bias, activation, _MIXED if mixed else _DYNAMIC)
         if quick is not None:
-            return quick[0]
+            return quick
     if not torch.compiler.is_compiling() and static is None and _ready(x, weight, bias, activation):
         return _native_linear(x, weight, bias, activation, _MIXED if mixed else _DYNAMIC)
     _check_layer(x, weight, bias, activation)
@@ -580,10 +580,9 @@ def weight_only_linear(
     Raises:
         ValueError: wrong shapes or dtypes.
     """
-    if not (_compiling() or torch.is_grad_enabled()):
-        quick = _linears(x, (weight,), (bias,), (_CODES.get(activation, -1),), _WEIGHT_ONLY, None, False, False, None)
-        if quick is not None:
-            return quick[0]
+    quick = _quick_linear(x, weight, bias, activation, _WEIGHT_ONLY)
+    if quick is not None:
+        return quick
     if not torch.compiler.is_compiling() and _ready(x, weight, bias, activation, grouped=True):
         return _native_linear(x, weight, bias, activation, _WEIGHT_ONLY)
     _check_layer(x, weight, bias, activation)

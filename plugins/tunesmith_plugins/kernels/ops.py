@@ -310,6 +310,21 @@ def _check_chain(
     _check_batch("history", history, logits, ndim=2)
 
 
+def _check_draw(
+    logits: Tensor,
+    steps: Sequence[Step],
+    seed: Tensor | None,
+    stream: Tensor | None,
+    position: Tensor | None,
+    history: Tensor | None,
+    history_lengths: Tensor | None,
+    greedy: bool,
+) -> None:
+    _check_chain(logits, steps, seed, stream, position, history, history_lengths)
+    if not greedy and (seed is None or stream is None or position is None):
+        raise ValueError("a categorical draw needs seed, stream and position; pass greedy=True for the largest logit")
+
+
 def _chain(
     logits: Tensor,
     steps: Sequence[Step],
@@ -514,9 +529,7 @@ def sample_chain(
         if quick is not None:
             return quick
     steps = tuple(steps)
-    _check_chain(logits, steps, seed, stream, position, history, history_lengths)
-    if not greedy and (seed is None or stream is None or position is None):
-        raise ValueError("a categorical draw needs seed, stream and position; pass greedy=True for the largest logit")
+    _check_draw(logits, steps, seed, stream, position, history, history_lengths, greedy)
     flags = (logp_raw, logp_processed, logp_truncated)
     tensors = (logits, seed, stream, position, history, history_lengths, *(t for step in steps for t in step[1:]))
     if _plain(*tensors):
@@ -560,9 +573,7 @@ def sample_chain_top(
         ValueError: as :func:`sample_chain`; ``top`` below 1, or another name in ``of``.
     """
     steps = tuple(steps)
-    _check_chain(logits, steps, seed, stream, position, history, history_lengths)
-    if not greedy and (seed is None or stream is None or position is None):
-        raise ValueError("a categorical draw needs seed, stream and position; pass greedy=True for the largest logit")
+    _check_draw(logits, steps, seed, stream, position, history, history_lengths, greedy)
     unknown = [name for name in of if name not in _TOPS]
     if unknown or top < 1:
         raise ValueError(f"top must be 1 or more, not {top}, and of names of {_TOPS}, not {list(of)}")
