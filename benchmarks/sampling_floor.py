@@ -57,10 +57,21 @@ def _reader() -> ctypes.CDLL | None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "read.so"
-        command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", str(SOURCE), "-o", str(target)]
+        flags = ["-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
+        command = [compiler, *flags, str(SOURCE), "-o", str(target)]
         if subprocess.run(command, capture_output=True, check=False).returncode:
             return None
         return ctypes.CDLL(str(target))
+
+
+def reading(logits: Tensor, threads: int) -> Call | None:
+    """Return a call of the loop in C++ on 1 or 2 threads; None without a compiler."""
+    library, calls = _reader(), kernels.loader.words_call()
+    if library is None or calls is None:
+        return None
+    address = int(ctypes.cast(library.read_words, ctypes.c_void_p).value or 0)
+    held, data, size = calls.held, logits.data_ptr(), logits.nbytes
+    return lambda: held(address, data, size, threads)
 
 
 def reads(logits: Tensor) -> dict[str, Call]:
@@ -69,12 +80,8 @@ def reads(logits: Tensor) -> dict[str, Call]:
     if flat.dtype != torch.float32:
         flat = flat.view(torch.int16)
     found: dict[str, Call] = {"torch amax": flat.amax, "numpy max": flat.numpy().max}
-    library, calls = _reader(), kernels.loader.words_call()
-    if library is not None and calls is not None:
-        address = int(ctypes.cast(library.read_words, ctypes.c_void_p).value or 0)
-        held, data, size = calls.held, logits.data_ptr(), logits.nbytes
-        found["C++"] = lambda: held(address, data, size)
-    return found
+    read = reading(logits, 1)
+    return found if read is None else {**found, "C++": read}
 
 
 def floor(chain: str, logits: Tensor, history: Tensor, others: Sequence[Call], count: int, cap: float) -> Floor:

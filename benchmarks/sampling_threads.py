@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import torch
 from sampling_contenders import ours
-from sampling_timing import quartile, seconds
+from sampling_floor import reading
+from sampling_timing import Call, quartile, seconds
 from torch import Tensor
 
 
@@ -14,7 +15,7 @@ class Gain(NamedTuple):
     """Times of one thread over those of two, 25th percentiles."""
 
     read: float
-    """torch's ``amax`` of every row."""
+    """The loop of sampling_read.cpp; torch's ``amax`` of every row without a compiler."""
     ours: float
     """Chain a."""
 
@@ -26,19 +27,22 @@ def gain(logits: Tensor, history: Tensor, count: int) -> Gain:
     own cache seems to read more than twice as fast.
     """
     other = torch.ones(16_000_000)
-    calls = {"read": lambda: logits.amax(1), "ours": ours("a", logits, history)}
-    times: dict[tuple[str, int], list[float]] = {(name, threads): [] for name in calls for threads in (1, 2)}
+    own = ours("a", logits, history)
+    calls: dict[tuple[str, int], Call] = {}
+    for threads in (1, 2):
+        calls["read", threads] = reading(logits, threads) or (lambda: logits.amax(1))
+        calls["ours", threads] = own
+    times: dict[tuple[str, int], list[float]] = {key: [] for key in calls}
     before = torch.get_num_threads()
     try:
         for turn in range(count + 2):
-            for threads in (1, 2):
+            for (name, threads), call in calls.items():
                 torch.set_num_threads(threads)
-                for name, call in calls.items():
-                    other.add_(1)
-                    took = seconds(call)
-                    if turn >= 2:  # the first calls make the threads
-                        times[name, threads].append(took)
+                other.add_(1)
+                took = seconds(call)
+                if turn >= 2:  # the first calls make the threads
+                    times[name, threads].append(took)
     finally:
         torch.set_num_threads(before)
-    read, own = (quartile(times[name, 1]) / quartile(times[name, 2]) for name in calls)
-    return Gain(read, own)
+    quick = {key: quartile(each) for key, each in times.items()}
+    return Gain(quick["read", 1] / quick["read", 2], quick["ours", 1] / quick["ours", 2])

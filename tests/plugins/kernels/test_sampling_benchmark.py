@@ -84,6 +84,15 @@ def test_the_floor_is_the_slower_of_the_fastest_read_and_the_smallest_call(
     assert (found.tiny, found.read, found.reader, found.time) == (2.0, 3.0, "torch amax", 3.0)
 
 
+def test_the_loop_that_reads_comes_back_on_one_thread_and_on_two(load: Callable[[str], ModuleType]) -> None:
+    floors = load("sampling_floor")
+    data = torch.randn(3, 50_001)
+    calls = [floors.reading(data, threads) for threads in (1, 2)]
+    if None in calls:
+        pytest.skip("no compiler")
+    assert [call() for call in calls * 50] == [0] * 100
+
+
 @pytest.mark.parametrize("chain", ["a", "b", "c"])
 def test_every_contender_draws_only_what_the_kernel_keeps_and_most_of_it(contenders: ModuleType, chain: str) -> None:
     torch.manual_seed(0)
