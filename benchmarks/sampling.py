@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +27,10 @@ from typing import Any
 import numpy as np
 import torch
 from sampling_contenders import CONTENDERS, Call, llamacpp, ours
+from sampling_floor import floor, reads
 from sampling_links import table as links_table
+from sampling_threads import gain
+from sampling_timing import in_turn, quartile, repeated, seconds
 from torch import Tensor
 
 from tunesmith.kinds.sampler import Rows
@@ -49,6 +53,7 @@ GOALS = {
     "llama.cpp": {"a": 5, "b-peaked": 14, "b-wide": 45, "b-flat": 45, "c": 13},
 }
 HISTORY = 256
+BEYOND = "beyond reading the logits once on this machine"
 
 
 def logits_of(shape: str, batch: int, vocab: int, dtype: torch.dtype) -> Tensor:
@@ -58,41 +63,6 @@ def logits_of(shape: str, batch: int, vocab: int, dtype: torch.dtype) -> Tensor:
         places = torch.stack([torch.randperm(vocab)[:40] for _ in range(batch)])
         logits.scatter_(1, places, 12 + torch.empty(batch, 40).exponential_())
     return logits.to(dtype)
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """Return how long one call takes."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def repeated(call: Callable[[], object], count: int) -> float:
-    """Return how long a call takes among ``count`` of them."""
-    return seconds(lambda: [call() for _ in range(count)]) / count
-
-
-def in_turn(calls: dict[str, Call], count: int, cap: float) -> dict[str, list[float]]:
-    """Call everything in turn ``count`` times (at least 5 times, once more than ``cap`` seconds have gone by)."""
-    for call in calls.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    begin = time.perf_counter()
-    for turn in range(count):
-        for name, call in calls.items():
-            times[name].append(seconds(call))
-            # llama.cpp spoils its array; filling it again is not part of what is compared
-            extra = getattr(call, "uncounted", None)
-            if extra is not None:
-                times[name][-1] -= seconds(extra)
-        if turn >= 4 and time.perf_counter() - begin > cap:
-            break
-    return times
-
-
-def quartile(times: Sequence[float]) -> float:
-    """Return the 25th percentile."""
-    return float(np.percentile(times, 25))
 
 
 def cell(name: str, batch: int, vocab: int, dtype: torch.dtype, options: argparse.Namespace) -> dict[str, Any]:
@@ -107,6 +77,7 @@ def cell(name: str, batch: int, vocab: int, dtype: torch.dtype, options: argpars
     times = in_turn(calls, options.calls, options.cap)
     hot = [seconds(calls["ours"]) for _ in range(options.calls)]
     own = quartile(times["ours"])
+    least = floor(chain, logits, history, list(calls.values())[1:], max(5, options.calls // 2), options.cap / 2)
     return {
         "chain": name,
         "batch": batch,
@@ -116,28 +87,54 @@ def cell(name: str, batch: int, vocab: int, dtype: torch.dtype, options: argpars
         "ours_us": own * 1e6,
         "median_us": median(times["ours"]) * 1e6,
         "hot_us": quartile(hot) * 1e6,
+        "floor_us": least.time * 1e6,
+        "read_us": least.read * 1e6,
+        "reader": least.reader,
+        "tiny_us": least.tiny * 1e6,
         "ratios": {other: quartile(times[other]) / own for other in contenders},
+        "floor_ratios": {other: quartile(times[other]) / least.time for other in contenders},
     }
 
 
+def mean_and_worst(ratios: Sequence[float]) -> tuple[float, float, int]:
+    """Return the geometric mean, the smallest and where that is."""
+    worst = min(range(len(ratios)), key=ratios.__getitem__)
+    return float(np.exp(np.mean([np.log(max(ratio, 1e-9)) for ratio in ratios]))), ratios[worst], worst
+
+
 def table(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Print the goals and what was reached, and return it."""
+    """Print the goals, what was reached and what the floor would reach, and return it."""
     rows = []
-    print(f"\n{'against':18s}{'chain':10s}{'goal':>7s}{'mean':>8s}{'worst':>8s}  worst cell")
+    print(
+        f"\n{'against':18s}{'chain':10s}{'goal':>7s}{'mean':>8s}{'worst':>8s}  worst cell"
+        "  (floor: what the floor of each cell would reach, mean and worst)"
+    )
     for other in cells[0]["ratios"]:
         for name in CELLS:
-            found = [(c["ratios"][other], c) for c in cells if c["chain"] == name]
+            found = [c for c in cells if c["chain"] == name]
             if not found:
                 continue
-            mean = float(np.exp(np.mean([np.log(max(ratio, 1e-9)) for ratio, _ in found])))
-            worst, where = min(found, key=lambda pair: pair[0])
+            mean, worst, at = mean_and_worst([c["ratios"][other] for c in found])
+            most, most_worst, _ = mean_and_worst([c["floor_ratios"][other] for c in found])
+            where = found[at]
             goal = GOALS.get(other, {}).get(name)
             held = worst >= 1 if goal is None else mean >= goal and worst >= goal / 2
-            rows.append({"against": other, "chain": name, "goal": goal, "mean": mean, "worst": worst, "held": held})
+            beyond = goal is not None and (most < goal or most_worst < goal / 2)
+            rows.append(
+                {"against": other, "chain": name, "goal": goal, "mean": mean, "worst": worst, "held": held}
+                | {"floor_mean": most, "floor_worst": most_worst, "beyond": beyond}
+            )
             print(
                 f"{other:18s}{name:10s}{'-' if goal is None else goal!s:>7s}{mean:8.1f}{worst:8.1f}  "
                 f"B={where['batch']} V={where['vocab']} {where['dtype']}  {'pass' if held else 'FAIL'}"
+                f"  floor {most:.1f} {most_worst:.1f}{f'  {BEYOND}' if beyond else ''}"
             )
+    print("In b the floor leaves out the exponentials that top-p needs of every token: more than any call can reach.")
+    for name in CELLS:
+        shares = [c["floor_us"] / c["ours_us"] for c in cells if c["chain"] == name]
+        if shares:
+            mean, worst, _ = mean_and_worst(shares)
+            print(f"{name:10s} the floor takes {mean:.2f} of our time (worst cell {worst:.2f})")
     everywhere = min((ratio, c, other) for c in cells for other, ratio in c["ratios"].items())[:1]
     print(
         f"never slower than any contender: worst cell {everywhere[0]:.2f}x, {'pass' if everywhere[0] >= 1 else 'FAIL'}"
@@ -146,10 +143,8 @@ def table(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def streaming(x: Tensor, calls: int) -> float:
-    """Return the rate at which this machine reads ``x``, bytes a second: the best of torch's and numpy's reductions."""
-    flat, array = x.view(-1), x.view(-1).numpy()
-    reads: dict[str, Call] = {"amax": flat.amax, "sum": flat.sum, "numpy": array.max}
-    times = in_turn(reads, calls, 10.0)
+    """Return the rate at which this machine reads ``x``, bytes a second: the best of some ways to read."""
+    times = in_turn({**reads(x), "torch sum": x.view(-1).sum}, calls, 10.0)
     return x.nbytes / min(quartile(t) for t in times.values())
 
 
@@ -191,14 +186,14 @@ def machine(options: argparse.Namespace) -> list[dict[str, Any]]:
             )
             if vocab >= 128_000:
                 row(f"(a) {where}: bfloat16 beside float32", times["ours"] / times["bf16"], 1.5, "x")
-            single, one = times["ours"], streaming(logits, options.calls)
-            torch.set_num_threads(2)
-            two = streaming(logits, options.calls) / one
-            shared = {"ours": ours("a", logits, history), "read": logits.view(-1).amax}
-            gain = single / quartile(in_turn(shared, options.calls, 10.0)["ours"])
-            torch.set_num_threads(1)
-            row(f"(a) {where}: two threads beside one, share of what reading gains ({two:.2f}x)", gain / two, 0.85, "")
-            row(f"(a) {where}: two threads beside one", gain, 1.0, "x")
+            shared = gain(logits, history, options.calls)
+            row(
+                f"(a) {where}: two threads beside one, share of what reading gains ({shared.read:.2f}x)",
+                shared.ours / shared.read,
+                0.85,
+                "",
+            )
+            row(f"(a) {where}: two threads beside one", shared.ours, 1.0, "x")
     return rows
 
 
@@ -274,6 +269,10 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, instruction set {state['isa']}, one thread; llama.cpp {'yes' if llamacpp() else 'not installed'}"
     )
+    if hasattr(os, "getloadavg"):
+        print(
+            f"load average {os.getloadavg()[0]:.1f}: others at work on the cores spoil the rows with two threads first"
+        )
     if not state["native"]:
         raise SystemExit(f"the native library is not in use ({state['reason']}): there is nothing to measure")
     if options.links:
@@ -287,7 +286,7 @@ def main() -> None:
             options.json.write_text(json.dumps({"links": found, "platform": platform.platform()}, indent=1))
         return
     print(
-        f"\n{'chain':10s}{'B':>4s}{'V':>8s} {'type':9s}{'calls':>6s}{'us':>10s}{'hot us':>10s}  times as long as ours"
+        f"\n{'chain':10s}{'B':>4s}{'V':>8s} {'type':9s}{'calls':>6s}{'us':>10s}{'hot us':>10s}{'floor us':>10s}  times as long as ours"
     )
     cells = []
     for vocab in options.vocab:
@@ -299,7 +298,7 @@ def main() -> None:
                     ratios = "  ".join(f"{other} {ratio:.1f}" for other, ratio in found["ratios"].items())
                     print(
                         f"{name:10s}{batch:4d}{vocab:8d} {found['dtype']:9s}{found['calls']:6d}{found['ours_us']:10.1f}"
-                        f"{found['hot_us']:10.1f}  {ratios}",
+                        f"{found['hot_us']:10.1f}{found['floor_us']:10.1f}  {ratios}",
                         flush=True,
                     )
     result = {"cells": cells, "goals": table(cells), "machine": [] if options.no_machine else machine(options)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -98,3 +99,36 @@ def test_a_file_that_is_no_library_of_ours_is_refused(native: dict[str, Any], tm
         loader.Library(broken, "ts_")
     with pytest.raises(OSError, match="is not a tunesmith library"):
         loader.Library(Path(native["path"]), "other_")
+
+
+def test_the_code_that_a_call_asks_for_is_that_of_the_call(native: dict[str, Any]) -> None:
+    library = loader.cpu()
+    assert library is not None
+    words, found = (ctypes.c_int64 * 8)(), {}
+    ask = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)(library.address("ts_warm_code"))
+    try:
+        for isa in native["isa_available"]:
+            loader.set_isa(isa)
+            assert ask(ctypes.addressof(words)) == loader.TS_OK
+            found[isa] = list(zip(words[::2], words[1::2], strict=True))
+    finally:
+        loader.set_isa(native["isa"])
+    mapped = (
+        [
+            tuple(int(end, 16) for end in line.split(maxsplit=1)[0].split("-"))
+            for line in Path("/proc/self/maps").read_text().splitlines()
+            if line.endswith(Path(native["path"]).name) and " r-xp " in line
+        ]
+        if sys.platform == "linux"
+        else []
+    )
+    for isa, ranges in found.items():
+        (begin, size), *kernels_ = ranges
+        if sys.platform == "linux":
+            for name in ("ts_sample", "ts_sample_words"):
+                assert begin <= library.address(name) < begin + size, (isa, name)
+            assert all(any(low <= at < high for low, high in mapped) for at, _ in ranges), isa
+        assert all(length > 0 for _, length in kernels_)
+        assert size < 32_768  # more would push out what the caller needs
+    if "avx2" in found:
+        assert not {at for at, _ in found["avx2"][1:]} & {at for at, _ in found["scalar"][1:]}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +28,69 @@ def contenders() -> ModuleType:
     sys.modules["sampling_contenders"] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Import a file of the benchmarks."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+def test_every_slot_comes_right_after_all_the_others(load: Callable[[str], ModuleType]) -> None:
+    seen: list[str] = []
+    slots = {name: (lambda name=name: seen.append(name)) for name in ("read", "tiny")}
+    others = [lambda: seen.append("first"), lambda: seen.append("last")]
+    times = load("sampling_timing").in_place(slots, others, 7, 60.0)
+    assert seen == ["first", "last", "read", "first", "last", "tiny"] * 7
+    assert {name: len(each) for name, each in times.items()} == {"read": 7, "tiny": 7}
+
+
+def test_a_late_call_stops_after_five_turns(load: Callable[[str], ModuleType]) -> None:
+    timing = load("sampling_timing")
+    assert len(timing.in_turn({"one": lambda: None}, 20, 0.0)["one"]) == 5
+    assert len(timing.in_place({"one": lambda: None}, [], 20, 0.0)["one"]) == 5
+
+
+def test_what_does_not_count_is_taken_off_by_its_low_percentile(
+    load: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timing = load("sampling_timing")
+
+    def call() -> None: ...
+
+    def fill() -> None: ...
+
+    call.uncounted = fill  # type: ignore[attr-defined]
+    fills = iter([1.0, 1.0, 90.0, 1.0, 1.0])  # one was interrupted
+    monkeypatch.setattr(timing, "seconds", lambda one: next(fills) if one is fill else 3.0)
+    assert timing.in_turn({"filled": call}, 5, 60.0)["filled"] == [2.0] * 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_floor_is_the_slower_of_the_fastest_read_and_the_smallest_call(
+    load: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    floors = load("sampling_floor")
+    logits = torch.randn(2, 513).to(dtype)
+    reads = floors.reads(logits)
+    assert {"torch amax", "numpy max"} <= set(reads)
+    if dtype == torch.float32:
+        assert float(reads["torch amax"]()) == float(reads["numpy max"]()) == float(logits.max())
+    else:  # read as the integers that they are made of
+        assert int(reads["torch amax"]()) == int(reads["numpy max"]()) == int(logits.view(torch.int16).max())
+    monkeypatch.setattr(floors, "in_place", lambda slots, *_: {name: [float(i + 2)] for i, name in enumerate(slots)})
+    found = floors.floor("a", logits, torch.zeros(2, 4, dtype=torch.int64), [], 5, 1.0)
+    assert (found.tiny, found.read, found.reader, found.time) == (2.0, 3.0, "torch amax", 3.0)
+
+
+def test_the_loop_that_reads_comes_back_on_one_thread_and_on_two(load: Callable[[str], ModuleType]) -> None:
+    floors = load("sampling_floor")
+    data = torch.randn(3, 50_001)
+    calls = [floors.reading(data, threads) for threads in (1, 2)]
+    if None in calls:
+        pytest.skip("no compiler")
+    assert [call() for call in calls * 50] == [0] * 100
 
 
 @pytest.mark.parametrize("chain", ["a", "b", "c"])

@@ -11,24 +11,25 @@
 #include "patches.h"
 #include "sampling.h"
 #include "tunesmith.h"
+#include "warm.h"
 
-bool ts_is_edit(int32_t op);
-double ts_step_value(const ts_step &step, int64_t row);
+TS_WARM bool ts_is_edit(int32_t op);
+TS_WARM double ts_step_value(const ts_step &step, int64_t row);
 
 // chain_edits.cpp: which values a step may have, in words too; what is wrong with its list, if anything; and the list
 // of a row, which is its history where the step has none.
-bool ts_fits(int32_t op, double value);
+TS_WARM bool ts_fits(int32_t op, double value);
 const char *ts_range(int32_t op);
-bool ts_needs_second(int32_t op);
+TS_WARM bool ts_needs_second(int32_t op);
 bool ts_second_fits(int32_t op, double value);
-bool ts_names_tokens(int32_t op);
-bool ts_needs_history(const ts_step &step);
-const char *ts_list_fault(const ts_step &step, int64_t batch);
+TS_WARM bool ts_names_tokens(int32_t op);
+TS_WARM bool ts_needs_history(const ts_step &step);
+TS_WARM const char *ts_list_fault(const ts_step &step, int64_t batch);
 const int64_t *ts_listed(const ts_sample_args &args, const ts_step &step, int64_t row, int64_t *count);
 
 // What the steps of a call have in common for all rows.
 struct ChainPlan {
-  explicit ChainPlan(const ts_sample_args &args);
+  TS_WARM explicit ChainPlan(const ts_sample_args &args);
   int32_t temperatures = 0;
   bool patches = false;           // a step edits or bans single tokens
   bool history = false;           // ... those of the history
@@ -40,18 +41,18 @@ struct ChainPlan {
 
 class ChainRow {
  public:
-  void run(const ts_sample_args &args, const ChainPlan &plan, const TsSampling &kernels, int64_t row);
+  TS_WARM void run(const ts_sample_args &args, const ChainPlan &plan, const TsSampling &kernels, int64_t row);
 
  private:
   enum Form { kDense, kList, kAbove };
 
-  void begin();
+  TS_WARM void begin();
   void gather();
   void give_up();
-  void look_at(float max);
-  void edit(const ts_step &step, float value);
+  TS_WARM void look_at(float max);
+  TS_WARM void edit(const ts_step &step, float value);
   void penalise(float penalty);
-  void remax();
+  TS_WARM void remax();
   void touch(const ts_step &step);
   void edit_tokens(const ts_step &step);
   void remove(const ts_step &step);
@@ -83,20 +84,20 @@ class ChainRow {
     n_ = left;
     list_weighed_ = false;
   }
-  void top_k(double k);
+  TS_WARM void top_k(double k);
   void top_p(double p);
   void min_p(double p);
   void dense_top_p(double p);
-  void finish();
+  TS_WARM void finish();
 
-  const TsRow &rest();
-  float value_of(float x, int32_t divisors) const;
-  float least(float z) const;
-  float dense_max(bool processed);
-  int64_t merge_patches(int64_t n, float from);
-  void list_from(float from, float below);
+  TS_WARM const TsRow &rest();
+  TS_WARM float value_of(float x, int32_t divisors) const;
+  TS_WARM float least(float z) const;
+  TS_WARM float dense_max(bool processed);
+  TS_WARM int64_t merge_patches(int64_t n, float from);
+  TS_WARM void list_from(float from, float below);
   void list_whole();
-  uint64_t weigh_list();
+  TS_WARM uint64_t weigh_list();
   uint64_t patched_weights(float max, float below) const;
   uint64_t dense_total();
   struct Bracket {
@@ -109,9 +110,9 @@ class ChainRow {
   bool narrow(Bracket bracket, uint64_t total, uint64_t limit);
   bool find(Bracket bracket, uint64_t above, uint64_t total, uint64_t limit);
   float boundary(uint64_t running, uint64_t limit, uint64_t *before);
-  void keep_beyond(float threshold, uint64_t ties);
-  float kth_of_lanes(int64_t k);
-  int64_t draw();
+  TS_WARM void keep_beyond(float threshold, uint64_t ties);
+  TS_WARM float kth_of_lanes(int64_t k);
+  TS_WARM int64_t draw();
   int64_t draw_in_block(int64_t block, uint64_t running, uint64_t target);
   int64_t first_maximum();
   float logp_raw(int64_t token);

@@ -8,6 +8,7 @@
 #include "numeric.h"
 #include "pool.h"
 #include "tunesmith.h"
+#include "warm.h"
 
 namespace {
 
@@ -19,7 +20,7 @@ const char *op_name(int32_t op) {
   return names[op];
 }
 
-int32_t check(const ts_sample_args &a) {
+TS_WARM int32_t check(const ts_sample_args &a) {
   if (a.batch < 0 || a.vocab < 1 || a.vocab > INT32_MAX)
     return ts_fail(TS_INVALID, "logits must be (batch, vocab) with vocab in [1, 2^31), not (%lld, %lld)",
                    (long long)a.batch, (long long)a.vocab);
@@ -103,7 +104,7 @@ bool worth_sharing(const ts_sample_args &a) {
 
 }  // namespace
 
-extern "C" int32_t ts_sample(const ts_sample_args *args) {
+extern "C" TS_WARM int32_t ts_sample(const ts_sample_args *args) {
   return ts_guard([args]() -> int32_t {
     if (!args) return ts_fail(TS_INVALID, "no arguments");
     const int32_t checked = check(*args);
@@ -132,7 +133,7 @@ extern "C" int32_t ts_sample(const ts_sample_args *args) {
   });
 }
 
-extern "C" int32_t ts_sample_words(const int64_t *w, int64_t count) {
+extern "C" TS_WARM int32_t ts_sample_words(const int64_t *w, int64_t count) {
   if (!w || count != 21) return ts_fail(TS_INVALID, "ts_sample_words takes 21 words, not %lld", (long long)count);
   ts_sample_args a = {};
   a.steps = (const ts_step *)w[0];
@@ -177,4 +178,22 @@ extern "C" int32_t ts_exp_row(const float *z, int64_t n, float max, int64_t voca
     *total = kernels->mass(&row, max, ts_weight_bits(vocab), -HUGE_VALF, nullptr);
     return TS_OK;
   });
+}
+
+extern "C" int32_t ts_warm_code(int64_t *words) {
+  const TsSampling *kernels = ts_sampling();
+  if (!kernels) return TS_UNSUPPORTED;
+  // What a function does with float32 stands first in it; the rest, 16-bit logits and the end of a row, is many times as long.
+  const struct {
+    const void *begin;
+    int64_t bytes;
+  } ranges[TS_WARM_RANGES] = {TS_WARM_BOUNDS,
+                             {(const void *)kernels->scan, 1152},
+                             {(const void *)kernels->collect, 1472},
+                             {(const void *)kernels->divide, 448}};
+  for (int i = 0; i < TS_WARM_RANGES; ++i) {
+    words[2 * i] = (int64_t)(intptr_t)ranges[i].begin;
+    words[2 * i + 1] = ranges[i].bytes;
+  }
+  return TS_OK;
 }

@@ -169,6 +169,10 @@ TS_API int32_t ts_sample(const ts_sample_args *args);
  * logits, batch, vocab, row_stride, dtype, seed, stream, position, history, history_lengths, history_width, token,
  * status, logp_raw, logp_processed, logp_truncated. */
 TS_API int32_t ts_sample_words(const int64_t *words, int64_t count);
+/* Where the code is that a usual call of ts_sample runs: TS_WARM_RANGES times an address and a number of bytes, for callers
+ * that ask for it before they need it. Depends on the instruction set chosen. */
+#define TS_WARM_RANGES 4
+TS_API int32_t ts_warm_code(int64_t *words);
 TS_API int32_t ts_quantize_rows(const ts_quantize_args *args);
 /* Rows are quantised once for all layers. Weights are packed by the caller, or by ts_int8_pack. */
 TS_API int32_t ts_int8_linears(const ts_int8_args *args);
