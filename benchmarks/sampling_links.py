@@ -54,7 +54,7 @@ def _allowed(*_: Any) -> list[int]:
     return list(LIST)
 
 
-def links() -> dict[str, tuple[Any, Any]]:
+def links(vocab: int) -> dict[str, tuple[Any, Any]]:
     """Return name to the config of the link and transformers' processor, or None where it has none."""
     from tunesmith_plugins.samplers import BiasedSequence
 
@@ -74,6 +74,8 @@ def links() -> dict[str, tuple[Any, Any]]:
         "min_length": (_made("min_length", end=END, tokens=1000), hf.MinLengthLogitsProcessor(100_000, list(END), device="cpu")),
         "max_length": (_made("max_length", end=END, tokens=1000), hf.ForcedEOSTokenLogitsProcessor(100_000, list(END), device="cpu")),
         "forced_tokens": (_made("forced_tokens", at={"100": 3}), None),
+        "dynamic_temperature": (_made("dynamic_temperature"), None),
+        "watermark": (_made("watermark"), hf.WatermarkLogitsProcessor(vocab, "cpu")),
         **_truncations(),
     }  # fmt: skip
 
@@ -89,6 +91,10 @@ def _truncations() -> dict[str, tuple[Any, Any]]:
         "xtc": (_made("xtc"), None),
         "top 20 log-probabilities": (_made("temperature", temperature=0.8), None),
         "mirostat 2": (_made("mirostat"), None),
+        "mirostat 1": (_made("mirostat", version=1), None),
+        "top_k, ties low": (_made("top_k", k=50, ties="low"), None),
+        "top_p, ties low": (_made("top_p", p=0.9, ties="low"), None),
+        "top_p, at least 5": (_made("top_p", p=0.9, min_keep=5), hf.TopPLogitsWarper(0.9, min_tokens_to_keep=5)),
     }
 
 
@@ -99,8 +105,8 @@ def _likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def contenders(name: str, logits: Tensor) -> dict[str, Callable[[], object]]:
     """Return what draws with one link from logits (batch, vocab), by contender."""
-    config, processor = links()[name]
     batch, vocab = logits.shape
+    config, processor = links(vocab)[name]
     number = torch.arange(batch)
     history = torch.randint(0, min(vocab, 2000), (batch, HISTORY))
     rows = Rows(
@@ -136,7 +142,7 @@ def table(
     for vocab in vocabs:
         for batch in batches:
             logits = rows_of(batch, vocab)
-            for name in links():
+            for name in links(vocab):
                 times = measure(contenders(name, logits))
                 ratios = {other: t / times["ours"] for other, t in times.items() if other != "ours"}
                 shown = "  ".join(f"{other} {ratio:.1f}" for other, ratio in ratios.items())

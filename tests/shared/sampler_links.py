@@ -62,6 +62,8 @@ LINKS = (
     MaxLength(end=(1, 4), tokens=4),
     Mirostat(tau=0.9, version=1),
     ForcedTokens(at={"3": 4}),
+    TopK(k=5, ties="low"),
+    TopP(p=0.4, min_keep=4, ties="all"),
 )
 """One of each, with values that change what is drawn from a row of seven logits."""
 

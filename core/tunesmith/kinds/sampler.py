@@ -152,9 +152,9 @@ class Step:
         op: One of ``tunesmith_plugins.kernels.supported_steps()``; docs/kernels.md says what each does.
         values: (batch,), or one element for all rows.
         ids: Of a step that names tokens: (batch or 1, width) int64, padded with -1; ids outside the vocabulary are ignored.
-            Of a mask: int32 words, bit i of word w for token 32 w + i.
+            Of a mask: int32 words, bit i of word w for token 32 w + i. Of a watermark: (batch or 1, 2), key and context.
         amounts: Of a bias: float32 of the shape of ``ids``.
-        second: The second parameter of a step that has two, (batch,) or one element.
+        second: The second parameter of a step that has two, (batch,) or one element; (batch or 1, 2) where it is a pair.
     """
 
     op: str

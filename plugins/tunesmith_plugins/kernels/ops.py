@@ -43,12 +43,16 @@ class Step(NamedTuple):
             temperature: above 0, applied as float32; top_k: an integer, below 1 keeps every token; top_p and
             min_p: 0 to 1; presence_penalty, frequency_penalty and bias: finite, applied as float32; length_decay: -1
             or more; ban, allow and mask: 1 for rows where the step is done, 0 where it is not; epsilon, eta, top_a,
-            typical, top_h and xtc: 0 to 1; top_n_sigma: 0 or more.
+            typical, top_h, xtc and top_p_ties: 0 to 1; top_n_sigma: 0 or more; top_k_low: as top_k; dynamic_temperature:
+            the lower of its temperatures; watermark: what is added; mirostat: the bound on the surprise, bits.
         ids: ``(1 or batch, width)`` int64, the tokens that a step names, padded with -1; one row serves all. The
             penalties may leave it out: they then take the history. mask: int32 words, bit i of word w for token 32 w + i.
+            watermark: ``(1 or batch, 2)``, its key and how many ids before a token decide.
         amounts: of a bias, float32 of the shape of ``ids``: each is multiplied by the row's value; 1 each if left out.
         second: ``(batch,)`` or one element, float64. typical: how many tokens stay at least; top_h: how many candidates it
-            looks at; xtc: 1 for rows where it happens, 0 where it does not.
+            looks at; xtc: 1 for rows where it happens, 0 where it does not; watermark: share of green tokens; mirostat: how
+            many candidates it looks at. ``(1 or batch, 2)`` of dynamic_temperature: the higher temperature and the exponent;
+            of top_p_ties: how many tokens stay at least, and the number of a rule in ``reference.TIES``.
     """
 
     op: str
@@ -208,11 +212,13 @@ def _check_batch(name: str, tensor: Tensor | None, logits: Tensor, ndim: int = 1
 
 
 def _reads_history(step: Step) -> bool:
-    return step.ids is None and step.op in reference.NEED_HISTORY
+    return (step.ids is None and step.op in reference.NEED_HISTORY) or step.op in reference.READ_HISTORY
 
 
 def _dense(step: Step) -> Step:
-    """Return the step with lists whose rows lie dense in memory."""
+    """Return the step with lists and pairs whose rows lie dense in memory."""
+    if step.second is not None and step.second.ndim == 2:
+        step = step._replace(second=_rows(step.second))
     if step.ids is None:
         return step
     return step._replace(ids=_rows(step.ids), amounts=None if step.amounts is None else _rows(step.amounts))
@@ -226,11 +232,16 @@ def _check_second(index: int, step: Step, batch: int | None) -> None:
         )
     if second is None:
         return
-    wrong_size = second.numel() != 1 and batch is not None and second.numel() != batch
-    if second.dtype != torch.float64 or second.ndim > 1 or wrong_size:
+    rows: int | str = "batch" if batch is None else batch
+    if step.op in reference.TWO_SECONDS:
+        fits = second.ndim == 2 and second.shape[1] == 2 and (batch is None or second.shape[0] in (1, batch))
+        shape = f"(1 or {rows}, 2)"
+    else:
+        fits = second.ndim <= 1 and (second.numel() == 1 or batch is None or second.numel() == batch)
+        shape = f"({rows},) or one element"
+    if second.dtype != torch.float64 or not fits:
         raise ValueError(
-            f"{where}: the second parameter must be float64 of shape ({'batch' if batch is None else batch},) or one "
-            f"element, not {second.dtype} {tuple(second.shape)}"
+            f"{where}: the second parameter must be float64 of shape {shape}, not {second.dtype} {tuple(second.shape)}"
         )
 
 
@@ -250,6 +261,8 @@ def _check_list(index: int, step: Step, batch: int | None) -> None:
             f"{where}: ids must be {dtype} of shape (1 or {'batch' if batch is None else batch}, width), "
             f"not {ids.dtype} {tuple(ids.shape)}"
         )
+    if step.op == "watermark" and ids.shape[1] != 2:
+        raise ValueError(f"{where}: ids must be a key and a number of ids before, not {tuple(ids.shape)}")
     if amounts is not None and step.op != "bias":
         raise ValueError(f"{where} takes no amounts")
     if amounts is not None and (amounts.dtype != torch.float32 or amounts.shape != ids.shape):
@@ -431,7 +444,10 @@ def _links(steps: Sequence[Step]) -> ctypes.Array[loader.StepArgs]:
         link.op, link.dtype = _CODES[op], _VALUES[values.dtype]
         link.values, link.stride = values.data_ptr(), values.stride(0) if values.numel() > 1 else 0
         if second is not None:
-            link.second, link.second_stride = second.data_ptr(), second.stride(0) if second.numel() > 1 else 0
+            link.second, link.second_stride = (
+                second.data_ptr(),
+                second.stride(0) if second.ndim and len(second) > 1 else 0,
+            )
         if ids is None:
             continue
         # A list without entries has no place in memory, and null would stand for the history.
@@ -442,12 +458,16 @@ def _links(steps: Sequence[Step]) -> ctypes.Array[loader.StepArgs]:
     return links
 
 
+def _second_rows(second: Tensor, batch: int) -> Tensor:
+    return second.reshape(-1).expand(batch) if second.ndim < 2 else second.expand(batch, 2)
+
+
 def _expanded(steps: Sequence[Step], batch: int) -> list[Step]:
     return [
         _dense(
             step._replace(
                 values=step.values.reshape(-1).expand(batch),
-                second=None if step.second is None else step.second.reshape(-1).expand(batch),
+                second=None if step.second is None else _second_rows(step.second, batch),
             )
         )
         for step in steps
@@ -458,8 +478,8 @@ def _packed(steps: Sequence[Step], logits: Tensor) -> tuple[list[int], Tensor, l
     """Return the steps as the dispatcher takes them.
 
     Returns:
-        Codes, values float64 ``(steps, batch)``, and ids, amounts and second parameters ``(1, 1 or batch)`` of every
-        step, where ``(0,)`` means none; nothing at all if no step has any.
+        Codes, values float64 ``(steps, batch)``, and ids, amounts and second parameters ``(1, 1 or batch)``, or of pairs
+        ``(1, 1 or batch, 2)``, of every step, where ``(0,)`` means none; nothing at all if no step has any.
     """
     batch = logits.shape[0]
     if not steps:
@@ -468,7 +488,7 @@ def _packed(steps: Sequence[Step], logits: Tensor) -> tuple[list[int], Tensor, l
     tables = [
         t
         for step in steps
-        for t in (step.ids, step.amounts, None if step.second is None else step.second.reshape(1, -1))
+        for t in (step.ids, step.amounts, None if step.second is None else torch.atleast_1d(step.second)[None])
     ]
     if all(t is None for t in tables):
         tables = []

@@ -34,20 +34,33 @@ OK, NAN, POSINF, EMPTY = range(4)
 OPS = (
     "repetition_penalty", "temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "bias",
     "length_decay", "ban", "allow", "mask", "epsilon", "eta", "top_a", "top_n_sigma", "typical", "top_h", "xtc",
+    "dynamic_temperature", "watermark", "top_k_low", "top_p_ties", "mirostat",
 )  # fmt: skip
 """Names of the steps; the index is the code the native library knows a step by."""
-EDITS = ("repetition_penalty", "temperature", "presence_penalty", "frequency_penalty", "bias", "length_decay")
+EDITS = (
+    "repetition_penalty", "temperature", "presence_penalty", "frequency_penalty", "bias", "length_decay",
+    "dynamic_temperature", "watermark",
+)  # fmt: skip
 """Steps that change values; the others drop tokens."""
 NEED_HISTORY = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 """Steps that look at the token ids so far unless they have a list of their own."""
-NEED_IDS = ("bias", "length_decay", "ban", "allow", "mask")
+NEED_IDS = ("bias", "length_decay", "ban", "allow", "mask", "watermark")
 """Steps that cannot do without a list."""
+READ_HISTORY = ("watermark",)
+"""Steps that look at the token ids so far and have something else in place of a list."""
 REMOVALS = ("ban", "allow", "mask")
 """Truncations that may leave a row without a token, or take its likeliest one."""
-CPU_ONLY = ("epsilon", "eta", "top_a", "top_n_sigma", "typical", "top_h", "xtc")
+CPU_ONLY = (
+    "epsilon", "eta", "top_a", "top_n_sigma", "typical", "top_h", "xtc", "dynamic_temperature", "watermark", "top_k_low",
+    "top_p_ties", "mirostat",
+)  # fmt: skip
 """Steps that the CUDA library lacks: on a CUDA device this module does the chains that have one."""
-NEED_SECOND = ("typical", "top_h", "xtc")
+NEED_SECOND = ("typical", "top_h", "xtc", "dynamic_temperature", "watermark", "top_p_ties", "mirostat")
 """Steps with a second parameter."""
+TWO_SECONDS = ("dynamic_temperature", "top_p_ties")
+"""Steps whose second parameter is a pair of numbers a row."""
+TIES = ("hf", "low", "all")
+"""Rules for ties of ``top_p_ties``, by number: with the highest ids, with the lowest, all of them."""
 
 _LOG2E = float.fromhex("0x1.715476p+0")
 _EXP = tuple(
@@ -185,14 +198,26 @@ def check_second(op: str, second: Tensor | None) -> None:
         if op in NEED_SECOND:
             raise ValueError(f"{op} needs its second parameter")
         return
+    if second.ndim == 2:
+        first, other = second.unbind(-1)
+    count = (second == second.floor()) & (second >= 1) & (second < 2.0**53)
     if op == "xtc":
         fits, allowed = (second == 0) | (second == 1), "0 or 1"
+    elif op == "watermark":
+        fits, allowed = (second >= 0) & (second <= 1), "0 to 1"
+    elif op == "dynamic_temperature":
+        high = first.float()
+        fits = (high > 0) & (high < math.inf) & (other > 0) & (other < math.inf)
+        allowed = "a temperature above 0 and finite in float32, and an exponent above 0"
+    elif op == "top_p_ties":
+        fits = count[:, 0] & (other == other.floor()) & (other >= 0) & (other < len(TIES))
+        allowed = "an integer of 1 or more, and a rule for ties, 0, 1 or 2"
     else:
-        fits, allowed = (second == second.floor()) & (second >= 1) & (second < 2.0**53), "an integer of 1 or more"
+        fits, allowed = count, "an integer of 1 or more"
     if not bool(fits.all()):
         row = int((~fits).nonzero()[0, 0])
         raise ValueError(
-            f"{op}, row {row}: {second[row].item():g} is outside the allowed range of its second parameter, {allowed}"
+            f"{op}, row {row}: {second[row].tolist()} is outside the allowed range of its second parameter, {allowed}"
         )
 
 
@@ -203,9 +228,11 @@ def check_values(op: str, values: Tensor, amounts: Tensor | None = None) -> None
         ValueError: a value is outside the range of the step.
     """
     v = values.double()
-    if op == "top_k":
+    if op in ("top_k", "top_k_low"):
         fits, allowed = (v == v.floor()) & (v.abs() < 2.0**53), "an integer"
-    elif op in ("presence_penalty", "frequency_penalty", "bias"):
+    elif op == "mirostat":
+        fits, allowed = v.isfinite(), "finite"
+    elif op in ("presence_penalty", "frequency_penalty", "bias", "watermark"):
         fits, allowed = v.float().isfinite(), "finite in float32"
     elif op == "top_n_sigma":
         fits, allowed = (v >= 0) & (v < math.inf), "0 or more and finite"
@@ -242,7 +269,12 @@ def chain(
     Raises:
         ValueError: a value is outside the range of its step.
     """
-    from . import reference_truncations  # which stands on this module
+    from . import (  # which stand on this module
+        reference_entropy,
+        reference_ties,
+        reference_truncations,
+        reference_watermark,
+    )
 
     raw = logits.float()
     status = torch.zeros(raw.shape[0], dtype=torch.uint8, device=raw.device)
@@ -264,18 +296,34 @@ def chain(
             if history is None:
                 raise ValueError(f"{op} needs history")
             ids = reference_edits.own_ids(history, history_lengths)
+        if op == "watermark":
+            if history is None:
+                raise ValueError(f"{op} needs history")
+            if bool((ids[:, 1] < 1).any()):
+                raise ValueError(f"{op}: the number of ids before must be 1 or more")
         if op in REMOVALS:
             z = reference_edits.remove(op, z, values, ids)
-        elif op in EDITS and op != "temperature":
-            z, processed = (reference_edits.edit(op, t, values, ids, amounts) for t in (z, processed))
         elif op == "temperature":
             z, processed = (t / values.float()[:, None] for t in (z, processed))
+        elif op == "dynamic_temperature":
+            z, processed = (reference_entropy.dynamic_temperature(t, values, second) for t in (z, processed))
+        elif op == "watermark":
+            marked = reference_watermark.green(ids, second, history, history_lengths, z.shape[1])
+            z, processed = (reference_watermark.mark(t, values, marked) for t in (z, processed))
+        elif op in EDITS:
+            z, processed = (reference_edits.edit(op, t, values, ids, amounts) for t in (z, processed))
         elif op == "top_k":
             z = top_k(z, values)
         elif op == "top_p":
             z = top_p(z, values)
         elif op == "min_p":
             z = min_p(z, values)
+        elif op == "top_k_low":
+            z = reference_ties.top_k_low(z, values)
+        elif op == "top_p_ties":
+            z = reference_ties.top_p_ties(z, values, second)
+        elif op == "mirostat":
+            z = reference_ties.mirostat(z, values, second)
         elif op in OPS:
             parameters = (values,) if second is None else (values, second)
             z = getattr(reference_truncations, op)(z, *parameters)

@@ -57,7 +57,8 @@ def spread_parts(shape: Shape) -> Tensor:
     return fixed(shape.e.double() * -d.double(), shape.d.shape[-1])
 
 
-def _mean_depth(shape: Shape) -> Tensor:
+def mean_depth(shape: Shape) -> Tensor:
+    """Return D, ``(batch, 1)`` float64."""
     return spread_parts(shape).sum(-1, keepdim=True).double() / shape.total.double()
 
 
@@ -75,7 +76,7 @@ def eta(z: Tensor, values: Tensor) -> Tensor:
     """Drop what is less likely than ``min(v, sqrt(v) exp(-entropy))``; the likeliest stays (Hewitt et al., 2022)."""
     shape, v = shape_of(z), values.double()[:, None]
     some = v >= torch.finfo(torch.float64).tiny
-    depth = 0.5 * reference.log(torch.where(some, v, 1.0)) - _mean_depth(shape)
+    depth = 0.5 * reference.log(torch.where(some, v, 1.0)) - mean_depth(shape)
     gone = (shape.e.double() < (v * shape.mass).clamp(max=1.0)) & (shape.d.double() < depth)
     return _drop(z, gone & some)
 
@@ -106,7 +107,7 @@ def typical(z: Tensor, values: Tensor, least: Tensor) -> Tensor:
     """
     shape, mass = shape_of(z), values.double()[:, None]
     finite = z > -math.inf
-    distance = (-shape.d.double() - _mean_depth(shape)).abs().float().masked_fill(~finite, math.inf)
+    distance = (-shape.d.double() - mean_depth(shape)).abs().float().masked_fill(~finite, math.inf)
     ordered, order = distance.sort(-1)
     before = shape.weights.gather(1, order).cumsum(-1)
     before = before - shape.weights.gather(1, order)

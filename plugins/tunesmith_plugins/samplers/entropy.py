@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from tunesmith.kinds.sampler import Link, Rows, Step
-from tunesmith_plugins.kernels import reference_truncations
-from tunesmith_plugins.samplers.thresholds import entropy
+from tunesmith_plugins.kernels import reference, reference_entropy, reference_truncations
 
 
 class TypicalLink(Link):
@@ -45,8 +44,15 @@ class DynamicTemperatureLink(Link):
     """Divide by a temperature that grows with the normalised entropy."""
 
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-        low, high = (self.value(rows, name, torch.float64)[:, None] for name in ("low", "high"))
-        most = (logits > -torch.inf).sum(-1, keepdim=True).clamp(min=2).double().log()
-        share = (entropy(logits) / most).clamp(0, 1)
-        temperature = low + (high - low) * share ** self.value(rows, "exponent", torch.float64)[:, None]
-        return logits.float() / temperature.float()
+        low, second = self._parameters(rows)
+        reference.check_values("dynamic_temperature", low)
+        reference.check_second("dynamic_temperature", second)
+        return reference_entropy.dynamic_temperature(logits.float(), low, second)
+
+    def lower(self, rows: Rows) -> Step:
+        low, second = self._parameters(rows)
+        return Step(op="dynamic_temperature", values=low, second=second)
+
+    def _parameters(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+        low, high, exponent = (self.value(rows, name, torch.float64) for name in ("low", "high", "exponent"))
+        return low, torch.stack([high, exponent], dim=1)

@@ -65,12 +65,14 @@ class ForcedTokensLink(Link):
     def check_vocab(self, vocab: int) -> None:
         check_ids(list(self.config.at.values()), vocab, "forced_tokens")
 
-    def lower(self, rows: Rows) -> Step | None:
-        places = [int(place) for place in self.config.at]
-        if len(set(places)) < len(places):
-            return None  # a position written twice has two tokens, of which none satisfies both
-        here = rows.position[:, None] == one_list(places, rows)
-        ids = torch.where(here, one_list(list(self.config.at.values()), rows), -1)
+    def lower(self, rows: Rows) -> Step:
+        at: dict[int, set[int]] = {}
+        for place, token in self.config.at.items():
+            at.setdefault(int(place), set()).add(token)
+        # a position written twice ("1" and "01") with two tokens: none satisfies both
+        tokens = [next(iter(forced)) if len(forced) == 1 else -1 for forced in at.values()]
+        here = rows.position[:, None] == one_list(list(at), rows)
+        ids = torch.where(here, one_list(tokens, rows), -1)
         return Step(op="allow", values=here.any(-1).long(), ids=ids)
 
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:

@@ -9,8 +9,7 @@ import torch
 from attrs import frozen
 
 from tunesmith.kinds.sampler import STATUS_OK, Draw, Link, Rows, RowState, Step
-from tunesmith_plugins.kernels import reference_truncations
-from tunesmith_plugins.samplers.thresholds import drop, likeliest
+from tunesmith_plugins.kernels import reference_ties, reference_truncations
 
 
 @frozen(kw_only=True, eq=False)
@@ -38,13 +37,14 @@ class MirostatLink(Link):
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
         mu = self._bounds(rows)
         if self.config.version == 1:
-            return drop(logits, self._beyond_k(logits, mu) & ~likeliest(logits))
+            return reference_ties.mirostat(logits.float(), mu, self.value(rows, "candidates", torch.float64))
         return reference_truncations.epsilon(logits.float(), self._least(mu))
 
-    def lower(self, rows: Rows) -> Step | None:
+    def lower(self, rows: Rows) -> Step:
+        mu = self._bounds(rows)
         if self.config.version == 1:
-            return None
-        return Step(op="epsilon", values=self._least(self._bounds(rows)))
+            return Step(op="mirostat", values=mu, second=self.value(rows, "candidates", torch.float64))
+        return Step(op="epsilon", values=self._least(mu))
 
     def _bounds(self, rows: Rows) -> torch.Tensor:
         # A link is shown its own state only, under the name that it has in its chain.
@@ -62,21 +62,3 @@ class MirostatLink(Link):
         error = surprise - self.value(rows, "tau", torch.float64)
         moved = state.mu - self.value(rows, "eta", torch.float64) * error
         return Bounds(mu=torch.where(draw.status == STATUS_OK, moved, state.mu))
-
-    def _beyond_k(self, logits: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
-        """Algorithm 1: estimate Zipf's exponent ``s`` from ratios of neighbouring probabilities, equation 30, then ``k``."""
-        vocab = logits.shape[1]
-        count = min(self.config.candidates, vocab)
-        ordered, order = logits.double().log_softmax(-1).sort(dim=-1, descending=True, stable=True)
-        ranks = torch.arange(1, count, dtype=torch.float64, device=logits.device)
-        t = ((ranks + 1) / ranks).log()
-        b = ordered[:, : count - 1] - ordered[:, 1:count]
-        known = b.isfinite()
-        s = (t * b.masked_fill(~known, 0.0)).sum(-1) / (t * t * known).sum(-1).clamp(min=1e-12)
-        excess = s - 1
-        near = excess.abs() < 1e-6  # (1 - N^-e) / e tends to log N
-        spread = torch.where(near, math.log(vocab), (1 - vocab**-excess) / torch.where(near, 1.0, excess))
-        k = ((2.0**mu) / spread.clamp(min=1e-12)) ** (1 / s.clamp(min=1e-3))
-        k = k.nan_to_num(posinf=float(vocab)).clamp(1, vocab).round()
-        place = torch.empty_like(order).scatter_(1, order, torch.arange(vocab, device=order.device).expand_as(order))
-        return place >= k[:, None]

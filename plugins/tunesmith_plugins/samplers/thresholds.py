@@ -16,18 +16,6 @@ def drop(logits: torch.Tensor, gone: torch.Tensor) -> torch.Tensor:
     return logits.masked_fill(gone, -math.inf)
 
 
-def likeliest(logits: torch.Tensor) -> torch.Tensor:
-    """Return the mask (batch, vocab) of the largest logit and whatever equals it."""
-    return logits == logits.amax(-1, keepdim=True)
-
-
-def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Return the entropy of every row, (batch, 1), nats, float64; tokens of probability 0 add nothing."""
-    logps = logits.double().log_softmax(-1)
-    p = logps.exp()
-    return -(p * logps.masked_fill(p == 0, 0.0)).sum(-1, keepdim=True)
-
-
 class EpsilonLink(Link):
     """Drop what is less likely than epsilon."""
 

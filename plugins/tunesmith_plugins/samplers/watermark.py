@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from attrs import frozen
 
-from tunesmith import philox
 from tunesmith.errors import DataError
-from tunesmith.kinds.sampler import Link, Rows
+from tunesmith.kinds.sampler import Link, Rows, Step
+from tunesmith_plugins.kernels import reference_watermark
 from tunesmith_plugins.samplers.config_edits import Watermark
 
 
@@ -29,28 +29,26 @@ def green(config: Watermark, contexts: torch.Tensor, tokens: torch.Tensor) -> to
     Returns:
         (n, m) bool.
     """
-    stream = torch.zeros(len(contexts), dtype=torch.int64, device=contexts.device)
-    key = torch.full_like(stream, config.key)
-    for place in range(contexts.shape[1]):  # ids before are folded into one number, each by a draw of its own
-        stream = philox.uniform_bits(key, stream ^ contexts[:, place], torch.full_like(stream, place), 1)
-    shape = (len(contexts), tokens.shape[1])
-    zero = torch.zeros(shape, dtype=torch.int64, device=contexts.device)
-    return philox.uniform(zero + config.key, zero + stream[:, None], zero + tokens, 0) < config.gamma
+    keys = torch.full((len(contexts),), config.key, dtype=torch.int64, device=contexts.device)
+    gamma = torch.full((len(contexts),), config.gamma, dtype=torch.float64, device=contexts.device)
+    return reference_watermark.is_green(keys, reference_watermark.folded(keys, contexts), tokens, gamma)
 
 
 class WatermarkLink(Link):
     """Add delta to green tokens."""
 
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-        config = self.config
-        place = rows.history_lengths[:, None] - config.context + torch.arange(config.context, device=logits.device)
-        if rows.history.shape[1]:
-            contexts = rows.history.gather(1, place.clamp(min=0))
-        else:
-            contexts = torch.zeros_like(place)
-        tokens = torch.arange(logits.shape[1], device=logits.device)[None, :]
-        marked = green(config, contexts, tokens) & (place[:, :1] >= 0)
-        return logits.float() + marked * self.value(rows, "delta", torch.float32)[:, None]
+        ids, gamma = self._parameters(rows)
+        marked = reference_watermark.green(ids, gamma, rows.history, rows.history_lengths, logits.shape[1])
+        return reference_watermark.mark(logits.float(), self.value(rows, "delta", torch.float64), marked)
+
+    def lower(self, rows: Rows) -> Step:
+        ids, gamma = self._parameters(rows)
+        return Step(op="watermark", values=self.value(rows, "delta", torch.float64), ids=ids, second=gamma)
+
+    def _parameters(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+        key, context = (self.value(rows, name, torch.int64) for name in ("key", "context"))
+        return torch.stack([key, context], dim=1), self.value(rows, "gamma", torch.float64)
 
 
 @frozen(kw_only=True)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from tunesmith_plugins import kernels
-from tunesmith_plugins.kernels import Plan, Status, Step, loader, ops, reference
+from tunesmith_plugins.kernels import Plan, Status, Step, loader, ops, reference, reference_powers
 
 VOCABS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 100, 257, 1000)
 
 
 def parameter(op: str, batch: int, vocab: int) -> Tensor:
-    if op == "top_k":
+    if op in ("top_k", "top_k_low"):
         return torch.randint(-1, vocab + 6, (batch,))
     if op == "repetition_penalty":
         return torch.rand(batch, dtype=torch.float64) * 2 + 0.3
@@ -32,7 +32,9 @@ def parameter(op: str, batch: int, vocab: int) -> Tensor:
     if op in ("presence_penalty", "frequency_penalty", "bias", "length_decay"):
         values = torch.randn(batch, dtype=torch.float64) * (1e38 if torch.rand(()) < 0.05 else 1.0)
         return values.clamp(-1) if op == "length_decay" else values
-    if op == "temperature":
+    if op in ("watermark", "mirostat"):
+        return torch.randn(batch, dtype=torch.float64) * (1e38 if torch.rand(()) < 0.05 else 4.0)
+    if op in ("temperature", "dynamic_temperature"):
         return 10 ** (torch.rand(batch, dtype=torch.float64) * 3 - 1.5)
     if op == "top_n_sigma":
         return torch.rand(batch, dtype=torch.float64) * 3 * (torch.rand(batch) < 0.9)
@@ -43,6 +45,14 @@ def parameter(op: str, batch: int, vocab: int) -> Tensor:
 def step(op: str, batch: int, vocab: int) -> Step:
     """A step with a parameter for every row and, where it names tokens, a list: own or shared, short or as long as a history."""
     values = parameter(op, batch, vocab)
+    if op == "dynamic_temperature":
+        return Step(op, values, second=10 ** (torch.rand(batch, 2, dtype=torch.float64) * 3 - 1.5))
+    if op == "top_p_ties":
+        few = torch.where(torch.rand(batch) < 0.5, 1, torch.randint(1, vocab + 4, (batch,)))
+        return Step(op, values, second=torch.stack([few, torch.randint(0, 3, (batch,))], 1).double())
+    if op == "watermark":
+        keys = torch.stack([torch.randint(-(2**63), 2**63 - 1, (batch,)), torch.randint(1, 5, (batch,))], 1)
+        return Step(op, values, keys, second=torch.rand(batch).double())
     if op in reference.NEED_SECOND:
         choices = (0, 2) if op == "xtc" else (1, vocab + 4)
         return Step(op, values, second=torch.randint(*choices, (batch,)).double())
@@ -311,6 +321,79 @@ def test_named_tokens_among_many_blocks_have_the_bits_of_the_reference(native: d
                 assert torch.equal(found.logits[status == 0], rows[status == 0])
     finally:
         kernels.set_isa(native["isa"])
+
+
+def rewriting_chains(vocab: int) -> list[list[Step]]:
+    """Edits of every token, rules for ties and mirostat 1 on dense, patched, masked and truncated rows, and behind one another."""
+    one, pair = torch.ones(2, dtype=torch.float64), torch.ones(2, 2, dtype=torch.float64)
+    ids = torch.randint(0, vocab, (2, 60))
+    few = torch.tensor([[1.0], [1700.0]]).double()
+    key = torch.tensor([[7, 1], [2**62, 3]])
+    warm = Step("dynamic_temperature", one * 0.4, second=torch.tensor([[1.9, 1.0], [1.2, 2.5]], dtype=torch.float64))
+    mark = Step("watermark", one * 2, key, second=torch.tensor([0.25, 0.6], dtype=torch.float64))
+    bias, temperature = Step("bias", one * 2, ids), Step("temperature", one * 0.8)
+    mask = Step("mask", one, torch.randint(-(2**31), 2**31, (2, (vocab + 31) // 32)).int())
+    rules = [torch.cat([few, pair[:, :1] * rule], 1) for rule in range(3)]
+    ties = [
+        Step("top_p_ties", one * p, second=rule.flip(0) if (n + number) % 2 else rule)
+        for n, p in enumerate((1e-9, 0.4, 0.9, 0.9999))
+        for number, rule in enumerate(rules)
+    ]
+    lows = [Step("top_k_low", torch.tensor(k)) for k in ([5, 0], [300, vocab], [2900, 1])]
+    zipf = [
+        Step("mirostat", one * bits, second=torch.tensor([100.0, 3.0]).double()) for bits in (-4.0, 3.0, 9.0, 1e300)
+    ]
+    return [
+        [warm], [bias, warm, temperature, warm], [mask, warm], [bias, mask, temperature, warm, bias, temperature],
+        [Step("top_p", one * 0.9), warm, temperature], [Step("top_k", torch.tensor([50, 7])), bias, warm],
+        [mark], [temperature, bias, mark, warm, mark], [mask, mark, temperature], [Step("top_p", one * 0.95), mark, warm],
+        [mark, Step("top_p", one * 0.9)], [temperature, mark, Step("top_k", torch.tensor([50, 7]))],
+        [Step("repetition_penalty", one * 1.3), mark, Step("min_p", one * 0.01), Step("frequency_penalty", one)],
+        *([(temperature, mask)[n % 2], t] for n, t in enumerate((*ties, *lows, *zipf))),
+        *([bias, Step("top_p", one * 0.97), t] for t in (*ties[5:8], lows[1], zipf[1])),
+        *([*two, Step("top_p", one * 0.5)] for two in (ties[6:8], ties[8:10])),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", ["peaked", "flat", "sparse", "rounded"])
+def test_rewritten_rows_of_many_blocks_have_the_bits_of_the_reference(native: dict[str, Any], shape: str) -> None:
+    torch.manual_seed(9)
+    vocab, ids = 3001, torch.arange(2)
+    asked = dict.fromkeys(("logp_raw", "logp_processed", "logp_truncated"), True)
+    logits = shaped("wide", 2, vocab).round() if shape == "rounded" else shaped(shape, 2, vocab).bfloat16()
+    history = {
+        "history": torch.randint(0, vocab, (2, 20)),
+        "history_lengths": torch.tensor([20, 2 if shape == "flat" else 9]),
+    }
+    names = ("raw", "processed", "truncated")
+    try:
+        for number, chain in enumerate(rewriting_chains(vocab)):
+            flags = asked if number % 3 else {}
+            expected = reference.sample_chain(logits, chain, ids, ids, ids, **history, **flags, greedy=number % 5 == 4)
+            for isa in native["isa_available"]:
+                kernels.set_isa(isa)
+                found = kernels.sample_chain(logits, chain, ids, ids, ids, **history, **flags, greedy=number % 5 == 4)
+                assert_same(found, expected)
+            if not number % 4:
+                all_of = reference.sample_chain_top(logits, chain, ids, ids, ids, **history, top=9, top_of=[True] * 3)
+                assert_same_tops(
+                    kernels.sample_chain_top(logits, chain, ids, ids, ids, **history, top=9, of=names), all_of
+                )
+            rows, status, _ = reference.chain(logits, chain, **history)
+            found = kernels.apply_chain(logits, chain, **history)
+            assert torch.equal(found.status, status)
+            assert torch.equal(found.logits[status == 0], rows[status == 0]), [step.op for step in chain]
+    finally:
+        kernels.set_isa(native["isa"])
+
+
+def test_powers_are_those_of_float64() -> None:
+    v = torch.cat([torch.linspace(-700, 700, 5001), torch.tensor([0.0, 1e-17, -1e-9, 1.0])]).double()
+    assert ((reference_powers.exp(v) / v.exp() - 1).abs() < 1e-15).all()
+    share, exponent = torch.rand(4000).double(), torch.rand(4000).double() * 9 + 0.01
+    assert ((reference_powers.power(share, exponent) / share**exponent - 1).abs() < 1e-13).all()
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert torch.equal(reference_powers.power(ends, torch.full_like(ends, 0.01)), ends)
 
 
 def quick_sample(plan: Plan, *arguments: Any) -> Any:

@@ -71,7 +71,7 @@ def test_a_row_without_a_token_left_is_empty_and_one_that_overflows_says_so(serv
     assert torch.equal(down, high[1:])  # no nothing times infinity
 
 
-ONE, IDS = f(1), torch.tensor([[1]])
+ONE, IDS, PAIR, KEY = f(1), torch.tensor([[1]]), f(1, 1)[None], torch.tensor([[7, 1]])
 
 
 @pytest.mark.parametrize(
@@ -85,11 +85,23 @@ ONE, IDS = f(1), torch.tensor([[1]])
         (Step("xtc", ONE, second=f(0.5)), "second parameter, 0 or 1"),
         (Step("typical", ONE, second=f(0)), "second parameter, an integer of 1 or more"),
         (Step("bias", ONE, IDS, torch.tensor([[torch.nan]])), "amounts must be finite"),
+        (Step("dynamic_temperature", f(0), second=PAIR), "above 0 and finite in float32"),
+        (Step("dynamic_temperature", ONE, second=PAIR * 0), "second parameter, a"),
+        (Step("dynamic_temperature", ONE, second=PAIR * INF), "second parameter, a"),
+        (Step("top_p_ties", f(2), second=PAIR), "0 to 1"),
+        (Step("top_p_ties", ONE, second=PAIR * 0), "second parameter, an integer of 1 or more"),
+        (Step("top_p_ties", ONE, second=PAIR * 3), "a rule for ties, 0, 1 or 2"),
+        (Step("top_k_low", f(0.5)), "an integer"),
+        (Step("mirostat", f(INF), second=ONE), "finite"),
+        (Step("mirostat", ONE, second=f(0)), "second parameter, an integer of 1 or more"),
+        (Step("watermark", f(INF), KEY, second=ONE), "finite in float32"),
+        (Step("watermark", ONE, KEY, second=f(2)), "second parameter, 0 to 1"),
+        (Step("watermark", ONE, KEY * 0, second=ONE), "the number of ids before must be 1 or more"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(serving: str, step: Step, message: str) -> None:
     with pytest.raises(ValueError, match=rf"{step.op}.*{re.escape(message)}"):
-        kernels.apply_chain(torch.zeros(1, 4), [step])
+        kernels.apply_chain(torch.zeros(1, 4), [step], history=IDS)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +120,12 @@ def test_a_value_out_of_range_is_refused_by_name(serving: str, step: Step, messa
         (Step("xtc", ONE, second=ONE.float()), "second parameter must be float64"),
         (Step("frequency_penalty", ONE), "(frequency_penalty) needs history"),
         (Step("ban", ONE, IDS.to("meta")), "ids are on meta"),
+        (Step("watermark", ONE, second=ONE), "needs ids"),
+        (Step("watermark", ONE, IDS, second=ONE), "a key and a number of ids before"),
+        (Step("watermark", ONE, KEY, second=ONE), "(watermark) needs history"),
+        (Step("dynamic_temperature", ONE, second=ONE), "of shape (1 or 2, 2)"),
+        (Step("top_p_ties", ONE, second=PAIR.expand(3, 2)), "of shape (1 or 2, 2)"),
+        (Step("mirostat", ONE), "needs its second parameter"),
     ],
 )
 def test_a_list_that_cannot_be_is_refused_by_name(step: Step, message: str) -> None:

@@ -19,6 +19,7 @@ from tunesmith_plugins.samplers import (
     BiasedSequence,
     Chain,
     Dry,
+    DynamicTemperature,
     Epsilon,
     Eta,
     ForcedTokens,
@@ -40,6 +41,7 @@ from tunesmith_plugins.samplers import (
     TopNSigma,
     TopP,
     Typical,
+    Watermark,
 )
 from tunesmith_plugins.samplers.chain import named_links, run
 from tunesmith_plugins.samplers.walk import Fused, parts_of
@@ -51,8 +53,9 @@ numbers = st.floats(-3, 3)
 windows = st.integers(0, 4)
 LINKS = st.one_of(
     st.builds(Temperature, temperature=st.floats(0.05, 20)),
-    st.builds(TopK, k=st.integers(0, 80)),
+    st.builds(TopK, k=st.integers(0, 80), ties=st.sampled_from(["hf", "low", "all"])),
     st.builds(TopP, p=st.floats(0.01, 1)),
+    st.builds(TopP, p=st.floats(0.01, 1), min_keep=st.integers(1, 60), ties=st.sampled_from(["hf", "low", "all"])),
     st.builds(MinP, p=st.floats(0, 1)),
     st.builds(RepetitionPenalty, penalty=st.floats(0.5, 3), window=windows),
     st.builds(PresencePenalty, penalty=numbers, window=windows, prompt=st.booleans()),
@@ -80,6 +83,15 @@ LINKS = st.one_of(
     st.builds(TopH, h=st.floats(0.01, 1), candidates=st.integers(1, 300)),
     st.builds(XTC, threshold=st.sampled_from([0.0, 0.01, 0.1]), probability=st.sampled_from([0.0, 0.5, 1.0])),
     st.builds(Mirostat, tau=st.floats(0.1, 5)),
+    st.builds(Mirostat, tau=st.floats(0.1, 5), version=st.just(1), candidates=st.integers(2, 200)),
+    st.builds(DynamicTemperature, low=st.floats(0.05, 1), high=st.floats(1, 20), exponent=st.floats(0.1, 4)),
+    st.builds(
+        Watermark,
+        key=st.integers(0, 2**63 - 1),
+        gamma=st.floats(0.01, 0.99),
+        delta=st.floats(0, 9),
+        context=st.integers(1, 5),
+    ),
 )
 
 
@@ -162,9 +174,11 @@ ALL = (
     RepetitionPenalty(penalty=1.2, window=5), PresencePenalty(penalty=0.3), FrequencyPenalty(penalty=0.2, window=4), Dry(),
     LogitBias(bias={"3": 1.0}), SequenceBias(sequences=(BiasedSequence(tokens=(1, 2), bias=2.0),)), LengthDecay(end=(0,)),
     NoRepeatNgram(size=2), BadWords(sequences=((4, 5), (6,))), MinLength(end=(0,), tokens=4), MaxLength(end=(0,), tokens=9),
-    ForcedTokens(at={"2": 3}), AllowedTokens(tokens=tuple(range(30))), Temperature(temperature=0.8), TopNSigma(n=3.0),
+    ForcedTokens(at={"2": 3}), ForcedTokens(at={"1": 3, "01": 4}), AllowedTokens(tokens=tuple(range(30))),
+    Temperature(temperature=0.8), DynamicTemperature(), Watermark(context=2), TopNSigma(n=3.0),
     Epsilon(epsilon=1e-4), Eta(epsilon=1e-4), TopA(a=0.01), Typical(mass=0.99), TopH(h=0.95), XTC(), Mirostat(tau=9.0),
-    TopK(k=20), TopP(p=0.9),
+    Mirostat(tau=9.0, version=1), TopK(k=20), TopK(k=19, ties="low"), TopP(p=0.9), TopP(p=0.8, min_keep=5, ties="low"),
+    TopP(p=0.8, ties="all"),
 )  # fmt: skip
 
 

@@ -15,13 +15,18 @@ bool ts_fits(int32_t op, double v) {
   switch (op) {
     case TS_REPETITION_PENALTY:
     case TS_TEMPERATURE:
+    case TS_DYNAMIC_TEMPERATURE:
       return (float)v > 0 && (float)v < HUGE_VALF;
     case TS_TOP_K:
+    case TS_TOP_K_LOW:
       return v == floor(v) && fabs(v) < 0x1p53;
     case TS_PRESENCE_PENALTY:
     case TS_FREQUENCY_PENALTY:
     case TS_BIAS:
+    case TS_WATERMARK:
       return fabs((float)v) <= FLT_MAX;
+    case TS_MIROSTAT:
+      return fabs(v) <= DBL_MAX;
     case TS_LENGTH_DECAY:
       return v >= -1 && v <= DBL_MAX;
     case TS_TOP_N_SIGMA:
@@ -39,13 +44,18 @@ const char *ts_range(int32_t op) {
   switch (op) {
     case TS_REPETITION_PENALTY:
     case TS_TEMPERATURE:
+    case TS_DYNAMIC_TEMPERATURE:
       return "above 0 and finite in float32";
     case TS_TOP_K:
+    case TS_TOP_K_LOW:
       return "an integer";
     case TS_PRESENCE_PENALTY:
     case TS_FREQUENCY_PENALTY:
     case TS_BIAS:
+    case TS_WATERMARK:
       return "finite in float32";
+    case TS_MIROSTAT:
+      return "finite";
     case TS_LENGTH_DECAY:
       return "at least -1 and finite";
     case TS_TOP_N_SIGMA:
@@ -59,10 +69,36 @@ const char *ts_range(int32_t op) {
   }
 }
 
-bool ts_needs_second(int32_t op) { return op == TS_TYPICAL || op == TS_TOP_H || op == TS_XTC; }
+int32_t ts_seconds(int32_t op) {
+  if (op == TS_DYNAMIC_TEMPERATURE || op == TS_TOP_P_TIES) return 2;
+  return op == TS_TYPICAL || op == TS_TOP_H || op == TS_XTC || op == TS_WATERMARK || op == TS_MIROSTAT;
+}
 
-bool ts_second_fits(int32_t op, double v) {
-  return op == TS_XTC ? v == 0 || v == 1 : v == floor(v) && v >= 1 && v < 0x1p53;
+bool ts_second_fits(int32_t op, int32_t column, double v) {
+  switch (op) {
+    case TS_XTC:
+      return v == 0 || v == 1;
+    case TS_WATERMARK:
+      return v >= 0 && v <= 1;
+    case TS_DYNAMIC_TEMPERATURE:
+      return column == 0 ? (float)v > 0 && (float)v < HUGE_VALF : v > 0 && v <= DBL_MAX;
+    default:
+      if (op == TS_TOP_P_TIES && column == 1) return v == TS_TIES_HIGH || v == TS_TIES_LOW || v == TS_TIES_ALL;
+      return v == floor(v) && v >= 1 && v < 0x1p53;
+  }
+}
+
+const char *ts_second_range(int32_t op, int32_t column) {
+  switch (op) {
+    case TS_XTC:
+      return "0 or 1";
+    case TS_WATERMARK:
+      return "0 to 1";
+    case TS_DYNAMIC_TEMPERATURE:
+      return column == 0 ? "above 0 and finite in float32" : "an exponent above 0";
+    default:
+      return op == TS_TOP_P_TIES && column == 1 ? "a rule for ties, 0, 1 or 2" : "an integer of 1 or more";
+  }
 }
 
 bool ts_names_tokens(int32_t op) {
@@ -74,6 +110,7 @@ bool ts_needs_history(const ts_step &step) {
 }
 
 const char *ts_list_fault(const ts_step &step, int64_t batch) {
+  if (step.op == TS_WATERMARK) return ts_watermark_fault(step, batch);
   if (!ts_names_tokens(step.op) && step.op != TS_MASK) return step.ids || step.amounts ? "names no tokens" : nullptr;
   if (!step.ids && step.width != 0) return "ids are missing";
   if (!step.ids && step.op > TS_FREQUENCY_PENALTY && batch) return "ids are missing";

@@ -23,7 +23,8 @@ float penalised(float z, float penalty) { return z < 0 ? z * penalty : z / penal
 }  // namespace
 
 bool ts_is_edit(int32_t op) {
-  return op == TS_REPETITION_PENALTY || op == TS_TEMPERATURE || (op >= TS_PRESENCE_PENALTY && op <= TS_LENGTH_DECAY);
+  return op == TS_REPETITION_PENALTY || op == TS_TEMPERATURE || (op >= TS_PRESENCE_PENALTY && op <= TS_LENGTH_DECAY) ||
+         op == TS_DYNAMIC_TEMPERATURE || op == TS_WATERMARK;
 }
 
 double ts_step_value(const ts_step &step, int64_t row) {
@@ -38,7 +39,7 @@ ChainPlan::ChainPlan(const ts_sample_args &args)
     const int32_t op = args.steps[s].op;
     const bool removes = op == TS_BAN || op == TS_MASK || op == TS_XTC;
     if (!ts_is_edit(op)) truncated = true;
-    temperatures += op == TS_TEMPERATURE;
+    temperatures += op == TS_TEMPERATURE || op == TS_DYNAMIC_TEMPERATURE;
     patches |= ts_names_tokens(op) && op != TS_ALLOW;
     history |= ts_needs_history(args.steps[s]);
     raw_differs |= ts_is_edit(op) || removes;
@@ -62,7 +63,18 @@ void ChainRow::run(const ts_sample_args &args, const ChainPlan &plan, const TsSa
         top_k(value);
         break;
       case TS_TOP_P:
+        if (form_ == kAbove) list_whole();  // by the rule that left it so
+        rule_ = TS_TIES_HIGH;
         top_p(value);
+        break;
+      case TS_TOP_K_LOW:
+        top_k_low(value);
+        break;
+      case TS_TOP_P_TIES:
+        top_p_ties(step, value);
+        break;
+      case TS_MIROSTAT:
+        mirostat(step, value);
         break;
       case TS_MIN_P:
         min_p(value);
@@ -100,6 +112,7 @@ void ChainRow::begin() {
   total_known_ = raw_total_known_ = processed_total_known_ = false;
   n_ = 0;
   dense_divisors_ = divisors_seen_ = 0;
+  apart_ = false;
   const int64_t blocks = (vocab_ + kBlock - 1) / kBlock;
   lanes_.at_least(blocks * kLanes);
   ids_.at_least(vocab_);
@@ -108,7 +121,8 @@ void ChainRow::begin() {
   if (plan_->temperatures) {
     divisors_.clear();
     for (int64_t s = 0; s < args_->step_count; ++s) {
-      if (args_->steps[s].op == TS_TEMPERATURE) divisors_.push_back((float)ts_step_value(args_->steps[s], row_));
+      const int32_t op = args_->steps[s].op;  // what a dynamic temperature divides by is found when its turn comes
+      if (op == TS_TEMPERATURE || op == TS_DYNAMIC_TEMPERATURE) divisors_.push_back((float)ts_step_value(args_->steps[s], row_));
     }
   }
   view_ = {source_, vocab_, plan_->patches ? patches_.marks() : nullptr, plan_->patches ? patches_.flagged() : nullptr,
@@ -189,6 +203,10 @@ float ChainRow::least(float z) const {
 }
 
 float ChainRow::dense_max(bool processed) {
+  if (processed && apart_) {
+    const float *z = apart();
+    return *std::max_element(z, z + vocab_);
+  }
   float largest = processed ? value_of(whole_rest_max_, divisors_seen_) : value_of(rest_max_, dense_divisors_);
   if (plan_->patches) {
     for (const Patch &patch : patches_.list) {
@@ -226,18 +244,14 @@ void ChainRow::edit(const ts_step &step, float value) {
   list_weighed_ = false;
   if (step.op == TS_REPETITION_PENALTY && !step.ids) {
     penalise(value);
-  } else if (step.op != TS_TEMPERATURE) {
-    edit_tokens(step);
+  } else if (step.op == TS_TEMPERATURE) {
+    cool(value, value);
+  } else if (step.op == TS_DYNAMIC_TEMPERATURE) {
+    dynamic_temperature(step, ts_step_value(step, row_));
+  } else if (step.op == TS_WATERMARK) {
+    watermark(step, value);
   } else {
-    ++divisors_seen_;
-    if (form_ == kDense) dense_divisors_ = divisors_seen_;
-    else kernels_->divide(z_.get(), n_, value);
-    if (plan_->patches) {
-      for (Patch &patch : patches_.list) {
-        if (form_ == kDense) patch.z = patch.z / value;
-        patch.processed = patch.processed / value;
-      }
-    }
+    edit_tokens(step);
   }
   remax();
 }
@@ -321,6 +335,7 @@ uint64_t ChainRow::weigh_list() {
 
 // Drops what is below the threshold, and the first `ties` tokens that equal it.
 void ChainRow::keep_beyond(float threshold, uint64_t ties) {
+  if (ties > 0 && rule_ != TS_TIES_HIGH) return keep_by_rule(threshold, ties);
   int64_t left = 0;
   float *z = z_.get();
   int32_t *ids = ids_.get();
@@ -668,6 +683,10 @@ float ChainRow::logp_raw(int64_t token) {
 uint64_t ChainRow::processed_total(float max) {
   if (processed_total_known_) return processed_total_;
   processed_total_known_ = true;
+  if (apart_) {
+    const TsRow row = {apart(), vocab_, nullptr, nullptr, nullptr, 0, TS_F32};
+    return processed_total_ = kernels_->mass(&row, max, plan_->bits, -FLT_MAX, nullptr);
+  }
   if (!plan_->processed_differs) return processed_total_ = dense_total();
   TsRow row = rest();
   row.divisor_count = divisors_seen_;
@@ -682,7 +701,7 @@ uint64_t ChainRow::processed_total(float max) {
 
 float ChainRow::logp_processed(int64_t token) {
   const Patch *patch = plan_->patches ? patches_.find((int32_t)token) : nullptr;
-  const float z = patch ? patch->processed : value_of(ts_load_one(source_, token, args_->dtype), divisors_seen_);
+  const float z = patch ? patch->processed : apart_ ? apart_z_[token] : value_of(ts_load_one(source_, token, args_->dtype), divisors_seen_);
   const float max = dense_max(true);
   if (max == HUGE_VALF) return NAN;  // a dropped token that a later edit sent to infinity
   return ts_logp(z, max, processed_total(max), plan_->scale);

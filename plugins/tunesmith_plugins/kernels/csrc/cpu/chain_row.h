@@ -20,11 +20,13 @@ TS_WARM double ts_step_value(const ts_step &step, int64_t row);
 // of a row, which is its history where the step has none.
 TS_WARM bool ts_fits(int32_t op, double value);
 const char *ts_range(int32_t op);
-TS_WARM bool ts_needs_second(int32_t op);
-bool ts_second_fits(int32_t op, double value);
+TS_WARM int32_t ts_seconds(int32_t op);  // how many numbers a row has in second
+bool ts_second_fits(int32_t op, int32_t column, double value);
+const char *ts_second_range(int32_t op, int32_t column);
 TS_WARM bool ts_names_tokens(int32_t op);
 TS_WARM bool ts_needs_history(const ts_step &step);
 TS_WARM const char *ts_list_fault(const ts_step &step, int64_t batch);
+const char *ts_watermark_fault(const ts_step &step, int64_t batch);  // chain_watermark.cpp
 const int64_t *ts_listed(const ts_sample_args &args, const ts_step &step, int64_t row, int64_t *count);
 
 // What the steps of a call have in common for all rows.
@@ -84,6 +86,18 @@ class ChainRow {
     n_ = left;
     list_weighed_ = false;
   }
+  void cool(float divisor, float processed_divisor);
+  void dynamic_temperature(const ts_step &step, double low);
+  void watermark(const ts_step &step, float delta);
+  bool processed_asked() const { return args_->logp_processed || args_->top_processed_ids; }
+  void set_apart();
+  float *apart();
+  void list_apart();
+  void top_k_low(double k);
+  void top_p_ties(const ts_step &step, double p);
+  void mirostat(const ts_step &step, double bits);
+  void keep_by_rule(float threshold, uint64_t ties);
+  float lowest();
   TS_WARM void top_k(double k);
   void top_p(double p);
   void min_p(double p);
@@ -159,6 +173,10 @@ class ChainRow {
   Buffer<uint64_t> w_;
   Buffer<Weighed> weighed_;
   int64_t n_ = 0;
+  int32_t rule_ = TS_TIES_HIGH;  // of the top-p or top-k at work, and of the one that left the row kAbove
+  bool apart_ = false;           // the processed row is apart_z_, no longer the row as given seen through divisors
+  Buffer<float> apart_z_;
+  Buffer<uint16_t> green_;
   bool list_weighed_ = false;
   uint64_t list_total_ = 0;
   bool raw_total_known_ = false, processed_total_known_ = false;

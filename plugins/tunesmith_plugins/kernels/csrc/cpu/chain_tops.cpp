@@ -26,7 +26,10 @@ void ChainRow::tops() {
     uint8_t has_nan = 0;
     rest_max_ = kernels_->scan(&view_, lanes_.get(), &has_nan);
   }
-  if (processed) {
+  if (processed && apart_) {
+    list_apart();
+    top_of(args_->top_processed_ids, args_->top_processed, max, total);
+  } else if (processed) {
     dense_divisors_ = divisors_seen_;
     for (size_t i = 0; plan_->patches && i < patches_.list.size(); ++i) patches_.list[i].z = patches_.list[i].processed;
     top_of(args_->top_processed_ids, args_->top_processed, max, total);

@@ -16,7 +16,8 @@ const char *op_name(int32_t op) {
   static const char *const names[TS_OP_COUNT] = {
       "repetition_penalty", "temperature", "top_k", "top_p", "min_p", "presence_penalty",
       "frequency_penalty", "bias", "length_decay", "ban", "allow", "mask",
-      "epsilon", "eta", "top_a", "top_n_sigma", "typical", "top_h", "xtc"};
+      "epsilon", "eta", "top_a", "top_n_sigma", "typical", "top_h", "xtc", "dynamic_temperature",
+      "watermark", "top_k_low", "top_p_ties", "mirostat"};
   return names[op];
 }
 
@@ -42,19 +43,20 @@ TS_WARM int32_t check(const ts_sample_args &a) {
       return ts_fail(TS_UNSUPPORTED, "step %lld: unknown operation %d", (long long)s, (int)step.op);
     if ((step.dtype != TS_F64 && step.dtype != TS_I64) || (a.batch && !step.values))
       return ts_fail(TS_INVALID, "step %lld (%s): values must be float64 or int64", (long long)s, op_name(step.op));
-    if (ts_needs_history(step) && a.history_width > 0 && !a.history)
+    if ((ts_needs_history(step) || step.op == TS_WATERMARK) && a.history_width > 0 && !a.history)
       return ts_fail(TS_INVALID, "step %lld (%s): history is missing", (long long)s, op_name(step.op));
     if (const char *fault = ts_list_fault(step, a.batch))
       return ts_fail(TS_INVALID, "step %lld (%s): %s", (long long)s, op_name(step.op), fault);
-    if (ts_needs_second(step.op)) {
+    if (ts_seconds(step.op)) {
       if (a.batch && !step.second)
         return ts_fail(TS_INVALID, "step %lld (%s): the second parameter is missing", (long long)s, op_name(step.op));
       for (int64_t row = 0; row < a.batch; ++row) {
-        const double v = step.second[row * step.second_stride];
-        if (!ts_second_fits(step.op, v))
-          return ts_fail(TS_INVALID, "step %lld (%s), row %lld: %g is outside the allowed range of its second parameter, %s",
-                         (long long)s, op_name(step.op), (long long)row, v,
-                         step.op == TS_XTC ? "0 or 1" : "an integer of 1 or more");
+        for (int32_t column = 0; column < ts_seconds(step.op); ++column) {
+          const double v = step.second[row * step.second_stride + column];
+          if (!ts_second_fits(step.op, column, v))
+            return ts_fail(TS_INVALID, "step %lld (%s), row %lld: %g is outside the allowed range of its second parameter, %s",
+                           (long long)s, op_name(step.op), (long long)row, v, ts_second_range(step.op, column));
+        }
       }
     }
     for (int64_t row = 0; row < a.batch; ++row) {

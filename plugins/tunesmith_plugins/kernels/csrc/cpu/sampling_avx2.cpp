@@ -90,5 +90,6 @@ TS_LANES void compress(int32_t *ids, float *x, M, uint32_t bits, F v, int32_t fi
 }  // namespace
 
 #include "sampling_lanes.h"
+#include "watermark.h"
 
-extern const TsSampling ts_sampling_avx2 = {scan, collect, mass, split, nullptr, sample, weights, exps, divide, below};
+extern const TsSampling ts_sampling_avx2 = {scan, collect, mass, split, nullptr, sample, weights, exps, divide, green, below};

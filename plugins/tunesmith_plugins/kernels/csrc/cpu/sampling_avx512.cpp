@@ -99,6 +99,7 @@ TS_LANES double sum_of(const Doubles &sums) { return _mm512_reduce_add_pd(_mm512
 }  // namespace
 
 #include "sampling_lanes.h"
+#include "watermark.h"
 #include "sampling_rough.h"
 
-extern const TsSampling ts_sampling_avx512 = {scan, collect, mass, split, rough, sample, weights, exps, divide, below};
+extern const TsSampling ts_sampling_avx512 = {scan, collect, mass, split, rough, sample, weights, exps, divide, green, below};

@@ -84,5 +84,6 @@ TS_LANES void compress(int32_t *ids, float *x, const M &, uint32_t bits, const F
 }  // namespace
 
 #include "sampling_lanes.h"
+#include "watermark.h"
 
-extern const TsSampling ts_sampling_neon = {scan, collect, mass, split, nullptr, sample, weights, exps, divide, below};
+extern const TsSampling ts_sampling_neon = {scan, collect, mass, split, nullptr, sample, weights, exps, divide, green, below};

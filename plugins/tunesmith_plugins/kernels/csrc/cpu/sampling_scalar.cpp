@@ -78,5 +78,6 @@ inline void compress(int32_t *ids, float *x, M m, uint32_t, const F &v, int32_t 
 #endif
 
 #include "sampling_lanes.h"
+#include "watermark.h"
 
-extern const TsSampling ts_sampling_scalar = {scan, collect, mass, split, nullptr, sample, weights, exps, divide, below};
+extern const TsSampling ts_sampling_scalar = {scan, collect, mass, split, nullptr, sample, weights, exps, divide, green, below};

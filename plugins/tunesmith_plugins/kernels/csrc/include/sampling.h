@@ -40,6 +40,8 @@ struct TsSampling {
   // e[i] = exp((z[i] - max) * slope)
   void (*exps)(const float *z, int64_t n, float max, float slope, float *e);
   void (*divide)(float *z, int64_t n, float divisor);
+  // Which tokens of a vocabulary of n are green (watermark.h), a bit a token, 16 tokens a number; those beyond n are not.
+  void (*green)(int64_t key, uint64_t stream, uint64_t bound, int64_t n, uint16_t *bits);
   // The sum of those e[i] that are below the threshold, and their number: an estimate, rounded as the version likes.
   float (*below)(const float *e, int64_t n, float threshold, int64_t *count);
 };

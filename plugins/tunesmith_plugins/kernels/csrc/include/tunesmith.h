@@ -55,8 +55,16 @@ typedef enum {
   TS_TYPICAL = 16,          /* keeps the closest to the entropy up to a mass of value, and at least second */
   TS_TOP_H = 17,            /* keeps the likeliest of second candidates up to a share of their entropy */
   TS_XTC = 18,              /* where second is 1, drops all that are as likely as value but the least likely of them */
+  TS_DYNAMIC_TEMPERATURE = 19, /* / value + (second[0] - value) * (entropy / its most)^second[1] */
+  TS_WATERMARK = 20,        /* + value where a hash of the last ids and the token is below second */
+  TS_TOP_K_LOW = 21,        /* of what ties with the value-th largest those with the lowest ids, value in all */
+  TS_TOP_P_TIES = 22,       /* TS_TOP_P, of second[0] tokens at least, and second[1] of what ties at the border, a ts_ties */
+  TS_MIROSTAT = 23,         /* top-k, k from a bound of value bits and a Zipf law seen in the second likeliest */
   TS_OP_COUNT
 } ts_op;
+
+/* Of equal tokens at the border of what stays: as many as are needed, with the highest ids or the lowest, or all. */
+typedef enum { TS_TIES_HIGH = 0, TS_TIES_LOW = 1, TS_TIES_ALL = 2 } ts_ties;
 
 /* What became of a row: anything but TS_ROW_OK gives token -1 and NaN log-probabilities. */
 typedef enum { TS_ROW_OK = 0, TS_ROW_NAN = 1, TS_ROW_POSINF = 2, TS_ROW_EMPTY = 3 } ts_row_status;
@@ -66,7 +74,9 @@ typedef enum { TS_ROW_OK = 0, TS_ROW_NAN = 1, TS_ROW_POSINF = 2, TS_ROW_EMPTY = 
  * Steps that name tokens have a list a row: ids (1 or batch, width) int64, rows ids_stride apart (0: one list for all);
  * ids outside the vocabulary, such as -1 for padding, are ignored. The penalties may leave it null: the row's history.
  * TS_MASK has int32 words there instead, bit i of word w for token 32 w + i. TS_BIAS may have amounts in the places
- * of its ids, rows amounts_stride apart; 1 each if null. TS_TYPICAL, TS_TOP_H and TS_XTC need second[row * second_stride]. */
+ * of its ids, rows amounts_stride apart; 1 each if null. TS_WATERMARK has a key and the number of ids before in place of ids.
+ * TS_TYPICAL, TS_TOP_H, TS_XTC, TS_WATERMARK and TS_MIROSTAT need second[row * second_stride]; TS_DYNAMIC_TEMPERATURE and
+ * TS_TOP_P_TIES that and the number after it. */
 typedef struct {
   int32_t op;
   int32_t dtype;

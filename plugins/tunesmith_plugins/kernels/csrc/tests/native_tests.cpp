@@ -152,12 +152,32 @@ struct Lists {
   std::vector<std::unique_ptr<double[]>> seconds;
 
   void add(ts_step *step, int64_t batch, int64_t vocab) {
+    if (step->op == TS_DYNAMIC_TEMPERATURE || step->op == TS_TOP_P_TIES) {
+      seconds.push_back(exactly<double>(2 * batch));
+      for (int64_t i = 0; i < 2 * batch; ++i) {
+        const bool ties = step->op == TS_TOP_P_TIES;
+        seconds.back()[(size_t)i] = !ties ? real(.05, 3) : (double)(i % 2 ? pick(0, 2) : pick(0, 1) ? 1 : pick(1, vocab + 3));
+      }
+      step->second = seconds.back().get();
+      step->second_stride = 2;
+      return;
+    }
     if (step->op > TS_MASK) {
-      if (step->op != TS_TYPICAL && step->op != TS_TOP_H && step->op != TS_XTC) return;
+      const bool count = step->op == TS_TYPICAL || step->op == TS_TOP_H || step->op == TS_MIROSTAT;
+      if (!count && step->op != TS_XTC && step->op != TS_WATERMARK) return;
       seconds.push_back(exactly<double>(batch));
-      for (int64_t row = 0; row < batch; ++row) seconds.back()[(size_t)row] = (double)(step->op == TS_XTC ? pick(0, 1) : pick(1, vocab + 3));
+      for (int64_t row = 0; row < batch; ++row)
+        seconds.back()[(size_t)row] = count ? (double)pick(1, vocab + 3) : step->op == TS_XTC ? (double)pick(0, 1) : real(0, 1);
       step->second = seconds.back().get();
       step->second_stride = 1;
+      if (step->op != TS_WATERMARK) return;
+      step->width = step->ids_stride = 2;
+      ids.push_back(exactly<int64_t>(2 * batch));
+      for (int64_t row = 0; row < batch; ++row) {
+        ids.back()[(size_t)(2 * row)] = (int64_t)generator();
+        ids.back()[(size_t)(2 * row + 1)] = pick(1, 4);
+      }
+      step->ids = ids.back().get();
       return;
     }
     const int64_t rows = pick(0, 1) ? batch : 1;
@@ -187,8 +207,12 @@ struct Lists {
 double value_of(int32_t op, int64_t vocab) {
   switch (op) {
     case TS_TOP_K:
+    case TS_TOP_K_LOW:
       return (double)pick(-1, vocab + 2);
+    case TS_MIROSTAT:
+      return pick(0, 20) ? real(-3, 12) : real(-1e300, 1e300);
     case TS_TOP_P:
+    case TS_TOP_P_TIES:
     case TS_MIN_P:
     case TS_TOP_A:
     case TS_TYPICAL:
@@ -201,6 +225,7 @@ double value_of(int32_t op, int64_t vocab) {
     case TS_PRESENCE_PENALTY:
     case TS_FREQUENCY_PENALTY:
     case TS_BIAS:
+    case TS_WATERMARK:
       return pick(0, 20) ? real(-3, 3) : real(-3e38, 3e38);
     case TS_LENGTH_DECAY:
       return pick(0, 20) ? real(-1, 3) : 1e300;

@@ -1,0 +1,50 @@
+// The watermark of Kirchenbauer et al. (2023): a part of the vocabulary that depends on the ids before is made likelier.
+#include <float.h>
+#include <math.h>
+
+#include "chain_row.h"
+#include "numeric.h"
+
+const char *ts_watermark_fault(const ts_step &step, int64_t batch) {
+  if (step.amounts) return "takes no amounts";
+  if (!step.ids && batch) return "ids are missing";
+  if (step.width != 2) return "ids must be a key and a number of ids before";
+  const int64_t *ids = (const int64_t *)step.ids;
+  for (int64_t row = 0; row < (step.ids_stride ? batch : batch ? 1 : 0); ++row) {
+    if (ids[row * step.ids_stride + 1] < 1) return "the number of ids before must be 1 or more";
+  }
+  return nullptr;
+}
+
+void ChainRow::watermark(const ts_step &step, float delta) {
+  const int64_t *ids = (const int64_t *)step.ids + row_ * step.ids_stride, key = ids[0], context = ids[1];
+  const int64_t length = args_->history_lengths ? args_->history_lengths[row_] : args_->history_width;
+  if (length < context) return;
+  const int64_t *before = args_->history + row_ * args_->history_width + length - context;
+  uint64_t stream = 0;  // the ids before are folded into one number, each by a draw of its own
+  for (int64_t place = 0; place < context; ++place) {
+    stream = ts_uniform_bits(key, (int64_t)(stream ^ (uint64_t)before[place]), place, 1);
+  }
+  // A number of 53 bits over 2^53 is below gamma if it is below this.
+  const uint64_t bound = (uint64_t)ceil(step.second[row_ * step.second_stride] * 0x1p53);
+  if (form_ != kDense && !processed_asked()) {
+    for (int64_t i = 0; i < n_; ++i) {
+      if (ts_uniform_bits(key, (int64_t)stream, ids_[i], 0) >> 11 < bound) z_[i] = z_[i] + delta;
+    }
+    return;
+  }
+  uint16_t *bits = green_.at_least((vocab_ + kLanes - 1) / kLanes);
+  kernels_->green(key, stream, bound, vocab_, bits);
+  const auto is_green = [bits](int64_t id) { return bits[id / kLanes] >> (id % kLanes) & 1; };
+  if (processed_asked()) {
+    set_apart();
+    float *z = apart_z_.get();
+    for (int64_t i = 0; i < vocab_; ++i) z[i] = is_green(i) ? z[i] + delta : z[i];
+    for (size_t i = 0; plan_->patches && i < patches_.list.size(); ++i) {
+      Patch &patch = patches_.list[i];
+      if (is_green(patch.id)) patch.processed = patch.processed + delta;
+    }
+  }
+  list_all();  // every other value changes: there is no dense row any more
+  for (int64_t i = 0; i < n_; ++i) z_[i] = is_green(ids_[i]) ? z_[i] + delta : z_[i];
+}
