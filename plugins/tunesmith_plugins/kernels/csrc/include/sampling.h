@@ -28,8 +28,11 @@ struct TsSampling {
   int64_t (*collect)(const TsRow *row, const float *lanes, float from, float below, int32_t *ids, float *x);
   // Returns the weights' sum of the tokens with x >= from; blocks[b] gets the sum of block b unless it is null.
   uint64_t (*mass)(const TsRow *row, float max, int bits, float from, uint64_t *blocks);
-  // The same, and *total gets the weights' sum of all tokens.
-  uint64_t (*split)(const TsRow *row, float max, int bits, float from, uint64_t *blocks, uint64_t *total);
+  // The same of those with x >= below in one pass with what else top-p asks of a flat row: *total gets the weights' sum of
+  // all tokens, between (room for n + 16) x of those with from <= x < below in ascending order of ids, ends[b] how many of
+  // them come before block b + 1.
+  uint64_t (*split)(const TsRow *row, float max, int bits, float from, float below, uint64_t *blocks, float *between,
+                    int64_t *ends, uint64_t *total);
   // The sum of exp(f(x) - max) of the tokens with x < below, nearly, at a third of the cost, for a divisor or none. Null
   // where there is no quicker way than mass.
   double (*rough)(const TsRow *row, float max, float below);
