@@ -18,6 +18,9 @@ int32_t ordered(float v) {
 }
 float unordered(int32_t key) { return bits_to_float((uint32_t)(key < 0 ? INT32_MIN - (key + 1) : key)); }
 
+// Divisors that estimates are good for.
+bool gentle(float divisor) { return divisor >= 1e-4f && divisor <= 1e4f; }
+
 float penalised(float z, float penalty) { return z < 0 ? z * penalty : z / penalty; }
 
 }  // namespace
@@ -44,6 +47,10 @@ ChainPlan::ChainPlan(const ts_sample_args &args)
     raw_differs |= ts_is_edit(op) || removes;
     processed_differs |= (ts_is_edit(op) && truncated) || removes;
   }
+  const ts_step *const steps = args.steps;
+  const int64_t first = args.step_count > 0 && steps[0].op == TS_TEMPERATURE;
+  top_p_first = args.step_count > first && steps[first].op == TS_TOP_P && !(args.logp_raw && !raw_differs) &&
+                !(args.logp_processed && !processed_differs);
 }
 
 void ChainRow::run(const ts_sample_args &args, const ChainPlan &plan, const TsSampling &kernels, int64_t row) {
@@ -114,7 +121,15 @@ void ChainRow::begin() {
   view_ = {source_, vocab_, plan_->patches ? patches_.marks() : nullptr, plan_->patches ? patches_.flagged() : nullptr,
            nullptr, 0, args_->dtype};
   uint8_t has_nan = 0;
-  rest_max_ = kernels_->scan(&view_, lanes_.get(), &has_nan);
+  rough_mass_ = -1;
+  if (plan_->top_p_first && !view_.marks && kernels_->scan_rough && gentle(plan_->temperatures ? divisors_[0] : 1.0f)) {
+    TsRow row = view_;
+    row.divisors = divisors_.data();
+    row.divisor_count = args_->steps[0].op == TS_TEMPERATURE;
+    rest_max_ = kernels_->scan_rough(&row, lanes_.get(), &has_nan, &rough_mass_);
+  } else {
+    rest_max_ = kernels_->scan(&view_, lanes_.get(), &has_nan);
+  }
   if (has_nan) {
     status_ = TS_ROW_NAN;
     return;
@@ -463,68 +478,91 @@ void ChainRow::dense_top_p(double p) {
 ChainRow::Bracket ChainRow::guess(double dropped, int attempt) {
   const Bracket everything = {-FLT_MAX, HUGE_VALF};
   if (vocab_ < 1024) return everything;
-  const int64_t blocks = vocab_ / kBlock, lanes = blocks * kLanes;
-  const int64_t stride = std::max<int64_t>(1, lanes / 4096);
-  const float *lane_x = lanes_.get();
-  float *lane_e = lane_e_.at_least(lanes + kLanes);
-  float *sample_x = sample_x_.at_least(lanes + kLanes), *sample_e = sample_e_.at_least(lanes + kLanes);
-  const int64_t count = kernels_->sample(&rest(), lane_x, stride, sample_x);
+  // Of a flat row the sample alone does as well, and takes half the time.
+  const bool flat = rough_mass_ == kFlat;
+  const int64_t all_lanes = vocab_ / kBlock * kLanes, lanes = flat ? 0 : all_lanes;
+  const int64_t stride = std::max<int64_t>(1, all_lanes / 4096);
+  const float *lane_x = flat ? nullptr : lanes_.get();
+  float *lane_e = lane_e_.at_least(lanes + kLanes), *sample_e = nullptr;
   double divisor = 1;
   for (int32_t t = 0; t < dense_divisors_; ++t) divisor *= divisors_[(size_t)t];
   const float top = (float)(max_ * divisor), slope = (float)(1 / divisor);
   kernels_->exps(lane_x, lanes, top, slope, lane_e);
-  kernels_->exps(sample_x, count, top, slope, sample_e);
-  const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
-  std::fill(sample_e + count, sample_e + padded, HUGE_VALF);  // never below anything
-  const float factor = (float)(vocab_ - lanes) / (float)std::max<int64_t>(count, 1);
-  int64_t lanes_below = 0, sample_below = 0;
-  float error = 0;
+  int64_t count = 0, padded = 0, lanes_below = 0, sample_below = 0;
+  float error = 0, factor = 0;
+  const auto look_at_sample = [&] {
+    float *sample_x = sample_x_.at_least(all_lanes + kLanes);
+    count = kernels_->sample(&rest(), lane_x, stride, sample_x);
+    sample_e = sample_e_.at_least(all_lanes + kLanes);
+    kernels_->exps(sample_x, count, top, slope, sample_e);
+    padded = (count + kLanes - 1) / kLanes * kLanes;
+    std::fill(sample_e + count, sample_e + padded, HUGE_VALF);  // never below anything
+    factor = (float)(vocab_ - lanes) / (float)std::max<int64_t>(count, 1);
+  };
   // The mass below max_ - depth; sets how far off it may be.
   const auto mass_below = [&](float depth) {
     const float e = ts_exp(-depth);
     const float sure = kernels_->below(lane_e, lanes, e, &lanes_below);
+    if (!sample_e) return sure;
     const float guessed = kernels_->below(sample_e, padded, e, &sample_below);
     error = factor * sqrtf(e * (guessed + e));
     return sure + factor * guessed;
   };
   constexpr float kDeepest = 44;  // below that nothing weighs anything
-  float allowed = (float)dropped, whole = HUGE_VALF;
+  float allowed = (float)dropped, doubt = attempt ? 10 : 4;
+  // How much more than what is allowed the mass below is with `doubt` times its error, as a logarithm.
+  const auto excess = [&](float depth) {
+    const float mass = mass_below(depth);
+    return logf(fmaxf((mass + doubt * error) / allowed, 1e-30f));
+  };
+  // A depth at which it is a little less, where the mass of everything is `whole`. False position, with a step of the side
+  // that lasts halved (the Illinois rule), until the deeper side is near.
+  const auto depth_of_boundary = [&](float whole) {
+    constexpr float kNear = 0.04f;
+    float shallow = 0, deep = 4, left = logf(whole / allowed), right;
+    while ((right = excess(deep)) > 0 && deep < kDeepest) {
+      shallow = deep;
+      left = right;
+      deep = fminf(2 * deep, kDeepest);
+    }
+    float nearest = right;
+    int last = 0;
+    for (int step = 0; step < 12 && nearest < -kNear; ++step) {
+      const float share = (left + kNear / 2) / (left - right);
+      const float depth = shallow + fminf(fmaxf(share, 0.03f), 0.97f) * (deep - shallow), found = excess(depth);
+      if (found > 0) {
+        shallow = depth;
+        left = found;
+        if (last == 1) right /= 2;
+        last = 1;
+      } else {
+        deep = depth;
+        right = nearest = found;
+        if (last == -1) left /= 2;
+        last = -1;
+      }
+    }
+    return deep;
+  };
+  if (dropped < 0 && rough_mass_ >= 0) {
+    // With the mass of the row known the lanes' maxima alone may reach what has to stay: then the boundary is not below.
+    const float whole = mass_below(-1);
+    allowed = whole - (float)((1 + dropped) * rough_mass_ * 1.0001);
+    if (allowed > 0) {
+      const float deep = depth_of_boundary(whole);
+      mass_below(deep);
+      if (lanes - lanes_below <= lanes / 6) return {max_ - deep, HUGE_VALF};
+    }
+    allowed = (float)dropped;
+  }
+  look_at_sample();
+  float whole = 20 * allowed;
   if (dropped < 0) {
     whole = mass_below(-1) + (float)((double)(int64_t)patched_weights(max_, HUGE_VALF) / plan_->scale);
     allowed *= -whole;
   }
   if (!(allowed > 0)) return {max_ - kDeepest, HUGE_VALF};
-  // How much more than what is allowed the mass below is with `doubt` times its error, as a logarithm.
-  float doubt = attempt ? 10 : 4;
-  const auto excess = [&](float depth) {
-    const float mass = mass_below(depth);
-    return logf(fmaxf((mass + doubt * error) / allowed, 1e-30f));
-  };
-  float shallow = 0, deep = 4, too_much = whole < HUGE_VALF ? logf(whole / allowed) : 3, too_little;
-  while ((too_little = excess(deep)) > 0 && deep < kDeepest) {
-    shallow = deep;
-    too_much = too_little;
-    deep = fminf(2 * deep, kDeepest);
-  }
-  // False position, with a step of the side that lasts halved (the Illinois rule), until the deeper side is near.
-  constexpr float kNear = 0.04f;
-  float left = too_much, right = too_little;
-  int last = 0;
-  for (int step = 0; step < 12 && too_little < -kNear; ++step) {
-    const float share = (left + kNear / 2) / (left - right);
-    const float depth = shallow + fminf(fmaxf(share, 0.03f), 0.97f) * (deep - shallow), found = excess(depth);
-    if (found > 0) {
-      shallow = depth;
-      left = too_much = found;
-      if (last == 1) right /= 2;
-      last = 1;
-    } else {
-      deep = depth;
-      right = too_little = found;
-      if (last == -1) left /= 2;
-      last = -1;
-    }
-  }
+  const float deep = depth_of_boundary(whole);
   Bracket bracket = {max_ - deep, HUGE_VALF};
   float mass = mass_below(deep);
   const float above = (float)(lanes - lanes_below) + factor * (float)(count - sample_below);
@@ -544,20 +582,34 @@ ChainRow::Bracket ChainRow::guess(double dropped, int attempt) {
   return bracket;
 }
 
-// Bounds of the weights' sum of the tokens below `from`, from an estimate; false where there is none to be had.
-bool ChainRow::rough_below(float from, uint64_t *low, uint64_t *high) {
-  const float divisor = dense_divisors_ ? divisors_[0] : 1.0f;
-  if (!kernels_->rough || dense_divisors_ > 1 || divisor < 1e-4f || divisor > 1e4f || fabsf(max_) > 1e4f) return false;
-  const double mass = kernels_->rough(&rest(), max_, least(from));
-  // The weights are of exp(fl(fl(x / divisor) - max)), the estimate of exp(fl(x - reference) * factor). Roundings move the
+// How far an estimate of a mass may be from the weights.
+double ChainRow::doubt_of(double mass) const {
+  // The weights are of exp(fl(fl(x / divisor) - max)), the estimate of 2^fl(x * fl(factor) - whole). Roundings move the
   // exponents by 2^-24 (|max| + 5 d) for a token d below the maximum; the mean of d under the weights is their entropy
   // less log(mass), so at most log(vocab / mass). Then come exp and 2^f themselves and the float32 sums of a block:
   // together below 8e-7. The weights' own rounding is half a step each.
   const double deep = log((double)vocab_ / fmax(mass, 1e-9));
-  const double error = mass * 1.2 * (0x1p-24 * (fabs((double)max_) + 5 * deep) + 8e-7) + (double)vocab_ * 0x1p-44;
+  return mass * 1.2 * (0x1p-24 * (fabs((double)max_) + 5 * deep) + 8e-7) + (double)vocab_ * 0x1p-44;
+}
+
+// Bounds of the weights' sum of the tokens below `from`, from an estimate; false where there is none to be had.
+bool ChainRow::rough_below(float from, uint64_t *low, uint64_t *high) {
+  if (!kernels_->rough || dense_divisors_ > 1 || !gentle(dense_divisors_ ? divisors_[0] : 1.0f) || fabsf(max_) > 1e4f) return false;
+  const double mass = kernels_->rough(&rest(), max_, least(from)), error = doubt_of(mass);
   const uint64_t patched = patched_weights(max_, from);
   *low = patched + (uint64_t)(fmax(0.0, mass - error) * plan_->scale);
   *high = patched + (uint64_t)((mass + error) * plan_->scale) + 1;
+  return true;
+}
+
+// The same of all that is not listed, from the estimate that came with the scan.
+bool ChainRow::rough_rest(uint64_t *low, uint64_t *high) {
+  if (rough_mass_ < 0 || fabsf(max_) > 1e4f) return false;
+  const double error = doubt_of(rough_mass_);
+  const uint64_t listed = weigh_list(), least = (uint64_t)(fmax(0.0, rough_mass_ - error) * plan_->scale);
+  const uint64_t most = (uint64_t)((rough_mass_ + error) * plan_->scale) + 1;
+  *low = least > listed ? least - listed : 0;
+  *high = most > listed ? most - listed : 0;
   return true;
 }
 
@@ -571,6 +623,7 @@ bool ChainRow::quick_top_p(double p) {
   if (bracket.above == HUGE_VALF) {
     list_from(bracket.from, bracket.above);
     uint64_t low, high;
+    if (rough_rest(&low, &high) && settle(p, low, high)) return true;
     if (rough_below(bracket.from, &low, &high) && settle(p, low, high)) return true;
     const uint64_t total = dense_total(), limit = ts_top_p_limit(p, total);
     return limit < total && find(bracket, 0, total, limit);

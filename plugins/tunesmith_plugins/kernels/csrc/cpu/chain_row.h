@@ -33,6 +33,7 @@ struct ChainPlan {
   bool patches = false;           // a step edits or bans single tokens
   bool history = false;           // ... those of the history
   bool raw_differs = false;       // the dense row is not the row as given
+  bool top_p_first = false;       // a temperature at most, then top-p, and no log-probability that takes the whole mass
   bool processed_differs = false;  // an edit comes after a truncation, or the dense row lacks tokens
   int bits;
   double scale;
@@ -103,7 +104,9 @@ class ChainRow {
     float from, above;
   };
   Bracket guess(double dropped, int attempt);
+  double doubt_of(double mass) const;
   bool rough_below(float from, uint64_t *low, uint64_t *high);
+  bool rough_rest(uint64_t *low, uint64_t *high);
   bool quick_top_p(double p);
   bool settle(double p, uint64_t low, uint64_t high);
   bool narrow(Bracket bracket, uint64_t total, uint64_t limit);
@@ -148,6 +151,7 @@ class ChainRow {
   Buffer<uint8_t> hidden_flags_;
   Buffer<float> lanes_;
 
+  double rough_mass_ = -1;    // of the dense row, nearly; below 0 where it is not known
   bool total_known_ = false;  // dense_total_ belongs to the dense row as it is; so does blocks_ while form_ is kDense
   uint64_t dense_total_ = 0;
   Buffer<uint64_t> blocks_;   // of what is kept outside the list (kDense and kAbove)

@@ -97,4 +97,4 @@ TS_LANES void squeeze(float *x, const M &m, uint32_t bits, const F &v) {
 
 #include "sampling_lanes.h"
 
-extern const TsSampling ts_sampling_avx2 = {scan, collect, mass, split, nullptr, sample, weights, exps, divide, below};
+extern const TsSampling ts_sampling_avx2 = {scan, nullptr, collect, mass, split, nullptr, sample, weights, exps, divide, below};

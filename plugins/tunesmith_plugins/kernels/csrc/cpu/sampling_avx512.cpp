@@ -113,8 +113,6 @@ TS_LANES F block_of_bf16(const uint16_t *x, const uint16_t *marks, M *bad) {
 
 // For the estimate only, where the last bit does not matter.
 TS_LANES F multiply_add(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-TS_LANES F nearest(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-TS_LANES F times_power(F a, F n) { return _mm512_scalef_ps(a, n); }
 struct Doubles {
   __m512d low, high;
 };
@@ -130,4 +128,4 @@ TS_LANES double sum_of(const Doubles &sums) { return _mm512_reduce_add_pd(_mm512
 #include "sampling_lanes.h"
 #include "sampling_rough.h"
 
-extern const TsSampling ts_sampling_avx512 = {scan, collect, mass, split, rough, sample, weights, exps, divide, below};
+extern const TsSampling ts_sampling_avx512 = {scan, scan_rough, collect, mass, split, rough, sample, weights, exps, divide, below};

@@ -99,17 +99,41 @@ struct Scan {
   }
 };
 
+TS_LANES float largest(const F &v) {
+  float values[kLanes], result = -HUGE_VALF;
+  store_f32(values, v);
+  for (float value : values) result = value > result ? value : result;
+  return result;
+}
+
 float scan(const TsRow *row, float *lanes, uint8_t *has_nan) {
   F best = set1(-HUGE_VALF);
   M unordered = no_lane();
   over_row(*row, Scan{lanes, &best, &unordered});
   if (bits_of(unordered)) *has_nan = 1;
-  float values[kLanes], result = -HUGE_VALF;
-  store_f32(values, best);
-  for (float value : values) result = value > result ? value : result;
-  return result;
+  return largest(best);
 }
 
+template <int D>
+TS_LANES float one_of(const char *x, int64_t i) {
+  if constexpr (D == TS_F32) return ((const float *)x)[i];
+  if constexpr (D == TS_BF16) return ts_bf16_to_float(((const uint16_t *)x)[i]);
+  return ts_f16_to_float(((const uint16_t *)x)[i]);
+}
+
+#if defined(_MSC_VER)
+TS_LANES int lowest_bit(uint64_t word) {
+  unsigned long place;
+  _BitScanForward64(&place, word);
+  return (int)place;
+}
+TS_LANES int bits_in(uint64_t word) { return (int)__popcnt64(word); }
+#else
+TS_LANES int lowest_bit(uint64_t word) { return __builtin_ctzll(word); }
+TS_LANES int bits_in(uint64_t word) { return __builtin_popcountll(word); }
+#endif
+
+// Which of 64 tokens are chosen can rarely be foreseen, so two are written whether they are or not: only the count says.
 struct Collect {
   const float *lanes;
   F from, below;
@@ -119,15 +143,28 @@ struct Collect {
   template <int D>
   TS_LANES void run(int64_t b, const char *source, const uint16_t *marks) const {
     if (!bits_of(at_least(load_f32(lanes + b * kLanes), from))) return;
-    for (int g = 0; g < kBlockGroups; ++g) {
-      const F v = load<D>(source, g);
-      M here = both(at_least(v, from), less(v, below));
-      if (marks) here = but_not(here, lanes_of(marks[g]));
-      const uint32_t bits = bits_of(here);
-      if (!bits) continue;
-      compress(ids + *count, x + *count, here, bits, v, (int32_t)(b * kBlock + g * kLanes));
-      *count += __builtin_popcount(bits);
+    int64_t n = *count;
+    for (int g = 0; g < kBlockGroups; g += 4) {
+      uint64_t word = 0;
+      for (int k = 0; k < 4; ++k) {
+        const F v = load<D>(source, g + k);
+        M here = both(at_least(v, from), less(v, below));
+        if (marks) here = but_not(here, lanes_of(marks[g + k]));
+        word |= (uint64_t)bits_of(here) << (k * kLanes);
+      }
+      const auto write = [&](int64_t at, uint64_t left) {
+        const int place = g * kLanes + lowest_bit(left | uint64_t(1) << 63);
+        ids[at] = (int32_t)(b * kBlock) + place;
+        x[at] = one_of<D>(source, place);
+      };
+      const uint64_t second = word & (word - 1);
+      write(n, word);
+      write(n + 1, second);
+      int64_t at = n + 2;
+      for (uint64_t left = second & (second - 1); left; left &= left - 1) write(at++, left);
+      n += bits_in(word);
     }
+    *count = n;
   }
 };
 
@@ -417,7 +454,7 @@ struct Sample {
     if (b % stride) return;
     const int g = (int)((b / stride * 7) % kBlockGroups);
     const F v = load<D>(x, g);
-    M here = less(v, load_f32(lanes + b * kLanes));
+    M here = lanes ? less(v, load_f32(lanes + b * kLanes)) : at_least(v, set1(-FLT_MAX));
     if (marks) here = but_not(here, lanes_of(marks[g]));
     const uint32_t bits = bits_of(here);
     int32_t unused[kLanes];

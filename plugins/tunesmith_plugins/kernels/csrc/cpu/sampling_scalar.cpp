@@ -85,4 +85,4 @@ inline void squeeze(float *x, M m, uint32_t bits, const F &v) {
 
 #include "sampling_lanes.h"
 
-extern const TsSampling ts_sampling_scalar = {scan, collect, mass, split, nullptr, sample, weights, exps, divide, below};
+extern const TsSampling ts_sampling_scalar = {scan, nullptr, collect, mass, split, nullptr, sample, weights, exps, divide, below};
