@@ -18,6 +18,9 @@ int32_t ordered(float v) {
 }
 float unordered(int32_t key) { return bits_to_float((uint32_t)(key < 0 ? INT32_MIN - (key + 1) : key)); }
 
+// Divisors that estimates are good for.
+bool gentle(float divisor) { return divisor >= 1e-4f && divisor <= 1e4f; }
+
 float penalised(float z, float penalty) { return z < 0 ? z * penalty : z / penalty; }
 
 }  // namespace
@@ -45,6 +48,10 @@ ChainPlan::ChainPlan(const ts_sample_args &args)
     raw_differs |= ts_is_edit(op) || removes;
     processed_differs |= (ts_is_edit(op) && truncated) || removes;
   }
+  const ts_step *const steps = args.steps;
+  const int64_t first = args.step_count > 0 && steps[0].op == TS_TEMPERATURE;
+  top_p_first = args.step_count > first && steps[first].op == TS_TOP_P && !(args.logp_raw && !raw_differs) &&
+                !(args.logp_processed && !processed_differs);
 }
 
 void ChainRow::run(const ts_sample_args &args, const ChainPlan &plan, const TsSampling &kernels, int64_t row) {
@@ -128,7 +135,15 @@ void ChainRow::begin() {
   view_ = {source_, vocab_, plan_->patches ? patches_.marks() : nullptr, plan_->patches ? patches_.flagged() : nullptr,
            nullptr, 0, args_->dtype};
   uint8_t has_nan = 0;
-  rest_max_ = kernels_->scan(&view_, lanes_.get(), &has_nan);
+  rough_mass_ = -1;
+  if (plan_->top_p_first && !view_.marks && kernels_->scan_rough && gentle(plan_->temperatures ? divisors_[0] : 1.0f)) {
+    TsRow row = view_;
+    row.divisors = divisors_.data();
+    row.divisor_count = args_->steps[0].op == TS_TEMPERATURE;
+    rest_max_ = kernels_->scan_rough(&row, lanes_.get(), &has_nan, &rough_mass_);
+  } else {
+    rest_max_ = kernels_->scan(&view_, lanes_.get(), &has_nan);
+  }
   if (has_nan) {
     status_ = TS_ROW_NAN;
     return;
@@ -478,67 +493,138 @@ void ChainRow::dense_top_p(double p) {
 ChainRow::Bracket ChainRow::guess(double dropped, int attempt) {
   const Bracket everything = {-FLT_MAX, HUGE_VALF};
   if (vocab_ < 1024) return everything;
-  const int64_t blocks = vocab_ / kBlock, lanes = blocks * kLanes;
-  const int64_t stride = std::max<int64_t>(1, lanes / 4096);
-  const float *lane_x = lanes_.get();
-  float *lane_e = lane_e_.at_least(lanes + kLanes);
-  float *sample_x = sample_x_.at_least(lanes + kLanes), *sample_e = sample_e_.at_least(lanes + kLanes);
-  const int64_t count = kernels_->sample(&rest(), lane_x, stride, sample_x);
+  // Of a flat row the sample alone does as well, and takes half the time.
+  const bool flat = rough_mass_ == kFlat;
+  const int64_t all_lanes = vocab_ / kBlock * kLanes, lanes = flat ? 0 : all_lanes;
+  const int64_t stride = std::max<int64_t>(1, all_lanes / 4096);
+  const float *lane_x = flat ? nullptr : lanes_.get();
+  float *lane_e = lane_e_.at_least(lanes + kLanes), *sample_e = nullptr;
   double divisor = 1;
   for (int32_t t = 0; t < dense_divisors_; ++t) divisor *= divisors_[(size_t)t];
   const float top = (float)(max_ * divisor), slope = (float)(1 / divisor);
   kernels_->exps(lane_x, lanes, top, slope, lane_e);
-  kernels_->exps(sample_x, count, top, slope, sample_e);
-  const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
-  std::fill(sample_e + count, sample_e + padded, HUGE_VALF);  // never below anything
-  const float factor = (float)(vocab_ - lanes) / (float)std::max<int64_t>(count, 1);
-  int64_t lanes_below, sample_below;
-  // The mass below max_ - depth, and how far off it may be.
-  const auto mass_below = [&](float depth, float *error) {
+  int64_t count = 0, padded = 0, lanes_below = 0, sample_below = 0;
+  float error = 0, factor = 0;
+  const auto look_at_sample = [&] {
+    float *sample_x = sample_x_.at_least(all_lanes + kLanes);
+    count = kernels_->sample(&rest(), lane_x, stride, sample_x);
+    sample_e = sample_e_.at_least(all_lanes + kLanes);
+    kernels_->exps(sample_x, count, top, slope, sample_e);
+    padded = (count + kLanes - 1) / kLanes * kLanes;
+    std::fill(sample_e + count, sample_e + padded, HUGE_VALF);  // never below anything
+    factor = (float)(vocab_ - lanes) / (float)std::max<int64_t>(count, 1);
+  };
+  // The mass below max_ - depth; sets how far off it may be.
+  const auto mass_below = [&](float depth) {
     const float e = ts_exp(-depth);
     const float sure = kernels_->below(lane_e, lanes, e, &lanes_below);
+    if (!sample_e) return sure;
     const float guessed = kernels_->below(sample_e, padded, e, &sample_below);
-    *error = factor * sqrtf(e * (guessed + e));
+    error = factor * sqrtf(e * (guessed + e));
     return sure + factor * guessed;
   };
-  float error, allowed = (float)dropped;
-  if (dropped < 0) allowed *= -(mass_below(-1, &error) + (float)((double)(int64_t)patched_weights(max_, HUGE_VALF) / plan_->scale));
-  // The depth at which the mass below, with `doubt` times its error, is what is allowed, from the deeper side.
-  const auto depth_of = [&](float shallow, float deep, float doubt, int steps) {
-    for (int step = 0; step < steps; ++step) {
-      const float depth = 0.5f * (shallow + deep);
-      (mass_below(depth, &error) + doubt * error > allowed ? shallow : deep) = depth;
+  constexpr float kDeepest = 44;  // below that nothing weighs anything
+  float allowed = (float)dropped, doubt = attempt ? 10 : 4;
+  // How much more than what is allowed the mass below is with `doubt` times its error, as a logarithm.
+  const auto excess = [&](float depth) {
+    const float mass = mass_below(depth);
+    return logf(fmaxf((mass + doubt * error) / allowed, 1e-30f));
+  };
+  // A depth at which it is a little less, where the mass of everything is `whole`. False position, with a step of the side
+  // that lasts halved (the Illinois rule), until the deeper side is near.
+  const auto depth_of_boundary = [&](float whole) {
+    constexpr float kNear = 0.04f;
+    float shallow = 0, deep = 4, left = logf(whole / allowed), right;
+    while ((right = excess(deep)) > 0 && deep < kDeepest) {
+      shallow = deep;
+      left = right;
+      deep = fminf(2 * deep, kDeepest);
+    }
+    float nearest = right;
+    int last = 0;
+    for (int step = 0; step < 12 && nearest < -kNear; ++step) {
+      const float share = (left + kNear / 2) / (left - right);
+      const float depth = shallow + fminf(fmaxf(share, 0.03f), 0.97f) * (deep - shallow), found = excess(depth);
+      if (found > 0) {
+        shallow = depth;
+        left = found;
+        if (last == 1) right /= 2;
+        last = 1;
+      } else {
+        deep = depth;
+        right = nearest = found;
+        if (last == -1) left /= 2;
+        last = -1;
+      }
     }
     return deep;
   };
-  float far = depth_of(0, 44, attempt ? 10 : 4, 9);  // 44 below the maximum nothing weighs anything
-  Bracket bracket = {max_ - far, HUGE_VALF};
-  mass_below(far, &error);
+  if (dropped < 0 && rough_mass_ >= 0) {
+    // With the mass of the row known the lanes' maxima alone may reach what has to stay: then the boundary is not below.
+    const float whole = mass_below(-1);
+    allowed = whole - (float)((1 + dropped) * rough_mass_ * 1.0001);
+    if (allowed > 0) {
+      const float deep = depth_of_boundary(whole);
+      mass_below(deep);
+      if (lanes - lanes_below <= lanes / 6) return {max_ - deep, HUGE_VALF};
+    }
+    allowed = (float)dropped;
+  }
+  look_at_sample();
+  float whole = 20 * allowed;
+  if (dropped < 0) {
+    whole = mass_below(-1) + (float)((double)(int64_t)patched_weights(max_, HUGE_VALF) / plan_->scale);
+    allowed *= -whole;
+  }
+  if (!(allowed > 0)) return {max_ - kDeepest, HUGE_VALF};
+  const float deep = depth_of_boundary(whole);
+  Bracket bracket = {max_ - deep, HUGE_VALF};
+  float mass = mass_below(deep);
   const float above = (float)(lanes - lanes_below) + factor * (float)(count - sample_below);
   if (above > fmaxf(2048.0f, (float)vocab_ / 48)) {
-    // A list of all that may stay would be long: one from both sides, so tight that one guess in 50 is wrong.
-    const float doubt = attempt ? 10 : 2;
-    if (!attempt) far = depth_of(fmaxf(0, far - 2), far, doubt, 5);
-    const float shallow = depth_of(0, far, -doubt, 9) - far / 512;  // the shallower side of the last step
-    bracket = {max_ - far, shallow > 0 ? max_ - shallow : HUGE_VALF};
+    // A list of all that may stay would be long: one from both sides, so tight that one guess in 50 is wrong. Around there
+    // the logarithm of the mass is nearly a straight line.
+    doubt = attempt ? 10 : 2;
+    const float other = deep * 0.9f, before = logf(fmaxf(mass, 1e-30f)), after = logf(fmaxf(mass_below(other), 1e-30f));
+    const float slope_of_log = (after - before) / (deep - other);
+    if (!(slope_of_log > 1e-3f)) return bracket;
+    const float centre = deep - (logf(allowed) - before) / slope_of_log;
+    mass = mass_below(centre);
+    const float half = logf(1 + doubt * error / allowed) / slope_of_log, off = (logf(allowed) - logf(fmaxf(mass, 1e-30f))) / slope_of_log;
+    const float from = centre - off + half, below = centre - off - half;
+    bracket = {max_ - from, below > 0 ? max_ - below : HUGE_VALF};
   }
   return bracket;
 }
 
-// Bounds of the weights' sum of the tokens below `from`, from an estimate; false where there is none to be had.
-bool ChainRow::rough_below(float from, uint64_t *low, uint64_t *high) {
-  const float divisor = dense_divisors_ ? divisors_[0] : 1.0f;
-  if (!kernels_->rough || dense_divisors_ > 1 || divisor < 1e-4f || divisor > 1e4f || fabsf(max_) > 1e4f) return false;
-  const double mass = kernels_->rough(&rest(), max_, least(from));
-  // The weights are of exp(fl(fl(x / divisor) - max)), the estimate of exp(fl(x - reference) * factor). Roundings move the
+// How far an estimate of a mass may be from the weights.
+double ChainRow::doubt_of(double mass) const {
+  // The weights are of exp(fl(fl(x / divisor) - max)), the estimate of 2^fl(x * fl(factor) - whole). Roundings move the
   // exponents by 2^-24 (|max| + 5 d) for a token d below the maximum; the mean of d under the weights is their entropy
   // less log(mass), so at most log(vocab / mass). Then come exp and 2^f themselves and the float32 sums of a block:
   // together below 8e-7. The weights' own rounding is half a step each.
   const double deep = log((double)vocab_ / fmax(mass, 1e-9));
-  const double error = mass * 1.2 * (0x1p-24 * (fabs((double)max_) + 5 * deep) + 8e-7) + (double)vocab_ * 0x1p-44;
+  return mass * 1.2 * (0x1p-24 * (fabs((double)max_) + 5 * deep) + 8e-7) + (double)vocab_ * 0x1p-44;
+}
+
+// Bounds of the weights' sum of the tokens below `from`, from an estimate; false where there is none to be had.
+bool ChainRow::rough_below(float from, uint64_t *low, uint64_t *high) {
+  if (!kernels_->rough || dense_divisors_ > 1 || !gentle(dense_divisors_ ? divisors_[0] : 1.0f) || fabsf(max_) > 1e4f) return false;
+  const double mass = kernels_->rough(&rest(), max_, least(from)), error = doubt_of(mass);
   const uint64_t patched = patched_weights(max_, from);
   *low = patched + (uint64_t)(fmax(0.0, mass - error) * plan_->scale);
   *high = patched + (uint64_t)((mass + error) * plan_->scale) + 1;
+  return true;
+}
+
+// The same of all that is not listed, from the estimate that came with the scan.
+bool ChainRow::rough_rest(uint64_t *low, uint64_t *high) {
+  if (rough_mass_ < 0 || fabsf(max_) > 1e4f) return false;
+  const double error = doubt_of(rough_mass_);
+  const uint64_t listed = weigh_list(), least = (uint64_t)(fmax(0.0, rough_mass_ - error) * plan_->scale);
+  const uint64_t most = (uint64_t)((rough_mass_ + error) * plan_->scale) + 1;
+  *low = least > listed ? least - listed : 0;
+  *high = most > listed ? most - listed : 0;
   return true;
 }
 
@@ -549,18 +635,21 @@ bool ChainRow::quick_top_p(double p) {
   const bool asked = (args_->logp_raw && !plan_->raw_differs) || (args_->logp_processed && !plan_->processed_differs);
   if (asked || total_known_) return false;
   const Bracket bracket = guess(p - 1, 0);
-  list_from(bracket.from, bracket.above);
   if (bracket.above == HUGE_VALF) {
+    list_from(bracket.from, bracket.above);
     uint64_t low, high;
+    if (rough_rest(&low, &high) && settle(p, low, high)) return true;
     if (rough_below(bracket.from, &low, &high) && settle(p, low, high)) return true;
     const uint64_t total = dense_total(), limit = ts_top_p_limit(p, total);
     return limit < total && find(bracket, 0, total, limit);
   }
-  blocks_.at_least((vocab_ + kBlock - 1) / kBlock);
-  const uint64_t above = kernels_->split(&rest(), max_, plan_->bits, least(bracket.above), blocks_.get(), &dense_total_);
+  const int64_t blocks = (vocab_ + kBlock - 1) / kBlock;
+  const uint64_t above = kernels_->split(&rest(), max_, plan_->bits, least(bracket.from), least(bracket.above),
+                                         blocks_.at_least(blocks), between_.at_least(vocab_), between_ends_.at_least(blocks),
+                                         &dense_total_);
   dense_total_ += patched_weights(max_, HUGE_VALF);
   const uint64_t limit = ts_top_p_limit(p, dense_total_);
-  total_known_ = limit < dense_total_ && find(bracket, above, dense_total_, limit);
+  total_known_ = limit < dense_total_ && find_between(bracket, above, dense_total_, limit);
   return total_known_;
 }
 
@@ -604,7 +693,50 @@ bool ChainRow::find(Bracket bracket, uint64_t above, uint64_t total, uint64_t li
   keep_beyond(threshold_, ties_);
   form_ = open ? kList : kAbove;
   from_ = bracket.above;
+  between_known_ = false;
+  kept_ = above + list_total_;
   return true;
+}
+
+// The same when split() has put the values between into between_. No ids are needed: what is drawn from such a row is
+// looked up in its block.
+bool ChainRow::find_between(Bracket bracket, uint64_t above, uint64_t total, uint64_t limit) {
+  const int64_t n = between_ends_[(vocab_ + kBlock - 1) / kBlock - 1];
+  float *z = between_.get();
+  for (int32_t t = 0; t < dense_divisors_; ++t) kernels_->divide(z, n, divisors_[(size_t)t]);
+  n_ = merge_patches(0, bracket.from);
+  list_weighed_ = false;
+  weigh_list();
+  uint64_t *w = between_w_.at_least(vocab_ + n_);
+  const uint64_t between = kernels_->weights(z, n, max_, plan_->bits, w) + list_total_, under = total - above - between;
+  if (under > limit || under + between <= limit) return false;
+  memcpy(z + n, z_.get(), (size_t)n_ * sizeof(float));
+  memcpy(w + n, w_.get(), (size_t)n_ * sizeof(uint64_t));
+  uint64_t before;
+  const float threshold = ts_boundary(z, w, n + n_, weighed_.at_least(vocab_ + n_), under, limit, &before);
+  if (threshold >= bracket.above) return false;
+  const uint64_t weight = ts_weight(ts_exp(threshold - max_), plan_->scale), ties = (limit - before) / weight;
+  // Which of equals go depends on ids, which only the list has: of patched tokens, and by any rule but that of the highest.
+  if (ties && rule_ != TS_TIES_HIGH) return false;
+  if (ties && std::find(z_.get(), z_.get() + n_, threshold) != z_.get() + n_) return false;
+  keep_beyond(threshold, 0);
+  form_ = kAbove;
+  from_ = bracket.above;
+  threshold_ = threshold;
+  ties_ = ties;
+  kept_ = total - before - ties * weight;
+  between_known_ = true;
+  return true;
+}
+
+// Whether top-p has left a token that is not patched in a row of form kAbove; tokens must be asked for in order, from the
+// first one that ties has not counted.
+bool ChainRow::stays(float z, uint64_t *ties) const {
+  if (z >= from_) return true;
+  if (!between_known_ || z < threshold_) return false;
+  if (z > threshold_ || *ties == 0) return true;
+  --*ties;
+  return false;
 }
 
 // ---- draw and log-probabilities ---------------------------------------------------------------------------------
@@ -626,36 +758,36 @@ int64_t ChainRow::draw() {
       if (running > target) return ids_[i];
     }
   }
-  const int64_t blocks = (vocab_ + kBlock - 1) / kBlock;
-  uint64_t total = 0;
   if (form_ == kDense) {
     from_ = -FLT_MAX;
-    total = dense_total();
+    between_known_ = false;
+    kept_ = dense_total();
     n_ = merge_patches(0, -FLT_MAX);
     list_weighed_ = false;
     weigh_list();
-  } else {
-    for (int64_t b = 0; b < blocks; ++b) total += blocks_[b];
-    total += weigh_list();
   }
-  const uint64_t target = ts_mulhi(bits, total);
-  uint64_t running = 0;
-  int64_t listed = 0;
+  const uint64_t target = ts_mulhi(bits, kept_);
+  uint64_t running = 0, ties = ties_;
+  int64_t listed = 0, at = 0;
   for (int64_t b = 0;; ++b) {
     uint64_t here = blocks_[b];
+    const uint64_t ties_before = ties;
+    for (const int64_t end = between_known_ ? between_ends_[b] : at; at < end; ++at) {
+      here += stays(between_[at], &ties) ? between_w_[at] : 0;
+    }
     for (; listed < n_ && ids_[listed] < (b + 1) * kBlock; ++listed) here += w_[listed];
-    if (running + here > target) return draw_in_block(b, running, target);
+    if (running + here > target) return draw_in_block(b, running, target, ties_before);
     running += here;
   }
 }
 
-int64_t ChainRow::draw_in_block(int64_t block, uint64_t running, uint64_t target) {
+int64_t ChainRow::draw_in_block(int64_t block, uint64_t running, uint64_t target, uint64_t ties) {
   const int64_t begin = block * kBlock, size = std::min(kBlock, vocab_ - begin);
   float z[kBlock];
   uint64_t w[kBlock];
   for (int64_t i = 0; i < size; ++i) {
     const float x = value_of(ts_load_one(source_, begin + i, args_->dtype), dense_divisors_);
-    z[i] = x >= from_ && !passed_over(begin + i) ? x : -HUGE_VALF;
+    z[i] = !passed_over(begin + i) && stays(x, &ties) ? x : -HUGE_VALF;
   }
   kernels_->weights(z, size, max_, plan_->bits, w);
   const int32_t *first = std::lower_bound(ids_.get(), ids_.get() + n_, (int32_t)begin);
@@ -732,14 +864,8 @@ void ChainRow::finish() {
   const int64_t token = args_->greedy ? first_maximum() : draw();
   args_->token[row_] = token;
   if (args_->logp_truncated) {
-    uint64_t total = 0;
-    if (form_ == kDense) {
-      total = dense_total();
-    } else {
-      if (form_ == kAbove && args_->greedy) list_whole();
-      total = weigh_list();
-      for (int64_t b = 0; form_ == kAbove && b < (vocab_ + kBlock - 1) / kBlock; ++b) total += blocks_[b];
-    }
+    if (form_ == kAbove && args_->greedy) list_whole();
+    const uint64_t total = form_ == kDense ? dense_total() : form_ == kAbove ? kept_ : weigh_list();
     float z;
     if (form_ == kList) {
       z = z_[std::lower_bound(ids_.get(), ids_.get() + n_, (int32_t)token) - ids_.get()];

@@ -2,7 +2,7 @@
 //
 // A row is *dense* until the first truncation: read where it is, through divisions (temperatures) and patches (tokens
 // with a value of their own). From then on it is a *list* of the tokens that are left. Only top-p on a flat row leaves
-// a third form: every token of at least `from_`, and a list of some below it.
+// a third form: every token of at least `from_`, a list of some below it, and values between `threshold_` and `from_`.
 #pragma once
 
 #include <vector>
@@ -36,6 +36,7 @@ struct ChainPlan {
   bool patches = false;           // a step edits or bans single tokens
   bool history = false;           // ... those of the history
   bool raw_differs = false;       // the dense row is not the row as given
+  bool top_p_first = false;       // a temperature at most, then top-p, and no log-probability that takes the whole mass
   bool processed_differs = false;  // an edit comes after a truncation, or the dense row lacks tokens
   int bits;
   double scale;
@@ -118,16 +119,20 @@ class ChainRow {
     float from, above;
   };
   Bracket guess(double dropped, int attempt);
+  double doubt_of(double mass) const;
   bool rough_below(float from, uint64_t *low, uint64_t *high);
+  bool rough_rest(uint64_t *low, uint64_t *high);
   bool quick_top_p(double p);
   bool settle(double p, uint64_t low, uint64_t high);
   bool narrow(Bracket bracket, uint64_t total, uint64_t limit);
   bool find(Bracket bracket, uint64_t above, uint64_t total, uint64_t limit);
+  bool find_between(Bracket bracket, uint64_t above, uint64_t total, uint64_t limit);
+  bool stays(float z, uint64_t *ties) const;
   float boundary(uint64_t running, uint64_t limit, uint64_t *before);
   TS_WARM void keep_beyond(float threshold, uint64_t ties);
   TS_WARM float kth_of_lanes(int64_t k);
   TS_WARM int64_t draw();
-  int64_t draw_in_block(int64_t block, uint64_t running, uint64_t target);
+  int64_t draw_in_block(int64_t block, uint64_t running, uint64_t target, uint64_t ties);
   int64_t first_maximum();
   float logp_raw(int64_t token);
   float logp_processed(int64_t token);
@@ -161,12 +166,18 @@ class ChainRow {
   Buffer<uint8_t> hidden_flags_;
   Buffer<float> lanes_;
 
+  double rough_mass_ = -1;    // of the dense row, nearly; below 0 where it is not known
   bool total_known_ = false;  // dense_total_ belongs to the dense row as it is; so does blocks_ while form_ is kDense
   uint64_t dense_total_ = 0;
   Buffer<uint64_t> blocks_;   // of what is kept outside the list (kDense and kAbove)
   float from_ = 0;            // kAbove: every token of at least this is kept; it may be in the list too if it is patched
   float threshold_ = 0;       // kAbove: the lowest value kept ...
   uint64_t ties_ = 0;         // ... of which so many with the lowest ids are not
+  uint64_t kept_ = 0;         // the weights' sum of what is left
+  bool between_known_ = false;  // tokens below from_ that are not patched are in between_, else in the list
+  Buffer<float> between_;     // values in ascending order of ids, those below threshold_ too ...
+  Buffer<uint64_t> between_w_;  // ... and their weights
+  Buffer<int64_t> between_ends_;  // how many there are up to the end of each block
 
   Buffer<int32_t> ids_;  // ascending
   Buffer<float> z_, e_;

@@ -87,9 +87,15 @@ TS_LANES void compress(int32_t *ids, float *x, M, uint32_t bits, F v, int32_t fi
   }
 }
 
+// The same without ids; there is room for 16 values whatever the mask.
+TS_LANES void squeeze(float *x, const M &m, uint32_t bits, const F &v) {
+  int32_t unused[16];
+  compress(unused, x, m, bits, v, 0);
+}
+
 }  // namespace
 
 #include "sampling_lanes.h"
 #include "watermark.h"
 
-extern const TsSampling ts_sampling_avx2 = {scan, collect, mass, split, nullptr, sample, weights, exps, divide, green, below};
+extern const TsSampling ts_sampling_avx2 = {scan, nullptr, collect, mass, split, nullptr, sample, weights, exps, divide, green, below};

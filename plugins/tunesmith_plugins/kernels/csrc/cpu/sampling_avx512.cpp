@@ -56,6 +56,35 @@ TS_LANES void compress(int32_t *ids, float *x, M m, uint32_t, F v, int32_t first
   _mm512_mask_compressstoreu_epi32(ids, m, _mm512_add_epi32(lane, _mm512_set1_epi32(first)));
 }
 
+// The same without ids; writes 16 values whatever the mask.
+TS_LANES void squeeze(float *x, M m, uint32_t, F v) { _mm512_storeu_ps(x, _mm512_maskz_compress_ps(m, v)); }
+
+// x / d to the last bit by multiplications (Markstein 1990): with the reciprocal in two parts the first quotient is one of
+// the two floats around the true one, its remainder is exact, and the reciprocal's upper part, which is 1 / d rounded,
+// takes it to the right one. Where x is tiny the remainder is not exact, which cannot be seen in x / d - max; of an
+// infinity it makes NaN, which exponentials() takes for the floor, as it should.
+#define TS_QUOTIENT
+struct Quotient {
+  F by, high, low;
+  TS_LANES Quotient(float divisor, float upper, float lower) : by(set1(divisor)), high(set1(upper)), low(set1(lower)) {}
+  TS_LANES F of(F v) const {
+    const F q = _mm512_fmadd_ps(v, high, _mm512_mul_ps(v, low));
+    return _mm512_fmadd_ps(_mm512_fnmadd_ps(q, by, v), high, q);
+  }
+};
+TS_LANES bool has_quotient(float divisor, float max) {
+  return divisor > 0x1p-20f && divisor < 0x1p20f && max < 0x1p100f && max > -0x1p100f;
+}
+
+#define TS_SUMS_OF
+TS_LANES void sums_of(I a, I b, I c, uint32_t *out) {
+  const I ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+  const I cc = _mm512_add_epi32(_mm512_unpacklo_epi32(c, c), _mm512_unpackhi_epi32(c, c));
+  const I all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cc), _mm512_unpackhi_epi64(ab, cc));
+  const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+  _mm_storeu_si128((__m128i *)out, _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+}
+
 // The maxima of a block of bfloat16, compared 32 at a time as integers of the same order: a number's bits, all but the
 // sign turned over where it is negative. *bad gets lanes if any token, marked or not, is a NaN, beyond both infinities.
 #define TS_BF16_BLOCK
@@ -84,8 +113,6 @@ TS_LANES F block_of_bf16(const uint16_t *x, const uint16_t *marks, M *bad) {
 
 // For the estimate only, where the last bit does not matter.
 TS_LANES F multiply_add(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-TS_LANES F nearest(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-TS_LANES F times_power(F a, F n) { return _mm512_scalef_ps(a, n); }
 struct Doubles {
   __m512d low, high;
 };
@@ -102,4 +129,4 @@ TS_LANES double sum_of(const Doubles &sums) { return _mm512_reduce_add_pd(_mm512
 #include "watermark.h"
 #include "sampling_rough.h"
 
-extern const TsSampling ts_sampling_avx512 = {scan, collect, mass, split, rough, sample, weights, exps, divide, green, below};
+extern const TsSampling ts_sampling_avx512 = {scan, scan_rough, collect, mass, split, rough, sample, weights, exps, divide, green, below};

@@ -99,17 +99,41 @@ struct Scan {
   }
 };
 
+TS_LANES float largest(const F &v) {
+  float values[kLanes], result = -HUGE_VALF;
+  store_f32(values, v);
+  for (float value : values) result = value > result ? value : result;
+  return result;
+}
+
 float scan(const TsRow *row, float *lanes, uint8_t *has_nan) {
   F best = set1(-HUGE_VALF);
   M unordered = no_lane();
   over_row(*row, Scan{lanes, &best, &unordered});
   if (bits_of(unordered)) *has_nan = 1;
-  float values[kLanes], result = -HUGE_VALF;
-  store_f32(values, best);
-  for (float value : values) result = value > result ? value : result;
-  return result;
+  return largest(best);
 }
 
+template <int D>
+TS_LANES float one_of(const char *x, int64_t i) {
+  if constexpr (D == TS_F32) return ((const float *)x)[i];
+  if constexpr (D == TS_BF16) return ts_bf16_to_float(((const uint16_t *)x)[i]);
+  return ts_f16_to_float(((const uint16_t *)x)[i]);
+}
+
+#if defined(_MSC_VER)
+TS_LANES int lowest_bit(uint64_t word) {
+  unsigned long place;
+  _BitScanForward64(&place, word);
+  return (int)place;
+}
+TS_LANES int bits_in(uint64_t word) { return (int)__popcnt64(word); }
+#else
+TS_LANES int lowest_bit(uint64_t word) { return __builtin_ctzll(word); }
+TS_LANES int bits_in(uint64_t word) { return __builtin_popcountll(word); }
+#endif
+
+// Which of 64 tokens are chosen can rarely be foreseen, so two are written whether they are or not: only the count says.
 struct Collect {
   const float *lanes;
   F from, below;
@@ -119,15 +143,28 @@ struct Collect {
   template <int D>
   TS_LANES void run(int64_t b, const char *source, const uint16_t *marks) const {
     if (!bits_of(at_least(load_f32(lanes + b * kLanes), from))) return;
-    for (int g = 0; g < kBlockGroups; ++g) {
-      const F v = load<D>(source, g);
-      M here = both(at_least(v, from), less(v, below));
-      if (marks) here = but_not(here, lanes_of(marks[g]));
-      const uint32_t bits = bits_of(here);
-      if (!bits) continue;
-      compress(ids + *count, x + *count, here, bits, v, (int32_t)(b * kBlock + g * kLanes));
-      *count += __builtin_popcount(bits);
+    int64_t n = *count;
+    for (int g = 0; g < kBlockGroups; g += 4) {
+      uint64_t word = 0;
+      for (int k = 0; k < 4; ++k) {
+        const F v = load<D>(source, g + k);
+        M here = both(at_least(v, from), less(v, below));
+        if (marks) here = but_not(here, lanes_of(marks[g + k]));
+        word |= (uint64_t)bits_of(here) << (k * kLanes);
+      }
+      const auto write = [&](int64_t at, uint64_t left) {
+        const int place = g * kLanes + lowest_bit(left | uint64_t(1) << 63);
+        ids[at] = (int32_t)(b * kBlock) + place;
+        x[at] = one_of<D>(source, place);
+      };
+      const uint64_t second = word & (word - 1);
+      write(n, word);
+      write(n + 1, second);
+      int64_t at = n + 2;
+      for (uint64_t left = second & (second - 1); left; left &= left - 1) write(at++, left);
+      n += bits_in(word);
     }
+    *count = n;
   }
 };
 
@@ -141,7 +178,7 @@ int64_t collect(const TsRow *row, const float *lanes, float from, float below, i
 TS_LANES void exponentials(F *v) {
   F shifted[kTogether], p[kTogether];
 #define TS_TOGETHER for (int i = 0; i < kTogether; ++i)
-  TS_TOGETHER v[i] = max(set1(kExpFloor), v[i]);
+  TS_TOGETHER v[i] = max(v[i], set1(kExpFloor));  // in this order: what is no number becomes the floor
   TS_TOGETHER shifted[i] = mul(v[i], set1(kLog2E));
   TS_TOGETHER shifted[i] = add(shifted[i], set1(kRoundFloat));
   TS_TOGETHER p[i] = sub(shifted[i], set1(kRoundFloat));
@@ -152,6 +189,44 @@ TS_LANES void exponentials(F *v) {
   TS_EXP_COEFFICIENTS(TS_STEP)
 #undef TS_STEP
   TS_TOGETHER v[i] = floats_of_bits(add_integers(bits_of_floats(p[i]), shift_left_23(bits_of_floats(shifted[i]))));
+}
+
+// What a row's values are divided by: nothing, one divisor that an instruction set may have a quicker way for, or any.
+enum Divisors { kNone, kOne, kAny };
+
+#if !defined(TS_QUOTIENT)  // an instruction set with a quicker way to the very quotient says so
+struct Quotient {
+  F by;
+  TS_LANES Quotient(float divisor, float, float) : by(set1(divisor)) {}
+  TS_LANES F of(const F &v) const { return div(v, by); }
+};
+TS_LANES bool has_quotient(float, float) { return true; }
+#endif
+
+struct Through {
+  const float *divisors;
+  int32_t count;
+  float high, low;  // the reciprocal of the first, and what is missing
+  explicit Through(const TsRow &row) : divisors(row.divisors), count(row.divisor_count), high(0), low(0) {
+    if (!count) return;
+    high = 1.0f / divisors[0];
+    low = (float)(1.0 / (double)divisors[0] - (double)high);
+  }
+  template <int kDivide>
+  TS_LANES void divide(F *v) const {
+    if constexpr (kDivide == kOne) {
+      const Quotient quotient(divisors[0], high, low);
+      TS_TOGETHER v[i] = quotient.of(v[i]);
+    }
+    if constexpr (kDivide == kAny) {
+      for (int32_t t = 0; t < count; ++t) TS_TOGETHER v[i] = div(v[i], set1(divisors[t]));
+    }
+  }
+};
+
+Divisors divisors_of(const TsRow &row, float max) {
+  if (!row.divisor_count) return kNone;
+  return row.divisor_count == 1 && has_quotient(row.divisors[0], max) ? kOne : kAny;
 }
 
 // A weight is e * 2^bits rounded. e = h + l with h the multiple of 2^-21 nearest to e: adding 4 leaves h 2^21 in the
@@ -173,23 +248,42 @@ TS_LANES void accumulate(Sums *sums, F *e, F magic) {
   TS_TOGETHER sums->low = add_integers(sums->low, bits_of_floats(e[i]));
 }
 
-// The sum of what accumulate added to every lane, as often as `times` says.
-TS_LANES uint64_t total_of(const Sums &sums, const uint32_t *times, float magic, int bits) {
+// The sum of what accumulate added to every lane `groups` times.
+TS_LANES uint64_t total_of(const Sums &sums, int groups, float magic, int bits) {
   uint32_t high[kLanes], low[kLanes];
   store_integers(high, sums.high);
   store_integers(low, sums.low);
   uint64_t highs = 0;
   int64_t lows = 0;
   for (int j = 0; j < kLanes; ++j) {
-    highs += (uint32_t)(high[j] - times[j] * kHighBits);
-    lows += (int32_t)(low[j] - times[j] * float_to_bits(magic));
+    highs += (uint32_t)(high[j] - (uint32_t)groups * kHighBits);
+    lows += (int32_t)(low[j] - (uint32_t)groups * float_to_bits(magic));
   }
   return (highs << (bits - 21)) + (uint64_t)lows;
 }
-TS_LANES uint64_t total_of(const Sums &sums, int groups, float magic, int bits) {
-  uint32_t times[kLanes];
-  for (uint32_t &each : times) each = (uint32_t)groups;
-  return total_of(sums, times, magic, bits);
+
+#if !defined(TS_SUMS_OF)  // an instruction set with a quicker way to add up lanes says so
+// The lanes of each added up, modulo 2^32.
+TS_LANES void sums_of(const I &a, const I &b, const I &c, uint32_t *out) {
+  uint32_t lanes[3][kLanes];
+  store_integers(lanes[0], a);
+  store_integers(lanes[1], b);
+  store_integers(lanes[2], c);
+  for (int k = 0; k < 3; ++k) {
+    out[k] = 0;
+    for (int j = 0; j < kLanes; ++j) out[k] += lanes[k][j];
+  }
+}
+#endif
+
+// The same for a block at most, where all lanes together were added to as often as those of `times` say: less than 2^32
+// in both parts.
+TS_LANES uint64_t block_of(const Sums &sums, const I &times, float magic, int bits) {
+  uint32_t found[4];
+  sums_of(sums.high, sums.low, times, found);
+  const uint32_t high = found[0] - found[2] * kHighBits;
+  const int32_t low = (int32_t)(found[1] - found[2] * float_to_bits(magic));
+  return ((uint64_t)high << (bits - 21)) + (uint64_t)(int64_t)low;
 }
 
 #if !defined(TS_ADD_WHERE)  // an instruction set that adds under a mask says so
@@ -212,26 +306,30 @@ TS_LANES void accumulate_both(Sums *all, Sums *some, I *times, F *e, const M *he
   TS_TOGETHER some->low = add_where(here[i], some->low, bits_of_floats(e[i]));
 }
 
-// The sums of a block: of all tokens, and of those with x >= from.
-template <bool Divide>
+// The sums of all tokens and, block by block, of those with x >= below; those with from <= x < below are listed.
+template <int kDivide>
 struct Split {
-  const TsRow *row;
-  float max, from;
+  Through through;
+  float max, from, below;
   int bits;
   uint64_t *blocks, *some, *all;
+  float *between;
+  int64_t *ends;
+  int64_t *count;
+  Sums *sums;
+  int *groups;
   template <int D>
   TS_LANES void run(int64_t b, const char *x, const uint16_t *marks) const {
-    const F top = set1(max), bound = set1(from), magic = set1(low_magic(bits));
+    const F top = set1(max), low = set1(from), bound = set1(below), magic = set1(low_magic(bits));
     const I zero = zero_integers(), one = bits_of_floats(set1(bits_to_float(1)));
-    Sums whole = {zero, zero}, above = {zero, zero};
+    Sums whole = *sums, above = {zero, zero};
     I times = zero;
+    int64_t listed = *count;
     for (int g = 0; g < kBlockGroups; g += kTogether) {
       F v[kTogether];
       M here[kTogether];
       TS_TOGETHER v[i] = load<D>(x, g + i);
-      if constexpr (Divide) {
-        for (int32_t t = 0; t < row->divisor_count; ++t) TS_TOGETHER v[i] = div(v[i], set1(row->divisors[t]));
-      }
+      through.template divide<kDivide>(v);
       TS_TOGETHER v[i] = sub(v[i], top);
       exponentials(v);
       if (marks) {
@@ -239,26 +337,52 @@ struct Split {
       }
       TS_TOGETHER here[i] = at_least(load<D>(x, g + i), bound);  // again: masks are few, and do not last so long
       accumulate_both(&whole, &above, &times, v, here, magic, one);
+      TS_TOGETHER {
+        const F again = load<D>(x, g + i);
+        M inside = both(at_least(again, low), less(again, bound));
+        if (marks) inside = but_not(inside, lanes_of(marks[g + i]));
+        const uint32_t chosen = bits_of(inside);
+        squeeze(between + listed, inside, chosen, again);
+        listed += __builtin_popcount(chosen);
+      }
     }
-    uint32_t counts[kLanes];
-    store_integers(counts, times);
-    blocks[b] = total_of(above, counts, low_magic(bits), bits);
-    *some += blocks[b];
-    *all += total_of(whole, kBlockGroups, low_magic(bits), bits);
+    *count = ends[b] = listed;
+    const uint64_t part = block_of(above, times, low_magic(bits), bits);
+    blocks[b] = part;
+    *some += part;
+    *groups += kBlockGroups;
+    if (*groups == kFlush * kBlockGroups) {
+      *all += total_of(whole, *groups, low_magic(bits), bits);
+      *groups = 0;
+      whole.high = whole.low = zero;
+    }
+    *sums = whole;
   }
 };
 
-uint64_t split(const TsRow *row, float max, int bits, float from, uint64_t *blocks, uint64_t *total) {
-  uint64_t some = 0;
-  *total = 0;
-  if (row->divisor_count) over_row(*row, Split<true>{row, max, from, bits, blocks, &some, total});
-  else over_row(*row, Split<false>{row, max, from, bits, blocks, &some, total});
+template <int kDivide>
+uint64_t split_of(const TsRow *row, float max, int bits, float from, float below, uint64_t *blocks, float *between,
+                  int64_t *ends, uint64_t *total) {
+  uint64_t some = 0, all = 0;
+  int64_t count = 0;
+  int groups = 0;
+  Sums sums = {zero_integers(), zero_integers()};
+  over_row(*row, Split<kDivide>{Through(*row), max, from, below, bits, blocks, &some, &all, between, ends, &count, &sums, &groups});
+  *total = all + total_of(sums, groups, low_magic(bits), bits);
   return some;
 }
 
-template <bool From, bool Divide>
+uint64_t split(const TsRow *row, float max, int bits, float from, float below, uint64_t *blocks, float *between, int64_t *ends,
+               uint64_t *total) {
+  const Divisors divisors = divisors_of(*row, max);
+  if (divisors == kNone) return split_of<kNone>(row, max, bits, from, below, blocks, between, ends, total);
+  if (divisors == kOne) return split_of<kOne>(row, max, bits, from, below, blocks, between, ends, total);
+  return split_of<kAny>(row, max, bits, from, below, blocks, between, ends, total);
+}
+
+template <bool From, int kDivide>
 struct Masses {
-  const TsRow *row;
+  Through through;
   float max, from;
   int bits;
   uint64_t *blocks;
@@ -276,9 +400,7 @@ struct Masses {
       if constexpr (From) {
         TS_TOGETHER here[i] = at_least(v[i], bound);
       }
-      if constexpr (Divide) {
-        for (int32_t t = 0; t < row->divisor_count; ++t) TS_TOGETHER v[i] = div(v[i], set1(row->divisors[t]));
-      }
+      through.template divide<kDivide>(v);
       TS_TOGETHER v[i] = sub(v[i], top);
       exponentials(v);
       if (marks) {
@@ -301,22 +423,25 @@ struct Masses {
   }
 };
 
-template <bool From, bool Divide>
+template <bool From, int kDivide>
 uint64_t mass_of(const TsRow *row, float max, int bits, float from, uint64_t *blocks) {
   Sums sums = {zero_integers(), zero_integers()};
   int groups = 0;
   uint64_t total = 0;
-  over_row(*row, Masses<From, Divide>{row, max, from, bits, blocks, &sums, &groups, &total});
+  over_row(*row, Masses<From, kDivide>{Through(*row), max, from, bits, blocks, &sums, &groups, &total});
   return total + total_of(sums, groups, low_magic(bits), bits);
 }
 
+template <bool From>
+uint64_t mass_from(const TsRow *row, float max, int bits, float from, uint64_t *blocks) {
+  const Divisors divisors = divisors_of(*row, max);
+  if (divisors == kNone) return mass_of<From, kNone>(row, max, bits, from, blocks);
+  if (divisors == kOne) return mass_of<From, kOne>(row, max, bits, from, blocks);
+  return mass_of<From, kAny>(row, max, bits, from, blocks);
+}
+
 uint64_t mass(const TsRow *row, float max, int bits, float from, uint64_t *blocks) {
-  if (from > -FLT_MAX) {
-    return row->divisor_count ? mass_of<true, true>(row, max, bits, from, blocks)
-                              : mass_of<true, false>(row, max, bits, from, blocks);
-  }
-  return row->divisor_count ? mass_of<false, true>(row, max, bits, from, blocks)
-                            : mass_of<false, false>(row, max, bits, from, blocks);
+  return from > -FLT_MAX ? mass_from<true>(row, max, bits, from, blocks) : mass_from<false>(row, max, bits, from, blocks);
 }
 
 struct Sample {
@@ -329,7 +454,7 @@ struct Sample {
     if (b % stride) return;
     const int g = (int)((b / stride * 7) % kBlockGroups);
     const F v = load<D>(x, g);
-    M here = less(v, load_f32(lanes + b * kLanes));
+    M here = lanes ? less(v, load_f32(lanes + b * kLanes)) : at_least(v, set1(-FLT_MAX));
     if (marks) here = but_not(here, lanes_of(marks[g]));
     const uint32_t bits = bits_of(here);
     int32_t unused[kLanes];

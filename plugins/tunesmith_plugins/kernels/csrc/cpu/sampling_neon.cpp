@@ -81,9 +81,15 @@ TS_LANES void compress(int32_t *ids, float *x, const M &, uint32_t bits, const F
   }
 }
 
+// The same without ids; there is room for 16 values whatever the mask.
+TS_LANES void squeeze(float *x, const M &m, uint32_t bits, const F &v) {
+  int32_t unused[kLanes];
+  compress(unused, x, m, bits, v, 0);
+}
+
 }  // namespace
 
 #include "sampling_lanes.h"
 #include "watermark.h"
 
-extern const TsSampling ts_sampling_neon = {scan, collect, mass, split, nullptr, sample, weights, exps, divide, green, below};
+extern const TsSampling ts_sampling_neon = {scan, nullptr, collect, mass, split, nullptr, sample, weights, exps, divide, green, below};

@@ -70,6 +70,12 @@ inline void compress(int32_t *ids, float *x, M m, uint32_t, const F &v, int32_t 
   }
 }
 
+// The same without ids; there is room for 16 values whatever the mask.
+inline void squeeze(float *x, M m, uint32_t bits, const F &v) {
+  int32_t unused[kLanes];
+  compress(unused, x, m, bits, v, 0);
+}
+
 }  // namespace
 
 #if defined(_MSC_VER)
@@ -80,4 +86,4 @@ inline void compress(int32_t *ids, float *x, M m, uint32_t, const F &v, int32_t 
 #include "sampling_lanes.h"
 #include "watermark.h"
 
-extern const TsSampling ts_sampling_scalar = {scan, collect, mass, split, nullptr, sample, weights, exps, divide, green, below};
+extern const TsSampling ts_sampling_scalar = {scan, nullptr, collect, mass, split, nullptr, sample, weights, exps, divide, green, below};

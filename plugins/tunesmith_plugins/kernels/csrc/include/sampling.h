@@ -6,6 +6,7 @@
 
 constexpr int kLanes = 16;          // values handled together
 constexpr int64_t kBlock = 256;     // tokens of a block: lane j of a block is the tokens 16 i + j, i < 16
+constexpr double kFlat = -2;         // for the mass of a row that is not estimated
 constexpr int64_t kBlockGroups = kBlock / kLanes;
 
 // A row as it is read: element i stands for f(x[i]), f = division by each of the divisors in turn. Tokens in marks
@@ -24,16 +25,25 @@ struct TsSampling {
   // Writes the largest x of every lane of every block, ceil(n / 256) * 16 of them; returns the largest of all. Sets
   // *has_nan if any token, marked or not, is a NaN (the maxima then mean nothing).
   float (*scan)(const TsRow *row, float *lanes, uint8_t *has_nan);
-  // Writes id and x of every token with from <= x < below, in ascending order of ids; returns how many.
+  // The same of a row without marks and with one divisor at most, and *mass becomes the sum of exp(f(x) - largest f) over
+  // the row, nearly; below 0 where there is none, kFlat if the row looks too flat for an estimate to be of use. Null where
+  // that is not quicker than scan and rough.
+  float (*scan_rough)(const TsRow *row, float *lanes, uint8_t *has_nan, double *mass);
+  // Writes id and x of every token with from <= x < below, in ascending order of ids; returns how many. There is room for
+  // two more.
   int64_t (*collect)(const TsRow *row, const float *lanes, float from, float below, int32_t *ids, float *x);
   // Returns the weights' sum of the tokens with x >= from; blocks[b] gets the sum of block b unless it is null.
   uint64_t (*mass)(const TsRow *row, float max, int bits, float from, uint64_t *blocks);
-  // The same, and *total gets the weights' sum of all tokens.
-  uint64_t (*split)(const TsRow *row, float max, int bits, float from, uint64_t *blocks, uint64_t *total);
+  // The same of those with x >= below in one pass with what else top-p asks of a flat row: *total gets the weights' sum of
+  // all tokens, between (room for n + 16) x of those with from <= x < below in ascending order of ids, ends[b] how many of
+  // them come before block b + 1.
+  uint64_t (*split)(const TsRow *row, float max, int bits, float from, float below, uint64_t *blocks, float *between,
+                    int64_t *ends, uint64_t *total);
   // The sum of exp(f(x) - max) of the tokens with x < below, nearly, at a third of the cost, for a divisor or none. Null
   // where there is no quicker way than mass.
   double (*rough)(const TsRow *row, float max, float below);
-  // Writes x of one group of 16 in every `stride` blocks, without marked tokens and largest ones of a lane.
+  // Writes x of one group of 16 in every `stride` blocks, without marked tokens and, unless lanes is null,
+  // the largest ones of a lane.
   int64_t (*sample)(const TsRow *row, const float *lanes, int64_t stride, float *x);
   // w[i] = weight of z[i]; returns their sum.
   uint64_t (*weights)(const float *z, int64_t n, float max, int bits, uint64_t *w);
