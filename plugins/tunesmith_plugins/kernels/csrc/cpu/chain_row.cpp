@@ -135,12 +135,14 @@ void ChainRow::begin() {
   view_ = {source_, vocab_, plan_->patches ? patches_.marks() : nullptr, plan_->patches ? patches_.flagged() : nullptr,
            nullptr, 0, args_->dtype};
   uint8_t has_nan = 0;
-  rough_mass_ = -1;
-  if (plan_->top_p_first && !view_.marks && kernels_->scan_rough && gentle(plan_->temperatures ? divisors_[0] : 1.0f)) {
+  scan_mass_ = -1;  // below: a top-p of 1 keeps the row dense, and other steps may change it before the next one
+  const int32_t divided = plan_->top_p_first && args_->steps[0].op == TS_TEMPERATURE;
+  if (plan_->top_p_first && !view_.marks && kernels_->scan_rough && gentle(divided ? divisors_[0] : 1.0f) &&
+      ts_step_value(args_->steps[divided], row_) < 1) {
     TsRow row = view_;
     row.divisors = divisors_.data();
-    row.divisor_count = args_->steps[0].op == TS_TEMPERATURE;
-    rest_max_ = kernels_->scan_rough(&row, lanes_.get(), &has_nan, &rough_mass_);
+    row.divisor_count = divided;
+    rest_max_ = kernels_->scan_rough(&row, lanes_.get(), &has_nan, &scan_mass_);
   } else {
     rest_max_ = kernels_->scan(&view_, lanes_.get(), &has_nan);
   }
@@ -494,7 +496,7 @@ ChainRow::Bracket ChainRow::guess(double dropped, int attempt) {
   const Bracket everything = {-FLT_MAX, HUGE_VALF};
   if (vocab_ < 1024) return everything;
   // Of a flat row the sample alone does as well, and takes half the time.
-  const bool flat = rough_mass_ == kFlat;
+  const bool flat = scan_mass_ == kFlat;
   const int64_t all_lanes = vocab_ / kBlock * kLanes, lanes = flat ? 0 : all_lanes;
   const int64_t stride = std::max<int64_t>(1, all_lanes / 4096);
   const float *lane_x = flat ? nullptr : lanes_.get();
@@ -523,6 +525,7 @@ ChainRow::Bracket ChainRow::guess(double dropped, int attempt) {
     error = factor * sqrtf(e * (guessed + e));
     return sure + factor * guessed;
   };
+  const auto number_above = [&] { return (float)(lanes - lanes_below) + factor * (float)(count - sample_below); };
   constexpr float kDeepest = 44;  // below that nothing weighs anything
   float allowed = (float)dropped, doubt = attempt ? 10 : 4;
   // How much more than what is allowed the mass below is with `doubt` times its error, as a logarithm.
@@ -531,18 +534,18 @@ ChainRow::Bracket ChainRow::guess(double dropped, int attempt) {
     return logf(fmaxf((mass + doubt * error) / allowed, 1e-30f));
   };
   // A depth at which it is a little less, where the mass of everything is `whole`. False position, with a step of the side
-  // that lasts halved (the Illinois rule), until the deeper side is near.
+  // that lasts halved (the Illinois rule), until the deeper side is near or few tokens are above it.
   const auto depth_of_boundary = [&](float whole) {
-    constexpr float kNear = 0.04f;
+    constexpr float kNear = 0.04f, kFew = 128;
     float shallow = 0, deep = 4, left = logf(whole / allowed), right;
     while ((right = excess(deep)) > 0 && deep < kDeepest) {
       shallow = deep;
       left = right;
       deep = fminf(2 * deep, kDeepest);
     }
-    float nearest = right;
     int last = 0;
-    for (int step = 0; step < 12 && nearest < -kNear; ++step) {
+    bool near = right >= -kNear || number_above() <= kFew;
+    for (int step = 0; step < 12 && !near; ++step) {
       const float share = (left + kNear / 2) / (left - right);
       const float depth = shallow + fminf(fmaxf(share, 0.03f), 0.97f) * (deep - shallow), found = excess(depth);
       if (found > 0) {
@@ -552,17 +555,18 @@ ChainRow::Bracket ChainRow::guess(double dropped, int attempt) {
         last = 1;
       } else {
         deep = depth;
-        right = nearest = found;
+        right = found;
+        near = found >= -kNear || number_above() <= kFew;
         if (last == -1) left /= 2;
         last = -1;
       }
     }
     return deep;
   };
-  if (dropped < 0 && rough_mass_ >= 0) {
+  if (dropped < 0 && scan_mass_ >= 0) {
     // With the mass of the row known the lanes' maxima alone may reach what has to stay: then the boundary is not below.
     const float whole = mass_below(-1);
-    allowed = whole - (float)((1 + dropped) * rough_mass_ * 1.0001);
+    allowed = whole - (float)((1 + dropped) * scan_mass_ * 1.0001);
     if (allowed > 0) {
       const float deep = depth_of_boundary(whole);
       mass_below(deep);
@@ -580,8 +584,7 @@ ChainRow::Bracket ChainRow::guess(double dropped, int attempt) {
   const float deep = depth_of_boundary(whole);
   Bracket bracket = {max_ - deep, HUGE_VALF};
   float mass = mass_below(deep);
-  const float above = (float)(lanes - lanes_below) + factor * (float)(count - sample_below);
-  if (above > fmaxf(2048.0f, (float)vocab_ / 48)) {
+  if (number_above() > fmaxf(2048.0f, (float)vocab_ / 48)) {
     // A list of all that may stay would be long: one from both sides, so tight that one guess in 50 is wrong. Around there
     // the logarithm of the mass is nearly a straight line.
     doubt = attempt ? 10 : 2;
@@ -599,12 +602,13 @@ ChainRow::Bracket ChainRow::guess(double dropped, int attempt) {
 
 // How far an estimate of a mass may be from the weights.
 double ChainRow::doubt_of(double mass) const {
-  // The weights are of exp(fl(fl(x / divisor) - max)), the estimate of 2^fl(x * fl(factor) - whole). Roundings move the
-  // exponents by 2^-24 (|max| + 5 d) for a token d below the maximum; the mean of d under the weights is their entropy
-  // less log(mass), so at most log(vocab / mass). Then come exp and 2^f themselves and the float32 sums of a block:
-  // together below 8e-7. The weights' own rounding is half a step each.
+  // The weights are of exp(fl(fl(x / divisor) - max)), the estimate of 2^fl(x * fl(factor) - whole). For a token d below the
+  // maximum the quotient's rounding moves the exponent by 2^-24 (|max| + d), the difference's by 2^-24 d and the factor's
+  // by 2^-24 d; the mean of d under the weights is their entropy less log(mass), so at most log(vocab / mass). Then come
+  // the fused step (2^-26), exp and 2^f themselves and the float32 sums of a block: together below 8e-7. The weights' own
+  // rounding is half a step each.
   const double deep = log((double)vocab_ / fmax(mass, 1e-9));
-  return mass * 1.2 * (0x1p-24 * (fabs((double)max_) + 5 * deep) + 8e-7) + (double)vocab_ * 0x1p-44;
+  return mass * 1.1 * (0x1p-24 * (fabs((double)max_) + 3 * deep) + 8e-7) + (double)vocab_ * 0x1p-44;
 }
 
 // Bounds of the weights' sum of the tokens below `from`, from an estimate; false where there is none to be had.
@@ -619,10 +623,10 @@ bool ChainRow::rough_below(float from, uint64_t *low, uint64_t *high) {
 
 // The same of all that is not listed, from the estimate that came with the scan.
 bool ChainRow::rough_rest(uint64_t *low, uint64_t *high) {
-  if (rough_mass_ < 0 || fabsf(max_) > 1e4f) return false;
-  const double error = doubt_of(rough_mass_);
-  const uint64_t listed = weigh_list(), least = (uint64_t)(fmax(0.0, rough_mass_ - error) * plan_->scale);
-  const uint64_t most = (uint64_t)((rough_mass_ + error) * plan_->scale) + 1;
+  const double mass = scan_mass_, error = doubt_of(mass);
+  if (mass < 0 || fabsf(max_) > 1e4f) return false;
+  const uint64_t listed = weigh_list(), least = (uint64_t)(fmax(0.0, mass - error) * plan_->scale);
+  const uint64_t most = (uint64_t)((mass + error) * plan_->scale) + 1;
   *low = least > listed ? least - listed : 0;
   *high = most > listed ? most - listed : 0;
   return true;
@@ -729,8 +733,8 @@ bool ChainRow::find_between(Bracket bracket, uint64_t above, uint64_t total, uin
   return true;
 }
 
-// Whether top-p has left a token that is not patched in a row of form kAbove; tokens must be asked for in order, from the
-// first one that ties has not counted.
+// Whether top-p has left a token that is not patched in a row of form kAbove; tokens must be asked for in order of ids,
+// from the first one that ties has not counted.
 bool ChainRow::stays(float z, uint64_t *ties) const {
   if (z >= from_) return true;
   if (!between_known_ || z < threshold_) return false;
@@ -773,7 +777,10 @@ int64_t ChainRow::draw() {
     uint64_t here = blocks_[b];
     const uint64_t ties_before = ties;
     for (const int64_t end = between_known_ ? between_ends_[b] : at; at < end; ++at) {
-      here += stays(between_[at], &ties) ? between_w_[at] : 0;
+      const float z = between_[at];
+      const bool tie = z == threshold_, stays = (z > threshold_) | (tie & (ties == 0));  // there is nothing to predict
+      ties -= tie & (ties > 0);
+      here += stays ? between_w_[at] : 0;
     }
     for (; listed < n_ && ids_[listed] < (b + 1) * kBlock; ++listed) here += w_[listed];
     if (running + here > target) return draw_in_block(b, running, target, ties_before);

@@ -166,7 +166,7 @@ class ChainRow {
   Buffer<uint8_t> hidden_flags_;
   Buffer<float> lanes_;
 
-  double rough_mass_ = -1;    // of the dense row, nearly; below 0 where it is not known
+  double scan_mass_ = -1;     // of the dense row that the first top-p sees, nearly; below 0 where it is not known
   bool total_known_ = false;  // dense_total_ belongs to the dense row as it is; so does blocks_ while form_ is kDense
   uint64_t dense_total_ = 0;
   Buffer<uint64_t> blocks_;   // of what is kept outside the list (kDense and kAbove)

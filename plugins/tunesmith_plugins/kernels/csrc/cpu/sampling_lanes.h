@@ -134,6 +134,7 @@ TS_LANES int bits_in(uint64_t word) { return __builtin_popcountll(word); }
 #endif
 
 // Which of 64 tokens are chosen can rarely be foreseen, so two are written whether they are or not: only the count says.
+template <bool Below>
 struct Collect {
   const float *lanes;
   F from, below;
@@ -148,7 +149,8 @@ struct Collect {
       uint64_t word = 0;
       for (int k = 0; k < 4; ++k) {
         const F v = load<D>(source, g + k);
-        M here = both(at_least(v, from), less(v, below));
+        M here = at_least(v, from);
+        if constexpr (Below) here = both(here, less(v, below));
         if (marks) here = but_not(here, lanes_of(marks[g + k]));
         word |= (uint64_t)bits_of(here) << (k * kLanes);
       }
@@ -170,7 +172,8 @@ struct Collect {
 
 int64_t collect(const TsRow *row, const float *lanes, float from, float below, int32_t *ids, float *x) {
   int64_t count = 0;
-  over_row(*row, Collect{lanes, set1(from), set1(below), ids, x, &count});
+  if (below < HUGE_VALF) over_row(*row, Collect<true>{lanes, set1(from), set1(below), ids, x, &count});
+  else over_row(*row, Collect<false>{lanes, set1(from), set1(below), ids, x, &count});
   return count;
 }
 

@@ -1,5 +1,5 @@
 // An estimate of a row's mass with fused multiply-adds, at a third of what the weights themselves cost. Included after
-// sampling_lanes.h by the versions that have the instructions. Its error is bounded (ChainRow::rough_below), so a
+// sampling_lanes.h by the versions that have the instructions. Its error is bounded (ChainRow::doubt_of), so a
 // decision that the bound leaves open is made by the weights, and no token ever depends on the estimate.
 #include "load.h"
 #include "numeric.h"
