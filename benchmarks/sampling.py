@@ -296,7 +296,7 @@ def main() -> None:
     print(
         f"\n{'chain':10s}{'B':>4s}{'V':>8s} {'type':9s}{'calls':>6s}{'us':>10s}{'hot us':>10s}{'floor us':>10s}  times as long as ours"
     )
-    cells = []
+    cells, begin = [], (time.process_time(), time.perf_counter())
     for vocab in options.vocab:
         for batch in options.batch:
             for dtype in options.dtypes:
@@ -309,7 +309,18 @@ def main() -> None:
                         f"{found['hot_us']:10.1f}{found['floor_us']:10.1f}  {ratios}",
                         flush=True,
                     )
-    result = {"cells": cells, "goals": table(cells), "machine": [] if options.no_machine else machine(options)}
+    share = (time.process_time() - begin[0]) / (time.perf_counter() - begin[1])
+    result = {
+        "cells": cells,
+        "share_of_core": share,
+        "goals": table(cells),
+        "machine": [] if options.no_machine else machine(options),
+    }
+    if share < 0.9:
+        print(
+            f"\nThis process had {share:.2f} of a core during the grid. Others at work interrupt long calls more than short "
+            "ones: the ratios flatter ours. Run it again on a quiet machine."
+        )
     if options.json:
         options.json.write_text(
             json.dumps({**result, "platform": platform.platform(), "torch": torch.__version__}, indent=1)
