@@ -2,7 +2,8 @@
 
 For every vocabulary, batch, shape of logits and type, all contenders draw from the same logits in one process, called in
 turn (A B C A B C ...), Python included, and a cell is the ratio of the 25th percentiles of their times. Called in a loop
-of its own the kernel finds its caches warm and looks better: those times stand beside, labelled hot.
+of its own the kernel finds its caches warm and looks better: those times stand beside, labelled hot. So does the floor, what
+no call can be faster than (sampling_floor.py), and for every goal what the floor would reach.
 
 Chains: a = temperature .8 + top-k 50; b = temperature .8 + top-p .9 on peaked, wide and flat logits; c = repetition penalty
 1.1 over 256 tokens + temperature .8 + top-k 50 + top-p .95 + min-p .05. Logits: peaked (randn * 3 and 40 candidates at
@@ -296,6 +297,7 @@ def main() -> None:
     print(
         f"\n{'chain':10s}{'B':>4s}{'V':>8s} {'type':9s}{'calls':>6s}{'us':>10s}{'hot us':>10s}{'floor us':>10s}  times as long as ours"
     )
+    reads(torch.zeros(1, 8))  # compiles, which is not to count below
     cells, begin = [], (time.process_time(), time.perf_counter())
     for vocab in options.vocab:
         for batch in options.batch:
@@ -318,8 +320,8 @@ def main() -> None:
     }
     if share < 0.9:
         print(
-            f"\nThis process had {share:.2f} of a core during the grid. Others at work interrupt long calls more than short "
-            "ones: the ratios flatter ours. Run it again on a quiet machine."
+            f"\nThis process had {share:.2f} of a core during the grid. Others at work interrupt long calls far more than short "
+            "ones, so these ratios mean little: run it again on a quiet machine."
         )
     if options.json:
         options.json.write_text(
