@@ -84,6 +84,25 @@ def test_the_floor_is_the_slower_of_the_fastest_read_and_the_smallest_call(
     assert (found.tiny, found.read, found.reader, found.time) == (2.0, 3.0, "torch amax", 3.0)
 
 
+@pytest.mark.parametrize(
+    ("read", "floor", "own", "held", "beyond"),
+    [
+        (119.0, 118.0, 50.0, False, "beyond reading the logits once on this machine"),
+        (140.0, 118.0, 50.0, False, "beyond what our call costs without a row"),
+        (140.0, 130.0, 50.0, False, ""),
+        (140.0, 130.0, 125.0, True, ""),
+        (110.0, 100.0, 125.0, True, "beyond reading the logits once on this machine"),  # said of what was measured
+    ],
+)
+def test_a_goal_out_of_reach_is_told_from_one_that_is_missed(
+    load: Callable[[str], ModuleType], read: float, floor: float, own: float, held: bool, beyond: str
+) -> None:
+    ratios = {"ratios": own, "floor_ratios": floor, "read_ratios": read}
+    where = {"chain": "a", "batch": 1, "vocab": 32_000, "dtype": "float32", "ours_us": 10.0, "floor_us": 9.0}
+    (row,) = load("sampling").table([where | {name: {"transformers": ratio} for name, ratio in ratios.items()}])
+    assert (row["goal"], row["held"], row["beyond"]) == (120, held, beyond)
+
+
 def test_the_loop_that_reads_comes_back_on_one_thread_and_on_two(load: Callable[[str], ModuleType]) -> None:
     floors = load("sampling_floor")
     data = torch.randn(3, 50_001)
