@@ -100,7 +100,9 @@ class KTO(RLAlgorithmConfig):
     With ``r`` a completion's summed log-ratio to the reference, the loss is ``lambda_D (1 - sigmoid(beta (r - z0)))`` for a
     chosen one and ``lambda_U (1 - sigmoid(beta (z0 - r)))`` for a rejected one. ``z0`` is the mean log-ratio of mismatched
     completions (each prompt of the update with the completion of the next row), at least 0 and without gradient, an
-    estimate of the policy's KL to the reference. No closed form of the optimum is known.
+    estimate of the policy's KL to the reference. On a population of preferences completions that are bad more often than good
+    lose all probability, and the others share it with little regard to how good they are
+    (:func:`tunesmith_plugins.rl_algorithms.kto_target.kto_fixed_point`): that is not the tilt.
 
     A preference gives two rows, its chosen completion and its rejected one, each with ``Preference.weight``.
 
@@ -151,5 +153,5 @@ class KTO(RLAlgorithmConfig):
             "max_completion_tokens": 4,
             "checkpoint_every": 1_000_000,
             "steps": 500,
-            "learning_rate": 0.05 if policy == "tabular" else 1e-3,
+            "learning_rate": 0.2 if policy == "tabular" else 1e-3,
         }

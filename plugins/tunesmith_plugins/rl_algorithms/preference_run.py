@@ -55,6 +55,11 @@ class PreferenceRun(ABC):
 
     @property
     @abstractmethod
+    def optimises(self) -> str:
+        """What is optimised, in words for the report."""
+
+    @property
+    @abstractmethod
     def count(self) -> int:
         """How many rows there are."""
 
@@ -93,6 +98,7 @@ class PreferenceRun(ABC):
                 self.progress.save(step + 1, {"reference": self.ref, "steps": steps, "start_loss": start_loss})
         summary = {
             "steps": total,
+            "optimises": self.optimises,
             "pairs": len(self.pairs.weights),
             "distinct_completions": len(self.pairs.completions),
             "trained_parameters": sum(p.numel() for p in self.parameters.values()),
