@@ -101,7 +101,7 @@ class KTO(RLAlgorithmConfig):
     chosen one and ``lambda_U (1 - sigmoid(beta (z0 - r)))`` for a rejected one. ``z0`` is the mean log-ratio of mismatched
     completions (each prompt of the update with the completion of the next row), at least 0 and without gradient, an
     estimate of the policy's KL to the reference. On a population of preferences completions that are bad more often than good
-    lose all probability, and the others share it with little regard to how good they are
+    lose all probability, and the others share it with little regard to the reference
     (:func:`tunesmith_plugins.rl_algorithms.kto_target.kto_fixed_point`): that is not the tilt.
 
     A preference gives two rows, its chosen completion and its rejected one, each with ``Preference.weight``.

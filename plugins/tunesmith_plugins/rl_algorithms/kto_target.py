@@ -21,7 +21,7 @@ def kto_fixed_point(
     constant minus ``sum g sigmoid(beta (l - z0))``. So answers with ``g <= 0`` lose all their probability, which makes the
     mean log-ratio of the population minus infinity and ``z0`` zero; for the others the gradient vanishes where
     ``g sigmoid'(beta l)`` is the same multiple of ``reference exp(l)``. For ``beta < 1`` that has one solution, found by two
-    bisections. Rewards decide who is left; how much larger one is than another hardly counts.
+    bisections; for small ``beta`` the policy is nearly proportional to ``g``, whatever the reference.
 
     Args:
         ref_logp: (answers,) under the reference, float64.
