@@ -49,6 +49,7 @@ class DPO(RLAlgorithmConfig):
         max_completion_tokens: Longer completions lose their end; 0: no limit.
         checkpoint_every: Updates between checkpoints.
         allow_start_kl: Go on with an adapter that was trained before; an error otherwise.
+        report_to: Trackers that get every update's numbers, by their names in accelerate: ``"tensorboard"``, ``"wandb"`` ...
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.dpo:DPOAlgorithm"
@@ -66,6 +67,7 @@ class DPO(RLAlgorithmConfig):
     max_completion_tokens: int = field(default=0, validator=v.ge(0))
     checkpoint_every: int = field(default=50, validator=v.ge(1))
     allow_start_kl: bool = False
+    report_to: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)
@@ -121,6 +123,7 @@ class KTO(RLAlgorithmConfig):
         max_completion_tokens: Longer completions lose their end; 0: no limit.
         checkpoint_every: Updates between checkpoints.
         allow_start_kl: Go on with an adapter that was trained before; an error otherwise.
+        report_to: Trackers that get every update's numbers, by their names in accelerate: ``"tensorboard"``, ``"wandb"`` ...
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.kto:KTOAlgorithm"
@@ -138,6 +141,7 @@ class KTO(RLAlgorithmConfig):
     max_completion_tokens: int = field(default=0, validator=v.ge(0))
     checkpoint_every: int = field(default=50, validator=v.ge(1))
     allow_start_kl: bool = False
+    report_to: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)
