@@ -92,7 +92,7 @@ class DPO(RLAlgorithmConfig):
         }
         if policy == "tabular":
             return {**shared, "steps": 600, "learning_rate": 0.5}
-        return {**shared, "steps": 600, "learning_rate": 2e-3}
+        return {**shared, "steps": 600, "learning_rate": 1e-3}
 
 
 @frozen(kw_only=True)
