@@ -81,7 +81,7 @@ def test_with_the_settings_for_the_exam_the_bar_is_reached(algorithm: str, polic
 def test_what_aims_at_something_else_than_the_tilt_comes_near_to_that(algorithm: str, policy: Any) -> None:
     (attempt,) = examine(algorithm, policy=policy, betas=(0.3,), seeds=1).attempts
     assert attempt.target_distance is not None
-    assert attempt.target_distance < 0.08
+    assert attempt.target_distance < 0.12
     assert attempt.tilt_distance > attempt.target_distance
 
 
