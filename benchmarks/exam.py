@@ -6,6 +6,7 @@ run in parts; runs whose settings have changed since are made anew.
 
     python benchmarks/exam.py [--only ROW ...] [--json FILE] [--quick] [--threads 1]
     python benchmarks/exam.py --worlds
+    python benchmarks/exam.py --targets
 """
 
 from __future__ import annotations
@@ -78,6 +79,21 @@ def print_worlds() -> None:
             world, _ = draw(policy, seed)
             cells = [f" {w.headroom:.3f} | {w.kl(w.tilt):.2f} |" for w in map(world.with_beta, BETAS)]
             print(f"| {policy} | {seed} |" + "".join(cells))
+
+
+def print_targets() -> None:
+    """Print what the fixed points of algorithms that do not aim at the tilt are worth; nothing is trained."""
+    print("| algorithm | policy |" + "".join(f" score, beta {b:g} | lowest |" for b in BETAS))
+    print("|---|---|" + "---|---|" * len(BETAS))
+    for spelling in ("kto", "best_of_n_distillation", "dpo(loss='ipo')"):
+        for policy in POLICIES:
+            cells = []
+            for beta in BETAS:
+                worlds = [draw(policy, seed, beta)[0] for seed in SEEDS[policy]]
+                target = settings(spelling, policy, beta).build().target
+                scores = [w.score(target(w.reference, w.reward, beta)) for w in worlds]
+                cells.append(f" {mean(scores)} | {min(scores):.3f} |")
+            print(f"| {spelling} | {policy} |" + "".join(cells))
 
 
 class Kept:
@@ -153,10 +169,16 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", metavar="FILE", type=Path)
     parser.add_argument("--worlds", action="store_true", help="print the worlds and end")
+    parser.add_argument(
+        "--targets", action="store_true", help="print what other fixed points than the tilt score, and end"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.worlds:
         print_worlds()
+        return 0
+    if options.targets:
+        print_targets()
         return 0
     kept = Kept(options.json)
     lines, good = [], True

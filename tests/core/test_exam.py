@@ -14,7 +14,7 @@ import torch
 from attrs import evolve, frozen
 
 from tunesmith.cli import main
-from tunesmith.errors import ConfigError, NumericError
+from tunesmith.errors import ConfigError, MissingPower, NumericError
 from tunesmith.kinds.rl_algorithm import Online, RLAlgorithm, RLAlgorithmConfig, TrainingReport
 from tunesmith.lm import LM
 from tunesmith.testing.exam import Exam, examine, mean, settings
@@ -208,6 +208,72 @@ def test_settings_of_unknown_fields_are_an_error() -> None:
         settings(Wrong(), "tabular", 0.1)
 
 
+@frozen(kw_only=True)
+class Weighted(Perfect):
+    """Aims at the tilt of its own KL weight.
+
+    Attributes:
+        weight: Of the KL term.
+    """
+
+    weight: float = 1.0
+
+    def build(self) -> Any:
+        return WeightedAlgorithm(self)
+
+    def exam_settings(self, policy: str, beta: float) -> Mapping[str, Any]:
+        return {"weight": beta, "steps": 7}
+
+
+class WeightedAlgorithm(PerfectAlgorithm):
+    def train(self, policy: LM, task: Any, runtime: Any) -> TrainingReport:
+        world: World = task.reward.world
+        table_of(world, policy, self.target(world.reference, world.reward, self.config.weight))
+        return TrainingReport(summary={"optimises": "what it is told"})
+
+
+def test_the_own_fixed_point_is_that_of_the_weight_that_the_user_set() -> None:
+    (usual,) = examine(Weighted(), seeds=1, betas=(0.3,)).attempts
+    assert usual.tilt_distance < 1e-5
+    (other,) = examine(Weighted(weight=0.9), seeds=1, betas=(0.3,)).attempts
+    assert other.tilt_distance > 0.1
+    assert other.target_distance is not None
+    assert other.target_distance < 1e-5
+    (without,) = examine("rloo(kl_coefficient=0,steps=1)", seeds=1, betas=(0.3,)).attempts
+    assert without.target_distance is None
+
+
+def test_what_an_algorithm_says_of_itself_is_shown() -> None:
+    exam = examine(Weighted(), seeds=2)
+    assert "beta 0.1, 0.3: it says that it optimises what it is told" in remarks(exam)
+    assert not any("says" in line for line in remarks(examine(Perfect(), seeds=1)))
+
+
+def test_a_fixed_point_that_gives_answers_no_probability_has_a_score(tmp_path: Path) -> None:
+    world, _ = exam_world(0)
+    best = torch.where(world.reward == world.reward.max(), 0.0, -torch.inf).double()
+    assert world.check(best) < 1e-9
+    top = int(world.reward.argmax())
+    expected = float(world.reward[top] + world.beta * world.reference[top])
+    assert world.objective(best) == pytest.approx(expected)
+    spelling = "rloo(kl_estimator='k1',kl_place='loss',accept_bias=true,steps=1)"
+    command = [
+        "exam",
+        spelling,
+        "--beta",
+        "0.3",
+        "--seeds",
+        "1",
+        "--threshold",
+        "-9",
+        "--json",
+        str(tmp_path / "a.json"),
+    ]
+    assert main(command) == 0
+    (attempt,) = json.loads((tmp_path / "a.json").read_text())["exams"][0]["attempts"]
+    assert attempt["target_score"] == pytest.approx(world.score(best))
+
+
 @pytest.mark.parametrize("wrong", [{"seeds": 9}, {"seeds": 0}, {"betas": (0.0,)}, {"betas": ()}, {"policy": "table"}])
 def test_what_makes_no_sense_is_an_error(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
@@ -250,6 +316,29 @@ def test_the_command_writes_numbers_and_a_plot_and_its_status_follows_the_thresh
     assert "<svg" in picture.read_text()
     assert main([*short, "--threshold", "1"]) == 1
     assert "FAILED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["trl_rloo", "--policy", "seq2seq"], "policy tabular or causal"),
+        (["--plot", "exam.gifx"], "must end with one of"),
+        (["--plot", "nowhere/exam.png"], "make it first"),
+        (["--json", "nowhere/exam.json"], "make it first"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_trained(
+    more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["exam", "ppo(steps=1,batch_size=8)", *more, "--beta", "0.3", "--seeds", "1"]) == 1
+    output = capsys.readouterr()
+    assert said in output.err
+    assert "score" not in output.err + output.out
+
+
+def test_an_algorithm_of_the_other_family_is_refused() -> None:
+    with pytest.raises(MissingPower, match=r"of the family decoder, and the policy seq2seq .*tabular or causal"):
+        examine("trl_dpo", policy="seq2seq", seeds=1)
 
 
 def test_the_command_refuses_what_there_is_not(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -51,12 +51,18 @@ def command(
     """
     from rich.console import Console
 
+    from tunesmith.errors import ConfigError
     from tunesmith.runtime import Runtime
-    from tunesmith.testing.exam import examine, settings
-    from tunesmith.testing.exam_output import plot, remarks, tables, verdict
+    from tunesmith.testing.exam import check_family, examine
+    from tunesmith.testing.exam_output import check_plot, plot, remarks, tables, verdict
 
-    for algorithm in algorithms:  # wrong spellings are found before anything is trained
-        settings(algorithm, policy, betas[0])  # type: ignore[arg-type]
+    # what cannot be done is found before anything is trained
+    for algorithm in algorithms:
+        check_family(algorithm, policy, betas[0])  # type: ignore[arg-type]
+    if plot_file is not None:
+        check_plot(plot_file)
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise ConfigError([f"the folder of {str(json_file)!r} does not exist; make it first"], "--json")
     console = Console() if Console().is_terminal else Console(width=110)
     exams = []
     for algorithm in algorithms:
@@ -75,8 +81,8 @@ def command(
             console.print(table)
         for line in [*remarks(exam), verdict(exam, threshold, distance)]:
             console.print(line, markup=False, highlight=False)
-    if json_file is not None:
-        _write(json_file, exams, threshold, distance)
+        if json_file is not None:  # after each, since the next one may fail
+            _write(json_file, exams, threshold, distance)
     if plot_file is not None:
         plot(exams, plot_file, threshold)
     ctx.exit(0 if all(exam.passed(threshold, distance) for exam in exams) else 1)

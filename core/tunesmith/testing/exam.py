@@ -23,10 +23,10 @@ from typing import Any
 import attrs
 from attrs import field, frozen
 
-from tunesmith.errors import ConfigError
+from tunesmith.errors import ConfigError, MissingPower
 from tunesmith.kinds.rl_algorithm import Examinable, Offline, Online, RLAlgorithm, RLAlgorithmConfig
 from tunesmith.runtime import Runtime
-from tunesmith.testing.exam_worlds import BETAS, COUNT, POLICIES, SEEDS, Policy, draw
+from tunesmith.testing.exam_worlds import BETAS, COUNT, FAMILIES, POLICIES, SEEDS, Policy, draw
 from tunesmith.testing.world import World, WorldReward
 
 _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365)
@@ -52,6 +52,7 @@ class Attempt:
         identity_error: By how much ``J* - J = beta KL(pi || pi*)`` failed: rounding.
         seconds: What the training took.
         processor_seconds: Processor time of it: what it would have taken on one idle core, if it ran on one thread.
+        optimises: What the training's report says that it optimises; empty if it does not say.
     """
 
     seed: int
@@ -68,6 +69,7 @@ class Attempt:
     identity_error: float
     seconds: float
     processor_seconds: float
+    optimises: str = ""
 
 
 @frozen(kw_only=True)
@@ -152,6 +154,7 @@ def examine(
 
     Raises:
         ConfigError: For an unknown policy, a beta that is not positive or more than eight worlds.
+        MissingPower: If the algorithm does not train models of the policy's family.
         NumericError: If the evaluation is not exact (:meth:`tunesmith.testing.world.World.check`).
         TunesmithError: Whatever the algorithm itself refuses.
     """
@@ -162,6 +165,7 @@ def examine(
     worlds = SEEDS[policy][: max(seeds, 0)] if isinstance(seeds, int) else tuple(seeds)
     if not 1 <= len(worlds) <= COUNT or (isinstance(seeds, int) and seeds > COUNT):
         raise ConfigError([f"an exam has 1 to {COUNT} worlds; seeds is {seeds}"], "exam")
+    check_family(algorithm, policy, betas[0])
     runtime = runtime or Runtime(progress=False)
     attempts = []
     for beta in betas:
@@ -194,6 +198,24 @@ def settings(algorithm: str | RLAlgorithmConfig, policy: Policy, beta: float) ->
     return attrs.evolve(config, **wanted)
 
 
+def check_family(algorithm: str | RLAlgorithmConfig, policy: Policy, beta: float) -> None:
+    """Check that an algorithm trains such policies, without training anything.
+
+    Raises:
+        ConfigError: If the spelling is wrong (:func:`settings`).
+        MissingPower: If it does not train them; the message names the policies that it does train.
+    """
+    families = settings(algorithm, policy, beta).build().families
+    if FAMILIES[policy] in families:
+        return
+    others = [name for name in POLICIES if FAMILIES[name] in families]
+    way_out = f"examine it with the policy {' or '.join(others)}" if others else "it cannot be examined"
+    raise MissingPower(
+        f"{name_of(algorithm, policy, beta)} trains models of the family {' and '.join(sorted(families)) or '(none)'}, and the "
+        f"policy {policy} is of the family {FAMILIES[policy]}; {way_out}."
+    )
+
+
 def name_of(algorithm: str | RLAlgorithmConfig, policy: Policy, beta: float) -> str:
     """Return the short spelling of what is examined, or the class's name where the config is not registered."""
     from tunesmith.errors import PluginError
@@ -223,17 +245,54 @@ def attempt(config: RLAlgorithmConfig, policy: Policy, seed: int, beta: float, r
         else Offline(preferences=world.preferences())
     )
     began, used = time.perf_counter(), time.process_time()
-    algorithm.train(lm, task, runtime)
+    report = algorithm.train(lm, task, runtime)
     seconds, processor = time.perf_counter() - began, time.process_time() - used
-    return judge(world, world.logps(lm), algorithm, seed=seed, seconds=seconds, processor_seconds=processor)
+    found = judge(
+        world,
+        world.logps(lm),
+        algorithm,
+        seed=seed,
+        own_beta=kl_weight(config, policy, beta),
+        seconds=seconds,
+        processor_seconds=processor,
+    )
+    return attrs.evolve(found, optimises=str(report.summary.get("optimises", "")))
+
+
+def kl_weight(config: RLAlgorithmConfig, policy: Policy, beta: float) -> float:
+    """Return the weight of the KL term that a config has in an exam at ``beta``: another one where the user set it.
+
+    Which field holds it is known from ``exam_settings``: it is the one that follows ``beta``.
+    """
+    if not isinstance(config, Examinable):
+        return beta
+    here, there = config.exam_settings(policy, beta), config.exam_settings(policy, 2 * beta)
+    followed = [name for name, value in here.items() if value == beta and there.get(name) == 2 * beta]
+    return float(getattr(config, followed[0])) if len(followed) == 1 else beta
 
 
 def judge(
-    world: World, logps: Any, algorithm: RLAlgorithm, *, seed: int, seconds: float = 0.0, processor_seconds: float = 0.0
+    world: World,
+    logps: Any,
+    algorithm: RLAlgorithm,
+    *,
+    seed: int,
+    own_beta: float | None = None,
+    seconds: float = 0.0,
+    processor_seconds: float = 0.0,
 ) -> Attempt:
-    """Judge a policy by its log-probabilities of all answers, (answers,) float64; the rest is taken over."""
+    """Judge a policy by its log-probabilities of all answers, (answers,) float64.
+
+    Args:
+        world: In which it was trained.
+        logps: See above.
+        algorithm: Whose fixed point it is compared with.
+        seed: For the record, as are ``seconds`` and ``processor_seconds``.
+        own_beta: The KL weight that the algorithm trained with, if it is not the world's; with 0 it has no fixed point here.
+    """
     error = world.check(logps)
-    target = algorithm.target(world.reference, world.reward, world.beta)
+    weight = world.beta if own_beta is None else own_beta
+    target = algorithm.target(world.reference, world.reward, weight) if weight > 0 else None
     return Attempt(
         seed=seed,
         beta=world.beta,

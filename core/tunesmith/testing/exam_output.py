@@ -57,6 +57,9 @@ def _distance(value: float) -> str:
 def remarks(exam: Exam) -> list[str]:
     """Return in words what the algorithm's own fixed point is worth, and how exact the evaluation was."""
     found = []
+    for said in dict.fromkeys(a.optimises for a in exam.attempts if a.optimises):
+        where = ", ".join(f"{beta:g}" for beta in exam.betas if any(a.optimises == said for a in exam.at(beta)))
+        found.append(f"beta {where}: it says that it optimises {said}")
     for beta in exam.betas:
         targets = [a.target_score for a in exam.at(beta)]
         known = [score for score in targets if score is not None]
@@ -81,12 +84,28 @@ def verdict(exam: Exam, threshold: float, distance: float | None) -> str:
     return f"{'passed' if exam.passed(threshold, distance) else 'FAILED'}: {text}"
 
 
+def check_plot(file: Path) -> None:
+    """Check that a plot can be written to such a file, before hours of work are to be drawn.
+
+    Raises:
+        ConfigError: If its folder does not exist, or matplotlib does not know its ending.
+    """
+    from matplotlib.figure import Figure
+
+    known = Figure().canvas.get_supported_filetypes()
+    if file.suffix.lstrip(".").lower() not in known:
+        raise ConfigError([f"{str(file)!r} must end with one of .{', .'.join(sorted(known))}"], "--plot")
+    if not file.absolute().parent.is_dir():
+        raise ConfigError([f"the folder of {str(file)!r} does not exist; make it first"], "--plot")
+
+
 def plot(exams: Sequence[Exam], file: Path, threshold: float | None = None) -> None:
     """Draw J, KL against KL*, score and seconds of every world; the file's ending decides the format.
 
     Raises:
-        ConfigError: If matplotlib cannot write such a file.
+        ConfigError: See :func:`check_plot`.
     """
+    check_plot(file)
     from matplotlib.figure import Figure  # without pyplot, which would choose a window system
 
     figure = Figure(figsize=(9.6, 6.6), layout="constrained")
@@ -114,10 +133,7 @@ def plot(exams: Sequence[Exam], file: Path, threshold: float | None = None) -> N
     kl.legend(frameon=False, fontsize=7)
     for axes in (gain, score, seconds):
         axes.set_xticks(range(len(groups)), labels, fontsize=7)
-    try:
-        figure.savefig(file)
-    except ValueError as cause:
-        raise ConfigError([f"{str(file)!r}: {cause}"], "--plot") from cause
+    figure.savefig(file)
 
 
 def _points(axes: Any, spots: Sequence[float], values: Sequence[float], middle: Mean, place: int, colour: str) -> None:

@@ -80,8 +80,7 @@ class World:
 
     def objective(self, logps: torch.Tensor) -> float:
         """Return ``E[r] - beta KL(pi || ref)`` of a policy by its log-probabilities, (answers,)."""
-        p = logps.exp()
-        return float((p * (self.reward - self.beta * (logps - self.reference))).sum())
+        return _mean(logps, self.reward - self.beta * (logps - self.reference))
 
     def identity_error(self, logps: torch.Tensor) -> float:
         """Return by how much ``J* - J(pi) = beta KL(pi || pi*)`` fails; 0 up to rounding for a policy over these answers.
@@ -90,7 +89,7 @@ class World:
         missing, or was scored wrongly) or where tilt and maximum do not belong together.
         """
         gap = self.best - self.objective(logps)
-        return abs(gap - self.beta * float((logps.exp() * (logps - self.tilt)).sum()))
+        return abs(gap - self.beta * _mean(logps, logps - self.tilt))
 
     def check(self, logps: torch.Tensor, tolerance: float = 1e-4) -> float:
         """Return :meth:`identity_error`.
@@ -126,11 +125,17 @@ class World:
 
     def kl(self, logps: torch.Tensor) -> float:
         """Return KL(pi || ref), nats."""
-        return float((logps.exp() * (logps - self.reference)).sum())
+        return _mean(logps, logps - self.reference)
 
     def distance(self, logps: torch.Tensor, target: torch.Tensor) -> float:
         """Return the total variation distance between two distributions over the answers, in [0, 1]."""
         return float((logps.exp() - target.exp()).abs().sum() / 2)
+
+
+def _mean(logps: torch.Tensor, values: torch.Tensor) -> float:
+    """Return the mean of ``values`` under a distribution; what has the probability 0 does not count, whatever its value."""
+    p = logps.exp()
+    return float(torch.where(p > 0, p * values, torch.zeros_like(p)).sum())
 
 
 class WorldReward(RewardModel):

@@ -13,6 +13,7 @@ import numpy as np
 from tunesmith import reward
 from tunesmith.errors import DataError, TunesmithError
 from tunesmith.kinds.metric import Batch, Metric
+from tunesmith.manifest import file_digest
 from tunesmith_plugins.metrics import means
 
 if TYPE_CHECKING:
@@ -93,6 +94,6 @@ def _update(digest: Any, value: Any, *, path: bool = False) -> None:
         folder = Path(value).expanduser()
         for file in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
             if file.name not in ("manifest.json", "report.json"):
-                digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
+                digest.update(f"{file.relative_to(folder).as_posix()}\0{file_digest(file)}\n".encode())
     else:
         digest.update(repr(value).encode() + b"\0")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
+from attrs import asdict
 
 from tunesmith.errors import ConfigError, MissingPower, NumericError
 from tunesmith.kinds.rl_algorithm import Offline, Online, ResumableObserver, RLAlgorithm, StepTexts, TrainingReport
@@ -19,6 +20,7 @@ from tunesmith_plugins.rl_algorithms.config_best_of_n import BestOfNDistillation
 from tunesmith_plugins.rl_algorithms.progress import Progress, decayed, identity, shuffled
 from tunesmith_plugins.rl_algorithms.reference import reference_of, trainable
 from tunesmith_plugins.rl_algorithms.rollouts import Drawer, Rollout, rewards_of
+from tunesmith_plugins.rl_algorithms.trackers import Trackers
 
 
 class BestOfNAlgorithm(RLAlgorithm):
@@ -110,14 +112,19 @@ class _Run:
         if self.reference.copy is not None:
             self.policy.origin = None
         left = range(first, first if state["stopped"] else total)
-        for step in self.runtime.track(left, "BEST OF N", len(left)):
-            if step and step % config.steps == 0:
-                self.frozen = {name: p.detach().clone() for name, p in self.parameters.items()}
-            state["steps"].append(self._step(step, total))
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == total or state["stopped"]:
-                self.progress.save(step + 1, {**state, "frozen": self.frozen})
-            if state["stopped"]:
-                break
+        trackers = Trackers(config.report_to, self.runtime.folder, "best_of_n_distillation", asdict(config))
+        try:
+            for step in self.runtime.track(left, "BEST OF N", len(left)):
+                if step and step % config.steps == 0:
+                    self.frozen = {name: p.detach().clone() for name, p in self.parameters.items()}
+                state["steps"].append(self._step(step, total))
+                trackers.log(state["steps"][-1], step)
+                if (step + 1) % config.checkpoint_every == 0 or step + 1 == total or state["stopped"]:
+                    self.progress.save(step + 1, {**state, "frozen": self.frozen})
+                if state["stopped"]:
+                    break
+        finally:
+            trackers.finish()
         samples = [
             {"prompt": self.task.prompts[row], "before": before, "after": text}
             for row, before, text in zip(shown, state["before"], self._texts(shown), strict=True)

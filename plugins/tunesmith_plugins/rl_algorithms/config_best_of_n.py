@@ -40,6 +40,7 @@ class BestOfNDistillation(RLAlgorithmConfig):
         allow_start_kl: Go on with an adapter that was trained before; an error otherwise.
         checkpoint_every: Steps between checkpoints.
         samples: Prompts whose completions before and after are in the report.
+        report_to: Trackers that get every step's numbers, by their names in accelerate: ``"tensorboard"``, ``"wandb"`` ...
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.best_of_n:BestOfNAlgorithm"
@@ -57,6 +58,7 @@ class BestOfNDistillation(RLAlgorithmConfig):
     allow_start_kl: bool = False
     checkpoint_every: int = field(default=10, validator=v.ge(1))
     samples: int = field(default=4, validator=v.ge(0))
+    report_to: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)

@@ -49,6 +49,7 @@ class DPO(RLAlgorithmConfig):
         max_completion_tokens: Longer completions lose their end; 0: no limit.
         checkpoint_every: Updates between checkpoints.
         allow_start_kl: Go on with an adapter that was trained before; an error otherwise.
+        report_to: Trackers that get every update's numbers, by their names in accelerate: ``"tensorboard"``, ``"wandb"`` ...
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.dpo:DPOAlgorithm"
@@ -66,6 +67,7 @@ class DPO(RLAlgorithmConfig):
     max_completion_tokens: int = field(default=0, validator=v.ge(0))
     checkpoint_every: int = field(default=50, validator=v.ge(1))
     allow_start_kl: bool = False
+    report_to: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)
@@ -90,7 +92,7 @@ class DPO(RLAlgorithmConfig):
         }
         if policy == "tabular":
             return {**shared, "steps": 600, "learning_rate": 0.5}
-        return {**shared, "steps": 600, "learning_rate": 2e-3}
+        return {**shared, "steps": 600, "learning_rate": 1e-3}
 
 
 @frozen(kw_only=True)
@@ -100,7 +102,9 @@ class KTO(RLAlgorithmConfig):
     With ``r`` a completion's summed log-ratio to the reference, the loss is ``lambda_D (1 - sigmoid(beta (r - z0)))`` for a
     chosen one and ``lambda_U (1 - sigmoid(beta (z0 - r)))`` for a rejected one. ``z0`` is the mean log-ratio of mismatched
     completions (each prompt of the update with the completion of the next row), at least 0 and without gradient, an
-    estimate of the policy's KL to the reference. No closed form of the optimum is known.
+    estimate of the policy's KL to the reference. On a population of preferences completions that are bad more often than good
+    lose all probability, and the others share it with little regard to the reference
+    (:func:`tunesmith_plugins.rl_algorithms.kto_target.kto_fixed_point`): that is not the tilt.
 
     A preference gives two rows, its chosen completion and its rejected one, each with ``Preference.weight``.
 
@@ -119,6 +123,7 @@ class KTO(RLAlgorithmConfig):
         max_completion_tokens: Longer completions lose their end; 0: no limit.
         checkpoint_every: Updates between checkpoints.
         allow_start_kl: Go on with an adapter that was trained before; an error otherwise.
+        report_to: Trackers that get every update's numbers, by their names in accelerate: ``"tensorboard"``, ``"wandb"`` ...
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.kto:KTOAlgorithm"
@@ -136,6 +141,7 @@ class KTO(RLAlgorithmConfig):
     max_completion_tokens: int = field(default=0, validator=v.ge(0))
     checkpoint_every: int = field(default=50, validator=v.ge(1))
     allow_start_kl: bool = False
+    report_to: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)
@@ -151,5 +157,5 @@ class KTO(RLAlgorithmConfig):
             "max_completion_tokens": 4,
             "checkpoint_every": 1_000_000,
             "steps": 500,
-            "learning_rate": 0.05 if policy == "tabular" else 1e-3,
+            "learning_rate": 0.2 if policy == "tabular" else 1e-3,
         }

@@ -105,7 +105,7 @@ class TrlOfflineConfig(TrlConfig):
             "beta": beta,
             "max_steps": 600,
             "per_device_train_batch_size": 256,
-            "learning_rate": 0.1 if policy == "tabular" else 2e-3,
+            "learning_rate": 0.1 if policy == "tabular" else 5e-4,
             "max_completion_tokens": 4,
             "checkpoint_every": 1_000_000,
         }

@@ -8,7 +8,7 @@ import torch
 
 from tunesmith.scoring import micro_batches
 from tunesmith_plugins.rl_algorithms.config_preferences import DPO
-from tunesmith_plugins.rl_algorithms.preference_losses import pair_loss
+from tunesmith_plugins.rl_algorithms.preference_losses import pair_loss, pair_objective
 from tunesmith_plugins.rl_algorithms.preference_run import PreferenceAlgorithm, PreferenceRun, distinct
 
 
@@ -17,6 +17,11 @@ class _Run(PreferenceRun):
 
     name: ClassVar[str] = "dpo"
     answers_a_row: ClassVar[int] = 2
+
+    @property
+    def optimises(self) -> str:
+        """See :class:`PreferenceRun`."""
+        return pair_objective(self.config.loss, self.config.label_smoothing)
 
     @property
     def count(self) -> int:

@@ -11,7 +11,8 @@ from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith.scoring import micro_batches
 from tunesmith_plugins.rl_algorithms.config_preferences import KTO
-from tunesmith_plugins.rl_algorithms.preference_losses import kto_loss
+from tunesmith_plugins.rl_algorithms.kto_target import kto_fixed_point
+from tunesmith_plugins.rl_algorithms.preference_losses import KTO_OBJECTIVE, kto_loss
 from tunesmith_plugins.rl_algorithms.preference_run import PreferenceAlgorithm, PreferenceRun, distinct
 
 
@@ -25,6 +26,11 @@ class _Run(PreferenceRun):
         super().__init__(config, policy, task, runtime)
         self.prompts, self.prompt_of = _numbered(self.pairs.prompts)
         self.completions, self.completion_of = _numbered(self.pairs.completions)
+
+    @property
+    def optimises(self) -> str:
+        """See :class:`PreferenceRun`."""
+        return KTO_OBJECTIVE
 
     @property
     def count(self) -> int:
@@ -93,6 +99,11 @@ class KTOAlgorithm(PreferenceAlgorithm):
 
     run: ClassVar[type[PreferenceRun]] = _Run
     config: KTO
+
+    def target(self, ref_logp: torch.Tensor, reward: torch.Tensor, beta: float) -> torch.Tensor | None:
+        """See :func:`tunesmith_plugins.rl_algorithms.kto_target.kto_fixed_point`."""
+        gains = (self.config.desirable_weight, self.config.undesirable_weight)
+        return kto_fixed_point(ref_logp, reward, beta, gains)
 
 
 def _numbered(sequences: list[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], torch.Tensor]:

@@ -8,6 +8,25 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import logsigmoid
 
+from tunesmith_plugins.rl_algorithms.kl_rules import OBJECTIVE
+
+KTO_OBJECTIVE = (
+    "the share of good and bad completions that are told apart, with saturating gains and losses; completions that are bad more "
+    "often than good are to lose all probability, which is not E[reward] - beta KL(policy || reference)"
+)
+"""What :func:`kto_loss` optimises, in words."""
+
+
+def pair_objective(kind: str, label_smoothing: float) -> str:
+    """Return in words what :func:`pair_loss` optimises."""
+    if kind == "ipo":
+        return "E[win rate] - beta KL(policy || reference)"
+    if kind == "hinge":
+        return "a margin of 1 between the log-ratios of every pair, times beta; no objective over completions is known"
+    if kind == "sigmoid" and label_smoothing:
+        return f"the likelihood of preferences of which a share of {label_smoothing:g} is taken to be wrong, by beta times log-ratios"
+    return f"{OBJECTIVE}, if the preferences are Bradley-Terry's"
+
 
 def pair_loss(
     kind: str, chosen: torch.Tensor, rejected: torch.Tensor, beta: float, label_smoothing: float

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from attrs import asdict
 
 from tunesmith.errors import ConfigError, DataError, MissingPower, NumericError
 from tunesmith.kinds.rl_algorithm import Offline, Online, RLAlgorithm, TrainingReport
@@ -19,6 +20,7 @@ from tunesmith_plugins.rl_algorithms.optimizer import adam
 from tunesmith_plugins.rl_algorithms.pairs import encode
 from tunesmith_plugins.rl_algorithms.progress import Progress, decayed, identity
 from tunesmith_plugins.rl_algorithms.reference import reference_of, trainable
+from tunesmith_plugins.rl_algorithms.trackers import Trackers
 
 
 class PreferenceRun(ABC):
@@ -55,6 +57,11 @@ class PreferenceRun(ABC):
 
     @property
     @abstractmethod
+    def optimises(self) -> str:
+        """What is optimised, in words for the report."""
+
+    @property
+    @abstractmethod
     def count(self) -> int:
         """How many rows there are."""
 
@@ -85,14 +92,21 @@ class PreferenceRun(ABC):
             self.ref, steps, start_loss = values["reference"], values["steps"], values["start_loss"]
         if self.reference.copy is not None:
             self.policy.origin = None
-        for step in self.runtime.track(range(first, total), self.name.upper(), total - first):
-            rows = self.rows_of(step, each)
-            self.optimizer.param_groups[0]["lr"] = decayed(config.schedule, config.learning_rate, step, total)
-            steps.append(self._update(rows, step))
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == total:
-                self.progress.save(step + 1, {"reference": self.ref, "steps": steps, "start_loss": start_loss})
+        report_to = config.report_to if self.together.main else ()
+        trackers = Trackers(report_to, self.runtime.folder, self.name, asdict(config))
+        try:
+            for step in self.runtime.track(range(first, total), self.name.upper(), total - first):
+                rows = self.rows_of(step, each)
+                self.optimizer.param_groups[0]["lr"] = decayed(config.schedule, config.learning_rate, step, total)
+                steps.append(self._update(rows, step))
+                trackers.log(steps[-1], step)
+                if (step + 1) % config.checkpoint_every == 0 or step + 1 == total:
+                    self.progress.save(step + 1, {"reference": self.ref, "steps": steps, "start_loss": start_loss})
+        finally:
+            trackers.finish()
         summary = {
             "steps": total,
+            "optimises": self.optimises,
             "pairs": len(self.pairs.weights),
             "distinct_completions": len(self.pairs.completions),
             "trained_parameters": sum(p.numel() for p in self.parameters.values()),

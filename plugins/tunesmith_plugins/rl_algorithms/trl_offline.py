@@ -16,7 +16,9 @@ from tunesmith.errors import ConfigError, DataError
 from tunesmith.kinds.rl_algorithm import Offline, Online
 from tunesmith.lm import LM
 from tunesmith.runtime import derive_seed
+from tunesmith_plugins.rl_algorithms.kto_target import kto_fixed_point
 from tunesmith_plugins.rl_algorithms.pairs import Pairs, encode
+from tunesmith_plugins.rl_algorithms.preference_losses import KTO_OBJECTIVE, pair_objective
 from tunesmith_plugins.rl_algorithms.trl_run import OwnCheckpoints, TrlAlgorithm, renamed
 
 NAMES = {
@@ -26,6 +28,9 @@ NAMES = {
     "logps/chosen": "logp_chosen",
     "logps/rejected": "logp_rejected",
 }
+
+OTHERS = frozenset({"loss_weights", "ld_alpha", "f_divergence_type", "use_weighting", "sync_ref_model"})
+"""Options of trl's DPO with which its optimum is another."""
 
 
 class _Prepared(OwnCheckpoints):
@@ -101,6 +106,14 @@ class TrlDPOAlgorithm(TrlOffline):
     arguments: ClassVar[type] = DPOConfig
     cls: ClassVar[type] = _DPO
 
+    def optimises(self, arguments: Any) -> str:
+        """See :meth:`TrlAlgorithm.optimises`."""
+        kinds = arguments.loss_type
+        kind = kinds[0] if isinstance(kinds, list) and len(kinds) == 1 else kinds
+        if kind == "sigmoid" and not OTHERS & set(self.config.options):
+            return pair_objective(kind, arguments.label_smoothing)
+        return f"what trl's loss {kind!r} does; trl says no more"
+
     def columns(self, pairs: Pairs, arguments: Any) -> dict[str, list[Any]]:
         """See :meth:`TrlOffline.columns`."""
         rows = _order(arguments, pairs.weights)
@@ -114,8 +127,7 @@ class TrlDPOAlgorithm(TrlOffline):
     def target(self, ref_logp: torch.Tensor, reward: torch.Tensor, beta: float) -> torch.Tensor | None:
         """Return the tilt for the plain sigmoid loss; trl's ``"ipo"``, which divides by lengths, and others: None."""
         config = self.config
-        others = {"loss_weights", "ld_alpha", "f_divergence_type", "use_weighting", "sync_ref_model"}
-        if (config.loss_type or "sigmoid") != "sigmoid" or config.label_smoothing or others & set(config.options):
+        if (config.loss_type or "sigmoid") != "sigmoid" or config.label_smoothing or OTHERS & set(config.options):
             return None
         return torch.log_softmax(ref_logp + reward / beta, dim=0)
 
@@ -127,6 +139,23 @@ class TrlKTOAlgorithm(TrlOffline):
     ours: ClassVar[str] = "kto"
     arguments: ClassVar[type] = KTOConfig
     cls: ClassVar[type] = _KTO
+
+    def optimises(self, arguments: Any) -> str:
+        """See :meth:`TrlAlgorithm.optimises`."""
+        return KTO_OBJECTIVE if arguments.loss_type == "kto" else f"what trl's loss {arguments.loss_type!r} does"
+
+    def target(self, ref_logp: torch.Tensor, reward: torch.Tensor, beta: float) -> torch.Tensor | None:
+        """Return where our KTO ends (:func:`tunesmith_plugins.rl_algorithms.kto_target.kto_fixed_point`), for trl's own loss.
+
+        Its rows are drawn by weight instead of weighted, and its reference point is the mean over a batch of them, so that
+        the population is the same.
+        """
+        config = self.config
+        if (config.loss_type or "kto") != "kto" or "sync_ref_model" in config.options:
+            return None
+        gains = (config.desirable_weight, config.undesirable_weight)
+        good, bad = (1.0 if gain is None else gain for gain in gains)
+        return kto_fixed_point(ref_logp, reward, beta, (good, bad))
 
     def columns(self, pairs: Pairs, arguments: Any) -> dict[str, list[Any]]:
         """See :meth:`TrlOffline.columns`."""

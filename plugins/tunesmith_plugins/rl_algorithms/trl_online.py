@@ -18,6 +18,8 @@ from tunesmith.kinds.rl_algorithm import Offline, Online
 from tunesmith.lm import LM
 from tunesmith.reward import check_scores
 from tunesmith.runtime import derive_seed
+from tunesmith_plugins.rl_algorithms.config_policy_gradient import GRPO
+from tunesmith_plugins.rl_algorithms.kl_rules import OBJECTIVE
 from tunesmith_plugins.rl_algorithms.progress import shuffled
 from tunesmith_plugins.rl_algorithms.trl_run import OwnCheckpoints, TrlAlgorithm, renamed
 
@@ -105,6 +107,28 @@ class TrlGRPOAlgorithm(TrlOnline):
     cls: ClassVar[type] = _GRPO
     module: ClassVar[Any] = grpo_trainer
 
+    def optimises(self, arguments: Any) -> str:
+        """See :meth:`TrlAlgorithm.optimises`: in the words of our GRPO with the same settings."""
+        scaled = arguments.scale_rewards
+        ours = GRPO(
+            batch_size=arguments.num_generations,
+            group_size=arguments.num_generations,
+            max_new_tokens=arguments.max_completion_length,
+            kl_coefficient=arguments.beta,
+            kl_estimator="k2" if arguments.use_bias_correction_kl else "k3",  # k3 times the ratio has k2's gradient
+            kl_place="loss",
+            baseline="group_mean",
+            deviation=scaled == "group",
+            normaliser="grpo" if arguments.loss_type == "grpo" else "dapo",
+            accept_bias=True,
+        )
+        found = [*ours.biases().values()]
+        if scaled == "batch":
+            found.append("the reward, but not a KL term, is divided by the batch's deviation")
+        if not arguments.beta:
+            found.append("E[reward] without a KL term, since beta is 0")
+        return "; ".join(found)
+
     def kl(self, found: dict[str, float]) -> None:
         """trl reports the mean over tokens."""
         found["kl_per_token"] = found["kl"]
@@ -119,6 +143,14 @@ class TrlRLOOAlgorithm(TrlOnline):
     arguments: ClassVar[type] = RLOOConfig
     cls: ClassVar[type] = _RLOO
     module: ClassVar[Any] = rloo_trainer
+
+    def optimises(self, arguments: Any) -> str:
+        """See :meth:`TrlAlgorithm.optimises`."""
+        if arguments.normalize_advantages:
+            return f"{OBJECTIVE}, with advantages divided by the deviation of their batch"
+        if arguments.reward_clip_range is not None:
+            return f"{OBJECTIVE} with rewards clipped to {arguments.reward_clip_range}"
+        return OBJECTIVE
 
     def target(self, ref_logp: torch.Tensor, reward: torch.Tensor, beta: float) -> torch.Tensor | None:
         """Return the tilt ``ref exp(reward / beta)``, unless advantages are normalised or rewards clipped."""

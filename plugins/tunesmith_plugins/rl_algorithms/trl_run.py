@@ -106,6 +106,10 @@ class TrlAlgorithm(RLAlgorithm):
     def content(self, task: Any) -> list[str]:
         """Return what the task consists of, so that another task's checkpoint is not taken up."""
 
+    @abstractmethod
+    def optimises(self, arguments: Any) -> str:
+        """Return in words what trl's trainer optimises with these arguments, its defaults filled in."""
+
     def notes(self, trainer: Any, task: Any) -> dict[str, Any]:
         """Return more for the report's summary."""
         return {}
@@ -144,6 +148,7 @@ class TrlAlgorithm(RLAlgorithm):
                 raise NumericError(f"{self.name} update {number}: the loss is {step['loss']}; lower the learning rate.")
         summary = {
             "steps": len(steps),
+            "optimises": self.optimises(arguments),
             "trained_parameters": sum(p.numel() for p in parameters.values()),
             "reference": "frozen copy" if reference.copy is not None else "last adapter off",
             "trl": trl.__version__,

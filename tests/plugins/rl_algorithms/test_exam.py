@@ -74,6 +74,17 @@ def test_with_the_settings_for_the_exam_the_bar_is_reached(algorithm: str, polic
         assert exam.passed(least, distance=1e-3), exam
 
 
+@pytest.mark.exhaustive
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("policy", ["tabular", "causal", "seq2seq"])
+@pytest.mark.parametrize("algorithm", ["kto", "best_of_n_distillation"])
+def test_what_aims_at_something_else_than_the_tilt_comes_near_to_that(algorithm: str, policy: Any) -> None:
+    (attempt,) = examine(algorithm, policy=policy, betas=(0.3,), seeds=1).attempts
+    assert attempt.target_distance is not None
+    assert attempt.target_distance < 0.12
+    assert attempt.tilt_distance > attempt.target_distance
+
+
 def test_the_optimum_is_that_of_the_model_at_the_temperature(reward_by: Any) -> None:
     world, lm = exam_world(0, beta=0.3)
     from attrs import evolve

@@ -10,11 +10,12 @@ import attrs
 import pytest
 import torch
 
+from tunesmith.data.records import Preference
 from tunesmith.errors import ConfigError
-from tunesmith.kinds.rl_algorithm import Online, StepTexts
+from tunesmith.kinds.rl_algorithm import Offline, Online, StepTexts
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm
-from tunesmith_plugins.rl_algorithms import GRPO, PPO, RLOO, Reinforce
+from tunesmith_plugins.rl_algorithms import DPO, GRPO, KTO, PPO, RLOO, BestOfNDistillation, Reinforce
 
 PROMPTS = ["the cat sees", "who likes the small red bird ?", "yes"]
 SMALL = {"steps": 2, "batch_size": 6, "max_new_tokens": 5, "samples": 1}
@@ -52,6 +53,27 @@ def test_micro_batches_change_nothing_but_memory(family: Any, name: str, reward_
     for weights, steps in results[1:]:
         assert torch.allclose(weights, results[0][0], rtol=0, atol=1e-6)
         assert steps[-1]["policy_loss"] == pytest.approx(results[0][1][-1]["policy_loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder-decoder"])
+@pytest.mark.parametrize("cls", [KTO, BestOfNDistillation])
+def test_micro_batches_of_the_others_change_nothing_but_memory(cls: Any, family: Any, reward_by: Any) -> None:
+    pairs = [
+        Preference(id=str(i), prompt=prompt, chosen=chosen, rejected=rejected)
+        for i, (prompt, chosen, rejected) in enumerate([("who", "the cat", "a dog"), ("yes", "good bird", "no")])
+    ]
+    more = {"max_new_tokens": 4, "completions": 3} if cls is BestOfNDistillation else {}
+    results = []
+    for size in (0, 1, 2):
+        lm = tiny_lm(family)
+        lm.model.double()
+        algorithm = cls(steps=3, batch_size=4, learning_rate=1e-2, micro_batch_size=size, **more).build()
+        what = task(reward_by) if "online" in algorithm.accepts else Offline(preferences=pairs)
+        report = algorithm.train(lm, what, Runtime(dtype="float64"))
+        results.append((torch.cat([p.detach().flatten() for p in lm.model.parameters()]), report.steps))
+    for weights, steps in results[1:]:
+        assert torch.allclose(weights, results[0][0], rtol=0, atol=1e-6)
+        assert steps[-1]["loss"] == pytest.approx(results[0][1][-1]["loss"], abs=1e-6)
 
 
 def test_a_group_is_several_completions_of_one_prompt(reward_by: Any) -> None:
@@ -158,6 +180,28 @@ def test_numbers_and_texts_go_to_tensorboard(reward_by: Any, tmp_path: Path) -> 
         assert found == [(i, pytest.approx(step[name], rel=1e-6)) for i, step in enumerate(report.steps)]
     text = events.Tensors("completions/text_summary")[0].tensor_proto.string_val[0].decode()
     assert report.logged[0]["completion"] in text
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DPO(steps=3, report_to=("tensorboard",)),
+        KTO(steps=3, report_to=("tensorboard",)),
+        BestOfNDistillation(steps=3, batch_size=2, max_new_tokens=3, report_to=("tensorboard",)),
+    ],
+    ids=["dpo", "kto", "best_of_n_distillation"],
+)
+def test_numbers_of_the_others_go_to_tensorboard_too(config: Any, reward_by: Any, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    algorithm = config.build()
+    pair = Preference(id="0", prompt="who", chosen="the cat", rejected="a dog")
+    what = task(reward_by) if "online" in algorithm.accepts else Offline(preferences=[pair])
+    report = algorithm.train(tiny_lm("decoder"), what, Runtime(folder=tmp_path))
+    (folder,) = (tmp_path / "logs").iterdir()
+    found = [(event.step, event.value) for event in EventAccumulator(str(folder)).Reload().Scalars("loss")]
+    assert found == [(i, pytest.approx(step["loss"], rel=1e-6)) for i, step in enumerate(report.steps)]
+    assert len(found) == 3
 
 
 def test_a_tracker_that_is_not_there_is_said_with_what_to_install(reward_by: Any) -> None:

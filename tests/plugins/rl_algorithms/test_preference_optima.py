@@ -16,6 +16,7 @@ from tunesmith.testing.tabular import tabular_lm
 from tunesmith.testing.world import World
 from tunesmith_plugins.rl_algorithms import DPO, KTO, BestOfNDistillation
 from tunesmith_plugins.rl_algorithms.best_of_n import best_of_n, kl_bound
+from tunesmith_plugins.rl_algorithms.preference_losses import kto_loss
 
 
 def bandit(seed: int = 0) -> tuple[World, Any]:
@@ -70,9 +71,50 @@ def test_ipo_reaches_the_tilt_by_win_rates_and_not_that_by_rewards() -> None:
 
 def test_what_has_no_closed_form_says_so() -> None:
     world, _ = bandit()
-    for config in (DPO(label_smoothing=0.1), DPO(loss="hinge"), DPO(loss="robust", label_smoothing=0.1), KTO()):
+    for config in (DPO(label_smoothing=0.1), DPO(loss="hinge"), DPO(loss="robust", label_smoothing=0.1)):
         assert config.build().target(world.reference, world.reward, 0.3) is None
+    reward = world.reward
+    assert KTO().build().target(world.reference, reward, 1.0) is None
+    assert KTO(undesirable_weight=0.0).build().target(world.reference, reward, 0.3) is None
     assert torch.equal(DPO(loss="robust").build().target(world.reference, world.reward, 0.3), world.tilt)
+
+
+@pytest.mark.parametrize(("beta", "gains"), [(0.1, (1.0, 1.0)), (0.3, (1.0, 1.0)), (0.8, (1.0, 1.3))])
+def test_ktos_fixed_point_is_one_of_its_own_loss(beta: float, gains: tuple[float, float]) -> None:
+    """The loss over all rows, differentiated by what a table of logits is: no gradient is left at the fixed point."""
+    world, _ = exam_world(3)
+    config = KTO(desirable_weight=gains[0], undesirable_weight=gains[1])
+    target = config.build().target(world.reference, world.reward, beta)
+    assert target is not None
+    assert float(target.exp().sum()) == pytest.approx(1)
+    chosen = torch.sigmoid(world.reward[:, None] - world.reward[None, :]).fill_diagonal_(0).sum(1)
+
+    def gradient(logits: torch.Tensor) -> torch.Tensor:
+        logits = logits.clone().requires_grad_(True)
+        ratios = torch.log_softmax(logits, 0) - world.reference
+        good = chosen * kto_loss(ratios, torch.ones(341, dtype=torch.bool), 0.0, beta, gains)
+        bad = (340 - chosen) * kto_loss(ratios, torch.zeros(341, dtype=torch.bool), 0.0, beta, gains)
+        ((good + bad).sum() / chosen.sum()).backward()
+        assert logits.grad is not None
+        return logits.grad
+
+    left = target.isfinite()
+    assert 20 < int(left.sum()) < 321
+    at = torch.where(left, target, torch.full_like(target, -1e3 / beta))
+    assert float(gradient(at).abs().max()) < 1e-12
+    assert float(gradient(world.reference).abs().max()) > 1e-6
+    assert float(gradient(world.tilt).abs().max()) > 1e-6
+
+
+def test_kto_goes_to_its_fixed_point_and_not_to_the_tilt() -> None:
+    world, lm = bandit()
+    config = KTO(beta=0.3, steps=400, learning_rate=0.3, **FULL)
+    found = trained(lm, world, config)
+    target = config.build().target(world.reference, world.reward, 0.3)
+    assert target is not None
+    assert world.distance(found, target) < 0.01
+    assert world.distance(world.reference, target) > 0.2
+    assert world.distance(found, world.tilt) > 0.1
 
 
 def test_kto_moves_probability_to_what_is_often_chosen() -> None:

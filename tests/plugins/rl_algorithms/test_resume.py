@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from random import randint
+from random import Random, SystemRandom
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tunesmith.data.records import Preference
 from tunesmith.errors import ArtifactError
@@ -20,97 +21,60 @@ from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins.rl_algorithms import DPO, PPO
 
-SCRIPT = textwrap.dedent(
-    """
-    import os, signal, sys
-    import torch
-    from tunesmith.data.records import Preference
-    from tunesmith.kinds.reward_model import RewardModel
-    from tunesmith.kinds.rl_algorithm import Offline, Online
-    from tunesmith.registry import adapters
-    from tunesmith.runtime import Runtime
-    from tunesmith.testing.models import tiny_lm
-    from tunesmith_plugins.rl_algorithms import DPO, GRPO, PPO, RLOO, Reinforce
-    from pathlib import Path
-    from safetensors.torch import save_file
-
-    what, folder, out, deaths = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-    torch.set_num_threads(1)
-    lm = tiny_lm("decoder" if "decoder" in what else "encoder-decoder")
-    if "lora" in what:
-        lm = adapters.create("lora").build().attach(lm, Runtime(seed=1))
-
-    class Reward(RewardModel):
-        calls = 0
-        def score(self, prompts, completions, **columns):
-            self.calls += 1
-            if self.calls == deaths:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return [float(len(c)) for c in completions]
-
-    if "dpo" in what:
-        pairs = [Preference(id=str(i), prompt="who runs", chosen=c, rejected=r) for i, (c, r) in
-                 enumerate([("the cat", "a dog"), ("yes", "no no"), ("a bird", "the fish eats"), ("good", "bad")])]
-        algorithm = DPO(epochs=4, batch_size=2, checkpoint_every=3, learning_rate=1e-3).build()
-        task = Offline(preferences=pairs)
-        if deaths:
-            import tunesmith_plugins.rl_algorithms.dpo as module
-            inner = module._Run._update
-            def update(self, rows, step):
-                if step == deaths:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return inner(self, rows, step)
-            module._Run._update = update
-    else:
-        common = dict(steps=6, batch_size=6, max_new_tokens=5, checkpoint_every=2, learning_rate=1e-3, kl_target=1.0,
-                      kl_horizon=100, samples=2, log_samples_every=2)
-        algorithm = {
-            "ppo": lambda: PPO(**common, minibatches=2, epochs=2),
-            "rloo": lambda: RLOO(**common, group_size=3, minibatches=2, epochs=2),
-            "grpo": lambda: GRPO(**common, group_size=2, normaliser="dapo", minibatches=2),
-            "average": lambda: Reinforce(**common, baseline="moving_average"),
-            "value": lambda: Reinforce(**common, baseline="value"),
-        }[what.split()[0]]().build()
-        task = Online(prompts=["the cat sees", "who", "yes and no ?"], reward=Reward(None))
-    report = algorithm.train(lm, task, Runtime(seed=5, threads=1, folder=folder))
-    state = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
-    save_file(state, out)
-    Path(out + ".txt").write_text(repr((report.steps, report.samples, report.logged)))
-    """
-)
+SCRIPT = Path(__file__).with_name("interrupted.py")
+Run = Callable[[str, Path, str, int], int]
 
 
-def start(folder: Path, what: str, out: str, deaths: int) -> subprocess.Popen[bytes]:
-    script = folder / "train.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, str(script), what, str(folder / f"work-{out}"), str(folder / out), str(deaths)]
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """Trains in a process of its own, see interrupted.py, and returns its exit status."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(command, env=environment)
+    command = [sys.executable, str(SCRIPT)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+
+        def ask(what: str, folder: Path, out: str, moment: int) -> int:
+            print(what, folder / f"work-{out}", folder / out, moment, sep="\t", file=server.stdin, flush=True)
+            return int(server.stdout.readline())
+
+        yield ask
+        server.stdin.close()
 
 
 @pytest.mark.parametrize(
-    ("what", "deaths"),
+    "what",
     [
-        ("ppo encoder-decoder lora", 0),
-        ("ppo decoder", 0),
-        ("rloo encoder-decoder", 0),
-        ("grpo decoder lora", 0),
-        ("average decoder", 0),
-        ("value encoder-decoder lora", 0),
-        ("dpo decoder lora", 5),
+        "ppo encoder-decoder lora",
+        "ppo decoder",
+        "rloo encoder-decoder",
+        "grpo decoder lora",
+        "average decoder",
+        "value encoder-decoder lora",
+        "dpo decoder lora",
+        "dpo encoder-decoder",
+        "kto decoder lora",
+        "kto encoder-decoder",
+        "best decoder",
+        "best encoder-decoder lora",
+        "trl_rloo decoder lora",
+        pytest.param("trl_grpo decoder", marks=pytest.mark.exhaustive),
+        pytest.param("trl_dpo decoder", marks=pytest.mark.exhaustive),
+        pytest.param("trl_kto decoder lora", marks=pytest.mark.exhaustive),
     ],
 )
-def test_killed_training_ends_with_the_same_weights(tmp_path: Path, what: str, deaths: int) -> None:
-    from safetensors.torch import load_file
-
-    deaths = deaths or randint(3, 6)  # another step each time, and not part of the test's name
-    print(f"killed when the reward is asked the {deaths}th time")
-    uninterrupted = start(tmp_path, what, "whole", 0)
-    assert start(tmp_path, what, "killed", deaths).wait() == -signal.SIGKILL
-    assert not (tmp_path / "killed").exists()
-    assert list((tmp_path / "work-killed").glob("step-*")), "it was killed before its first checkpoint"
-    assert start(tmp_path, what, "killed", 0).wait() == 0
-    assert uninterrupted.wait() == 0
+def test_killed_training_ends_with_the_same_weights(what: str, run: Run, tmp_path: Path) -> None:
+    """Once in the second half of the run, and once more before the end; other moments each time."""
+    assert run(what, tmp_path, "whole", 0) == 0
+    moments = int((tmp_path / "whole.moments").read_text())
+    seed = SystemRandom().randrange(10**6)
+    first = Random(seed).randint(moments // 2, moments - 1)
+    print(f"seed {seed}: killed at moment {first} of {moments}, and at the second one after it was started again")
+    assert run(what, tmp_path, "killed", first) == -signal.SIGKILL
+    work = tmp_path / "work-killed"
+    assert [*work.glob("step-*"), *work.glob("checkpoint-*")], "it was killed before its first checkpoint"
+    assert run(what, tmp_path, "killed", 2) in (-signal.SIGKILL, 0)
+    assert run(what, tmp_path, "killed", 0) == 0
     whole, killed = load_file(tmp_path / "whole"), load_file(tmp_path / "killed")
     assert whole.keys() == killed.keys()
     for name, tensor in whole.items():

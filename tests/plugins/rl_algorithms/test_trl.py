@@ -88,6 +88,29 @@ def test_the_model_is_left_as_it_was_but_for_its_weights(adapter: str | None, re
     assert report.summary["reference"] == ("last adapter off" if adapter else "frozen copy")
     assert report.steps[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert report.steps[1]["kl"] > 0
+    said = report.summary["optimises"]
+    assert "no optimum but the best completion" in said, "trl's default divides by the deviation"
+    assert "2/1 of beta" in said
+    assert "KL(policy || reference) of single tokens" in said
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (TrlRLOO(), "E[reward] - beta KL(policy || reference)"),
+        (TrlRLOO(normalize_advantages=True), "deviation of their batch"),
+        (TrlGRPO(scale_rewards="none"), "E[reward] without a KL term, since beta is 0"),
+        (TrlGRPO(scale_rewards="none", beta=0.1, options={"use_bias_correction_kl": False}), "KL(reference || policy)"),
+        (TrlGRPO(scale_rewards="batch", beta=0.1), "divided by the batch's deviation"),
+        (TrlGRPO(loss_type="grpo", beta=0.1), "weighs long completions less"),
+        (TrlDPO(), "E[reward] - beta KL(policy || reference), if"),
+        (TrlDPO(loss_type="ipo"), "'ipo'"),
+        (TrlKTO(), "lose all probability"),
+    ],
+)
+def test_it_says_what_trls_settings_optimise(config: Any, said: str, tmp_path: Any) -> None:
+    algorithm = config.build()
+    assert said in algorithm.optimises(algorithm._arguments(tmp_path, QUIET))
 
 
 def test_the_reference_is_the_model_as_given_with_its_earlier_adapters_on(reward_by: Any) -> None:
