@@ -73,6 +73,16 @@ def test_no_row_is_worse_on_the_data_and_most_are_much_better(group):
     assert mine.sum() < 0.5 * theirs.sum()
 
 
+def test_a_row_that_gptq_makes_worse_keeps_the_nearest():
+    weight, hessian = problem(500, 4, 9)
+    found, scale = gptq(weight, hessian, damping=0.5)
+    nearest, greedy = quantize(weight)[0], by_definition(weight, hessian, scale.double(), 0.5)
+    worse = errors(weight, hessian, greedy, scale) > errors(weight, hessian, nearest, scale)
+    assert worse.any()
+    assert torch.equal(found[worse], nearest[worse])
+    assert torch.equal(found[~worse].double(), greedy[~worse])
+
+
 def test_where_inputs_do_not_depend_on_one_another_the_nearest_is_best():
     weight, _ = problem(6, 70, 10)
     hessian = torch.diag(torch.rand(70, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.1)
