@@ -213,7 +213,9 @@ def main() -> int:
                 print(f"not measured: {name} ({reason})")
         if options.what in ("models", "all"):
             budget = 4.0 if options.quick else 20.0
-            kept.found["models"] = found = models(options.quick, options.threads, budget, options.only, kept)
+            kept.found["models"] = found = models(
+                options.quick, options.compiled, options.threads, budget, options.only, kept
+            )
             _print_goals(found["goals"])
             for name, reason in found["absent"].items():
                 print(f"not measured: {name} ({reason})")

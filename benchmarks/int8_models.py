@@ -65,13 +65,29 @@ def _int8(model: nn.Module, fused: bool) -> nn.Module:
     return small
 
 
-def _torchao(model: nn.Module, weight_only: bool) -> nn.Module:
+def _torchao(model: nn.Module, weight_only: bool, compiled: bool = False) -> nn.Module:
     from torchao import quantization
 
     small = copy.deepcopy(model)
     name = "Int8WeightOnlyConfig" if weight_only else "Int8DynamicActivationInt8WeightConfig"
     quantization.quantize_(small, getattr(quantization, name)())
+    if compiled:
+        small.forward = torch.compile(small.forward, dynamic=True)  # type: ignore[method-assign]
     return small
+
+
+def _bitsandbytes(model: nn.Module) -> nn.Module:
+    from bitsandbytes.nn import Linear8bitLt
+
+    small = copy.deepcopy(model)
+    for name, layer in list(small.named_modules()):
+        if isinstance(layer, nn.Linear):
+            made = Linear8bitLt(
+                layer.in_features, layer.out_features, layer.bias is not None, has_fp16_weights=False, threshold=0.0
+            )
+            made.load_state_dict(layer.state_dict())
+            small.set_submodule(name, made)
+    return small.to("cpu")  # which is when it quantizes
 
 
 Job = Callable[[Any, int], Callable[[], Any]]
@@ -118,15 +134,24 @@ def cases(quick: bool) -> list[Case]:
     ]
 
 
-def contenders(model: nn.Module) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return what ``model`` is measured as, and of what cannot be made here why not."""
+def contenders(model: nn.Module, compiled: bool) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what ``model`` is measured as, and of what cannot be made here why not; ``compiled`` takes in torchao compiled."""
     makers: dict[str, Callable[[], Any]] = {
         "fp32": lambda: model,
         "bf16": lambda: copy.deepcopy(model).to(torch.bfloat16),
         "quantize_dynamic": lambda: _quantize_dynamic(model),
         "torchao dynamic": lambda: _torchao(model, False),
         "torchao weight-only": lambda: _torchao(model, True),
+        "bitsandbytes": lambda: _bitsandbytes(model),
         "CTranslate2 int8": lambda: Converted(model),
+        **(
+            {
+                "torchao dynamic compiled": lambda: _torchao(model, False, True),
+                "torchao weight-only compiled": lambda: _torchao(model, True, True),
+            }
+            if compiled
+            else {}
+        ),
         "tunesmith, layers as they are": lambda: _int8(model, fused=False),
         "tunesmith": lambda: _int8(model, fused=True),
     }
@@ -154,7 +179,7 @@ def _jobs(ready: dict[str, Any], job: Job, count: int, absent: dict[str, str]) -
     return jobs
 
 
-def models(quick: bool, threads: list[int], budget: float, only: str, kept: Kept) -> dict[str, Any]:
+def models(quick: bool, compiled: bool, threads: list[int], budget: float, only: str, kept: Kept) -> dict[str, Any]:
     """Measure every case whose name contains ``only`` on every number of threads, for ``budget`` seconds each; what ``kept``
     has is not measured again."""
     goals: list[dict[str, Any]] = []
@@ -165,7 +190,11 @@ def models(quick: bool, threads: list[int], budget: float, only: str, kept: Kept
         if only not in name:
             continue
         for count in threads:
-            key = ("models", name + (", quick" if quick else ""), f"threads={count}")
+            key = (
+                "models",
+                name + (", quick" if quick else "") + (", compiled" if compiled else ""),
+                f"threads={count}",
+            )
             row = kept.get(*key)
             if row is None and kept.over:
                 continue
@@ -175,7 +204,7 @@ def models(quick: bool, threads: list[int], budget: float, only: str, kept: Kept
                     shared.clear()
                     gc.collect()
                     torch.manual_seed(0)
-                    shared[maker], missing = contenders(maker(quick).eval().requires_grad_(False))
+                    shared[maker], missing = contenders(maker(quick).eval().requires_grad_(False), compiled)
                     absent.update(missing)
                 jobs = _jobs(shared[maker], job, count, absent)
                 start = time.perf_counter()

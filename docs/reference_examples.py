@@ -22,6 +22,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "compressor": {
         "distill": 'distill(keep_every=3, temperature=4.0, divergence="jensen_shannon", hidden=0.1, steps=1000)',
+        "gptq": "gptq(group_size=64, damping=0.05)",
         "int8": 'int8(skip=["decoder.block.0"], modules={"wo": {"kind": "weight_only"}})',
         "int8_static": 'int8_static(ranges="percentile", percentile=99.9)',
         "int8_weight_only": "int8_weight_only(group_size=64)",

@@ -2,6 +2,7 @@
 
 from tunesmith_plugins.compressors.config_distill import Distill
 from tunesmith_plugins.compressors.config_int8 import (
+    GPTQ,
     Int8,
     Int8Static,
     Int8WeightOnly,
@@ -13,6 +14,7 @@ from tunesmith_plugins.compressors.config_prune import Magnitude, SparseGPT, Wan
 from tunesmith_plugins.compressors.config_structured import Structured
 
 __all__ = [
+    "GPTQ",
     "Distill",
     "Int8",
     "Int8Static",

@@ -124,6 +124,47 @@ class OutlierSplit(QuantizerConfig):
 
 
 @frozen(kw_only=True)
+class GPTQ(QuantizerConfig):
+    """Int8 weights rounded for the outputs on examples, not each to its nearest step (Frantar et al. 2023).
+
+    Going through the columns of a weight, what a rounding did to the outputs is made up for by the columns that are not
+    rounded yet. Layers are quantized block by block of the model, each on what the int8 blocks before it give. What comes out are
+    layers as of ``int8_weight_only`` or ``int8``: files, memory and speed are theirs.
+
+    Attributes:
+        activations: ``weight_only``: activations keep 12 bits a row; ``dynamic``: 8, or 12 where those are too few.
+        group_size: Inputs that share a scale (weight_only: 32, 64 or 128); 0 means one scale for each output channel.
+        damping: Share of the mean second moment of the inputs that is added to each of them: the larger, the less is made of what
+            the examples have in common.
+        examples: So many examples are read; 0 means all.
+        max_length: Most tokens of an input or target.
+        batch_size: Most examples, all of one length, that go through the model at once.
+    """
+
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.gptq:GPTQCompressor"
+    calibrates: ClassVar[bool] = True
+    activations: Literal["dynamic", "weight_only"] = "weight_only"
+    group_size: int = field(default=0, validator=v.in_((0, 32, 64, 128)))
+    damping: float = field(default=0.1, validator=v.gt(0))
+    examples: int = field(default=128, validator=v.ge(0))
+    max_length: int = field(default=512, validator=v.ge(2))
+    batch_size: int = field(default=8, validator=v.ge(1))
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        static = [pattern for pattern, scheme in self.modules.items() if scheme.kind == "static"]
+        if self.scheme and static:  # the scheme checks the group size
+            raise ValueError(
+                f"'modules' asks for static ranges for {static[0]!r}, which int8_static and smoothquant find"
+            )
+
+    @property
+    def scheme(self) -> Scheme:
+        """As of ``int8_weight_only`` or ``int8``."""
+        return Scheme(kind=self.activations, group_size=self.group_size)
+
+
+@frozen(kw_only=True)
 class CalibratedConfig(QuantizerConfig):
     """What compressors take that look at activations first.
 

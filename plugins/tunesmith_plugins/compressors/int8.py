@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from tunesmith_plugins.compressors.fused import fuse
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, layout_of, tie
 from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8StaticLinear
+from tunesmith_plugins.compressors.int8_report import Line
 from tunesmith_plugins.compressors.layers import let_go_of_files, merged, stored_bytes
 
 
@@ -32,11 +33,13 @@ class Seen:
         rows: Inputs (rows, in_features) to measure a layer with; one that has none is measured with Gaussian rows.
         ranges: Scale and zero point of static layers.
         smooth: What layers multiply their inputs by (in_features,); their float weights have been divided by it already.
+        rounded: Integers and scales of weights, as ``int8_weight.quantize`` returns them, where they are not the nearest ones.
     """
 
     rows: Mapping[str, Tensor] = field(factory=dict)
     ranges: Mapping[str, tuple[float, int]] = field(factory=dict)
     smooth: Mapping[str, Tensor] = field(factory=dict)
+    rounded: Mapping[str, tuple[Tensor, Tensor]] = field(factory=dict)
 
 
 class Int8Compressor(Compressor):
@@ -55,7 +58,14 @@ class Int8Compressor(Compressor):
         lm = merged(lm, "int8", self.config)
         return self.convert(lm, layout_of(lm.model, self.config), Seen(), runtime)
 
-    def convert(self, lm: LM, layout: Layout, seen: Seen, runtime: Runtime) -> tuple[LM, CompressionReport]:
+    def convert(
+        self,
+        lm: LM,
+        layout: Layout,
+        seen: Seen,
+        runtime: Runtime,
+        replace: Callable[[Sequence[str]], list[Line]] | None = None,
+    ) -> tuple[LM, CompressionReport]:
         """Quantize what ``layout`` names.
 
         Args:
@@ -63,21 +73,25 @@ class Int8Compressor(Compressor):
             layout: See there.
             seen: What calibration found.
             runtime: Shows progress.
+            replace: Puts integer layers in the places of those it gets the names of and returns their lines of the report, in
+                that order; None: each by itself.
         """
         model = lm.model
         count, size = lm.parameter_count(), stored_bytes(model)
         let_go_of_files(model, {f"{name}.weight" for name in (*layout.layers, *layout.embeddings)})
-        own = [(name, scheme) for name, scheme in layout.layers.items() if name not in layout.tied]
+        own = [name for name in layout.layers if name not in layout.tied]
         lines = []
         for name in layout.embeddings:
             table = model.get_submodule(name)
-            made = _checked(name, lambda table=table: Int8Embedding.from_float(table))
+            made = checked(name, lambda table=table: Int8Embedding.from_float(table))
             lines.append(int8_report.embedding_line(name, table, made))
             model.set_submodule(name, made)
             del table
             tie(_only(layout, name), model)
-        for name, scheme in runtime.track(own, "int8"):
-            lines.append(self._replace(model, name, scheme, seen))
+        if replace is not None:
+            lines += replace(own)
+        else:
+            lines += [self.replaced(model, name, layout, seen) for name in runtime.track(own, "int8")]
         int8_format.announce(model, layout)
         fuse(model)
         model.eval()
@@ -90,9 +104,10 @@ class Int8Compressor(Compressor):
         )
         return LM(model=model, tokenizer=lm.tokenizer, family=lm.family), report
 
-    def _replace(self, model: nn.Module, name: str, scheme: Scheme, seen: Seen) -> dict[str, Any]:
-        layer = model.get_submodule(name)
-        made = _checked(name, lambda: quantized(layer, scheme))
+    def replaced(self, model: nn.Module, name: str, layout: Layout, seen: Seen) -> Line:
+        """Put an integer layer in the place of a float one and return its line of the report."""
+        layer, scheme = model.get_submodule(name), layout.layers[name]
+        made = checked(name, lambda: quantized(layer, scheme, seen.rounded.get(name)))
         made.smooth = seen.smooth.get(name)
         if isinstance(made, Int8StaticLinear):
             scale, zero_point = seen.ranges[name]
@@ -108,18 +123,19 @@ class Int8Compressor(Compressor):
         int8_format.register_with_transformers()
 
 
-def quantized(layer: Any, scheme: Scheme) -> Int8Linear:
-    """Return the integer layer of a ``Linear`` or ``Conv1D``."""
+def quantized(layer: Any, scheme: Scheme, rounded: tuple[Tensor, Tensor] | None = None) -> Int8Linear:
+    """Return the integer layer of a ``Linear`` or ``Conv1D``, with the nearest integers or those that are given."""
     weight = layer.weight.detach()
     weight = weight.T if isinstance(layer, Conv1D) else weight
-    return LINEAR[scheme.kind].from_float(weight, layer.bias, scheme)
+    return LINEAR[scheme.kind].from_float(weight, layer.bias, scheme, rounded)
 
 
 def _only(layout: Layout, source: str) -> Layout:
     return evolve(layout, tied={name: origin for name, origin in layout.tied.items() if origin == source})
 
 
-def _checked(name: str, make: Any) -> Any:
+def checked(name: str, make: Any) -> Any:
+    """Return what ``make`` does for the layer; its ValueError becomes one that names it."""
     try:
         return make()
     except ValueError as cause:

@@ -44,11 +44,20 @@ class Int8Linear(Int8Weight):
         self.register_buffer("smooth", torch.ones(in_features, device=device) if smooth else None)
 
     @classmethod
-    def from_float(cls, weight: Tensor, bias: Tensor | None, scheme: Scheme | None = None) -> Self:
-        """Quantize ``weight`` (out_features, in_features); the largest absolute weight of a channel or group becomes 127."""
+    def from_float(
+        cls,
+        weight: Tensor,
+        bias: Tensor | None,
+        scheme: Scheme | None = None,
+        rounded: tuple[Tensor, Tensor] | None = None,
+    ) -> Self:
+        """Quantize ``weight`` (out_features, in_features); the largest absolute weight of a channel or group becomes 127.
+
+        ``rounded``: the integers and scales to take, if not the nearest.
+        """
         outputs, inputs = weight.shape
         layer = cls(inputs, outputs, bias=bias is not None, scheme=scheme, device="meta")
-        layer.weight, layer.weight_scale = quantize(weight, layer.group_size)
+        layer.weight, layer.weight_scale = quantize(weight, layer.group_size) if rounded is None else rounded
         if bias is not None:
             layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
         return layer

@@ -24,11 +24,19 @@ _BLOCK = re.compile(r"(.*?\.\d+)\..*")
 
 
 def calibration_batches(
-    lm: LM, data: Sequence[Example] | None, *, max_length: int, batch_size: int, seed: int, method: str
+    lm: LM,
+    data: Sequence[Example] | None,
+    *,
+    max_length: int,
+    batch_size: int,
+    seed: int,
+    method: str,
+    masks: bool = True,
 ) -> list[Batch]:
     """Return the examples as the model's arguments, rows of equal shape together, so that no position is padding.
 
-    Decoders see prompt and target, encoders text with masked tokens as in their training, encoder-decoders the target too.
+    Decoders see prompt and target, encoders text with masked tokens as in their training (without ``masks`` the text as it
+    is), encoder-decoders the target too.
 
     Raises:
         ConfigError: If there is no data.
@@ -38,7 +46,7 @@ def calibration_batches(
     lengths = Lengths(input=min(max_length, _positions(lm)), target=min(max_length, _positions(lm)))
     task = Task(objective=objective_of(lm.family, "auto"), lm=lm, limits=Limits(lengths=lengths, mask_prompt=False))
     rows = task.rows(data, Truncation())
-    items = Fixed(rows, seed, task.noise)
+    items = Fixed(rows, seed, task.noise if masks or task.objective != "masked" else None)
     shapes: dict[tuple[int, int], list[Row]] = {}
     for index in range(len(items)):
         row = items[index]

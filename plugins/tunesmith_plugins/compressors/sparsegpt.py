@@ -125,7 +125,7 @@ def sparsegpt(
     diagonal = hessian.diagonal()
     dead = diagonal == 0
     damped = hessian + torch.diag(dead.to(hessian.dtype) + damping * diagonal.mean())
-    factor = _upper_factor_of_inverse(damped)
+    factor = upper_factor_of_inverse(damped)
     new[:, dead] = 0
     pruned = torch.zeros_like(new, dtype=torch.bool)
     for start in range(0, new.shape[1], block_size):
@@ -158,7 +158,7 @@ def relative_error(old: torch.Tensor, new: torch.Tensor, hessian: torch.Tensor) 
     )
 
 
-def _upper_factor_of_inverse(matrix: torch.Tensor) -> torch.Tensor:
+def upper_factor_of_inverse(matrix: torch.Tensor) -> torch.Tensor:
     """Return U with ``U^T U = matrix^-1``, computed in float64 (on the CPU where the device has none)."""
     exact = matrix.cpu().double() if matrix.device.type == "mps" else matrix.double()
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(exact))

@@ -610,12 +610,18 @@ def int8_linears(
         ValueError: as :func:`int8_linear`, or lists of different lengths.
     """
     count = len(weights)
-    biases = [None] * count if biases is None else biases
-    activations = [None] * count if activations is None else activations
+    biases = (None,) * count if biases is None else biases
+    activations = (None,) * count if activations is None else activations
     if len(biases) != count or len(activations) != count:
         raise ValueError(
             f"{count} weights, {len(biases)} biases and {len(activations)} activations; one each is needed"
         )
+    if not (_compiling() or torch.is_grad_enabled()):
+        codes = tuple(_CODES.get(name, -1) for name in activations)
+        mode = _MIXED if mixed else _DYNAMIC
+        quick: list[Tensor] | None = _linears(x, tuple(weights), tuple(biases), codes, mode, None, False, False, None)
+        if quick is not None:
+            return tuple(quick)
     if (
         not torch.compiler.is_compiling()
         and all(map(_ready, [x] * count, weights, biases, activations))

@@ -2,6 +2,7 @@
 
 from tunesmith.testing import conformance
 from tunesmith_plugins.compressors import (
+    GPTQ,
     Distill,
     Int8,
     Int8Static,
@@ -20,6 +21,7 @@ from tunesmith_plugins.compressors import (
     Int8WeightOnly(group_size=32),
     Int8Static(ranges="percentile"),
     SmoothQuant(activations="static", measure_rows=0),
+    GPTQ(measure_rows=0),
     OutlierSplit(threshold=2.0),
     Magnitude(sparsity=0.3),
     Magnitude(scope="global"),

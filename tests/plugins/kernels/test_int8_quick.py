@@ -59,6 +59,7 @@ def test_it_gives_what_the_other_way_gives(
     calls = [
         lambda: [kernels.int8_linear(x, first, bias, "gelu", mixed=True)],
         lambda: [kernels.int8_linear(x, first)],
+        lambda: list(kernels.int8_linears(x, [first, second], [bias, None], ["gelu", None], mixed=True)),
         lambda: [kernels.weight_only_linear(x, first, bias, "relu")],
         lambda: [kernels.weight_only_linear(x, packed_grouped, None)],
         lambda: kernels.fused_linears(x, [first, second], [bias, None], norm=norm, keep_normed=True, mixed=True),

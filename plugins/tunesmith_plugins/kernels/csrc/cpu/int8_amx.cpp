@@ -51,20 +51,35 @@ void one_block(const uint8_t *a, int64_t stride, const int8_t *w, int64_t tiles,
   _tile_stored(3, c + 48, 256);
 }
 
-// Half a panel against two blocks.
+// The lines that `rows` results of a tile lie in, a row at a time.
+struct Results {
+  const TsAhead &ahead;
+  int row, rows;
+  void fetch(int64_t many) {
+    for (; many > 0 && row < rows; --many, ++row)
+      for (int byte = 0; byte < ahead.columns_bytes; byte += 64) _m_prefetchw(ahead.out + row * ahead.out_bytes + byte);
+  }
+};
+
+// Half a panel against two blocks. The half that comes first fetches the rows of the first block, the other the rest.
 template <bool Ahead>
-void two_blocks(const uint8_t *a, const uint8_t *b, int64_t stride, const int8_t *w, int64_t tiles, int32_t *c, const int8_t *ahead, int lines) {
+void two_blocks(const uint8_t *a, const uint8_t *b, int64_t stride, const int8_t *w, int64_t tiles, int32_t *c, const TsAhead &ahead, int half, int m) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
+  const int8_t *next = Ahead ? ahead.weights + half * tiles * ahead.lines * 64 : nullptr;
+  Results results = {ahead, half * kTile, Ahead && ahead.out ? (half ? m : kTile) : 0};
+  const int64_t rows_a_step = Ahead ? (kTile + tiles - 1) / tiles : 0;
   for (int64_t t = 0; t < tiles; ++t, a += stride, b += stride, w += kTile * 256) {
     _tile_loadd(4, a, 64);
     _tile_loadd(6, w, 256);
     _tile_loadd(7, w + 64, 256);
     _tile_loadd(5, b, 64);
-    if (Ahead)
-      for (int line = 0; line < lines; ++line, ahead += 64) _mm_prefetch((const char *)ahead, _MM_HINT_T1);
+    if (Ahead) {
+      for (int line = 0; line < ahead.lines; ++line, next += 64) _mm_prefetch((const char *)next, _MM_HINT_T1);
+      results.fetch(rows_a_step);
+    }
     _tile_dpbusd(0, 4, 6);
     _tile_dpbusd(1, 4, 7);
     _tile_dpbusd(2, 5, 6);
@@ -79,16 +94,16 @@ void two_blocks(const uint8_t *a, const uint8_t *b, int64_t stride, const int8_t
 void dots(const uint8_t *a, const uint8_t *a_next, int64_t stride, int m, const int8_t *panel, int64_t steps, int32_t *c) {
   const int64_t tiles = (steps + 15) / 16;
   if (m <= kTile) return one_block(a, stride, panel, tiles, c);
-  two_blocks<false>(a, a_next, stride, panel, tiles, c, nullptr, 0);
-  two_blocks<false>(a, a_next, stride, panel + 128, tiles, c + 32, nullptr, 0);
+  two_blocks<false>(a, a_next, stride, panel, tiles, c, {}, 0, m);
+  two_blocks<false>(a, a_next, stride, panel + 128, tiles, c + 32, {}, 1, m);
 }
 
 void dots_ahead(const uint8_t *a, const uint8_t *a_next, int64_t stride, int m, const int8_t *panel, int64_t steps, int32_t *c,
-                const int8_t *ahead, int lines) {
+                const TsAhead &ahead) {
   const int64_t tiles = (steps + 15) / 16;
   if (m <= kTile) return one_block(a, stride, panel, tiles, c);
-  two_blocks<true>(a, a_next, stride, panel, tiles, c, ahead, lines);
-  two_blocks<true>(a, a_next, stride, panel + 128, tiles, c + 32, ahead + tiles * lines * 64, lines);
+  two_blocks<true>(a, a_next, stride, panel, tiles, c, ahead, 0, m);
+  two_blocks<true>(a, a_next, stride, panel + 128, tiles, c + 32, ahead, 1, m);
 }
 
 }  // namespace

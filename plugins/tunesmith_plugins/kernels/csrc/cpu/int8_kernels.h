@@ -23,6 +23,15 @@ struct TsTail {
   int32_t activation;   // ts_activation
 };
 
+// What dots_ahead() fetches while it multiplies.
+struct TsAhead {
+  const int8_t *weights;  // of the next panel
+  int lines;              // of 64 bytes of them with each step of 64 k
+  char *out;              // where the results of this tile will lie, or null: a store that misses waits for its line first
+  int64_t out_bytes;      // from row to row
+  int columns_bytes;      // of a row's results
+};
+
 struct TsInt8Kernels {
   const char *name;
   int rows;       // of a block
@@ -52,9 +61,9 @@ struct TsInt8Kernels {
   void (*finish_groups)(const float *y, int m, const float *row_scale, const TsTail &tail);
   // The sum of the codes of a quantised row, and of their squares.
   void (*moments)(const uint8_t *q, int64_t k, int64_t stride, int64_t *sum, int64_t *squares);
-  // dots() that fetches weights to come meanwhile, `lines` of 64 bytes with each step of 64 k; null: there is no such thing.
+  // dots() that meanwhile fetches what is needed next; null: there is no such thing.
   void (*dots_ahead)(const uint8_t *a, const uint8_t *a_next, int64_t stride, int m, const int8_t *panel, int64_t steps, int32_t *c,
-                     const int8_t *ahead, int lines) = nullptr;
+                     const TsAhead &ahead) = nullptr;
   uint8_t flip = 0;  // what quantize() stores is q with these bits turned over; finish() of the same table knows
 };
 

@@ -1,0 +1,147 @@
+"""Int8 weights that are rounded for the outputs on examples instead of each to its nearest step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tunesmith.data.records import Example
+from tunesmith.errors import ConfigError, NumericError
+from tunesmith.kinds.compressor import CompressionReport
+from tunesmith.lm import LM
+from tunesmith.runtime import Runtime
+from tunesmith_plugins.compressors import int8_format
+from tunesmith_plugins.compressors.int8 import Int8Compressor, Seen, checked
+from tunesmith_plugins.compressors.int8_layout import Layout, layout_of
+from tunesmith_plugins.compressors.int8_report import Line
+from tunesmith_plugins.compressors.int8_weight import quantize
+from tunesmith_plugins.compressors.layers import merged
+from tunesmith_plugins.compressors.prune import matrix
+from tunesmith_plugins.compressors.prune_calibration import calibration_batches, observe, visits
+from tunesmith_plugins.compressors.sparsegpt import SecondMoments, upper_factor_of_inverse
+
+COLUMNS = 128
+"""Columns whose errors are carried on to the others together."""
+
+
+class GPTQCompressor(Int8Compressor):
+    """Quantize block by block of the model, each on what the int8 blocks before it give."""
+
+    needs_data = True
+
+    def compress(
+        self, lm: LM, *, data: Sequence[Example] | None = None, teacher: LM | None = None, runtime: Runtime
+    ) -> tuple[LM, CompressionReport]:
+        """Quantize in place as :class:`Int8Compressor` does; memory holds the second moments of one block's layers besides.
+
+        Raises:
+            ConfigError: Also without data.
+            NumericError: If the second moments of a layer's inputs cannot be inverted.
+        """
+        int8_format.register_with_transformers()
+        if not data:
+            raise ConfigError(["GPTQ needs examples; give the stage data with at least one example"], "gptq")
+        lm = merged(lm, "int8", self.config)
+        layout = layout_of(lm.model, self.config)
+        with runtime.activated():
+            return self.convert(
+                lm, layout, Seen(), runtime, lambda names: self._blocks(lm, layout, names, data, runtime)
+            )
+
+    def _blocks(
+        self, lm: LM, layout: Layout, names: Sequence[str], data: Sequence[Example], runtime: Runtime
+    ) -> list[Line]:
+        """Do what ``replace`` of :meth:`convert` does; layers that no example reaches are rounded to the nearest."""
+        config = self.config
+        batches = calibration_batches(
+            lm, data[: config.examples] if config.examples else data, max_length=config.max_length,
+            batch_size=config.batch_size, seed=runtime.seed, method="GPTQ", masks=False,
+        )  # fmt: skip
+        blocks, unseen = visits(lm, [(name, lm.model.get_submodule(name)) for name in names], batches[0])
+        lines = {}
+        for _ in runtime.track(range(len(blocks)), "gptq"):
+            visit = blocks.pop(0)  # or it would keep the float layers whose places integer ones have taken
+            inputs = {name: _Inputs(matrix(layer), config.measure_rows) for name, layer in visit.layers}
+            observe(lm, visit, batches, {name: found.add for name, found in inputs.items()})
+            for name, layer in visit.layers:
+                found, group = inputs.pop(name), layout.layers[name].group_size
+                try:
+                    rounded = checked(name, partial(gptq, matrix(layer), found.moments.hessian, group, config.damping))
+                except torch.linalg.LinAlgError as cause:
+                    raise NumericError(
+                        f"{name}: the second moments of its inputs cannot be inverted; use more examples or a larger "
+                        f"damping than {config.damping:g}."
+                    ) from cause
+                rows = {} if found.rows is None else {name: found.rows}
+                lines[name] = self.replaced(lm.model, name, layout, Seen(rows=rows, rounded={name: rounded}))
+            del visit, layer
+        for name in unseen:
+            lines[name] = self.replaced(lm.model, name, layout, Seen())
+        return [lines[name] for name in names]
+
+
+class _Inputs:
+    """What one layer sees: second moments, and the first rows for the report."""
+
+    def __init__(self, weight: Tensor, count: int) -> None:
+        self.moments, self._count = SecondMoments(weight), count
+        self.rows: Tensor | None = None
+
+    def add(self, x: Tensor) -> None:
+        """Add (tokens, inputs)."""
+        self.moments.add(x)
+        if self.rows is None:
+            self.rows = x[: self._count].clone()
+
+
+def gptq(weight: Tensor, hessian: Tensor, group_size: int = 0, damping: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Round ``weight`` to int8 so that ``(W - W') H (W - W')^T`` is small (Frantar et al. 2023, algorithm 1).
+
+    Going through the columns, those of the largest second moment first, what a rounding did is made up for by the columns that
+    are not rounded yet. Scales are those of rounding to the nearest, and a row for which that has the smaller error keeps it.
+
+    Args:
+        weight: (outputs, inputs).
+        hessian: (inputs, inputs) second moments of the inputs up to a factor, positive semidefinite.
+        group_size: Inputs that share a scale; 0 means one scale a row.
+        damping: Share of the mean of the diagonal that is added to it.
+
+    Returns:
+        Integers (outputs, inputs) in [-127, 127] and float32 scales (outputs,) or (outputs, groups), as
+        :func:`tunesmith_plugins.compressors.int8_weight.quantize` does.
+
+    Raises:
+        ValueError: For weights that are not finite or rows that are too long.
+        torch.linalg.LinAlgError: If the moments are not positive definite in spite of the damping.
+    """
+    nearest, scale = quantize(weight, group_size)
+    exact, moments = weight.to(hessian.dtype), hessian.clone()
+    steps = scale.to(exact.dtype).reshape(len(exact), -1)
+    group = torch.arange(exact.shape[1], device=exact.device) // (group_size or exact.shape[1])
+    diagonal = moments.diagonal()
+    dead = diagonal == 0
+    diagonal += damping * diagonal.mean() + dead.to(diagonal.dtype)
+    order = hessian.diagonal().argsort(descending=True)
+    factor = upper_factor_of_inverse(moments[order][:, order])
+    left, found = exact[:, order], torch.empty_like(nearest)
+    for start in range(0, left.shape[1], COLUMNS):
+        end = min(start + COLUMNS, left.shape[1])
+        block, own = left[:, start:end].clone(), factor[start:end, start:end]
+        errors = torch.empty_like(block)
+        for column in range(end - start):
+            place = order[start + column]
+            step = steps[:, group[place]]
+            q = (block[:, column] / step).round().clamp(-127, 127)
+            found[:, place] = q.to(torch.int8)
+            errors[:, column] = (block[:, column] - q * step) / own[column, column]
+            block[:, column:] -= errors[:, column, None] * own[column, column:]
+        left[:, end:] -= errors @ factor[start:end, end:]
+
+    def error(q: Tensor) -> Tensor:
+        lost = exact - q * steps[:, group]
+        return (lost @ hessian * lost).sum(-1)
+
+    return torch.where((error(found) <= error(nearest))[:, None], found, nearest), scale
