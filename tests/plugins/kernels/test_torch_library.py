@@ -52,11 +52,34 @@ def test_opcheck_of_chains_with_lists_and_of_the_likeliest(native: dict[str, Any
     torch.library.opcheck(torch.ops.tunesmith.sample_chain_top.default, (*arguments, 3, True, False, True))
 
 
+def test_opcheck_of_steps_with_pairs_and_a_key(native: dict[str, Any]) -> None:
+    logits, *_, ids, _, _, history, lengths, greedy, draw, a, b, c = sampling_arguments(False)
+    pair = torch.tensor([[1.5, 2.0]], dtype=torch.float64)
+    one = torch.ones(2, dtype=torch.float64)
+    steps = [
+        Step("dynamic_temperature", one * 0.5, second=pair.expand(2, 2)),
+        Step("watermark", one, torch.tensor([[7, 1], [9, 2]]), second=one * 0.5),
+        Step("top_p_ties", one * 0.9, second=torch.tensor([[3.0, 1.0]], dtype=torch.float64)),
+        Step("mirostat", one * 4, second=one * 20),
+    ]
+    packed = ops._packed(steps, logits)
+    arguments = (logits, *packed, ids, ids, ids, history, lengths, greedy, draw, a, b, c)
+    torch.library.opcheck(torch.ops.tunesmith.sample_chain.default, arguments)
+    torch.library.opcheck(torch.ops.tunesmith.apply_chain.default, (logits, *packed, history, lengths))
+    kept = {"history": history, "history_lengths": lengths}
+    assert torch.equal(
+        torch.ops.tunesmith.sample_chain(*arguments)[0],
+        kernels.sample_chain(logits, steps, ids, ids, ids, **kept).token,
+    )
+
+
 def with_lists(logits: Tensor, seed: Tensor, ids: Tensor, amounts: Tensor) -> tuple[Tensor, ...]:
     one = torch.ones_like(seed).double()
     steps = [
         Step("bias", one * 0.5, ids, amounts),
         Step("allow", (seed % 2).double(), ids),
+        Step("dynamic_temperature", one * 0.6, second=torch.stack([one * 1.5, one], 1)),
+        Step("top_p_ties", one * 0.99, second=torch.stack([one * 2, one], 1)),
         Step("top_h", one * 0.6, second=one * 10),
     ]
     drawn = kernels.sample_chain(logits, steps, seed, seed, seed)

@@ -9,6 +9,7 @@ import torch
 from attrs import evolve
 
 from tunesmith.errors import ConfigError
+from tunesmith.kinds.sampler import Rows
 from tunesmith.testing.samplers import chi_square_limit, logits_of, rows_of
 from tunesmith_plugins.samplers import (
     XTC,
@@ -32,7 +33,7 @@ from tunesmith_plugins.samplers import (
     Watermark,
     presets,
 )
-from tunesmith_plugins.samplers.watermark import detect
+from tunesmith_plugins.samplers.watermark import detect, green
 
 VOCAB = 61
 
@@ -252,6 +253,22 @@ def test_a_watermark_is_found_with_its_key_and_only_with_its_key():
     assert detect(marked[50:120], config).p_value < 1e-6  # a piece is enough
 
 
+def test_the_kernel_marks_what_the_detector_calls_green_by_the_values_of_each_row():
+    logits, history = torch.zeros(3, 300), torch.tensor([[5, 7, 2, 0], [9, 1, 4, 3], [6, 0, 0, 0]])
+    number = torch.arange(3)
+    rows = Rows(
+        seed=number, stream=number, position=number, history=history, history_lengths=torch.tensor([3, 4, 1]),
+        prompt_lengths=number * 0,
+        parameters={"watermark.gamma": torch.tensor([0.3, 0.8, 0.5]), "watermark.context": torch.tensor([2, 4, 2])},
+    )  # fmt: skip
+    found = Chain(links=(Watermark(key=99, delta=1.5),)).build().apply_links(logits, rows).logits
+    for row, (context, gamma) in enumerate((([7, 2], 0.3), ([9, 1, 4, 3], 0.8))):
+        config = Watermark(key=99, gamma=float(torch.tensor(gamma)), delta=1.5, context=len(context))
+        expected = green(config, torch.tensor([context]), torch.arange(300)[None])
+        assert torch.equal(found[row] > 0, expected[0])
+    assert not found[2].any()  # too few ids before
+
+
 def test_without_a_watermark_p_values_are_uniform():
     config = Watermark(gamma=0.25)
     values = sorted(detect(drawn_text(None, length=60, seed=seed), config).p_value for seed in range(40))
@@ -260,8 +277,6 @@ def test_without_a_watermark_p_values_are_uniform():
 
 
 def test_the_share_of_green_tokens_is_gamma_behind_any_context():
-    from tunesmith_plugins.samplers.watermark import green
-
     contexts = torch.arange(50)[:, None]
     shares = green(Watermark(gamma=0.25), contexts, torch.arange(4000)[None, :]).double().mean(1)
     assert float((shares - 0.25).abs().max()) < 5 * math.sqrt(0.25 * 0.75 / 4000)

@@ -422,8 +422,8 @@ void ChainRow::top_k(double wanted) {
   }
   if (k >= n_) return;
   float *values = e_.at_least(vocab_);
-  memcpy(values, z_.get(), (size_t)n_ * sizeof(float));
-  std::nth_element(values, values + (k - 1), values + n_, [](float a, float b) { return a > b; });
+  const int64_t count = candidates_of_list(k, values);
+  std::nth_element(values, values + (k - 1), values + count, [](float a, float b) { return a > b; });
   keep_beyond(values[k - 1], 0);
 }
 

@@ -94,6 +94,7 @@ class ChainRow {
   void set_apart();
   float *apart();
   void list_apart();
+  int64_t candidates_of_list(int64_t k, float *values);
   void top_k_low(double k);
   void top_p_ties(const ts_step &step, double p);
   void mirostat(const ts_step &step, double bits);

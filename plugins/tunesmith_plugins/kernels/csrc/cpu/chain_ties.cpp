@@ -30,6 +30,31 @@ void ChainRow::keep_by_rule(float threshold, uint64_t ties) {
   list_total_ = total;
 }
 
+// Writes the values of the list among which its k largest are; returns how many. Of a long list they are those that reach
+// the k-th largest of the maxima of its parts.
+int64_t ChainRow::candidates_of_list(int64_t k, float *values) {
+  const float *z = z_.get();
+  const int64_t size = n_ / (4 * k);
+  if (size < 16) {
+    memcpy(values, z, (size_t)n_ * sizeof(float));
+    return n_;
+  }
+  const int64_t parts = n_ / size;
+  for (int64_t p = 0; p < parts; ++p) {
+    float largest[4] = {z[p * size], z[p * size], z[p * size], z[p * size]};  // side by side: one waits for the one before
+    for (int64_t i = p * size; i < (p + 1) * size; ++i) largest[i & 3] = z[i] > largest[i & 3] ? z[i] : largest[i & 3];
+    values[p] = std::max(std::max(largest[0], largest[1]), std::max(largest[2], largest[3]));
+  }
+  std::nth_element(values, values + (k - 1), values + parts, [](float a, float b) { return a > b; });
+  const float least = values[k - 1];
+  int64_t count = 0;
+  for (int64_t i = 0; i < n_; ++i) {
+    values[count] = z[i];
+    count += z[i] >= least;
+  }
+  return count;
+}
+
 // The lowest value of the list.
 float ChainRow::lowest() {
   const float *z = z_.get();

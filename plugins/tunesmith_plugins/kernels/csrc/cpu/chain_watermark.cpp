@@ -35,16 +35,21 @@ void ChainRow::watermark(const ts_step &step, float delta) {
   }
   uint16_t *bits = green_.at_least((vocab_ + kLanes - 1) / kLanes);
   kernels_->green(key, stream, bound, vocab_, bits);
-  const auto is_green = [bits](int64_t id) { return bits[id / kLanes] >> (id % kLanes) & 1; };
+  const auto is_green = [bits](int64_t id) { return bits[id / kLanes] >> (id % kLanes) & 1u; };
+  // Both values are worked out and one is taken by its bits: which one is nothing to predict.
+  const auto marked = [&is_green, delta](float z, int64_t id) {
+    const uint32_t mask = 0u - is_green(id);
+    return bits_to_float((float_to_bits(z + delta) & mask) | (float_to_bits(z) & ~mask));
+  };
   if (processed_asked()) {
     set_apart();
     float *z = apart_z_.get();
-    for (int64_t i = 0; i < vocab_; ++i) z[i] = is_green(i) ? z[i] + delta : z[i];
+    for (int64_t i = 0; i < vocab_; ++i) z[i] = marked(z[i], i);
     for (size_t i = 0; plan_->patches && i < patches_.list.size(); ++i) {
       Patch &patch = patches_.list[i];
       if (is_green(patch.id)) patch.processed = patch.processed + delta;
     }
   }
   list_all();  // every other value changes: there is no dense row any more
-  for (int64_t i = 0; i < n_; ++i) z_[i] = is_green(ids_[i]) ? z_[i] + delta : z_[i];
+  for (int64_t i = 0; i < n_; ++i) z_[i] = marked(z_[i], ids_[i]);
 }

@@ -72,6 +72,20 @@ TS_LANES M unordered_lanes(F x, F y) {
 TS_LANES F where(M m, F yes, F no) { return {_mm256_blendv_ps(no.a, yes.a, m.a), _mm256_blendv_ps(no.b, yes.b, m.b)}; }
 TS_LANES F keep(M m, F x) { return {_mm256_and_ps(m.a, x.a), _mm256_and_ps(m.b, x.b)}; }
 
+// 64-bit lanes with a 32-bit word each, for Philox.
+#define TS_WORDS 4
+typedef __m256i W;
+TS_LANES W word(uint64_t v) { return _mm256_set1_epi64x((int64_t)v); }
+TS_LANES W words_from(uint32_t first) { return _mm256_add_epi64(word(first), _mm256_setr_epi64x(0, 1, 2, 3)); }
+TS_LANES W product(W x, W y) { return _mm256_mul_epu32(x, y); }
+TS_LANES W upper(W x) { return _mm256_srli_epi64(x, 32); }
+TS_LANES W differ(W x, W y) { return _mm256_xor_si256(x, y); }
+// Whether the upper 53 bits of a number with these halves are below bound, a bit a lane.
+TS_LANES uint32_t below_bound(W low, W high, uint64_t bound) {
+  const W bits = _mm256_blend_epi32(low, _mm256_slli_epi64(high, 32), 0xaa);
+  return (uint32_t)_mm256_movemask_pd(_mm256_castsi256_pd(_mm256_cmpgt_epi64(word(bound), _mm256_srli_epi64(bits, 11))));
+}
+
 // Writes the chosen lanes one after the other, and their ids.
 TS_LANES void compress(int32_t *ids, float *x, M, uint32_t bits, F v, int32_t first) {
   float values[16];

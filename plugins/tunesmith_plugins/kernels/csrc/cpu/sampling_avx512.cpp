@@ -123,6 +123,20 @@ TS_LANES void add_to(Doubles *sums, F a) {
 }
 TS_LANES double sum_of(const Doubles &sums) { return _mm512_reduce_add_pd(_mm512_add_pd(sums.low, sums.high)); }
 
+// 64-bit lanes with a 32-bit word each, for Philox.
+#define TS_WORDS 8
+typedef __m512i W;
+TS_LANES W word(uint64_t v) { return _mm512_set1_epi64((int64_t)v); }
+TS_LANES W words_from(uint32_t first) { return _mm512_add_epi64(word(first), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7)); }
+TS_LANES W product(W x, W y) { return _mm512_mul_epu32(x, y); }
+TS_LANES W upper(W x) { return _mm512_srli_epi64(x, 32); }
+TS_LANES W differ(W x, W y) { return _mm512_xor_si512(x, y); }
+// Whether the upper 53 bits of a number with these halves are below bound, a bit a lane.
+TS_LANES uint32_t below_bound(W low, W high, uint64_t bound) {
+  const W bits = _mm512_mask_blend_epi32(0xaaaa, low, _mm512_slli_epi64(high, 32));
+  return _mm512_cmplt_epu64_mask(_mm512_srli_epi64(bits, 11), word(bound));
+}
+
 }  // namespace
 
 #include "sampling_lanes.h"
