@@ -173,9 +173,11 @@ def _native(device: torch.device) -> loader.Library | None:
     return library
 
 
-def _library_for(device: torch.device, steps: Sequence[Step], top: int = 0) -> loader.Library | None:
-    """Return the library for a chain, or None where the reference must do it: CUDA has not all kernels."""
-    if device.type == "cuda" and (top or any(step.op in reference.CPU_ONLY for step in steps)):
+def _library_for(device: torch.device, steps: Sequence[Step]) -> loader.Library | None:
+    """Return the library for a chain, or None where the reference must do it: a step or a length that CUDA lacks."""
+    if device.type == "cuda" and (
+        len(steps) > reference.MOST_ON_CUDA or any(step.op not in reference.ON_CUDA for step in steps)
+    ):
         return None
     return _native(device)
 
@@ -340,7 +342,7 @@ def _chain(
     top_of: Sequence[bool] = (False, False, False),
 ) -> tuple[Tensor, Tensor, list[Tensor | None], list[tuple[Tensor, Tensor] | None]]:
     """Draw with the library if there is one, else with the reference; values are ``(batch,)`` with any stride."""
-    library = _library_for(logits.device, steps, top)
+    library = _library_for(logits.device, steps)
     if library is None:
         (token, status, *logps), tops = reference.sample_chain_top(
             logits, steps, seed, stream, position, history=history, history_lengths=history_lengths, greedy=greedy,
@@ -403,9 +405,10 @@ def _call_sample(
     width = 0 if history is None else history.shape[1]
     links = _links(steps)
     workspace = None
-    if logits.device.type == "cuda":
+    if library.on_device:  # it cannot look at what lies there
         for step in steps:
             reference.check_values(step.op, step.values, step.amounts)
+            reference.check_second(step.op, step.second)
         size = library.sample_workspace(batch, vocab, width)
         workspace = torch.empty(size, dtype=torch.uint8, device=logits.device)
     arguments = loader.SampleArgs(

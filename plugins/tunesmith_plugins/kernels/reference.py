@@ -44,8 +44,13 @@ NEED_IDS = ("bias", "length_decay", "ban", "allow", "mask")
 """Steps that cannot do without a list."""
 REMOVALS = ("ban", "allow", "mask")
 """Truncations that may leave a row without a token, or take its likeliest one."""
-CPU_ONLY = ("epsilon", "eta", "top_a", "top_n_sigma", "typical", "top_h", "xtc")
-"""Steps that the CUDA library lacks: on a CUDA device this module does the chains that have one."""
+ON_CUDA = (
+    "repetition_penalty", "temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "bias",
+    "length_decay", "ban", "allow", "mask", "epsilon", "eta", "top_a", "top_n_sigma", "typical", "top_h", "xtc",
+)  # fmt: skip
+"""Steps that the CUDA library has kernels for: on a CUDA device this module does the chains that have another."""
+MOST_ON_CUDA = 32
+"""Steps of a chain that the CUDA library takes; this module does longer ones."""
 NEED_SECOND = ("typical", "top_h", "xtc")
 """Steps with a second parameter."""
 

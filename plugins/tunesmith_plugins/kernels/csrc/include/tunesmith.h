@@ -100,7 +100,7 @@ typedef struct {
   void *cuda_stream;     /* ts_cuda_sample only */
   int32_t threads;       /* ts_sample only: at most so many share the rows; 0 means 1 */
   int32_t reserved;
-  /* ts_sample only: the top_count likeliest tokens, equals by id, (batch, top_count) each or null, with their
+  /* The top_count likeliest tokens, equals by id, (batch, top_count) each or null, with their
    * log-probabilities under the logits as given, after all edits, and among the tokens kept. At most vocab. */
   int64_t top_count;
   int64_t *top_raw_ids, *top_processed_ids, *top_truncated_ids;
