@@ -405,10 +405,8 @@ def _call_sample(
     width = 0 if history is None else history.shape[1]
     links = _links(steps)
     workspace = None
-    if library.on_device:  # it cannot look at what lies there
-        for step in steps:
-            reference.check_values(step.op, step.values, step.amounts)
-            reference.check_second(step.op, step.second)
+    if library.on_device:
+        _check_from_device(steps)
         size = library.sample_workspace(batch, vocab, width)
         workspace = torch.empty(size, dtype=torch.uint8, device=logits.device)
     arguments = loader.SampleArgs(
@@ -426,6 +424,20 @@ def _call_sample(
                 setattr(arguments, f"top_{name}_ids", pair[0].data_ptr())
                 setattr(arguments, f"top_{name}", pair[1].data_ptr())
     library.check(library.sample(ctypes.byref(arguments)))
+
+
+def _check_from_device(steps: Sequence[Step]) -> None:
+    """Check parameters that the library cannot look at; they are copied to the CPU together, which waits once."""
+    given = [t for step in steps for t in (step.values, step.amounts, step.second) if t is not None]
+    if not given:
+        return
+    copied = torch.cat([t.reshape(-1).double() for t in given]).cpu().split([t.numel() for t in given])
+    here = iter(copied)
+    for step in steps:
+        values = next(here)
+        amounts, second = (None if t is None else next(here) for t in (step.amounts, step.second))
+        reference.check_values(step.op, values, amounts)
+        reference.check_second(step.op, second)
 
 
 def _links(steps: Sequence[Step]) -> ctypes.Array[loader.StepArgs]:
