@@ -8,7 +8,7 @@ from torch import Tensor
 from . import int8_reference as reference
 from . import loader
 from .int8_ops import _entry
-from .ops import _plain
+from .ops import _plain, _stream
 
 
 def int8_attention(
@@ -17,8 +17,8 @@ def int8_attention(
     """Return ``softmax(q k^T scale + mask) v`` for a few queries, as decoding has them.
 
     The query is rounded to 12 bits and the weights, value scales in them, to 15, so both products are sums of integers: a
-    row of the result depends neither on the batch nor on threads or instruction set. On the CPU the native library reads the
-    cache once; elsewhere torch computes the same bits in float64. Has no gradient.
+    row of the result depends neither on the batch nor on threads, instruction set or device. The native libraries read the
+    cache where it is; without one torch computes the same bits in float64. Has no gradient.
 
     Args:
         q: ``(batch, heads, queries, size)`` float32.
@@ -53,17 +53,24 @@ def int8_attention(
         if mask.stride(-1) != 1 and time > 1:
             mask = mask.contiguous()
     parts = (k, k_scale, v, v_scale)
-    if not (q.is_cpu and loader.cpu() is not None and _plain(q, *parts, mask)):
+    others = (*parts, mask)
+    library = (loader.cpu() if q.is_cpu else loader.cuda() if q.is_cuda else None) if _plain(q, *others) else None
+    if library is None or any(t is not None and t.device != q.device for t in others):
         return reference.attention(q, *parts, mask, scale)
     q, (k, k_scale, v, v_scale) = q.detach().contiguous(), tuple(part.contiguous() for part in parts)
     out = torch.empty_like(q)
-    _, released, address, library = _entry("ts_int8_attention_words")
     strides = (0, 0, 0) if mask is None else mask.stride()[:3]
-    code = released(
-        address, q.data_ptr(), out.data_ptr(), batch, heads, queries, kv_heads, time, size, k.data_ptr(), k_scale.data_ptr(),
+    words = (
+        q.data_ptr(), out.data_ptr(), batch, heads, queries, kv_heads, time, size, k.data_ptr(), k_scale.data_ptr(),
         v.data_ptr(), v_scale.data_ptr(), None if mask is None else mask.data_ptr(), *strides, float(scale),
         torch.get_num_threads(),
     )  # fmt: skip
-    if code:
-        library.check(code)
+    if not library.on_device:
+        _, released, address, _ = _entry("ts_int8_attention_words")
+        library.check(released(address, *words))
+        return out
+    _, released, address, _ = _entry("ts_cuda_int8_attention_words")
+    with torch.cuda.device_of(q):
+        workspace = torch.empty(batch * heads * queries * time, dtype=torch.float32, device=q.device)
+        library.check(released(address, _stream(q.device), workspace.data_ptr(), workspace.nbytes, *words))
     return out

@@ -729,10 +729,10 @@ def rotary_(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> No
         sin: like ``cos``.
         head_dim: even.
     """
-    direct = loader.cpu() is not None and _plain(q, k, cos, sin)
+    library = (loader.cpu() if q.is_cpu else loader.cuda() if q.is_cuda else None) if _plain(q, k, cos, sin) else None
     if (
-        not direct
-        or not all(t.is_cpu and t.dtype is torch.float32 and t.ndim == 3 for t in (q, k, cos, sin))
+        library is None
+        or not all(t.device == q.device and t.dtype is torch.float32 and t.ndim == 3 for t in (q, k, cos, sin))
         or not (q.is_contiguous() and k.is_contiguous())
         or q.shape[:2] != k.shape[:2]
         or cos.shape != sin.shape
@@ -749,11 +749,17 @@ def rotary_(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> No
         return
     cos, sin = cos.contiguous(), sin.contiguous()
     rows, q_width, k_width = q.size(0) * q.size(1), q.size(2), k.size(2)
-    held, _, address, library = _entry("ts_rotary_words")
-    code = held(
-        address, q.data_ptr(), k.data_ptr(), rows, q_width // head_dim, k_width // head_dim, q_width, k_width, head_dim,
+    words = (
+        q.data_ptr(), k.data_ptr(), rows, q_width // head_dim, k_width // head_dim, q_width, k_width, head_dim,
         cos.data_ptr(), sin.data_ptr(), cos.size(0) * cos.size(1),
     )  # fmt: skip
+    if not library.on_device:
+        held, _, address, _ = _entry("ts_rotary_words")
+        code = held(address, *words)
+    else:
+        held, _, address, _ = _entry("ts_cuda_rotary_words")
+        with torch.cuda.device_of(q):
+            code = held(address, _stream(q.device), *words)
     if code:
         library.check(code)
 

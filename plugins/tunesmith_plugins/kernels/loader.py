@@ -131,6 +131,7 @@ class Library:
             OSError: the file cannot be loaded, or speaks another version of the interface.
         """
         self.path = path
+        self.on_device = prefix != "ts_"
         self._dll = ctypes.CDLL(str(path))
         try:
             version = self._function(f"{prefix}abi_version", ctypes.c_int32)

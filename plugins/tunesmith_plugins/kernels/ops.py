@@ -177,9 +177,11 @@ def _native(device: torch.device) -> loader.Library | None:
     return library
 
 
-def _library_for(device: torch.device, steps: Sequence[Step], top: int = 0) -> loader.Library | None:
-    """Return the library for a chain, or None where the reference must do it: CUDA has not all kernels."""
-    if device.type == "cuda" and (top or any(step.op in reference.CPU_ONLY for step in steps)):
+def _library_for(device: torch.device, steps: Sequence[Step]) -> loader.Library | None:
+    """Return the library for a chain, or None where the reference must do it: a step or a length that CUDA lacks."""
+    if device.type == "cuda" and (
+        len(steps) > reference.MOST_ON_CUDA or any(step.op not in reference.ON_CUDA for step in steps)
+    ):
         return None
     return _native(device)
 
@@ -353,7 +355,7 @@ def _chain(
     top_of: Sequence[bool] = (False, False, False),
 ) -> tuple[Tensor, Tensor, list[Tensor | None], list[tuple[Tensor, Tensor] | None]]:
     """Draw with the library if there is one, else with the reference; values are ``(batch,)`` with any stride."""
-    library = _library_for(logits.device, steps, top)
+    library = _library_for(logits.device, steps)
     if library is None:
         (token, status, *logps), tops = reference.sample_chain_top(
             logits, steps, seed, stream, position, history=history, history_lengths=history_lengths, greedy=greedy,
@@ -416,9 +418,8 @@ def _call_sample(
     width = 0 if history is None else history.shape[1]
     links = _links(steps)
     workspace = None
-    if logits.device.type == "cuda":
-        for step in steps:
-            reference.check_values(step.op, step.values, step.amounts)
+    if library.on_device:
+        _check_from_device(steps)
         size = library.sample_workspace(batch, vocab, width)
         workspace = torch.empty(size, dtype=torch.uint8, device=logits.device)
     arguments = loader.SampleArgs(
@@ -436,6 +437,20 @@ def _call_sample(
                 setattr(arguments, f"top_{name}_ids", pair[0].data_ptr())
                 setattr(arguments, f"top_{name}", pair[1].data_ptr())
     library.check(library.sample(ctypes.byref(arguments)))
+
+
+def _check_from_device(steps: Sequence[Step]) -> None:
+    """Check parameters that the library cannot look at; they are copied to the CPU together, which waits once."""
+    given = [t for step in steps for t in (step.values, step.amounts, step.second) if t is not None]
+    if not given:
+        return
+    copied = torch.cat([t.reshape(-1).double() for t in given]).cpu().split([t.numel() for t in given])
+    here = iter(copied)
+    for step in steps:
+        values = next(here)
+        amounts, second = (None if t is None else next(here) for t in (step.amounts, step.second))
+        reference.check_values(step.op, values, amounts)
+        reference.check_second(step.op, second)
 
 
 def _links(steps: Sequence[Step]) -> ctypes.Array[loader.StepArgs]:

@@ -50,11 +50,13 @@ READ_HISTORY = ("watermark",)
 """Steps that look at the token ids so far and have something else in place of a list."""
 REMOVALS = ("ban", "allow", "mask")
 """Truncations that may leave a row without a token, or take its likeliest one."""
-CPU_ONLY = (
-    "epsilon", "eta", "top_a", "top_n_sigma", "typical", "top_h", "xtc", "dynamic_temperature", "watermark", "top_k_low",
-    "top_p_ties", "mirostat",
+ON_CUDA = (
+    "repetition_penalty", "temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "bias",
+    "length_decay", "ban", "allow", "mask", "epsilon", "eta", "top_a", "top_n_sigma", "typical", "top_h", "xtc",
 )  # fmt: skip
-"""Steps that the CUDA library lacks: on a CUDA device this module does the chains that have one."""
+"""Steps that the CUDA library has kernels for: on a CUDA device this module does the chains that have another."""
+MOST_ON_CUDA = 32
+"""Steps of a chain that the CUDA library takes; this module does longer ones."""
 NEED_SECOND = ("typical", "top_h", "xtc", "dynamic_temperature", "watermark", "top_p_ties", "mirostat")
 """Steps with a second parameter."""
 TWO_SECONDS = ("dynamic_temperature", "top_p_ties")

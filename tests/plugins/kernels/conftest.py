@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tunesmith_plugins import kernels
+from tunesmith_plugins.kernels import loader
+
+SOURCES = Path(__file__).parents[3] / "plugins" / "tunesmith_plugins" / "kernels" / "csrc"
 
 
 def _require_native() -> dict[str, Any]:
@@ -55,3 +62,22 @@ def _serving(name: str, info: dict[str, Any]) -> Iterator[str]:
     kernels.set_isa(name)
     yield name
     kernels.set_isa(info["isa"])
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> loader.Library:
+    """The CUDA library compiled as C++, its threads run one after the other."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler on the path")
+    path = tmp_path_factory.mktemp("emulated") / "libtunesmith_cuda_on_cpu.so"
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-w", "-DTS_CUDA_ON_CPU", "-DTS_THREADS=64"]
+    flags += [
+        '-DTS_CUBLASLT_NAME="no-such-library.so"',
+        *(f"-I{SOURCES / name}" for name in ("include", "cuda", "tests")),
+    ]
+    units = [str(unit) for unit in sorted((SOURCES / "cuda").glob("*.cu"))]
+    command = [compiler, *flags, "-xc++", *units, "-o", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return loader.Library(path, "ts_cuda_")

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +12,6 @@ from torch import Tensor
 
 from tunesmith_plugins import kernels
 from tunesmith_plugins.kernels import int8_cuda, int8_ops, loader
-
-SOURCES = Path(__file__).parents[3] / "plugins" / "tunesmith_plugins" / "kernels" / "csrc"
-CXX = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 
 def made(n: int, k: int, group_size: int | None = None) -> tuple[Tensor, Tensor]:
@@ -38,23 +31,6 @@ def same(found: Tensor, expected: Tensor) -> bool:
 
 
 # ---- without a GPU ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> loader.Library:
-    """The CUDA library compiled as C++, its threads run one after the other."""
-    if CXX is None:
-        pytest.skip("no C++ compiler on the path")
-    path = tmp_path_factory.mktemp("emulated") / "libtunesmith_cuda_on_cpu.so"
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-w", "-DTS_CUDA_ON_CPU", "-DTS_THREADS=64"]
-    flags += [
-        '-DTS_CUBLASLT_NAME="no-such-library.so"',
-        *(f"-I{SOURCES / name}" for name in ("include", "cuda", "tests")),
-    ]
-    units = [str(unit) for unit in sorted((SOURCES / "cuda").glob("*.cu"))]
-    done = subprocess.run([CXX, *flags, "-xc++", *units, "-o", str(path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return loader.Library(path, "ts_cuda_")
 
 
 @pytest.fixture

@@ -109,9 +109,11 @@ def test_chains_that_cuda_has_no_kernels_for_go_to_the_reference(monkeypatch: py
     monkeypatch.setattr(kernels.loader, "cuda", lambda: library)
     one = torch.ones(1, dtype=torch.float64)
     cuda = torch.device("cuda")
-    assert kernels.ops._library_for(cuda, [Step("bias", one, torch.zeros(1, 1).long())]) is library
-    assert kernels.ops._library_for(cuda, [Step("top_p", one), Step("eta", one)]) is None
-    assert kernels.ops._library_for(cuda, [Step("top_p", one)], top=3) is None
+    assert kernels.ops._library_for(cuda, [Step(op, one) for op in kernels.reference.ON_CUDA]) is library
+    assert kernels.ops._library_for(cuda, [Step("top_p", one), Step("a later step", one)]) is None
+    longest = [Step("top_p", one)] * kernels.reference.MOST_ON_CUDA
+    assert kernels.ops._library_for(cuda, longest) is library
+    assert kernels.ops._library_for(cuda, [*longest, Step("top_p", one)]) is None
 
 
 @pytest.mark.parametrize("grad", [False, True])

@@ -3,12 +3,10 @@
 
 #include <stdint.h>
 
-constexpr int64_t kTokensAtOnce = 512;  // 32767 * 128 * 512 is below 2^31
-
 struct TsAttentionLoops {
   // dots[t] = sum over d of q[d] * k[t * size + d]
   void (*dots)(const int16_t *q, const int8_t *k, int64_t time, int64_t size, int32_t *dots);
-  // sums[d] = sum over t of p[t] * v[t * size + d]; at most kTokensAtOnce tokens
+  // sums[d] = sum over t of p[t] * v[t * size + d]; at most kTokensAtOnce tokens (int8_attention.h)
   void (*mix)(const int16_t *p, const int8_t *v, int64_t time, int64_t size, int32_t *sums);
 };
 

@@ -8,20 +8,21 @@
 #include "chain_row.h"
 #include "chain_values.h"
 #include "numeric.h"
+#include "truncations.h"
 
 void ChainRow::likely(const ts_step &step, double value) {
   if (form_ == kAbove) list_whole();
   const double second = step.second ? step.second[row_ * step.second_stride] : 0;
   switch (step.op) {
     case TS_EPSILON:
-      if (value > 0) min_p(std::min(1.0, value * mass_of_row()));
+      if (value > 0) min_p(ts_least_likely(value, mass_of_row()));
       break;
     case TS_TOP_A:
-      if (value > 0) min_p(value / mass_of_row());
+      if (value > 0) min_p(ts_top_a_least(value, mass_of_row()));
       break;
     case TS_ETA: {
-      if (value < DBL_MIN) break;
-      const double least = std::min(1.0, value * mass_of_row()), depth = 0.5 * ts_log(value) - mean_depth();
+      if (!ts_eta_cuts(value)) break;
+      const double least = ts_least_likely(value, mass_of_row()), depth = ts_eta_depth(value, mean_depth());
       if (form_ == kDense) {
         // A little lower than both limits, whatever the rounding of exp.
         list_from((float)std::max(-(double)FLT_MAX, (double)max_ + std::min(log(least), depth) - 1e-3), HUGE_VALF);
@@ -29,7 +30,7 @@ void ChainRow::likely(const ts_step &step, double value) {
       }
       float *e = e_.at_least(vocab_);
       kernels_->exps(z_.get(), n_, max_, 1, e);
-      filter([=](int64_t i) { return (double)e[i] >= least || (double)(z_[i] - max_) >= depth; });
+      filter([=](int64_t i) { return ts_eta_keeps(z_[i] - max_, e[i], least, depth); });
       break;
     }
     case TS_TOP_N_SIGMA:
@@ -50,7 +51,7 @@ void ChainRow::likely(const ts_step &step, double value) {
 // The mass of what is left in units of its likeliest token.
 double ChainRow::mass_of_row() {
   const uint64_t total = form_ == kDense ? dense_total() : weigh_list();
-  return (double)(int64_t)total / plan_->scale;
+  return ts_mass(total, plan_->scale);
 }
 
 // The mean of max - z, by probability: the entropy is this and the logarithm of the mass.
@@ -66,7 +67,7 @@ double ChainRow::mean_depth() {
     for (int64_t i = 0; i < count; ++i) here += ts_depth(z[i] - max, e[i], scale);
     sum += here;
   });
-  return (double)(int64_t)sum / (double)(int64_t)total;
+  return ts_mean_depth(sum, total);
 }
 
 void ChainRow::list_all() {
@@ -84,7 +85,7 @@ void ChainRow::top_n_sigma(double n) {
   over_values([&](const float *z, int64_t count) {
     for (int64_t i = 0; i < count; ++i) lowest = z[i] < lowest && z[i] > -HUGE_VALF ? z[i] : lowest;
   });
-  const double extent = highest - (double)lowest, inverse = extent > 0 ? 1.0 / extent : 0.0;
+  const double extent = highest - (double)lowest, inverse = ts_sigma_inverse(extent);
   uint64_t first = 0, second = 0;
   int64_t finite = 0;
   over_values([&](const float *z, int64_t count) {
@@ -101,10 +102,7 @@ void ChainRow::top_n_sigma(double n) {
     second += seconds;
     finite += some;
   });
-  const double units = (double)finite * scale;
-  const double mean = (double)(int64_t)first / units, square = (double)(int64_t)second / units;
-  const double variance = square - mean * mean;
-  const double bound = highest - n * (sqrt(variance > 0 ? variance : 0.0) * extent);
+  const double bound = ts_sigma_bound(n, highest, extent, first, second, finite, scale);
   if (form_ == kDense) {
     // Rounded to float32 the bound may be a little high: one float lower everything that reaches it is listed.
     const float from = bound < -FLT_MAX ? -FLT_MAX : nextafterf((float)bound, -HUGE_VALF);
@@ -118,13 +116,11 @@ void ChainRow::typical(double mass, double least) {
   if (mass >= 1) return;
   const double depth = mean_depth();
   list_all();
-  const uint64_t total = weigh_list();
-  uint64_t wanted = (uint64_t)ceil(mass * (double)(int64_t)total);
-  wanted = std::min(std::max<uint64_t>(wanted, 1), total);
+  const uint64_t wanted = ts_typical_wanted(mass, weigh_list());
   Weighed *items = weighed_.at_least(vocab_);
   float *distance = e_.at_least(vocab_);
   for (int64_t i = 0; i < n_; ++i) {
-    distance[i] = (float)fabs(-(double)(z_[i] - max_) - depth);
+    distance[i] = ts_typical_distance(z_[i] - max_, depth);
     items[i] = {distance[i], w_[i]};
   }
   uint64_t before;
@@ -160,13 +156,13 @@ void ChainRow::top_h(double h, double candidates) {
     depth += ts_depth(z[place] - max_, e[place], plan_->scale);
   };
   for (int64_t i = 0; i < count; ++i) deepen(i);
-  const double log_mass = ts_log((double)(int64_t)weight / plan_->scale);
-  const double limit = h * (log_mass * (double)(int64_t)weight + (double)(int64_t)depth);
+  const double log_mass = ts_log(ts_mass(weight, plan_->scale));
+  const double limit = h * ts_top_h_spent(log_mass, weight, depth);
   weight = depth = 0;
   int64_t kept = 0;
   for (; kept < count; ++kept) {
     deepen(kept);
-    if (kept && !(log_mass * (double)(int64_t)weight + (double)(int64_t)depth <= limit)) break;
+    if (kept && !(ts_top_h_spent(log_mass, weight, depth) <= limit)) break;
   }
   order.resize((size_t)kept);
   std::sort(order.begin(), order.end());
@@ -183,7 +179,7 @@ void ChainRow::xtc(double threshold) {
   float bound = max_;
   const auto look = [&](const float *z, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
-      if (z[i] < bound && z[i] > -HUGE_VALF && (double)(z[i] - max_) - log_mass > -745.0 && (double)ts_exp(z[i] - max_) >= least) bound = z[i];
+      if (z[i] < bound && z[i] > -HUGE_VALF && ts_xtc_choice(z[i] - max_, least, log_mass)) bound = z[i];
     }
   };
   if (least > 1) return;  // not even the likeliest is above the threshold

@@ -59,21 +59,18 @@ __device__ inline float block_max(float value) {
   return key_to_float(~(uint32_t)block_least((uint32_t)~ts_order_key(value)));
 }
 
-// The sum of the values of all lower threads.
+// The sum of the values of all lower threads (Hillis and Steele's scan).
 __device__ inline uint64_t block_before(uint64_t value) {
   __shared__ uint64_t values[kThreads];
   values[threadIdx.x] = value;
   __syncthreads();
-  if (threadIdx.x == 0) {
-    uint64_t running = 0;
-    for (int i = 0; i < kThreads; ++i) {
-      const uint64_t own = values[i];
-      values[i] = running;
-      running += own;
-    }
+  for (int step = 1; step < kThreads; step *= 2) {
+    const uint64_t other = (int)threadIdx.x >= step ? values[threadIdx.x - step] : 0;
+    __syncthreads();
+    values[threadIdx.x] += other;
+    __syncthreads();
   }
-  __syncthreads();
-  const uint64_t result = values[threadIdx.x];
+  const uint64_t result = values[threadIdx.x] - value;
   __syncthreads();
   return result;
 }

@@ -110,7 +110,7 @@ typedef struct {
   void *cuda_stream;     /* ts_cuda_sample only */
   int32_t threads;       /* ts_sample only: at most so many share the rows; 0 means 1 */
   int32_t reserved;
-  /* ts_sample only: the top_count likeliest tokens, equals by id, (batch, top_count) each or null, with their
+  /* The top_count likeliest tokens, equals by id, (batch, top_count) each or null, with their
    * log-probabilities under the logits as given, after all edits, and among the tokens kept. At most vocab. */
   int64_t top_count;
   int64_t *top_raw_ids, *top_processed_ids, *top_truncated_ids;
@@ -219,7 +219,12 @@ TS_API int32_t ts_cuda_quantize_rows(const ts_quantize_args *args);
 TS_API int32_t ts_cuda_int8_linears(const ts_int8_args *args, void *workspace, int64_t workspace_bytes, void *cuda_stream);
 /* Words: cuda_stream, workspace, workspace_bytes and those of ts_int8_linears_words. */
 TS_API int32_t ts_cuda_int8_linears_words(const int64_t *words, int64_t count);
-/* Bytes for a call; widest: the largest n of its layers. */
+/* Words: cuda_stream and those of ts_rotary_words. */
+TS_API int32_t ts_cuda_rotary_words(const int64_t *words, int64_t count);
+/* Words: cuda_stream, workspace, workspace_bytes (4 * batch * heads * queries * time at least) and those of
+ * ts_int8_attention_words, of which threads means nothing here. */
+TS_API int32_t ts_cuda_int8_attention_words(const int64_t *words, int64_t count);
+/* Bytes for a call of the int8 layers; widest: the largest n of its layers. */
 TS_API int64_t ts_cuda_int8_workspace(int64_t rows, int64_t k, int32_t mode, int64_t group_size, int64_t widest);
 /* Use cublasLt where it is found (1, as at the start), or never (0); anything else changes nothing. Returns whether it is
  * in use. Without it the library's own kernel takes every number of rows, with the same bits. */

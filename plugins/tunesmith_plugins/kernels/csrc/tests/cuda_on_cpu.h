@@ -92,13 +92,18 @@ class Barrier {
   explicit Barrier(int count) : count_(count) {}
   TS_UNSEEN void wait() {
     const uint64_t round = round_;
-    order();
+#if defined(TS_TSAN)
+    __tsan_release(&rounds_[round % 2]);
+#endif
     if (++waiting_ == count_) {
       waiting_ = 0;
       ++round_;
     }
     while (round == round_) yield_to_next();
-    order();
+#if defined(TS_TSAN)
+    // Of this round alone: who leaves last must not seem to have waited for what others did since they left.
+    __tsan_acquire(&rounds_[round % 2]);
+#endif
   }
   // Tells ThreadSanitizer that what was done before is done before what comes now.
   TS_UNSEEN void order() {
@@ -112,7 +117,7 @@ class Barrier {
   const int count_;
   int waiting_ = 0;
   uint64_t round_ = 0;
-  char order_ = 0;
+  uint64_t order_ = 0, rounds_[2] = {};
 };
 inline Barrier *block_barrier = nullptr;
 inline void __syncthreads() { block_barrier->wait(); }

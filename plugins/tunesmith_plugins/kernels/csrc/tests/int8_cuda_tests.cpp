@@ -159,6 +159,60 @@ void rows() {
   puts("rows on CUDA: quantised as on the CPU");
 }
 
+int64_t word(const void *pointer) { return (int64_t)(intptr_t)pointer; }
+
+// The cache may begin at any address.
+void attention() {
+  int cases = 0;
+  for (const int64_t size : {1, 15, 16, 65, 128}) {
+    for (const int64_t time : {1, 7, 64, 600}) {
+      const int64_t batch = 2, heads = 4, kv_heads = 2, queries = 2, tasks = batch * heads * queries, tokens = batch * kv_heads * time;
+      Guarded<float> q(tasks * size), k_scale(tokens), v_scale(tokens), mask(queries * time), out(tasks * size), out2(tasks * size);
+      Guarded<int8_t> k(tokens * size + 1), v(tokens * size);
+      Guarded<float> workspace(tasks * time);
+      for (int64_t i = 0; i < tasks * size; ++i) q[i] = real(-3, 3);
+      q[size / 2] = NAN;
+      for (int64_t i = 0; i < tokens; ++i) k_scale[i] = real(.001, .02), v_scale[i] = real(.001, .02);
+      for (int64_t i = 0; i < tokens * size; ++i) k[i + 1] = (int8_t)pick(-128, 127), v[i] = (int8_t)pick(-128, 127);
+      for (int64_t i = 0; i < queries * time; ++i) mask[i] = pick(0, 3) ? real(-2, 2) : -INFINITY;
+      const double scale = 0.3;
+      int64_t words[3 + 18] = {0, word(workspace.get()), tasks * time * 4, word(q.get()), word(out.get()), batch, heads, queries, kv_heads,
+                               time, size, word(k.get() + 1), word(k_scale.get()), word(v.get()), word(v_scale.get()), word(mask.get()),
+                               0, 0, time, 0, 1};
+      memcpy(words + 3 + 16, &scale, sizeof scale);
+      for (const bool masked : {false, true}) {
+        words[3 + 12] = masked ? word(mask.get()) : 0;
+        words[3 + 1] = word(out.get());
+        REQUIRE(ts_int8_attention_words(words + 3, 18) == TS_OK);
+        words[3 + 1] = word(out2.get());
+        REQUIRE(ts_cuda_int8_attention_words(words, 21) == TS_OK);
+        for (int64_t i = 0; i < tasks * size; ++i) REQUIRE(same(out[i], out2[i]));
+        ++cases;
+      }
+      words[2] -= 1;
+      REQUIRE(ts_cuda_int8_attention_words(words, 21) == TS_INVALID && strstr(ts_cuda_last_error(), "work space"));
+    }
+  }
+  printf("attention on CUDA: %d caches with the bits of the CPU\n", cases);
+}
+
+void rotary() {
+  const int64_t rows = 6, size = 10, tables = 3;
+  Guarded<float> cos(tables * size), sin(tables * size), q(rows * 3 * size), k(rows * size), q2(rows * 3 * size), k2(rows * size);
+  for (int64_t i = 0; i < tables * size; ++i) cos[i] = real(-1, 1), sin[i] = real(-1, 1);
+  for (int64_t i = 0; i < rows * 3 * size; ++i) q[i] = q2[i] = real(-3, 3);
+  for (int64_t i = 0; i < rows * size; ++i) k[i] = k2[i] = real(-3, 3);
+  int64_t words[] = {0, word(q.get()), word(k.get()), rows, 3, 1, 3 * size, size, size, word(cos.get()), word(sin.get()), tables};
+  REQUIRE(ts_rotary_words(words + 1, 11) == TS_OK);
+  words[1] = word(q2.get()), words[2] = word(k2.get());
+  REQUIRE(ts_cuda_rotary_words(words, 12) == TS_OK);
+  for (int64_t i = 0; i < rows * 3 * size; ++i) REQUIRE(same(q[i], q2[i]));
+  for (int64_t i = 0; i < rows * size; ++i) REQUIRE(same(k[i], k2[i]));
+  words[8] = 3;
+  REQUIRE(ts_cuda_rotary_words(words, 12) == TS_INVALID);
+  puts("rotary on CUDA: turned as on the CPU");
+}
+
 void refusals() {
   ts_int8_args args = {};
   REQUIRE(ts_cuda_int8_linears(nullptr, nullptr, 0, nullptr) == TS_INVALID);
@@ -191,6 +245,8 @@ void refusals() {
 
 int main() {
   REQUIRE(ts_cuda_abi_version() == TS_ABI_VERSION);
+  attention();
+  rotary();
   refusals();
   rows();
   shapes();

@@ -1,0 +1,162 @@
+"""Attention over an int8 cache and rotary positions of the CUDA library: the bits of the CPU, on a GPU or on CPU threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tunesmith_plugins import kernels
+from tunesmith_plugins.kernels import attention, int8_ops, loader
+
+SHAPES = (
+    (1, 1, 1, 1, 1, 1),
+    (2, 4, 1, 2, 7, 15),
+    (1, 2, 3, 2, 511, 16),
+    (2, 6, 2, 3, 130, 80),
+    (1, 2, 1, 1, 1030, 97),
+    (1, 8, 1, 2, 40, 128),
+    (3, 1, 2, 1, 5, 300),
+)
+
+
+def cache(batch: int, heads: int, time: int, size: int) -> tuple[Tensor, Tensor]:
+    integers = torch.randint(-128, 128, (batch, heads, time, size), dtype=torch.int8)
+    return integers, torch.rand(batch, heads, time, 1) / 50 + 0.001
+
+
+def masks(batch: int, heads: int, queries: int, time: int) -> list[Tensor | None]:
+    """None, padding that may hide all, numbers, some not finite, numbers whose time axis is not the last in memory."""
+    nothing = torch.zeros(batch, 1, queries, time, dtype=torch.bool)
+    odd = torch.randn(batch, heads, queries, time)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        odd[torch.rand(batch, heads, queries) < 0.3, time // 2] = value
+    seen = torch.rand(batch, 1, 1, time) > 0.3
+    return [
+        None, seen, nothing, odd, torch.randn(1, heads, queries, time) * 10,
+        torch.randn(time, 1, queries, 1).permute(3, 1, 2, 0),
+    ]  # fmt: skip
+
+
+def moved(tensors: tuple[Tensor | None, ...], device: str) -> tuple[Tensor | None, ...]:
+    return tuple(None if t is None else t.to(device) for t in tensors)
+
+
+def same_bits(found: Tensor, expected: Tensor) -> bool:
+    found, expected = (t.cpu() for t in (found, expected))
+    written = [torch.where(t.isnan(), 0x7FC00000, t.view(torch.int32)) for t in (found, expected)]
+    return torch.equal(*written)
+
+
+def attend_everywhere(attend: Callable[..., Tensor], device: str) -> None:
+    torch.manual_seed(0)
+    for batch, heads, queries, kv_heads, time, size in SHAPES:
+        q = torch.randn(batch, heads, queries, size) * 3
+        parts = (*cache(batch, kv_heads, time, size), *cache(batch, kv_heads, time, size))
+        for mask in masks(batch, heads, queries, time):
+            for odd in (None, torch.nan, torch.inf, 1e30):
+                x = q.clone()
+                if odd is not None:
+                    x[-1, -1, -1, size // 2] = odd
+                given = (x, *parts, mask)
+                expected = kernels.int8_attention(*given)  # type: ignore[arg-type]
+                assert same_bits(attend(*moved(given, device)), expected), (tuple(q.shape), time, odd)
+    time, size = 1500, 64  # the largest sums
+    ones = torch.ones(1, 1, time, 1)
+    for extreme in (-128, 127):
+        k = torch.full((1, 1, time, size), extreme, dtype=torch.int8)
+        given = (torch.full((1, 1, 1, size), -3.0), k, ones, k, ones)
+        assert same_bits(attend(*moved(given, device)), kernels.int8_attention(*given))
+    k = torch.randint(-128, 128, (1 + 2 * 9 * 8,), dtype=torch.int8)[1:].view(
+        1, 2, 9, 8
+    )  # not where 4 divides the address
+    given = (torch.randn(1, 2, 1, 8), k, torch.rand(1, 2, 9, 1), k, torch.rand(1, 2, 9, 1))
+    assert same_bits(attend(*moved(given, device)), kernels.int8_attention(*given))
+
+
+def turn_everywhere(turn: Callable[..., None], device: str) -> None:
+    torch.manual_seed(0)
+    for batch, time, heads, kv_heads, size in ((1, 1, 1, 1, 2), (2, 5, 3, 1, 8), (3, 2, 4, 4, 64), (1, 7, 9, 3, 96)):
+        q, k = torch.randn(batch, time, heads * size), torch.randn(batch, time, kv_heads * size)
+        for tables in {1, batch}:
+            angle = torch.randn(tables, time, size // 2)
+            cos, sin = torch.cat([angle.cos()] * 2, -1), torch.cat([angle.sin()] * 2, -1)
+            expected_q, expected_k = q.clone(), k.clone()
+            kernels.rotary_(expected_q, expected_k, cos, sin, size)
+            found_q, found_k = q.to(device, copy=True), k.to(device, copy=True)
+            turn(found_q, found_k, cos.to(device), sin.to(device), size)
+            assert same_bits(found_q, expected_q)
+            assert same_bits(found_k, expected_k)
+
+
+# ---- without a GPU ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def through_cuda(
+    native: dict[str, Any], emulated: loader.Library, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Callable[..., Any]]:
+    """A function of the kernels with the emulated library in the place of the CPU's, and what it called."""
+    called: list[str] = []
+    held, released, _, _ = int8_ops._entry()
+
+    def entry(name: str) -> tuple[Callable[..., int], Callable[..., int], int, loader.Library]:
+        called.append(name)
+        return held, released, emulated.address(name), emulated
+
+    def routed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            before = len(called)
+            with monkeypatch.context() as patch:
+                patch.setattr(loader, "cpu", lambda: emulated)
+                patch.setattr(attention, "_entry", entry)
+                patch.setattr(int8_ops, "_entry", entry)
+                found = function(*arguments)
+            assert called[before:] == [name]
+            return found
+
+        return call
+
+    return routed
+
+
+def test_attention_has_the_bits_of_the_cpu(through_cuda: Callable[..., Callable[..., Any]]) -> None:
+    attend_everywhere(through_cuda(kernels.int8_attention, "ts_cuda_int8_attention_words"), "cpu")
+
+
+def test_rotary_has_the_bits_of_the_cpu(through_cuda: Callable[..., Callable[..., Any]]) -> None:
+    turn_everywhere(through_cuda(kernels.rotary_, "ts_cuda_rotary_words"), "cpu")
+
+
+def test_what_does_not_fit_is_refused_by_the_cuda_library(native: dict[str, Any], emulated: loader.Library) -> None:
+    _, released, _, _ = int8_ops._entry()
+    address, room = emulated.address("ts_cuda_int8_attention_words"), torch.zeros(64).data_ptr()
+    words = [room, room, 1, 1, 1, 1, 4, 8, *[room] * 4, None, 0, 0, 0, 1.0, 1]
+    with pytest.raises(ValueError, match="attention needs 16 bytes of work space"):
+        emulated.check(released(address, None, room, 15, *words))
+    with pytest.raises(ValueError, match="attention takes 18 words, not 17"):
+        emulated.check(released(address, None, room, 16, *words[:-1]))
+    with pytest.raises(ValueError, match="whole groups of heads"):
+        emulated.check(released(address, None, room, 16, *words[:5], 2, *words[6:]))
+    with pytest.raises(ValueError, match="an even head_dim"):
+        emulated.check(
+            released(emulated.address("ts_cuda_rotary_words"), None, room, room, 1, 1, 1, 3, 3, 3, room, room, 1)
+        )
+
+
+# ---- on a GPU -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+def test_attention_on_a_gpu_has_the_bits_of_the_cpu() -> None:
+    assert loader.cuda() is not None, kernels.info()["cuda_reason"]
+    attend_everywhere(kernels.int8_attention, "cuda")
+
+
+@pytest.mark.gpu
+def test_rotary_on_a_gpu_has_the_bits_of_the_cpu() -> None:
+    assert loader.cuda() is not None, kernels.info()["cuda_reason"]
+    turn_everywhere(kernels.rotary_, "cuda")

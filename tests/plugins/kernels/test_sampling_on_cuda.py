@@ -1,0 +1,226 @@
+"""The sampling chain of the CUDA library: the bits of the CPU library, on a GPU or, without one, run on CPU threads."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tunesmith_plugins import kernels
+from tunesmith_plugins.kernels import Step, loader, ops, reference
+
+TRUNCATIONS = ("top_k", "top_p", "min_p", "epsilon", "eta", "top_a", "top_n_sigma", "typical", "top_h", "xtc")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+Sample = Callable[..., kernels.TopResult]
+
+
+def rows(kind: str, batch: int, vocab: int, dtype: torch.dtype) -> Tensor:
+    """Rows of one kind; ``odd`` ones have ties, removed tokens, both zeros, denormals, the largest numbers, NaN and infinity."""
+    if kind == "flat":
+        return (torch.randn(batch, vocab) * 0.5).to(dtype)
+    if kind == "wide":
+        return (torch.randn(batch, vocab) * 3).to(dtype)
+    if kind == "tied":
+        return torch.randn(batch, vocab).mul(2).round().to(dtype)
+    if kind == "peaked":
+        logits = torch.randn(batch, vocab) * 3
+        some = torch.randint(vocab, (batch, min(40, vocab)))
+        return logits.scatter_(1, some, 12 + torch.rand(some.shape).log().neg()).to(dtype)
+    logits = torch.randn(batch, vocab).round()
+    special = torch.tensor([-torch.inf, -torch.inf, 0.0, -0.0, 1e-42, 3e38, -3e38, torch.nan, torch.inf])
+    there = torch.rand(batch, vocab) < 0.2
+    drawn = torch.randint(len(special) - (2 if random.random() < 0.7 else 0), (batch, vocab))
+    return torch.where(there, special[drawn], logits).to(dtype)
+
+
+def step(op: str, batch: int, vocab: int) -> Step:
+    """A step of one kind with random parameters for every row."""
+    share = torch.where(torch.rand(batch) < 0.8, torch.rand(batch), torch.rand(batch).round()).double()
+    if op in TRUNCATIONS:
+        values = {
+            "top_k": torch.randint(-1, vocab + 3, (batch,)),
+            "top_n_sigma": share * 3,
+            "epsilon": share**4,
+            "eta": share**8,
+            "xtc": share**4,
+        }.get(op, share)
+        second = torch.randint(0, 2, (batch,)) | torch.randint(0, 2, (batch,)) if op == "xtc" else None
+        if op in ("typical", "top_h"):
+            second = torch.randint(1, random.choice([3, 60, vocab + 4]), (batch,))
+        return Step(op, values, second=None if second is None else second.double())
+    if op in ("temperature", "repetition_penalty"):
+        return Step(op, 10 ** (torch.rand(batch, dtype=torch.float64) * 2 - 1))
+    if op in reference.REMOVALS:
+        values = torch.randint(0, 2, (batch,))
+    else:
+        values = torch.randn(batch, dtype=torch.float64).clamp(-1)
+    if op == "mask":
+        return Step(op, values, torch.randint(-(2**31), 2**31, (batch, (vocab + 31) // 32), dtype=torch.int32))
+    ids = torch.randint(-1, vocab + 1, (batch, 9))
+    return Step(op, values, ids, torch.randn(batch, 9) if op == "bias" else None)
+
+
+def inputs(batch: int, vocab: int) -> dict[str, Any]:
+    return {
+        "seed": torch.randint(-(2**63), 2**63 - 1, (batch,)),
+        "stream": torch.randint(-(2**63), 2**63 - 1, (batch,)),
+        "position": torch.randint(0, 2**32, (batch,)),
+        "history": torch.randint(-2, vocab + 2, (batch, 6)),
+        "history_lengths": torch.randint(0, 7, (batch,)),
+        "draw": random.randrange(4),
+        "greedy": random.random() < 0.15,
+        "logp_raw": True,
+        "logp_processed": True,
+        "logp_truncated": True,
+    }
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """Integers that tell -0 from 0 and, however a NaN is written, equal it to itself."""
+    tensor = tensor.cpu()
+    return torch.where(tensor.isnan(), 0x7FC00000, tensor.view(torch.int32)) if tensor.is_floating_point() else tensor
+
+
+def parts(result: kernels.TopResult) -> list[Tensor]:
+    return [t for part in result if part is not None for t in part if t is not None]
+
+
+def assert_equal_to_cpu(
+    sample: Sample, logits: Tensor, steps: list[Step], given: dict[str, Any], top: int
+) -> kernels.TopResult:
+    arguments: dict[str, Any] = given | {"top": top, "of": ("raw", "processed", "truncated")}
+    expected = kernels.sample_chain_top(logits, steps, **arguments)
+    found = sample(logits, steps, **arguments)
+    assert len(parts(found)) == len(parts(expected)) == 11
+    for name, one, other in zip(
+        ("token", "status", "raw", "processed", "truncated", *("top",) * 6), parts(found), parts(expected), strict=True
+    ):
+        message = f"{name} of {[s.op for s in steps]} over {tuple(logits.shape)} {logits.dtype}"
+        assert torch.equal(bits(one), bits(other)), message
+    return expected
+
+
+def random_chains(sample: Sample, trials: range, vocabs: tuple[int, ...]) -> None:
+    statuses: set[int] = set()
+    for trial in trials:
+        random.seed(trial)
+        torch.manual_seed(trial)
+        batch, vocab = random.randint(1, 4), random.choice(vocabs)
+        logits = rows(random.choice(["flat", "wide", "tied", "peaked", "odd"]), batch, vocab, random.choice(DTYPES))
+        if random.random() < 0.3:
+            logits = torch.cat([logits, logits], 1)[:, :vocab]  # rows that lie apart
+        steps = [step(random.choice(reference.ON_CUDA), batch, vocab) for _ in range(random.randint(0, 6))]
+        found = assert_equal_to_cpu(sample, logits, steps, inputs(batch, vocab), random.choice([1, 3, 20, 3000]))
+        statuses |= set(found.sample.status.tolist())
+    assert statuses == {int(status) for status in kernels.Status}
+
+
+def one_by_one(sample: Sample, vocab: int) -> None:
+    """Every truncation on rows of every kind and type: alone, after a temperature, after a cut, and before another."""
+    for number, op in enumerate(TRUNCATIONS):
+        for kind in ("flat", "wide", "tied", "peaked", "odd"):
+            random.seed(kind + op)
+            torch.manual_seed(number)
+            logits = rows(kind, 3, vocab, DTYPES[(number + len(kind)) % 3])
+            around = random.choice([(), ("temperature",), ("ban", "top_k"), ("typical",)])
+            after = random.choice([(), ("temperature",), ("top_p",), ("bias",)])
+            steps = [step(name, 3, vocab) for name in (*around, op, *after)]
+            assert_equal_to_cpu(sample, logits, steps, inputs(3, vocab), 20)
+
+
+# ---- without a GPU ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_threads(native: dict[str, Any], emulated: loader.Library, monkeypatch: pytest.MonkeyPatch) -> Sample:
+    """``sample_chain_top`` with the emulated library in the place of the CPU's."""
+
+    def sample(*arguments: Any, **more: Any) -> kernels.TopResult:
+        with monkeypatch.context() as patch:
+            patch.setattr(ops, "_library_for", lambda device, steps: emulated)
+            return kernels.sample_chain_top(*arguments, **more)
+
+    return sample
+
+
+@pytest.mark.parametrize("block", range(2))
+def test_random_chains_have_the_bits_of_the_cpu(on_threads: Sample, block: int) -> None:
+    random_chains(on_threads, range(block * 150, block * 150 + 150), (1, 2, 31, 32, 33, 64, 65, 100, 257, 1000))
+
+
+def test_every_truncation_has_the_bits_of_the_cpu(on_threads: Sample) -> None:
+    one_by_one(on_threads, 3001)
+
+
+def test_rows_without_a_draw_have_the_bits_of_the_cpu(
+    native: dict[str, Any], emulated: loader.Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, op in enumerate(TRUNCATIONS):
+        torch.manual_seed(number)
+        logits, steps = rows("tied", 3, 200, torch.float32), [step("temperature", 3, 200), step(op, 3, 200)]
+        expected = kernels.apply_chain(logits, steps)
+        with monkeypatch.context() as patch:
+            patch.setattr(ops, "_library_for", lambda device, steps: emulated)
+            found = kernels.apply_chain(logits, steps)
+        assert torch.equal(bits(found.logits), bits(expected.logits)), op
+        assert torch.equal(found.status, expected.status)
+
+
+def test_parameters_are_checked_before_the_device_has_them(on_threads: Sample) -> None:
+    logits, half = torch.randn(2, 9), torch.tensor([0.5], dtype=torch.float64)
+    given = inputs(2, 9) | {"top": 1}
+    with pytest.raises(ValueError, match=r"epsilon, row 0: 1\.5 is outside the allowed range, 0 to 1"):
+        on_threads(logits, [Step("epsilon", half + 1)], **given)
+    with pytest.raises(ValueError, match=r"top_h, row 1: 0 is outside the allowed range of its second parameter"):
+        on_threads(logits, [Step("top_h", half, second=torch.tensor([3.0, 0.0]).double())], **given)
+    amounts = torch.tensor([[1.0, torch.inf]])
+    biased = [Step("top_p", half), Step("bias", half, torch.zeros(1, 2).long(), amounts), Step("epsilon", half)]
+    with pytest.raises(ValueError, match="bias: amounts must be finite"):
+        on_threads(logits, biased, **given)
+    with pytest.raises(ValueError, match="xtc, row 0: 2 is outside the allowed range of its second parameter, 0 or 1"):
+        on_threads(logits, [Step("xtc", half, second=half * 4)], **given)
+
+
+def test_a_step_without_a_kernel_is_refused(emulated: loader.Library) -> None:
+    assert tuple(reference.OPS[: len(reference.ON_CUDA)]) == reference.ON_CUDA
+    steps = (loader.StepArgs * 1)()
+    steps[0].op = len(reference.ON_CUDA)
+    room = torch.zeros(1000)
+    arguments = loader.SampleArgs(
+        logits=room.data_ptr(), batch=1, vocab=9, row_stride=9, steps=steps, step_count=1, status=room.data_ptr(),
+        workspace=room.data_ptr(),
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match=f"step 0: unknown operation {len(reference.ON_CUDA)}"):
+        emulated.check(emulated.sample(ctypes.byref(arguments)))
+
+
+# ---- on a GPU -----------------------------------------------------------------------------------------------------
+
+
+def to_gpu(value: Any) -> Any:
+    if isinstance(value, Step):
+        return Step(value.op, *map(to_gpu, value[1:]))
+    return value.cuda() if isinstance(value, Tensor) else value
+
+
+def on_gpu(logits: Tensor, steps: list[Step], **given: Any) -> kernels.TopResult:
+    assert kernels.info()["cuda"], kernels.info()["cuda_reason"]
+    assert ops._library_for(torch.device("cuda"), steps) is loader.cuda()
+    there = {name: to_gpu(value) for name, value in given.items()}
+    return kernels.sample_chain_top(logits.cuda(), [to_gpu(each) for each in steps], **there)
+
+
+@pytest.mark.gpu
+def test_random_chains_on_a_gpu_have_the_bits_of_the_cpu() -> None:
+    random_chains(on_gpu, range(600), (1, 2, 31, 32, 33, 100, 255, 256, 257, 1000, 5000))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("vocab", [3001, 32000, 151936, 300_000])
+def test_every_truncation_on_a_gpu_has_the_bits_of_the_cpu(vocab: int) -> None:
+    one_by_one(on_gpu, vocab)
