@@ -1,7 +1,7 @@
 """Everything that wants a GPU, in one command: the tests of equal bits, the checks of compute-sanitizer, and how fast it is.
 
 1. ``pytest -m gpu tests/plugins/kernels``: sampling, int8 layers, attention and rotary positions give the CPU's bits.
-2. The same tests under memcheck, racecheck, initcheck and synccheck, where compute-sanitizer is on the path.
+2. The smaller ones of these tests under memcheck, racecheck, initcheck and synccheck, where compute-sanitizer is on the path.
 3. Sampling, int8 layers and attention over an int8 cache beside what torch has, called in turn (A B C A B C ...), every call
    waited for, Python included: the 25th percentiles, as ratios. Every cell is first compared with the CPU's result.
 
@@ -30,7 +30,7 @@ from torch.nn import functional
 from tunesmith_plugins import kernels
 from tunesmith_plugins.kernels import Step
 
-TESTS = "tests/plugins/kernels"
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/plugins/kernels"]
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 CHAINS: dict[str, dict[str, float]] = {
     "a": {"temperature": TEMPERATURE, "top_k": K},
@@ -47,19 +47,16 @@ def run(command: list[str]) -> bool:
     return subprocess.run(command, cwd=Path(__file__).parents[1], check=False).returncode == 0
 
 
-def tested(sanitizer: bool) -> bool:
-    """Run the tests, plain and under every tool of compute-sanitizer."""
-    pytest = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", TESTS]
-    held = run(pytest)
-    if not sanitizer:
-        return held
+def sanitized() -> bool:
+    """Run the smaller tests under every tool of compute-sanitizer."""
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         print("compute-sanitizer is not on the path: its checks were not run")
-        return held
+        return True
+    held = True
     for name in TOOLS:
         # without the largest shapes, which take the tools too long, and without graphs, which they do not see into
-        some = [*pytest, "-k", "not (graph or 300000 or 151936 or 32000 or sums)"]
+        some = [*PYTEST, "-k", "not (graph or 300000 or 151936 or 32000 or sums)"]
         held &= run([tool, "--tool", name, "--target-processes", "all", "--error-exitcode", "1", *some])
     return held
 
@@ -170,7 +167,8 @@ def main() -> None:
         if not state["cuda"]:
             raise SystemExit(f"the CUDA library is not loaded ({state['cuda_reason']}): nothing was run")
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, cublasLt {state['cublaslt']}")
-        held = options.no_tests or tested(not options.no_sanitizer)
+        held = options.no_tests or run(PYTEST)
+        held &= options.no_sanitizer or sanitized()
     if not options.no_benchmark:
         print("\n25th percentiles: ours, and how many times as long the others take")
         with torch.inference_mode():

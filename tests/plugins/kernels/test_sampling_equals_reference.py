@@ -588,6 +588,21 @@ def test_overflow_by_a_low_temperature_is_reported(serving: str) -> None:
     assert result.status.tolist() == [Status.POSINF, Status.EMPTY]
 
 
+@pytest.mark.parametrize("vocab", [257, 300, 5000])
+def test_masked_values_that_a_temperature_makes_infinite_stay_in_their_row(isa: str, vocab: int) -> None:
+    logits = torch.full((3, vocab), torch.finfo(torch.float32).min)
+    logits[:, 7:17] = torch.arange(10.0)
+    half, history = torch.tensor([0.5], dtype=torch.float64), torch.zeros(3, 1, dtype=torch.int64)
+    ids = torch.arange(3)
+    for last in (Step("top_k", torch.tensor([20])), Step("mirostat", half * 40, second=half * 2), Step("top_p", half)):
+        chain = [Step("temperature", half), last]
+        expected = reference.chain(logits, chain, history=history)[0]
+        assert torch.equal(kernels.apply_chain(logits, chain, history=history).logits, expected)
+        of = ("raw", "processed", "truncated")
+        found = kernels.sample_chain_top(logits, chain, ids, ids, ids, top=20, of=of)
+        assert_same_tops(found, reference.sample_chain_top(logits, chain, ids, ids, ids, top=20, of=of))
+
+
 def test_greedy_takes_the_first_of_equals_and_needs_no_seed(serving: str) -> None:
     logits = torch.tensor([[0.0, 3.0, 3.0], [-0.0, 0.0, -1.0]])
     assert kernels.sample_chain(logits, [], greedy=True).token.tolist() == [1, 0]

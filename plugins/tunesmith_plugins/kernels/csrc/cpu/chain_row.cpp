@@ -329,6 +329,7 @@ int64_t ChainRow::merge_patches(int64_t n, float from) {
 
 // Lists the tokens of the dense row with from <= z < below; of the patched ones also those that are larger.
 void ChainRow::list_from(float from, float below) {
+  from = std::max(from, -FLT_MAX);  // a quotient may be -inf of a value that is not, and -inf also stands behind the row's end
   n_ = kernels_->collect(&rest(), lanes_.get(), least(from), below == HUGE_VALF ? below : least(below), ids_.get(), z_.get());
   for (int32_t t = 0; t < dense_divisors_; ++t) kernels_->divide(z_.get(), n_, divisors_[(size_t)t]);
   n_ = merge_patches(n_, from);
@@ -608,7 +609,7 @@ double ChainRow::doubt_of(double mass) const {
   // the fused step (2^-26), exp and 2^f themselves and the float32 sums of a block: together below 8e-7. The weights' own
   // rounding is half a step each.
   const double deep = log((double)vocab_ / fmax(mass, 1e-9));
-  return mass * 1.1 * (0x1p-24 * (fabs((double)max_) + 3 * deep) + 8e-7) + (double)vocab_ * 0x1p-44;
+  return mass * 1.1 * (0x1p-24 * (fabs((double)max_) + 3 * deep) + 8e-7) + (double)vocab_ / plan_->scale;
 }
 
 // Bounds of the weights' sum of the tokens below `from`, from an estimate; false where there is none to be had.

@@ -57,7 +57,7 @@ struct Results {
   int row, rows;
   void fetch(int64_t many) {
     for (; many > 0 && row < rows; --many, ++row)
-      for (int byte = 0; byte < ahead.columns_bytes; byte += 64) _m_prefetchw(ahead.out + row * ahead.out_bytes + byte);
+      for (int byte = 0; byte < ahead.columns_bytes; byte += 64) __builtin_prefetch(ahead.out + row * ahead.out_bytes + byte, 1);
   }
 };
 

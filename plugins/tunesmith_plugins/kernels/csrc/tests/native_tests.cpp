@@ -1,5 +1,6 @@
 // Checks of the libraries that need no Python, run under AddressSanitizer and UndefinedBehaviorSanitizer: every
 // buffer has exactly the size the interface asks for. Prints what was checked; exits with 1 at the first failure.
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -457,38 +458,39 @@ void refusals() {
   puts("refusals: wrong arguments give codes and messages");
 }
 
+ts_step made_of(int32_t op, const double *value) {
+  ts_step made = {};
+  made.op = op;
+  made.dtype = TS_F64;
+  made.values = value;
+  return made;
+}
+
 // A top-p that keeps all, other steps, and one that does not: what was learnt of the row for the first must not be used.
 void later_top_p() {
   const int64_t vocab = 6000, key = 3;
   const double temperature = .8, one = 1, half = .5, p = .9;
   const int64_t banned[] = {1, 2, 3, 4, 5};
   std::vector<int32_t> words((size_t)(vocab + 31) / 32, -1);
-  const auto step = [](int32_t op, const double *value) {
-    ts_step made = {};
-    made.op = op;
-    made.dtype = TS_F64;
-    made.values = value;
-    return made;
-  };
   for (int trial = 0; trial < 48; ++trial) {
     std::vector<float> logits((size_t)vocab);
     for (float &v : logits) v = (float)(real(-9, 9) + real(-9, 9));
     for (int32_t &word : words) word = (int32_t)generator();
     for (const int64_t id : banned) logits[(size_t)id] = 20;
-    std::vector<ts_step> steps = {step(TS_TOP_P, &one)};
-    if (trial % 2) steps.insert(steps.begin(), step(TS_TEMPERATURE, &temperature));
-    if (trial % 3 == 0) steps.push_back(step(TS_TEMPERATURE, &half));
+    std::vector<ts_step> steps = {made_of(TS_TOP_P, &one)};
+    if (trial % 2) steps.insert(steps.begin(), made_of(TS_TEMPERATURE, &temperature));
+    if (trial % 3 == 0) steps.push_back(made_of(TS_TEMPERATURE, &half));
     if (trial % 3 == 1) {
-      steps.push_back(step(TS_MASK, &one));
+      steps.push_back(made_of(TS_MASK, &one));
       steps.back().ids = words.data();
       steps.back().width = (int64_t)words.size();
     }
     if (trial % 3 == 2) {
-      steps.push_back(step(TS_BAN, &one));
+      steps.push_back(made_of(TS_BAN, &one));
       steps.back().ids = banned;
       steps.back().width = 5;
     }
-    steps.push_back(step(TS_TOP_P, &p));
+    steps.push_back(made_of(TS_TOP_P, &p));
     Outputs expected(1, vocab);
     ts_sample_args args = {};
     args.logits = logits.data();
@@ -510,6 +512,69 @@ void later_top_p() {
     }
   }
   puts("later top-p: one that follows others than the first is the same everywhere");
+}
+
+// Finite values that a temperature makes infinite, as masked tokens are: nothing is written behind the row, and every
+// instruction set gives the same.
+void overflowing_masks() {
+  const int64_t key = 5;
+  const double half = .5, twenty = 20, bits = 30, pair = 1;
+  for (const int64_t vocab : {257, 300, 5000}) {
+    std::vector<float> logits((size_t)vocab, -FLT_MAX);
+    for (int i = 0; i < 10; ++i) logits[(size_t)(7 + i)] = (float)i;
+    for (const int32_t op : {TS_TOP_K, TS_TOP_K_LOW, TS_MIROSTAT, TS_TOP_P}) {
+      ts_step steps[2] = {made_of(TS_TEMPERATURE, &half), made_of(op, op == TS_TOP_P ? &half : op == TS_MIROSTAT ? &bits : &twenty)};
+      if (op == TS_MIROSTAT) steps[1].second = &pair;
+      Outputs expected(1, vocab);
+      ts_sample_args args = {};
+      args.logits = logits.data();
+      args.batch = 1;
+      args.vocab = args.row_stride = vocab;
+      args.seed = args.stream = args.position = &key;
+      args.steps = steps;
+      args.step_count = 2;
+      const auto draw = [&](const std::string &isa, Outputs *into) {
+        into->into(&args);
+        into->tops_into(&args);
+        REQUIRE(ts_isa_set(isa.c_str()) == TS_OK && ts_sample(&args) == TS_OK && into->status[0] == TS_ROW_OK);
+      };
+      draw("scalar", &expected);
+      for (const std::string &isa : instruction_sets()) {
+        Outputs found(1, vocab);
+        draw(isa, &found);
+        REQUIRE(found.equals(expected, 1, vocab) && found.same_tops(expected, 1));
+        for (int64_t i = 0; i < vocab; ++i) REQUIRE(logits[(size_t)i] > -FLT_MAX || found.logits[i] == -HUGE_VALF);
+      }
+    }
+  }
+  puts("overflowing masks: nothing behind the row");
+}
+
+// Above 2^19 tokens a weight's rounding is what an estimate of a mass may be off by.
+void rounded_weights() {
+  const int64_t vocab = int64_t(1) << 21, key = 7;
+  const double p = 1 - 6e-7;
+  std::vector<float> logits((size_t)vocab, -29.13f);
+  logits[12345] = 0;
+  for (int i = 0; i < 10; ++i) logits[(size_t)(100000 * (i + 1))] = -15.02f;
+  ts_step step = made_of(TS_TOP_P, &p);
+  std::vector<float> first;
+  for (const std::string &isa : instruction_sets()) {
+    REQUIRE(ts_isa_set(isa.c_str()) == TS_OK);
+    Outputs found(1, vocab);
+    ts_sample_args args = {};
+    args.logits = logits.data();
+    args.batch = 1;
+    args.vocab = args.row_stride = vocab;
+    args.seed = args.stream = args.position = &key;
+    args.steps = &step;
+    args.step_count = 1;
+    found.into(&args);
+    REQUIRE(ts_sample(&args) == TS_OK);
+    if (first.empty()) first.assign(found.logits.get(), found.logits.get() + vocab);
+    REQUIRE(same(first.data(), found.logits.get(), vocab));
+  }
+  puts("rounded weights: every instruction set keeps the same tokens of 2^21");
 }
 
 void threads() {
@@ -688,6 +753,8 @@ int main() {
   sums_of_rows();
   guarded_rows();
   later_top_p();
+  overflowing_masks();
+  rounded_weights();
   threads();
   shared_rows();
   puts("all checks passed");
