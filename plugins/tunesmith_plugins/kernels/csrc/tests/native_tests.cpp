@@ -555,7 +555,7 @@ void rounded_weights() {
   const int64_t vocab = int64_t(1) << 21, key = 7;
   const double p = 1 - 6e-7;
   std::vector<float> logits((size_t)vocab, -29.13f);
-  logits[12345] = 0;
+  logits[5] = 0;
   for (int i = 0; i < 10; ++i) logits[(size_t)(100000 * (i + 1))] = -15.02f;
   ts_step step = made_of(TS_TOP_P, &p);
   std::vector<float> first;
@@ -570,6 +570,7 @@ void rounded_weights() {
     args.steps = &step;
     args.step_count = 1;
     found.into(&args);
+    args.logp_raw = args.logp_processed = nullptr;  // which would want the exact mass
     REQUIRE(ts_sample(&args) == TS_OK);
     if (first.empty()) first.assign(found.logits.get(), found.logits.get() + vocab);
     REQUIRE(same(first.data(), found.logits.get(), vocab));
