@@ -35,7 +35,10 @@ class GPTQCompressor(Int8Compressor):
     def compress(
         self, lm: LM, *, data: Sequence[Example] | None = None, teacher: LM | None = None, runtime: Runtime
     ) -> tuple[LM, CompressionReport]:
-        """Quantize in place as :class:`Int8Compressor` does; memory holds the second moments of one block's layers besides.
+        """Quantize in place as :class:`Int8Compressor` does.
+
+        Memory holds besides, of each layer of one block, the second moments of its k inputs (4 k^2 bytes); while a layer is
+        being rounded, about 25 k^2 bytes for it.
 
         Raises:
             ConfigError: Also without data.
@@ -66,18 +69,18 @@ class GPTQCompressor(Int8Compressor):
             visit = blocks.pop(0)  # or it would keep the float layers whose places integer ones have taken
             inputs = {name: _Inputs(matrix(layer), config.measure_rows) for name, layer in visit.layers}
             observe(lm, visit, batches, {name: found.add for name, found in inputs.items()})
+            rows = {name: found.rows for name, found in inputs.items() if len(found.rows)}
             for name, layer in visit.layers:
-                found, group = inputs.pop(name), layout.layers[name].group_size
+                hessian, group = inputs.pop(name).moments.hessian, layout.layers[name].group_size
                 try:
-                    rounded = checked(name, partial(gptq, matrix(layer), found.moments.hessian, group, config.damping))
+                    rounded = checked(name, partial(gptq, matrix(layer), hessian, group, config.damping))
                 except torch.linalg.LinAlgError as cause:
                     raise NumericError(
                         f"{name}: the second moments of its inputs cannot be inverted; use more examples or a larger "
                         f"damping than {config.damping:g}."
                     ) from cause
-                rows = {} if found.rows is None else {name: found.rows}
                 lines[name] = self.replaced(lm.model, name, layout, Seen(rows=rows, rounded={name: rounded}))
-            del visit, layer
+            del visit, layer, hessian
         for name in unseen:
             lines[name] = self.replaced(lm.model, name, layout, Seen())
         return [lines[name] for name in names]
@@ -88,13 +91,13 @@ class _Inputs:
 
     def __init__(self, weight: Tensor, count: int) -> None:
         self.moments, self._count = SecondMoments(weight), count
-        self.rows: Tensor | None = None
+        self.rows = weight.new_empty(0, weight.shape[1])
 
     def add(self, x: Tensor) -> None:
         """Add (tokens, inputs)."""
         self.moments.add(x)
-        if self.rows is None:
-            self.rows = x[: self._count].clone()
+        if len(self.rows) < self._count:
+            self.rows = torch.cat([self.rows, x[: self._count - len(self.rows)]])
 
 
 def gptq(weight: Tensor, hessian: Tensor, group_size: int = 0, damping: float = 0.1) -> tuple[Tensor, Tensor]:
@@ -118,14 +121,11 @@ def gptq(weight: Tensor, hessian: Tensor, group_size: int = 0, damping: float = 
         torch.linalg.LinAlgError: If the moments are not positive definite in spite of the damping.
     """
     nearest, scale = quantize(weight, group_size)
-    exact, moments = weight.to(hessian.dtype), hessian.clone()
+    exact = weight.to(hessian.dtype)
     steps = scale.to(exact.dtype).reshape(len(exact), -1)
     group = torch.arange(exact.shape[1], device=exact.device) // (group_size or exact.shape[1])
-    diagonal = moments.diagonal()
-    dead = diagonal == 0
-    diagonal += damping * diagonal.mean() + dead.to(diagonal.dtype)
     order = hessian.diagonal().argsort(descending=True)
-    factor = upper_factor_of_inverse(moments[order][:, order])
+    factor = upper_factor_of_inverse(_damped(hessian, order, damping))
     left, found = exact[:, order], torch.empty_like(nearest)
     for start in range(0, left.shape[1], COLUMNS):
         end = min(start + COLUMNS, left.shape[1])
@@ -145,3 +145,11 @@ def gptq(weight: Tensor, hessian: Tensor, group_size: int = 0, damping: float = 
         return (lost @ hessian * lost).sum(-1)
 
     return torch.where((error(found) <= error(nearest))[:, None], found, nearest), scale
+
+
+def _damped(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
+    """Return the moments in an order, with more on the diagonal: the damping, and 1 for inputs that never occur."""
+    diagonal = hessian.diagonal()
+    found = hessian[order[:, None], order]
+    found.diagonal().add_((damping * diagonal.mean() + (diagonal == 0).to(diagonal.dtype))[order])
+    return found

@@ -160,6 +160,10 @@ def relative_error(old: torch.Tensor, new: torch.Tensor, hessian: torch.Tensor) 
 
 def upper_factor_of_inverse(matrix: torch.Tensor) -> torch.Tensor:
     """Return U with ``U^T U = matrix^-1``, computed in float64 (on the CPU where the device has none)."""
-    exact = matrix.cpu().double() if matrix.device.type == "mps" else matrix.double()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(exact))
-    return torch.linalg.cholesky(inverse, upper=True).to(matrix.device, matrix.dtype)
+    device, dtype = matrix.device, matrix.dtype
+    found = matrix.cpu().double() if device.type == "mps" else matrix.double()
+    del matrix  # each step lets go of the one before: of a large layer one takes gigabytes
+    found = torch.linalg.cholesky(found)
+    found = torch.cholesky_inverse(found)
+    found = torch.linalg.cholesky(found, upper=True)
+    return found.to(device, dtype)

@@ -19,6 +19,9 @@ from tunesmith_plugins.metrics import means
 if TYPE_CHECKING:
     from tunesmith.runtime import Runtime
 
+NOT_THE_MODEL = frozenset({"manifest.json", "report.json"})
+"""Files of an artifact that say how it came about, times among it."""
+
 
 class RewardMetric(Metric):
     """Rows: the reward, and 1; twice 0 where the reward model has no opinion."""
@@ -92,8 +95,9 @@ def _update(digest: Any, value: Any, *, path: bool = False) -> None:
             _update(digest, value[name])
     elif path and isinstance(value, str) and Path(value).expanduser().is_dir():
         folder = Path(value).expanduser()
-        for file in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
-            if file.name not in ("manifest.json", "report.json"):
-                digest.update(f"{file.relative_to(folder).as_posix()}\0{file_digest(file)}\n".encode())
+        for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in NOT_THE_MODEL):
+            inside = file.relative_to(folder)
+            if not any(part.startswith(".") for part in inside.parts):  # what systems and downloads leave
+                digest.update(f"{inside.as_posix()}\0{file_digest(file)}\n".encode())
     else:
         digest.update(repr(value).encode() + b"\0")

@@ -107,13 +107,13 @@ class _Run:
         total = config.steps * config.rounds
         shown = list(range(min(config.samples, len(self.task.prompts))))
         first = self._restored()
-        if first is None:
-            first, state["before"] = 0, self._texts(shown)
-        if self.reference.copy is not None:
-            self.policy.origin = None
-        left = range(first, first if state["stopped"] else total)
         trackers = Trackers(config.report_to, self.runtime.folder, "best_of_n_distillation", asdict(config))
         try:
+            if first is None:
+                first, state["before"] = 0, self._texts(shown)
+            if self.reference.copy is not None:
+                self.policy.origin = None
+            left = range(first, first if state["stopped"] else total)
             for step in self.runtime.track(left, "BEST OF N", len(left)):
                 if step and step % config.steps == 0:
                     self.frozen = {name: p.detach().clone() for name, p in self.parameters.items()}

@@ -25,6 +25,8 @@ def pair_objective(kind: str, label_smoothing: float) -> str:
         return "a margin of 1 between the log-ratios of every pair, times beta; no objective over completions is known"
     if kind == "sigmoid" and label_smoothing:
         return f"the likelihood of preferences of which a share of {label_smoothing:g} is taken to be wrong, by beta times log-ratios"
+    if kind == "robust" and label_smoothing:
+        return f"{OBJECTIVE}, if the preferences are Bradley-Terry's with a share of {label_smoothing:g} of the labels flipped"
     return f"{OBJECTIVE}, if the preferences are Bradley-Terry's"
 
 

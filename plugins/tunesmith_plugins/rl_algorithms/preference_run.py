@@ -82,19 +82,19 @@ class PreferenceRun(ABC):
         each = math.ceil(count / config.batch_size)
         total = config.steps or each * config.epochs
         restored = self.progress.restore()
-        if restored is None:
-            with self.reference.model() as reference:
-                self.ref = self.scored(reference)
-            steps: list[dict[str, float]] = []
-            first, start_loss = 0, self._checked_start()
-        else:
-            first, values = restored
-            self.ref, steps, start_loss = values["reference"], values["steps"], values["start_loss"]
-        if self.reference.copy is not None:
-            self.policy.origin = None
         report_to = config.report_to if self.together.main else ()
         trackers = Trackers(report_to, self.runtime.folder, self.name, asdict(config))
         try:
+            if restored is None:
+                with self.reference.model() as reference:
+                    self.ref = self.scored(reference)
+                steps: list[dict[str, float]] = []
+                first, start_loss = 0, self._checked_start()
+            else:
+                first, values = restored
+                self.ref, steps, start_loss = values["reference"], values["steps"], values["start_loss"]
+            if self.reference.copy is not None:
+                self.policy.origin = None
             for step in self.runtime.track(range(first, total), self.name.upper(), total - first):
                 rows = self.rows_of(step, each)
                 self.optimizer.param_groups[0]["lr"] = decayed(config.schedule, config.learning_rate, step, total)

@@ -142,7 +142,10 @@ class TrlKTOAlgorithm(TrlOffline):
 
     def optimises(self, arguments: Any) -> str:
         """See :meth:`TrlAlgorithm.optimises`."""
-        return KTO_OBJECTIVE if arguments.loss_type == "kto" else f"what trl's loss {arguments.loss_type!r} does"
+        if arguments.loss_type == "kto" and not arguments.sync_ref_model:
+            return KTO_OBJECTIVE
+        follows = " with a reference that follows the policy" if arguments.sync_ref_model else ""
+        return f"what trl's loss {arguments.loss_type!r} does{follows}"
 
     def target(self, ref_logp: torch.Tensor, reward: torch.Tensor, beta: float) -> torch.Tensor | None:
         """Return where our KTO ends (:func:`tunesmith_plugins.rl_algorithms.kto_target.kto_fixed_point`), for trl's own loss.
@@ -151,7 +154,7 @@ class TrlKTOAlgorithm(TrlOffline):
         the population is the same.
         """
         config = self.config
-        if (config.loss_type or "kto") != "kto" or "sync_ref_model" in config.options:
+        if (config.loss_type or "kto") != "kto" or config.options.get("sync_ref_model"):
             return None
         gains = (config.desirable_weight, config.undesirable_weight)
         good, bad = (1.0 if gain is None else gain for gain in gains)

@@ -29,6 +29,9 @@ NAMES = {
     "grad_norm": "gradient_norm",
 }
 
+LOSSES = frozenset({"grpo", "bnpo", "dr_grpo", "dapo", "sapo"})
+"""trl's GRPO losses whose gradient is GRPO's as long as the policy is the one that drew."""
+
 
 class _SamePrompts(OwnCheckpoints):
     """Prompts become the ids that all algorithms here read, in the order of the data set."""
@@ -119,10 +122,14 @@ class TrlGRPOAlgorithm(TrlOnline):
             kl_place="loss",
             baseline="group_mean",
             deviation=scaled == "group",
-            normaliser="grpo" if arguments.loss_type == "grpo" else "dapo",
+            normaliser="grpo" if arguments.loss_type in ("grpo", "sapo") else "dapo",
             accept_bias=True,
         )
         found = [*ours.biases().values()]
+        if arguments.loss_type not in LOSSES:
+            found.append(f"trl's loss {arguments.loss_type!r}, which is not one of GRPO's")
+        if arguments.sync_ref_model:
+            found.append("the reference follows the policy")
         if scaled == "batch":
             found.append("the reward, but not a KL term, is divided by the batch's deviation")
         if not arguments.beta:
@@ -146,15 +153,24 @@ class TrlRLOOAlgorithm(TrlOnline):
 
     def optimises(self, arguments: Any) -> str:
         """See :meth:`TrlAlgorithm.optimises`."""
-        if arguments.normalize_advantages:
-            return f"{OBJECTIVE}, with advantages divided by the deviation of their batch"
+        found = OBJECTIVE
         if arguments.reward_clip_range is not None:
-            return f"{OBJECTIVE} with rewards clipped to {arguments.reward_clip_range}"
-        return OBJECTIVE
+            found += f" with rewards clipped to {arguments.reward_clip_range}"
+        if arguments.normalize_advantages:
+            found += ", with advantages divided by the deviation of their batch"
+        if arguments.sync_ref_model:
+            found += ", with a reference that follows the policy"
+        return found
 
     def target(self, ref_logp: torch.Tensor, reward: torch.Tensor, beta: float) -> torch.Tensor | None:
-        """Return the tilt ``ref exp(reward / beta)``, unless advantages are normalised or rewards clipped."""
-        if self.config.normalize_advantages or self.config.options.get("reward_clip_range") is not None:
+        """Return the tilt ``ref exp(reward / beta)``.
+
+        None if advantages are normalised, rewards clipped, or the reference follows the policy.
+        """
+        options = self.config.options
+        if self.config.normalize_advantages or options.get("reward_clip_range") is not None:
+            return None
+        if options.get("sync_ref_model"):
             return None
         return torch.log_softmax(ref_logp + reward / beta, dim=0)
 

@@ -7,11 +7,12 @@ from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError, NumericError
 from tunesmith.lm import load
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.compressors import GPTQ, Int8, Int8WeightOnly, Scheme
+from tunesmith_plugins.compressors import GPTQ, Int8, Int8WeightOnly, Scheme, int8_report
 from tunesmith_plugins.compressors.gptq import gptq
 from tunesmith_plugins.compressors.int8_format import Int8QuantizationConfig
 from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8WeightOnlyLinear
 from tunesmith_plugins.compressors.int8_weight import quantize
+from tunesmith_plugins.compressors.prune_calibration import calibration_batches
 
 RUNTIME = Runtime(progress=False)
 WORDS = "a b c d e f g h i j k l m n o p".split()
@@ -139,6 +140,111 @@ def test_outputs_on_the_data_are_nearer_than_those_of_rounding_to_the_nearest(ma
     quantized = {"embeddings": False, "measure_rows": 0}
     plain = error(Int8WeightOnly(**quantized))
     assert error(GPTQ(damping=0.01, **quantized), data=EXAMPLES) < 0.7 * plain
+
+
+def batches_of(lm, data=EXAMPLES):
+    return calibration_batches(lm, data, max_length=512, batch_size=8, seed=RUNTIME.seed, method="GPTQ", masks=False)
+
+
+def inputs_of(lm, name):
+    """Return what a layer sees of the examples, (tokens, inputs)."""
+    seen = []
+    handle = lm.model.get_submodule(name).register_forward_pre_hook(lambda _, x: seen.append(x[0].flatten(0, -2)))
+    with lm.evaluating():
+        for batch in batches_of(lm):
+            lm.model(**batch)
+    handle.remove()
+    return torch.cat(seen)
+
+
+def test_a_block_is_rounded_for_what_the_int8_blocks_before_it_give(make, monkeypatch):
+    """In a model whose first block loses much, since one column of a weight is far larger than the others."""
+    name, moments, integers = "model.layers.1.self_attn.q_proj", [], []
+
+    def rough():
+        lm = make("llama")
+        with torch.no_grad():
+            mlp = lm.model.model.layers[0].mlp
+            mlp.up_proj.weight.mul_(10)
+            mlp.down_proj.weight[:, 0].mul_(100)
+        return lm
+
+    def spy(weight, hessian, *rest):
+        found = gptq(weight, hessian, *rest)
+        if torch.equal(weight, whole.model.get_submodule(name).weight):
+            moments.append(hessian.clone())
+            integers.append(found[0])
+        return found
+
+    whole = rough()
+    monkeypatch.setattr("tunesmith_plugins.compressors.gptq.gptq", spy)
+    GPTQ(embeddings=False).build().compress(rough(), data=EXAMPLES, runtime=RUNTIME)
+    later = tuple(f"model.layers.{i}" for i in (1, 2, 3))
+    only_first = GPTQ(embeddings=False, skip=(*later, "lm_head"))
+    half, _ = only_first.build().compress(rough(), data=EXAMPLES, runtime=RUNTIME)
+
+    def recorded(lm):
+        x = inputs_of(lm, name)
+        return 2 / len(x) * x.T @ x
+
+    def off(hessian):
+        return float((moments[0] - hessian).norm() / moments[0].norm())
+
+    assert len(moments) == 1
+    assert off(recorded(half)) < 0.02 * off(recorded(whole))
+    expected, _ = gptq(half.model.get_submodule(name).weight.detach(), recorded(half))
+    assert (integers[0] == expected).float().mean() > 0.99
+
+
+def test_a_layer_that_no_example_reaches_is_rounded_to_the_nearest(make):
+    lm = make("llama")
+    lm.model.model.unused = torch.nn.Linear(32, 24)
+    integers, scale = quantize(lm.model.model.unused.weight.detach())
+    small, report = GPTQ().build().compress(lm, data=EXAMPLES, runtime=RUNTIME)
+    layer = small.model.model.unused
+    assert isinstance(layer, Int8WeightOnlyLinear)
+    assert torch.allclose(layer.dequantized().double(), integers.double() * scale.double()[:, None], atol=1e-7)
+    (line,) = [line for line in report.layers if line["name"] == "model.unused"]
+    assert line["output_sqnr_db"] > 30  # measured on Gaussian rows
+
+
+def test_so_many_examples_and_tokens_are_read_as_are_asked_for(make, monkeypatch):
+    def logits(data, **options):
+        small, _ = GPTQ(measure_rows=0, **options).build().compress(make("llama"), data=data, runtime=RUNTIME)
+        with small.evaluating():
+            return small.model(input_ids=IDS).logits
+
+    one = logits(EXAMPLES, examples=1)
+    assert torch.equal(one, logits(EXAMPLES[:1]))
+    assert not torch.equal(one, logits(EXAMPLES))
+    assert torch.equal(logits(EXAMPLES), logits(EXAMPLES, examples=0))
+    lengths = []
+
+    def spy(*arguments, **options):
+        batches = calibration_batches(*arguments, **options)
+        lengths.append(max(batch["input_ids"].shape[1] for batch in batches))
+        return batches
+
+    monkeypatch.setattr("tunesmith_plugins.compressors.gptq.calibration_batches", spy)
+    logits(EXAMPLES)
+    logits(EXAMPLES, max_length=4)
+    assert lengths[0] > lengths[1] == 4
+
+
+def test_the_report_is_measured_on_so_many_rows_though_the_first_example_is_short(make, monkeypatch):
+    measured = {}
+
+    def spy(name, layer, made, rows, count):
+        measured[name] = rows
+        return line(name, layer, made, rows, count)
+
+    line = int8_report.linear_line
+    monkeypatch.setattr(int8_report, "linear_line", spy)
+    data = [Example(id="short", prompt="a", targets=("b",)), *EXAMPLES]
+    lm = make("llama")
+    assert batches_of(lm, data)[0]["input_ids"].numel() < 20
+    GPTQ(measure_rows=20).build().compress(lm, data=data, runtime=RUNTIME)
+    assert {len(rows) for rows in measured.values()} == {20}
 
 
 def test_what_it_cannot_do_is_said():

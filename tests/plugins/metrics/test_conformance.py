@@ -149,6 +149,24 @@ def test_other_weights_have_another_signature(reward_folder: str, tmp_path: Path
     assert signatures[0] == signatures[2] != signatures[1]
 
 
+def test_another_vocabulary_has_another_signature_and_another_report_has_not(reward_folder: str) -> None:
+    folder = Path(reward_folder)
+
+    def signature() -> str:
+        metric = m.Reward(model=Trained(reward_model=reward_folder)).build()
+        metric.setup(Runtime(offline=True))
+        return metric.signature
+
+    found = [signature()]
+    for file, text in (
+        ("merges.txt", "a b"), ("merges.txt", "b a"), ("spiece.model", "x"), ("report.json", "{}"), (".left", "x"),
+    ):  # fmt: skip
+        (folder / "weights" / file).write_text(text)
+        found.append(signature())
+    assert len(set(found[:4])) == 4
+    assert found[3] == found[4] == found[5]
+
+
 def test_toxicity_of_an_unknown_class_names_those_there_are(classifier: str) -> None:
     with pytest.raises(TunesmithError, match="clean, toxic"):
         m.Toxicity(model=classifier, label="rude").build().setup(Runtime(offline=True))

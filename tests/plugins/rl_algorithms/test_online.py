@@ -215,6 +215,28 @@ def test_a_tracker_that_is_not_there_is_said_with_what_to_install(reward_by: Any
             )
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        attrs.evolve(ALGORITHMS["rloo"], report_to=("nonsense",)),
+        DPO(report_to=("nonsense",)),
+        KTO(report_to=("nonsense",)),
+        BestOfNDistillation(report_to=("nonsense",)),
+    ],
+    ids=["rloo", "dpo", "kto", "best_of_n_distillation"],
+)
+def test_an_unknown_tracker_is_said_before_anything_goes_through_the_model(config: Any, reward_by: Any) -> None:
+    lm = tiny_lm("decoder")
+    passes: list[str] = []
+    lm.model.register_forward_pre_hook(lambda *_: passes.append("forward"))
+    algorithm = config.build()
+    pair = Preference(id="0", prompt="who", chosen="the cat", rejected="a dog")
+    what = task(reward_by) if "online" in algorithm.accepts else Offline(preferences=[pair])
+    with pytest.raises(ConfigError, match="there is no tracker 'nonsense'"):
+        algorithm.train(lm, what, Runtime())
+    assert passes == []
+
+
 @pytest.mark.parametrize("name", list(ALGORITHMS))
 def test_bfloat16_trains(name: str, reward_by: Any) -> None:
     lm = tiny_lm("decoder", spread=0.3)

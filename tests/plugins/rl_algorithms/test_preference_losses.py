@@ -15,7 +15,7 @@ from tunesmith.kinds.rl_algorithm import Offline
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins.rl_algorithms import DPO, KTO, TrlDPO, TrlKTO
-from tunesmith_plugins.rl_algorithms.preference_losses import kto_loss, pair_loss
+from tunesmith_plugins.rl_algorithms.preference_losses import kto_loss, pair_loss, pair_objective
 
 PAIRS = [
     Preference(id="0", prompt="who sees the cat ?", chosen="the good dog", rejected="a bad bird eats fish"),
@@ -49,6 +49,23 @@ def test_losses_of_pairs_are_those_of_the_papers(kind: str, s: float) -> None:
     for i in range(9):
         assert float(margins[i]) == pytest.approx(0.3 * (chosen[i] - rejected[i]), abs=1e-12)
         assert float(found[i]) == pytest.approx(expected(kind, chosen[i] - rejected[i], 0.3, s), abs=1e-12)
+
+
+@pytest.mark.parametrize("s", [0.0, 0.2])
+def test_the_robust_loss_ends_at_the_tilt_if_the_share_of_flipped_labels_is_what_it_takes_it_to_be(s: float) -> None:
+    """Of a pair that is judged many times; without flipped labels it goes beyond the tilt, and it says so."""
+    probability, beta = 0.7, 0.3
+    difference = math.log(probability / (1 - probability)) / beta  # of the tilt, by Bradley-Terry
+
+    def slope(preferred: float) -> float:
+        d = torch.tensor(difference, dtype=torch.float64, requires_grad=True)
+        right, wrong = (pair_loss("robust", x, torch.zeros_like(d), beta, s)[0] for x in (d, -d))
+        (preferred * right + (1 - preferred) * wrong).backward()
+        return float(d.grad)  # type: ignore[arg-type]
+
+    assert slope((1 - s) * probability + s * (1 - probability)) == pytest.approx(0, abs=1e-12)
+    assert (slope(probability) < -0.01) == (s > 0)
+    assert pair_objective("robust", s).endswith("a share of 0.2 of the labels flipped" if s else "Bradley-Terry's")
 
 
 def test_losses_of_completions_are_those_of_the_paper() -> None:

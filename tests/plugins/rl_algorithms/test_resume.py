@@ -64,16 +64,19 @@ def run() -> Iterator[Run]:
     ],
 )
 def test_killed_training_ends_with_the_same_weights(what: str, run: Run, tmp_path: Path) -> None:
-    """Once in the second half of the run, and once more before the end; other moments each time."""
+    """Once in the second half of the run, and once more before the end; other moments each time.
+
+    To repeat a failure set TUNESMITH_RESUME_SEED to the seed that it printed.
+    """
     assert run(what, tmp_path, "whole", 0) == 0
     moments = int((tmp_path / "whole.moments").read_text())
-    seed = SystemRandom().randrange(10**6)
-    first = Random(seed).randint(moments // 2, moments - 1)
+    seed = int(os.environ.get("TUNESMITH_RESUME_SEED") or SystemRandom().randrange(10**6))
+    first = Random(seed).randint(moments // 2, moments - 2)  # two are left for the second time
     print(f"seed {seed}: killed at moment {first} of {moments}, and at the second one after it was started again")
     assert run(what, tmp_path, "killed", first) == -signal.SIGKILL
     work = tmp_path / "work-killed"
     assert [*work.glob("step-*"), *work.glob("checkpoint-*")], "it was killed before its first checkpoint"
-    assert run(what, tmp_path, "killed", 2) in (-signal.SIGKILL, 0)
+    assert run(what, tmp_path, "killed", 2) == -signal.SIGKILL
     assert run(what, tmp_path, "killed", 0) == 0
     whole, killed = load_file(tmp_path / "whole"), load_file(tmp_path / "killed")
     assert whole.keys() == killed.keys()

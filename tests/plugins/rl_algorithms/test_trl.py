@@ -99,18 +99,42 @@ def test_the_model_is_left_as_it_was_but_for_its_weights(adapter: str | None, re
     [
         (TrlRLOO(), "E[reward] - beta KL(policy || reference)"),
         (TrlRLOO(normalize_advantages=True), "deviation of their batch"),
+        (TrlRLOO(options={"sync_ref_model": True}), "with a reference that follows the policy"),
+        (TrlGRPO(beta=0.1, options={"sync_ref_model": True}), "the reference follows the policy"),
         (TrlGRPO(scale_rewards="none"), "E[reward] without a KL term, since beta is 0"),
         (TrlGRPO(scale_rewards="none", beta=0.1, options={"use_bias_correction_kl": False}), "KL(reference || policy)"),
         (TrlGRPO(scale_rewards="batch", beta=0.1), "divided by the batch's deviation"),
         (TrlGRPO(loss_type="grpo", beta=0.1), "weighs long completions less"),
+        (TrlGRPO(loss_type="sapo", beta=0.1), "weighs long completions less"),
+        (TrlGRPO(loss_type="cispo", beta=0.1), "trl's loss 'cispo', which is not one of GRPO's"),
+        (TrlGRPO(loss_type="luspo", beta=0.1), "trl's loss 'luspo', which is not one of GRPO's"),
+        (TrlGRPO(loss_type="vespo", beta=0.1), "trl's loss 'vespo', which is not one of GRPO's"),
         (TrlDPO(), "E[reward] - beta KL(policy || reference), if"),
         (TrlDPO(loss_type="ipo"), "'ipo'"),
         (TrlKTO(), "lose all probability"),
+        (TrlKTO(options={"sync_ref_model": True}), "'kto' does with a reference that follows the policy"),
     ],
 )
 def test_it_says_what_trls_settings_optimise(config: Any, said: str, tmp_path: Any) -> None:
     algorithm = config.build()
     assert said in algorithm.optimises(algorithm._arguments(tmp_path, QUIET))
+
+
+@pytest.mark.parametrize("loss", ["grpo", "bnpo", "dr_grpo", "dapo", "sapo"])
+def test_grpos_own_losses_are_not_said_to_be_others(loss: str, tmp_path: Any) -> None:
+    algorithm = TrlGRPO(loss_type=loss, beta=0.1).build()
+    said = algorithm.optimises(algorithm._arguments(tmp_path, QUIET))
+    assert "trl's loss" not in said
+    assert ("weighs long completions less" in said) == (loss in ("grpo", "sapo"))
+
+
+def test_rloo_says_both_that_rewards_are_clipped_and_that_advantages_are_normalised(tmp_path: Any) -> None:
+    algorithm = TrlRLOO(normalize_advantages=True).build()
+    arguments = algorithm._arguments(tmp_path, QUIET)
+    arguments.reward_clip_range = (-1.0, 1.0)
+    said = algorithm.optimises(arguments)
+    assert "rewards clipped to (-1.0, 1.0)" in said
+    assert "deviation of their batch" in said
 
 
 def test_the_reference_is_the_model_as_given_with_its_earlier_adapters_on(reward_by: Any) -> None:
