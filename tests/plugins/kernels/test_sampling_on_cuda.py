@@ -182,7 +182,7 @@ def test_parameters_are_checked_before_the_device_has_them(on_threads: Sample) -
     biased = [Step("top_p", half), Step("bias", half, torch.zeros(1, 2).long(), amounts), Step("epsilon", half)]
     with pytest.raises(ValueError, match="bias: amounts must be finite"):
         on_threads(logits, biased, **given)
-    with pytest.raises(ValueError, match="xtc, row 0: 2 is outside the allowed range of its second parameter, 0 or 1"):
+    with pytest.raises(ValueError, match=r"xtc, row 0: 2(\.0)? is outside the allowed range of its second parameter"):
         on_threads(logits, [Step("xtc", half, second=half * 4)], **given)
 
 
