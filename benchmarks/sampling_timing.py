@@ -43,10 +43,6 @@ def in_turn(calls: dict[str, Call], count: int, cap: float) -> dict[str, list[fl
     return {name: [each - less[name] for each in found] for name, found in times.items()}
 
 
-def _nothing() -> None:
-    """Stands for what a contender does besides."""
-
-
 def in_place(slots: dict[str, Call], others: Sequence[Call], count: int, cap: float) -> dict[str, list[float]]:
     """Call each slot right after all the others, ``count`` times (at least 5 times, as :func:`in_turn`).
 
@@ -58,7 +54,9 @@ def in_place(slots: dict[str, Call], others: Sequence[Call], count: int, cap: fl
         for name, call in slots.items():
             for other in others:
                 other()
-                getattr(other, "uncounted", _nothing)()  # as in_turn leaves the caches
+                extra = getattr(other, "uncounted", None)
+                if extra is not None:  # as in_turn leaves the caches
+                    extra()
             times[name].append(seconds(call))
         if turn >= 4 and time.perf_counter() - begin > cap:
             break

@@ -40,9 +40,17 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 def test_every_slot_comes_right_after_all_the_others(load: Callable[[str], ModuleType]) -> None:
     seen: list[str] = []
     slots = {name: (lambda name=name: seen.append(name)) for name in ("read", "tiny")}
-    others = [lambda: seen.append("first"), lambda: seen.append("last")]
-    times = load("sampling_timing").in_place(slots, others, 7, 60.0)
-    assert seen == ["first", "last", "read", "first", "last", "tiny"] * 7
+
+    def last() -> None:
+        seen.append("last")
+
+    def first() -> None:
+        seen.append("first")
+
+    last.uncounted = lambda: seen.append("fill")  # type: ignore[attr-defined]
+    first.uncounted = None  # type: ignore[attr-defined]
+    times = load("sampling_timing").in_place(slots, [first, last], 7, 60.0)
+    assert seen == ["first", "last", "fill", "read", "first", "last", "fill", "tiny"] * 7
     assert {name: len(each) for name, each in times.items()} == {"read": 7, "tiny": 7}
 
 
