@@ -51,18 +51,17 @@ def command(
     """
     from rich.console import Console
 
-    from tunesmith.errors import ConfigError
     from tunesmith.runtime import Runtime
     from tunesmith.testing.exam import check_family, examine
-    from tunesmith.testing.exam_output import check_plot, plot, remarks, tables, verdict
+    from tunesmith.testing.exam_output import check_folder, check_plot, plot, remarks, tables, verdict
 
     # what cannot be done is found before anything is trained
     for algorithm in algorithms:
         check_family(algorithm, policy, betas[0])  # type: ignore[arg-type]
     if plot_file is not None:
         check_plot(plot_file)
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise ConfigError([f"the folder of {str(json_file)!r} does not exist; make it first"], "--json")
+    if json_file is not None:
+        check_folder(json_file, "--json")
     console = Console() if Console().is_terminal else Console(width=110)
     exams = []
     for algorithm in algorithms:

@@ -26,7 +26,7 @@ from attrs import field, frozen
 from tunesmith.errors import ConfigError, MissingPower
 from tunesmith.kinds.rl_algorithm import Examinable, Offline, Online, RLAlgorithm, RLAlgorithmConfig
 from tunesmith.runtime import Runtime
-from tunesmith.testing.exam_worlds import BETAS, COUNT, FAMILIES, POLICIES, SEEDS, Policy, draw
+from tunesmith.testing.exam_worlds import BETAS, COUNT, FAMILY_OF, POLICIES, SEEDS, Policy, draw
 from tunesmith.testing.world import World, WorldReward
 
 _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365)
@@ -206,13 +206,13 @@ def check_family(algorithm: str | RLAlgorithmConfig, policy: Policy, beta: float
         MissingPower: If it does not train them; the message names the policies that it does train.
     """
     families = settings(algorithm, policy, beta).build().families
-    if FAMILIES[policy] in families:
+    if FAMILY_OF[policy] in families:
         return
-    others = [name for name in POLICIES if FAMILIES[name] in families]
+    others = [name for name in POLICIES if FAMILY_OF[name] in families]
     way_out = f"examine it with the policy {' or '.join(others)}" if others else "it cannot be examined"
     raise MissingPower(
         f"{name_of(algorithm, policy, beta)} trains models of the family {' and '.join(sorted(families)) or '(none)'}, and the "
-        f"policy {policy} is of the family {FAMILIES[policy]}; {way_out}."
+        f"policy {policy} is of the family {FAMILY_OF[policy]}; {way_out}."
     )
 
 

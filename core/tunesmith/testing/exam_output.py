@@ -95,8 +95,17 @@ def check_plot(file: Path) -> None:
     known = Figure().canvas.get_supported_filetypes()
     if file.suffix.lstrip(".").lower() not in known:
         raise ConfigError([f"{str(file)!r} must end with one of .{', .'.join(sorted(known))}"], "--plot")
+    check_folder(file, "--plot")
+
+
+def check_folder(file: Path, option: str) -> None:
+    """Check that the folder exists in which an option's file is to be written.
+
+    Raises:
+        ConfigError: If it does not.
+    """
     if not file.absolute().parent.is_dir():
-        raise ConfigError([f"the folder of {str(file)!r} does not exist; make it first"], "--plot")
+        raise ConfigError([f"the folder of {str(file)!r} does not exist; make it first"], option)
 
 
 def plot(exams: Sequence[Exam], file: Path, threshold: float | None = None) -> None:

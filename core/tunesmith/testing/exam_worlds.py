@@ -24,7 +24,7 @@ from tunesmith.testing.world import World, every_answer, world_of
 
 Policy = Literal["tabular", "causal", "seq2seq"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
-FAMILIES: dict[Policy, str] = {"tabular": "decoder", "causal": "decoder", "seq2seq": "encoder-decoder"}
+FAMILY_OF: dict[Policy, str] = {"tabular": "decoder", "causal": "decoder", "seq2seq": "encoder-decoder"}
 """Of which family the models are."""
 BETAS = (0.1, 0.3)
 """Weights of the KL term at which the exam is set unless told otherwise."""

@@ -466,6 +466,18 @@ ts_step made_of(int32_t op, const double *value) {
   return made;
 }
 
+// A call for one row, outputs left out.
+ts_sample_args one_row(const std::vector<float> &logits, const ts_step *steps, int64_t count, const int64_t *key) {
+  ts_sample_args args = {};
+  args.logits = logits.data();
+  args.batch = 1;
+  args.vocab = args.row_stride = (int64_t)logits.size();
+  args.seed = args.stream = args.position = key;
+  args.steps = steps;
+  args.step_count = count;
+  return args;
+}
+
 // A top-p that keeps all, other steps, and one that does not: what was learnt of the row for the first must not be used.
 void later_top_p() {
   const int64_t vocab = 6000, key = 3;
@@ -492,13 +504,7 @@ void later_top_p() {
     }
     steps.push_back(made_of(TS_TOP_P, &p));
     Outputs expected(1, vocab);
-    ts_sample_args args = {};
-    args.logits = logits.data();
-    args.batch = 1;
-    args.vocab = args.row_stride = vocab;
-    args.seed = args.stream = args.position = &key;
-    args.steps = steps.data();
-    args.step_count = (int64_t)steps.size();
+    ts_sample_args args = one_row(logits, steps.data(), (int64_t)steps.size(), &key);
     const auto draw = [&](const std::string &isa, Outputs *into) {
       into->into(&args);
       args.logp_raw = args.logp_processed = nullptr;
@@ -526,13 +532,7 @@ void overflowing_masks() {
       ts_step steps[2] = {made_of(TS_TEMPERATURE, &half), made_of(op, op == TS_TOP_P ? &half : op == TS_MIROSTAT ? &bits : &twenty)};
       if (op == TS_MIROSTAT) steps[1].second = &pair;
       Outputs expected(1, vocab);
-      ts_sample_args args = {};
-      args.logits = logits.data();
-      args.batch = 1;
-      args.vocab = args.row_stride = vocab;
-      args.seed = args.stream = args.position = &key;
-      args.steps = steps;
-      args.step_count = 2;
+      ts_sample_args args = one_row(logits, steps, 2, &key);
       const auto draw = [&](const std::string &isa, Outputs *into) {
         into->into(&args);
         into->tops_into(&args);
