@@ -94,7 +94,6 @@ class ChainRow {
   void set_apart();
   float *apart();
   void list_apart();
-  int64_t candidates_of_list(int64_t k, float *values);
   void top_k_low(double k);
   void top_p_ties(const ts_step &step, double p);
   void mirostat(const ts_step &step, double bits);
@@ -132,6 +131,7 @@ class ChainRow {
   float boundary(uint64_t running, uint64_t limit, uint64_t *before);
   TS_WARM void keep_beyond(float threshold, uint64_t ties);
   TS_WARM float kth_of_lanes(int64_t k);
+  TS_WARM float kth_of_list(int64_t k);
   TS_WARM int64_t draw();
   int64_t draw_in_block(int64_t block, uint64_t running, uint64_t target, uint64_t ties);
   int64_t first_maximum();
@@ -193,5 +193,5 @@ class ChainRow {
   uint64_t list_total_ = 0;
   bool raw_total_known_ = false, processed_total_known_ = false;
   uint64_t raw_total_ = 0, processed_total_ = 0;
-  Buffer<float> lane_z_, lane_e_, sample_x_, sample_e_;
+  Buffer<float> select_, before_z_, lane_e_, sample_x_, sample_e_;
 };

@@ -18,6 +18,7 @@ struct I {
 typedef I M;  // all bits of a lane set or none
 
 constexpr int kTogether = 2;  // vectors in flight at once
+constexpr int kScanStreams = 1;
 constexpr int64_t kScanAhead = 1024;  // elements between what is read and what is asked for ahead of time
 
 #define TS_EACH(Type, value)                     \
@@ -25,6 +26,7 @@ constexpr int64_t kScanAhead = 1024;  // elements between what is read and what 
   for (int j = 0; j < 4; ++j) result.v[j] = value; \
   return result
 
+TS_LANES void prefetch_far(uintptr_t at) { __builtin_prefetch((const void *)at, 0, 2); }
 TS_LANES void prefetch(uintptr_t at) { __builtin_prefetch((const void *)at); }  // reads nothing: any address will do
 TS_LANES F set1(float v) { TS_EACH(F, vdupq_n_f32(v)); }
 TS_LANES F load_f32(const float *at) { TS_EACH(F, vld1q_f32(at + 4 * j)); }
@@ -90,6 +92,7 @@ TS_LANES void squeeze(float *x, const M &m, uint32_t bits, const F &v) {
 }  // namespace
 
 #include "sampling_lanes.h"
+#include "sampling_select.h"
 #include "watermark.h"
 
-extern const TsSampling ts_sampling_neon = {scan, nullptr, collect, mass, split, nullptr, sample, weights, exps, divide, green, below};
+extern const TsSampling ts_sampling_neon = {scan, nullptr, collect, mass, split, nullptr, sample, kth, kth_of_lanes, weights, exps, divide, green, below};

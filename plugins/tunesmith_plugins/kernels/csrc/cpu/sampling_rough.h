@@ -133,7 +133,7 @@ float scan_rough(const TsRow *row, float *lanes, uint8_t *has_nan, double *mass)
     float *rest = lanes + kHead / kBlock * kLanes;
     estimated = powers.mass(sum_of(sums), whole, divisor, value_of(most)) < kHead / 50;
     if (estimated) {
-      over_row(part, ScanRough{powers, rest, &best, &unordered, &sums});
+      over_row<kScanStreams>(part, ScanRough{powers, rest, &best, &unordered, &sums});
       most = largest(best);
     } else {
       const float other = scan(&part, rest, has_nan);
