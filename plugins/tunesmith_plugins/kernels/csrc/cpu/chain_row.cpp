@@ -133,9 +133,7 @@ void ChainRow::begin() {
     }
   }
   view_ = {source_, vocab_, plan_->patches ? patches_.marks() : nullptr, plan_->patches ? patches_.flagged() : nullptr,
-           nullptr, 0, args_->dtype, nullptr};
-  if (row_ + 1 < args_->batch && args_->threads < 2)  // else another thread may have the next row
-    view_.ahead = (const char *)ts_row(args_->logits, row_ + 1, args_->row_stride, args_->dtype);
+           nullptr, 0, args_->dtype};
   uint8_t has_nan = 0;
   scan_mass_ = -1;  // below: a top-p of 1 keeps the row dense, and other steps may change it before the next one
   const int32_t divided = plan_->top_p_first && args_->steps[0].op == TS_TEMPERATURE;

@@ -28,7 +28,6 @@ constexpr int kScanStreams = 1;
 constexpr int64_t kScanAhead = 1024;  // elements between what is read and what is asked for ahead of time
 
 TS_LANES void prefetch(uintptr_t at) { _mm_prefetch((const char *)at, _MM_HINT_T0); }  // reads nothing: any address will do
-TS_LANES void prefetch_far(uintptr_t at) { _mm_prefetch((const char *)at, _MM_HINT_T1); }
 TS_LANES F set1(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
 TS_LANES F load_f32(const float *at) { return {_mm256_loadu_ps(at), _mm256_loadu_ps(at + 8)}; }
 TS_LANES __m256 wide_bf16(const uint16_t *at) {

@@ -18,7 +18,6 @@ constexpr int kScanStreams = 4;  // parts of a row read side by side
 constexpr int64_t kScanAhead = 1024;  // elements between what is read and what is asked for ahead of time
 
 TS_LANES void prefetch(uintptr_t at) { _mm_prefetch((const char *)at, _MM_HINT_T0); }  // reads nothing: any address will do
-TS_LANES void prefetch_far(uintptr_t at) { _mm_prefetch((const char *)at, _MM_HINT_T1); }
 TS_LANES F set1(float v) { return _mm512_set1_ps(v); }
 TS_LANES F load_f32(const float *at) { return _mm512_loadu_ps(at); }
 TS_LANES F load_bf16(const uint16_t *at) {

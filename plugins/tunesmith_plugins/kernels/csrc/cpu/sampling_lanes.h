@@ -9,7 +9,6 @@
 
 namespace {
 
-constexpr int kLinesAhead = 4;  // of the next row, asked for while one block of this one is looked through
 constexpr int kFlush = 16;  // blocks after which 32-bit sums are carried over: 16 * 16 * 2^21 stays below 2^32
 
 template <int D>
@@ -144,12 +143,8 @@ struct Collect {
   int32_t *ids;
   float *x;
   int64_t *count;
-  const char *ahead;
   template <int D>
   TS_LANES void run(int64_t b, const char *source, const uint16_t *marks) const {
-    if (ahead) {
-      for (int line = 0; line < kLinesAhead; ++line) prefetch_far((uintptr_t)ahead + (b * kLinesAhead + line) * 64);
-    }
     if (!bits_of(at_least(load_f32(lanes + b * kLanes), from))) return;
     int64_t n = *count;
     for (int g = 0; g < kBlockGroups; g += 4) {
@@ -179,8 +174,8 @@ struct Collect {
 
 int64_t collect(const TsRow *row, const float *lanes, float from, float below, int32_t *ids, float *x) {
   int64_t count = 0;
-  if (below < HUGE_VALF) over_row(*row, Collect<true>{lanes, set1(from), set1(below), ids, x, &count, row->ahead});
-  else over_row(*row, Collect<false>{lanes, set1(from), set1(below), ids, x, &count, row->ahead});
+  if (below < HUGE_VALF) over_row(*row, Collect<true>{lanes, set1(from), set1(below), ids, x, &count});
+  else over_row(*row, Collect<false>{lanes, set1(from), set1(below), ids, x, &count});
   return count;
 }
 

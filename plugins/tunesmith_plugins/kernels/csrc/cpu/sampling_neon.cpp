@@ -26,7 +26,6 @@ constexpr int64_t kScanAhead = 1024;  // elements between what is read and what 
   for (int j = 0; j < 4; ++j) result.v[j] = value; \
   return result
 
-TS_LANES void prefetch_far(uintptr_t at) { __builtin_prefetch((const void *)at, 0, 2); }
 TS_LANES void prefetch(uintptr_t at) { __builtin_prefetch((const void *)at); }  // reads nothing: any address will do
 TS_LANES F set1(float v) { TS_EACH(F, vdupq_n_f32(v)); }
 TS_LANES F load_f32(const float *at) { TS_EACH(F, vld1q_f32(at + 4 * j)); }

@@ -33,7 +33,6 @@ constexpr int64_t kScanAhead = 1024;
   return result
 
 inline void prefetch(uintptr_t) {}
-inline void prefetch_far(uintptr_t) {}
 inline F set1(float v) { TS_EACH(F, v); }
 inline F load_f32(const float *at) { TS_EACH(F, at[j]); }
 inline F load_bf16(const uint16_t *at) { TS_EACH(F, ts_bf16_to_float(at[j])); }

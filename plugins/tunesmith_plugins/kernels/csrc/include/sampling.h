@@ -19,7 +19,6 @@ struct TsRow {
   const float *divisors;
   int32_t divisor_count;
   int32_t dtype;
-  const char *ahead = nullptr;  // what is read after this row, or null: asked for while the memory has nothing else to do
 };
 
 struct TsSampling {
