@@ -100,9 +100,9 @@ class ChainRow {
   void keep_by_rule(float threshold, uint64_t ties);
   float lowest();
   TS_WARM void top_k(double k);
-  void top_p(double p);
+  TS_WARM_TOP_P void top_p(double p);
   void min_p(double p);
-  void dense_top_p(double p);
+  TS_WARM_TOP_P void dense_top_p(double p);
   TS_WARM void finish();
 
   TS_WARM const TsRow &rest();
@@ -118,17 +118,17 @@ class ChainRow {
   struct Bracket {
     float from, above;
   };
-  Bracket guess(double dropped, int attempt);
-  double doubt_of(double mass) const;
+  TS_WARM_TOP_P Bracket guess(double dropped, int attempt);
+  TS_WARM_TOP_P double doubt_of(double mass) const;
   bool rough_below(float from, uint64_t *low, uint64_t *high);
-  bool rough_rest(uint64_t *low, uint64_t *high);
-  bool quick_top_p(double p);
-  bool settle(double p, uint64_t low, uint64_t high);
+  TS_WARM_TOP_P bool rough_rest(uint64_t *low, uint64_t *high);
+  TS_WARM_TOP_P bool quick_top_p(double p);
+  TS_WARM_TOP_P bool settle(double p, uint64_t low, uint64_t high);
   bool narrow(Bracket bracket, uint64_t total, uint64_t limit);
   bool find(Bracket bracket, uint64_t above, uint64_t total, uint64_t limit);
   bool find_between(Bracket bracket, uint64_t above, uint64_t total, uint64_t limit);
   bool stays(float z, uint64_t *ties) const;
-  float boundary(uint64_t running, uint64_t limit, uint64_t *before);
+  TS_WARM_TOP_P float boundary(uint64_t running, uint64_t limit, uint64_t *before);
   TS_WARM void keep_beyond(float threshold, uint64_t ties);
   TS_WARM float kth_of_lanes(int64_t k);
   TS_WARM float kth_of_list(int64_t k);

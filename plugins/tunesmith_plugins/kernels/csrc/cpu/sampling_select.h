@@ -5,10 +5,19 @@
 
 namespace {
 
+// One copy of what follows: code that is not in the caches costs more than a call.
+#if defined(_MSC_VER) && !defined(__clang__)
+#define TS_ONCE __declspec(noinline)
+#elif defined(__clang__)
+#define TS_ONCE __attribute__((noinline))
+#else
+#define TS_ONCE __attribute__((noinline, noclone))
+#endif
+
 constexpr int64_t kFew = 2 * kLanes;
 
 // Of 1 to 32 values: the one that less than k others are larger than and at least k reach.
-float kth_of_few(const float *x, int64_t n, int64_t k) {
+TS_ONCE float kth_of_few(const float *x, int64_t n, int64_t k) {
   float all[kFew], result = 0;
   for (int64_t i = 0; i < kFew; ++i) all[i] = i < n ? x[i] : -HUGE_VALF;
   const F low = load_f32(all), high = load_f32(all + kLanes);
