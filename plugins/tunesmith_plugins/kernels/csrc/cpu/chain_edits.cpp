@@ -139,7 +139,6 @@ const int64_t *ts_listed(const ts_sample_args &args, const ts_step &step, int64_
 
 // Marks every token that some step names, those of the history first; begin() reads their values.
 void ChainRow::gather() {
-  patches_.begin(vocab_);
   stamp_ = 0;
   const ts_step history = {};
   const auto named = [this](const ts_step &step) {
@@ -151,16 +150,13 @@ void ChainRow::gather() {
     most += count;
   }
   for (int64_t s = 0; s < args_->step_count; ++s) most += named(args_->steps[s]) ? args_->steps[s].width : 0;
-  patches_.reserve(std::min(most, vocab_));
+  patches_.begin(vocab_, std::min(most, vocab_));
   const auto add = [this, &count](const ts_step &step) {
     const int64_t *ids = ts_listed(*args_, step, row_, &count);
-    for (int64_t j = 0; j < count; ++j) {
-      if (ids[j] < 0 || ids[j] >= vocab_ || patches_.marked((int32_t)ids[j])) continue;
-      patches_.add((int32_t)ids[j]);
-    }
+    patches_.add(ids, count);
   };
   if (plan_->history) add(history);
-  history_patches_ = patches_.list.size();
+  history_patches_ = patches_.size();
   for (int64_t s = 0; s < args_->step_count; ++s) {
     if (named(args_->steps[s])) add(args_->steps[s]);
   }
@@ -172,16 +168,17 @@ void ChainRow::touch(const ts_step &step) {
   const int64_t *ids = ts_listed(*args_, step, row_, &count);
   const float *amounts = step.amounts ? step.amounts + row_ * step.amounts_stride : nullptr;
   touched_.clear();
-  ++stamp_;
+  patches_.index();
+  if (++stamp_ == 1) stamps_.assign((size_t)patches_.size(), Touch{});
   for (int64_t j = 0; j < count; ++j) {
     if (ids[j] < 0 || ids[j] >= vocab_) continue;
-    Patch *patch = patches_.find((int32_t)ids[j]);
-    if (patch->stamp != stamp_) {
-      patch->stamp = stamp_;
-      patch->sum = 0;
-      touched_.push_back(patch);
+    const int64_t patch = patches_.find((int32_t)ids[j]);
+    Touch &touch = stamps_[(size_t)patch];
+    if (touch.stamp != stamp_) {
+      touch = {stamp_, 0};
+      touched_.push_back((int32_t)patch);
     }
-    patch->sum += amounts ? amounts[j] : 1.0f;
+    touch.sum += amounts ? amounts[j] : 1.0f;
   }
 }
 
@@ -194,13 +191,14 @@ int64_t ChainRow::place_of(int32_t id) {
 void ChainRow::edit_tokens(const ts_step &step) {
   const double value = ts_step_value(step, row_);
   touch(step);
-  for (Patch *patch : touched_) {
-    patch->processed = ts_edited(step.op, patch->processed, value, patch->sum);
+  for (const int32_t patch : touched_) {
+    const float sum = stamps_[(size_t)patch].sum;
+    if (processed_asked()) patches_.processed[patch] = ts_edited(step.op, patches_.processed[patch], value, sum);
     if (form_ == kDense) {
-      patch->z = ts_edited(step.op, patch->z, value, patch->sum);
+      patches_.z[patch] = ts_edited(step.op, patches_.z[patch], value, sum);
     } else {
-      const int64_t place = place_of(patch->id);
-      if (place >= 0) z_[place] = ts_edited(step.op, z_[place], value, patch->sum);
+      const int64_t place = place_of(patches_.ids[patch]);
+      if (place >= 0) z_[place] = ts_edited(step.op, z_[place], value, sum);
     }
   }
   if (form_ != kDense) filter([this](int64_t i) { return z_[i] > -HUGE_VALF; });
@@ -247,11 +245,11 @@ void ChainRow::remove(const ts_step &step) {
 
 void ChainRow::ban(const ts_step &step) {
   touch(step);
-  for (Patch *patch : touched_) {
+  for (const int32_t patch : touched_) {
     if (form_ == kDense) {
-      patch->z = -HUGE_VALF;
+      patches_.z[patch] = -HUGE_VALF;
     } else {
-      const int64_t place = place_of(patch->id);
+      const int64_t place = place_of(patches_.ids[patch]);
       if (place >= 0) z_[place] = -HUGE_VALF;
     }
   }
@@ -261,9 +259,10 @@ void ChainRow::ban(const ts_step &step) {
 // Turns a dense row into the list of chosen_, which is in order.
 void ChainRow::list_chosen() {
   n_ = 0;
+  if (plan_->patches) patches_.index();
   for (const int32_t id : chosen_) {
-    const Patch *patch = plan_->patches ? patches_.find(id) : nullptr;
-    const float z = patch ? patch->z : passed_over(id) ? -HUGE_VALF : value_of(ts_load_one(source_, id, args_->dtype), dense_divisors_);
+    const int64_t patch = plan_->patches ? patches_.find(id) : -1;
+    const float z = patch >= 0 ? patches_.z[patch] : passed_over(id) ? -HUGE_VALF : value_of(ts_load_one(source_, id, args_->dtype), dense_divisors_);
     if (!(z > -HUGE_VALF)) continue;
     ids_[n_] = id;
     z_[n_++] = z;
@@ -283,8 +282,8 @@ void ChainRow::hide(const int32_t *words, int64_t count) {
     marks[g] = (uint16_t)((before ? before[g] : 0) | (uint16_t)~allowed);
   }
   if (plan_->patches) {
-    for (Patch &patch : patches_.list) {
-      if (!ts_allowed(words, count, patch.id)) patch.z = -HUGE_VALF;
+    for (int64_t i = 0; i < patches_.size(); ++i) {
+      if (!ts_allowed(words, count, patches_.ids[i])) patches_.z[i] = -HUGE_VALF;
     }
   }
   show_marks();

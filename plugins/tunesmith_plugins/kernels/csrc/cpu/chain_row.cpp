@@ -21,7 +21,11 @@ float unordered(int32_t key) { return bits_to_float((uint32_t)(key < 0 ? INT32_M
 // Divisors that estimates are good for.
 bool gentle(float divisor) { return divisor >= 1e-4f && divisor <= 1e4f; }
 
-float penalised(float z, float penalty) { return z < 0 ? z * penalty : z / penalty; }
+// Both results are worked out and one is taken by its bits: which one is nothing to predict.
+float penalised(float z, float penalty) {
+  const uint32_t negative = 0u - (uint32_t)(z < 0);
+  return bits_to_float((float_to_bits(z * penalty) & negative) | (float_to_bits(z / penalty) & ~negative));
+}
 
 }  // namespace
 
@@ -151,10 +155,23 @@ void ChainRow::begin() {
     return;
   }
   // Only now that the row is in the caches: reads here and there are slow before.
-  for (Patch &patch : patches_.list) patch.raw = patch.z = patch.processed = ts_load_one(source_, patch.id, args_->dtype);
+  if (plan_->patches) load_patches();
   whole_rest_max_ = rest_max_;
   raw_max_ = max_ = dense_max(false);
   look_at(max_);
+}
+
+void ChainRow::load_patches() {
+  const int64_t count = patches_.size();
+  const int32_t *ids = patches_.ids.get();
+  float *z = patches_.z.get();
+  if (args_->dtype == TS_F32) {
+    for (int64_t i = 0; i < count; ++i) z[i] = ((const float *)source_)[ids[i]];
+  } else {
+    for (int64_t i = 0; i < count; ++i) z[i] = ts_load_one(source_, ids[i], args_->dtype);
+  }
+  if (args_->top_raw_ids) memcpy(patches_.raw.get(), z, (size_t)count * sizeof(float));
+  if (processed_asked()) memcpy(patches_.processed.get(), z, (size_t)count * sizeof(float));
 }
 
 void ChainRow::look_at(float max) {
@@ -224,22 +241,17 @@ float ChainRow::dense_max(bool processed) {
     const float *z = apart();
     return *std::max_element(z, z + vocab_);
   }
-  float largest = processed ? value_of(whole_rest_max_, divisors_seen_) : value_of(rest_max_, dense_divisors_);
-  if (plan_->patches) {
-    for (const Patch &patch : patches_.list) {
-      const float z = processed ? patch.processed : patch.z;
-      largest = z > largest ? z : largest;
-    }
-  }
-  return largest;
+  const float largest = processed ? value_of(whole_rest_max_, divisors_seen_) : value_of(rest_max_, dense_divisors_);
+  return plan_->patches ? std::max(largest, patches_.largest(processed ? patches_.processed : patches_.z)) : largest;
 }
 
 // The weights' sum of the patched tokens of the dense row that are less than `below`.
-uint64_t ChainRow::patched_weights(float max, float below) const {
+uint64_t ChainRow::patched_weights(float max, float below) {
   uint64_t sum = 0;
   if (!plan_->patches) return sum;
-  for (const Patch &patch : patches_.list) {
-    if (patch.z < below) sum += ts_weight(ts_exp(patch.z - max), plan_->scale);
+  const float *z = patches_.z.get();
+  for (int64_t i = 0; i < patches_.size(); ++i) {
+    if (z[i] < below) sum += ts_weight(ts_exp(z[i] - max), plan_->scale);
   }
   return sum;
 }
@@ -286,15 +298,19 @@ void ChainRow::remax() {
 
 // Keskar et al. (2019): logits of tokens seen before are divided by the penalty, or multiplied where negative.
 void ChainRow::penalise(float penalty) {
-  for (size_t i = 0; i < history_patches_; ++i) {
-    Patch &patch = patches_.list[i];
-    patch.processed = penalised(patch.processed, penalty);
-    if (form_ == kDense) {
-      patch.z = penalised(patch.z, penalty);
-    } else {
-      const int64_t place = place_of(patch.id);
-      if (place >= 0) z_[place] = penalised(z_[place], penalty);
-    }
+  const int64_t count = history_patches_;
+  if (processed_asked()) {
+    float *z = patches_.processed.get();
+    for (int64_t i = 0; i < count; ++i) z[i] = penalised(z[i], penalty);
+  }
+  if (form_ == kDense) {
+    float *z = patches_.z.get();
+    for (int64_t i = 0; i < count; ++i) z[i] = penalised(z[i], penalty);
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t place = place_of(patches_.ids[i]);
+    if (place >= 0) z_[place] = penalised(z_[place], penalty);
   }
 }
 
@@ -303,28 +319,37 @@ void ChainRow::penalise(float penalty) {
 // Puts the patched tokens of at least `from` among the first n tokens of the list, in order of ids.
 int64_t ChainRow::merge_patches(int64_t n, float from) {
   if (!plan_->patches) return n;
-  const size_t whole = patches_.list.size();
-  std::vector<const Patch *> some;
-  for (size_t i = 0; i < whole; ++i) {
-    if (patches_.list[i].z >= from) some.push_back(&patches_.list[i]);
+  const int64_t whole = patches_.size();
+  const float *z = patches_.z.get();
+  const int32_t *ids = patches_.ids.get();
+  uint64_t *some = merged_.at_least(whole);  // ids, and behind them where they are
+  int64_t found = 0;
+  for (int64_t begin = 0; begin < whole; begin += kLanes) {
+    const int64_t end = std::min<int64_t>(begin + kLanes, whole);
+    int32_t reached = 0;  // mostly none is: looked at together
+    for (int64_t i = begin; i < end; ++i) reached |= z[i] >= from;
+    if (!reached) continue;
+    for (int64_t i = begin; i < end; ++i) {
+      some[found] = (uint64_t)ids[i] << 32 | (uint64_t)i;
+      found += z[i] >= from;
+    }
   }
-  std::sort(some.begin(), some.end(), [](const Patch *a, const Patch *b) { return a->id < b->id; });
-  int64_t to = n + (int64_t)some.size(), at = n;
-  const int64_t all = to;
-  for (size_t left = some.size(); left > 0;) {
-    const Patch &patch = *some[left - 1];
+  if (found > 1) std::sort(some, some + found);
+  int64_t to = n + found, at = n;
+  for (int64_t left = found; left > 0;) {
+    const int32_t id = (int32_t)(some[left - 1] >> 32);
     --to;
-    if (at > 0 && ids_[at - 1] > patch.id) {
+    if (at > 0 && ids_[at - 1] > id) {
       --at;
       ids_[to] = ids_[at];
       z_[to] = z_[at];
     } else {
-      ids_[to] = patch.id;
-      z_[to] = patch.z;
+      ids_[to] = id;
+      z_[to] = z[(uint32_t)some[left - 1]];
       --left;
     }
   }
-  return all;
+  return n + found;
 }
 
 // Lists the tokens of the dense row with from <= z < below; of the patched ones also those that are larger.
@@ -425,13 +450,16 @@ void ChainRow::min_p(double p) {
   float *e = e_.at_least(vocab_);
   kernels_->exps(z_.get(), n_, max_, 1, e);
   int64_t left = 0;
-  uint64_t total = 0;
-  for (int64_t i = 0; i < n_; ++i) {
-    if ((double)e[i] < p) continue;
-    ids_[left] = ids_[i];
-    z_[left] = z_[i];
-    if (list_weighed_) total += w_[left] = w_[i];
-    ++left;
+  uint64_t total = 0, *w = w_.at_least(vocab_);
+  float *z = z_.get();
+  int32_t *ids = ids_.get();
+  for (int64_t i = 0; i < n_; ++i) {  // as in keep_beyond
+    const bool goes = (double)e[i] < p;
+    ids[left] = ids[i];
+    z[left] = z[i];
+    total += goes ? 0 : w[i];  // of no meaning if the list has not been weighed
+    w[left] = w[i];
+    left += !goes;
   }
   n_ = left;
   list_total_ = total;
@@ -818,14 +846,15 @@ uint64_t ChainRow::processed_total(float max) {
   row.flagged = plan_->patches ? patches_.flagged() : nullptr;
   processed_total_ = kernels_->mass(&row, max, plan_->bits, -FLT_MAX, nullptr);
   if (plan_->patches) {
-    for (const Patch &each : patches_.list) processed_total_ += ts_weight(ts_exp(each.processed - max), plan_->scale);
+    const float *z = patches_.processed.get();
+    for (int64_t i = 0; i < patches_.size(); ++i) processed_total_ += ts_weight(ts_exp(z[i] - max), plan_->scale);
   }
   return processed_total_;
 }
 
 float ChainRow::logp_processed(int64_t token) {
-  const Patch *patch = plan_->patches ? patches_.find((int32_t)token) : nullptr;
-  const float z = patch ? patch->processed : apart_ ? apart_z_[token] : value_of(ts_load_one(source_, token, args_->dtype), divisors_seen_);
+  const int64_t patch = plan_->patches ? patches_.find((int32_t)token) : -1;
+  const float z = patch >= 0 ? patches_.processed[patch] : apart_ ? apart_z_[token] : value_of(ts_load_one(source_, token, args_->dtype), divisors_seen_);
   const float max = dense_max(true);
   if (max == HUGE_VALF) return NAN;  // a dropped token that a later edit sent to infinity
   return ts_logp(z, max, processed_total(max), plan_->scale);
@@ -845,7 +874,7 @@ void ChainRow::write_logits() {
     for (int64_t i = 0; i < vocab_; ++i) out[i] = passed_over(i) ? -HUGE_VALF : out[i];
   }
   if (plan_->patches) {
-    for (const Patch &patch : patches_.list) out[patch.id] = patch.z;
+    for (int64_t i = 0; i < patches_.size(); ++i) out[patches_.ids[i]] = patches_.z[i];
   }
 }
 
@@ -862,8 +891,8 @@ void ChainRow::finish() {
     if (form_ == kList) {
       z = z_[std::lower_bound(ids_.get(), ids_.get() + n_, (int32_t)token) - ids_.get()];
     } else {
-      const Patch *patch = plan_->patches ? patches_.find((int32_t)token) : nullptr;
-      z = patch ? patch->z : value_of(ts_load_one(source_, token, args_->dtype), dense_divisors_);
+      const int64_t patch = plan_->patches ? patches_.find((int32_t)token) : -1;
+      z = patch >= 0 ? patches_.z[patch] : value_of(ts_load_one(source_, token, args_->dtype), dense_divisors_);
     }
     args_->logp_truncated[row_] = ts_logp(z, max_, total, plan_->scale);
   }

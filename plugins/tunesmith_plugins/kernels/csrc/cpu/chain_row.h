@@ -51,6 +51,7 @@ class ChainRow {
 
   TS_WARM void begin();
   void gather();
+  void load_patches();
   void give_up();
   TS_WARM void look_at(float max);
   TS_WARM void edit(const ts_step &step, float value);
@@ -113,7 +114,7 @@ class ChainRow {
   TS_WARM void list_from(float from, float below);
   void list_whole();
   TS_WARM uint64_t weigh_list();
-  uint64_t patched_weights(float max, float below) const;
+  uint64_t patched_weights(float max, float below);
   uint64_t dense_total();
   struct Bracket {
     float from, above;
@@ -159,8 +160,14 @@ class ChainRow {
   int32_t dense_divisors_ = 0, divisors_seen_ = 0;
   TsRow view_ = {};
   Patches patches_;
-  size_t history_patches_ = 0;     // the first so many patches are those of the history
-  std::vector<Patch *> touched_;   // by the step at work
+  Buffer<uint64_t> merged_;        // patches on their way into the list
+  int64_t history_patches_ = 0;    // the first so many patches are those of the history
+  struct Touch {
+    int32_t stamp = 0;  // the last step that named the patch
+    float sum = 0;      // of its amounts there
+  };
+  std::vector<Touch> stamps_;      // of every patch
+  std::vector<int32_t> touched_;   // patches, by the step at work
   std::vector<int32_t> chosen_;
   int32_t stamp_ = 0;
   Buffer<uint16_t> hidden_;        // tokens that a mask removed from the dense row, and the patched ones

@@ -19,9 +19,14 @@ void ChainRow::cool(float divisor, float processed_divisor) {
   list_weighed_ = false;
   if (apart_) kernels_->divide(apart_z_.get(), vocab_, processed_divisor);
   if (!plan_->patches) return;
-  for (Patch &patch : patches_.list) {
-    if (form_ == kDense) patch.z = patch.z / divisor;
-    patch.processed = patch.processed / processed_divisor;
+  const int64_t count = patches_.size();
+  if (form_ == kDense) {
+    float *z = patches_.z.get();
+    for (int64_t i = 0; i < count; ++i) z[i] = z[i] / divisor;
+  }
+  if (processed_asked()) {
+    float *z = patches_.processed.get();
+    for (int64_t i = 0; i < count; ++i) z[i] = z[i] / processed_divisor;
   }
 }
 
@@ -89,7 +94,7 @@ void ChainRow::set_apart() {
 float *ChainRow::apart() {
   float *z = apart_z_.get();
   if (plan_->patches) {
-    for (const Patch &patch : patches_.list) z[patch.id] = patch.processed;
+    for (int64_t i = 0; i < patches_.size(); ++i) z[patches_.ids[i]] = patches_.processed[i];
   }
   return z;
 }

@@ -16,8 +16,8 @@ void ChainRow::tops() {
   }
   if (!args_->top_processed_ids && !args_->top_raw_ids) return;
   // Both are seen as dense rows, through the divisors and patches of the one and of the other.
-  const float max = dense_max(true);
   const bool processed = args_->top_processed_ids != nullptr;
+  const float max = processed ? dense_max(true) : 0;
   const uint64_t total = processed && max < HUGE_VALF ? processed_total(max) : 0, raw = args_->top_raw_ids ? raw_total() : 0;
   form_ = kDense;
   if (view_.marks && view_.marks == hidden_.get()) {
@@ -31,13 +31,13 @@ void ChainRow::tops() {
     top_of(args_->top_processed_ids, args_->top_processed, max, total);
   } else if (processed) {
     dense_divisors_ = divisors_seen_;
-    for (size_t i = 0; plan_->patches && i < patches_.list.size(); ++i) patches_.list[i].z = patches_.list[i].processed;
+    if (plan_->patches) std::copy_n(patches_.processed.get(), patches_.size(), patches_.z.get());
     top_of(args_->top_processed_ids, args_->top_processed, max, total);
   }
   if (args_->top_raw_ids) {
     form_ = kDense;
     dense_divisors_ = 0;
-    for (size_t i = 0; plan_->patches && i < patches_.list.size(); ++i) patches_.list[i].z = patches_.list[i].raw;
+    if (plan_->patches) std::copy_n(patches_.raw.get(), patches_.size(), patches_.z.get());
     top_of(args_->top_raw_ids, args_->top_raw, raw_max_, raw);
   }
 }

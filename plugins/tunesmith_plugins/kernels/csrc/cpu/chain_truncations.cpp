@@ -209,8 +209,8 @@ void ChainRow::hide_above(float z) {
   }
   n_ = 0;
   if (plan_->patches) {
-    for (Patch &patch : patches_.list) {
-      if (patch.z > z) patch.z = -HUGE_VALF;
+    for (int64_t i = 0; i < patches_.size(); ++i) {
+      if (patches_.z[i] > z) patches_.z[i] = -HUGE_VALF;
     }
   }
   show_marks();

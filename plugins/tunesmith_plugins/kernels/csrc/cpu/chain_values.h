@@ -26,13 +26,5 @@ void ChainRow::over_values(Take take) {
     take(z, size);
   }
   if (!plan_->patches) return;
-  int64_t count = 0;
-  for (const Patch &patch : patches_.list) {
-    z[count++] = patch.z;
-    if (count == kBlock) {
-      take(z, count);
-      count = 0;
-    }
-  }
-  take(z, count);
+  for (int64_t at = 0; at < patches_.size(); at += kBlock) take(patches_.z.get() + at, std::min(kBlock, patches_.size() - at));
 }

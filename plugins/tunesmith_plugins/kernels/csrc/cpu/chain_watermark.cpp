@@ -45,9 +45,8 @@ void ChainRow::watermark(const ts_step &step, float delta) {
     set_apart();
     float *z = apart_z_.get();
     for (int64_t i = 0; i < vocab_; ++i) z[i] = marked(z[i], i);
-    for (size_t i = 0; plan_->patches && i < patches_.list.size(); ++i) {
-      Patch &patch = patches_.list[i];
-      if (is_green(patch.id)) patch.processed = patch.processed + delta;
+    for (int64_t i = 0; plan_->patches && i < patches_.size(); ++i) {
+      if (is_green(patches_.ids[i])) patches_.processed[i] = patches_.processed[i] + delta;
     }
   }
   list_all();  // every other value changes: there is no dense row any more

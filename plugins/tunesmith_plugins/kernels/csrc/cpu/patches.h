@@ -2,73 +2,106 @@
 // never written; instead such tokens are marked, passed over by the loops over the row, and kept here.
 #pragma once
 
-#include <vector>
+#include <math.h>
+
+#include <algorithm>
 
 #include "sampling.h"
 #include "scratch.h"
 
-struct Patch {
-  int32_t id;
-  float raw;        // as given
-  float z;          // after the edits before the first truncation
-  float processed;  // after all edits and no truncation
-  float sum;        // of its amounts in the step at work
-  int32_t stamp;    // the last step that named it
-};
-
 class Patches {
  public:
-  // Makes room for a row; nothing is patched.
-  void begin(int64_t vocab) {
+  // Makes room for so many tokens of a row; nothing is patched.
+  void begin(int64_t vocab, int64_t most) {
+    const int64_t blocks = (vocab + kBlock - 1) / kBlock;
     clear();  // a row that ran out of memory has left its marks
-    marks_.at_least((vocab + kBlock - 1) / kBlock * kBlockGroups);
-    flagged_.at_least((vocab + kBlock - 1) / kBlock);
+    blocks_ = 0;
+    vocab_ = vocab;
+    marks_.at_least(blocks * kBlockGroups);
+    flagged_.at_least(blocks);
+    blocks_ = blocks;
+    ids.at_least(most);
+    raw.at_least(most);
+    z.at_least(most);
+    processed.at_least(most);
   }
   // Unmarks everything: marks are clear between rows.
   void clear() {
-    for (const Patch &patch : list) {
-      marks_[patch.id / kLanes] = 0;
-      flagged_[patch.id / kBlock] = 0;
-    }
-    list.clear();
-    used_ = 0;
+    for (int64_t i = 0; i < size_; ++i) marks_[ids[i] / kLanes] = 0;
+    if (size_) memset(flagged_.get(), 0, (size_t)blocks_);
+    size_ = 0;
+    indexed_ = false;
   }
+  // Adds tokens, their values to be set; those that are there already and those outside the vocabulary are left out.
+  void add(const int64_t *named, int64_t count) {
+    uint16_t *marks = marks_.get();
+    uint8_t *flagged = flagged_.get();
+    int32_t *to = ids.get();
+    int64_t size = size_;
+    for (int64_t j = 0; j < count; ++j) {
+      const uint64_t id = (uint64_t)named[j];
+      if (id >= (uint64_t)vocab_) continue;
+      // Always written, and only the count depends on whether it is new: there is nothing to predict.
+      const uint32_t marked = marks[id / kLanes], bit = 1u << (id % kLanes);
+      to[size] = (int32_t)id;
+      size += (marked & bit) == 0;
+      marks[id / kLanes] = (uint16_t)(marked | bit);
+      flagged[id / kBlock] = 1;
+    }
+    size_ = size;
+  }
+  int64_t size() const { return size_; }
   bool marked(int32_t id) { return marks_[id / kLanes] >> (id % kLanes) & 1; }
-  // The patch of a token, or null.
-  Patch *find(int32_t id) {
-    if (list.empty() || !marked(id)) return nullptr;
-    for (uint32_t slot = place(id);; slot = (slot + 1) & mask_) {
-      if (slots_[slot] && list[slots_[slot] - 1].id == id) return &list[slots_[slot] - 1];
+  // The place of a token here, or -1.
+  int64_t find(int32_t id) {
+    if (!size_ || !marked(id)) return -1;
+    if (!indexed_) return std::find(ids.get(), ids.get() + size_, id) - ids.get();
+    for (uint32_t slot = slot_of(id);; slot = (slot + 1) & mask_) {
+      if (slots_[slot] && ids[slots_[slot] - 1] == id) return slots_[slot] - 1;
     }
   }
-  // Makes room for so many tokens in all.
-  void reserve(int64_t count) {
-    uint32_t size = 64;
-    while (size < 2 * count) size *= 2;
-    slots_.at_least(size);
-    memset(slots_.get(), 0, size * sizeof(uint32_t));
-    mask_ = size - 1;
-    list.reserve((size_t)count);
+  // Prepares for finding many.
+  void index() {
+    if (indexed_) return;
+    uint32_t slots = 64;
+    while (slots < 2 * size_) slots *= 2;
+    memset(slots_.at_least(slots), 0, slots * sizeof(uint32_t));
+    mask_ = slots - 1;
+    for (int64_t i = 0; i < size_; ++i) {
+      uint32_t slot = slot_of(ids[i]);
+      while (slots_[slot]) slot = (slot + 1) & mask_;
+      slots_[slot] = (uint32_t)i + 1;
+    }
+    indexed_ = true;
   }
-  // Adds a token that is not marked yet, its values to be set; reserve() must have allowed for it.
-  void add(int32_t id) {
-    list.push_back({id, 0, 0, 0, 0, 0});
-    marks_[id / kLanes] = (uint16_t)(marks_[id / kLanes] | 1u << (id % kLanes));
-    flagged_[id / kBlock] = 1;
-    uint32_t slot = place(id);
-    while (slots_[slot]) slot = (slot + 1) & mask_;
-    slots_[slot] = (uint32_t)++used_;
+  // The largest of the values of all patches, one of the arrays below, or -inf.
+  float largest(Buffer<float> &values) {
+    float most[kLanes], result = -HUGE_VALF;  // side by side, since one comparison waits for the one before
+    std::fill_n(most, kLanes, -HUGE_VALF);
+    const float *v = values.get();
+    int64_t i = 0;
+    for (; i + kLanes <= size_; i += kLanes) {
+      for (int j = 0; j < kLanes; ++j) most[j] = v[i + j] > most[j] ? v[i + j] : most[j];
+    }
+    for (; i < size_; ++i) result = v[i] > result ? v[i] : result;
+    for (const float each : most) result = each > result ? each : result;
+    return result;
   }
-  const uint16_t *marks() { return list.empty() ? nullptr : marks_.get(); }
+  const uint16_t *marks() { return size_ ? marks_.get() : nullptr; }
   const uint8_t *flagged() { return flagged_.get(); }
 
-  std::vector<Patch> list;
+  Buffer<int32_t> ids;
+  Buffer<float> raw;        // as given
+  Buffer<float> z;          // after the edits before the first truncation
+  Buffer<float> processed;  // after all edits and no truncation; only where somebody asks for the processed row
 
  private:
-  uint32_t place(int32_t id) const { return ((uint32_t)id * 0x9E3779B1u >> 7) & mask_; }
+  uint32_t slot_of(int32_t id) const { return ((uint32_t)id * 0x9E3779B1u >> 7) & mask_; }
 
+  int64_t size_ = 0, vocab_ = 0, blocks_ = 0;
   Buffer<uint16_t> marks_;
   Buffer<uint8_t> flagged_;
-  Buffer<uint32_t> slots_;  // one more than an index of list, by a hash of the id; 0 is empty
-  uint32_t mask_ = 0, used_ = 0;
+  bool indexed_ = false;
+  Buffer<uint32_t> slots_;  // one more than a place, by a hash of the id; 0 is empty
+  uint32_t mask_ = 0;
 };
