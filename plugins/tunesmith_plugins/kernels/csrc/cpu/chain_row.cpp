@@ -8,6 +8,7 @@
 
 #include "load.h"
 #include "numeric.h"
+#include "short_list.h"
 
 namespace {
 
@@ -485,6 +486,7 @@ void ChainRow::top_p(double p) {
 
 // ts_boundary of the list, which must have been weighed.
 float ChainRow::boundary(uint64_t running, uint64_t limit, uint64_t *before) {
+  if (!running && n_ <= kShortList) return ts_short_boundary(z_.get(), w_.get(), n_, max_, limit, before);
   return ts_boundary(z_.get(), w_.get(), n_, weighed_.at_least(vocab_), running, limit, before);
 }
 

@@ -474,37 +474,46 @@ int64_t sample(const TsRow *row, const float *lanes, int64_t stride, float *x) {
   return count;
 }
 
+constexpr int64_t kStep = kLanes * kTogether;
+
+// kStep values: these if there are as many, or else copies of them in rest with max behind them.
+TS_LANES const float *some_or_rest(const float *z, int64_t n, float max, float *rest) {
+  if (n >= kStep) return z;
+  for (int64_t j = 0; j < kStep; j += kLanes) store_f32(rest + j, set1(max));
+  memcpy(rest, z, (size_t)n * sizeof(float));
+  return rest;
+}
+
 void exps(const float *z, int64_t n, float max, float slope, float *e) {
   const F top = set1(max), by = set1(slope);
-  int64_t at = 0;
-  for (; at + kLanes * kTogether <= n; at += kLanes * kTogether) {
+  for (int64_t at = 0; at < n; at += kStep) {
+    float rest[kStep];
+    const bool whole = n - at >= kStep;
+    const float *from = some_or_rest(z + at, n - at, max, rest);
     F v[kTogether];
-    TS_TOGETHER v[i] = mul(sub(load_f32(z + at + i * kLanes), top), by);
+    TS_TOGETHER v[i] = mul(sub(load_f32(from + i * kLanes), top), by);
     exponentials(v);
-    TS_TOGETHER store_f32(e + at + i * kLanes, v[i]);
+    TS_TOGETHER store_f32((whole ? e + at : rest) + i * kLanes, v[i]);
+    if (!whole) memcpy(e + at, rest, (size_t)(n - at) * sizeof(float));
   }
-  for (; at < n; ++at) e[at] = ts_exp((z[at] - max) * slope);
 }
 
 uint64_t weights(const float *z, int64_t n, float max, int bits, uint64_t *w) {
   const double scale = bits_to_double((uint64_t)(1023 + bits) << 52);
   const F top = set1(max);
   uint64_t total = 0;
-  int64_t at = 0;
-  for (; at + kLanes * kTogether <= n; at += kLanes * kTogether) {
+  for (int64_t at = 0; at < n; at += kStep) {
+    float e[kStep];
+    const float *from = some_or_rest(z + at, n - at, max, e);
     F v[kTogether];
-    float e[kLanes * kTogether];
-    TS_TOGETHER v[i] = sub(load_f32(z + at + i * kLanes), top);
+    TS_TOGETHER v[i] = sub(load_f32(from + i * kLanes), top);
     exponentials(v);
     TS_TOGETHER store_f32(e + i * kLanes, v[i]);
-    for (int j = 0; j < kLanes * kTogether; ++j) {
+    const int64_t count = n - at < kStep ? n - at : kStep;
+    for (int64_t j = 0; j < count; ++j) {
       w[at + j] = ts_weight(e[j], scale);
       total += w[at + j];
     }
-  }
-  for (; at < n; ++at) {
-    w[at] = ts_weight(ts_exp(z[at] - max), scale);
-    total += w[at];
   }
   return total;
 }
