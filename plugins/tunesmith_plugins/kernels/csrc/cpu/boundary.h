@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "scratch.h"
+#include "warm.h"
 
 struct Weighed {
   float z;
@@ -27,7 +28,7 @@ struct Steps {
 // Finds the smallest z at which `running` plus the weights of everything up to and including z exceeds limit; *before
 // is the sum without the weights at z itself. items is reordered. The sum over all items must exceed the limit.
 // Distributes over 256 equal steps of z, and goes on in the step where it happens.
-inline float ts_boundary(Weighed *items, int64_t n, uint64_t running, uint64_t limit, uint64_t *before) {
+[[maybe_unused]] TS_WARM_TOP_P static float ts_boundary(Weighed *items, int64_t n, uint64_t running, uint64_t limit, uint64_t *before) {
   constexpr int kFew = 24;
   while (n > kFew) {
     float low = items[0].z, high = items[0].z;
@@ -62,7 +63,7 @@ inline float ts_boundary(Weighed *items, int64_t n, uint64_t running, uint64_t l
 }
 
 // The same of values and weights that stay as they are; `items` is room for n of them, of which few are touched.
-inline float ts_boundary(const float *z, const uint64_t *w, int64_t n, Weighed *items, uint64_t running, uint64_t limit,
+[[maybe_unused]] TS_WARM_TOP_P static float ts_boundary(const float *z, const uint64_t *w, int64_t n, Weighed *items, uint64_t running, uint64_t limit,
                          uint64_t *before) {
   constexpr int kSide = 16;  // side by side, since one comparison waits for the one before
   float lows[kSide], highs[kSide];

@@ -411,30 +411,17 @@ void ChainRow::keep_beyond(float threshold, uint64_t ties) {
 
 // ---- truncations ------------------------------------------------------------------------------------------------
 
-// A value that at least k tokens reach that are not patched, or -inf: one of the largest maxima of groups of tokens.
+// A value that at least k tokens reach that are not patched, or -inf.
 float ChainRow::kth_of_lanes(int64_t k) {
-  const int64_t blocks = (vocab_ + kBlock - 1) / kBlock;
-  const float *groups = lanes_.get();
-  int64_t count = blocks * kLanes;
+  const int64_t count = (vocab_ + kBlock - 1) / kBlock * kLanes;
   if (k > count) return -HUGE_VALF;
-  // Fewer and larger groups do as well as long as there are twice as many as needed.
-  float *merged = lane_z_.at_least(count);
-  while (count / 16 >= 2 * k && count % kLanes == 0) {
-    const int64_t vectors = count / kLanes, fewer = (vectors + 15) / 16;
-    for (int64_t g = 0; g < fewer; ++g) {
-      float best[kLanes];
-      memcpy(best, groups + g * 16 * kLanes, sizeof best);
-      for (int64_t v = g * 16 + 1; v < std::min(vectors, g * 16 + 16); ++v) {
-        for (int j = 0; j < kLanes; ++j) best[j] = groups[v * kLanes + j] > best[j] ? groups[v * kLanes + j] : best[j];
-      }
-      memcpy(merged + g * kLanes, best, sizeof best);
-    }
-    groups = merged;
-    count = fewer * kLanes;
-  }
-  if (groups != merged) memcpy(merged, groups, (size_t)count * sizeof(float));
-  std::nth_element(merged, merged + (k - 1), merged + count, [](float a, float b) { return a > b; });
-  return merged[k - 1];
+  return kernels_->kth_of_lanes(lanes_.get(), count, k, select_.at_least(3 * count + 2 * vocab_));
+}
+
+// The k-th largest value of the list, 1 <= k <= n_.
+float ChainRow::kth_of_list(int64_t k) {
+  const int64_t lanes = (vocab_ + kBlock - 1) / kBlock * kLanes;
+  return kernels_->kth(z_.get(), n_, k, select_.at_least(3 * lanes + 2 * vocab_));
 }
 
 // Keeps every token that ties with the k-th largest; k below 1 keeps all.
@@ -448,10 +435,7 @@ void ChainRow::top_k(double wanted) {
     form_ = kList;
   }
   if (k >= n_) return;
-  float *values = e_.at_least(vocab_);
-  const int64_t count = candidates_of_list(k, values);
-  std::nth_element(values, values + (k - 1), values + count, [](float a, float b) { return a > b; });
-  keep_beyond(values[k - 1], 0);
+  keep_beyond(kth_of_list(k), 0);
 }
 
 // Nguyen et al. (2024): drops tokens less likely than p times the likeliest.

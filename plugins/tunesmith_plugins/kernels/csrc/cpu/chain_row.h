@@ -95,16 +95,15 @@ class ChainRow {
   void set_apart();
   float *apart();
   void list_apart();
-  int64_t candidates_of_list(int64_t k, float *values);
   void top_k_low(double k);
   void top_p_ties(const ts_step &step, double p);
   void mirostat(const ts_step &step, double bits);
   void keep_by_rule(float threshold, uint64_t ties);
   float lowest();
   TS_WARM void top_k(double k);
-  void top_p(double p);
+  TS_WARM_TOP_P void top_p(double p);
   void min_p(double p);
-  void dense_top_p(double p);
+  TS_WARM_TOP_P void dense_top_p(double p);
   TS_WARM void finish();
 
   TS_WARM const TsRow &rest();
@@ -120,19 +119,20 @@ class ChainRow {
   struct Bracket {
     float from, above;
   };
-  Bracket guess(double dropped, int attempt);
-  double doubt_of(double mass) const;
+  TS_WARM_TOP_P Bracket guess(double dropped, int attempt);
+  TS_WARM_TOP_P double doubt_of(double mass) const;
   bool rough_below(float from, uint64_t *low, uint64_t *high);
-  bool rough_rest(uint64_t *low, uint64_t *high);
-  bool quick_top_p(double p);
-  bool settle(double p, uint64_t low, uint64_t high);
+  TS_WARM_TOP_P bool rough_rest(uint64_t *low, uint64_t *high);
+  TS_WARM_TOP_P bool quick_top_p(double p);
+  TS_WARM_TOP_P bool settle(double p, uint64_t low, uint64_t high);
   bool narrow(Bracket bracket, uint64_t total, uint64_t limit);
   bool find(Bracket bracket, uint64_t above, uint64_t total, uint64_t limit);
   bool find_between(Bracket bracket, uint64_t above, uint64_t total, uint64_t limit);
   bool stays(float z, uint64_t *ties) const;
-  float boundary(uint64_t running, uint64_t limit, uint64_t *before);
+  TS_WARM_TOP_P float boundary(uint64_t running, uint64_t limit, uint64_t *before);
   TS_WARM void keep_beyond(float threshold, uint64_t ties);
   TS_WARM float kth_of_lanes(int64_t k);
+  TS_WARM float kth_of_list(int64_t k);
   TS_WARM int64_t draw();
   int64_t draw_in_block(int64_t block, uint64_t running, uint64_t target, uint64_t ties);
   int64_t first_maximum();
@@ -200,5 +200,5 @@ class ChainRow {
   uint64_t list_total_ = 0;
   bool raw_total_known_ = false, processed_total_known_ = false;
   uint64_t raw_total_ = 0, processed_total_ = 0;
-  Buffer<float> lane_z_, lane_e_, sample_x_, sample_e_;
+  Buffer<float> select_, before_z_, lane_e_, sample_x_, sample_e_;
 };

@@ -30,31 +30,6 @@ void ChainRow::keep_by_rule(float threshold, uint64_t ties) {
   list_total_ = total;
 }
 
-// Writes the values of the list among which its k largest are; returns how many. Of a long list they are those that reach
-// the k-th largest of the maxima of its parts.
-int64_t ChainRow::candidates_of_list(int64_t k, float *values) {
-  const float *z = z_.get();
-  const int64_t size = n_ / (4 * k);
-  if (size < 16) {
-    memcpy(values, z, (size_t)n_ * sizeof(float));
-    return n_;
-  }
-  const int64_t parts = n_ / size;
-  for (int64_t p = 0; p < parts; ++p) {
-    float largest[4] = {z[p * size], z[p * size], z[p * size], z[p * size]};  // side by side: one waits for the one before
-    for (int64_t i = p * size; i < (p + 1) * size; ++i) largest[i & 3] = z[i] > largest[i & 3] ? z[i] : largest[i & 3];
-    values[p] = std::max(std::max(largest[0], largest[1]), std::max(largest[2], largest[3]));
-  }
-  std::nth_element(values, values + (k - 1), values + parts, [](float a, float b) { return a > b; });
-  const float least = values[k - 1];
-  int64_t count = 0;
-  for (int64_t i = 0; i < n_; ++i) {
-    values[count] = z[i];
-    count += z[i] >= least;
-  }
-  return count;
-}
-
 // The lowest value of the list.
 float ChainRow::lowest() {
   const float *z = z_.get();
@@ -78,7 +53,7 @@ void ChainRow::top_p_ties(const ts_step &step, double p) {
   const int64_t count = n_;
   if (fewest > 1 && before == kList) {
     chosen_.assign(ids_.get(), ids_.get() + n_);
-    memcpy(lane_z_.at_least(vocab_), z_.get(), (size_t)n_ * sizeof(float));
+    memcpy(before_z_.at_least(vocab_), z_.get(), (size_t)n_ * sizeof(float));
   }
   top_p(p);
   if (fewest <= 1) return;
@@ -90,7 +65,7 @@ void ChainRow::top_p_ties(const ts_step &step, double p) {
   if (before == kList) {
     n_ = count;
     std::copy(chosen_.begin(), chosen_.end(), ids_.get());
-    memcpy(z_.get(), lane_z_.get(), (size_t)n_ * sizeof(float));
+    memcpy(z_.get(), before_z_.get(), (size_t)n_ * sizeof(float));
   }
   top_k(fewest);
   if ((double)n_ > fewest) keep_beyond(lowest(), (uint64_t)(n_ - (int64_t)fewest));

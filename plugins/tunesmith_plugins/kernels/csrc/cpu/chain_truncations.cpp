@@ -127,7 +127,7 @@ void ChainRow::typical(double mass, double least) {
   float bound = ts_boundary(items, n_, 0, wanted - 1, &before);
   const int64_t fewest = least < (double)n_ ? (int64_t)least : n_;
   if (fewest > 1) {
-    float *ordered = lane_z_.at_least(vocab_);
+    float *ordered = before_z_.at_least(vocab_);
     memcpy(ordered, distance, (size_t)n_ * sizeof(float));
     std::nth_element(ordered, ordered + (fewest - 1), ordered + n_);
     bound = std::max(bound, ordered[fewest - 1]);

@@ -77,6 +77,32 @@ TS_WARM int32_t check(const ts_sample_args &a) {
   return TS_OK;
 }
 
+// Where code is. What a function does with float32 stands first in it; the rest, 16-bit logits and the end of a row, is many
+// times as long.
+struct Code {
+  const void *begin;
+  int64_t bytes;
+};
+
+// Asks for what top-p on a dense row runs, if there is such a step. Sooner, from ts_warm_code, it helps less.
+TS_WARM void ask_for_top_p(const ts_sample_args &a, const TsSampling &kernels) {
+#if defined(__GNUC__)
+  bool wanted = false;
+  for (int64_t s = 0; s < a.step_count; ++s) wanted |= a.steps[s].op == TS_TOP_P || a.steps[s].op == TS_TOP_P_TIES;
+  if (!wanted) return;
+  const Code ranges[] = {{TS_WARM_BOUNDS(ts_warm_top_p)},
+                         {(const void *)kernels.scan_rough, 2112},
+                         {(const void *)kernels.exps, 1600},
+                         {(const void *)kernels.below, 1536},
+                         {(const void *)kernels.weights, 2560}};
+  for (const Code &range : ranges) {
+    if (!range.begin) continue;
+    for (int64_t at = 0; at < range.bytes; at += 64) __builtin_prefetch((const char *)range.begin + at, 0, 2);
+  }
+  asm volatile("");  // else a function that only does this counts as one that does nothing, and is left out
+#endif
+}
+
 // Rows of a call shared among threads; the code of the first one that fails, or TS_OK.
 struct Call {
   const ts_sample_args &args;
@@ -113,6 +139,7 @@ extern "C" TS_WARM int32_t ts_sample(const ts_sample_args *args) {
     if (checked != TS_OK) return checked;
     const TsSampling *kernels = ts_sampling();
     if (!kernels) return TS_UNSUPPORTED;
+    ask_for_top_p(*args, *kernels);
     Call call = {*args, ChainPlan(*args), *kernels};
     if (args->threads > 1 && args->batch > 1 && worth_sharing(*args)) {
       ts_parallel(
@@ -185,14 +212,12 @@ extern "C" int32_t ts_exp_row(const float *z, int64_t n, float max, int64_t voca
 extern "C" int32_t ts_warm_code(int64_t *words) {
   const TsSampling *kernels = ts_sampling();
   if (!kernels) return TS_UNSUPPORTED;
-  // What a function does with float32 stands first in it; the rest, 16-bit logits and the end of a row, is many times as long.
-  const struct {
-    const void *begin;
-    int64_t bytes;
-  } ranges[TS_WARM_RANGES] = {TS_WARM_BOUNDS,
-                             {(const void *)kernels->scan, 1152},
-                             {(const void *)kernels->collect, 1472},
-                             {(const void *)kernels->divide, 448}};
+  const Code ranges[TS_WARM_RANGES] = {{TS_WARM_BOUNDS(ts_warm)},
+                                       {(const void *)kernels->scan, 2176},
+                                       {(const void *)kernels->collect, 1472},
+                                       {(const void *)kernels->divide, 448},
+                                       {(const void *)kernels->kth, 1216},
+                                       {(const void *)kernels->kth_of_lanes, 256}};
   for (int i = 0; i < TS_WARM_RANGES; ++i) {
     words[2 * i] = (int64_t)(intptr_t)ranges[i].begin;
     words[2 * i + 1] = ranges[i].bytes;

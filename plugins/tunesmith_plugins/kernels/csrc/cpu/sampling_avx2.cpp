@@ -24,6 +24,7 @@ struct I {
 typedef F M;  // all bits of a lane set or none
 
 constexpr int kTogether = 2;  // vectors in flight at once
+constexpr int kScanStreams = 1;
 constexpr int64_t kScanAhead = 1024;  // elements between what is read and what is asked for ahead of time
 
 TS_LANES void prefetch(uintptr_t at) { _mm_prefetch((const char *)at, _MM_HINT_T0); }  // reads nothing: any address will do
@@ -110,6 +111,7 @@ TS_LANES void squeeze(float *x, const M &m, uint32_t bits, const F &v) {
 }  // namespace
 
 #include "sampling_lanes.h"
+#include "sampling_select.h"
 #include "watermark.h"
 
-extern const TsSampling ts_sampling_avx2 = {scan, nullptr, collect, mass, split, nullptr, sample, weights, exps, divide, green, below};
+extern const TsSampling ts_sampling_avx2 = {scan, nullptr, collect, mass, split, nullptr, sample, kth, kth_of_lanes, weights, exps, divide, green, below};

@@ -14,6 +14,7 @@ typedef __m512i I;
 typedef __mmask16 M;
 
 constexpr int kTogether = 8;  // vectors in flight at once
+constexpr int kScanStreams = 4;  // parts of a row read side by side
 constexpr int64_t kScanAhead = 1024;  // elements between what is read and what is asked for ahead of time
 
 TS_LANES void prefetch(uintptr_t at) { _mm_prefetch((const char *)at, _MM_HINT_T0); }  // reads nothing: any address will do
@@ -140,7 +141,8 @@ TS_LANES uint32_t below_bound(W low, W high, uint64_t bound) {
 }  // namespace
 
 #include "sampling_lanes.h"
+#include "sampling_select.h"
 #include "watermark.h"
 #include "sampling_rough.h"
 
-extern const TsSampling ts_sampling_avx512 = {scan, scan_rough, collect, mass, split, rough, sample, weights, exps, divide, green, below};
+extern const TsSampling ts_sampling_avx512 = {scan, scan_rough, collect, mass, split, rough, sample, kth, kth_of_lanes, weights, exps, divide, green, below};

@@ -35,12 +35,14 @@ struct Tail {
   }
 };
 
-// Calls block(number, address, marks or null) for every block; D is the type behind the address.
-template <int D, typename Block>
+// Calls block(number, address, marks or null) for every block; D is the type behind the address. With several streams the
+// blocks come from as many parts of the row in turn: of a row that is not in the caches more is under way at once.
+template <int D, int kStreams, typename Block>
 TS_LANES void over_blocks(const TsRow &row, Block block) {
-  const int64_t whole = row.n / kBlock;
+  const int64_t whole = row.n / kBlock, part = whole / kStreams;
   const char *x = (const char *)row.x;
-  for (int64_t b = 0; b < whole; ++b) {
+  for (int64_t i = 0; i < whole; ++i) {
+    const int64_t b = kStreams == 1 || i >= part * kStreams ? i : i % kStreams * part + i / kStreams;
     const uint16_t *marks = row.marks && row.flagged[b] ? row.marks + b * kBlockGroups : nullptr;
     block.template run<D>(b, x + b * kBlock * size_of(D), marks);
   }
@@ -51,11 +53,11 @@ TS_LANES void over_blocks(const TsRow &row, Block block) {
   }
 }
 
-template <typename Block>
+template <int kStreams = 1, typename Block>
 TS_LANES void over_row(const TsRow &row, Block block) {
-  if (row.dtype == TS_F32) over_blocks<TS_F32>(row, block);
-  else if (row.dtype == TS_BF16) over_blocks<TS_BF16>(row, block);
-  else over_blocks<TS_F16>(row, block);
+  if (row.dtype == TS_F32) over_blocks<TS_F32, kStreams>(row, block);
+  else if (row.dtype == TS_BF16) over_blocks<TS_BF16, kStreams>(row, block);
+  else over_blocks<TS_F16, kStreams>(row, block);
 }
 
 struct Scan {
@@ -109,7 +111,7 @@ TS_LANES float largest(const F &v) {
 float scan(const TsRow *row, float *lanes, uint8_t *has_nan) {
   F best = set1(-HUGE_VALF);
   M unordered = no_lane();
-  over_row(*row, Scan{lanes, &best, &unordered});
+  over_row<kScanStreams>(*row, Scan{lanes, &best, &unordered});
   if (bits_of(unordered)) *has_nan = 1;
   return largest(best);
 }

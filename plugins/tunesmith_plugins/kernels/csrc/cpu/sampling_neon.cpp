@@ -18,6 +18,7 @@ struct I {
 typedef I M;  // all bits of a lane set or none
 
 constexpr int kTogether = 2;  // vectors in flight at once
+constexpr int kScanStreams = 1;
 constexpr int64_t kScanAhead = 1024;  // elements between what is read and what is asked for ahead of time
 
 #define TS_EACH(Type, value)                     \
@@ -90,6 +91,7 @@ TS_LANES void squeeze(float *x, const M &m, uint32_t bits, const F &v) {
 }  // namespace
 
 #include "sampling_lanes.h"
+#include "sampling_select.h"
 #include "watermark.h"
 
-extern const TsSampling ts_sampling_neon = {scan, nullptr, collect, mass, split, nullptr, sample, weights, exps, divide, green, below};
+extern const TsSampling ts_sampling_neon = {scan, nullptr, collect, mass, split, nullptr, sample, kth, kth_of_lanes, weights, exps, divide, green, below};

@@ -105,6 +105,8 @@ struct ScanRough {
   }
 };
 
+TS_ONCE void scan_rough_of(const TsRow &row, const ScanRough &block) { over_row<kScanStreams>(row, block); }
+
 constexpr int64_t kHead = 8 * kBlock;  // tokens that a row is judged by
 
 float scan_rough(const TsRow *row, float *lanes, uint8_t *has_nan, double *mass) {
@@ -124,7 +126,7 @@ float scan_rough(const TsRow *row, float *lanes, uint8_t *has_nan, double *mass)
   Doubles sums = zero_doubles();
   TsRow part = *row;
   part.n = row->n < kHead ? row->n : kHead;
-  over_row(part, ScanRough{powers, lanes, &best, &unordered, &sums});
+  scan_rough_of(part, ScanRough{powers, lanes, &best, &unordered, &sums});
   float most = largest(best);
   bool estimated = true;
   if (row->n > kHead) {
@@ -133,7 +135,7 @@ float scan_rough(const TsRow *row, float *lanes, uint8_t *has_nan, double *mass)
     float *rest = lanes + kHead / kBlock * kLanes;
     estimated = powers.mass(sum_of(sums), whole, divisor, value_of(most)) < kHead / 50;
     if (estimated) {
-      over_row(part, ScanRough{powers, rest, &best, &unordered, &sums});
+      scan_rough_of(part, ScanRough{powers, rest, &best, &unordered, &sums});
       most = largest(best);
     } else {
       const float other = scan(&part, rest, has_nan);

@@ -20,6 +20,7 @@ struct M {
 };
 
 constexpr int kTogether = 1;  // vectors in flight at once
+constexpr int kScanStreams = 1;
 constexpr int64_t kScanAhead = 1024;
 
 #define TS_EACH(Type, value)                        \
@@ -84,6 +85,7 @@ inline void squeeze(float *x, M m, uint32_t bits, const F &v) {
 #endif
 
 #include "sampling_lanes.h"
+#include "sampling_select.h"
 #include "watermark.h"
 
-extern const TsSampling ts_sampling_scalar = {scan, nullptr, collect, mass, split, nullptr, sample, weights, exps, divide, green, below};
+extern const TsSampling ts_sampling_scalar = {scan, nullptr, collect, mass, split, nullptr, sample, kth, kth_of_lanes, weights, exps, divide, green, below};

@@ -1,16 +1,21 @@
-// Code that every usual call runs, put together in the library: a call that comes after other work finds none of it in the
-// caches, and can ask for all of it at once (ts_warm_code) instead of waiting for one line after the other.
+// Code put together in the library because it runs together: a call that comes after other work finds none of it in the
+// caches, and can ask for all of it at once (ts_warm_code) instead of waiting for one line after the other. A function in
+// such a section must not be inline in a header: the compiler refuses to mix.
 #pragma once
 
 #if defined(__ELF__) && defined(__GNUC__)
-#define TS_WARM __attribute__((section("ts_warm")))
-#define TS_WARM_BOUNDS {__start_ts_warm, __stop_ts_warm - __start_ts_warm}
+#define TS_WARM __attribute__((section("ts_warm")))                   // what every usual call runs
+#define TS_WARM_TOP_P __attribute__((section("ts_warm_top_p"), noinline))  // ... and what one with top-p does
+#define TS_WARM_BOUNDS(section) __start_##section, __stop_##section - __start_##section
 // Made by the linker.
 extern "C" {
 extern const char __start_ts_warm[] __attribute__((visibility("hidden")));
 extern const char __stop_ts_warm[] __attribute__((visibility("hidden")));
+extern const char __start_ts_warm_top_p[] __attribute__((visibility("hidden")));
+extern const char __stop_ts_warm_top_p[] __attribute__((visibility("hidden")));
 }
 #else
 #define TS_WARM
-#define TS_WARM_BOUNDS {nullptr, 0}
+#define TS_WARM_TOP_P
+#define TS_WARM_BOUNDS(section) nullptr, 0
 #endif

@@ -45,6 +45,11 @@ struct TsSampling {
   // Writes x of one group of 16 in every `stride` blocks, without marked tokens and, unless lanes is null,
   // the largest ones of a lane.
   int64_t (*sample)(const TsRow *row, const float *lanes, int64_t stride, float *x);
+  // The k-th largest of x, 1 <= k <= n, none of them a NaN. There is room for 2 n + 32 values.
+  float (*kth)(const float *x, int64_t n, int64_t k, float *room);
+  // A value that at least k of the `count` maxima of scan reach, 1 <= k <= count: not much less than the k-th largest. There
+  // is room for 3 count + 32 values.
+  float (*kth_of_lanes)(const float *lanes, int64_t count, int64_t k, float *room);
   // w[i] = weight of z[i]; returns their sum.
   uint64_t (*weights)(const float *z, int64_t n, float max, int bits, uint64_t *w);
   // e[i] = exp((z[i] - max) * slope)

@@ -16,7 +16,7 @@
 #endif
 
 /* Raised whenever a struct or the meaning of a function changes; the loader refuses any other value. */
-#define TS_ABI_VERSION 4
+#define TS_ABI_VERSION 5
 
 /* 255 * 128 * K must stay below 2^31, so that no int32 accumulator can overflow whatever the int8 weights are. */
 #define TS_MAX_K 65792
@@ -181,7 +181,7 @@ TS_API int32_t ts_sample(const ts_sample_args *args);
 TS_API int32_t ts_sample_words(const int64_t *words, int64_t count);
 /* Where the code is that a usual call of ts_sample runs: TS_WARM_RANGES times an address and a number of bytes, for callers
  * that ask for it before they need it. Depends on the instruction set chosen. */
-#define TS_WARM_RANGES 4
+#define TS_WARM_RANGES 6
 TS_API int32_t ts_warm_code(int64_t *words);
 TS_API int32_t ts_quantize_rows(const ts_quantize_args *args);
 /* Rows are quantised once for all layers. Weights are packed by the caller, or by ts_int8_pack. */

@@ -11,6 +11,7 @@
 #include <unistd.h>
 #endif
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <random>
@@ -716,6 +717,36 @@ void sums_of_rows() {
          (long long)flat);
 }
 
+// The k-th largest is what a sort finds, with many equals too, and nothing is read or written beyond the room.
+void selections() {
+  const auto descending = [](float a, float b) { return a > b; };
+  for (const std::string &isa : instruction_sets()) {
+    REQUIRE(ts_isa_set(isa.c_str()) == TS_OK);
+    const TsSampling *kernels = ts_sampling();
+    for (int trial = 0; trial < 600; ++trial) {
+      const int64_t n = trial % 3 ? pick(1, 80) : pick(1, 4000), k = trial % 2 ? pick(1, n) : pick(1, std::min<int64_t>(n, 60));
+      const int64_t kinds = trial % 4 ? 1000000 : pick(1, 6);
+      auto x = exactly<float>(n), room = exactly<float>(2 * n + 2 * kLanes);
+      for (int64_t i = 0; i < n; ++i) x[i] = pick(0, 19) ? (float)pick(-kinds, kinds) * .25f : -HUGE_VALF;
+      if (trial % 5 == 0) std::sort(x.get(), x.get() + n, descending);
+      std::vector<float> sorted(x.get(), x.get() + n);
+      std::sort(sorted.begin(), sorted.end(), descending);
+      REQUIRE(kernels->kth(x.get(), n, k, room.get()) == sorted[(size_t)k - 1]);
+
+      const int64_t count = (n + kLanes - 1) / kLanes * kLanes, wanted = std::min(k, count);
+      auto lanes = exactly<float>(count), more = exactly<float>(3 * count + 2 * kLanes);
+      for (int64_t i = 0; i < count; ++i) lanes[i] = (float)pick(-kinds, kinds);
+      std::vector<float> whole(lanes.get(), lanes.get() + count);
+      std::sort(whole.begin(), whole.end(), descending);
+      const float reached = kernels->kth_of_lanes(lanes.get(), count, wanted, more.get());
+      REQUIRE(reached <= whole[(size_t)wanted - 1] && std::count(whole.begin(), whole.end(), reached) > 0);
+      const auto many = std::count_if(whole.begin(), whole.end(), [&](float v) { return v >= reached; });
+      REQUIRE(kinds < 1000000 || many <= 40 * wanted + 40);  // of values without order not much less
+    }
+  }
+  puts("selections: the k-th largest is that of a sort");
+}
+
 }  // namespace
 
 int main() {
@@ -724,6 +755,7 @@ int main() {
   refusals();
   chains();
   sums_of_rows();
+  selections();
   guarded_rows();
   later_top_p();
   overflowing_masks();
