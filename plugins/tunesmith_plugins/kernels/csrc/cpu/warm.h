@@ -5,7 +5,9 @@
 
 #if defined(__ELF__) && defined(__GNUC__)
 #define TS_WARM __attribute__((section("ts_warm")))                   // what every usual call runs
-#define TS_WARM_TOP_P __attribute__((section("ts_warm_top_p"), noinline))  // ... and what one with top-p does
+#define TS_WARM_TOP_P __attribute__((section("ts_warm_top_p"), noinline))  // ... and what one with top-p on a dense row does
+#define TS_WARM_EDITS __attribute__((section("ts_warm_edits"), noinline))  // ... with a penalty of the history
+#define TS_WARM_LISTS __attribute__((section("ts_warm_lists"), noinline))  // ... with top-p or min-p on what others left
 #define TS_WARM_BOUNDS(section) __start_##section, __stop_##section - __start_##section
 // Made by the linker.
 extern "C" {
@@ -13,9 +15,15 @@ extern const char __start_ts_warm[] __attribute__((visibility("hidden")));
 extern const char __stop_ts_warm[] __attribute__((visibility("hidden")));
 extern const char __start_ts_warm_top_p[] __attribute__((visibility("hidden")));
 extern const char __stop_ts_warm_top_p[] __attribute__((visibility("hidden")));
+extern const char __start_ts_warm_edits[] __attribute__((visibility("hidden")));
+extern const char __stop_ts_warm_edits[] __attribute__((visibility("hidden")));
+extern const char __start_ts_warm_lists[] __attribute__((visibility("hidden")));
+extern const char __stop_ts_warm_lists[] __attribute__((visibility("hidden")));
 }
 #else
 #define TS_WARM
 #define TS_WARM_TOP_P
+#define TS_WARM_EDITS
+#define TS_WARM_LISTS
 #define TS_WARM_BOUNDS(section) nullptr, 0
 #endif
