@@ -139,7 +139,7 @@ class Plan:
             _check_step(index, step, self.batch)
         self.history = any(map(_reads_history, self.steps))
         self._keep, self.address = None, 0
-        if all(t.device.type == "cpu" for step in self.steps for t in step[1:] if t is not None):
+        if all(t.device.type == "cpu" and not t.is_neg() for step in self.steps for t in step[1:] if t is not None):
             self.steps = tuple(map(_dense, self.steps))
             self._keep = _plan_links(self.steps, self.batch, self.history)
             self.address = ctypes.addressof(self._keep) + _PLAN_HEAD
@@ -191,6 +191,8 @@ def _stream(device: torch.device) -> int | None:
 
 
 def _rows(x: Tensor) -> Tensor:
+    """Return x as memory shows it: each row dense, and no sign that only torch knows of (as of a conjugate's imaginary part)."""
+    x = x.resolve_neg()
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
@@ -444,6 +446,7 @@ def _links(steps: Sequence[Step]) -> ctypes.Array[loader.StepArgs]:
 
 
 def _second_rows(second: Tensor, batch: int) -> Tensor:
+    second = second.resolve_neg()
     return second.reshape(-1).expand(batch) if second.ndim < 2 else second.expand(batch, 2)
 
 
@@ -451,7 +454,7 @@ def _expanded(steps: Sequence[Step], batch: int) -> list[Step]:
     return [
         _dense(
             step._replace(
-                values=step.values.reshape(-1).expand(batch),
+                values=step.values.resolve_neg().reshape(-1).expand(batch),
                 second=None if step.second is None else _second_rows(step.second, batch),
             )
         )
