@@ -30,7 +30,8 @@ def int8_attention(
         scale: of the scores; None is ``size ** -0.5``.
 
     Returns:
-        ``(batch, heads, queries, size)`` float32. A query that sees no token gives 0, as in torch; one that is not finite gives NaN.
+        ``(batch, heads, queries, size)`` float32. A query that sees no token gives 0, as in torch. One that is not finite gives
+        NaN, and so does every query of a head one of whose scales is not finite, whatever the mask: as with a NaN in torch.
 
     Raises:
         ValueError: wrong shapes or types.
