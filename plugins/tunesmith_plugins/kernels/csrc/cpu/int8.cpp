@@ -23,7 +23,8 @@ namespace {
 
 constexpr int kMostTileRows = 32;
 constexpr int64_t kBlockBytes = 3 << 19;  // of quantised rows at a time, to stay in the second cache
-constexpr double kWorthSharing = 200;     // microseconds; less is done by the calling thread
+constexpr double kWorthWaking = 200;      // microseconds; less is done by the calling thread
+constexpr double kWorthSharing = 25;      // the same where a team is waiting for work
 
 int64_t up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
@@ -357,6 +358,7 @@ extern "C" int32_t ts_int8_linears(const ts_int8_args *args) {
     stretch = up(stretch < 192 ? 192 : stretch, 192) / per_row;
     const int64_t most = a.rows < stretch ? a.rows : stretch;
     const int32_t threads = a.threads > 0 ? a.threads : 1;
+    const double worth = threads > 1 && ts_has_team() ? kWorthSharing : kWorthWaking;
     static thread_local Scratch scratch;
     Work work = {a, *kernels, k_padded};
     const Rows all = {Scratch::aligned(scratch.bytes, room(*kernels, most * per_row, block_rows, k_padded)), 0, per_row, block_rows,
@@ -367,7 +369,7 @@ extern "C" int32_t ts_int8_linears(const ts_int8_args *args) {
       work.kinds[0] = all;
       work.kinds[0].count = rows;
       work.kind_count = 1;
-      const bool share_rows = (double)(rows * per_row * k_padded) / 2e3 > kWorthSharing;
+      const bool share_rows = (double)(rows * per_row * k_padded) / 2e3 > worth;
       ts_parallel(share_rows ? threads : 1, work.kinds[0].blocks(), quantize_task, &work);
       if (a.mode == TS_MIXED && work.code.load(std::memory_order_relaxed) == TS_OK) {
         split_rows(work, scratch, rows);
@@ -378,7 +380,7 @@ extern "C" int32_t ts_int8_linears(const ts_int8_args *args) {
       double quantised = 0;
       for (int kind = 0; kind < work.kind_count; ++kind) quantised += (double)(work.kinds[kind].count * work.kinds[kind].per_row);
       const double size = (double)columns * (double)k_padded;
-      const bool share = size * (1 / 2e4 + quantised / (kernels->tile_rows == kMostTileRows ? 2e6 : 3e5)) > kWorthSharing;
+      const bool share = size * (1 / 2e4 + quantised / (kernels->tile_rows == kMostTileRows ? 2e6 : 3e5)) > worth;
       work.panels_a_task = share && threads > 1 ? columns / kPanel / (threads * 8) : columns / kPanel;
       if (work.panels_a_task < 1) work.panels_a_task = 1;
       int64_t tasks = 0;
