@@ -154,8 +154,22 @@ struct Work {
     rows.zero_point[to] = rows.zero_point[from];
   }
 
-  void panel(const ts_int8_layer &layer, int64_t index, const Rows &rows) const {
-    alignas(64) int32_t c[kMostTileRows * kPanel];
+  void panels(const ts_int8_layer &layer, int64_t index, int64_t many, const Rows &rows) const {
+    if (many == 2 && rows.count * rows.per_row == 1) {
+      alignas(64) int32_t both[2 * kPanel];
+      const int64_t panel_bytes = kPanel * k_padded;
+      kernels.dots_pair(rows.q, rows.block_rows * kPanel, layer.weight + index * panel_bytes, panel_bytes, (args.k + 3) / 4, both);
+      panel(layer, index, rows, both);
+      panel(layer, index + 1, rows, both + kPanel);
+    } else {
+      for (int64_t i = 0; i < many; ++i) panel(layer, index + i, rows, nullptr);
+    }
+  }
+
+  // dots: the sums where they are known already.
+  void panel(const ts_int8_layer &layer, int64_t index, const Rows &rows, int32_t *dots) const {
+    alignas(64) int32_t found[kMostTileRows * kPanel];
+    int32_t *const c = dots ? dots : found;
     const int64_t column = index * kPanel, stride = rows.block_rows * kPanel;
     const int8_t *w = layer.weight + index * kPanel * k_padded;
     const int64_t item = args.dtype == TS_F32 ? 4 : 2;
@@ -181,7 +195,7 @@ struct Work {
                                follow ? (char *)layer.out + ((first + slot) * layer.out_stride + column) * item : nullptr,
                                layer.out_stride * item, (int)(tail.columns * item)};
         kernels.dots_ahead(a, a_next, stride, m, w, steps, c, ahead);
-      } else if (!args.group_size) {
+      } else if (!args.group_size && !dots) {
         kernels.dots(a, a_next, stride, m, w, steps, c);
       }
       for (int done = 0, run; done < many; done += run) {  // results of rows that follow one another
@@ -233,13 +247,15 @@ struct Work {
   void task(int64_t index) const {
     int64_t i = 0;
     while (index >= tasks_of(i)) index -= tasks_of(i++);
-    const int64_t panels = up(args.layers[i].n, kPanel) / kPanel, from = index * panels_a_task;
+    const int64_t all = up(args.layers[i].n, kPanel) / kPanel, from = index * panels_a_task;
+    const int64_t end = from + panels_a_task < all ? from + panels_a_task : all, most = kernels.dots_pair && !args.group_size ? 2 : 1;
     if (kind_count == 1) kernels.begin(kinds[0].block_rows);
-    for (int64_t at = from; at < panels && at < from + panels_a_task; ++at) {
-      for (int kind = 0; kind < kind_count; ++kind) {  // while the panel is in the cache
+    for (int64_t at = from, many; at < end; at += many) {
+      many = end - at < most ? end - at : most;
+      for (int kind = 0; kind < kind_count; ++kind) {  // while the panels are in the cache
         if (kind_count > 1) kernels.begin(kinds[kind].block_rows);
-        panel(args.layers[i], at, kinds[kind]);
-        for (int64_t next = i + 1; next < args.layer_count && follows(args.layers, next); ++next) panel(args.layers[next], at, kinds[kind]);
+        panels(args.layers[i], at, many, kinds[kind]);
+        for (int64_t next = i + 1; next < args.layer_count && follows(args.layers, next); ++next) panels(args.layers[next], at, many, kinds[kind]);
       }
     }
     kernels.end();
@@ -383,6 +399,7 @@ extern "C" int32_t ts_int8_linears(const ts_int8_args *args) {
       const bool share = size * (1 / 2e4 + quantised / (kernels->tile_rows == kMostTileRows ? 2e6 : 3e5)) > worth;
       work.panels_a_task = share && threads > 1 ? columns / kPanel / (threads * 8) : columns / kPanel;
       if (work.panels_a_task < 1) work.panels_a_task = 1;
+      if (kernels->dots_pair) work.panels_a_task = up(work.panels_a_task, 2);
       int64_t tasks = 0;
       for (int64_t i = 0; i < a.layer_count; ++i) tasks += work.tasks_of(i);
       ts_parallel(share ? threads : 1, tasks, product_task, &work);

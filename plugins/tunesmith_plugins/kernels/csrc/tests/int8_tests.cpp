@@ -63,12 +63,15 @@ void shapes() {
   for (const int64_t group : {32, 64, 128, 192})
     for (const int64_t k : {1, 31, 32, 33, 64, 100, 256, 259})
       for (const int64_t rows : {1, 2, 3, 9}) linear_case(rows, 66, k, TS_WEIGHT_ONLY, group, 0), ++cases;
+  for (const int64_t n : {128, 130, 200, 257})  // panels two by two, and one left over
+    for (const int64_t k : {1, 63, 64, 65, 191, 257}) linear_case(1, n, k, TS_DYNAMIC, 0, 0), linear_case(1, n, k, TS_MIXED, 0, 0), cases += 2;
   linear_case(200, 70, 300, TS_DYNAMIC, 0, 0);
   linear_case(200, 70, 300, TS_WEIGHT_ONLY, 0, 0);
   linear_case(450, 66, 8000, TS_MIXED, 0, 0);  // more than one stretch
   linear_case(3, 20, TS_MAX_K_12, TS_WEIGHT_ONLY, 0, 0);
   linear_case(3, 20, TS_MAX_K_12 + 1, TS_WEIGHT_ONLY, 0, 0);
   for (const int extreme : {1, 2}) {  // the largest sums that can occur
+    linear_case(1, 66, TS_MAX_K, TS_DYNAMIC, 0, extreme);
     linear_case(2, 3, TS_MAX_K, TS_DYNAMIC, 0, extreme);
     linear_case(17, 3, TS_MAX_K, TS_DYNAMIC, 0, extreme);
     linear_case(2, 3, TS_MAX_K, TS_WEIGHT_ONLY, 0, extreme);
