@@ -9,7 +9,10 @@ from __future__ import annotations
 import ctypes
 import enum
 import functools
+import os
+import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -168,6 +171,22 @@ def _plain(*tensors: Tensor | None) -> bool:
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return False
     return all(t is None or type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
+
+
+def _team_of_torch() -> int | None:
+    """Return where the OpenMP library that torch runs on divides work among its threads, None where there is none."""
+    if sys.platform != "linux":
+        return None
+    try:
+        opened = ctypes.CDLL(
+            str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"), os.RTLD_NOLOAD | os.RTLD_LAZY
+        )
+        return ctypes.cast(opened.GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return None
+
+
+loader.use_team(_team_of_torch())
 
 
 def _native(device: torch.device) -> loader.Library | None:
