@@ -138,14 +138,12 @@ TS_LANES int bits_in(uint64_t word) { return __builtin_popcountll(word); }
 // Which of 64 tokens are chosen can rarely be foreseen, so two are written whether they are or not: only the count says.
 template <bool Below>
 struct Collect {
-  const float *lanes;
   F from, below;
   int32_t *ids;
   float *x;
   int64_t *count;
   template <int D>
   TS_LANES void run(int64_t b, const char *source, const uint16_t *marks) const {
-    if (!bits_of(at_least(load_f32(lanes + b * kLanes), from))) return;
     int64_t n = *count;
     for (int g = 0; g < kBlockGroups; g += 4) {
       uint64_t word = 0;
@@ -172,11 +170,43 @@ struct Collect {
   }
 };
 
-int64_t collect(const TsRow *row, const float *lanes, float from, float below, int32_t *ids, float *x) {
+// As over_blocks, but only for blocks with a lane whose largest value reaches `from`. Which ones do can rarely be foreseen
+// either: 64 blocks are looked at before the first of them is read.
+template <int D, typename Block>
+TS_LANES void over_reaching(const TsRow &row, const float *lanes, const F &from, Block block) {
+  const int64_t blocks = (row.n + kBlock - 1) / kBlock;
+  const char *x = (const char *)row.x;
+  for (int64_t first = 0; first < blocks; first += 64) {
+    const int64_t end = blocks - first < 64 ? blocks : first + 64;
+    uint64_t word = 0;
+    for (int64_t b = first; b < end; ++b) {
+      word |= (uint64_t)(bits_of(at_least(load_f32(lanes + b * kLanes), from)) != 0) << (b - first);
+    }
+    for (; word; word &= word - 1) {
+      const int64_t b = first + lowest_bit(word);
+      const uint16_t *marks = row.marks && row.flagged[b] ? row.marks + b * kBlockGroups : nullptr;
+      if ((b + 1) * kBlock <= row.n) {
+        block.template run<D>(b, x + b * kBlock * size_of(D), marks);
+      } else {
+        const Tail tail(row, b * kBlock);
+        block.template run<TS_F32>(b, (const char *)tail.x, marks);
+      }
+    }
+  }
+}
+
+template <bool Below>
+int64_t collect_of(const TsRow &row, const float *lanes, float from, float below, int32_t *ids, float *x) {
   int64_t count = 0;
-  if (below < HUGE_VALF) over_row(*row, Collect<true>{lanes, set1(from), set1(below), ids, x, &count});
-  else over_row(*row, Collect<false>{lanes, set1(from), set1(below), ids, x, &count});
+  const Collect<Below> block = {set1(from), set1(below), ids, x, &count};
+  if (row.dtype == TS_F32) over_reaching<TS_F32>(row, lanes, block.from, block);
+  else if (row.dtype == TS_BF16) over_reaching<TS_BF16>(row, lanes, block.from, block);
+  else over_reaching<TS_F16>(row, lanes, block.from, block);
   return count;
+}
+
+int64_t collect(const TsRow *row, const float *lanes, float from, float below, int32_t *ids, float *x) {
+  return below < HUGE_VALF ? collect_of<true>(*row, lanes, from, below, ids, x) : collect_of<false>(*row, lanes, from, below, ids, x);
 }
 
 // exp of `kTogether` vectors at once, step by step: one vector's steps wait for each other.
