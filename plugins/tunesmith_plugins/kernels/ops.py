@@ -432,16 +432,23 @@ def _call_sample(
 
 def _check_from_device(steps: Sequence[Step]) -> None:
     """Check parameters that the library cannot look at; they are copied to the CPU together, which waits once."""
-    given = [t for step in steps for t in (step.values, step.amounts, step.second) if t is not None]
+    looked_at = [(step.values, step.amounts, step.second, _contexts(step)) for step in steps]
+    given = [t for each in looked_at for t in each if t is not None]
     if not given:
         return
     copied = torch.cat([t.reshape(-1).double() for t in given]).cpu().split([t.numel() for t in given])
-    here = iter(copied)
-    for step in steps:
+    here = (part.reshape(t.shape) for part, t in zip(copied, given, strict=True))
+    for step, (_, *others) in zip(steps, looked_at, strict=True):
         values = next(here)
-        amounts, second = (None if t is None else next(here) for t in (step.amounts, step.second))
-        reference.check_values(step.op, values, amounts)
-        reference.check_second(step.op, second)
+        amounts, second, contexts = (None if t is None else next(here) for t in others)
+        reference.check_values(step.op, values.reshape(-1), amounts)
+        reference.check_second(step.op, None if second is None else torch.atleast_1d(second))
+        if contexts is not None:
+            reference.check_contexts(contexts)
+
+
+def _contexts(step: Step) -> Tensor | None:
+    return step.ids[:, 1] if step.op == "watermark" and step.ids is not None else None
 
 
 def _links(steps: Sequence[Step]) -> ctypes.Array[loader.StepArgs]:
