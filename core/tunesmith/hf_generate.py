@@ -29,14 +29,16 @@ def custom_generate(
     parameters: Parameters | None = None,
     streamer: Any = None,
     report: Callable[[Throughput], object] | None = None,
+    stop_strings: str | Sequence[str] = (),
+    tokenizer: Any = None,
 ) -> Callable[..., Any]:
     """Return a callable for the ``custom_generate`` argument of a transformers model's ``generate``.
 
     It draws the tokens that ``tunesmith.generate`` draws with the ``stepwise`` decoder for the same prompts and seeds. The
     rest is transformers': inputs, cache, stopping criteria, and logits processors, which come before the sampler.
     transformers asks for ``do_sample=True`` with ``num_return_sequences`` above 1; the temperature, top-k ... that come with
-    it are left out, since the sampler stands in their place. transformers hands callables neither a streamer nor the tokenizer
-    that its ``stop_strings`` need: give the streamer here, and pass a ``StopStringCriteria`` as stopping criterion.
+    it are left out, since the sampler stands in their place. transformers hands callables neither a streamer nor a tokenizer, and
+    its own ``stop_strings`` then raise a ``ValueError`` whatever it is given: give streamer, stop strings and tokenizer here.
 
     Args:
         sampler: A config, a short spelling or a built sampler; None means ``greedy``.
@@ -45,12 +47,18 @@ def custom_generate(
         parameters: ``"link.field"`` to a number, or to one number a prompt: ``{"top_p.p": [0.5, 0.9]}``.
         streamer: One of transformers' streamers; it is given the ids to begin with, then one id a row and step.
         report: Called once at the end with the speed; ``print`` shows it.
+        stop_strings: A row ends with the token that completes one of these, as transformers' ``StopStringCriteria`` finds them.
+        tokenizer: The model's, needed for ``stop_strings``.
+
+    Raises:
+        ConfigError: If one of ``stop_strings`` and ``tokenizer`` is given without the other.
 
     Example:
         >>> model.generate(**inputs, custom_generate=custom_generate("top_p(p=0.9)", seed=7))  # doctest: +SKIP
     """
     built = _built(sampler)
     options = RowOptions(where="custom_generate", seed=seed, parameters=parameters or {})
+    stops = _stops(stop_strings, tokenizer)
 
     def generate(
         model: Any,
@@ -69,7 +77,7 @@ def custom_generate(
             input_ids,
             rows,
             built,
-            (logits_processor, stopping_criteria, generation_config),
+            (logits_processor, type(stopping_criteria)([*stopping_criteria, *stops]), generation_config),
             model_kwargs,
             watch,
         )
@@ -140,6 +148,19 @@ def _built(sampler: SamplerConfig | Sampler | str | None) -> Sampler:
     if built is not sampler:
         built.setup(Runtime())
     return built
+
+
+def _stops(strings: str | Sequence[str], tokenizer: Any) -> list[Any]:
+    if bool(strings) != (tokenizer is not None):
+        missing = "tokenizer" if strings else "stop_strings"
+        raise ConfigError(
+            [f"stop_strings and tokenizer come together; give {missing} too, or neither"], "custom_generate"
+        )
+    if not strings:
+        return []
+    from transformers import StopStringCriteria
+
+    return [StopStringCriteria(tokenizer, strings if isinstance(strings, str) else list(strings))]
 
 
 def _check(settings: Any) -> None:

@@ -1,8 +1,11 @@
 import json
+from string import ascii_letters
 
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tunesmith import hf
 from tunesmith.cli.generate import generate as command
@@ -270,6 +273,45 @@ def test_custom_generate_refuses_what_it_cannot_do(lm):
             lm.model.generate(**inputs, max_new_tokens=2, custom_generate=hf.custom_generate("greedy"), **options)
     with pytest.raises(ConfigError, match="2 seeds for 3 prompts"):
         lm.model.generate(**inputs, max_new_tokens=2, custom_generate=hf.custom_generate("greedy", seed=[1, 2]))
+
+
+def letters(lm):
+    """A tokenizer of which every id is a letter: transformers' stop strings cannot read word-level ones."""
+    inner = Tokenizer(models.BPE({piece: n for n, piece in enumerate(ascii_letters[: len(lm.tokenizer)])}, []))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+def test_custom_generate_stops_where_transformers_own_loop_stops(lm):
+    tokenizer = letters(lm)
+    inputs, options = padded(lm, PROMPTS), {"max_new_tokens": 12}
+    free = lm.model.generate(**inputs, **options, custom_generate=hf.custom_generate(HOT, seed=3))
+    words = [tokenizer.decode(row[3:5]) for row in new_ids(lm, free, inputs)[:2]]
+    assert all(len(word) == 2 for word in words)
+    draw = hf.custom_generate(HOT, seed=3, stop_strings=words, tokenizer=tokenizer)
+    found = lm.model.generate(**inputs, **options, custom_generate=draw)
+    mask = inputs["attention_mask"] if lm.family == "decoder" else None
+    expected = lm.model.generate(
+        **inputs,
+        **options,
+        do_sample=True,
+        top_k=0,
+        stop_strings=words,
+        tokenizer=tokenizer,
+        logits_processor=hf.logits_processors(HOT, attention_mask=mask, seed=3, draw=True),
+    )
+    assert found.tolist() == expected.tolist() != free.tolist()
+    one = hf.custom_generate(HOT, seed=3, stop_strings=words[0], tokenizer=tokenizer)
+    row = new_ids(lm, lm.model.generate(**inputs, **options, custom_generate=one), inputs)[0]
+    assert row[:5] == new_ids(lm, free, inputs)[0][:5]
+    assert not any(row[5:])  # padding
+
+
+def test_stop_strings_of_custom_generate_and_their_tokenizer_come_together(lm):
+    with pytest.raises(ConfigError, match="give tokenizer too"):
+        hf.custom_generate("greedy", stop_strings="a")
+    with pytest.raises(ConfigError, match="give stop_strings too"):
+        hf.custom_generate("greedy", tokenizer=lm.tokenizer)
 
 
 def test_custom_generate_gives_scores_where_they_are_asked_for(lm):

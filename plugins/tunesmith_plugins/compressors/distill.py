@@ -23,6 +23,7 @@ from tunesmith_plugins.compressors.distill_divergence import Divergence
 from tunesmith_plugins.compressors.distill_hidden import PROJECTIONS, Pairing, pairings, project
 from tunesmith_plugins.compressors.distill_loss import DistillationLoss, OnPolicy
 from tunesmith_plugins.compressors.distill_texts import teacher_texts
+from tunesmith_plugins.compressors.examples import needed_examples
 from tunesmith_plugins.compressors.layers import merged, stored_bytes
 from tunesmith_plugins.compressors.student import every_nth, from_config
 from tunesmith_plugins.stages.training.memory import peak_bytes
@@ -42,10 +43,7 @@ class DistillCompressor(Compressor):
             ConfigError: Without data, or if teacher and student do not share vocabulary and family, or for arguments that
                 the trainer does not take, or where a method does not fit the models.
         """
-        if not data:
-            raise ConfigError(
-                ["distillation needs examples to train on; give the stage data with at least one example"]
-            )
+        data = needed_examples(data, "distillation", "to train on")
         check(self._settings())
         lm = merged(lm, "distillation")
         teacher = lm if teacher is None else teacher

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from tunesmith.data.records import Example
-from tunesmith.errors import ConfigError, NumericError
+from tunesmith.errors import NumericError
 from tunesmith.kinds.compressor import CompressionReport
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors import int8_format
+from tunesmith_plugins.compressors.examples import needed_examples
 from tunesmith_plugins.compressors.int8 import Int8Compressor, Seen, checked
 from tunesmith_plugins.compressors.int8_layout import Layout, layout_of
 from tunesmith_plugins.compressors.int8_report import Line
@@ -45,8 +46,7 @@ class GPTQCompressor(Int8Compressor):
             NumericError: If the second moments of a layer's inputs cannot be inverted.
         """
         int8_format.register_with_transformers()
-        if not data:
-            raise ConfigError(["GPTQ needs examples; give the stage data with at least one example"], "gptq")
+        data = needed_examples(data, "GPTQ")
         lm = merged(lm, "int8", self.config)
         layout = layout_of(lm.model, self.config)
         with runtime.activated():

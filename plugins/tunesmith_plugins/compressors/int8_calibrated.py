@@ -13,6 +13,7 @@ from tunesmith.kinds.compressor import CompressionReport
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors import int8_format, int8_ranges, int8_smooth
+from tunesmith_plugins.compressors.examples import needed_examples
 from tunesmith_plugins.compressors.int8 import Int8Compressor, Seen
 from tunesmith_plugins.compressors.int8_layout import Layout, layout_of
 from tunesmith_plugins.compressors.int8_ranges import Inputs
@@ -33,8 +34,7 @@ class Int8StaticCompressor(Int8Compressor):
             ConfigError: Also without data, or if the examples do not reach a layer that is to have a static range.
         """
         int8_format.register_with_transformers()
-        if not data:
-            raise ConfigError(["calibration needs examples; give the stage data with at least one example"], "int8")
+        data = needed_examples(data, "int8 with calibration")
         lm = merged(lm, "int8", self.config)
         layout = layout_of(lm.model, self.config)
         with runtime.activated():

@@ -13,10 +13,10 @@ from torch import nn
 
 from tunesmith.data.encoding import Lengths, Row, Truncation
 from tunesmith.data.records import Example
-from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
 from tunesmith.training.stream import Fixed
 from tunesmith.training.task import Limits, Task, objective_of
+from tunesmith_plugins.compressors.examples import needed_examples
 from tunesmith_plugins.compressors.prune import Named
 
 Batch = dict[str, torch.Tensor]
@@ -41,8 +41,7 @@ def calibration_batches(
     Raises:
         ConfigError: If there is no data.
     """
-    if not data:
-        raise ConfigError([f"{method} needs calibration examples; give the stage data with at least one example"])
+    data = needed_examples(data, method)
     lengths = Lengths(input=min(max_length, _positions(lm)), target=min(max_length, _positions(lm)))
     task = Task(objective=objective_of(lm.family, "auto"), lm=lm, limits=Limits(lengths=lengths, mask_prompt=False))
     rows = task.rows(data, Truncation())

@@ -13,6 +13,7 @@ import torch
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
+from tunesmith_plugins.compressors.examples import needed_examples
 from tunesmith_plugins.compressors.structured_build import Cut
 
 ROWS = (
@@ -41,8 +42,7 @@ def cut_vocabulary(lm: LM, data: Sequence[Example] | None, cut: Cut) -> tuple[An
     Raises:
         ConfigError: Without data, or for a tokenizer that cannot be cut so; nothing is changed then.
     """
-    if not data:
-        raise ConfigError(['vocabulary="used" needs examples that show what is used; give the stage data'])
+    data = needed_examples(data, 'vocabulary="used"', "that show what is used")
     tokenizer, config = lm.tokenizer, lm.model.config
     if not getattr(tokenizer, "is_fast", False):
         raise ConfigError(["a tokenizer that is no fast one (tokenizers) cannot be cut @ vocabulary"])

@@ -30,7 +30,8 @@ def int8_attention(
         scale: of the scores; None is ``size ** -0.5``.
 
     Returns:
-        ``(batch, heads, queries, size)`` float32. A query that sees no token gives 0, as in torch; one that is not finite gives NaN.
+        ``(batch, heads, queries, size)`` float32. A query that sees no token gives 0, as in torch. One that is not finite gives
+        NaN, and so does every query of a head one of whose scales is not finite, whatever the mask: as with a NaN in torch.
 
     Raises:
         ValueError: wrong shapes or types.
@@ -49,7 +50,7 @@ def int8_attention(
     if mask is not None:
         if mask.dtype == torch.bool:
             mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, -torch.inf)
-        mask = mask.float().expand(batch, heads, queries, time)
+        mask = mask.float().resolve_neg().expand(batch, heads, queries, time)
         if mask.stride(-1) != 1 and time > 1:
             mask = mask.contiguous()
     parts = (k, k_scale, v, v_scale)
@@ -57,7 +58,10 @@ def int8_attention(
     library = (loader.cpu() if q.is_cpu else loader.cuda() if q.is_cuda else None) if _plain(q, *others) else None
     if library is None or any(t is not None and t.device != q.device for t in others):
         return reference.attention(q, *parts, mask, scale)
-    q, (k, k_scale, v, v_scale) = q.detach().contiguous(), tuple(part.contiguous() for part in parts)
+    q, (k, k_scale, v, v_scale) = (
+        q.detach().resolve_neg().contiguous(),
+        tuple(part.resolve_neg().contiguous() for part in parts),
+    )
     out = torch.empty_like(q)
     strides = (0, 0, 0) if mask is None else mask.stride()[:3]
     words = (

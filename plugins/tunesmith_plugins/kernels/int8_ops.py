@@ -141,7 +141,7 @@ def pack_weight(q: Tensor, scale: Tensor, group_size: int | None = None) -> Pack
         parts = [part.sum(-1, dtype=torch.int32) for part in q.split(group_size, dim=1)]
         sums, scale = torch.stack(parts), scale.detach().t()
     data = _pack(q) if q.device.type == "cpu" else int8_cuda.pack(q) if q.device.type == "cuda" else q.contiguous()
-    return PackedWeight(data, scale.detach().contiguous(), sums, n, k, group_size or 0)
+    return PackedWeight(data, scale.detach().resolve_neg().contiguous(), sums, n, k, group_size or 0)
 
 
 def _pack(q: Tensor) -> Tensor:
@@ -295,6 +295,7 @@ def _native_linears(
     """
     if mode == _MIXED and x.is_cuda:
         return _mixed_in_two(x, weights, biases, activations, norm, normed, gated, residual)
+    x = x.resolve_neg()
     if not x.is_contiguous():
         x = _rows(x) if x.ndim == 2 else x.contiguous()
     k = weights[0].k
@@ -317,8 +318,8 @@ def _native_linears(
     for (data, scale, sums, n, *_), bias, activation in zip(weights, biases, activations, strict=True):
         out = x.new_empty((*shape, n))
         outs.append(out)
-        if bias is not None and (bias.dtype is not torch.float32 or not bias.is_contiguous()):
-            bias = bias.detach().float().contiguous()
+        if bias is not None and (bias.dtype is not torch.float32 or not bias.is_contiguous() or bias.is_neg()):
+            bias = bias.detach().float().resolve_neg().contiguous()
             keep.append(bias)
         pointer = out.data_ptr()
         words += (
@@ -397,6 +398,7 @@ def _native_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, activat
     if not x.is_cpu:
         return _native_linears(x, [weight], [bias], [activation], mode, None)[0]
     data, scale, sums, n, k, group_size = weight
+    x = x.resolve_neg()
     if not x.is_contiguous():
         x = x.contiguous()
     rows = x.numel() // k
@@ -404,8 +406,8 @@ def _native_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, activat
     if bias is None:
         added = None
     else:
-        if bias.dtype is not torch.float32 or not bias.is_contiguous():
-            bias = bias.detach().float().contiguous()
+        if bias.dtype is not torch.float32 or not bias.is_contiguous() or bias.is_neg():
+            bias = bias.detach().float().resolve_neg().contiguous()
         added = bias.data_ptr()
     held, released, address, library = _entry()
     call = held if rows * n * k < _WORTH_RELEASING else released
@@ -492,7 +494,7 @@ def _on_cuda(x: Tensor, weight: PackedWeight) -> bool:
 
 def _as_is(tensor: Tensor, x: Tensor, dtype: torch.dtype) -> bool:
     """Whether the library can read a tensor beside the rows where it is, and no gradient of it is wanted."""
-    plain = tensor.device == x.device and tensor.dtype is dtype and tensor.is_contiguous()
+    plain = tensor.device == x.device and tensor.dtype is dtype and tensor.is_contiguous() and not tensor.is_neg()
     return plain and not (tensor.requires_grad and torch.is_grad_enabled())
 
 

@@ -220,8 +220,9 @@ def attention(
     step = (largest / torch.full_like(largest, 32767.0)).clamp(min=_SMALLEST_SCALE)
     rounded = torch.round(weights * (torch.ones_like(step) / step)).clamp(max=32767)
     mixed = (rounded.double() @ v.double()) * (step.double() / total)
-    mixed = torch.where(most.isfinite(), mixed, math.nan)
-    return torch.where(most == -math.inf, 0.0, mixed).float()
+    mixed = torch.where(most == -math.inf, 0.0, torch.where(most.isfinite(), mixed, math.nan))
+    known = (k_scale.isfinite() & v_scale.isfinite()).all(-2, keepdim=True)
+    return torch.where(known, mixed, math.nan).float()
 
 
 _LOG2E = float.fromhex("0x1.715476p+0")

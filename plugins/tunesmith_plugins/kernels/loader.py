@@ -151,6 +151,7 @@ class Library:
             self.isa_available = self._function("ts_isa_available", ctypes.c_char_p)
             self.isa_current = self._function("ts_isa_current", ctypes.c_char_p)
             self.isa_set = self._function("ts_isa_set", ctypes.c_int32, ctypes.c_char_p)
+            self.use_team = self._function("ts_use_team", None, ctypes.c_void_p)
             words = (*(ctypes.c_void_p,) * 3, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
             self.uniform = self._function("ts_uniform", ctypes.c_int32, *words)
             row = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
@@ -219,10 +220,13 @@ class _Slot:
         if self.prefix == "ts_" and library.isa_current() is None:
             # Forced to an instruction set this processor lacks: silently using another would hide a mistake.
             library.check(3)
+        if self.prefix == "ts_":
+            library.use_team(_team)
         return library, None
 
 
 _reference_chosen = False  # by set_isa
+_team: int | None = None
 _slots = {"cpu": _Slot("tunesmith", "ts_", "native"), "cuda": _Slot("tunesmith_cuda", "ts_cuda_", "cuda")}
 
 
@@ -236,6 +240,20 @@ def cpu() -> Library | None:
         return None
     slot = _slots["cpu"]
     return slot.library if slot.tried else slot.open()  # looked at here: a call takes longer than the rest of this
+
+
+def use_team(address: int | None) -> None:
+    """Have the CPU library share work among an OpenMP library's threads, in this process; see ``ts_use_team``.
+
+    Args:
+        address: of ``GOMP_parallel``; None: threads of its own.
+    """
+    global _team
+    with _lock:
+        _team = address
+        library = _slots["cpu"].library
+        if library is not None:
+            library.use_team(address)
 
 
 def cuda() -> Library | None:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import ctypes
 import enum
 import functools
+import os
+import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -139,7 +142,7 @@ class Plan:
             _check_step(index, step, self.batch)
         self.history = any(map(_reads_history, self.steps))
         self._keep, self.address = None, 0
-        if all(t.device.type == "cpu" for step in self.steps for t in step[1:] if t is not None):
+        if all(t.device.type == "cpu" and not t.is_neg() for step in self.steps for t in step[1:] if t is not None):
             self.steps = tuple(map(_dense, self.steps))
             self._keep = _plan_links(self.steps, self.batch, self.history)
             self.address = ctypes.addressof(self._keep) + _PLAN_HEAD
@@ -170,6 +173,22 @@ def _plain(*tensors: Tensor | None) -> bool:
     return all(t is None or type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
 
 
+def _team_of_torch() -> int | None:
+    """Return where the OpenMP library that torch runs on divides work among its threads, None where there is none."""
+    if sys.platform != "linux":
+        return None
+    try:
+        opened = ctypes.CDLL(
+            str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"), os.RTLD_NOLOAD | os.RTLD_LAZY
+        )
+        return ctypes.cast(opened.GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return None
+
+
+loader.use_team(_team_of_torch())
+
+
 def _native(device: torch.device) -> loader.Library | None:
     library = loader.cpu() if device.type == "cpu" else loader.cuda() if device.type == "cuda" else None
     if library is None:
@@ -191,6 +210,8 @@ def _stream(device: torch.device) -> int | None:
 
 
 def _rows(x: Tensor) -> Tensor:
+    """Return x as memory shows it: each row dense, and no sign that only torch knows of (as of a conjugate's imaginary part)."""
+    x = x.resolve_neg()
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
@@ -201,16 +222,27 @@ def _pointer(tensor: Tensor | None) -> int | None:
 # ---- sampling ---------------------------------------------------------------------------------------------------
 
 
-def _check_batch(name: str, tensor: Tensor | None, logits: Tensor, ndim: int = 1) -> None:
-    if tensor is None:
-        return
-    if tensor.dtype != torch.int64 or tensor.ndim != ndim or tensor.shape[0] != logits.shape[0]:
-        shape = "(batch,)" if ndim == 1 else "(batch, width)"
-        raise ValueError(
-            f"{name} must be int64 {shape} with batch {logits.shape[0]}, not {tensor.dtype} {tuple(tensor.shape)}"
-        )
-    if tensor.device != logits.device:
-        raise ValueError(f"{name} is on {tensor.device}, the logits are on {logits.device}")
+class _Given(NamedTuple):
+    """What a call gives for every row beside its logits; see :func:`sample_chain`."""
+
+    seed: Tensor | None = None
+    stream: Tensor | None = None
+    position: Tensor | None = None
+    history: Tensor | None = None
+    history_lengths: Tensor | None = None
+
+
+def _check_given(given: _Given, logits: Tensor) -> None:
+    for name, tensor in zip(_Given._fields, given, strict=True):
+        if tensor is None:
+            continue
+        ndim, shape = (2, "(batch, width)") if name == "history" else (1, "(batch,)")
+        if tensor.dtype != torch.int64 or tensor.ndim != ndim or tensor.shape[0] != logits.shape[0]:
+            raise ValueError(
+                f"{name} must be int64 {shape} with batch {logits.shape[0]}, not {tensor.dtype} {tuple(tensor.shape)}"
+            )
+        if tensor.device != logits.device:
+            raise ValueError(f"{name} is on {tensor.device}, the logits are on {logits.device}")
 
 
 def _reads_history(step: Step) -> bool:
@@ -293,15 +325,7 @@ def _check_step(index: int, step: Step, batch: int | None) -> None:
         _check_second(index, step, batch)
 
 
-def _check_chain(
-    logits: Tensor,
-    steps: Sequence[Step],
-    seed: Tensor | None,
-    stream: Tensor | None,
-    position: Tensor | None,
-    history: Tensor | None,
-    history_lengths: Tensor | None,
-) -> None:
+def _check_chain(logits: Tensor, steps: Sequence[Step], given: _Given) -> None:
     if logits.ndim != 2 or logits.shape[1] < 1 or logits.dtype not in _LOGITS:
         raise ValueError(
             f"logits must be (batch, vocab) in float32, bfloat16 or float16, not {logits.dtype} {tuple(logits.shape)}"
@@ -313,41 +337,15 @@ def _check_chain(
                 raise ValueError(
                     f"step {index} ({step.op}): {what} are on {tensor.device}, the logits on {logits.device}"
                 )
-        if history is None and _reads_history(step):
+        if given.history is None and _reads_history(step):
             raise ValueError(f"step {index} ({step.op}) needs history, the token ids so far")
-    for name, tensor in (
-        ("seed", seed),
-        ("stream", stream),
-        ("position", position),
-        ("history_lengths", history_lengths),
-    ):
-        _check_batch(name, tensor, logits)
-    _check_batch("history", history, logits, ndim=2)
-
-
-def _check_draw(
-    logits: Tensor,
-    steps: Sequence[Step],
-    seed: Tensor | None,
-    stream: Tensor | None,
-    position: Tensor | None,
-    history: Tensor | None,
-    history_lengths: Tensor | None,
-    greedy: bool,
-) -> None:
-    _check_chain(logits, steps, seed, stream, position, history, history_lengths)
-    if not greedy and (seed is None or stream is None or position is None):
-        raise ValueError("a categorical draw needs seed, stream and position; pass greedy=True for the largest logit")
+    _check_given(given, logits)
 
 
 def _chain(
     logits: Tensor,
     steps: Sequence[Step],
-    seed: Tensor | None,
-    stream: Tensor | None,
-    position: Tensor | None,
-    history: Tensor | None,
-    history_lengths: Tensor | None,
+    given: _Given,
     greedy: bool,
     draw: int,
     flags: Sequence[bool],
@@ -358,8 +356,8 @@ def _chain(
     library = _library_for(logits.device, steps)
     if library is None:
         (token, status, *logps), tops = reference.sample_chain_top(
-            logits, steps, seed, stream, position, history=history, history_lengths=history_lengths, greedy=greedy,
-            draw=draw, logp_raw=flags[0], logp_processed=flags[1], logp_truncated=flags[2], top=top, top_of=top_of,
+            logits, steps, **given._asdict(), greedy=greedy, draw=draw, logp_raw=flags[0], logp_processed=flags[1],
+            logp_truncated=flags[2], top=top, top_of=top_of,
         )  # fmt: skip
         return token, status, logps, tops
     batch, count = logits.shape[0], min(top, logits.shape[1])
@@ -372,25 +370,21 @@ def _chain(
     token = torch.empty(batch, dtype=torch.int64, device=logits.device)
     status = torch.empty(batch, dtype=torch.uint8, device=logits.device)
     logps = [torch.empty(batch, dtype=torch.float32, device=logits.device) if flag else None for flag in flags]
-    keep = [t if t is None else t.contiguous() for t in (seed, stream, position, history, history_lengths)]
     _call_sample(
-        library, logits, steps, *keep, greedy=greedy, draw=draw, token=token, status=status, logps=logps, tops=tops,
+        library, logits, steps, given, greedy=greedy, draw=draw, token=token, status=status, logps=logps, tops=tops,
         top=count,
     )  # fmt: skip
     return token, status, logps, tops
 
 
-def _steps_only(
-    logits: Tensor, steps: Sequence[Step], history: Tensor | None, history_lengths: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _steps_only(logits: Tensor, steps: Sequence[Step], given: _Given) -> tuple[Tensor, Tensor]:
     library = _library_for(logits.device, steps)
     if library is None:
-        rows, status, _ = reference.chain(logits, steps, history, history_lengths)
+        rows, status, _ = reference.chain(logits, steps, given.history, given.history_lengths)
         return torch.where((status != reference.OK)[:, None], torch.nan, rows), status
     status = torch.empty(logits.shape[0], dtype=torch.uint8, device=logits.device)
     out = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-    keep = [t if t is None else t.contiguous() for t in (history, history_lengths)]
-    _call_sample(library, logits, steps, None, None, None, *keep, status=status, out=out)
+    _call_sample(library, logits, steps, given, status=status, out=out)
     return out, status
 
 
@@ -398,11 +392,7 @@ def _call_sample(
     library: loader.Library,
     logits: Tensor,
     steps: Sequence[Step],
-    seed: Tensor | None,
-    stream: Tensor | None,
-    position: Tensor | None,
-    history: Tensor | None,
-    history_lengths: Tensor | None,
+    given: _Given,
     *,
     status: Tensor,
     token: Tensor | None = None,
@@ -414,6 +404,7 @@ def _call_sample(
     top: int = 0,
 ) -> None:
     logits = _rows(logits.detach())
+    seed, stream, position, history, lengths = (t if t is None else t.contiguous() for t in given)
     batch, vocab = logits.shape
     width = 0 if history is None else history.shape[1]
     links = _links(steps)
@@ -425,7 +416,7 @@ def _call_sample(
     arguments = loader.SampleArgs(
         logits=logits.data_ptr(), batch=batch, vocab=vocab, row_stride=logits.stride(0), dtype=_LOGITS[logits.dtype],
         greedy=greedy, steps=links, step_count=len(steps), seed=_pointer(seed), stream=_pointer(stream),
-        position=_pointer(position), draw=draw, history=_pointer(history), history_lengths=_pointer(history_lengths),
+        position=_pointer(position), draw=draw, history=_pointer(history), history_lengths=_pointer(lengths),
         history_width=width, token=_pointer(token), status=status.data_ptr(), logp_raw=_pointer(logps[0]),
         logp_processed=_pointer(logps[1]), logp_truncated=_pointer(logps[2]), out_logits=_pointer(out),
         workspace=_pointer(workspace), cuda_stream=_stream(logits.device), threads=torch.get_num_threads(),
@@ -441,16 +432,23 @@ def _call_sample(
 
 def _check_from_device(steps: Sequence[Step]) -> None:
     """Check parameters that the library cannot look at; they are copied to the CPU together, which waits once."""
-    given = [t for step in steps for t in (step.values, step.amounts, step.second) if t is not None]
+    looked_at = [(step.values, step.amounts, step.second, _contexts(step)) for step in steps]
+    given = [t for each in looked_at for t in each if t is not None]
     if not given:
         return
     copied = torch.cat([t.reshape(-1).double() for t in given]).cpu().split([t.numel() for t in given])
-    here = iter(copied)
-    for step in steps:
+    here = (part.reshape(t.shape) for part, t in zip(copied, given, strict=True))
+    for step, (_, *others) in zip(steps, looked_at, strict=True):
         values = next(here)
-        amounts, second = (None if t is None else next(here) for t in (step.amounts, step.second))
-        reference.check_values(step.op, values, amounts)
-        reference.check_second(step.op, second)
+        amounts, second, contexts = (None if t is None else next(here) for t in others)
+        reference.check_values(step.op, values.reshape(-1), amounts)
+        reference.check_second(step.op, None if second is None else torch.atleast_1d(second))
+        if contexts is not None:
+            reference.check_contexts(contexts)
+
+
+def _contexts(step: Step) -> Tensor | None:
+    return step.ids[:, 1] if step.op == "watermark" and step.ids is not None else None
 
 
 def _links(steps: Sequence[Step]) -> ctypes.Array[loader.StepArgs]:
@@ -474,6 +472,7 @@ def _links(steps: Sequence[Step]) -> ctypes.Array[loader.StepArgs]:
 
 
 def _second_rows(second: Tensor, batch: int) -> Tensor:
+    second = second.resolve_neg()
     return second.reshape(-1).expand(batch) if second.ndim < 2 else second.expand(batch, 2)
 
 
@@ -481,7 +480,7 @@ def _expanded(steps: Sequence[Step], batch: int) -> list[Step]:
     return [
         _dense(
             step._replace(
-                values=step.values.reshape(-1).expand(batch),
+                values=step.values.resolve_neg().reshape(-1).expand(batch),
                 second=None if step.second is None else _second_rows(step.second, batch),
             )
         )
@@ -563,21 +562,40 @@ def sample_chain(
         )  # fmt: skip
         if quick is not None:
             return quick
+    given = _Given(seed, stream, position, history, history_lengths)
+    return _draw(logits, steps, given, greedy, draw, (logp_raw, logp_processed, logp_truncated))[0]
+
+
+def _draw(
+    logits: Tensor,
+    steps: Sequence[Step] | Plan,
+    given: _Given,
+    greedy: bool,
+    draw: int,
+    flags: Sequence[bool],
+    top: int = 0,
+    wanted: Sequence[bool] = (False, False, False),
+) -> tuple[SampleResult, list[tuple[Tensor, Tensor] | None]]:
+    """Check everything, and draw here or through the dispatcher; with the pairs that :class:`TopResult` holds."""
     steps = tuple(steps)
-    _check_draw(logits, steps, seed, stream, position, history, history_lengths, greedy)
-    flags = (logp_raw, logp_processed, logp_truncated)
-    tensors = (logits, seed, stream, position, history, history_lengths, *(t for step in steps for t in step[1:]))
-    if _plain(*tensors):
-        token, status, logps, _ = _chain(
-            logits, _expanded(steps, logits.shape[0]), seed, stream, position, history, history_lengths, greedy, draw,
-            flags,
-        )  # fmt: skip
-        return SampleResult(token, status, *logps)
-    codes, values, tables = _packed(steps, logits)
-    token, status, *found = torch.ops.tunesmith.sample_chain(
-        logits, codes, values, tables, seed, stream, position, history, history_lengths, greedy, draw, *flags
-    )
-    return SampleResult(token, status, *(value if flag else None for value, flag in zip(found, flags, strict=True)))
+    _check_chain(logits, steps, given)
+    if not greedy and (given.seed is None or given.stream is None or given.position is None):
+        raise ValueError("a categorical draw needs seed, stream and position; pass greedy=True for the largest logit")
+    if _plain(logits, *given, *(t for step in steps for t in step[1:])):
+        token, status, logps, tops = _chain(
+            logits, _expanded(steps, logits.shape[0]), given, greedy, draw, flags, top, wanted
+        )
+        return SampleResult(token, status, *logps), tops
+    packed = _packed(steps, logits)
+    if not top:
+        token, status, *found = torch.ops.tunesmith.sample_chain(logits, *packed, *given, greedy, draw, *flags)
+    else:
+        token, status, *found = torch.ops.tunesmith.sample_chain_top(
+            logits, *packed, *given, greedy, draw, *flags, top, *wanted
+        )
+    logps = [value if flag else None for value, flag in zip(found, flags, strict=False)]
+    tops = [(found[3 + 2 * n], found[4 + 2 * n]) if one else None for n, one in enumerate(wanted)]
+    return SampleResult(token, status, *logps), tops
 
 
 def sample_chain_top(
@@ -607,38 +625,11 @@ def sample_chain_top(
     Raises:
         ValueError: as :func:`sample_chain`; ``top`` below 1, or another name in ``of``.
     """
-    steps = tuple(steps)
-    _check_draw(logits, steps, seed, stream, position, history, history_lengths, greedy)
     unknown = [name for name in of if name not in _TOPS]
     if unknown or top < 1:
         raise ValueError(f"top must be 1 or more, not {top}, and of names of {_TOPS}, not {list(of)}")
-    flags, wanted = (logp_raw, logp_processed, logp_truncated), [name in of for name in _TOPS]
-    tensors = (logits, seed, stream, position, history, history_lengths, *(t for step in steps for t in step[1:]))
-    if _plain(*tensors):
-        token, status, logps, tops = _chain(
-            logits, _expanded(steps, logits.shape[0]), seed, stream, position, history, history_lengths, greedy, draw,
-            flags, top, wanted,
-        )  # fmt: skip
-        return TopResult(SampleResult(token, status, *logps), *tops)
-    codes, values, tables = _packed(steps, logits)
-    token, status, *found = torch.ops.tunesmith.sample_chain_top(
-        logits,
-        codes,
-        values,
-        tables,
-        seed,
-        stream,
-        position,
-        history,
-        history_lengths,
-        greedy,
-        draw,
-        *flags,
-        top,
-        *wanted,
-    )
-    sample = SampleResult(token, status, *(value if flag else None for value, flag in zip(found, flags, strict=False)))
-    pairs = [(found[3 + 2 * n], found[4 + 2 * n]) if wanted[n] else None for n in range(3)]
+    given, flags = _Given(seed, stream, position, history, history_lengths), (logp_raw, logp_processed, logp_truncated)
+    sample, pairs = _draw(logits, steps, given, greedy, draw, flags, top, [name in of for name in _TOPS])
     return TopResult(sample, *pairs)
 
 
@@ -739,10 +730,10 @@ def apply_chain(
     Returns:
         New logits ``(batch, vocab)`` in float32, -inf where a token was dropped, and a status a row.
     """
-    steps = tuple(steps)
-    _check_chain(logits, steps, None, None, None, history, history_lengths)
-    if _plain(logits, history, history_lengths, *(t for step in steps for t in step[1:])):
-        return ChainResult(*_steps_only(logits, _expanded(steps, logits.shape[0]), history, history_lengths))
+    steps, given = tuple(steps), _Given(history=history, history_lengths=history_lengths)
+    _check_chain(logits, steps, given)
+    if _plain(logits, *given, *(t for step in steps for t in step[1:])):
+        return ChainResult(*_steps_only(logits, _expanded(steps, logits.shape[0]), given))
     packed = _packed(steps, logits)
     return ChainResult(*torch.ops.tunesmith.apply_chain(logits, *packed, history, history_lengths))
 
@@ -804,39 +795,29 @@ def _named(ops: Sequence[int], values: Tensor, tables: Sequence[Tensor]) -> list
 
 
 def _sample_chain_op(
-    logits: Tensor, ops: list[int], values: Tensor, tables: list[Tensor], seed: Tensor | None, stream: Tensor | None,
-    position: Tensor | None, history: Tensor | None, history_lengths: Tensor | None, greedy: bool, draw: int,
-    *flags: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    steps = _named(ops, values, tables)
-    _check_chain(logits, steps, seed, stream, position, history, history_lengths)
-    token, status, logps, _ = _chain(
-        logits, _expanded(steps, len(logits)), seed, stream, position, history, history_lengths, greedy, draw, flags
+    logits: Tensor, ops: list[int], values: Tensor, tables: list[Tensor], *rest: Any
+) -> tuple[Tensor, ...]:
+    """The body of both operations that draw: what the one has more are outputs that nobody asked the other for."""
+    given, (greedy, draw), flags, (top, *wanted) = (
+        _Given(*rest[:5]),
+        rest[5:7],
+        rest[7:10],
+        rest[10:] or (0, *[False] * 3),
     )
-    return token, status, *(logits.new_empty(0, dtype=torch.float32) if t is None else t for t in logps)
+    steps = _named(ops, values, tables)
+    _check_chain(logits, steps, given)
+    token, status, logps, tops = _chain(logits, _expanded(steps, len(logits)), given, greedy, draw, flags, top, wanted)
+    found = [*logps, *(part for pair in tops for part in pair or (None, None))] if top else logps
+    kinds = (torch.float32,) * 3 + (torch.int64, torch.float32) * 3
+    # each a tensor of its own: an operation must not return one twice
+    parts = (logits.new_empty(0, dtype=k) if t is None else t for t, k in zip(found, kinds, strict=False))
+    return token, status, *parts
 
 
 def _sample_chain_fake(logits: Tensor, ops: list[int], values: Tensor, *rest: object) -> tuple[Tensor, ...]:
     batch = logits.shape[0]
     logps = (logits.new_empty(batch if flag else 0, dtype=torch.float32) for flag in rest[-3:])
     return logits.new_empty(batch, dtype=torch.int64), logits.new_empty(batch, dtype=torch.uint8), *logps
-
-
-def _sample_chain_top_op(
-    logits: Tensor, ops: list[int], values: Tensor, tables: list[Tensor], seed: Tensor | None, stream: Tensor | None,
-    position: Tensor | None, history: Tensor | None, history_lengths: Tensor | None, greedy: bool, draw: int,
-    logp_raw: bool, logp_processed: bool, logp_truncated: bool, top: int, *wanted: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    steps, flags = _named(ops, values, tables), (logp_raw, logp_processed, logp_truncated)
-    _check_chain(logits, steps, seed, stream, position, history, history_lengths)
-    token, status, logps, tops = _chain(
-        logits, _expanded(steps, len(logits)), seed, stream, position, history, history_lengths, greedy, draw, flags, top,
-        wanted,
-    )  # fmt: skip
-    parts = [
-        t for pair in tops for t in (pair or (logits.new_empty(0, dtype=torch.int64), logits.new_empty(0).float()))
-    ]
-    return token, status, *(logits.new_empty(0, dtype=torch.float32) if t is None else t for t in logps), *parts
 
 
 def _sample_chain_top_fake(logits: Tensor, ops: list[int], values: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -853,9 +834,9 @@ def _apply_chain_op(
     logits: Tensor, ops: list[int], values: Tensor, tables: list[Tensor], history: Tensor | None,
     history_lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    steps = _named(ops, values, tables)
-    _check_chain(logits, steps, None, None, None, history, history_lengths)
-    return _steps_only(logits, _expanded(steps, len(logits)), history, history_lengths)
+    steps, given = _named(ops, values, tables), _Given(history=history, history_lengths=history_lengths)
+    _check_chain(logits, steps, given)
+    return _steps_only(logits, _expanded(steps, len(logits)), given)
 
 
 def _apply_chain_fake(
@@ -870,7 +851,7 @@ def _apply_chain_fake(
 
 for _name, _body, _fake in (
     ("sample_chain", _sample_chain_op, _sample_chain_fake),
-    ("sample_chain_top", _sample_chain_top_op, _sample_chain_top_fake),
+    ("sample_chain_top", _sample_chain_op, _sample_chain_top_fake),
     ("apply_chain", _apply_chain_op, _apply_chain_fake),
 ):
     _library.impl(_name, _body, "CompositeExplicitAutograd")

@@ -50,11 +50,8 @@ READ_HISTORY = ("watermark",)
 """Steps that look at the token ids so far and have something else in place of a list."""
 REMOVALS = ("ban", "allow", "mask")
 """Truncations that may leave a row without a token, or take its likeliest one."""
-ON_CUDA = (
-    "repetition_penalty", "temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "bias",
-    "length_decay", "ban", "allow", "mask", "epsilon", "eta", "top_a", "top_n_sigma", "typical", "top_h", "xtc",
-)  # fmt: skip
-"""Steps that the CUDA library has kernels for: on a CUDA device this module does the chains that have another."""
+ON_CUDA = OPS
+"""Steps that the CUDA library has kernels for, all of them: on a CUDA device this module does the chains that have another."""
 MOST_ON_CUDA = 32
 """Steps of a chain that the CUDA library takes; this module does longer ones."""
 NEED_SECOND = ("typical", "top_h", "xtc", "dynamic_temperature", "watermark", "top_p_ties", "mirostat")
@@ -254,6 +251,16 @@ def check_values(op: str, values: Tensor, amounts: Tensor | None = None) -> None
         raise ValueError(f"{op}: amounts must be finite")
 
 
+def check_contexts(contexts: Tensor) -> None:
+    """Check how many ids before a token decide, of a watermark.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    if bool((contexts < 1).any()):
+        raise ValueError("watermark: the number of ids before must be 1 or more")
+
+
 def chain(
     logits: Tensor,
     steps: Sequence[tuple[Any, ...]],
@@ -301,14 +308,13 @@ def chain(
         if op == "watermark":
             if history is None:
                 raise ValueError(f"{op} needs history")
-            if bool((ids[:, 1] < 1).any()):
-                raise ValueError(f"{op}: the number of ids before must be 1 or more")
+            check_contexts(ids[:, 1])
         if op in REMOVALS:
             z = reference_edits.remove(op, z, values, ids)
         elif op == "temperature":
             z, processed = (t / values.float()[:, None] for t in (z, processed))
         elif op == "dynamic_temperature":
-            z, processed = (reference_entropy.dynamic_temperature(t, values, second) for t in (z, processed))
+            z, processed = reference_entropy.dynamic_temperatures(z, processed, values, second)
         elif op == "watermark":
             marked = reference_watermark.green(ids, second, history, history_lengths, z.shape[1])
             z, processed = (reference_watermark.mark(t, values, marked) for t in (z, processed))
@@ -351,7 +357,9 @@ def likeliest(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     total = weights(_relative(rows)).sum(-1, keepdim=True)
     mass = total.double() / 2.0 ** weight_bits(rows.shape[-1])
     largest = rows.amax(-1, keepdim=True)
-    logps = ((rows.gather(1, ids).double() - largest.double()) - log(mass)).float()
+    values = rows.gather(1, ids)
+    logps = ((values.double() - largest.double()) - log(mass)).float()
+    logps = torch.where(values == -math.inf, -math.inf, logps)  # of a row without a possible token, too
     return ids, torch.where(largest == math.inf, math.nan, logps)
 
 

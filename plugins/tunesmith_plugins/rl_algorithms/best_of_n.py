@@ -13,7 +13,7 @@ from attrs import asdict
 from tunesmith.errors import ConfigError, MissingPower, NumericError
 from tunesmith.kinds.rl_algorithm import Offline, Online, ResumableObserver, RLAlgorithm, StepTexts, TrainingReport
 from tunesmith.lm import LM
-from tunesmith.processes import Processes, processes
+from tunesmith.processes import processes
 from tunesmith.runtime import Runtime, derive_seed
 from tunesmith.scoring import micro_batches, take, token_logps, token_logps_in_batches
 from tunesmith_plugins.rl_algorithms.config_best_of_n import BestOfNDistillation
@@ -41,8 +41,6 @@ class BestOfNAlgorithm(RLAlgorithm):
             raise ConfigError([f"the columns {', '.join(uneven)} are not as long as the prompts"], name)
         if policy.family == "encoder":
             raise MissingPower(f"{name} trains decoder-only and encoder-decoder models; an encoder generates nothing.")
-        if processes(policy.device).count > 1:
-            raise ConfigError([f"{name} trains on one process; start it without accelerate launch"], name)
         before = policy.model.training
         policy.model.eval()
         try:
@@ -84,18 +82,23 @@ class _Run:
     """One training run."""
 
     def __init__(self, config: BestOfNDistillation, policy: LM, task: Online, runtime: Runtime) -> None:
-        self.config, self.policy, self.task, self.runtime = config, policy, task, runtime
+        self.config, self.policy, self.task = config, policy, task
+        self.together = processes(policy.device)
+        self.runtime = self.together.own(runtime)
         key = identity("best_of_n", repr(config), str(runtime.seed), policy.fingerprint, *task.prompts)
+        self.together.agree(key)
         self.reference = reference_of(policy)
         self.parameters = trainable(policy)
         at_once = config.micro_batch_size or config.batch_size * config.completions
 
         def drawer(lm: LM) -> Drawer:
-            return Drawer(lm, task.prompts, config.temperature, config.max_new_tokens, at_once, runtime, Processes())
+            return Drawer(
+                lm, task.prompts, config.temperature, config.max_new_tokens, at_once, self.runtime, self.together
+            )
 
         self.own, self.from_reference = drawer(policy), drawer(self.reference.copy or policy)
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=config.learning_rate)
-        self.progress = Progress(runtime.folder, key, self.parameters, self.optimizer)
+        self.progress = Progress(self.runtime.folder, key, self.parameters, self.optimizer, self.together)
         half = next(policy.model.parameters()).dtype in (torch.bfloat16, torch.float16)
         self.start_tolerance = 0.1 if half else 1e-4
         self.state: dict[str, Any] = {"steps": [], "before": [], "observers": {}, "stopped": ""}
@@ -107,7 +110,8 @@ class _Run:
         total = config.steps * config.rounds
         shown = list(range(min(config.samples, len(self.task.prompts))))
         first = self._restored()
-        trackers = Trackers(config.report_to, self.runtime.folder, "best_of_n_distillation", asdict(config))
+        report_to = config.report_to if self.together.main else ()
+        trackers = Trackers(report_to, self.runtime.folder, "best_of_n_distillation", asdict(config))
         try:
             if first is None:
                 first, state["before"] = 0, self._texts(shown)
@@ -178,16 +182,12 @@ class _Run:
                 parameter.copy_(values[name])
 
     def _scored(self, model: LM, rollout: Rollout) -> torch.Tensor:
-        """Summed log-probabilities, (completions,) float64."""
+        """Summed log-probabilities, (completions,) float64: every process scores its share of the rows and gets all."""
+        own = take(rollout.prompt_ids, rollout.ids, rollout.lengths, self.together.share(len(rollout.rows)))
         logps, _, _ = token_logps_in_batches(
-            model,
-            rollout.prompt_ids,
-            rollout.ids,
-            rollout.lengths,
-            self.config.temperature,
-            batch_size=self.config.micro_batch_size,
+            model, *own, self.config.temperature, batch_size=self.config.micro_batch_size
         )
-        return logps.double().sum(1)
+        return self.together.gather_rows(logps.double().sum(1))
 
     def _step(self, step: int, total: int) -> dict[str, float]:
         config = self.config
@@ -200,7 +200,7 @@ class _Run:
         ratios = now - before
         if step == 0:
             self._check_start(ratios)
-        rewards = rewards_of(self.task.reward, self.task.prompts, self.task.columns, rollout, Processes()).to(
+        rewards = rewards_of(self.task.reward, self.task.prompts, self.task.columns, rollout, self.together).to(
             now.device
         )
         scores = (rewards - config.missing_eos_penalty * (~rollout.ended)).nan_to_num(nan=-math.inf)
@@ -238,7 +238,8 @@ class _Run:
         """Make one update; the loss is the mean over the update's completions of their summed token losses."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = entropy = tokens = 0.0
-        for rows in micro_batches(best, self.config.micro_batch_size):
+        own = [best[place] for place in self.together.share(len(best))]
+        for rows in micro_batches(own, self.config.micro_batch_size):
             prompts, ids, lengths = take(rollout.prompt_ids, rollout.ids, rollout.lengths, rows)
             logps, entropies, _ = token_logps(self.policy, prompts, ids, lengths, self.config.temperature)
             part = -logps.sum() / len(best)
@@ -246,6 +247,8 @@ class _Run:
             loss += float(part.detach())
             entropy += float(entropies.detach().sum())
             tokens += float(lengths.sum())
+        loss, entropy, tokens = map(sum, zip(*self.together.gather([(loss, entropy, tokens)]), strict=True))
+        self.together.add_gradients(list(self.parameters.values()))
         limit = self.config.max_grad_norm or float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit))
         if math.isfinite(norm):
@@ -268,7 +271,7 @@ class _Run:
             reasons.append(observer.step(step, found, drawn) or "")
             if isinstance(observer, ResumableObserver):
                 self.state["observers"][str(place)] = dict(observer.state())
-        self.state["stopped"] = "; ".join(reason for reason in reasons if reason)
+        self.state["stopped"] = self.together.from_main(lambda: "; ".join(reason for reason in reasons if reason))
 
     def _check_start(self, ratios: torch.Tensor) -> None:
         """At step 0 the policy must be the reference."""

@@ -266,7 +266,7 @@ def test_what_the_data_does_not_meet_stays_and_is_told(make):
 
 def test_it_says_what_is_wrong(make):
     for config in (Wanda(), SparseGPT()):
-        with pytest.raises(ConfigError, match="calibration examples"):
+        with pytest.raises(ConfigError, match="needs examples to calibrate on"):
             config.build().compress(make("llama"), runtime=RUNTIME)
     with pytest.raises(ConfigError, match="no multiple of 48"):
         Wanda(pattern="24:48").build().compress(make("llama"), data=DATA, runtime=RUNTIME)

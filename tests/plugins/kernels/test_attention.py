@@ -97,3 +97,37 @@ def test_what_does_not_fit_is_refused(native: dict[str, Any]) -> None:
         kernels.int8_attention(q[:, :2], k, k_scale[:, :, :2], k, k_scale)
     with pytest.raises(ValueError, match="q must be"):
         kernels.int8_attention(q.double(), k, k_scale, k, k_scale)
+
+
+@pytest.mark.parametrize("which", ["k", "v"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_scale_that_is_not_finite_makes_nan_of_the_queries_of_its_head_alone(
+    serving: str, which: str, value: float, masked: bool
+) -> None:
+    torch.manual_seed(0)
+    q = torch.randn(2, 4, 2, 24)
+    (k, k_scale), (v, v_scale) = cache(2, 2, 9, 24), cache(2, 2, 9, 24)
+    mask = torch.ones(2, 1, 2, 9, dtype=torch.bool)
+    mask[..., 5] = not masked
+    mask[1, :, 1] = False  # a query that sees nothing
+    expected = kernels.int8_attention(q, k, k_scale, v, v_scale, mask)
+    for row in range(2):
+        scales = {"k": k_scale.clone(), "v": v_scale.clone()}
+        scales[which][row, 1, 5] = value
+        found = kernels.int8_attention(q, k, scales["k"], v, scales["v"], mask)
+        assert found[row, 2:].isnan().all()
+        found[row, 2:] = expected[row, 2:]
+        assert torch.equal(found, expected)
+        scales[which][row, 1, 5] = torch.nan  # of infinities torch makes NaN or infinities
+        dense = torch.nn.functional.scaled_dot_product_attention(
+            q, k * scales["k"], v * scales["v"], mask, enable_gqa=True
+        )
+        assert dense[row, 2:, 0].isnan().all()
+
+
+def test_a_row_of_zeros_adds_its_weight_and_nothing_else(serving: str) -> None:
+    q, (k, k_scale), (v, v_scale) = torch.randn(1, 2, 1, 16), cache(1, 2, 6, 16), cache(1, 2, 6, 16)
+    k[..., 2, :], v[..., 2, :], k_scale[..., 2, :], v_scale[..., 2, :] = 0, 0, 0, 0
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k * k_scale, v * v_scale)
+    assert (kernels.int8_attention(q, k, k_scale, v, v_scale) - exact).norm() <= 1e-3 * exact.norm()

@@ -64,6 +64,12 @@ def attend_everywhere(attend: Callable[..., Tensor], device: str) -> None:
                 given = (x, *parts, mask)
                 expected = kernels.int8_attention(*given)  # type: ignore[arg-type]
                 assert same_bits(attend(*moved(given, device)), expected), (tuple(q.shape), time, odd)
+    for scales, value in ((1, torch.nan), (1, torch.inf), (3, torch.nan), (3, -torch.inf)):
+        q, parts = torch.randn(2, 4, 1, 16), [*cache(2, 2, 130, 16), *cache(2, 2, 130, 16)]
+        parts[scales][1, 0, 100] = value
+        expected = kernels.int8_attention(q, *parts)
+        assert same_bits(attend(*moved((q, *parts), device)), expected)
+        assert expected.isnan().all((2, 3)).tolist() == [[False] * 4, [True, True, False, False]]
     time, size = 1500, 64  # the largest sums
     ones = torch.ones(1, 1, time, 1)
     for extreme in (-128, 127):

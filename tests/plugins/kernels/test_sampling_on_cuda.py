@@ -14,7 +14,10 @@ from torch import Tensor
 from tunesmith_plugins import kernels
 from tunesmith_plugins.kernels import Step, loader, ops, reference
 
-TRUNCATIONS = ("top_k", "top_p", "min_p", "epsilon", "eta", "top_a", "top_n_sigma", "typical", "top_h", "xtc")
+TRUNCATIONS = (
+    "top_k", "top_p", "min_p", "epsilon", "eta", "top_a", "top_n_sigma", "typical", "top_h", "xtc", "top_k_low",
+    "top_p_ties", "mirostat",
+)  # fmt: skip
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Sample = Callable[..., kernels.TopResult]
 
@@ -44,17 +47,27 @@ def step(op: str, batch: int, vocab: int) -> Step:
     if op in TRUNCATIONS:
         values = {
             "top_k": torch.randint(-1, vocab + 3, (batch,)),
+            "top_k_low": torch.randint(-1, vocab + 3, (batch,)),
+            "mirostat": torch.randn(batch).double() * 4 + 4,
             "top_n_sigma": share * 3,
             "epsilon": share**4,
             "eta": share**8,
             "xtc": share**4,
         }.get(op, share)
         second = torch.randint(0, 2, (batch,)) | torch.randint(0, 2, (batch,)) if op == "xtc" else None
-        if op in ("typical", "top_h"):
+        if op in ("typical", "top_h", "mirostat", "top_p_ties"):
             second = torch.randint(1, random.choice([3, 60, vocab + 4]), (batch,))
+        if op == "top_p_ties":
+            second = torch.stack([torch.where(torch.rand(batch) < 0.5, second, 1), torch.randint(0, 3, (batch,))], 1)
         return Step(op, values, second=None if second is None else second.double())
+    heat = 10 ** (torch.rand(batch, 3, dtype=torch.float64) * 2 - 1)
     if op in ("temperature", "repetition_penalty"):
-        return Step(op, 10 ** (torch.rand(batch, dtype=torch.float64) * 2 - 1))
+        return Step(op, heat[:, 0])
+    if op == "dynamic_temperature":
+        return Step(op, heat[:, 0], second=heat[:, 1:])
+    if op == "watermark":
+        keys = torch.stack([torch.randint(-(2**63), 2**63 - 1, (batch,)), torch.randint(1, 4, (batch,))], 1)
+        return Step(op, torch.randn(batch, dtype=torch.float64), keys[: random.choice([1, batch])], second=share)
     if op in reference.REMOVALS:
         values = torch.randint(0, 2, (batch,))
     else:
@@ -121,16 +134,53 @@ def random_chains(sample: Sample, trials: range, vocabs: tuple[int, ...]) -> Non
 
 
 def one_by_one(sample: Sample, vocab: int) -> None:
-    """Every truncation on rows of every kind and type: alone, after a temperature, after a cut, and before another."""
-    for number, op in enumerate(TRUNCATIONS):
+    """Steps that look at a whole row, on every kind and type of it: alone, after a temperature, a cut, or before another."""
+    for number, op in enumerate((*TRUNCATIONS, "dynamic_temperature", "watermark")):
         for kind in ("flat", "wide", "tied", "peaked", "odd"):
             random.seed(kind + op)
             torch.manual_seed(number)
             logits = rows(kind, 3, vocab, DTYPES[(number + len(kind)) % 3])
-            around = random.choice([(), ("temperature",), ("ban", "top_k"), ("typical",)])
-            after = random.choice([(), ("temperature",), ("top_p",), ("bias",)])
+            around = random.choice([(), ("temperature",), ("ban", "top_k"), ("typical",), ("mask",), ("bias", "xtc")])
+            after = random.choice([(), ("dynamic_temperature",), ("top_p",), ("bias",)])
             steps = [step(name, 3, vocab) for name in (*around, op, *after)]
             assert_equal_to_cpu(sample, logits, steps, inputs(3, vocab), 20)
+
+
+def many_candidates(sample: Sample, vocab: int) -> None:
+    """Mirostat with more candidates than fit into a block's room, so that they are looked at in parts; some all alike."""
+    sizes: set[int] = set()
+    for number, kind in enumerate(("flat", "wide", "tied", "peaked", "odd")):
+        torch.manual_seed(number)
+        logits = rows(kind, 4, vocab, DTYPES[number % 3])
+        logits[1, : vocab * 3 // 4] = 7.5
+        logits[1, vocab // 2] = 0
+        for candidates in (2048, 2049, 4095, vocab - 1, vocab):
+            second = torch.tensor([candidates, candidates, candidates - 1, vocab + 9]).double()
+            steps = [Step("mirostat", torch.rand(4).double() * 3 + vocab**0.5 / 8, second=second)]
+            found = assert_equal_to_cpu(sample, logits, steps, inputs(4, vocab), 20)
+            kept = kernels.apply_chain(logits, steps).logits > -torch.inf
+            sizes |= set(kept.sum(1)[found.sample.status == kernels.Status.OK].tolist())
+    assert len(sizes) > 20
+
+
+def every_rule(sample: Sample) -> None:
+    """Every k, every fewest number and every rule for ties, on rows with ties and with tokens that weigh nothing."""
+    vocab = 12
+    shares = (0.0, 0.3, 0.7, 1 - 2**-53, 1.0)
+    cases = torch.cartesian_prod(
+        torch.tensor(shares).double(), torch.arange(1, vocab + 3).double(), torch.arange(3).double()
+    )
+    for number in range(3):
+        torch.manual_seed(number)
+        row = torch.randn(vocab).mul(1 + number).round()
+        row[torch.randperm(vocab)[: 1 + number]] = (-90.0, -torch.inf, -90.0)[number]
+        ties = Step("top_p_ties", cases[:, 0].contiguous(), second=cases[:, 1:].contiguous())
+        count = torch.arange(-1, vocab + 3)
+        bits_asked = torch.linspace(-4, 14, 40).double()
+        candidates = (torch.arange(40) % (vocab + 2) + 1).double()
+        for each in (ties, Step("top_k_low", count), Step("mirostat", bits_asked, second=candidates)):
+            logits = row.expand(len(each.values), vocab).contiguous().to(DTYPES[number])
+            assert_equal_to_cpu(sample, logits, [each], inputs(len(logits), vocab), vocab)
 
 
 # ---- without a GPU ------------------------------------------------------------------------------------------------
@@ -153,8 +203,46 @@ def test_random_chains_have_the_bits_of_the_cpu(on_threads: Sample, block: int) 
     random_chains(on_threads, range(block * 150, block * 150 + 150), (1, 2, 31, 32, 33, 64, 65, 100, 257, 1000))
 
 
-def test_every_truncation_has_the_bits_of_the_cpu(on_threads: Sample) -> None:
+def test_every_step_over_a_row_has_the_bits_of_the_cpu(on_threads: Sample) -> None:
     one_by_one(on_threads, 3001)
+
+
+def test_every_rule_for_ties_has_the_bits_of_the_cpu(on_threads: Sample) -> None:
+    every_rule(on_threads)
+
+
+def test_mirostat_with_many_candidates_has_the_bits_of_the_cpu(on_threads: Sample) -> None:
+    many_candidates(on_threads, 5000)
+
+
+@pytest.mark.parametrize("place", ["threads", "reference"])
+def test_processed_rows_beyond_all_floats_take_the_temperature_of_the_row(
+    on_threads: Sample, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def by_reference(*arguments: Any, **more: Any) -> kernels.TopResult:
+        with monkeypatch.context() as patch:
+            patch.setattr(ops, "_library_for", lambda device, steps: None)
+            return kernels.sample_chain_top(*arguments, **more)
+
+    sample = on_threads if place == "threads" else by_reference
+    one, first = torch.ones(1, dtype=torch.float64), torch.tensor([[0]])
+    ban, heat = Step("ban", one, first), Step("temperature", one / 10)
+    pair = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
+    dynamic = Step("dynamic_temperature", one / 10, second=pair)
+    bias = Step("bias", one * 3, torch.arange(5)[None], torch.tensor([[0.0, 1.0, 0.0, 2.0, -1.0]]))
+    # the banned token goes to infinity, then all but it are edited
+    high = torch.tensor([[3e38, 0.1, 0.2, -0.3, 1.0]]).expand(2, 5)
+    found = assert_equal_to_cpu(sample, high, [ban, heat, dynamic, bias], inputs(2, 5), 5)
+    assert found.sample.status.tolist() == [0, 0]
+    assert found.processed is not None
+    assert found.processed[1].isnan().all()
+    # the processed row is certain of the banned token and gets the low temperature, by which all of it goes to -inf
+    low = torch.tensor([[-2e38, -3e38, -3e38]]).expand(2, 3)
+    found = assert_equal_to_cpu(sample, low, [ban, dynamic, dynamic], inputs(2, 3), 3)
+    assert found.sample.status.tolist() == [0, 0]
+    assert found.processed is not None
+    assert found.processed[0].tolist() == [[0, 1, 2]] * 2
+    assert (found.processed[1] == -torch.inf).all()
 
 
 def test_rows_without_a_draw_have_the_bits_of_the_cpu(
@@ -184,6 +272,14 @@ def test_parameters_are_checked_before_the_device_has_them(on_threads: Sample) -
         on_threads(logits, biased, **given)
     with pytest.raises(ValueError, match=r"xtc, row 0: 2(\.0)? is outside the allowed range of its second parameter"):
         on_threads(logits, [Step("xtc", half, second=half * 4)], **given)
+    pair = torch.tensor([[2.0, 1.0], [3.0, 3.0]], dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"top_p_ties, row 1: \[3.0, 3.0\] is outside .* a rule for ties"):
+        on_threads(logits, [Step("top_p_ties", half, second=pair)], **given)
+    with pytest.raises(ValueError, match=r"dynamic_temperature, row 0: \[2.0, 0.0\] is outside .* an exponent above 0"):
+        on_threads(logits, [Step("dynamic_temperature", half, second=pair[:1] * torch.tensor([1.0, 0.0]))], **given)
+    keys = [Step("watermark", half, torch.tensor([[5, 1], [2**62, 0]]), second=half)]
+    with pytest.raises(ValueError, match="watermark: the number of ids before must be 1 or more"):
+        on_threads(logits, keys, **given)
 
 
 def test_a_step_without_a_kernel_is_refused(emulated: loader.Library) -> None:
@@ -221,6 +317,17 @@ def test_random_chains_on_a_gpu_have_the_bits_of_the_cpu() -> None:
 
 
 @pytest.mark.gpu
+def test_every_rule_for_ties_on_a_gpu_has_the_bits_of_the_cpu() -> None:
+    every_rule(on_gpu)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("vocab", [5000, 32000])
+def test_mirostat_with_many_candidates_on_a_gpu_has_the_bits_of_the_cpu(vocab: int) -> None:
+    many_candidates(on_gpu, vocab)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("vocab", [3001, 32000, 151936, 300_000])
-def test_every_truncation_on_a_gpu_has_the_bits_of_the_cpu(vocab: int) -> None:
+def test_every_step_over_a_row_on_a_gpu_has_the_bits_of_the_cpu(vocab: int) -> None:
     one_by_one(on_gpu, vocab)

@@ -19,7 +19,7 @@ from tunesmith.processes import processes
 from tunesmith.runtime import Runtime
 from tunesmith.testing.exam_worlds import seq2seq_world
 from tunesmith.testing.tabular import tabular_lm
-from tunesmith_plugins.rl_algorithms import DPO, GRPO, KTO, PPO, RLOO, Reinforce
+from tunesmith_plugins.rl_algorithms import DPO, GRPO, KTO, PPO, RLOO, BestOfNDistillation, Reinforce
 
 # 15 completions in groups of 3: with two processes groups are split, and minibatches of 8 and 7 in micro-batches of 3 too
 SAME = {
@@ -41,6 +41,20 @@ ALGORITHMS = {
     "dpo": DPO(steps=3, batch_size=5, learning_rate=1e-2, checkpoint_every=1),
     "dpo in parts": DPO(steps=3, batch_size=7, micro_batch_size=1, learning_rate=1e-2),
     "kto": KTO(steps=3, batch_size=7, micro_batch_size=2, learning_rate=1e-2),
+    # 15 completions, of which 5 are learned from, in groups that two processes split; then one, which one of them has
+    "best of n": BestOfNDistillation(
+        steps=2,
+        rounds=2,
+        batch_size=5,
+        completions=3,
+        micro_batch_size=2,
+        max_new_tokens=4,
+        learning_rate=1e-2,
+        missing_eos_penalty=0.3,
+        checkpoint_every=1,
+        report_to=("tensorboard",),
+    ),
+    "best of two": BestOfNDistillation(steps=3, batch_size=1, completions=2, max_new_tokens=4, learning_rate=1e-2),
 }
 WORDS = ("a", "b c", "d a a", "c")
 
@@ -90,10 +104,10 @@ def train(config, name, folder, fails_at=0):
     return found
 
 
-def interrupted(folder):
-    """Begin to train and stop after the second of three steps."""
+def interrupted(folder, name="ppo"):
+    """Begin to train and stop after the second step."""
     try:
-        train(ALGORITHMS["ppo"], "tabular", folder, fails_at=3)
+        train(ALGORITHMS[name], "tabular", folder, fails_at=3)
     except NumericError:
         return
     raise AssertionError("nothing stopped")
@@ -110,9 +124,14 @@ def main(results: Path, left: Path | None = None) -> None:
                 found[f"{run}.{key}"] = value
     interrupted(folder / "again")
     interrupted(folder / "left")
-    for run, where in (("again", folder / "again"), ("left", left)):
+    interrupted(folder / "best again", "best of n")
+    for run, name, where in (
+        ("again", "ppo", folder / "again"),
+        ("best again", "best of n", folder / "best again"),
+        ("left", "ppo", left),
+    ):
         if where is not None:
-            for key, value in train(ALGORITHMS["ppo"], "tabular", where).items():
+            for key, value in train(ALGORITHMS[name], "tabular", where).items():
                 found[f"{run}.{key}"] = value
     save_file(found, results / f"{rank}.safetensors")
 

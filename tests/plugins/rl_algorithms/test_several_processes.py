@@ -38,9 +38,14 @@ def runs(tmp_path_factory):
 
 def test_three_updates_of_two_processes_give_the_weights_and_the_report_of_one(runs):
     one, two, _ = runs
-    algorithms = ("ppo", "rloo", "grpo", "reinforce", "dpo", "dpo in parts", "kto")
+    algorithms = ("ppo", "rloo", "grpo", "reinforce", "dpo", "dpo in parts", "kto", "best of n", "best of two")
     trained = {name.removesuffix(".report") for name in one if name.endswith(".report")}
-    assert trained == {"again", "left", *(f"{policy}.{name}" for policy in ("tabular", "t5") for name in algorithms)}
+    assert trained == {
+        "again",
+        "best again",
+        "left",
+        *(f"{policy}.{name}" for policy in ("tabular", "t5") for name in algorithms),
+    }
     for found in two:
         for name in one.keys() - {name for name in one if name.startswith("left.")}:
             value = one[name]
@@ -56,6 +61,7 @@ def test_a_run_that_two_processes_take_up_again_ends_like_one_that_was_never_int
     one, two, _ = runs
     for found in (one, *two):
         assert torch.equal(found["again.table.weight"], found["tabular.ppo.table.weight"])
+        assert torch.equal(found["best again.table.weight"], found["tabular.best of n.table.weight"])
 
 
 def test_what_two_processes_began_one_can_finish(runs):
@@ -66,6 +72,7 @@ def test_what_two_processes_began_one_can_finish(runs):
 
 def test_only_the_main_process_writes_checkpoints_and_logs(runs):
     folder = runs[2]
-    assert any((folder / "0" / "tabular.ppo").rglob("step-*"))
-    assert any((folder / "0" / "tabular.ppo").rglob("*tfevents*"))
+    for run in ("tabular.ppo", "tabular.best of n"):
+        assert any((folder / "0" / run).rglob("step-*"))
+        assert any((folder / "0" / run).rglob("*tfevents*"))
     assert not (folder / "1").exists()

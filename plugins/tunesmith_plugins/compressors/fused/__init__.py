@@ -36,7 +36,7 @@ def fuse(model: nn.Module) -> int:
 
     A fused layer does what it did before wherever a shortcut does not hold: in training, where a gradient is wanted, with
     an adapter or hook on one of its linear layers, on weights that are not dynamic int8, on attention other than
-    ``sdpa``, in float16 and off the CPU. Without the native library the reference gives the same bits.
+    ``sdpa``, in float16, and on a CUDA device (see docs/kernels.md). Without the native library the reference gives the same bits.
     """
     count = 0
     for module in model.modules():

@@ -40,7 +40,7 @@ struct Call {
     float low = 0, high = 0;
     bool finite = true;
     for (int64_t d = 0; d < size; ++d) {
-      finite &= (float_to_bits(x[d]) & 0x7f800000u) != 0x7f800000u;
+      finite &= ts_finite(x[d]);
       low = x[d] < low ? x[d] : low;
       high = x[d] > high ? x[d] : high;
     }
@@ -51,7 +51,7 @@ struct Call {
     for (int64_t t = 0; t < time; ++t) {
       const float score = ts_score(integers[(size_t)t], x_scale, at.k_scale[t], a.scale, at.added, t);
       weights[t] = score;
-      finite &= score == score;
+      finite &= ts_known(at, t, score);
       most = score > most ? score : most;
     }
     if (finite && most == -HUGE_VALF) {  // sees no token, as padding in front does: 0, as torch's attention

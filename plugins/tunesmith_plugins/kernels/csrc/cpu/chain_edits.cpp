@@ -69,11 +69,6 @@ const char *ts_range(int32_t op) {
   }
 }
 
-int32_t ts_seconds(int32_t op) {
-  if (op == TS_DYNAMIC_TEMPERATURE || op == TS_TOP_P_TIES) return 2;
-  return op == TS_TYPICAL || op == TS_TOP_H || op == TS_XTC || op == TS_WATERMARK || op == TS_MIROSTAT;
-}
-
 bool ts_second_fits(int32_t op, int32_t column, double v) {
   switch (op) {
     case TS_XTC:
@@ -103,10 +98,6 @@ const char *ts_second_range(int32_t op, int32_t column) {
 
 bool ts_names_tokens(int32_t op) {
   return op == TS_REPETITION_PENALTY || (op >= TS_PRESENCE_PENALTY && op <= TS_ALLOW);
-}
-
-bool ts_needs_history(const ts_step &step) {
-  return !step.ids && (step.op == TS_REPETITION_PENALTY || step.op == TS_PRESENCE_PENALTY || step.op == TS_FREQUENCY_PENALTY);
 }
 
 const char *ts_list_fault(const ts_step &step, int64_t batch) {

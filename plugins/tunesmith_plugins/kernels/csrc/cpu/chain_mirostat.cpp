@@ -5,26 +5,19 @@
 #include <algorithm>
 
 #include "chain_row.h"
-#include "numeric.h"
-#include "powers.h"
+#include "zipf.h"
 
 namespace {
 
-// z: the likeliest, largest first. Zipf's exponent from ratios of neighbours (equation 30), then k; in float64, in order.
+// z: the likeliest, largest first.
 double zipf_k(const float *z, int64_t count, int64_t vocab, double bits) {
   double weighted = 0, squares = 0;
   for (int64_t i = 1; i < count; ++i) {
-    const double t = ts_log((double)(i + 1) / (double)i);
+    const double t = ts_zipf_step(i);
     weighted = weighted + t * ((double)z[i - 1] - (double)z[i]);
     squares = squares + t * t;
   }
-  const double s = weighted / std::max(squares, 1e-12), excess = s - 1;
-  const double all = ts_log((double)vocab);
-  // (1 - N^-e) / e tends to log N
-  const double spread = fabs(excess) < 1e-6 ? all : (1 - ts_exp_double(-excess * all)) / excess;
-  const double log_k = (bits * kLn2 - ts_log(std::max(spread, 1e-12))) / std::max(s, 1e-3);
-  const double k = ts_exp_double(std::min(std::max(log_k, -1.0), 45.0));
-  return rint(std::min(std::max(k, 1.0), (double)vocab));
+  return ts_zipf_k(weighted, squares, vocab, bits);
 }
 
 }  // namespace

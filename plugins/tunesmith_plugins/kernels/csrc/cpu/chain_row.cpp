@@ -30,16 +30,6 @@ float penalised(float z, float penalty) {
 
 }  // namespace
 
-bool ts_is_edit(int32_t op) {
-  return op == TS_REPETITION_PENALTY || op == TS_TEMPERATURE || (op >= TS_PRESENCE_PENALTY && op <= TS_LENGTH_DECAY) ||
-         op == TS_DYNAMIC_TEMPERATURE || op == TS_WATERMARK;
-}
-
-double ts_step_value(const ts_step &step, int64_t row) {
-  const int64_t at = row * step.stride;
-  return step.dtype == TS_I64 ? (double)((const int64_t *)step.values)[at] : ((const double *)step.values)[at];
-}
-
 ChainPlan::ChainPlan(const ts_sample_args &args)
     : bits(ts_weight_bits(args.vocab)), scale(ldexp(1.0, ts_weight_bits(args.vocab))) {
   bool truncated = false;

@@ -10,21 +10,17 @@
 #include "boundary.h"
 #include "patches.h"
 #include "sampling.h"
+#include "steps.h"
 #include "tunesmith.h"
 #include "warm.h"
-
-TS_WARM bool ts_is_edit(int32_t op);
-TS_WARM double ts_step_value(const ts_step &step, int64_t row);
 
 // chain_edits.cpp: which values a step may have, in words too; what is wrong with its list, if anything; and the list
 // of a row, which is its history where the step has none.
 TS_WARM bool ts_fits(int32_t op, double value);
 const char *ts_range(int32_t op);
-TS_WARM int32_t ts_seconds(int32_t op);  // how many numbers a row has in second
 bool ts_second_fits(int32_t op, int32_t column, double value);
 const char *ts_second_range(int32_t op, int32_t column);
 TS_WARM bool ts_names_tokens(int32_t op);
-TS_WARM bool ts_needs_history(const ts_step &step);
 TS_WARM const char *ts_list_fault(const ts_step &step, int64_t batch);
 const char *ts_watermark_fault(const ts_step &step, int64_t batch);  // chain_watermark.cpp
 TS_WARM_EDITS const int64_t *ts_listed(const ts_sample_args &args, const ts_step &step, int64_t row, int64_t *count);

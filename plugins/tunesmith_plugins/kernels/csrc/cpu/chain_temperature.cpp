@@ -9,7 +9,7 @@
 #include "chain_values.h"
 #include "load.h"
 #include "numeric.h"
-#include "powers.h"
+#include "temperature.h"
 
 // Divides every value, of the row and of the processed row.
 void ChainRow::cool(float divisor, float processed_divisor) {
@@ -30,18 +30,6 @@ void ChainRow::cool(float divisor, float processed_divisor) {
   }
 }
 
-namespace {
-
-// Between low and high by the share of the largest possible entropy of so many tokens; sums are in units of scale.
-float temperature_of(uint64_t total, uint64_t depth, int64_t finite, double scale, double low, const double *second) {
-  const double weight = (double)(int64_t)total;
-  const double entropy = ts_log(weight / scale) + (double)(int64_t)depth / weight;
-  const double share = entropy / ts_log((double)std::max<int64_t>(finite, 2));
-  return (float)(low + (second[0] - low) * ts_power(share < 0 ? 0 : share > 1 ? 1 : share, second[1]));
-}
-
-}  // namespace
-
 void ChainRow::dynamic_temperature(const ts_step &step, double low) {
   const double *second = step.second + row_ * step.second_stride;
   const double scale = plan_->scale;
@@ -61,21 +49,21 @@ void ChainRow::dynamic_temperature(const ts_step &step, double low) {
   uint64_t depth = 0;
   int64_t finite = 0;
   over_values([&](const float *z, int64_t count) { depth += depth_of(z, count, max_, &finite); });
-  const float divisor = temperature_of(total, depth, finite, scale, low, second);
+  const float divisor = ts_dynamic_divisor(total, depth, finite, scale, low, second);
   bool truncated = form_ != kDense;
   for (const ts_step *each = args_->steps; each != &step; ++each) truncated |= !ts_is_edit(each->op);
   if (!apart_ && truncated && processed_asked()) set_apart();
   float processed = divisor;
   if (apart_) {
     const float max = dense_max(true);
-    if (max < HUGE_VALF) {
+    if (max < HUGE_VALF && max > -HUGE_VALF) {
       const float *z = apart();
       const TsRow row = {z, vocab_, nullptr, nullptr, nullptr, 0, TS_F32};
       const uint64_t whole = kernels_->mass(&row, max, plan_->bits, -FLT_MAX, nullptr);
       depth = 0;
       finite = 0;
       for (int64_t at = 0; at < vocab_; at += kBlock) depth += depth_of(z + at, std::min(kBlock, vocab_ - at), max, &finite);
-      processed = temperature_of(whole, depth, finite, scale, low, second);
+      processed = ts_dynamic_divisor(whole, depth, finite, scale, low, second);
     }
   }
   cool(divisor, processed);

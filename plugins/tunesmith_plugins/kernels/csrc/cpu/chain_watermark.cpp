@@ -3,7 +3,7 @@
 #include <math.h>
 
 #include "chain_row.h"
-#include "numeric.h"
+#include "green.h"
 
 const char *ts_watermark_fault(const ts_step &step, int64_t batch) {
   if (step.amounts) return "takes no amounts";
@@ -21,15 +21,11 @@ void ChainRow::watermark(const ts_step &step, float delta) {
   const int64_t length = args_->history_lengths ? args_->history_lengths[row_] : args_->history_width;
   if (length < context) return;
   const int64_t *before = args_->history + row_ * args_->history_width + length - context;
-  uint64_t stream = 0;  // the ids before are folded into one number, each by a draw of its own
-  for (int64_t place = 0; place < context; ++place) {
-    stream = ts_uniform_bits(key, (int64_t)(stream ^ (uint64_t)before[place]), place, 1);
-  }
-  // A number of 53 bits over 2^53 is below gamma if it is below this.
-  const uint64_t bound = (uint64_t)ceil(step.second[row_ * step.second_stride] * 0x1p53);
+  const uint64_t stream = ts_watermark_stream(key, before, context);
+  const uint64_t bound = ts_green_bound(step.second[row_ * step.second_stride]);
   if (form_ != kDense && !processed_asked()) {
     for (int64_t i = 0; i < n_; ++i) {
-      if (ts_uniform_bits(key, (int64_t)stream, ids_[i], 0) >> 11 < bound) z_[i] = z_[i] + delta;
+      if (ts_is_green(key, stream, bound, ids_[i])) z_[i] = z_[i] + delta;
     }
     return;
   }

@@ -23,7 +23,8 @@ namespace {
 
 constexpr int kMostTileRows = 32;
 constexpr int64_t kBlockBytes = 3 << 19;  // of quantised rows at a time, to stay in the second cache
-constexpr double kWorthSharing = 200;     // microseconds; less is done by the calling thread
+constexpr double kWorthWaking = 200;      // microseconds; less is done by the calling thread
+constexpr double kWorthSharing = 25;      // the same where a team is waiting for work
 
 int64_t up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
@@ -153,8 +154,22 @@ struct Work {
     rows.zero_point[to] = rows.zero_point[from];
   }
 
-  void panel(const ts_int8_layer &layer, int64_t index, const Rows &rows) const {
-    alignas(64) int32_t c[kMostTileRows * kPanel];
+  void panels(const ts_int8_layer &layer, int64_t index, int64_t many, const Rows &rows) const {
+    if (many == 2 && rows.count * rows.per_row == 1) {
+      alignas(64) int32_t both[2 * kPanel];
+      const int64_t panel_bytes = kPanel * k_padded;
+      kernels.dots_pair(rows.q, rows.block_rows * kPanel, layer.weight + index * panel_bytes, panel_bytes, (args.k + 3) / 4, both);
+      panel(layer, index, rows, both);
+      panel(layer, index + 1, rows, both + kPanel);
+    } else {
+      for (int64_t i = 0; i < many; ++i) panel(layer, index + i, rows, nullptr);
+    }
+  }
+
+  // dots: the sums where they are known already.
+  void panel(const ts_int8_layer &layer, int64_t index, const Rows &rows, int32_t *dots) const {
+    alignas(64) int32_t found[kMostTileRows * kPanel];
+    int32_t *const c = dots ? dots : found;
     const int64_t column = index * kPanel, stride = rows.block_rows * kPanel;
     const int8_t *w = layer.weight + index * kPanel * k_padded;
     const int64_t item = args.dtype == TS_F32 ? 4 : 2;
@@ -180,7 +195,7 @@ struct Work {
                                follow ? (char *)layer.out + ((first + slot) * layer.out_stride + column) * item : nullptr,
                                layer.out_stride * item, (int)(tail.columns * item)};
         kernels.dots_ahead(a, a_next, stride, m, w, steps, c, ahead);
-      } else if (!args.group_size) {
+      } else if (!args.group_size && !dots) {
         kernels.dots(a, a_next, stride, m, w, steps, c);
       }
       for (int done = 0, run; done < many; done += run) {  // results of rows that follow one another
@@ -232,13 +247,15 @@ struct Work {
   void task(int64_t index) const {
     int64_t i = 0;
     while (index >= tasks_of(i)) index -= tasks_of(i++);
-    const int64_t panels = up(args.layers[i].n, kPanel) / kPanel, from = index * panels_a_task;
+    const int64_t all = up(args.layers[i].n, kPanel) / kPanel, from = index * panels_a_task;
+    const int64_t end = from + panels_a_task < all ? from + panels_a_task : all, most = kernels.dots_pair && !args.group_size ? 2 : 1;
     if (kind_count == 1) kernels.begin(kinds[0].block_rows);
-    for (int64_t at = from; at < panels && at < from + panels_a_task; ++at) {
-      for (int kind = 0; kind < kind_count; ++kind) {  // while the panel is in the cache
+    for (int64_t at = from, many; at < end; at += many) {
+      many = end - at < most ? end - at : most;
+      for (int kind = 0; kind < kind_count; ++kind) {  // while the panels are in the cache
         if (kind_count > 1) kernels.begin(kinds[kind].block_rows);
-        panel(args.layers[i], at, kinds[kind]);
-        for (int64_t next = i + 1; next < args.layer_count && follows(args.layers, next); ++next) panel(args.layers[next], at, kinds[kind]);
+        panels(args.layers[i], at, many, kinds[kind]);
+        for (int64_t next = i + 1; next < args.layer_count && follows(args.layers, next); ++next) panels(args.layers[next], at, many, kinds[kind]);
       }
     }
     kernels.end();
@@ -357,6 +374,7 @@ extern "C" int32_t ts_int8_linears(const ts_int8_args *args) {
     stretch = up(stretch < 192 ? 192 : stretch, 192) / per_row;
     const int64_t most = a.rows < stretch ? a.rows : stretch;
     const int32_t threads = a.threads > 0 ? a.threads : 1;
+    const double worth = threads > 1 && ts_has_team() ? kWorthSharing : kWorthWaking;
     static thread_local Scratch scratch;
     Work work = {a, *kernels, k_padded};
     const Rows all = {Scratch::aligned(scratch.bytes, room(*kernels, most * per_row, block_rows, k_padded)), 0, per_row, block_rows,
@@ -367,7 +385,7 @@ extern "C" int32_t ts_int8_linears(const ts_int8_args *args) {
       work.kinds[0] = all;
       work.kinds[0].count = rows;
       work.kind_count = 1;
-      const bool share_rows = (double)(rows * per_row * k_padded) / 2e3 > kWorthSharing;
+      const bool share_rows = (double)(rows * per_row * k_padded) / 2e3 > worth;
       ts_parallel(share_rows ? threads : 1, work.kinds[0].blocks(), quantize_task, &work);
       if (a.mode == TS_MIXED && work.code.load(std::memory_order_relaxed) == TS_OK) {
         split_rows(work, scratch, rows);
@@ -378,9 +396,10 @@ extern "C" int32_t ts_int8_linears(const ts_int8_args *args) {
       double quantised = 0;
       for (int kind = 0; kind < work.kind_count; ++kind) quantised += (double)(work.kinds[kind].count * work.kinds[kind].per_row);
       const double size = (double)columns * (double)k_padded;
-      const bool share = size * (1 / 2e4 + quantised / (kernels->tile_rows == kMostTileRows ? 2e6 : 3e5)) > kWorthSharing;
+      const bool share = size * (1 / 2e4 + quantised / (kernels->tile_rows == kMostTileRows ? 2e6 : 3e5)) > worth;
       work.panels_a_task = share && threads > 1 ? columns / kPanel / (threads * 8) : columns / kPanel;
       if (work.panels_a_task < 1) work.panels_a_task = 1;
+      if (kernels->dots_pair) work.panels_a_task = up(work.panels_a_task, 2);
       int64_t tasks = 0;
       for (int64_t i = 0; i < a.layer_count; ++i) tasks += work.tasks_of(i);
       ts_parallel(share ? threads : 1, tasks, product_task, &work);

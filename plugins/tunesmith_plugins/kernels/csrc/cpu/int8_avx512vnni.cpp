@@ -167,6 +167,39 @@ void dots(const uint8_t *a, const uint8_t *, int64_t stride, int m, const int8_t
   }
 }
 
+constexpr int kPairAhead = 640;  // measured: from 512 to 1024 the one that reads fastest, by up to 14 %
+
+// One row against two panels, which memory delivers faster than one after the other.
+void dots_pair(const uint8_t *a, int64_t stride, const int8_t *panel, int64_t panel_bytes, int64_t steps, int32_t *c) {
+  __m512i acc[2][4];
+#pragma GCC unroll 2
+  for (int p = 0; p < 2; ++p)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) acc[p][j] = _mm512_setzero_si512();
+  const int8_t *w = panel;
+  for (int64_t chunk = (steps + 15) / 16; chunk > 0; --chunk, a += stride) {  // behind the last step both are padded
+    for (int step = 0; step < 16; step += 2, w += 512) {
+#pragma GCC unroll 2
+      for (int p = 0; p < 2; ++p) {
+#pragma GCC unroll 2
+        for (int s = 0; s < 2; ++s) {
+          const int8_t *at = w + p * panel_bytes + s * 256;
+          const __m512i u = four(a + (step + s) * 4);
+#pragma GCC unroll 4
+          for (int j = 0; j < 4; ++j) {
+            _mm_prefetch((const char *)(at + j * 64 + kPairAhead), _MM_HINT_T0);
+            dot4(acc[p][j], u, _mm512_loadu_si512(at + j * 64));
+          }
+        }
+      }
+    }
+  }
+#pragma GCC unroll 2
+  for (int p = 0; p < 2; ++p)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) _mm512_storeu_si512(c + p * kPanel + j * 16, acc[p][j]);
+}
+
 // What all epilogues do with a row: y(i, part) gives 16 columns before the bias.
 template <typename Value>
 inline __attribute__((always_inline)) void each_result(int m, const TsTail &tail, Value value) {
@@ -312,4 +345,5 @@ void ts_avx512_moments(const uint8_t *q, int64_t k, int64_t stride, int64_t *sum
 
 extern const TsInt8Kernels ts_int8_avx512vnni = {
     "avx512", 6, 6, 0, nullptr, nullptr, ts_avx512_row_range, ts_avx512_quantize, ts_avx512_quantize12, nothing,
-    nothing_either, dots, ts_avx512_finish, ts_avx512_finish12, ts_avx512_add_group12, ts_avx512_finish_groups, ts_avx512_moments};
+    nothing_either, dots, ts_avx512_finish, ts_avx512_finish12, ts_avx512_add_group12, ts_avx512_finish_groups, ts_avx512_moments,
+    nullptr, 0, dots_pair};

@@ -1,5 +1,8 @@
-// The threads of ts_parallel. They are made when first needed, sleep between jobs, and a forked child makes its own.
+// The threads of ts_parallel: a team that was handed in, or our own, which are made when first needed and sleep between jobs.
+// A forked child makes its own.
 #include "pool.h"
+
+#include "tunesmith.h"
 
 #if defined(_WIN32)
 #include <process.h>
@@ -106,7 +109,21 @@ Pool &pool() {
   return *found;
 }
 
+// See ts_use_team; one call at a time has it.
+std::atomic<ts_team> team{nullptr};
+std::atomic<int64_t> team_process{0};
+std::atomic<bool> team_taken{false};
+
 }  // namespace
+
+extern "C" void ts_use_team(ts_team function) {
+  team_process.store((int64_t)ts_process_id(), std::memory_order_relaxed);
+  team.store(function, std::memory_order_release);
+}
+
+bool ts_has_team() {
+  return team.load(std::memory_order_acquire) && team_process.load(std::memory_order_relaxed) == (int64_t)ts_process_id();
+}
 
 void ts_parallel(int32_t threads, int64_t count, void (*body)(void *, int64_t), void *context) {
   if (threads <= 1 || count <= 1) {
@@ -118,5 +135,9 @@ void ts_parallel(int32_t threads, int64_t count, void (*body)(void *, int64_t), 
   job.context = context;
   job.count = count;
   job.places = 0;
-  pool().run(threads < count ? threads : (int32_t)count, job);
+  const int32_t most = threads < count ? threads : (int32_t)count;
+  if (!ts_has_team()) return pool().run(most, job);
+  if (team_taken.exchange(true, std::memory_order_acquire)) return job.work();
+  team.load(std::memory_order_relaxed)([](void *shared) { ((Job *)shared)->work(); }, &job, (unsigned)most, 0);
+  team_taken.store(false, std::memory_order_release);
 }

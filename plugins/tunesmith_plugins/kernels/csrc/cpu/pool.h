@@ -4,8 +4,11 @@
 #include <stdint.h>
 
 // Calls body(context, index) for every index of [0, count), each once, on the calling thread and at most threads - 1
-// others, and returns when all are done. There is no barrier: the caller takes work as long as there is any, so a
-// worker that wakes up late costs nothing; only pieces already begun elsewhere are waited for. A second caller at
-// the same time does its work alone. Which thread does which piece is left to chance, so results must not depend on it.
+// others, and returns when all are done. The caller takes work as long as there is any. Without a team (ts_use_team) there is
+// no barrier: a worker that wakes up late costs nothing; only pieces already begun elsewhere are waited for. A second caller
+// at the same time does its work alone. Which thread does which piece is left to chance, so results must not depend on it.
 // body must not throw.
 void ts_parallel(int32_t threads, int64_t count, void (*body)(void *context, int64_t index), void *context);
+
+// Whether the threads are those of ts_use_team, which take up work at once. They do wait for one another at the end.
+bool ts_has_team();

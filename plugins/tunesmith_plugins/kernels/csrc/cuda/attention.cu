@@ -10,7 +10,7 @@ __device__ bool quantise(const TsAttentionQuery &at, int64_t size, int16_t *q, f
   float low = 0, high = 0;
   uint64_t bad = 0;
   for (int64_t d = threadIdx.x; d < size; d += kThreads) {
-    bad += (float_to_bits(at.x[d]) & 0x7f800000u) == 0x7f800000u;
+    bad += !ts_finite(at.x[d]);
     low = at.x[d] < low ? at.x[d] : low;
     high = at.x[d] > high ? at.x[d] : high;
   }
@@ -79,7 +79,7 @@ __global__ void attend(TsAttention a, float *workspace) {
   for (int64_t t = threadIdx.x; t < a.time; t += kThreads) {
     const float score = ts_score(dot(q, at.k + t * a.size, a.size), scale, at.k_scale[t], a.scale, at.added, t);
     numbers[t] = score;
-    bad += score != score;
+    bad += !ts_known(at, t, score);
     most = score > most ? score : most;
   }
   bad = block_sum(bad);

@@ -1,43 +1,72 @@
 // The sampling chain on a CUDA device, one block a row: the meaning of cpu/chain_row.cpp with the same bits.
-#include "sampling_edits.h"
-#include "sampling_row.h"
+#include "sampling_mirostat.h"
+#include "sampling_temperature.h"
 #include "sampling_tops.h"
-#include "sampling_truncations.h"
+#include "sampling_watermark.h"
+#include "steps.h"
 
 namespace {
 
 constexpr int kMaxSteps = 32;
-constexpr int32_t kLastStep = TS_XTC;  // operations above it have no kernel here
+constexpr int32_t kLastStep = TS_MIROSTAT;  // operations above it have no kernel here
 
 struct Steps {
   ts_step step[kMaxSteps];
 };
 
-__device__ bool is_edit(int32_t op) {
-  return op == TS_REPETITION_PENALTY || op == TS_TEMPERATURE || (op >= TS_PRESENCE_PENALTY && op <= TS_LENGTH_DECAY);
-}
 __device__ bool is_removal(int32_t op) { return op >= TS_BAN && op <= TS_MASK; }
-bool needs_second(int32_t op) { return op == TS_TYPICAL || op == TS_TOP_H || op == TS_XTC; }
 
-__device__ double step_value(const ts_step &step, int64_t row) {
-  const int64_t at = row * step.stride;
-  return step.dtype == TS_I64 ? (double)((const int64_t *)step.values)[at] : ((const double *)step.values)[at];
+__device__ void truncate(Row &row, int32_t op, double value, const double *second) {
+  switch (op) {
+    case TS_TOP_K:
+      return top_k(row, value);
+    case TS_TOP_P:
+      return top_p(row, value);
+    case TS_MIN_P:
+      return min_p(row, value);
+    case TS_EPSILON:
+      return epsilon(row, value);
+    case TS_ETA:
+      return eta(row, value);
+    case TS_TOP_A:
+      return top_a(row, value);
+    case TS_TOP_N_SIGMA:
+      return top_n_sigma(row, value);
+    case TS_TYPICAL:
+      return typical(row, value, second[0]);
+    case TS_TOP_H:
+      return top_h(row, value, second[0]);
+    case TS_XTC:
+      if (second[0] != 0) xtc(row, value);
+      return;
+    case TS_TOP_K_LOW:
+      return top_k_low(row, value);
+    case TS_TOP_P_TIES:
+      return top_p_ties(row, value, second);
+    default:  // TS_MIROSTAT
+      return mirostat(row, value, second[0]);
+  }
 }
 
-// One step of a row, and of the same row without truncations.
-__device__ void run_step(const ts_sample_args &a, const ts_step &step, int64_t index, Row &row, const Row &processed, uint32_t *marks) {
-  const double value = step_value(step, index);
+// One step of a row, and of the same row without truncations; truncated: whether a step before may have dropped something.
+__device__ void run_step(const ts_sample_args &a, const ts_step &step, int64_t index, Row &row, Row &processed, bool truncated,
+                         uint32_t *marks) {
+  const double value = ts_step_value(step, index);
+  const double *second = step.second ? step.second + index * step.second_stride : nullptr;
   if (step.op == TS_TEMPERATURE) {
     divide(row, (float)value);
     divide(processed, (float)value);
     return;
   }
-  if (!is_edit(step.op) && !is_removal(step.op))
-    return truncate(row, step.op, value, step.second ? step.second[index * step.second_stride] : 0);
+  if (step.op == TS_DYNAMIC_TEMPERATURE)
+    return dynamic_temperature(row, processed, truncated && (a.logp_processed || a.top_processed_ids), value, second);
+  if (!ts_is_edit(step.op) && !is_removal(step.op)) return truncate(row, step.op, value, second);
   if (is_removal(step.op) && value == 0) return;
   if (step.op == TS_MASK) return mask(row, (const int32_t *)step.ids + index * step.ids_stride, step.width);
   Listed listed = {a.history + index * a.history_width, nullptr,
                    a.history_lengths ? a.history_lengths[index] : a.history_width};
+  if (step.op == TS_WATERMARK)
+    return watermark(row, processed, (const int64_t *)step.ids + index * step.ids_stride, listed.ids, listed.length, second[0], (float)value);
   if (step.ids) {
     listed.ids = (const int64_t *)step.ids + index * step.ids_stride;
     listed.amounts = step.amounts ? step.amounts + index * step.amounts_stride : nullptr;
@@ -89,9 +118,11 @@ __global__ void sample_rows(ts_sample_args a, Steps steps, float *all_z, float *
   uint8_t status = load_row(source, a.dtype, row) ? TS_ROW_NAN : TS_ROW_OK;
   uint64_t raw_total = 0;
   float raw_max = 0;
+  bool truncated = false;
   for (int64_t s = -1; s < a.step_count && status == TS_ROW_OK; ++s) {
-    if (s >= 0) run_step(a, steps.step[s], index, row, processed, marks);
-    if (s < 0 || is_edit(steps.step[s].op) || is_removal(steps.step[s].op)) {
+    if (s >= 0) run_step(a, steps.step[s], index, row, processed, truncated, marks);
+    truncated |= s >= 0 && !ts_is_edit(steps.step[s].op);
+    if (s < 0 || ts_is_edit(steps.step[s].op) || is_removal(steps.step[s].op)) {
       row.max = row.maximum();
       if (row.max == infinity()) status = TS_ROW_POSINF;
       if (row.max == -infinity()) status = TS_ROW_EMPTY;
@@ -150,12 +181,13 @@ int32_t check(const ts_sample_args &a) {
     const int32_t op = a.steps[s].op;
     if (op < 0 || op > kLastStep)
       return ts_cuda_fail(TS_UNSUPPORTED, "step %lld: unknown operation %d", (long long)s, (int)op);
-    const bool penalty = op == TS_REPETITION_PENALTY || op == TS_PRESENCE_PENALTY || op == TS_FREQUENCY_PENALTY;
-    if (penalty && !a.steps[s].ids && a.history_width > 0 && !a.history)
+    if ((ts_needs_history(a.steps[s]) || op == TS_WATERMARK) && a.history_width > 0 && !a.history)
       return ts_cuda_fail(TS_INVALID, "step %lld: history is missing", (long long)s);
-    if (op >= TS_BIAS && op <= TS_MASK && !a.steps[s].ids)
+    if (((op >= TS_BIAS && op <= TS_MASK) || op == TS_WATERMARK) && !a.steps[s].ids)
       return ts_cuda_fail(TS_INVALID, "step %lld: ids are missing", (long long)s);
-    if (needs_second(op) && !a.steps[s].second)
+    if (op == TS_WATERMARK && a.steps[s].width != 2)
+      return ts_cuda_fail(TS_INVALID, "step %lld: ids must be a key and a number of ids before", (long long)s);
+    if (ts_seconds(op) && !a.steps[s].second)
       return ts_cuda_fail(TS_INVALID, "step %lld: the second parameter is missing", (long long)s);
   }
   return TS_OK;

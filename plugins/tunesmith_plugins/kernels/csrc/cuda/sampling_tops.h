@@ -2,27 +2,9 @@
 #pragma once
 
 #include "sampling_row.h"
+#include "sampling_sort.h"
 
 namespace {
-
-// Batcher's bitonic sort with all comparisons one way, so that it needs no power of two: what lies behind the end would be
-// larger than everything, and never moves.
-__device__ inline void block_sort(uint64_t *items, int64_t count) {
-  for (int64_t size = 2; size < 2 * count; size *= 2) {
-    for (int64_t half = size / 2; half > 0; half /= 2) {
-      for (int64_t i = threadIdx.x;; i += kThreads) {
-        const int64_t begin = i / half * (2 * half), low = begin + i % half;
-        if (low >= count) break;
-        const int64_t high = 2 * half == size ? begin + size - 1 - i % half : low + half;
-        if (high >= count || items[low] <= items[high]) continue;
-        const uint64_t larger = items[low];
-        items[low] = items[high];
-        items[high] = larger;
-      }
-      __syncthreads();
-    }
-  }
-}
 
 // Equals by id; so those at -inf come last, in order of ids. They are sorted in the place of the ids themselves.
 __device__ inline void tops_of(const Row &row, int64_t count, int64_t *ids, float *logps) {

@@ -13,21 +13,31 @@ __device__ inline void top_k(const Row &row, double k) {
   row.keep(row.kth_key((int64_t)k), 0, kAllTies);
 }
 
-__device__ inline void top_p(const Row &row, double p) {
-  if (p >= 1) return;
+// What lies below `key` goes, and `go` of the tokens at it.
+struct Border {
+  uint32_t key;
+  uint64_t go;
+};
+
+__device__ inline Border top_p_border(const Row &row, double p) {
   const uint64_t all = row.total(), limit = ts_top_p_limit(p, all);
-  uint32_t threshold = ts_order_key(row.max);
-  uint64_t ties = 0;
+  Border border = {ts_order_key(row.max), 0};
   if (limit >= all) {
-    for (int64_t i = threadIdx.x; i < row.vocab; i += kThreads) ties += row.key(i) == threshold;
-    ties = block_sum(ties) - 1;
+    for (int64_t i = threadIdx.x; i < row.vocab; i += kThreads) border.go += row.key(i) == border.key;
+    border.go = block_sum(border.go) - 1;
   } else {
     uint64_t below;
-    threshold = key_beyond(
+    border.key = key_beyond(
         row.vocab, limit, [&](int64_t i) { return row.key(i); }, [&](int64_t i) { return row.weight(i); }, &below);
-    ties = (limit - below) / row.weight_of(key_to_float(threshold));
+    border.go = (limit - below) / row.weight_of(key_to_float(border.key));
   }
-  row.keep(threshold, ties, kAllTies);
+  return border;
+}
+
+__device__ inline void top_p(const Row &row, double p) {
+  if (p >= 1) return;
+  const Border border = top_p_border(row, p);
+  row.keep(border.key, border.go, kAllTies);
 }
 
 __device__ inline void min_p(const Row &row, double p) {
@@ -185,31 +195,6 @@ __device__ inline void xtc(Row &row, double threshold) {
   const float lowest = key_to_float((uint32_t)block_least(bound));
   row.drop_if([&](float z) { return z > lowest; });
   row.max = row.maximum();
-}
-
-__device__ inline void truncate(Row &row, int32_t op, double value, double second) {
-  switch (op) {
-    case TS_TOP_K:
-      return top_k(row, value);
-    case TS_TOP_P:
-      return top_p(row, value);
-    case TS_MIN_P:
-      return min_p(row, value);
-    case TS_EPSILON:
-      return epsilon(row, value);
-    case TS_ETA:
-      return eta(row, value);
-    case TS_TOP_A:
-      return top_a(row, value);
-    case TS_TOP_N_SIGMA:
-      return top_n_sigma(row, value);
-    case TS_TYPICAL:
-      return typical(row, value, second);
-    case TS_TOP_H:
-      return top_h(row, value, second);
-    default:  // TS_XTC
-      if (second != 0) xtc(row, value);
-  }
 }
 
 }  // namespace

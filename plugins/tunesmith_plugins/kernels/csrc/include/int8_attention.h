@@ -41,11 +41,18 @@ TS_HD TsAttentionQuery ts_attention_query(const TsAttention &a, int64_t index) {
           a.mask ? a.mask + row * a.mask_batch + head * a.mask_head + query * a.mask_query : nullptr};
 }
 
+TS_HD bool ts_finite(float x) { return (float_to_bits(x) & 0x7f800000u) != 0x7f800000u; }
+
 TS_HD int16_t ts_query_12(float x, float inverse) { return (int16_t)(ts_quantize_12(x, inverse) - 2048); }
 
 TS_HD float ts_score(int32_t dot, float x_scale, float key_scale, float scale, const float *added, int64_t t) {
   const float score = (float)dot * (x_scale * key_scale) * scale;
   return added ? score + added[t] : score;
+}
+
+// Whether token t of a query's head has numbers behind it: a scale that is not finite stands for a row that was not.
+TS_HD bool ts_known(const TsAttentionQuery &at, int64_t t, float score) {
+  return score == score && ts_finite(at.k_scale[t]) && ts_finite(at.v_scale[t]);
 }
 
 TS_HD float ts_attention_exp(float score, float most) {

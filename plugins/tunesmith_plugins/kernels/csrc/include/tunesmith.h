@@ -183,6 +183,13 @@ TS_API int32_t ts_sample_words(const int64_t *words, int64_t count);
  * that ask for it before they need it. Depends on the instruction set chosen. */
 #define TS_WARM_RANGES 6
 TS_API int32_t ts_warm_code(int64_t *words);
+/* Calls body(context) on up to `threads` threads at once, the caller's among them, and returns when all are done; flags are 0.
+ * GOMP_parallel of an OpenMP library is one. */
+typedef void (*ts_team)(void (*body)(void *), void *context, unsigned threads, unsigned flags);
+/* Has work shared among that team's threads in place of the library's own, in this process and not in forked ones; null: its
+ * own again. The threads of an OpenMP that is in use wait for work without sleeping for some ms after every piece: threads
+ * of our own would have to share the cores with them. */
+TS_API void ts_use_team(ts_team team);
 TS_API int32_t ts_quantize_rows(const ts_quantize_args *args);
 /* Rows are quantised once for all layers. Weights are packed by the caller, or by ts_int8_pack. */
 TS_API int32_t ts_int8_linears(const ts_int8_args *args);

@@ -182,7 +182,10 @@ Found logits_of(PyObject *logits, int64_t *words) {
   View view;
   const Found found = view_of(logits, &view);
   if (found != kFine) return found;
-  if (view.dtype < kF32 || view.dtype > kF16 || view.ndim != 2 || view.stride[1] != 1 || !view.shape[0]) return kUnusual;
+  // A sign that only torch knows of (the imaginary part of a conjugate) shows in no field of DLPack, but such a view steps over
+  // the real parts: of its dimensions only one of a single number can seem dense.
+  if (view.dtype < kF32 || view.dtype > kF16 || view.ndim != 2 || view.stride[1] != 1 || view.shape[1] == 1 || !view.shape[0])
+    return kUnusual;
   words[5] = view.data;
   words[6] = view.shape[0], words[7] = view.shape[1], words[8] = view.stride[0], words[9] = view.dtype;
   return kFine;

@@ -1,6 +1,7 @@
 // Checks of the int8 layers that need no Python, on every instruction set: equal to 64-bit sums at every tile edge, to
 // the plain arithmetic around them, on any number of threads; nothing is read or written outside the arrays (each
 // ends at a page that may not be touched, which sees assembly and gathers too). Meant for sanitizers as well.
+#include <atomic>
 #include <thread>
 
 #include "../cpu/pool.h"
@@ -62,12 +63,15 @@ void shapes() {
   for (const int64_t group : {32, 64, 128, 192})
     for (const int64_t k : {1, 31, 32, 33, 64, 100, 256, 259})
       for (const int64_t rows : {1, 2, 3, 9}) linear_case(rows, 66, k, TS_WEIGHT_ONLY, group, 0), ++cases;
+  for (const int64_t n : {128, 130, 200, 257})  // panels two by two, and one left over
+    for (const int64_t k : {1, 63, 64, 65, 191, 257}) linear_case(1, n, k, TS_DYNAMIC, 0, 0), linear_case(1, n, k, TS_MIXED, 0, 0), cases += 2;
   linear_case(200, 70, 300, TS_DYNAMIC, 0, 0);
   linear_case(200, 70, 300, TS_WEIGHT_ONLY, 0, 0);
   linear_case(450, 66, 8000, TS_MIXED, 0, 0);  // more than one stretch
   linear_case(3, 20, TS_MAX_K_12, TS_WEIGHT_ONLY, 0, 0);
   linear_case(3, 20, TS_MAX_K_12 + 1, TS_WEIGHT_ONLY, 0, 0);
   for (const int extreme : {1, 2}) {  // the largest sums that can occur
+    linear_case(1, 66, TS_MAX_K, TS_DYNAMIC, 0, extreme);
     linear_case(2, 3, TS_MAX_K, TS_DYNAMIC, 0, extreme);
     linear_case(17, 3, TS_MAX_K, TS_DYNAMIC, 0, extreme);
     linear_case(2, 3, TS_MAX_K, TS_WEIGHT_ONLY, 0, extreme);
@@ -144,6 +148,16 @@ void fused() {
 }
 
 // Large enough to be shared, from several callers at once: one gets the helpers, the others work alone.
+std::atomic<int> teams{0};
+
+void team(void (*body)(void *), void *context, unsigned threads, unsigned) {
+  ++teams;
+  std::vector<std::thread> others;
+  for (unsigned i = 1; i < threads; ++i) others.emplace_back(body, context);
+  body(context);
+  for (std::thread &other : others) other.join();
+}
+
 void threads() {
   const int64_t rows = 40, n = 640, k = 512;
   const Layer layer(n, k, 0, 0), other(n / 2, k, 0, 0);
@@ -163,28 +177,34 @@ void threads() {
     REQUIRE(ts_int8_linears(&args) == TS_OK);
   };
   compute(alone.data(), second.data(), 1);
-  std::vector<std::thread> callers;
-  for (int caller = 0; caller < 4; ++caller) {
-    callers.emplace_back([&, caller] {
-      std::vector<float> mine(alone.size()), mine2(second.size());
-      for (int turn = 0; turn < 10; ++turn) {
-        compute(mine.data(), mine2.data(), 1 + (caller + turn) % 4);
-        REQUIRE(mine == alone && mine2 == second);
-      }
-    });
+  for (const ts_team given : {(ts_team) nullptr, team}) {
+    ts_use_team(given);
+    std::vector<std::thread> callers;
+    for (int caller = 0; caller < 4; ++caller) {
+      callers.emplace_back([&, caller] {
+        std::vector<float> mine(alone.size()), mine2(second.size());
+        for (int turn = 0; turn < 10; ++turn) {
+          compute(mine.data(), mine2.data(), 1 + (caller + turn) % 4);
+          REQUIRE(mine == alone && mine2 == second);
+        }
+      });
+    }
+    for (std::thread &caller : callers) caller.join();
   }
-  for (std::thread &caller : callers) caller.join();
+  REQUIRE(teams > 0);
 #if defined(TS_GUARD_PAGES) && !defined(__SANITIZE_THREAD__)
-  const pid_t child = fork();  // its pool is not the parent's, whose threads it does not have
+  const pid_t child = fork();  // neither the pool nor the team are the parent's, whose threads it does not have
   if (child == 0) {
     std::vector<float> mine(alone.size()), mine2(second.size());
+    const int before = teams;
     compute(mine.data(), mine2.data(), 3);
-    _exit(mine == alone && mine2 == second ? 0 : 1);
+    _exit(mine == alone && mine2 == second && teams == before ? 0 : 1);
   }
   int status = 1;
   REQUIRE(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
 #endif
-  puts("threads: the same bits on 1 to 4 threads, from four callers at once, and in a forked process");
+  ts_use_team(nullptr);
+  puts("threads: the same bits on 1 to 4 threads, their own or a team's, from four callers at once, and in a forked process");
 }
 
 // Inside the arrays, and with the same bits on every instruction set and number of threads.
@@ -223,12 +243,18 @@ void attention() {
 }
 
 void pool() {
-  std::vector<int> seen(1000);
-  for (int turn = 0; turn < 50; ++turn) {
-    ts_parallel(4, (int64_t)seen.size(), [](void *context, int64_t index) { ++((std::vector<int> *)context)->operator[]((size_t)index); }, &seen);
+  for (const bool own : {true, false, true}) {
+    ts_use_team(own ? nullptr : team);
+    REQUIRE(ts_has_team() != own);
+    const int before = teams;
+    std::vector<int> seen(1000);
+    for (int turn = 0; turn < 50; ++turn) {
+      ts_parallel(4, (int64_t)seen.size(), [](void *context, int64_t index) { ++((std::vector<int> *)context)->operator[]((size_t)index); }, &seen);
+    }
+    for (const int count : seen) REQUIRE(count == 50);
+    REQUIRE(teams - before == (own ? 0 : 50));
   }
-  for (const int count : seen) REQUIRE(count == 50);
-  puts("pool: every piece done once");
+  puts("pool: every piece done once, by threads of its own and by a team");
 }
 
 void refusals() {
