@@ -2,6 +2,7 @@
 // left. Their order is nothing a processor can predict, so they are added up again and again rather than sorted.
 #pragma once
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 
@@ -20,6 +21,7 @@ constexpr int64_t kShortList = 128;
   }
   for (; left < n; ++left) low = z[left] < low ? z[left] : low;
   for (const float each : lows) low = each < low ? each : low;
+  low = low < -FLT_MAX ? -FLT_MAX : low;  // what is infinitely low weighs nothing
   float ends[2] = {low, HUGE_VALF};  // the boundary is at least ends[0] and less than ends[1] ...
   uint64_t under[2] = {0, 0};        // ... and so much weighs what is less than each
   float width = max - low;
