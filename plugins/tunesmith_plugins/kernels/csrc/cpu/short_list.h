@@ -44,11 +44,11 @@ constexpr int64_t kShortList = 128;
   }
   for (float least = ends[0];;) {
     float next = HUGE_VALF, after = HUGE_VALF;
-    for (int64_t i = 0; i < count; ++i) next = (some[i] >= least) & (some[i] < next) ? some[i] : next;
+    for (int64_t i = 0; i < count; ++i) next = ((some[i] >= least) & (some[i] < next)) ? some[i] : next;
     uint64_t same = 0;
     for (int64_t i = 0; i < count; ++i) {
       same += weights[i] & (0 - (uint64_t)(some[i] == next));
-      after = (some[i] > next) & (some[i] < after) ? some[i] : after;
+      after = ((some[i] > next) & (some[i] < after)) ? some[i] : after;
     }
     if (running + same > limit) {
       *before = running;
