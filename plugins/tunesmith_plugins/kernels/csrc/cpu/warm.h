@@ -4,8 +4,10 @@
 #pragma once
 
 #if defined(__ELF__) && defined(__GNUC__)
-#define TS_WARM __attribute__((section("ts_warm")))                   // what every usual call runs
+#define TS_WARM __attribute__((section("ts_warm")))                   // what every usual call of sampling runs
 #define TS_WARM_TOP_P __attribute__((section("ts_warm_top_p"), noinline))  // ... and what one with top-p does
+#define TS_WARM_INT8 __attribute__((section("ts_warm_int8")))         // what an int8 layer runs (ts_int8_warm_code)
+#define TS_APART __attribute__((noinline))  // what few calls need, kept out of such functions
 #define TS_WARM_BOUNDS(section) __start_##section, __stop_##section - __start_##section
 // Made by the linker.
 extern "C" {
@@ -13,9 +15,13 @@ extern const char __start_ts_warm[] __attribute__((visibility("hidden")));
 extern const char __stop_ts_warm[] __attribute__((visibility("hidden")));
 extern const char __start_ts_warm_top_p[] __attribute__((visibility("hidden")));
 extern const char __stop_ts_warm_top_p[] __attribute__((visibility("hidden")));
+extern const char __start_ts_warm_int8[] __attribute__((visibility("hidden")));
+extern const char __stop_ts_warm_int8[] __attribute__((visibility("hidden")));
 }
 #else
 #define TS_WARM
 #define TS_WARM_TOP_P
+#define TS_WARM_INT8
+#define TS_APART
 #define TS_WARM_BOUNDS(section) nullptr, 0
 #endif
