@@ -266,6 +266,9 @@ void ChainRow::edit(const ts_step &step, float value) {
     penalise(value);
   } else if (step.op == TS_TEMPERATURE) {
     cool(value, value);
+    if (form_ == kDense) total_known_ = false;
+    max_ = max_ / value;  // the order of values stays, so what was largest is
+    return;
   } else if (step.op == TS_DYNAMIC_TEMPERATURE) {
     dynamic_temperature(step, ts_step_value(step, row_));
   } else if (step.op == TS_WATERMARK) {
@@ -377,8 +380,8 @@ void ChainRow::keep_beyond(float threshold, uint64_t ties) {
   // Everything is written and only the count depends on what stays: there is nothing to predict.
   if (!list_weighed_) {
     for (int64_t i = 0; i < n_; ++i) {
-      const bool goes = z[i] < threshold || (ties > 0 && z[i] == threshold);
-      ties -= goes && z[i] == threshold;
+      const bool tie = (z[i] == threshold) & (ties > 0), goes = (z[i] < threshold) | tie;
+      ties -= tie;
       ids[left] = ids[i];
       z[left] = z[i];
       left += !goes;
@@ -386,8 +389,8 @@ void ChainRow::keep_beyond(float threshold, uint64_t ties) {
   } else {
     uint64_t *w = w_.get();
     for (int64_t i = 0; i < n_; ++i) {
-      const bool goes = z[i] < threshold || (ties > 0 && z[i] == threshold);
-      ties -= goes && z[i] == threshold;
+      const bool tie = (z[i] == threshold) & (ties > 0), goes = (z[i] < threshold) | tie;
+      ties -= tie;
       total += goes ? 0 : w[i];
       ids[left] = ids[i];
       z[left] = z[i];

@@ -23,7 +23,7 @@ const char *ts_second_range(int32_t op, int32_t column);
 TS_WARM bool ts_names_tokens(int32_t op);
 TS_WARM const char *ts_list_fault(const ts_step &step, int64_t batch);
 const char *ts_watermark_fault(const ts_step &step, int64_t batch);  // chain_watermark.cpp
-const int64_t *ts_listed(const ts_sample_args &args, const ts_step &step, int64_t row, int64_t *count);
+TS_WARM_EDITS const int64_t *ts_listed(const ts_sample_args &args, const ts_step &step, int64_t row, int64_t *count);
 
 // What the steps of a call have in common for all rows.
 struct ChainPlan {
@@ -46,12 +46,12 @@ class ChainRow {
   enum Form { kDense, kList, kAbove };
 
   TS_WARM void begin();
-  void gather();
-  void load_patches();
+  TS_WARM_EDITS void gather();
+  TS_WARM_EDITS void load_patches();
   void give_up();
   TS_WARM void look_at(float max);
   TS_WARM void edit(const ts_step &step, float value);
-  void penalise(float penalty);
+  TS_WARM_EDITS void penalise(float penalty);
   TS_WARM void remax();
   void touch(const ts_step &step);
   void edit_tokens(const ts_step &step);
@@ -84,7 +84,7 @@ class ChainRow {
     n_ = left;
     list_weighed_ = false;
   }
-  void cool(float divisor, float processed_divisor);
+  TS_WARM void cool(float divisor, float processed_divisor);
   void dynamic_temperature(const ts_step &step, double low);
   void watermark(const ts_step &step, float delta);
   bool processed_asked() const { return args_->logp_processed || args_->top_processed_ids; }
@@ -97,8 +97,8 @@ class ChainRow {
   void keep_by_rule(float threshold, uint64_t ties);
   float lowest();
   TS_WARM void top_k(double k);
-  TS_WARM_TOP_P void top_p(double p);
-  void min_p(double p);
+  TS_WARM_LISTS void top_p(double p);
+  TS_WARM_LISTS void min_p(double p);
   TS_WARM_TOP_P void dense_top_p(double p);
   TS_WARM void finish();
 
@@ -125,7 +125,7 @@ class ChainRow {
   bool find(Bracket bracket, uint64_t above, uint64_t total, uint64_t limit);
   bool find_between(Bracket bracket, uint64_t above, uint64_t total, uint64_t limit);
   bool stays(float z, uint64_t *ties) const;
-  TS_WARM_TOP_P float boundary(uint64_t running, uint64_t limit, uint64_t *before);
+  TS_WARM_LISTS float boundary(uint64_t running, uint64_t limit, uint64_t *before);
   TS_WARM void keep_beyond(float threshold, uint64_t ties);
   TS_WARM float kth_of_lanes(int64_t k);
   TS_WARM float kth_of_list(int64_t k);

@@ -84,20 +84,31 @@ struct Code {
   int64_t bytes;
 };
 
-// Asks for what top-p on a dense row runs, if there is such a step. Sooner, from ts_warm_code, it helps less.
-TS_WARM void ask_for_top_p(const ts_sample_args &a, const TsSampling &kernels) {
+// Asks for what only some chains run: a penalty of the history, top-p on a dense row, top-p or min-p on a list. Sooner, from
+// ts_warm_code, it helps less.
+TS_WARM void ask_for_steps(const ts_sample_args &a, const TsSampling &kernels) {
 #if defined(__GNUC__)
-  bool wanted = false;
-  for (int64_t s = 0; s < a.step_count; ++s) wanted |= a.steps[s].op == TS_TOP_P || a.steps[s].op == TS_TOP_P_TIES;
-  if (!wanted) return;
-  const Code ranges[] = {{TS_WARM_BOUNDS(ts_warm_top_p)},
-                         {(const void *)kernels.scan_rough, 2112},
-                         {(const void *)kernels.exps, 1600},
-                         {(const void *)kernels.below, 1536},
-                         {(const void *)kernels.weights, 2560}};
-  for (const Code &range : ranges) {
-    if (!range.begin) continue;
-    for (int64_t at = 0; at < range.bytes; at += 64) __builtin_prefetch((const char *)range.begin + at, 0, 2);
+  const auto ask = [](const void *begin, int64_t bytes) {
+    for (int64_t at = 0; begin && at < bytes; at += 64) __builtin_prefetch((const char *)begin + at, 0, 2);
+  };
+  bool dense = true, edits = false, top_p = false, lists = false;
+  for (int64_t s = 0; s < a.step_count; ++s) {
+    const int32_t op = a.steps[s].op;
+    edits |= ts_needs_history(a.steps[s]);
+    if (op == TS_TOP_P || op == TS_TOP_P_TIES) (dense ? top_p : lists) = true;
+    if (op == TS_MIN_P) lists = true;
+    if (!ts_is_edit(op)) dense = false;
+  }
+  if (edits) ask(TS_WARM_BOUNDS(ts_warm_edits));
+  if (top_p | lists) {
+    ask(TS_WARM_BOUNDS(ts_warm_lists));
+    ask((const void *)kernels.exps, 1600);
+    ask((const void *)kernels.weights, 2560);
+  }
+  if (top_p) {
+    ask(TS_WARM_BOUNDS(ts_warm_top_p));
+    ask((const void *)kernels.scan_rough, 2112);
+    ask((const void *)kernels.below, 1536);
   }
   asm volatile("");  // else a function that only does this counts as one that does nothing, and is left out
 #endif
@@ -139,7 +150,7 @@ extern "C" TS_WARM int32_t ts_sample(const ts_sample_args *args) {
     if (checked != TS_OK) return checked;
     const TsSampling *kernels = ts_sampling();
     if (!kernels) return TS_UNSUPPORTED;
-    ask_for_top_p(*args, *kernels);
+    ask_for_steps(*args, *kernels);
     Call call = {*args, ChainPlan(*args), *kernels};
     if (args->threads > 1 && args->batch > 1 && worth_sharing(*args)) {
       ts_parallel(
@@ -214,7 +225,7 @@ extern "C" int32_t ts_warm_code(int64_t *words) {
   if (!kernels) return TS_UNSUPPORTED;
   const Code ranges[TS_WARM_RANGES] = {{TS_WARM_BOUNDS(ts_warm)},
                                        {(const void *)kernels->scan, 2176},
-                                       {(const void *)kernels->collect, 1472},
+                                       {(const void *)kernels->collect, 1216},
                                        {(const void *)kernels->divide, 448},
                                        {(const void *)kernels->kth, 1216},
                                        {(const void *)kernels->kth_of_lanes, 256}};

@@ -7,6 +7,15 @@
 #include "numeric.h"
 #include "tunesmith.h"
 
+// One copy of a function: code that is not in the caches costs more than a call.
+#if defined(_MSC_VER) && !defined(__clang__)
+#define TS_ONCE __declspec(noinline)
+#elif defined(__clang__)
+#define TS_ONCE __attribute__((noinline))
+#else
+#define TS_ONCE __attribute__((noinline, noclone))
+#endif
+
 namespace {
 
 constexpr int kFlush = 16;  // blocks after which 32-bit sums are carried over: 16 * 16 * 2^21 stays below 2^32
@@ -196,7 +205,7 @@ TS_LANES void over_reaching(const TsRow &row, const float *lanes, const F &from,
 }
 
 template <bool Below>
-int64_t collect_of(const TsRow &row, const float *lanes, float from, float below, int32_t *ids, float *x) {
+TS_LANES int64_t collect_of(const TsRow &row, const float *lanes, float from, float below, int32_t *ids, float *x) {
   int64_t count = 0;
   const Collect<Below> block = {set1(from), set1(below), ids, x, &count};
   if (row.dtype == TS_F32) over_reaching<TS_F32>(row, lanes, block.from, block);
@@ -205,8 +214,13 @@ int64_t collect_of(const TsRow &row, const float *lanes, float from, float below
   return count;
 }
 
-int64_t collect(const TsRow *row, const float *lanes, float from, float below, int32_t *ids, float *x) {
-  return below < HUGE_VALF ? collect_of<true>(*row, lanes, from, below, ids, x) : collect_of<false>(*row, lanes, from, below, ids, x);
+TS_ONCE int64_t collect_between(const TsRow *row, const float *lanes, float from, float below, int32_t *ids, float *x) {
+  return collect_of<true>(*row, lanes, from, below, ids, x);
+}
+
+TS_ONCE int64_t collect(const TsRow *row, const float *lanes, float from, float below, int32_t *ids, float *x) {
+  if (below < HUGE_VALF) return collect_between(row, lanes, from, below, ids, x);
+  return collect_of<false>(*row, lanes, from, below, ids, x);
 }
 
 // exp of `kTogether` vectors at once, step by step: one vector's steps wait for each other.

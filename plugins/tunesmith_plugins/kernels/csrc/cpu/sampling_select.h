@@ -5,15 +5,6 @@
 
 namespace {
 
-// One copy of what follows: code that is not in the caches costs more than a call.
-#if defined(_MSC_VER) && !defined(__clang__)
-#define TS_ONCE __declspec(noinline)
-#elif defined(__clang__)
-#define TS_ONCE __attribute__((noinline))
-#else
-#define TS_ONCE __attribute__((noinline, noclone))
-#endif
-
 constexpr int64_t kFew = 2 * kLanes;
 
 // Of 1 to 32 values: the one that less than k others are larger than and at least k reach.

@@ -2,13 +2,16 @@
 // left. Their order is nothing a processor can predict, so they are added up again and again rather than sorted.
 #pragma once
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
+
+#include "warm.h"
 
 constexpr int64_t kShortList = 128;
 
 // What ts_boundary finds, of n values above 0, the largest of which is max; the sum of all weights must exceed the limit.
-static inline float ts_short_boundary(const float *z, const uint64_t *w, int64_t n, float max, uint64_t limit,
+[[maybe_unused]] TS_WARM_LISTS static float ts_short_boundary(const float *z, const uint64_t *w, int64_t n, float max, uint64_t limit,
                                       uint64_t *before) {
   constexpr int kHalvings = 5, kSide = 4;  // then few values are left in between
   float lows[kSide] = {max, max, max, max}, low = max;
@@ -18,6 +21,7 @@ static inline float ts_short_boundary(const float *z, const uint64_t *w, int64_t
   }
   for (; left < n; ++left) low = z[left] < low ? z[left] : low;
   for (const float each : lows) low = each < low ? each : low;
+  low = low < -FLT_MAX ? -FLT_MAX : low;  // what is infinitely low weighs nothing
   float ends[2] = {low, HUGE_VALF};  // the boundary is at least ends[0] and less than ends[1] ...
   uint64_t under[2] = {0, 0};        // ... and so much weighs what is less than each
   float width = max - low;

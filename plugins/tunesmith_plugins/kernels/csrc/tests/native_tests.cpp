@@ -19,6 +19,7 @@
 #include <thread>
 #include <vector>
 
+#include "../cpu/short_list.h"
 #include "numeric.h"
 #include "sampling.h"
 #include "tunesmith.h"
@@ -741,6 +742,40 @@ void selections() {
   puts("selections: the k-th largest is that of a sort");
 }
 
+// The boundary of top-p in a short list is that of a sort, for equal values, weights of 0 and limits met exactly too.
+void short_lists() {
+  for (int trial = 0; trial < 20000; ++trial) {
+    const int64_t n = pick(1, trial % 3 ? 60 : kShortList), kinds = trial % 2 ? 1000000 : pick(1, 12), heaviest = trial % 5 ? 1 << 20 : 3;
+    auto z = exactly<float>(n);
+    auto w = exactly<uint64_t>(n);
+    uint64_t total = 0;
+    std::vector<std::pair<float, uint64_t>> sorted;
+    for (int64_t i = 0; i < n; ++i) {
+      z[i] = (float)pick(-kinds, kinds) * (trial % 7 ? .25f : 3e32f);
+      w[i] = (uint64_t)pick(0, heaviest);
+      if (pick(0, 30) == 0) z[i] = -HUGE_VALF, w[i] = 0;
+      total += w[i];
+      sorted.push_back({z[i], w[i]});
+    }
+    if (!total) continue;
+    const float max = *std::max_element(z.get(), z.get() + n);
+    const uint64_t limit = trial % 4 ? (uint64_t)pick(0, (int64_t)total - 1) : 0;
+    std::sort(sorted.begin(), sorted.end());
+    uint64_t running = 0, before = 0;
+    float boundary = 0;
+    for (size_t i = 0; i < sorted.size();) {
+      uint64_t same = 0;
+      boundary = sorted[i].first;
+      while (i < sorted.size() && sorted[i].first == boundary) same += sorted[i++].second;
+      if (running + same > limit) break;
+      running += same;
+    }
+    REQUIRE(ts_short_boundary(z.get(), w.get(), n, max, limit, &before) == boundary);
+    REQUIRE(before == running);
+  }
+  puts("short lists: the boundary of top-p is that of a sort");
+}
+
 }  // namespace
 
 int main() {
@@ -750,6 +785,7 @@ int main() {
   chains();
   sums_of_rows();
   selections();
+  short_lists();
   guarded_rows();
   later_top_p();
   overflowing_masks();
