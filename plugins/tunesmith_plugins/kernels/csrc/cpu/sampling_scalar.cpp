@@ -86,4 +86,4 @@ inline void squeeze(float *x, M m, uint32_t bits, const F &v) {
 #include "sampling_lanes.h"
 #include "watermark.h"
 
-extern const TsSampling ts_sampling_scalar = {scan, nullptr, collect, mass, split, nullptr, sample, weights, exps, divide, green, below};
+extern const TsSampling ts_sampling_scalar = {scan, nullptr, collect, mass, split, nullptr, nullptr, sample, weights, weights_below, exps, divide, green, below};
