@@ -10,7 +10,7 @@
 
 constexpr int64_t kShortList = 128;
 
-// What ts_boundary finds, of n values above 0, the largest of which is max; the sum of all weights must exceed the limit.
+// What ts_boundary finds, of 1 to kShortList values, the largest of which is max; the sum of all weights must exceed the limit.
 [[maybe_unused]] TS_WARM_LISTS static float ts_short_boundary(const float *z, const uint64_t *w, int64_t n, float max, uint64_t limit,
                                       uint64_t *before) {
   constexpr int kHalvings = 5, kSide = 4;  // then few values are left in between
@@ -44,11 +44,11 @@ constexpr int64_t kShortList = 128;
   }
   for (float least = ends[0];;) {
     float next = HUGE_VALF, after = HUGE_VALF;
-    for (int64_t i = 0; i < count; ++i) next = (some[i] >= least) & (some[i] < next) ? some[i] : next;
+    for (int64_t i = 0; i < count; ++i) next = ((some[i] >= least) & (some[i] < next)) ? some[i] : next;
     uint64_t same = 0;
     for (int64_t i = 0; i < count; ++i) {
       same += weights[i] & (0 - (uint64_t)(some[i] == next));
-      after = (some[i] > next) & (some[i] < after) ? some[i] : after;
+      after = ((some[i] > next) & (some[i] < after)) ? some[i] : after;
     }
     if (running + same > limit) {
       *before = running;
