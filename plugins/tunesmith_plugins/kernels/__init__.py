@@ -21,22 +21,9 @@ if TYPE_CHECKING:
         reference_truncations,
     )
     from .attention import int8_attention
-    from .int8_ops import (
-        Norm,
-        PackedWeight,
-        QuantizedRows,
-        QuantizedWeight,
-        fused_linears,
-        int8_linear,
-        int8_linears,
-        pack_weight,
-        packed_to,
-        quantize_rows,
-        quantize_weight,
-        rotary_,
-        unpack_weight,
-        weight_only_linear,
-    )
+    from .int8_ops import Norm, fused_linears, int8_linear, int8_linears, weight_only_linear
+    from .int8_rows import QuantizedRows, quantize_rows
+    from .int8_weights import PackedWeight, QuantizedWeight, pack_weight, packed_to, quantize_weight, unpack_weight
     from .loader import info, set_isa
     from .ops import (
         ChainResult,
@@ -52,15 +39,17 @@ if TYPE_CHECKING:
         supported_steps,
         uniform,
     )
+    from .rotary import rotary_
 
 _MODULES = (
     "attention", "int8_cuda", "int8_ops", "int8_reference", "loader", "ops", "reference", "reference_edits", "reference_truncations",
 )  # fmt: skip
-_INT8 = (
-    "Norm", "PackedWeight", "QuantizedRows", "QuantizedWeight", "fused_linears", "int8_linear", "int8_linears",
-    "pack_weight", "packed_to", "quantize_rows", "quantize_weight", "rotary_", "unpack_weight", "weight_only_linear",
-)  # fmt: skip
-_HOME = {"info": "loader", "set_isa": "loader", "int8_attention": "attention", **dict.fromkeys(_INT8, "int8_ops")}
+_HOME = {
+    "info": "loader", "set_isa": "loader", "int8_attention": "attention", "rotary_": "rotary",
+    **dict.fromkeys(("Norm", "fused_linears", "int8_linear", "int8_linears", "weight_only_linear"), "int8_ops"),
+    **dict.fromkeys(("QuantizedRows", "quantize_rows"), "int8_rows"),
+    **dict.fromkeys(("PackedWeight", "QuantizedWeight", "pack_weight", "packed_to", "quantize_weight", "unpack_weight"), "int8_weights"),
+}  # fmt: skip
 
 __all__ = [
     "ChainResult",

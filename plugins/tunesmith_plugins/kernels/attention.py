@@ -7,8 +7,8 @@ from torch import Tensor
 
 from . import int8_reference as reference
 from . import loader
-from .int8_ops import _entry
 from .ops import _plain, _stream
+from .words import _entry
 
 
 def int8_attention(

@@ -6,223 +6,22 @@ through ``torch.ops.tunesmith.*`` (torch.compile, export, fake tensors, autograd
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import struct
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import int8_cuda, loader
+from . import int8_cuda, int8_gradient, loader
 from . import int8_reference as reference
-from .ops import _native, _plain, _rows, _stream, set_up_calls
+from .int8_rows import _DTYPES, _check_activations
+from .int8_weights import PackedWeight, _unpacked
+from .ops import _native, _plain, _rows, set_up_calls
+from .words import _WORTH_RELEASING, _call_words, _entry
 
-_DTYPES = {torch.float32: loader.F32, torch.bfloat16: loader.BF16}
 _CODES: dict[str | None, int] = {None: 0, **{name: code for code, name in enumerate(reference.ACTIVATIONS)}}
 _DYNAMIC, _STATIC, _WEIGHT_ONLY, _MIXED = range(4)
-
-
-class QuantizedRows(NamedTuple):
-    """Rows in 8 bits: ``x`` is about ``scale[:, None] * (q - zero_point[:, None])``.
-
-    Attributes:
-        q: ``(rows, k)`` uint8.
-        scale: ``(rows,)`` float32.
-        zero_point: ``(rows,)`` int32 in [0, 255].
-    """
-
-    q: Tensor
-    scale: Tensor
-    zero_point: Tensor
-
-
-class QuantizedWeight(NamedTuple):
-    """A weight in 8 bits: ``w`` is about ``scale[:, None] * q``.
-
-    Attributes:
-        q: ``(n, k)`` int8 in [-127, 127].
-        scale: ``(n,)`` float32.
-        sum: ``(n,)`` int32, ``q`` summed over k.
-    """
-
-    q: Tensor
-    scale: Tensor
-    sum: Tensor
-
-
-class PackedWeight(NamedTuple):
-    """A weight as the kernels read it; made by :func:`pack_weight`, turned back by :func:`unpack_weight`.
-
-    Attributes:
-        data: on the CPU int8 ``(ceil(n/64), ceil(k/64)*16, 64, 4)``, padded with zeros; on a CUDA device int8 ``(n, k)``
-            padded to multiples of 16; elsewhere int8 ``(n, k)``.
-        scale: ``(n,)`` float32, or ``(groups, n)``.
-        sum: int32 of the same shape, the integers summed over k (over each group).
-        n: output channels.
-        k: input channels.
-        group_size: steps of k that share a scale; 0 for one scale an output channel.
-    """
-
-    data: Tensor
-    scale: Tensor
-    sum: Tensor
-    n: int
-    k: int
-    group_size: int
-
-
-# ---- weights ----------------------------------------------------------------------------------------------------
-
-
-def _check_k(k: int) -> None:
-    if k > reference.MAX_K:
-        raise ValueError(
-            f"k = {k} is above {reference.MAX_K}, where an int32 sum could overflow; split the layer along k"
-        )
-
-
-def quantize_weight(w: Tensor) -> QuantizedWeight:
-    """Quantise a weight to int8, symmetric, one scale per output channel (absmax / 127), round half to even.
-
-    Args:
-        w: ``(n, k)`` floating point, as of ``torch.nn.Linear``.
-
-    Raises:
-        ValueError: not two-dimensional, longer than the accumulators allow, or not finite.
-    """
-    if w.ndim != 2 or not w.is_floating_point() or w.shape[1] < 1:
-        raise ValueError(f"w must be floating point (n, k) with k >= 1, not {w.dtype} {tuple(w.shape)}")
-    _check_k(w.shape[1])
-    w = w.detach().float()
-    finite = w.isfinite().all(-1)
-    if not bool(finite.all()):
-        raise ValueError(f"output channel {int((~finite).nonzero()[0, 0])} of the weight has a NaN or infinite value")
-    largest = w.abs().amax(-1)
-    scale = (largest / torch.full_like(largest, 127.0)).clamp(min=2.0**-126)
-    q = torch.round(w / scale[:, None]).clamp(-127, 127).to(torch.int8)
-    return QuantizedWeight(q, scale, q.sum(-1, dtype=torch.int32))
-
-
-def pack_weight(q: Tensor, scale: Tensor, group_size: int | None = None) -> PackedWeight:
-    """Lay a quantised weight out for the kernels, with the sums that take the zero points out.
-
-    Args:
-        q: ``(n, k)`` int8, any values.
-        scale: ``(n,)`` float32; with ``group_size``, ``(n, ceil(k / group_size))``.
-        group_size: 32 or a multiple of 64: so many steps of k share a scale (only :func:`weight_only_linear` takes these).
-
-    Raises:
-        ValueError: wrong shapes or types, or k above 65792.
-    """
-    if torch.is_inference_mode_enabled():
-        with torch.inference_mode(False):  # or the layer could never be trained through
-            return pack_weight(q, scale, group_size)
-    if q.ndim != 2 or q.dtype != torch.int8 or q.shape[1] < 1:
-        raise ValueError(f"q must be int8 (n, k) with k >= 1, not {q.dtype} {tuple(q.shape)}")
-    n, k = q.shape
-    _check_k(k)
-    if group_size is not None and (group_size < 32 or (group_size != 32 and group_size % 64)):
-        raise ValueError(f"group_size must be 32 or a multiple of 64, not {group_size}")
-    if group_size is not None and group_size > reference.MAX_K_12:
-        raise ValueError(f"group_size must be at most {reference.MAX_K_12}, not {group_size}; leave it out instead")
-    expected = (n,) if group_size is None else (n, -(-k // group_size))
-    if tuple(scale.shape) != expected or scale.dtype != torch.float32:
-        raise ValueError(f"scale must be float32 {expected}, not {scale.dtype} {tuple(scale.shape)}")
-    if scale.device != q.device:
-        raise ValueError(f"q is on {q.device}, its scale on {scale.device}")
-    q = q.detach()
-    if group_size is None:
-        # a sum in another type copies its input first, and an embedding in int32 is four times itself
-        sums = torch.cat([part.sum(-1, dtype=torch.int32) for part in q.split(4096)])
-    else:
-        parts = [part.sum(-1, dtype=torch.int32) for part in q.split(group_size, dim=1)]
-        sums, scale = torch.stack(parts), scale.detach().t()
-    data = _pack(q) if q.device.type == "cpu" else int8_cuda.pack(q) if q.device.type == "cuda" else q.contiguous()
-    return PackedWeight(data, scale.detach().resolve_neg().contiguous(), sums, n, k, group_size or 0)
-
-
-def _pack(q: Tensor) -> Tensor:
-    library = _native(q.device)
-    if library is None or not _plain(q):
-        return reference.pack(q)
-    n, k = q.shape
-    data = torch.empty((-(-n // 64), -(-k // 64) * 16, 64, 4), dtype=torch.int8)
-    q = q.contiguous()
-    library.check(library.int8_pack(q.data_ptr(), n, k, data.data_ptr()))
-    return data
-
-
-def unpack_weight(weight: PackedWeight) -> Tensor:
-    """Return the int8 ``(n, k)`` that was packed, exactly, as a new tensor."""
-    q = _unpacked(*_shape(weight))
-    return q.clone(memory_format=torch.contiguous_format) if weight.data.ndim == 2 else q
-
-
-def packed_to(weight: PackedWeight, device: torch.device | str) -> PackedWeight:
-    """Return ``weight`` on another device, in that device's layout."""
-    target = torch.device(device)
-    if weight.data.device == target:
-        return weight
-    scale = weight.scale.to(target)
-    q = unpack_weight(weight).to(target)
-    return pack_weight(q, scale.t() if weight.group_size else scale, weight.group_size or None)
-
-
-def _shape(weight: PackedWeight) -> tuple[Tensor, int, int]:
-    return weight.data, weight.n, weight.k
-
-
-def _unpacked(data: Tensor, n: int, k: int) -> Tensor:
-    return data[:n, :k] if data.ndim == 2 else reference.unpack(data, n, k)
-
-
-# ---- rows -------------------------------------------------------------------------------------------------------
-
-
-def _check_activations(x: Tensor) -> None:
-    if x.dtype not in _DTYPES or x.ndim < 1 or x.shape[-1] < 1:
-        raise ValueError(f"x must be (..., k) in float32 or bfloat16 with k >= 1, not {x.dtype} {tuple(x.shape)}")
-
-
-def _quantize_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    x = _rows(x.detach())
-    library = _native(x.device)
-    if library is None:
-        return reference.quantize_rows(x)
-    rows, k = x.shape
-    q = torch.empty((rows, k), dtype=torch.uint8, device=x.device)
-    scale = torch.empty(rows, dtype=torch.float32, device=x.device)
-    zero_point = torch.empty(rows, dtype=torch.int32, device=x.device)
-    arguments = loader.QuantizeArgs(
-        x=x.data_ptr(), rows=rows, k=k, row_stride=x.stride(0), dtype=_DTYPES[x.dtype], q=q.data_ptr(),
-        scale=scale.data_ptr(), zero_point=zero_point.data_ptr(), cuda_stream=_stream(x.device),
-    )  # fmt: skip
-    with torch.cuda.device_of(x):
-        library.check(library.quantize_rows(ctypes.byref(arguments)))
-    return q, scale, zero_point
-
-
-def quantize_rows(x: Tensor) -> QuantizedRows:
-    """Quantise every row to 8 bits with its own scale and zero point, round half to even.
-
-    The range always holds 0, so 0 is exact. A row with a NaN or an infinity gets scale NaN, zero point 0 and zeros.
-
-    Args:
-        x: ``(rows, k)`` float32 or bfloat16.
-
-    Raises:
-        ValueError: wrong shape or dtype.
-    """
-    _check_activations(x)
-    if x.ndim != 2:
-        raise ValueError(f"x must be (rows, k), not {tuple(x.shape)}")
-    return QuantizedRows(*(_quantize_rows(x) if _plain(x) else torch.ops.tunesmith.quantize_rows(x)))
-
-
-# ---- layers -----------------------------------------------------------------------------------------------------
 
 
 def _compute(
@@ -258,9 +57,6 @@ def _compute(
 
 _MOST = 40
 """Layers of one call of the library."""
-
-_WORTH_RELEASING = 1 << 16
-"""Products of a call from which other Python threads get to run meanwhile (some 5 us)."""
 
 
 class Norm(NamedTuple):
@@ -419,35 +215,6 @@ def _native_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, activat
     if code:
         library.check(code)
     return out
-
-
-def _call_words(words: list[int | float | None], products: int) -> None:
-    held, released, address, library = _entry()
-    code = released(address, *words) if products > _WORTH_RELEASING else held(address, *words)
-    if code:
-        library.check(code)
-
-
-@functools.cache
-def _entry(name: str = "ts_int8_linears_words") -> tuple[Callable[..., int], Callable[..., int], int, loader.Library]:
-    library = loader.cuda() if name.startswith("ts_cuda_") else loader.cpu()
-    if library is None:
-        raise RuntimeError("the native library is not loaded")
-    found, address = loader.words_call(), library.address(name)
-    if found is not None:
-        return found.held, found.released, address, library
-    function = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64)(address)
-
-    def slowly(_: int, *words: int | float | None) -> int:
-        bits = [
-            int.from_bytes(struct.pack("=d", word), sys.byteorder, signed=True)
-            if isinstance(word, float)
-            else word or 0
-            for word in words
-        ]
-        return int(function((ctypes.c_int64 * len(bits))(*bits), len(bits)))
-
-    return slowly, slowly, address, library
 
 
 def _check_layer(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str | None) -> None:
@@ -721,51 +488,6 @@ def fused_linears(
     return [*found, rows.to(dtype)] if norm is not None and keep_normed else found
 
 
-def rotary_(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> None:
-    """Turn queries and keys by their positions, in place (Su et al., 2021; halves of a head are paired).
-
-    Args:
-        q: ``(batch, time, heads * head_dim)`` float32, contiguous.
-        k: ``(batch, time, fewer or equal heads * head_dim)`` float32, contiguous.
-        cos: ``(batch or 1, time, head_dim)`` float32, as transformers' rotary embeddings return it.
-        sin: like ``cos``.
-        head_dim: even.
-    """
-    library = (loader.cpu() if q.is_cpu else loader.cuda() if q.is_cuda else None) if _plain(q, k, cos, sin) else None
-    if (
-        library is None
-        or not all(t.device == q.device and t.dtype is torch.float32 and t.ndim == 3 for t in (q, k, cos, sin))
-        or not (q.is_contiguous() and k.is_contiguous())
-        or q.shape[:2] != k.shape[:2]
-        or cos.shape != sin.shape
-        or tuple(cos.shape) not in ((1, q.size(1), head_dim), (*q.shape[:2], head_dim))
-        or q.size(2) % head_dim
-        or k.size(2) % head_dim
-        or not q.size(0) * q.size(1)
-    ):
-        for x in (q, k):
-            heads = x.view(*x.shape[:2], -1, head_dim)
-            first, second = heads.chunk(2, dim=-1)
-            turned = heads * cos[:, :, None] + torch.cat((-second, first), dim=-1) * sin[:, :, None]
-            heads.copy_(turned)
-        return
-    cos, sin = cos.contiguous(), sin.contiguous()
-    rows, q_width, k_width = q.size(0) * q.size(1), q.size(2), k.size(2)
-    words = (
-        q.data_ptr(), k.data_ptr(), rows, q_width // head_dim, k_width // head_dim, q_width, k_width, head_dim,
-        cos.data_ptr(), sin.data_ptr(), cos.size(0) * cos.size(1),
-    )  # fmt: skip
-    if not library.on_device:
-        held, _, address, _ = _entry("ts_rotary_words")
-        code = held(address, *words)
-    else:
-        held, _, address, _ = _entry("ts_cuda_rotary_words")
-        with torch.cuda.device_of(q):
-            code = held(address, _stream(q.device), *words)
-    if code:
-        library.check(code)
-
-
 def _linear(
     x: Tensor,
     weight: PackedWeight,
@@ -795,7 +517,6 @@ def _activation(name: str, y: Tensor) -> Tensor:
 # ---- torch.library ----------------------------------------------------------------------------------------------
 
 _library = torch.library.Library("tunesmith", "FRAGMENT")
-_library.define("quantize_rows(Tensor x) -> (Tensor, Tensor, Tensor)")
 _library.define(
     "int8_linear(Tensor x, Tensor data, Tensor scale, Tensor sums, SymInt n, SymInt k, int group_size, Tensor? bias, "
     "str activation, int mode, float static_scale, int static_zero_point) -> Tensor"
@@ -810,49 +531,12 @@ def _int8_linear_op(
     return _compute(x, data, scale, sums, n, k, group_size, bias, activation, mode, static)
 
 
-def _quantize_rows_fake(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    rows = x.shape[0]
-    return (
-        x.new_empty(x.shape, dtype=torch.uint8),
-        x.new_empty(rows, dtype=torch.float32),
-        x.new_empty(rows, dtype=torch.int32),
-    )
-
-
 def _int8_linear_fake(x: Tensor, data: Tensor, scale: Tensor, sums: Tensor, n: int, *rest: object) -> Tensor:
     return x.new_empty((*x.shape[:-1], n))
 
 
-def _int8_linear_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: Tensor) -> None:
-    _, data, scale, _, n, k, group_size, bias, activation, *_ = inputs
-    if activation:
-        raise RuntimeError("an int8 layer with a fused activation has no gradient; call it without and apply it after")
-    ctx.save_for_backward(data, scale)  # type: ignore[arg-type]
-    ctx.shape = (n, k, group_size)  # type: ignore[attr-defined]
-    ctx.bias_dtype = bias.dtype if isinstance(bias, Tensor) else None  # type: ignore[attr-defined]
-
-
-def _int8_linear_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    data, scale = ctx.saved_tensors  # type: ignore[attr-defined]
-    n, k, group_size = ctx.shape  # type: ignore[attr-defined]
-    dx = dbias = None
-    if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
-        q = _unpacked(data, n, k).to(grad.dtype)
-        if group_size:
-            dx = grad @ (q * scale.t().to(grad.dtype).repeat_interleave(group_size, dim=1)[:, :k])
-        else:
-            dx = (grad * scale.to(grad.dtype)) @ q
-    if ctx.needs_input_grad[7]:  # type: ignore[attr-defined]
-        dbias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)  # type: ignore[attr-defined]
-    return dx, None, None, None, None, None, None, dbias, None, None, None, None
-
-
-for _name, _body, _fake in (
-    ("quantize_rows", _quantize_rows, _quantize_rows_fake),
-    ("int8_linear", _int8_linear_op, _int8_linear_fake),
-):
-    _library.impl(_name, _body, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"tunesmith::{_name}", _fake, lib=_library)
+_library.impl("int8_linear", _int8_linear_op, "CompositeExplicitAutograd")
+torch.library.register_fake("tunesmith::int8_linear", _int8_linear_fake, lib=_library)
 torch.library.register_autograd(
-    "tunesmith::int8_linear", _int8_linear_backward, setup_context=_int8_linear_context, lib=_library
+    "tunesmith::int8_linear", int8_gradient.backward, setup_context=int8_gradient.setup_context, lib=_library
 )

@@ -42,7 +42,7 @@ def _finite(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize_rows(x: Tensor, static: tuple[float, int] | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantise every row of ``x (rows, k)`` to u8; see :func:`int8_ops.quantize_rows`.
+    """Quantise every row of ``x (rows, k)`` to u8; see :func:`int8_rows.quantize_rows`.
 
     With ``static`` every row has that scale and zero point, and what lies outside is clamped.
     """

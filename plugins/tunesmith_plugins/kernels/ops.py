@@ -410,7 +410,7 @@ def _call_sample(
     links = _links(steps)
     workspace = None
     if library.on_device:
-        _check_from_device(steps)
+        _check_from_device(steps, history_lengths, width)
         size = library.sample_workspace(batch, vocab, width)
         workspace = torch.empty(size, dtype=torch.uint8, device=logits.device)
     arguments = loader.SampleArgs(
@@ -430,12 +430,14 @@ def _call_sample(
     library.check(library.sample(ctypes.byref(arguments)))
 
 
-def _check_from_device(steps: Sequence[Step]) -> None:
+def _check_from_device(steps: Sequence[Step], history_lengths: Tensor | None, width: int) -> None:
     """Check parameters that the library cannot look at; they are copied to the CPU together, which waits once."""
+    if not steps:
+        return
     looked_at = [(step.values, step.amounts, step.second, _contexts(step)) for step in steps]
     given = [t for each in looked_at for t in each if t is not None]
-    if not given:
-        return
+    if history_lengths is not None and any(map(_reads_history, steps)):
+        given.append(history_lengths)
     copied = torch.cat([t.reshape(-1).double() for t in given]).cpu().split([t.numel() for t in given])
     here = (part.reshape(t.shape) for part, t in zip(copied, given, strict=True))
     for step, (_, *others) in zip(steps, looked_at, strict=True):
@@ -445,6 +447,10 @@ def _check_from_device(steps: Sequence[Step]) -> None:
         reference.check_second(step.op, None if second is None else torch.atleast_1d(second))
         if contexts is not None:
             reference.check_contexts(contexts)
+    for lengths in here:  # those of the history, if anything reads it
+        for row, length in enumerate(lengths.tolist()):
+            if not 0 <= length <= width:
+                raise ValueError(f"row {row}: history length {length:.0f} is outside [0, {width}]")
 
 
 def _contexts(step: Step) -> Tensor | None:
@@ -703,7 +709,7 @@ def set_up_calls() -> loader.WordsCall | None:
         Tensor, torch.nn.Parameter, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.get_num_threads,
         vars(torch.utils._python_dispatch), torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active,
         torch.empty, library.check, getattr(Tensor, "__dlpack_c_exchange_api__", None), library.address("ts_sample_words"),
-        library.address("ts_warm_code"),
+        library.address("ts_warm_code"), library.address("ts_int8_warm_code"),
     )  # fmt: skip
     return calls
 

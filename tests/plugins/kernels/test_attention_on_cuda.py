@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tunesmith_plugins import kernels
-from tunesmith_plugins.kernels import attention, int8_ops, loader
+from tunesmith_plugins.kernels import attention, int8_ops, loader, rotary
 
 SHAPES = (
     (1, 1, 1, 1, 1, 1),
@@ -119,7 +119,7 @@ def through_cuda(
             with monkeypatch.context() as patch:
                 patch.setattr(loader, "cpu", lambda: emulated)
                 patch.setattr(attention, "_entry", entry)
-                patch.setattr(int8_ops, "_entry", entry)
+                patch.setattr(rotary, "_entry", entry)
                 found = function(*arguments)
             assert called[before:] == [name]
             return found

@@ -45,6 +45,7 @@ def step(op: str, batch: int, vocab: int) -> Step:
     """A step of one kind with random parameters for every row."""
     share = torch.where(torch.rand(batch) < 0.8, torch.rand(batch), torch.rand(batch).round()).double()
     if op in TRUNCATIONS:
+        second: Tensor | None = None
         values = {
             "top_k": torch.randint(-1, vocab + 3, (batch,)),
             "top_k_low": torch.randint(-1, vocab + 3, (batch,)),
@@ -54,11 +55,13 @@ def step(op: str, batch: int, vocab: int) -> Step:
             "eta": share**8,
             "xtc": share**4,
         }.get(op, share)
-        second = torch.randint(0, 2, (batch,)) | torch.randint(0, 2, (batch,)) if op == "xtc" else None
-        if op in ("typical", "top_h", "mirostat", "top_p_ties"):
-            second = torch.randint(1, random.choice([3, 60, vocab + 4]), (batch,))
-        if op == "top_p_ties":
-            second = torch.stack([torch.where(torch.rand(batch) < 0.5, second, 1), torch.randint(0, 3, (batch,))], 1)
+        fewest = torch.randint(1, random.choice([3, 60, vocab + 4]), (batch,))
+        if op == "xtc":
+            second = torch.randint(0, 2, (batch,)) | torch.randint(0, 2, (batch,))
+        elif op in ("typical", "top_h", "mirostat"):
+            second = fewest
+        elif op == "top_p_ties":
+            second = torch.stack([torch.where(torch.rand(batch) < 0.5, fewest, 1), torch.randint(0, 3, (batch,))], 1)
         return Step(op, values, second=None if second is None else second.double())
     heat = 10 ** (torch.rand(batch, 3, dtype=torch.float64) * 2 - 1)
     if op in ("temperature", "repetition_penalty"):
@@ -280,6 +283,9 @@ def test_parameters_are_checked_before_the_device_has_them(on_threads: Sample) -
     keys = [Step("watermark", half, torch.tensor([[5, 1], [2**62, 0]]), second=half)]
     with pytest.raises(ValueError, match="watermark: the number of ids before must be 1 or more"):
         on_threads(logits, keys, **given)
+    for steps in ([Step("presence_penalty", half)], [keys[0]._replace(ids=torch.tensor([[5, 1]]))]):
+        with pytest.raises(ValueError, match=r"row 1: history length 7 is outside \[0, 6\]"):
+            on_threads(logits, steps, **given | {"history_lengths": torch.tensor([6, 7])})
 
 
 def test_a_step_without_a_kernel_is_refused(emulated: loader.Library) -> None:

@@ -17,6 +17,13 @@ namespace {
 
 constexpr double kWorthSharing = 2e6;  // bytes of the cache; less is done by the calling thread
 
+// Scales that are not finite stand for rows that were not. A loop of its own, which compilers turn into vectors.
+bool all_finite(const float *scales, int64_t count) {
+  int32_t bad = 0;
+  for (int64_t i = 0; i < count; ++i) bad |= !ts_finite(scales[i]);
+  return !bad;
+}
+
 struct Call {
   TsAttention a;
   const TsAttentionLoops *loops;
@@ -38,7 +45,7 @@ struct Call {
     int16_t *rounded = small.data() + size;
 
     float low = 0, high = 0;
-    bool finite = true;
+    bool finite = all_finite(at.k_scale, time) && all_finite(at.v_scale, time);
     for (int64_t d = 0; d < size; ++d) {
       finite &= ts_finite(x[d]);
       low = x[d] < low ? x[d] : low;
@@ -51,7 +58,7 @@ struct Call {
     for (int64_t t = 0; t < time; ++t) {
       const float score = ts_score(integers[(size_t)t], x_scale, at.k_scale[t], a.scale, at.added, t);
       weights[t] = score;
-      finite &= ts_known(at, t, score);
+      finite &= score == score;
       most = score > most ? score : most;
     }
     if (finite && most == -HUGE_VALF) {  // sees no token, as padding in front does: 0, as torch's attention

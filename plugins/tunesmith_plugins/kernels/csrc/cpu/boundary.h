@@ -99,3 +99,49 @@ struct Steps {
   }
   return ts_boundary(items, left, running, limit, before);
 }
+
+// Values within [low, high), with the number and the weights' sum of all that are below `high`.
+struct Within {
+  float low, high;
+  uint64_t upto;
+  int64_t last;
+};
+
+// The same of values and weights that stay as they are, none of them below within.low; those from within.high on do not
+// count. `items` is room for n of them, of which few are touched. below(pivot, &count) is the sum of the weights of values
+// below pivot, and their number. Between near values the sum rises nearly as a straight line does: a pivot on either side
+// of where it would meet the limit leaves few items, and two more fewer.
+template <typename Below>
+inline float ts_boundary(const float *z, const uint64_t *w, int64_t n, Within within, Weighed *items, uint64_t limit, uint64_t *before,
+                         Below below) {
+  constexpr int64_t kFew = 48;
+  uint64_t under = 0;
+  int64_t first = 0;
+  for (int64_t inside = within.last; inside > kFew; inside = within.last - first) {
+    const double share = (double)(int64_t)(limit - under) / (double)(int64_t)(within.upto - under);
+    const double margin = (1.2 * sqrt((double)inside) + 4) / (double)inside;
+    const float from = within.low, span = within.high - within.low;
+    for (const double at : {share - margin, share + margin}) {
+      const float pivot = from + (float)at * span;
+      if (!(pivot > within.low && pivot < within.high)) continue;
+      int64_t count;
+      const uint64_t sum = below(pivot, &count);
+      if (sum <= limit) {
+        within.low = pivot;
+        under = sum;
+        first = count;
+      } else {
+        within.high = pivot;
+        within.upto = sum;
+        within.last = count;
+      }
+    }
+    if (within.last - first > inside / 2) break;  // no straight line: equal values
+  }
+  int64_t left = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    items[left] = {z[i], w[i]};  // always written, so that there is nothing to predict
+    left += z[i] >= within.low && z[i] < within.high;
+  }
+  return ts_boundary(items, left, under, limit, before);
+}

@@ -655,13 +655,20 @@ bool ChainRow::quick_top_p(double p) {
     const uint64_t total = dense_total(), limit = ts_top_p_limit(p, total);
     return limit < total && find(bracket, 0, total, limit);
   }
+  if (shallow_top_p(p, bracket)) return true;
   const int64_t blocks = (vocab_ + kBlock - 1) / kBlock;
   const uint64_t above = kernels_->split(&rest(), max_, plan_->bits, least(bracket.from), least(bracket.above),
                                          blocks_.at_least(blocks), between_.at_least(vocab_), between_ends_.at_least(blocks),
                                          &dense_total_);
   dense_total_ += patched_weights(max_, HUGE_VALF);
   const uint64_t limit = ts_top_p_limit(p, dense_total_);
-  total_known_ = limit < dense_total_ && find_between(bracket, above, dense_total_, limit);
+  if (limit >= dense_total_) return false;
+  const int64_t n = between_ends_[blocks - 1];
+  for (int32_t t = 0; t < dense_divisors_; ++t) kernels_->divide(between_.get(), n, divisors_[(size_t)t]);
+  const uint64_t between = kernels_->weights(between_.get(), n, max_, plan_->bits, between_w_.at_least(vocab_)) + list_patches(bracket.from);
+  const uint64_t under = dense_total_ - above - between;
+  if (under > limit) return false;
+  total_known_ = find_between(bracket, above, between, limit - under, limit - under);
   return total_known_;
 }
 
@@ -710,24 +717,53 @@ bool ChainRow::find(Bracket bracket, uint64_t above, uint64_t total, uint64_t li
   return true;
 }
 
-// The same when split() has put the values between into between_. No ids are needed: what is drawn from such a row is
-// looked up in its block.
-bool ChainRow::find_between(Bracket bracket, uint64_t above, uint64_t total, uint64_t limit) {
+// The patched tokens of at least `from` alone as the list; returns their weights' sum.
+uint64_t ChainRow::list_patches(float from) {
+  n_ = merge_patches(0, from);
+  list_weighed_ = false;
+  return weigh_list();
+}
+
+// top-p of a flat row by the sums of shallow(): those of all that may stay are exact.
+bool ChainRow::shallow_top_p(double p, Bracket bracket) {
+  constexpr float kLeast = 1.001f * 0x1p23f / (float)(1 << kFraction);
+  if (!kernels_->shallow || ts_exp(bracket.from - max_) < kLeast) return false;
+  const int64_t blocks = (vocab_ + kBlock - 1) / kBlock;
+  TsShallow sums = {blocks_.at_least(blocks), between_.at_least(vocab_), between_w_.at_least(vocab_), between_ends_.at_least(blocks), 0, 0, 0};
+  if (!kernels_->shallow(&rest(), max_, plan_->bits, least(bracket.from), least(bracket.above), &sums)) return false;
+  const int64_t n = sums.ends[blocks - 1];
+  uint64_t between = 0;
+  for (int64_t i = 0; i < n; ++i) between += sums.w[i];
+  const uint64_t unlisted = sums.near - between, patched = patched_weights(max_, bracket.from);
+  const uint64_t low = patched + (unlisted > sums.error ? unlisted - sums.error : 0), high = patched + unlisted + sums.error;
+  between += list_patches(bracket.from);
+  // Of what is listed limit(all) - u may go where the others weigh u, which falls as u grows but for the roundings of limit.
+  constexpr int64_t kRounding = 1 << 12;
+  const uint64_t listed = sums.above + between;
+  const int64_t most = (int64_t)ts_top_p_limit(p, listed + low) - (int64_t)low + kRounding;
+  const int64_t fewest = (int64_t)ts_top_p_limit(p, listed + high) - (int64_t)high - kRounding;
+  return fewest >= 0 && find_between(bracket, sums.above, between, (uint64_t)fewest, (uint64_t)most);
+}
+
+// The same when the tokens between are in between_, and the mass that goes of them and of the list is from `least` to
+// `most`, whichever: false too if that makes a difference. No ids are needed: what is drawn from such a row is looked up in
+// its block.
+bool ChainRow::find_between(Bracket bracket, uint64_t above, uint64_t between, uint64_t least, uint64_t most) {
+  if (most >= between) return false;
   const int64_t n = between_ends_[(vocab_ + kBlock - 1) / kBlock - 1];
   float *z = between_.get();
-  for (int32_t t = 0; t < dense_divisors_; ++t) kernels_->divide(z, n, divisors_[(size_t)t]);
-  n_ = merge_patches(0, bracket.from);
-  list_weighed_ = false;
-  weigh_list();
-  uint64_t *w = between_w_.at_least(vocab_ + n_);
-  const uint64_t between = kernels_->weights(z, n, max_, plan_->bits, w) + list_total_, under = total - above - between;
-  if (under > limit || under + between <= limit) return false;
+  uint64_t *w = between_w_.get();
   memcpy(z + n, z_.get(), (size_t)n_ * sizeof(float));
   memcpy(w + n, w_.get(), (size_t)n_ * sizeof(uint64_t));
+  const int64_t all = n + n_;
+  const auto below = [&](float pivot, int64_t *count) { return kernels_->weights_below(z, w, all, pivot, count); };
+  int64_t inside = n;
+  const uint64_t upto = n_ ? below(bracket.above, &inside) : between;  // patched tokens may be above
+  if (upto <= least) return false;
   uint64_t before;
-  const float threshold = ts_boundary(z, w, n + n_, weighed_.at_least(vocab_ + n_), under, limit, &before);
-  if (threshold >= bracket.above) return false;
-  const uint64_t weight = ts_weight(ts_exp(threshold - max_), plan_->scale), ties = (limit - before) / weight;
+  const float threshold = ts_boundary(z, w, all, {bracket.from, bracket.above, upto, inside}, weighed_.at_least(vocab_), least, &before, below);
+  const uint64_t weight = ts_weight(ts_exp(threshold - max_), plan_->scale), ties = (least - before) / weight;
+  if ((most - before) / weight != ties) return false;
   // Which of equals go depends on ids, which only the list has: of patched tokens, and by any rule but that of the highest.
   if (ties && rule_ != TS_TIES_HIGH) return false;
   if (ties && std::find(z_.get(), z_.get() + n_, threshold) != z_.get() + n_) return false;
@@ -736,7 +772,7 @@ bool ChainRow::find_between(Bracket bracket, uint64_t above, uint64_t total, uin
   from_ = bracket.above;
   threshold_ = threshold;
   ties_ = ties;
-  kept_ = total - before - ties * weight;
+  kept_ = above + between - before - ties * weight;
   between_known_ = true;
   return true;
 }

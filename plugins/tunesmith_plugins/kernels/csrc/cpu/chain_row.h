@@ -123,7 +123,9 @@ class ChainRow {
   TS_WARM_TOP_P bool settle(double p, uint64_t low, uint64_t high);
   bool narrow(Bracket bracket, uint64_t total, uint64_t limit);
   bool find(Bracket bracket, uint64_t above, uint64_t total, uint64_t limit);
-  bool find_between(Bracket bracket, uint64_t above, uint64_t total, uint64_t limit);
+  uint64_t list_patches(float from);
+  bool shallow_top_p(double p, Bracket bracket);
+  bool find_between(Bracket bracket, uint64_t above, uint64_t between, uint64_t least, uint64_t most);
   bool stays(float z, uint64_t *ties) const;
   TS_WARM_LISTS float boundary(uint64_t running, uint64_t limit, uint64_t *before);
   TS_WARM void keep_beyond(float threshold, uint64_t ties);

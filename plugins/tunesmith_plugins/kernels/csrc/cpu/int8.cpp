@@ -14,6 +14,7 @@
 #include "numeric.h"
 #include "pool.h"
 #include "tunesmith.h"
+#include "warm.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -54,7 +55,7 @@ float *scratch_row(int64_t k) {
 }
 
 // A row after the norm, in float32. Sums run in float64 over eight lanes whatever the instruction set.
-void normalise(const ts_int8_args &a, const void *x, float *y) {
+TS_APART void normalise(const ts_int8_args &a, const void *x, float *y) {
   double sums[8] = {}, squares[8] = {};
   for (int64_t i = 0; i < a.k; ++i) y[i] = ts_load(x, i, a.dtype);
   int64_t i = 0;
@@ -144,7 +145,7 @@ struct Work {
     return squares > 0 && squares < TS_MIXED_SQUARE * args.k;
   }
 
-  void move_row(int64_t to, int64_t from) const {
+  TS_APART void move_row(int64_t to, int64_t from) const {
     const Rows &rows = kinds[0];
     const int64_t stride = rows.block_rows * kPanel;
     uint8_t *target = rows.block(to / rows.block_rows, k_padded) + to % rows.block_rows * kPanel;
@@ -154,7 +155,7 @@ struct Work {
     rows.zero_point[to] = rows.zero_point[from];
   }
 
-  void panels(const ts_int8_layer &layer, int64_t index, int64_t many, const Rows &rows) const {
+  TS_WARM_INT8 void panels(const ts_int8_layer &layer, int64_t index, int64_t many, const Rows &rows) const {
     if (many == 2 && rows.count * rows.per_row == 1) {
       alignas(64) int32_t both[2 * kPanel];
       const int64_t panel_bytes = kPanel * k_padded;
@@ -167,7 +168,7 @@ struct Work {
   }
 
   // dots: the sums where they are known already.
-  void panel(const ts_int8_layer &layer, int64_t index, const Rows &rows, int32_t *dots) const {
+  TS_WARM_INT8 void panel(const ts_int8_layer &layer, int64_t index, const Rows &rows, int32_t *dots) const {
     alignas(64) int32_t found[kMostTileRows * kPanel];
     int32_t *const c = dots ? dots : found;
     const int64_t column = index * kPanel, stride = rows.block_rows * kPanel;
@@ -218,7 +219,7 @@ struct Work {
     }
   }
 
-  void groups(const ts_int8_layer &layer, const uint8_t *a, int64_t stride, int m, const int8_t *w, const float *scale, const TsTail &tail,
+  TS_APART void groups(const ts_int8_layer &layer, const uint8_t *a, int64_t stride, int m, const int8_t *w, const float *scale, const TsTail &tail,
               int32_t *c) const {
     alignas(64) float y[kMostTileRows / 2 * kPanel];
     memset(y, 0, sizeof(float) * (size_t)(m / 2) * kPanel);
@@ -244,7 +245,7 @@ struct Work {
     return (up(args.layers[i].n, kPanel) / kPanel + panels_a_task - 1) / panels_a_task;
   }
 
-  void task(int64_t index) const {
+  TS_WARM_INT8 void task(int64_t index) const {
     int64_t i = 0;
     while (index >= tasks_of(i)) index -= tasks_of(i++);
     const int64_t all = up(args.layers[i].n, kPanel) / kPanel, from = index * panels_a_task;
@@ -263,7 +264,7 @@ struct Work {
 };
 
 // A row after the norm needs work space of its own, which a thread may fail to get.
-void quantize_task(void *context, int64_t index) {
+TS_WARM_INT8 void quantize_task(void *context, int64_t index) {
   Work &work = *(Work *)context;
   const int32_t code = ts_guard([&work, index]() -> int32_t {
     work.quantize_block(work.kinds[work.kind_count - 1], index);
@@ -271,7 +272,7 @@ void quantize_task(void *context, int64_t index) {
   });
   if (code != TS_OK) work.code.store(code, std::memory_order_relaxed);
 }
-void product_task(void *work, int64_t index) { ((const Work *)work)->task(index); }
+TS_WARM_INT8 void product_task(void *work, int64_t index) { ((const Work *)work)->task(index); }
 
 struct Scratch {
   std::vector<uint8_t> bytes, bytes12, wide;
@@ -295,7 +296,7 @@ int64_t room(const TsInt8Kernels &kernels, int64_t quantised, int block_rows, in
 }
 
 // Sorts the rows of a stretch by the bits they need: those in 8 move together, so that no tile computes for nothing.
-void split_rows(Work &work, Scratch &scratch, int64_t count) {
+TS_APART void split_rows(Work &work, Scratch &scratch, int64_t count) {
   int32_t *order12 = Scratch::at_least(scratch.order12, count);
   int64_t many = 0;
   for (int64_t row = 0; row < count; ++row)
@@ -326,6 +327,59 @@ const TsInt8Kernels *table_for(const ts_int8_args &a, int64_t quantised) {
   return kernels;
 }
 
+TS_WARM_INT8 int32_t linears(const ts_int8_args *args) {
+  if (!args) return ts_fail(TS_INVALID, "no arguments");
+  ts_int8_args a = *args;
+  const int32_t code = ts_check_int8(a, ts_fail);
+  if (code != TS_OK) return code;
+  if (a.mode == TS_MIXED && a.k <= TS_MIXED_K) a.mode = TS_WEIGHT_ONLY;
+  const int per_row = a.mode == TS_WEIGHT_ONLY ? 2 : 1;
+  const TsInt8Kernels *kernels = table_for(a, a.rows * per_row);
+  if (!kernels) return TS_UNSUPPORTED;
+  int64_t columns = 0;
+  for (int64_t i = 0; i < a.layer_count; ++i) columns += up(a.layers[i].n, kPanel);
+  if (!a.rows || !columns) return TS_OK;
+
+  const int64_t k_padded = up(a.k, kPanel);
+  const int block_rows = (int)(a.rows * per_row < kernels->rows ? a.rows * per_row : kernels->rows);
+  int64_t stretch = kBlockBytes / (k_padded * per_row) / (2 * kMostTileRows) * (2 * kMostTileRows);
+  // A stretch is whole tiles of every table: a multiple of 6, 16 and 32 rows.
+  stretch = up(stretch < 192 ? 192 : stretch, 192) / per_row;
+  const int64_t most = a.rows < stretch ? a.rows : stretch;
+  const int32_t threads = a.threads > 0 ? a.threads : 1;
+  const double worth = threads > 1 && ts_has_team() ? kWorthSharing : kWorthWaking;
+  static thread_local Scratch scratch;
+  Work work = {a, *kernels, k_padded};
+  const Rows all = {Scratch::aligned(scratch.bytes, room(*kernels, most * per_row, block_rows, k_padded)), 0, per_row, block_rows,
+                    Scratch::at_least(scratch.scale, most), Scratch::at_least(scratch.zero_point, most), nullptr};
+  if (a.mode == TS_MIXED) work.wide = Scratch::at_least(scratch.wide, most);
+  for (work.first = 0; work.first < a.rows; work.first += stretch) {
+    const int64_t rows = a.rows - work.first < stretch ? a.rows - work.first : stretch;
+    work.kinds[0] = all;
+    work.kinds[0].count = rows;
+    work.kind_count = 1;
+    const bool share_rows = (double)(rows * per_row * k_padded) / 2e3 > worth;
+    ts_parallel(share_rows ? threads : 1, work.kinds[0].blocks(), quantize_task, &work);
+    if (a.mode == TS_MIXED && work.code.load(std::memory_order_relaxed) == TS_OK) {
+      split_rows(work, scratch, rows);
+      if (work.kind_count > 1) ts_parallel(share_rows ? threads : 1, work.kinds[1].blocks(), quantize_task, &work);
+    }
+    const int32_t failed = work.code.load(std::memory_order_relaxed);
+    if (failed != TS_OK) return ts_fail(failed, "a thread ran out of memory, or failed otherwise, in a row of x");
+    double quantised = 0;
+    for (int kind = 0; kind < work.kind_count; ++kind) quantised += (double)(work.kinds[kind].count * work.kinds[kind].per_row);
+    const double size = (double)columns * (double)k_padded;
+    const bool share = size * (1 / 2e4 + quantised / (kernels->tile_rows == kMostTileRows ? 2e6 : 3e5)) > worth;
+    work.panels_a_task = share && threads > 1 ? columns / kPanel / (threads * 8) : columns / kPanel;
+    if (work.panels_a_task < 1) work.panels_a_task = 1;
+    if (kernels->dots_pair) work.panels_a_task = up(work.panels_a_task, 2);
+    int64_t tasks = 0;
+    for (int64_t i = 0; i < a.layer_count; ++i) tasks += work.tasks_of(i);
+    ts_parallel(share ? threads : 1, tasks, product_task, &work);
+  }
+  return TS_OK;
+}
+
 }  // namespace
 
 extern "C" int32_t ts_quantize_rows(const ts_quantize_args *args) {
@@ -353,65 +407,34 @@ extern "C" int32_t ts_quantize_rows(const ts_quantize_args *args) {
   });
 }
 
-extern "C" int32_t ts_int8_linears(const ts_int8_args *args) {
-  return ts_guard([args]() -> int32_t {
-    if (!args) return ts_fail(TS_INVALID, "no arguments");
-    ts_int8_args a = *args;
-    const int32_t code = ts_check_int8(a, ts_fail);
-    if (code != TS_OK) return code;
-    if (a.mode == TS_MIXED && a.k <= TS_MIXED_K) a.mode = TS_WEIGHT_ONLY;
-    const int per_row = a.mode == TS_WEIGHT_ONLY ? 2 : 1;
-    const TsInt8Kernels *kernels = table_for(a, a.rows * per_row);
-    if (!kernels) return TS_UNSUPPORTED;
-    int64_t columns = 0;
-    for (int64_t i = 0; i < a.layer_count; ++i) columns += up(a.layers[i].n, kPanel);
-    if (!a.rows || !columns) return TS_OK;
-
-    const int64_t k_padded = up(a.k, kPanel);
-    const int block_rows = (int)(a.rows * per_row < kernels->rows ? a.rows * per_row : kernels->rows);
-    int64_t stretch = kBlockBytes / (k_padded * per_row) / (2 * kMostTileRows) * (2 * kMostTileRows);
-    // A stretch is whole tiles of every table: a multiple of 6, 16 and 32 rows.
-    stretch = up(stretch < 192 ? 192 : stretch, 192) / per_row;
-    const int64_t most = a.rows < stretch ? a.rows : stretch;
-    const int32_t threads = a.threads > 0 ? a.threads : 1;
-    const double worth = threads > 1 && ts_has_team() ? kWorthSharing : kWorthWaking;
-    static thread_local Scratch scratch;
-    Work work = {a, *kernels, k_padded};
-    const Rows all = {Scratch::aligned(scratch.bytes, room(*kernels, most * per_row, block_rows, k_padded)), 0, per_row, block_rows,
-                      Scratch::at_least(scratch.scale, most), Scratch::at_least(scratch.zero_point, most), nullptr};
-    if (a.mode == TS_MIXED) work.wide = Scratch::at_least(scratch.wide, most);
-    for (work.first = 0; work.first < a.rows; work.first += stretch) {
-      const int64_t rows = a.rows - work.first < stretch ? a.rows - work.first : stretch;
-      work.kinds[0] = all;
-      work.kinds[0].count = rows;
-      work.kind_count = 1;
-      const bool share_rows = (double)(rows * per_row * k_padded) / 2e3 > worth;
-      ts_parallel(share_rows ? threads : 1, work.kinds[0].blocks(), quantize_task, &work);
-      if (a.mode == TS_MIXED && work.code.load(std::memory_order_relaxed) == TS_OK) {
-        split_rows(work, scratch, rows);
-        if (work.kind_count > 1) ts_parallel(share_rows ? threads : 1, work.kinds[1].blocks(), quantize_task, &work);
-      }
-      const int32_t failed = work.code.load(std::memory_order_relaxed);
-      if (failed != TS_OK) return ts_fail(failed, "a thread ran out of memory, or failed otherwise, in a row of x");
-      double quantised = 0;
-      for (int kind = 0; kind < work.kind_count; ++kind) quantised += (double)(work.kinds[kind].count * work.kinds[kind].per_row);
-      const double size = (double)columns * (double)k_padded;
-      const bool share = size * (1 / 2e4 + quantised / (kernels->tile_rows == kMostTileRows ? 2e6 : 3e5)) > worth;
-      work.panels_a_task = share && threads > 1 ? columns / kPanel / (threads * 8) : columns / kPanel;
-      if (work.panels_a_task < 1) work.panels_a_task = 1;
-      if (kernels->dots_pair) work.panels_a_task = up(work.panels_a_task, 2);
-      int64_t tasks = 0;
-      for (int64_t i = 0; i < a.layer_count; ++i) tasks += work.tasks_of(i);
-      ts_parallel(share ? threads : 1, tasks, product_task, &work);
-    }
-    return TS_OK;
-  });
+extern "C" TS_WARM_INT8 int32_t ts_int8_linears(const ts_int8_args *args) {
+  return ts_guard([args] { return linears(args); });
 }
 
-extern "C" int32_t ts_int8_linears_words(const int64_t *words, int64_t count) {
+extern "C" TS_WARM_INT8 int32_t ts_int8_linears_words(const int64_t *words, int64_t count) {
   TsInt8Call call;
   const int32_t code = call.read(words, count, ts_fail);
   return code == TS_OK ? ts_int8_linears(&call.args) : code;
+}
+
+extern "C" int32_t ts_int8_warm_code(int64_t *words) {
+  const TsInt8Kernels *kernels = ts_int8_kernels();
+  if (!kernels) return TS_UNSUPPORTED;
+  while (kernels->below && kernels->min_rows > 1) kernels = kernels->below;
+  const struct {
+    const void *begin;
+    int64_t bytes;
+  } ranges[TS_INT8_WARM_RANGES] = {{TS_WARM_BOUNDS(ts_warm_int8)},
+                                  {(const void *)kernels->row_range, 512},
+                                  {(const void *)kernels->quantize, 512},
+                                  {(const void *)kernels->moments, 256},
+                                  {kernels->dots_pair ? (const void *)kernels->dots_pair : (const void *)kernels->dots, 640},
+                                  {(const void *)kernels->finish, 896}};
+  for (int i = 0; i < TS_INT8_WARM_RANGES; ++i) {
+    words[2 * i] = (int64_t)(intptr_t)ranges[i].begin;
+    words[2 * i + 1] = ranges[i].bytes;
+  }
+  return TS_OK;
 }
 
 extern "C" int32_t ts_int8_pack(const int8_t *weight, int64_t n, int64_t k, int8_t *packed) {

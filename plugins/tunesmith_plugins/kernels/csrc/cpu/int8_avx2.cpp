@@ -5,23 +5,58 @@
 
 #include "int8_plain.h"
 
+#if defined(_MSC_VER)
+#define TS_INLINE __forceinline
+#else
+#define TS_INLINE inline __attribute__((always_inline))
+#endif
+
 namespace {
 
-__m256 load(const void *x, int64_t i, int32_t dtype) {
+typedef __m256 Floats;
+constexpr int kLanes = 8, kTileChannels = 8;
+constexpr uint8_t kFlip = 0;
+
+TS_INLINE Floats all(float x) { return _mm256_set1_ps(x); }
+TS_INLINE Floats floats(const float *at) { return _mm256_loadu_ps(at); }
+TS_INLINE void put(float *at, Floats x) { _mm256_storeu_ps(at, x); }
+TS_INLINE Floats plus(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+TS_INLINE Floats minus(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
+TS_INLINE Floats times(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+TS_INLINE Floats over(Floats a, Floats b) { return _mm256_div_ps(a, b); }
+TS_INLINE Floats negated(Floats x) { return _mm256_xor_ps(x, all(-0.0f)); }
+TS_INLINE Floats magnitude(Floats x) { return _mm256_andnot_ps(all(-0.0f), x); }
+TS_INLINE Floats nearest(Floats x) { return minus(plus(x, all(kRoundFloat)), all(kRoundFloat)); }
+// A NaN passes through both: they return their second operand then.
+TS_INLINE Floats clamped(Floats x, float limit) { return _mm256_min_ps(all(limit), _mm256_max_ps(all(-limit), x)); }
+TS_INLINE Floats where_negative(Floats x, Floats yes, Floats no) {
+  return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ));
+}
+TS_INLINE Floats power_of_two(Floats n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvttps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+
+TS_INLINE Floats load(const void *x, int64_t i, int32_t dtype) {
   if (dtype == TS_F32) return _mm256_loadu_ps((const float *)x + i);
   const __m128i half = _mm_loadu_si128((const __m128i *)((const uint16_t *)x + i));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+TS_INLINE void store(void *out, int64_t at, int32_t dtype, Floats y) {
+  if (dtype == TS_F32) return put((float *)out + at, y);
+  const __m256i bits = _mm256_castps_si256(y);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  __m256i half = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
+  const __m256i unordered = _mm256_castps_si256(_mm256_cmp_ps(y, y, _CMP_UNORD_Q));
+  half = _mm256_blendv_epi8(half, _mm256_set1_epi32(0x7fc0), unordered);
+  const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  _mm_storeu_si128((__m128i *)((uint16_t *)out + at), packed);
 }
 
 // Eight 32-bit values, each in [0, 255], as bytes.
 void store_bytes(uint8_t *at, __m256i v) {
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
   _mm_storel_epi64((__m128i *)at, _mm_packus_epi16(words, words));
-}
-
-__m256 nearest(__m256 v) {
-  const __m256 magic = _mm256_set1_ps(kRoundFloat);
-  return _mm256_sub_ps(_mm256_add_ps(v, magic), magic);
 }
 
 int row_range(const void *x, int64_t k, int32_t dtype, float *lowest, float *highest) {
@@ -105,9 +140,6 @@ void moments(const uint8_t *q, int64_t k, int64_t stride, int64_t *sum, int64_t 
   *sum = total(sums), *squares = total(wide);
 }
 
-void nothing(int) {}
-void nothing_either() {}
-
 // Up to four rows against eight channels; every lane of a sum holds two of a channel's four products a step.
 template <int M>
 void tile(const uint8_t *a, int64_t stride, const int8_t *w, int64_t steps, int32_t *c) {
@@ -134,148 +166,27 @@ void tile(const uint8_t *a, int64_t stride, const int8_t *w, int64_t steps, int3
   }
 }
 
-void dots(const uint8_t *a, const uint8_t *, int64_t stride, int m, const int8_t *panel, int64_t steps, int32_t *c) {
-  for (int j = 0; j < kPanel; j += 8) {
-    switch (m) {
-      case 1:
-        tile<1>(a, stride, panel + 4 * j, steps, c + j);
-        break;
-      case 2:
-        tile<2>(a, stride, panel + 4 * j, steps, c + j);
-        break;
-      case 3:
-        tile<3>(a, stride, panel + 4 * j, steps, c + j);
-        break;
-      default:
-        tile<4>(a, stride, panel + 4 * j, steps, c + j);
-    }
-  }
+__m256i integers(const int32_t *at) { return _mm256_loadu_si256((const __m256i *)at); }
+
+TS_INLINE Floats sum8(const int32_t *c, const int32_t *weight_sum, int32_t zero) {
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(integers(c), _mm256_mullo_epi32(_mm256_set1_epi32(zero), integers(weight_sum))));
 }
 
-__m256 exp_of(__m256 x) {
-  // A NaN passes through both: they return their second operand then.
-  x = _mm256_min_ps(_mm256_set1_ps(kExpLimit), _mm256_max_ps(_mm256_set1_ps(-kExpLimit), x));
-  const __m256 n = nearest(_mm256_mul_ps(x, _mm256_set1_ps(kLog2EFloat)));
-  const __m256 r = _mm256_sub_ps(_mm256_sub_ps(x, _mm256_mul_ps(n, _mm256_set1_ps(kLn2HighFloat))),
-                                 _mm256_mul_ps(n, _mm256_set1_ps(kLn2LowFloat)));
-  __m256 p = _mm256_set1_ps(kExpLeadFloat);
-#define TS_STEP(c) p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(c));
-  TS_EXP_FLOAT(TS_STEP)
-#undef TS_STEP
-  const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvttps_epi32(n), _mm256_set1_epi32(127)), 23);
-  return _mm256_mul_ps(p, _mm256_castsi256_ps(power));
-}
-
-__m256 sigmoid(__m256 x) {
-  const __m256 one = _mm256_set1_ps(1.0f);
-  return _mm256_div_ps(one, _mm256_add_ps(one, exp_of(_mm256_xor_ps(x, _mm256_set1_ps(-0.0f)))));
-}
-
-__m256 activate(__m256 x, int32_t activation) {
-  const __m256 negative = _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ);
-  switch (activation) {
-    case TS_RELU:
-      return _mm256_andnot_ps(negative, x);
-    case TS_SILU:
-      return _mm256_mul_ps(x, sigmoid(x));
-    case TS_GELU_TANH: {
-      const __m256 cubic =
-          _mm256_add_ps(x, _mm256_mul_ps(_mm256_mul_ps(_mm256_mul_ps(x, x), x), _mm256_set1_ps(kCubic)));
-      return _mm256_mul_ps(x, sigmoid(_mm256_mul_ps(cubic, _mm256_set1_ps(kTwiceRootTwoOverPi))));
-    }
-    case TS_GELU: {
-      const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f);
-      const __m256 z = _mm256_mul_ps(_mm256_andnot_ps(sign, x), _mm256_set1_ps(kRootHalf));
-      const __m256 t = _mm256_div_ps(one, _mm256_add_ps(one, _mm256_mul_ps(z, _mm256_set1_ps(kErfP))));
-      __m256 p = _mm256_set1_ps(kErfLead);
-#define TS_STEP(c) p = _mm256_add_ps(_mm256_mul_ps(p, t), _mm256_set1_ps(c));
-      TS_ERF_FLOAT(TS_STEP)
-#undef TS_STEP
-      const __m256 tail = _mm256_mul_ps(_mm256_mul_ps(p, t), exp_of(_mm256_xor_ps(_mm256_mul_ps(z, z), sign)));
-      const __m256 half = _mm256_mul_ps(x, _mm256_set1_ps(0.5f));
-      const __m256 above = _mm256_mul_ps(half, _mm256_sub_ps(_mm256_set1_ps(2.0f), tail));
-      return _mm256_blendv_ps(above, _mm256_mul_ps(half, tail), negative);
-    }
-    default:
-      return x;
-  }
-}
-
-void result(const TsTail &tail, int64_t row, int j, __m256 y) {
-  if (tail.bias) y = _mm256_add_ps(y, _mm256_loadu_ps(tail.bias + j));
-  if (tail.activation) y = activate(y, tail.activation);
-  const int64_t at = row * tail.out_stride + j;
-  if (tail.multiply) y = _mm256_mul_ps(y, load(tail.multiply, at, tail.dtype));
-  if (tail.residual) y = _mm256_add_ps(y, load(tail.residual, at, tail.dtype));
-  if (tail.dtype == TS_F32) {
-    _mm256_storeu_ps((float *)tail.out + at, y);
-    return;
-  }
-  const __m256i bits = _mm256_castps_si256(y);
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  __m256i half = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
-  const __m256i unordered = _mm256_castps_si256(_mm256_cmp_ps(y, y, _CMP_UNORD_Q));
-  half = _mm256_blendv_epi8(half, _mm256_set1_epi32(0x7fc0), unordered);
-  const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-  _mm_storeu_si128((__m128i *)((uint16_t *)tail.out + at), packed);
-}
-
-__m256 sum12(const int32_t *upper, const int32_t *weight_sum, int wide) {
-  const __m256i high = _mm256_loadu_si256((const __m256i *)upper), low = _mm256_loadu_si256((const __m256i *)(upper + kPanel));
-  const __m256i weights = _mm256_loadu_si256((const __m256i *)weight_sum);
+TS_INLINE Floats sum12(const int32_t *upper, const int32_t *weight_sum, int wide) {
+  const __m256i high = integers(upper), low = integers(upper + kPanel), weights = integers(weight_sum);
   if (!wide) {
     const __m256i both = _mm256_add_epi32(_mm256_slli_epi32(high, 6), low);
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(both, _mm256_slli_epi32(weights, 11)));
   }
-  const __m256 centred = _mm256_cvtepi32_ps(_mm256_sub_epi32(high, _mm256_slli_epi32(weights, 5)));
-  return _mm256_add_ps(_mm256_mul_ps(centred, _mm256_set1_ps(64.0f)), _mm256_cvtepi32_ps(low));
+  const Floats centred = _mm256_cvtepi32_ps(_mm256_sub_epi32(high, _mm256_slli_epi32(weights, 5)));
+  return plus(times(centred, all(64.0f)), _mm256_cvtepi32_ps(low));
 }
 
-int whole(const TsTail &tail) { return tail.columns / 8 * 8; }
-
-void finish(const int32_t *c, int m, const float *row_scale, const int32_t *zero_point, const TsTail &tail) {
-  for (int i = 0; i < m; ++i) {
-    for (int j = 0; j < whole(tail); j += 8) {
-      const __m256i sums = _mm256_loadu_si256((const __m256i *)(tail.sum + j));
-      const __m256i offset = _mm256_mullo_epi32(_mm256_set1_epi32(zero_point[i]), sums);
-      const __m256i dot = _mm256_sub_epi32(_mm256_loadu_si256((const __m256i *)(c + i * kPanel + j)), offset);
-      const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(row_scale[i]), _mm256_loadu_ps(tail.scale + j));
-      result(tail, i, j, _mm256_mul_ps(_mm256_cvtepi32_ps(dot), scale));
-    }
-  }
-  plain_finish(c, m, row_scale, zero_point, tail, whole(tail));
-}
-
-void finish12(const int32_t *c, int m, const float *row_scale, int wide, const TsTail &tail) {
-  for (int i = 0; i < m; ++i) {
-    for (int j = 0; j < whole(tail); j += 8) {
-      const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(row_scale[i]), _mm256_loadu_ps(tail.scale + j));
-      result(tail, i, j, _mm256_mul_ps(sum12(c + 2 * i * kPanel + j, tail.sum + j, wide), scale));
-    }
-  }
-  plain_finish12(c, m, row_scale, wide, tail, whole(tail));
-}
-
-void add_group12(const int32_t *c, int m, const TsTail &tail, float *y) {
-  for (int i = 0; i < m; ++i) {
-    for (int j = 0; j < whole(tail); j += 8) {
-      float *at = y + i * kPanel + j;
-      const __m256 product = _mm256_mul_ps(sum12(c + 2 * i * kPanel + j, tail.sum + j, 0), _mm256_loadu_ps(tail.scale + j));
-      _mm256_storeu_ps(at, _mm256_add_ps(_mm256_loadu_ps(at), product));
-    }
-  }
-  plain_add_group12(c, m, tail, y, whole(tail));
-}
-
-void finish_groups(const float *y, int m, const float *row_scale, const TsTail &tail) {
-  for (int i = 0; i < m; ++i) {
-    for (int j = 0; j < whole(tail); j += 8)
-      result(tail, i, j, _mm256_mul_ps(_mm256_loadu_ps(y + i * kPanel + j), _mm256_set1_ps(row_scale[i])));
-  }
-  plain_finish_groups(y, m, row_scale, tail, whole(tail));
-}
+const TsTail &rest12(const TsTail &tail) { return tail; }
 
 }  // namespace
+
+#include "int8_lanes.h"
 
 extern const TsInt8Kernels ts_int8_avx2 = {
     "avx2", 4, 4, 0, nullptr, nullptr, row_range, quantize, quantize12, nothing, nothing_either, dots, finish, finish12,

@@ -77,6 +77,10 @@ TS_LANES bool has_quotient(float divisor, float max) {
   return divisor > 0x1p-20f && divisor < 0x1p20f && max < 0x1p100f && max > -0x1p100f;
 }
 
+#define TS_POWERS
+TS_LANES F less_exact(F a, F b, F c) { return _mm512_fnmadd_ps(b, c, a); }  // b * c is exact: nothing is rounded but the difference
+TS_LANES F times_power(F p, F whole, F) { return _mm512_scalef_ps(p, whole); }
+
 #define TS_SUMS_OF
 TS_LANES void sums_of(I a, I b, I c, uint32_t *out) {
   const I ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
@@ -85,6 +89,33 @@ TS_LANES void sums_of(I a, I b, I c, uint32_t *out) {
   const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
   _mm_storeu_si128((__m128i *)out, _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
 }
+
+#define TS_WEIGHTS_WHERE
+struct WeightSums {
+  I low, high;
+};
+TS_LANES void add_weights(WeightSums *sums, M m, const uint64_t *w) {
+  sums->low = _mm512_mask_add_epi64(sums->low, (__mmask8)m, sums->low, _mm512_loadu_si512(w));
+  sums->high = _mm512_mask_add_epi64(sums->high, (__mmask8)(m >> 8), sums->high, _mm512_loadu_si512(w + 8));
+}
+TS_LANES uint64_t sum_of(const WeightSums &sums) {
+  return (uint64_t)_mm512_reduce_add_epi64(_mm512_add_epi64(sums.low, sums.high));
+}
+
+// For what is shallow: floats as integers, and lanes of 64 bits.
+TS_LANES I integers_of(F a) { return _mm512_cvtps_epi32(a); }
+TS_LANES void store_mask(uint16_t *at, M m) { asm("kmovw %1, %0" : "=m"(*at) : "k"(m)); }
+TS_LANES M load_mask(const uint16_t *at) {
+  M m;
+  asm("kmovw %1, %0" : "=k"(m) : "m"(*at));
+  return m;
+}
+TS_LANES M smaller(I a, I b) { return _mm512_cmplt_epu32_mask(a, b); }
+TS_LANES I add_longs(I a, I b) { return _mm512_add_epi64(a, b); }
+TS_LANES I less_longs(I a, I b) { return _mm512_sub_epi64(a, b); }
+TS_LANES I upper_words(I a) { return _mm512_srli_epi64(a, 32); }
+TS_LANES I lifted(I a) { return _mm512_slli_epi64(a, 32); }
+TS_LANES uint64_t sum_of_longs(I a) { return (uint64_t)_mm512_reduce_add_epi64(a); }
 
 // The maxima of a block of bfloat16, compared 32 at a time as integers of the same order: a number's bits, all but the
 // sign turned over where it is negative. *bad gets lanes if any token, marked or not, is a NaN, beyond both infinities.
@@ -144,5 +175,6 @@ TS_LANES uint32_t below_bound(W low, W high, uint64_t bound) {
 #include "sampling_select.h"
 #include "watermark.h"
 #include "sampling_rough.h"
+#include "sampling_shallow.h"
 
-extern const TsSampling ts_sampling_avx512 = {scan, scan_rough, collect, mass, split, rough, sample, kth, kth_of_lanes, weights, exps, divide, green, below};
+extern const TsSampling ts_sampling_avx512 = {scan, scan_rough, collect, mass, split, shallow, rough, sample, kth, kth_of_lanes, weights, weights_below, exps, divide, green, below};

@@ -223,21 +223,31 @@ TS_ONCE int64_t collect(const TsRow *row, const float *lanes, float from, float 
   return collect_of<false>(*row, lanes, from, below, ids, x);
 }
 
-// exp of `kTogether` vectors at once, step by step: one vector's steps wait for each other.
+#if !defined(TS_POWERS)  // an instruction set that multiplies by powers of two says so, and may take a - b * c in one step
+TS_LANES F less_exact(const F &a, const F &b, const F &c) { return sub(a, mul(b, c)); }  // where b * c is exact
+TS_LANES F times_power(const F &p, const F &, const F &shifted) {
+  return floats_of_bits(add_integers(bits_of_floats(p), shift_left_23(bits_of_floats(shifted))));
+}
+#endif
+
+// exp * 2^kFraction of `kTogether` vectors at once, step by step: one vector's steps wait for each other. Coefficients times
+// a power of two are rounded as they are without.
+template <int kFraction = 0>
 TS_LANES void exponentials(F *v) {
-  F shifted[kTogether], p[kTogether];
+  constexpr float kScale = (float)(1 << kFraction);
+  F shifted[kTogether], whole[kTogether], p[kTogether];
 #define TS_TOGETHER for (int i = 0; i < kTogether; ++i)
   TS_TOGETHER v[i] = max(v[i], set1(kExpFloor));  // in this order: what is no number becomes the floor
   TS_TOGETHER shifted[i] = mul(v[i], set1(kLog2E));
   TS_TOGETHER shifted[i] = add(shifted[i], set1(kRoundFloat));
-  TS_TOGETHER p[i] = sub(shifted[i], set1(kRoundFloat));
-  TS_TOGETHER v[i] = sub(v[i], mul(p[i], set1(kLn2Hi)));
-  TS_TOGETHER v[i] = sub(v[i], mul(p[i], set1(kLn2Lo)));
-  TS_TOGETHER p[i] = set1(TS_EXP_LEAD);
-#define TS_STEP(c) TS_TOGETHER p[i] = add(mul(p[i], v[i]), set1(c));
+  TS_TOGETHER whole[i] = sub(shifted[i], set1(kRoundFloat));
+  TS_TOGETHER v[i] = less_exact(v[i], whole[i], set1(kLn2Hi));
+  TS_TOGETHER v[i] = sub(v[i], mul(whole[i], set1(kLn2Lo)));
+  TS_TOGETHER p[i] = set1(TS_EXP_LEAD * kScale);
+#define TS_STEP(c) TS_TOGETHER p[i] = add(mul(p[i], v[i]), set1((c) * kScale));
   TS_EXP_COEFFICIENTS(TS_STEP)
 #undef TS_STEP
-  TS_TOGETHER v[i] = floats_of_bits(add_integers(bits_of_floats(p[i]), shift_left_23(bits_of_floats(shifted[i]))));
+  TS_TOGETHER v[i] = times_power(p[i], whole[i], shifted[i]);
 }
 
 // What a row's values are divided by: nothing, one divisor that an instruction set may have a quicker way for, or any.
@@ -560,6 +570,36 @@ uint64_t weights(const float *z, int64_t n, float max, int bits, uint64_t *w) {
     }
   }
   return total;
+}
+
+#if !defined(TS_WEIGHTS_WHERE)  // an instruction set that adds 64-bit numbers under a mask says so
+struct WeightSums {
+  uint64_t sum;
+};
+TS_LANES void add_weights(WeightSums *sums, const M &m, const uint64_t *w) {
+  const uint32_t bits = bits_of(m);
+  for (int j = 0; j < kLanes; ++j) sums->sum += w[j] & (uint64_t(0) - (bits >> j & 1));
+}
+TS_LANES uint64_t sum_of(const WeightSums &sums) { return sums.sum; }
+#endif
+
+uint64_t weights_below(const float *z, const uint64_t *w, int64_t n, float threshold, int64_t *count) {
+  const F bound = set1(threshold);
+  WeightSums sums = {};
+  int64_t found = 0, i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const M here = less(load_f32(z + i), bound);
+    add_weights(&sums, here, w + i);
+    found += bits_in(bits_of(here));
+  }
+  uint64_t rest = 0;
+  for (; i < n; ++i) {
+    const bool here = z[i] < threshold;
+    rest += here ? w[i] : 0;
+    found += here;
+  }
+  *count = found;
+  return sum_of(sums) + rest;
 }
 
 void divide(float *z, int64_t n, float divisor) {

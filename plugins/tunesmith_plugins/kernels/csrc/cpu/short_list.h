@@ -10,7 +10,7 @@
 
 constexpr int64_t kShortList = 128;
 
-// What ts_boundary finds, of n values above 0, the largest of which is max; the sum of all weights must exceed the limit.
+// What ts_boundary finds, of 1 to kShortList values, the largest of which is max; the sum of all weights must exceed the limit.
 [[maybe_unused]] TS_WARM_LISTS static float ts_short_boundary(const float *z, const uint64_t *w, int64_t n, float max, uint64_t limit,
                                       uint64_t *before) {
   constexpr int kHalvings = 5, kSide = 4;  // then few values are left in between

@@ -4,26 +4,31 @@
 #pragma once
 
 #if defined(__ELF__) && defined(__GNUC__)
-#define TS_WARM __attribute__((section("ts_warm")))                   // what every usual call runs
+#define TS_WARM __attribute__((section("ts_warm")))                        // what every usual call of sampling runs
 #define TS_WARM_TOP_P __attribute__((section("ts_warm_top_p"), noinline))  // ... and what one with top-p on a dense row does
 #define TS_WARM_EDITS __attribute__((section("ts_warm_edits"), noinline))  // ... with a penalty of the history
 #define TS_WARM_LISTS __attribute__((section("ts_warm_lists"), noinline))  // ... with top-p or min-p on what others left
+#define TS_WARM_INT8 __attribute__((section("ts_warm_int8")))              // what an int8 layer runs (ts_int8_warm_code)
+#define TS_APART __attribute__((noinline))                                 // what few calls need, kept out of such functions
 #define TS_WARM_BOUNDS(section) __start_##section, __stop_##section - __start_##section
 // Made by the linker.
+#define TS_WARM_SECTION(section)                                                 \
+  extern const char __start_##section[] __attribute__((visibility("hidden"))); \
+  extern const char __stop_##section[] __attribute__((visibility("hidden")));
 extern "C" {
-extern const char __start_ts_warm[] __attribute__((visibility("hidden")));
-extern const char __stop_ts_warm[] __attribute__((visibility("hidden")));
-extern const char __start_ts_warm_top_p[] __attribute__((visibility("hidden")));
-extern const char __stop_ts_warm_top_p[] __attribute__((visibility("hidden")));
-extern const char __start_ts_warm_edits[] __attribute__((visibility("hidden")));
-extern const char __stop_ts_warm_edits[] __attribute__((visibility("hidden")));
-extern const char __start_ts_warm_lists[] __attribute__((visibility("hidden")));
-extern const char __stop_ts_warm_lists[] __attribute__((visibility("hidden")));
+TS_WARM_SECTION(ts_warm)
+TS_WARM_SECTION(ts_warm_top_p)
+TS_WARM_SECTION(ts_warm_edits)
+TS_WARM_SECTION(ts_warm_lists)
+TS_WARM_SECTION(ts_warm_int8)
 }
+#undef TS_WARM_SECTION
 #else
 #define TS_WARM
 #define TS_WARM_TOP_P
 #define TS_WARM_EDITS
 #define TS_WARM_LISTS
+#define TS_WARM_INT8
+#define TS_APART
 #define TS_WARM_BOUNDS(section) nullptr, 0
 #endif

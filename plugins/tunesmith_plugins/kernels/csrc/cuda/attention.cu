@@ -79,7 +79,7 @@ __global__ void attend(TsAttention a, float *workspace) {
   for (int64_t t = threadIdx.x; t < a.time; t += kThreads) {
     const float score = ts_score(dot(q, at.k + t * a.size, a.size), scale, at.k_scale[t], a.scale, at.added, t);
     numbers[t] = score;
-    bad += !ts_known(at, t, score);
+    bad += score != score || !ts_finite(at.k_scale[t]) || !ts_finite(at.v_scale[t]);  // of rows that were not
     most = score > most ? score : most;
   }
   bad = block_sum(bad);

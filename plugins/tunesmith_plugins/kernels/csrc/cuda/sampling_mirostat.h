@@ -72,9 +72,7 @@ __device__ inline double zipf_k(const Row &row, int64_t count, double bits) {
   }
   if (threadIdx.x == 0) sums[0] = weighted, sums[1] = squares;
   __syncthreads();
-  const double k = ts_zipf_k(sums[0], sums[1], row.vocab, bits);
-  __syncthreads();
-  return k;
+  return ts_zipf_k(sums[0], sums[1], row.vocab, bits);
 }
 
 __device__ inline void mirostat(const Row &row, double bits, double candidates) {

@@ -50,11 +50,6 @@ TS_HD float ts_score(int32_t dot, float x_scale, float key_scale, float scale, c
   return added ? score + added[t] : score;
 }
 
-// Whether token t of a query's head has numbers behind it: a scale that is not finite stands for a row that was not.
-TS_HD bool ts_known(const TsAttentionQuery &at, int64_t t, float score) {
-  return score == score && ts_finite(at.k_scale[t]) && ts_finite(at.v_scale[t]);
-}
-
 TS_HD float ts_attention_exp(float score, float most) {
   return score > -bits_to_float(0x7f800000u) ? ts_exp_float(score - most) : 0.0f;
 }

@@ -21,6 +21,18 @@ struct TsRow {
   int32_t dtype;
 };
 
+constexpr int kFraction = 29;
+// Results of TsSampling::shallow. The tokens with from <= x < below are listed in ascending order of ids.
+struct TsShallow {
+  uint64_t *blocks;  // the weights' sum of the tokens with x >= below of every block
+  float *z;          // f(x) of the listed (room for n + 16) ...
+  uint64_t *w;       // ... and their weights
+  int64_t *ends;     // how many of them come before block b + 1
+  uint64_t above;    // the weights' sum of all tokens with x >= below ...
+  uint64_t near;     // ... and that of all others, the listed ones too, ...
+  uint64_t error;    // ... which is so far off at most
+};
+
 struct TsSampling {
   // Writes the largest x of every lane of every block, ceil(n / 256) * 16 of them; returns the largest of all. Sets
   // *has_nan if any token, marked or not, is a NaN (the maxima then mean nothing).
@@ -39,6 +51,9 @@ struct TsSampling {
   // them come before block b + 1.
   uint64_t (*split)(const TsRow *row, float max, int bits, float from, float below, uint64_t *blocks, float *between,
                     int64_t *ends, uint64_t *total);
+  // What split() is for, where exp(f(x) - max) >= 2^(23 - kFraction) of all tokens with x >= from: false if these are not
+  // its kind of divisors, or of sums. Null where that is not quicker.
+  bool (*shallow)(const TsRow *row, float max, int bits, float from, float below, TsShallow *out);
   // The sum of exp(f(x) - max) of the tokens with x < below, nearly, at a third of the cost, for a divisor or none. Null
   // where there is no quicker way than mass.
   double (*rough)(const TsRow *row, float max, float below);
@@ -52,6 +67,8 @@ struct TsSampling {
   float (*kth_of_lanes)(const float *lanes, int64_t count, int64_t k, float *room);
   // w[i] = weight of z[i]; returns their sum.
   uint64_t (*weights)(const float *z, int64_t n, float max, int bits, uint64_t *w);
+  // The sum of those w[i] where z[i] is below the threshold, and their number.
+  uint64_t (*weights_below)(const float *z, const uint64_t *w, int64_t n, float threshold, int64_t *count);
   // e[i] = exp((z[i] - max) * slope)
   void (*exps)(const float *z, int64_t n, float max, float slope, float *e);
   void (*divide)(float *z, int64_t n, float divisor);

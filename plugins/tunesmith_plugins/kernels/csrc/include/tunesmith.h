@@ -183,6 +183,9 @@ TS_API int32_t ts_sample_words(const int64_t *words, int64_t count);
  * that ask for it before they need it. Depends on the instruction set chosen. */
 #define TS_WARM_RANGES 6
 TS_API int32_t ts_warm_code(int64_t *words);
+/* The same of a call of ts_int8_linears with one row. */
+#define TS_INT8_WARM_RANGES 6
+TS_API int32_t ts_int8_warm_code(int64_t *words);
 /* Calls body(context) on up to `threads` threads at once, the caller's among them, and returns when all are done; flags are 0.
  * GOMP_parallel of an OpenMP library is one. */
 typedef void (*ts_team)(void (*body)(void *), void *context, unsigned threads, unsigned flags);

@@ -80,6 +80,7 @@ PyObject *n_dtype, *n_shape, *n_stride, *n_data_ptr, *n_is_cpu, *n_in_mode;
 PyObject *empty_options[3];  // {"dtype": ..., "device": "cpu"} for int64, uint8, float32
 int64_t sample_words = 0;
 int64_t warm_code[2 * TS_WARM_RANGES];  // an address and a number of bytes, each
+int64_t warm_int8[2 * TS_INT8_WARM_RANGES];
 const Exchange *exchange = nullptr;  // null: tensors are read through their attributes
 
 constexpr int64_t kBrief = 50000;   // values that take about 10 us: for less the interpreter is not let go
@@ -319,17 +320,19 @@ PyObject *result_of(PyObject *type, PyObject **made) {
 
 // Asks for the library's code. Between two tokens of a model the caches are used for other things, and the library is too
 // far off for the processor to guess what comes: line after line would be waited for.
-void ask_for_code() {
+void ask_for_code(const int64_t *code, int ranges) {
 #if defined(__GNUC__)
-  for (int i = 0; i < TS_WARM_RANGES; ++i) {
-    const char *begin = (const char *)(intptr_t)warm_code[2 * i];
-    for (int64_t at = 0; at < warm_code[2 * i + 1]; at += 64) __builtin_prefetch(begin + at, 0, 2);
+  for (int i = 0; i < ranges; ++i) {
+    const char *begin = (const char *)(intptr_t)code[2 * i];
+    for (int64_t at = 0; at < code[2 * i + 1]; at += 64) __builtin_prefetch(begin + at, 0, 2);
   }
+#else
+  (void)code, (void)ranges;
 #endif
 }
 
 PyObject *sample(PyObject *, PyObject *const *args, Py_ssize_t given) {
-  ask_for_code();
+  ask_for_code(warm_code, TS_WARM_RANGES);
   int64_t words[21] = {};
   if (given != 13 || !sample_words || !PyType_Check(args[12]) ||
       !PyType_IsSubtype((PyTypeObject *)args[12], &PyTuple_Type)) {
@@ -372,12 +375,12 @@ PyObject *sample(PyObject *, PyObject *const *args, Py_ssize_t given) {
 namespace {
 
 PyObject *setup(PyObject *, PyObject *const *args, Py_ssize_t given) {
-  if (given != kHeld + 2) {
-    PyErr_Format(PyExc_TypeError, "setup() takes %d arguments", kHeld + 2);
+  if (given != kHeld + 3) {
+    PyErr_Format(PyExc_TypeError, "setup() takes %d arguments", kHeld + 3);
     return nullptr;
   }
-  int64_t address = 0, warm_address = 0;
-  if (!word_of(args[kHeld], &address) || !word_of(args[kHeld + 1], &warm_address)) return nullptr;
+  int64_t address = 0, warm[2] = {};
+  if (!word_of(args[kHeld], &address) || !word_of(args[kHeld + 1], warm) || !word_of(args[kHeld + 2], warm + 1)) return nullptr;
   const Exchange *table = nullptr;
   if (args[kExchange] != Py_None) {
     table = (const Exchange *)PyCapsule_GetPointer(args[kExchange], "dlpack_exchange_api");
@@ -399,7 +402,8 @@ PyObject *setup(PyObject *, PyObject *const *args, Py_ssize_t given) {
   }
   exchange = table;
   sample_words = address;
-  ((int32_t (*)(int64_t *))(intptr_t)warm_address)(warm_code);
+  ((int32_t (*)(int64_t *))(intptr_t)warm[0])(warm_code);
+  ((int32_t (*)(int64_t *))(intptr_t)warm[1])(warm_int8);
   return PyBool_FromLong(table != nullptr);
 }
 
@@ -407,7 +411,7 @@ PyMethodDef methods[] = {
     {"setup", (PyCFunction)(void *)setup, METH_FASTCALL,
      "setup(Tensor, Parameter, float32, bfloat16, float16, int64, uint8, get_num_threads, names of the module of modes, "
      "dispatch_stack, transforms, empty, refuse, __dlpack_c_exchange_api__ or None, address of "
-     "ts_sample_words, that of ts_warm_code): whether tensors are exchanged through DLPack."},
+     "ts_sample_words, those of ts_warm_code and ts_int8_warm_code): whether tensors are exchanged through DLPack."},
     {"sample", (PyCFunction)(void *)sample, METH_FASTCALL,
      "sample(plan, logits, seed, stream, position, history, lengths, greedy, draw, raw, processed, truncated, result): a "
      "tuple of the class result, or None where something is out of the ordinary."},

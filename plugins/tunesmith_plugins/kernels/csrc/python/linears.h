@@ -135,6 +135,7 @@ PyObject *linears(PyObject *, PyObject *const *args, Py_ssize_t given) {
     return nullptr;
   }
   if (!exchange) Py_RETURN_NONE;
+  ask_for_code(warm_int8, TS_INT8_WARM_RANGES);
   int64_t words[kFirstWords + kLayerWords * kMostLayers] = {}, address, products = 0;
   Dense x;
   Found found = integer_of(args[0], &address);

@@ -628,7 +628,7 @@ void shared_rows() {
 
 // Sums in one pass are those of two, and the estimate is as near to the weights as ChainRow::doubt_of says.
 void sums_of_rows() {
-  int64_t estimates = 0, flat = 0;
+  int64_t estimates = 0, flat = 0, shallow = 0, kinds = 0;
   for (const std::string &isa : instruction_sets()) {
     REQUIRE(ts_isa_set(isa.c_str()) == TS_OK);
     const TsSampling *kernels = ts_sampling();
@@ -668,6 +668,26 @@ void sums_of_rows() {
       REQUIRE(above == kernels->mass(&row, max, bits, from, two.get()) && same(one.get(), two.get(), blocks));
       REQUIRE(all == kernels->mass(&row, max, bits, -HUGE_VALF, nullptr));
       REQUIRE(all == ts_sampling_scalar.mass(&row, max, bits, -HUGE_VALF, nullptr));
+      if (kernels->shallow && ts_exp((row.divisor_count ? lowest / divisor : lowest) - max) > 1.001f * 0x1p23f / (1 << kFraction)) {
+        auto z = exactly<float>(n + kLanes);
+        auto w = exactly<uint64_t>(n + kLanes);
+        TsShallow sums = {two.get(), z.get(), w.get(), ends.get(), 0, 0, 0};
+        for (int64_t b = 0; b < blocks; ++b) two[b] = (uint64_t)(ends[b] = -1);
+        if (kernels->shallow(&row, max, bits, lowest, from, &sums)) {
+          REQUIRE(sums.above == above && same(one.get(), two.get(), blocks) && ends[blocks - 1] == found);
+          for (int64_t b = 0, at = 0; b < blocks; ++b) {
+            while (at < found && ids[at] < (b + 1) * kBlock) ++at;
+            REQUIRE(ends[b] == at);
+          }
+          for (int64_t i = 0; i < found; ++i) {
+            REQUIRE(z[i] == (row.divisor_count ? listed[i] / divisor : listed[i]));
+            REQUIRE(w[i] == ts_weight(ts_exp(z[i] - max), ldexp(1.0, bits)));
+          }
+          const uint64_t others = all - above;
+          REQUIRE((others > sums.near ? others - sums.near : sums.near - others) <= sums.error);
+          ++shallow;
+        }
+      }
       if (!kernels->rough) continue;
       if (!row.marks) {
         auto again = exactly<float>(blocks * kLanes);
@@ -688,6 +708,32 @@ void sums_of_rows() {
       ++estimates;
     }
   }
+  // Where sums of 32 bits overflow that is said; divisors whose quotients take the long way round are refused.
+  for (const std::string &isa : instruction_sets()) {
+    REQUIRE(ts_isa_set(isa.c_str()) == TS_OK);
+    const TsSampling *kernels = ts_sampling();
+    if (!kernels->shallow) continue;
+    ++kinds;
+    float x[300], z[300 + kLanes];
+    uint64_t blocks[2], w[300 + kLanes];
+    int64_t ends[2];
+    TsShallow sums = {blocks, z, w, ends, 0, 0, 0};
+    for (int equal = 0; equal < 300; ++equal) {  // all but one of a lane's tokens, or all
+      for (int i = 0; i < 300; ++i) x[i] = i < equal ? 1.0f : 0.5f;
+      const TsRow row = {x, 300, nullptr, nullptr, nullptr, 0, TS_F32};
+      uint64_t one[2];
+      const uint64_t above = kernels->mass(&row, 1, 44, .75f, one);
+      const bool fits = kernels->shallow(&row, 1, 44, .75f, .75f, &sums);
+      REQUIRE(fits == (equal < 113));
+      REQUIRE(!fits || (sums.above == above && same(blocks, one, 2)));
+    }
+    for (const float divisor : {.96f, .48f, .8f, .7f, 1.3f}) {
+      const TsRow row = {x, 300, nullptr, nullptr, &divisor, 1, TS_F32};
+      x[299] = 2;
+      REQUIRE(kernels->shallow(&row, 2 / divisor, 44, 2, 2, &sums) == (divisor != .96f && divisor != .48f));
+    }
+  }
+  REQUIRE(!kinds || shallow);
   // Quotients to the last bit, of whatever size: most weights of these rows change with it.
   for (const std::string &isa : instruction_sets()) {
     REQUIRE(ts_isa_set(isa.c_str()) == TS_OK);
@@ -708,8 +754,8 @@ void sums_of_rows() {
     }
   }
   REQUIRE(!estimates || (flat && flat < estimates));
-  printf("sums of rows: one pass is two; %lld estimates within their bound, %lld rows too flat for one\n", (long long)estimates,
-         (long long)flat);
+  printf("sums of rows: one pass is two, and %lld times a shallow one; %lld estimates within their bound, %lld rows too flat for one\n",
+         (long long)shallow, (long long)estimates, (long long)flat);
 }
 
 // The k-th largest is what a sort finds, with many equals too, and nothing is read or written beyond the room.
