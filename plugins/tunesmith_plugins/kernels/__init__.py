@@ -96,7 +96,10 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f".{name}", __name__)
     if name in __all__:
-        value = getattr(import_module(f".{_HOME.get(name, 'ops')}", __name__), name)
+        home = _HOME.get(name, "ops")
+        if home.startswith("int8_"):
+            import_module(".int8_ops", __name__)  # registers torch.ops.tunesmith.int8_linear, which weights are made for
+        value = getattr(import_module(f".{home}", __name__), name)
         globals()[name] = value  # the next use does not come here; an int8 layer takes a few microseconds in all
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
