@@ -543,13 +543,14 @@ ChainRow::Bracket ChainRow::guess(double dropped, int attempt) {
   };
   // A depth at which it is a little less, where the mass of everything is `whole`. False position, with a step of the side
   // that lasts halved (the Illinois rule), until the deeper side is near or few tokens are above it.
-  const auto depth_of_boundary = [&](float whole) {
+  const auto depth_of_boundary = [&](float whole, float deep, float further) {
     constexpr float kNear = 0.04f, kFew = 128;
-    float shallow = 0, deep = 4, left = logf(whole / allowed), right;
+    float shallow = 0, left = logf(whole / allowed), right;
     while ((right = excess(deep)) > 0 && deep < kDeepest) {
       shallow = deep;
       left = right;
-      deep = fminf(2 * deep, kDeepest);
+      deep = fminf(further * deep, kDeepest);
+      further = fminf(further * further, 2);
     }
     int last = 0;
     bool near = right >= -kNear || number_above() <= kFew;
@@ -576,7 +577,7 @@ ChainRow::Bracket ChainRow::guess(double dropped, int attempt) {
     const float whole = mass_below(-1);
     allowed = whole - (float)((1 + dropped) * scan_mass_ * 1.0001);
     if (allowed > 0) {
-      const float deep = depth_of_boundary(whole);
+      const float deep = depth_of_boundary(whole, 4, 2);
       mass_below(deep);
       if (lanes - lanes_below <= lanes / 6) return {max_ - deep, HUGE_VALF};
     }
@@ -589,7 +590,26 @@ ChainRow::Bracket ChainRow::guess(double dropped, int attempt) {
     allowed *= -whole;
   }
   if (!(allowed > 0)) return {max_ - kDeepest, HUGE_VALF};
-  const float deep = depth_of_boundary(whole);
+  float start = 4, further = 2;
+  constexpr int64_t kCoarse = 8;
+  if (flat && padded >= kCoarse * 512) {
+    // First with one in kCoarse of the sample, so that the whole has to be looked at a few times only.
+    float *const all_e = sample_e, once = factor, sure = doubt;
+    const int64_t all = padded, some = count;
+    count = padded = all / kLanes / kCoarse * kLanes;
+    sample_e = lane_e_.at_least(count);
+    for (int64_t i = 0; i < count; i += kLanes) memcpy(sample_e + i, all_e + i * kCoarse, kLanes * sizeof(float));
+    factor *= (float)some / (float)count;
+    doubt *= sqrtf(once / factor);  // as far off as with all of them
+    start = 1.02f * depth_of_boundary(whole, 4, 2);
+    further = 1.05f;
+    sample_e = all_e;
+    padded = all;
+    count = some;
+    factor = once;
+    doubt = sure;
+  }
+  const float deep = depth_of_boundary(whole, start, further);
   Bracket bracket = {max_ - deep, HUGE_VALF};
   float mass = mass_below(deep);
   if (number_above() > fmaxf(2048.0f, (float)vocab_ / 48)) {
@@ -777,16 +797,6 @@ bool ChainRow::find_between(Bracket bracket, uint64_t above, uint64_t between, u
   return true;
 }
 
-// Whether top-p has left a token that is not patched in a row of form kAbove; tokens must be asked for in order of ids,
-// from the first one that ties has not counted.
-bool ChainRow::stays(float z, uint64_t *ties) const {
-  if (z >= from_) return true;
-  if (!between_known_ || z < threshold_) return false;
-  if (z > threshold_ || *ties == 0) return true;
-  --*ties;
-  return false;
-}
-
 // ---- draw and log-probabilities ---------------------------------------------------------------------------------
 
 int64_t ChainRow::first_maximum() {
@@ -836,9 +846,16 @@ int64_t ChainRow::draw_in_block(int64_t block, uint64_t running, uint64_t target
   const int64_t begin = block * kBlock, size = std::min(kBlock, vocab_ - begin);
   float z[kBlock];
   uint64_t w[kBlock];
-  for (int64_t i = 0; i < size; ++i) {
-    const float x = value_of(ts_load_one(source_, begin + i, args_->dtype), dense_divisors_);
-    z[i] = !passed_over(begin + i) && stays(x, &ties) ? x : -HUGE_VALF;
+  ts_load_row(ts_row(source_, begin, 1, args_->dtype), size, args_->dtype, z);
+  for (int32_t t = 0; t < dense_divisors_; ++t) kernels_->divide(z, size, divisors_[(size_t)t]);
+  if (view_.marks) {
+    for (int64_t i = 0; i < size; ++i) z[i] = passed_over(begin + i) ? -HUGE_VALF : z[i];
+  }
+  for (int64_t i = 0; i < size; ++i) {  // as in draw() there is nothing to predict
+    const bool tie = between_known_ & (z[i] == threshold_) & !(z[i] >= from_);
+    const bool stays = (z[i] >= from_) | (between_known_ & (z[i] > threshold_)) | (tie & (ties == 0));
+    ties -= tie & (ties > 0);
+    z[i] = stays ? z[i] : -HUGE_VALF;
   }
   kernels_->weights(z, size, max_, plan_->bits, w);
   const int32_t *first = std::lower_bound(ids_.get(), ids_.get() + n_, (int32_t)begin);
