@@ -151,7 +151,7 @@ def table(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-STREAM = 16_000_000  # float32: far more than the caches of one core hold
+STREAM = 16_000_000  # float32: many times what a core has for itself; a cache that cores share is no faster than memory by much
 
 
 def rate_of(x: Tensor, calls: int) -> float:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import loader  # at once: it must see a fork that comes before the first use
+
 if TYPE_CHECKING:
     from . import (
         attention,
         int8_cuda,
         int8_ops,
         int8_reference,
-        loader,
         reference,
         reference_edits,
         reference_truncations,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from .rotary import rotary_
 
 _MODULES = (
-    "attention", "int8_cuda", "int8_ops", "int8_reference", "loader", "ops", "reference", "reference_edits", "reference_truncations",
+    "attention", "int8_cuda", "int8_ops", "int8_reference", "ops", "reference", "reference_edits", "reference_truncations",
 )  # fmt: skip
 _HOME = {
     "info": "loader", "set_isa": "loader", "int8_attention": "attention", "rotary_": "rotary",
@@ -98,7 +99,9 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         home = _HOME.get(name, "ops")
         if home.startswith("int8_"):
-            import_module(".int8_ops", __name__)  # registers torch.ops.tunesmith.int8_linear, which weights are made for
+            import_module(
+                ".int8_ops", __name__
+            )  # registers torch.ops.tunesmith.int8_linear, which weights are made for
         value = getattr(import_module(f".{home}", __name__), name)
         globals()[name] = value  # the next use does not come here; an int8 layer takes a few microseconds in all
         return value

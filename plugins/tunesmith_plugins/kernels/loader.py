@@ -227,6 +227,7 @@ class _Slot:
 
 _reference_chosen = False  # by set_isa
 _team: int | None = None
+_forked = False
 _slots = {"cpu": _Slot("tunesmith", "ts_", "native"), "cuda": _Slot("tunesmith_cuda", "ts_cuda_", "cuda")}
 
 
@@ -245,15 +246,32 @@ def cpu() -> Library | None:
 def use_team(address: int | None) -> None:
     """Have the CPU library share work among an OpenMP library's threads, in this process; see ``ts_use_team``.
 
+    Not in a forked process: the threads are its parent's, and OpenMP would wait for them for ever.
+
     Args:
         address: of ``GOMP_parallel``; None: threads of its own.
     """
     global _team
     with _lock:
-        _team = address
+        _team = None if _is_forked() else address
         library = _slots["cpu"].library
         if library is not None:
-            library.use_team(address)
+            library.use_team(_team)
+
+
+def _is_forked() -> bool:
+    multiprocessing = sys.modules.get("multiprocessing")  # of a parent that had not imported this module
+    child = multiprocessing is not None and multiprocessing.parent_process() is not None
+    return _forked or (child and multiprocessing.get_start_method(allow_none=True) not in ("spawn", "forkserver"))
+
+
+def _after_fork() -> None:
+    global _forked, _team
+    _forked, _team = True, None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def cuda() -> Library | None:

@@ -410,7 +410,7 @@ def _call_sample(
     links = _links(steps)
     workspace = None
     if library.on_device:
-        _check_from_device(steps, history_lengths, width)
+        _check_from_device(steps, lengths, width)
         size = library.sample_workspace(batch, vocab, width)
         workspace = torch.empty(size, dtype=torch.uint8, device=logits.device)
     arguments = loader.SampleArgs(

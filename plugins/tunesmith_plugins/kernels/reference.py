@@ -50,8 +50,8 @@ READ_HISTORY = ("watermark",)
 """Steps that look at the token ids so far and have something else in place of a list."""
 REMOVALS = ("ban", "allow", "mask")
 """Truncations that may leave a row without a token, or take its likeliest one."""
-ON_CUDA = OPS
-"""Steps that the CUDA library has kernels for, all of them: on a CUDA device this module does the chains that have another."""
+ON_CUDA = OPS[: OPS.index("mirostat") + 1]
+"""Steps that the CUDA library has kernels for: on a CUDA device this module does the chains that have another."""
 MOST_ON_CUDA = 32
 """Steps of a chain that the CUDA library takes; this module does longer ones."""
 NEED_SECOND = ("typical", "top_h", "xtc", "dynamic_temperature", "watermark", "top_p_ties", "mirostat")

@@ -141,3 +141,30 @@ def test_the_code_that_a_call_asks_for_is_that_of_the_call(
         assert size < 32_768  # more would push out what the caller needs
     if "avx2" in found:
         assert not {at for at, _ in found["avx2"][1:]} & {at for at, _ in found["scalar"][1:]}
+
+
+FORKED = """
+import os, torch
+from tunesmith_plugins import kernels
+{before}
+torch.set_num_threads(2)
+torch.randn(2000, 2000).exp()  # torch's threads are at work before the fork, and gone in the child
+child = os.fork()
+if not child:
+    torch.set_num_threads(1)  # torch itself would wait for them
+    weight = kernels.quantize_weight(torch.randn(1024, 1024))
+    packed, x = kernels.pack_weight(weight.q, weight.scale), torch.randn(64, 1024)
+    torch.set_num_threads(2)
+    with torch.no_grad():
+        y = kernels.int8_linear(x, packed)
+    torch.set_num_threads(1)
+    os._exit(0 if y.isfinite().all() else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("before", ["", "kernels.ops", "kernels.info(); kernels.int8_ops"])
+def test_a_forked_child_does_not_wait_for_its_parents_threads(native: dict[str, Any], before: str) -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED.format(before=before)], timeout=60, check=False)
+    assert done.returncode == 0

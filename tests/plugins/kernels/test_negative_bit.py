@@ -98,10 +98,12 @@ def test_int8_layers_read_the_numbers_that_torch_shows(serving: str, k: int) -> 
         expected = call(x, layer, bias)
         assert equal(call(conjugated(x), layer, conjugated(bias)), expected)
         with torch.no_grad():
-            assert equal(call(conjugated(x), layer, bias), expected)
+            assert equal(call(conjugated(x), layer, conjugated(bias)), expected)
     assert equal(kernels.fused_linears(conjugated(x), [layer], [bias]), kernels.fused_linears(x, [layer], [bias]))
     one, other = conjugated(x[:1, :1]), kernels.pack_weight(*kernels.quantize_weight(torch.randn(1, 1))[:2])
-    assert equal(kernels.int8_linear(one, other), kernels.int8_linear(x[:1, :1], other))
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert equal(kernels.int8_linear(one, other), kernels.int8_linear(x[:1, :1], other))
 
 
 def test_attention_over_eight_bits_reads_the_numbers_that_torch_shows(serving: str) -> None:

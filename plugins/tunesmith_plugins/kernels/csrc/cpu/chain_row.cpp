@@ -147,6 +147,7 @@ void ChainRow::begin() {
   }
   // Only now that the row is in the caches: reads here and there are slow before.
   if (plan_->patches) load_patches();
+  rest_max_ += 0.0f;  // of two zeros the one that stands first would depend on the order of reading
   whole_rest_max_ = rest_max_;
   raw_max_ = max_ = dense_max(false);
   look_at(max_);
@@ -154,6 +155,7 @@ void ChainRow::begin() {
 
 void ChainRow::load_patches() {
   const int64_t count = patches_.size();
+  if (!count) return;
   const int32_t *ids = patches_.ids.get();
   float *z = patches_.z.get();
   if (args_->dtype == TS_F32) {
@@ -688,7 +690,7 @@ bool ChainRow::quick_top_p(double p) {
   const uint64_t between = kernels_->weights(between_.get(), n, max_, plan_->bits, between_w_.at_least(vocab_)) + list_patches(bracket.from);
   const uint64_t under = dense_total_ - above - between;
   if (under > limit) return false;
-  total_known_ = find_between(bracket, above, between, limit - under, limit - under);
+  total_known_ = find_between(bracket, above, between, limit - under, limit - under, 0);
   return total_known_;
 }
 
@@ -762,13 +764,15 @@ bool ChainRow::shallow_top_p(double p, Bracket bracket) {
   const uint64_t listed = sums.above + between;
   const int64_t most = (int64_t)ts_top_p_limit(p, listed + low) - (int64_t)low + kRounding;
   const int64_t fewest = (int64_t)ts_top_p_limit(p, listed + high) - (int64_t)high - kRounding;
-  return fewest >= 0 && find_between(bracket, sums.above, between, (uint64_t)fewest, (uint64_t)most);
+  // Of numbers near 0 a part of the quotient that shallow() lists may have been lost.
+  const float smallest = dense_divisors_ ? 0x1p-64f : 0.0f;
+  return fewest >= 0 && find_between(bracket, sums.above, between, (uint64_t)fewest, (uint64_t)most, smallest);
 }
 
 // The same when the tokens between are in between_, and the mass that goes of them and of the list is from `least` to
 // `most`, whichever: false too if that makes a difference. No ids are needed: what is drawn from such a row is looked up in
 // its block.
-bool ChainRow::find_between(Bracket bracket, uint64_t above, uint64_t between, uint64_t least, uint64_t most) {
+bool ChainRow::find_between(Bracket bracket, uint64_t above, uint64_t between, uint64_t least, uint64_t most, float smallest) {
   if (most >= between) return false;
   const int64_t n = between_ends_[(vocab_ + kBlock - 1) / kBlock - 1];
   float *z = between_.get();
@@ -782,6 +786,7 @@ bool ChainRow::find_between(Bracket bracket, uint64_t above, uint64_t between, u
   if (upto <= least) return false;
   uint64_t before;
   const float threshold = ts_boundary(z, w, all, {bracket.from, bracket.above, upto, inside}, weighed_.at_least(vocab_), least, &before, below);
+  if (fabsf(threshold) < smallest) return false;
   const uint64_t weight = ts_weight(ts_exp(threshold - max_), plan_->scale), ties = (least - before) / weight;
   if ((most - before) / weight != ties) return false;
   // Which of equals go depends on ids, which only the list has: of patched tokens, and by any rule but that of the highest.
@@ -860,10 +865,9 @@ int64_t ChainRow::draw_in_block(int64_t block, uint64_t running, uint64_t target
   kernels_->weights(z, size, max_, plan_->bits, w);
   const int32_t *first = std::lower_bound(ids_.get(), ids_.get() + n_, (int32_t)begin);
   for (int64_t j = first - ids_.get(); j < n_ && ids_[j] < begin + size; ++j) w[ids_[j] - begin] = w_[j];
-  for (int64_t i = 0;; ++i) {
-    running += w[i];
-    if (running > target) return begin + i;
-  }
+  int64_t i = 0;
+  while ((running += w[i]) <= target && i + 1 < size) ++i;  // it is in this block
+  return begin + i;
 }
 
 uint64_t ChainRow::raw_total() {

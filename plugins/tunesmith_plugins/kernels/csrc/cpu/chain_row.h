@@ -125,7 +125,7 @@ class ChainRow {
   bool find(Bracket bracket, uint64_t above, uint64_t total, uint64_t limit);
   uint64_t list_patches(float from);
   bool shallow_top_p(double p, Bracket bracket);
-  bool find_between(Bracket bracket, uint64_t above, uint64_t between, uint64_t least, uint64_t most);
+  bool find_between(Bracket bracket, uint64_t above, uint64_t between, uint64_t least, uint64_t most, float smallest);
   TS_WARM_LISTS float boundary(uint64_t running, uint64_t limit, uint64_t *before);
   TS_WARM void keep_beyond(float threshold, uint64_t ties);
   TS_WARM float kth_of_lanes(int64_t k);

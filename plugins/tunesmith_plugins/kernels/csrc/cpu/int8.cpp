@@ -372,7 +372,8 @@ TS_WARM_INT8 int32_t linears(const ts_int8_args *args) {
     const bool share = size * (1 / 2e4 + quantised / (kernels->tile_rows == kMostTileRows ? 2e6 : 3e5)) > worth;
     work.panels_a_task = share && threads > 1 ? columns / kPanel / (threads * 8) : columns / kPanel;
     if (work.panels_a_task < 1) work.panels_a_task = 1;
-    if (kernels->dots_pair) work.panels_a_task = up(work.panels_a_task, 2);
+    // One row takes panels in pairs, unless that would leave threads without work.
+    if (kernels->dots_pair && rows * per_row == 1 && columns / kPanel >= 2 * threads) work.panels_a_task = up(work.panels_a_task, 2);
     int64_t tasks = 0;
     for (int64_t i = 0; i < a.layer_count; ++i) tasks += work.tasks_of(i);
     ts_parallel(share ? threads : 1, tasks, product_task, &work);

@@ -110,20 +110,31 @@ Pool &pool() {
 }
 
 // See ts_use_team; one call at a time has it.
-std::atomic<ts_team> team{nullptr};
-std::atomic<int64_t> team_process{0};
+struct Team {
+  const ts_team call;
+  const int64_t process;
+  const Team *const before;  // kept, since somebody may be about to call it
+};
+std::atomic<const Team *> teams{nullptr};
 std::atomic<bool> team_taken{false};
+
+ts_team team_here() {
+  const Team *const found = teams.load(std::memory_order_acquire);
+  return found && found->process == (int64_t)ts_process_id() ? found->call : nullptr;
+}
 
 }  // namespace
 
 extern "C" void ts_use_team(ts_team function) {
-  team_process.store((int64_t)ts_process_id(), std::memory_order_relaxed);
-  team.store(function, std::memory_order_release);
+  const Team *before = teams.load(std::memory_order_relaxed);
+  for (;;) {
+    const Team *const made = new (std::nothrow) Team{function, (int64_t)ts_process_id(), before};
+    if (!made || teams.compare_exchange_strong(before, made, std::memory_order_acq_rel)) return;
+    delete made;
+  }
 }
 
-bool ts_has_team() {
-  return team.load(std::memory_order_acquire) && team_process.load(std::memory_order_relaxed) == (int64_t)ts_process_id();
-}
+bool ts_has_team() { return team_here() != nullptr; }
 
 void ts_parallel(int32_t threads, int64_t count, void (*body)(void *, int64_t), void *context) {
   if (threads <= 1 || count <= 1) {
@@ -135,9 +146,10 @@ void ts_parallel(int32_t threads, int64_t count, void (*body)(void *, int64_t), 
   job.context = context;
   job.count = count;
   job.places = 0;
-  const int32_t most = threads < count ? threads : (int32_t)count;
-  if (!ts_has_team()) return pool().run(most, job);
+  const ts_team team = team_here();
+  if (!team) return pool().run(threads < count ? threads : (int32_t)count, job);
   if (team_taken.exchange(true, std::memory_order_acquire)) return job.work();
-  team.load(std::memory_order_relaxed)([](void *shared) { ((Job *)shared)->work(); }, &job, (unsigned)most, 0);
+  // All of them though some may find nothing: GOMP ends threads that a smaller team leaves over, and starts new ones later.
+  team([](void *shared) { ((Job *)shared)->work(); }, &job, (unsigned)threads, 0);
   team_taken.store(false, std::memory_order_release);
 }

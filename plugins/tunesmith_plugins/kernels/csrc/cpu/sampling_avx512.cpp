@@ -1,4 +1,4 @@
-// 16 lanes as one AVX-512 register, without fused multiply-add (but for the estimate). Intrinsics only: an
+// 16 lanes as one AVX-512 register, with fused multiply-adds where they give the same bits. Intrinsics only: an
 // inline function of the standard library compiled here could be the copy that the linker keeps for older processors.
 #include <immintrin.h>
 #include <math.h>
@@ -143,7 +143,7 @@ TS_LANES F block_of_bf16(const uint16_t *x, const uint16_t *marks, M *bad) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(both)), 16));
 }
 
-// For the estimate only, where the last bit does not matter.
+// For the estimate, where the last bit does not matter, and for quotients.
 TS_LANES F multiply_add(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 struct Doubles {
   __m512d low, high;

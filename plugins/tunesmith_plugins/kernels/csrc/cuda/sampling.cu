@@ -43,8 +43,10 @@ __device__ void truncate(Row &row, int32_t op, double value, const double *secon
       return top_k_low(row, value);
     case TS_TOP_P_TIES:
       return top_p_ties(row, value, second);
-    default:  // TS_MIROSTAT
+    case TS_MIROSTAT:
       return mirostat(row, value, second[0]);
+    default:  // refused before
+      return;
   }
 }
 

@@ -1,5 +1,5 @@
 // The loops over a row of logits that have one version per instruction set. What they compute exactly (everything but
-// below and rough) has the same bits in every version.
+// below, rough, the mass of scan_rough and what is near in shallow) has the same bits in every version.
 #pragma once
 
 #include <stdint.h>

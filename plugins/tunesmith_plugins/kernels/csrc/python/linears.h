@@ -12,7 +12,7 @@ constexpr int kMostLayers = 40;           // as in int8_call.h
 constexpr int64_t kLargeResult = 8 << 20;  // bytes
 constexpr int64_t kFirstWords = 15, kLayerWords = 10, kWeightOnly = 2;
 constexpr int64_t kBriefProducts = 1 << 16;   // some 5 us: for less the interpreter is not let go
-constexpr int64_t kSharedProducts = 1 << 20;  // for less the library never asks how many threads there are
+constexpr int64_t kSharedProducts = 50000;  // for less the library never asks how many threads there are
 
 // A dense tensor of the CPU.
 struct Dense {
@@ -38,7 +38,9 @@ Found dense_of(PyObject *tensor, Dense *dense) {
     if (borrowed.shape[d] != 1 && borrowed.strides[d] != size) return kUnusual;
     size *= borrowed.shape[d];
   }
-  if (!size) return kUnusual;
+  // A sign that only torch knows of shows in no field of DLPack, but such a view steps over the real parts: only one number alone
+  // can seem dense.
+  if (!size || (size == 1 && borrowed.code == kCodeFloat)) return kUnusual;
   *dense = {(int64_t)(intptr_t)borrowed.data + (int64_t)borrowed.byte_offset, size, borrowed.shape[borrowed.ndim - 1],
             borrowed.shape, borrowed.ndim, borrowed.code, borrowed.bits};
   return kFine;

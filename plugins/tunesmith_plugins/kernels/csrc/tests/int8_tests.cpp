@@ -147,7 +147,6 @@ void fused() {
   puts("fused: norms, gates and residuals have the same bits everywhere");
 }
 
-// Large enough to be shared, from several callers at once: one gets the helpers, the others work alone.
 std::atomic<int> teams{0};
 
 void team(void (*body)(void *), void *context, unsigned threads, unsigned) {
@@ -158,6 +157,7 @@ void team(void (*body)(void *), void *context, unsigned threads, unsigned) {
   for (std::thread &other : others) other.join();
 }
 
+// Large enough to be shared, from several callers at once: one gets the helpers, the others work alone.
 void threads() {
   const int64_t rows = 40, n = 640, k = 512;
   const Layer layer(n, k, 0, 0), other(n / 2, k, 0, 0);

@@ -758,6 +758,47 @@ void sums_of_rows() {
          (long long)shallow, (long long)estimates, (long long)flat);
 }
 
+// top-p of flat rows whose boundary lies among numbers so near to 0 that parts of a quotient get lost.
+void tiny_values() {
+  int64_t kept = 0;
+  for (int trial = 0; trial < 60; ++trial) {
+    const int64_t n = 40000;
+    auto x = exactly<float>(n);
+    double over = 0, all = 0, near = 0;
+    const double heat = trial % 2 ? 1.3 : .7;
+    for (int64_t i = 0; i < n; ++i) {
+      const bool tiny = pick(0, 15) == 0;
+      x[i] = (float)(tiny ? ldexp(real(1, 8), -125) * (pick(0, 1) ? 1 : -1) : real(-1, 1));
+      const double e = exp(x[i] / heat);
+      all += e;
+      if (tiny) near += e;
+      else if (x[i] > 0) over += e;
+    }
+    double p = (over + near * real(.1, .9)) / all, temperature = heat;
+    ts_step steps[2] = {};
+    steps[0].op = TS_TEMPERATURE, steps[1].op = TS_TOP_P;
+    steps[0].dtype = steps[1].dtype = TS_F64;
+    steps[0].values = &temperature, steps[1].values = &p;
+    std::vector<float> first;
+    for (const std::string &isa : instruction_sets()) {
+      REQUIRE(ts_isa_set(isa.c_str()) == TS_OK);
+      std::vector<float> out((size_t)n);
+      uint8_t status = 9;
+      int64_t token = -1, seed = trial, none = 0;
+      ts_sample_args args = {};
+      args.logits = x.get(), args.batch = 1, args.vocab = n, args.row_stride = n, args.dtype = TS_F32;
+      args.steps = steps, args.step_count = 2, args.seed = &seed, args.stream = &none, args.position = &none;
+      args.token = &token, args.status = &status, args.out_logits = out.data(), args.threads = 1;
+      REQUIRE(ts_sample(&args) == TS_OK && status == TS_ROW_OK && out[(size_t)token] > -HUGE_VALF);
+      if (first.empty()) first = out;
+      REQUIRE(out == first);
+    }
+    kept += std::count_if(first.begin(), first.end(), [](float z) { return fabsf(z) < 1e-30f; });
+  }
+  REQUIRE(kept > 0);
+  puts("tiny values: what top-p keeps among them is the same everywhere");
+}
+
 // The k-th largest is what a sort finds, with many equals too, and nothing is read or written beyond the room.
 void selections() {
   const auto descending = [](float a, float b) { return a > b; };
@@ -831,6 +872,7 @@ int main() {
   chains();
   sums_of_rows();
   selections();
+  tiny_values();
   short_lists();
   guarded_rows();
   later_top_p();
