@@ -6,10 +6,9 @@ See docs/kernels.md for the exact semantics, the build settings and what was che
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from . import loader  # at once: it must see a fork that comes before the first use
 
 if TYPE_CHECKING:
     from . import (
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
         int8_cuda,
         int8_ops,
         int8_reference,
+        loader,
         reference,
         reference_edits,
         reference_truncations,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .rotary import rotary_
 
 _MODULES = (
-    "attention", "int8_cuda", "int8_ops", "int8_reference", "ops", "reference", "reference_edits", "reference_truncations",
+    "attention", "int8_cuda", "int8_ops", "int8_reference", "loader", "ops", "reference", "reference_edits", "reference_truncations",
 )  # fmt: skip
 _HOME = {
     "info": "loader", "set_isa": "loader", "int8_attention": "attention", "rotary_": "rotary",
@@ -91,6 +91,19 @@ __all__ = [
     "unpack_weight",
     "weight_only_linear",
 ]
+
+
+forked = False
+"""Whether this process was forked from one that had imported this package: threads of the other are not here."""
+
+
+def _after_fork() -> None:
+    global forked
+    forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def __getattr__(name: str) -> Any:

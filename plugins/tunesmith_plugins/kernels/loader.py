@@ -221,13 +221,12 @@ class _Slot:
             # Forced to an instruction set this processor lacks: silently using another would hide a mistake.
             library.check(3)
         if self.prefix == "ts_":
-            library.use_team(_team)
+            library.use_team(_team_here())
         return library, None
 
 
 _reference_chosen = False  # by set_isa
 _team: int | None = None
-_forked = False
 _slots = {"cpu": _Slot("tunesmith", "ts_", "native"), "cuda": _Slot("tunesmith_cuda", "ts_cuda_", "cuda")}
 
 
@@ -253,25 +252,17 @@ def use_team(address: int | None) -> None:
     """
     global _team
     with _lock:
-        _team = None if _is_forked() else address
+        _team = address
         library = _slots["cpu"].library
         if library is not None:
-            library.use_team(_team)
+            library.use_team(_team_here())
 
 
-def _is_forked() -> bool:
-    multiprocessing = sys.modules.get("multiprocessing")  # of a parent that had not imported this module
+def _team_here() -> int | None:
+    multiprocessing = sys.modules.get("multiprocessing")  # of a parent that had not imported the package
     child = multiprocessing is not None and multiprocessing.parent_process() is not None
-    return _forked or (child and multiprocessing.get_start_method(allow_none=True) not in ("spawn", "forkserver"))
-
-
-def _after_fork() -> None:
-    global _forked, _team
-    _forked, _team = True, None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    forked = child and multiprocessing.get_start_method(allow_none=True) not in ("spawn", "forkserver")
+    return None if forked or sys.modules[__package__].forked else _team
 
 
 def cuda() -> Library | None:

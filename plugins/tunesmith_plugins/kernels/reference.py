@@ -347,7 +347,7 @@ def logp(rows: Tensor, token: Tensor) -> Tensor:
     total = weights(_relative(rows)).sum(-1)
     mass = total.double() / 2.0 ** weight_bits(rows.shape[-1])
     x = rows.gather(1, token[:, None])[:, 0].double()
-    result = ((x - rows.amax(-1).double()) - log(mass)).float()
+    result = ((x - rows.amax(-1).double()) - log(mass)).float() + 0.0  # never -0
     return torch.where(rows.amax(-1) == math.inf, math.nan, result)
 
 
@@ -358,7 +358,7 @@ def likeliest(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     mass = total.double() / 2.0 ** weight_bits(rows.shape[-1])
     largest = rows.amax(-1, keepdim=True)
     values = rows.gather(1, ids)
-    logps = ((values.double() - largest.double()) - log(mass)).float()
+    logps = ((values.double() - largest.double()) - log(mass)).float() + 0.0  # never -0
     logps = torch.where(values == -math.inf, -math.inf, logps)  # of a row without a possible token, too
     return ids, torch.where(largest == math.inf, math.nan, logps)
 

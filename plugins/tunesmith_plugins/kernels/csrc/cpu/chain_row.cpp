@@ -147,7 +147,6 @@ void ChainRow::begin() {
   }
   // Only now that the row is in the caches: reads here and there are slow before.
   if (plan_->patches) load_patches();
-  rest_max_ += 0.0f;  // of two zeros the one that stands first would depend on the order of reading
   whole_rest_max_ = rest_max_;
   raw_max_ = max_ = dense_max(false);
   look_at(max_);

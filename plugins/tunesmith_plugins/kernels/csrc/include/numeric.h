@@ -102,10 +102,11 @@ TS_HD double ts_log(double v) {
   return (double)exponent * kLn2 + (2.0 * s) * p;
 }
 
-// log-probability of a token of logit x in a row whose maximum is max and whose weights add up to total.
+// log-probability of a token of logit x in a row whose maximum is max and whose weights add up to total. Never -0: which of two
+// zeros is the maximum depends on the order of reading.
 TS_HD float ts_logp(float x, float max, uint64_t total, double scale) {
   const double mass = (double)(int64_t)total / scale;
-  return (float)(((double)x - (double)max) - ts_log(mass));
+  return (float)(((double)x - (double)max) - ts_log(mass)) + 0.0f;
 }
 
 // The most mass that top-p may drop: floor((1 - p) * total).
