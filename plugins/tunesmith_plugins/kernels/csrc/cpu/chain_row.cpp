@@ -834,7 +834,11 @@ int64_t ChainRow::draw() {
   for (int64_t b = 0;; ++b) {
     uint64_t here = blocks_[b];
     const uint64_t ties_before = ties;
-    for (const int64_t end = between_known_ ? between_ends_[b] : at; at < end; ++at) {
+    const int64_t end = between_known_ ? between_ends_[b] : at;
+    if (!ties) {  // nearly always; below each value waits for the ties counted before it
+      for (; at < end; ++at) here += between_w_[at] & (0 - (uint64_t)(between_[at] >= threshold_));
+    }
+    for (; at < end; ++at) {
       const float z = between_[at];
       const bool tie = z == threshold_, stays = (z > threshold_) | (tie & (ties == 0));  // there is nothing to predict
       ties -= tie & (ties > 0);

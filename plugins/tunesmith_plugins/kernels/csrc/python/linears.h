@@ -1,15 +1,10 @@
 // int8 layers in one step of Python: tensors are read, and results made, through DLPack's table. Included by call.cpp.
 #pragma once
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace {
 
 constexpr int32_t kMostDims = 8;
 constexpr int kMostLayers = 40;           // as in int8_call.h
-constexpr int64_t kLargeResult = 8 << 20;  // bytes
 constexpr int64_t kFirstWords = 15, kLayerWords = 10, kWeightOnly = 2;
 constexpr int64_t kBriefProducts = 1 << 16;   // some 5 us: for less the interpreter is not let go
 constexpr int64_t kSharedProducts = 50000;  // for less the library never asks how many threads there are
@@ -54,16 +49,6 @@ struct Result {
 
 void release_result(Managed *managed) { free(managed->context); }
 
-// A large result is new memory of the system's, page by page at the first write: fewer and larger ones take a fraction of the time.
-void ask_for_large_pages(char *place, int64_t size) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  const uintptr_t page = 1 << 21, from = ((uintptr_t)place + page - 1) & ~(page - 1), to = ((uintptr_t)place + (uintptr_t)size) & ~(page - 1);
-  if (size >= kLargeResult && from < to) madvise((void *)from, to - from, MADV_HUGEPAGE);
-#else
-  (void)place, (void)size;
-#endif
-}
-
 PyObject *result_like(const Dense &x, int64_t last, int64_t *data) {
   constexpr size_t kAlign = 64;
   const int64_t size = x.size / x.last * last * (x.bits / 8);
@@ -71,7 +56,6 @@ PyObject *result_like(const Dense &x, int64_t last, int64_t *data) {
   if (!result) return PyErr_NoMemory();
   char *place = (char *)(result + 1) + kAlign - 1;
   place -= (uintptr_t)place % kAlign;
-  ask_for_large_pages(place, size);
   int64_t step = 1;
   for (int32_t d = x.ndim - 1; d >= 0; --d) {
     result->shape[d] = d == x.ndim - 1 ? last : x.shape[d];
