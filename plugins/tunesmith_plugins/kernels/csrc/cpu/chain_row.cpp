@@ -409,13 +409,7 @@ void ChainRow::keep_beyond(float threshold, uint64_t ties) {
 float ChainRow::kth_of_lanes(int64_t k) {
   const int64_t count = (vocab_ + kBlock - 1) / kBlock * kLanes;
   if (k > count) return -HUGE_VALF;
-  return kernels_->kth_of_lanes(lanes_.get(), count, k, select_.at_least(3 * count + 2 * vocab_));
-}
-
-// The k-th largest value of the list, 1 <= k <= n_.
-float ChainRow::kth_of_list(int64_t k) {
-  const int64_t lanes = (vocab_ + kBlock - 1) / kBlock * kLanes;
-  return kernels_->kth(z_.get(), n_, k, select_.at_least(3 * lanes + 2 * vocab_));
+  return kernels_->kth_of_lanes(lanes_.get(), count, k, select_.at_least(3 * count + 2 * kLanes));
 }
 
 // Keeps every token that ties with the k-th largest; k below 1 keeps all.
@@ -429,7 +423,7 @@ void ChainRow::top_k(double wanted) {
     form_ = kList;
   }
   if (k >= n_) return;
-  keep_beyond(kth_of_list(k), 0);
+  keep_beyond(kernels_->kth(z_.get(), n_, k, select_.at_least(2 * vocab_ + 2 * kLanes)), 0);
 }
 
 // Nguyen et al. (2024): drops tokens less likely than p times the likeliest.

@@ -129,7 +129,6 @@ class ChainRow {
   TS_WARM_LISTS float boundary(uint64_t running, uint64_t limit, uint64_t *before);
   TS_WARM void keep_beyond(float threshold, uint64_t ties);
   TS_WARM float kth_of_lanes(int64_t k);
-  TS_WARM float kth_of_list(int64_t k);
   TS_WARM int64_t draw();
   int64_t draw_in_block(int64_t block, uint64_t running, uint64_t target, uint64_t ties);
   int64_t first_maximum();

@@ -1,6 +1,5 @@
-// The k-th largest of some values. Which values are large cannot be foreseen, and a wrong guess of the processor costs as
-// much as two dozen comparisons: values are parted 16 at a time, without a branch on any of them. Included after
-// sampling_lanes.h.
+// The k-th largest of some values. Which values are large cannot be foreseen, and a wrong guess of the processor costs far
+// more than a comparison: values are parted 16 at a time, without a branch on any of them. Included after sampling_lanes.h.
 #include <string.h>
 
 namespace {

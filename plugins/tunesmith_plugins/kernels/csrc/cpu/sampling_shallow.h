@@ -11,8 +11,8 @@ constexpr int kChunk = 8;  // groups whose sums stay in 32 bits: they reach 2^32
 // x / d as x * high + x * low, where the parts of the reciprocal are those of Through: before the last rounding it is within
 // 2^-47 of the quotient, and a quotient of two floats that is not halfway between two others is nearly always further from
 // there. Where it might not be, X 2^k = 1 or -1 modulo D for the odd parts X of x and D of d, k = 24 or 25 (one less where
-// d has 23 bits): no more than these few are tried. Near 0, where x * low
-// is too small for a float, it does not hold: nothing may be decided there (ChainRow::shallow_top_p).
+// d has 23 bits): no more than these few are tried. Near 0, where x * low is too small for a float,
+// it does not hold: nothing may be decided there (ChainRow::shallow_top_p).
 bool quick_quotients(float divisor, float high, float low) {
   const uint32_t d = (float_to_bits(divisor) & 0x7fffffu) | 0x800000u;
   if (d % 4 == 0) return true;
