@@ -135,9 +135,9 @@ class Draw:
 
     token: torch.Tensor
     status: torch.Tensor
-    logp_raw: torch.Tensor = field(default=None)
-    logp_processed: torch.Tensor = field(default=None)
-    logp_truncated: torch.Tensor = field(default=None)
+    logp_raw: torch.Tensor | None = None
+    logp_processed: torch.Tensor | None = None
+    logp_truncated: torch.Tensor | None = None
     top: tuple[torch.Tensor, torch.Tensor] | None = None
     top_raw: tuple[torch.Tensor, torch.Tensor] | None = None
     top_truncated: tuple[torch.Tensor, torch.Tensor] | None = None

@@ -92,7 +92,7 @@ def accumulation(given: Mapping[str, Any]) -> int:
     return int(given.get("gradient_accumulation_steps", 1)) * processes()
 
 
-def device_map(given: Mapping[str, Any]) -> dict[str, str]:
+def device_map(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the option of :func:`tunesmith.lm.load` that is given among the arguments, if it is."""
     placed = given.get("device_map")
     return {"device_map": str(placed)} if placed else {}

@@ -96,7 +96,7 @@ class _Rounded(nn.Module):
         layer.weight = self.weight
         if hasattr(self, "bias"):
             layer.bias = self.bias
-        return layer  # type: ignore[no-any-return]
+        return layer
 
 
 class RoundedLinear(_Rounded):

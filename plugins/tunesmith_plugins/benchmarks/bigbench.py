@@ -230,7 +230,7 @@ def _read_task(path: Path) -> Task:
 
 def _question(task: Task, number: int, example: Mapping[str, Any], seed: int) -> Question:
     key = f"{task.name}/{number:05d}"
-    scores = example.get("target_scores")
+    scores: Mapping[str, float] = example.get("target_scores") or {}
     asked = f"{task.example_input_prefix}{example['input']}"
     if scores and task.append_choices:
         # in the file the right one often stands first

@@ -102,7 +102,7 @@ def _read_csv(path: Path, subject: str) -> list[Question]:
     if not path.is_file():
         near = ", ".join(sorted(p.name for p in path.parent.glob("*.csv"))[:5]) or "no CSV files at all"
         raise DataError(f"there is no {path}; beside it there are {near}.")
-    found = []
+    found: list[Question] = []
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file, strict=True)
         try:

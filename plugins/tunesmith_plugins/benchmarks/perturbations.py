@@ -52,7 +52,7 @@ CONTRACTED = MappingProxyType(
     }
 )
 _LONG = re.compile(r"\b(" + "|".join(map(re.escape, CONTRACTED)) + r")\b", re.IGNORECASE)
-_SHORT = {short.lower(): long for long, short in reversed(CONTRACTED.items())}
+_SHORT = {short.lower(): long for long, short in reversed(list(CONTRACTED.items()))}
 _CONTRACTIONS = re.compile(r"\b(" + "|".join(map(re.escape, _SHORT)) + r")\b", re.IGNORECASE)
 _WORD = re.compile(r"[A-Za-z]{4,}")
 _WORDS = re.compile(r"[^\W\d_]{2,}")

@@ -91,7 +91,7 @@ class Headless:
 
         bias = self.core._buffers.get(BIAS)
         before = self.head.__dict__.get("forward")  # of whoever spreads the model over devices
-        self.head.forward = stub  # type: ignore[method-assign]
+        self.head.forward = stub
         if bias is not None:  # or it would spread the one column over the vocabulary
             self.core._buffers[BIAS] = bias[:, :1]
         try:
@@ -99,7 +99,7 @@ class Headless:
         finally:
             del self.head.forward
             if before is not None:
-                self.head.forward = before  # type: ignore[method-assign]
+                self.head.forward = before
             if bias is not None:
                 self.core._buffers[BIAS] = bias
 

@@ -74,7 +74,7 @@ class GPTQCompressor(Int8Compressor):
                 hessian, group = inputs.pop(name).moments.hessian, layout.layers[name].group_size
                 try:
                     rounded = checked(name, partial(gptq, matrix(layer), hessian, group, config.damping))
-                except torch.linalg.LinAlgError as cause:
+                except torch.linalg.LinAlgError as cause:  # type: ignore[attr-defined]
                     raise NumericError(
                         f"{name}: the second moments of its inputs cannot be inverted; use more examples or a larger "
                         f"damping than {config.damping:g}."

@@ -197,7 +197,7 @@ class Int8Quantizer(HfQuantizer):
             if isinstance(module, Int8Weight):
                 _check_numbers(name, module)
             if isinstance(module, Int8Embedding):
-                module.dtype = model.dtype
+                module.dtype = model.dtype  # type: ignore[assignment]
             if isinstance(module, (Int8Linear, Int8TiedLinear)) and module.bias is not None:
                 module.bias.requires_grad_(False)
         integers = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Int8Weight)}
@@ -285,7 +285,7 @@ def _resolved(layout: Layout, model: Any) -> Layout:
 def _different(model: Any, files: Sequence[str]) -> list[str]:
     """Return the weights that the model's config ties to another one while the files have a different one for each: then
     transformers does not tie them either."""
-    where = {}
+    where: dict[str, str] = {}
     for file in files:
         if file.endswith(".safetensors"):
             with safe_open(file, framework="pt") as opened:

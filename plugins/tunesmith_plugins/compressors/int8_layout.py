@@ -95,7 +95,7 @@ def tie(layout: Layout, model: nn.Module) -> None:
         if name in layout.layers:
             model.set_submodule(name, Int8TiedLinear(source, getattr(here, "bias", None), layout.layers[name].kind))
         else:
-            like = here if isinstance(here, Int8Embedding) else Int8Embedding.like(here, device="meta")
+            like = here if isinstance(here, Int8Embedding) else Int8Embedding.like(here, device="meta")  # type: ignore[arg-type]
             model.set_submodule(name, Int8TiedEmbedding(source, like))
 
 

@@ -104,8 +104,9 @@ class Int8StaticLinear(Int8Linear):
     input_scale: Tensor
     input_zero_point: Tensor
 
-    def __init__(self, *arguments: Any, device: Any = None, **options: Any) -> None:
-        super().__init__(*arguments, device=device, **options)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        device = options.get("device")
         self.register_buffer("input_scale", torch.ones((), device=device))
         self.register_buffer("input_zero_point", torch.zeros((), dtype=torch.int32, device=device))
 

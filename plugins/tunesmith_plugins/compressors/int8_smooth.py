@@ -115,5 +115,5 @@ def smooth(
 
 def _weight(layer: nn.Module) -> Tensor:
     """Return the weight as (outputs, inputs), in place."""
-    weight: Tensor = layer.weight.data  # type: ignore[union-attr, assignment]
+    weight: Tensor = layer.weight.data  # type: ignore[assignment]
     return weight.T if isinstance(layer, Conv1D) else weight

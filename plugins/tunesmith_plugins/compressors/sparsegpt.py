@@ -57,7 +57,7 @@ class SparseGPTCompressor(Compressor):
                         damping=config.damping,
                         block_size=config.block_size,
                     )
-                except torch.linalg.LinAlgError as cause:
+                except torch.linalg.LinAlgError as cause:  # type: ignore[attr-defined]
                     raise NumericError(
                         f"{name}: the second moments of its inputs cannot be inverted; use more calibration data or a "
                         f"larger damping than {config.damping:g}."

@@ -95,7 +95,8 @@ class StructuredCompressor(Compressor):
             raise ConfigError(['a classifier has no loss on text; use score="activation" @ score'])
 
     def _cut_parts(self, lm: LM, layout: Layout, cut: Cut, batches: Sequence[Batch]) -> list[dict[str, Any]]:
-        model_config, rows = lm.model.config, []
+        model_config = lm.model.config
+        rows: list[dict[str, Any]] = []
         for stack in layout.stacks:
             name, blocks = module_list(lm, stack)
             kept = self._kept_layers(lm, layout, stack, blocks, batches)
@@ -140,7 +141,7 @@ class StructuredCompressor(Compressor):
                 torch.stack([p.detach().double().square().sum() for p in block.parameters() if p.dim() > 1]).sum().cpu()
             )
         outs = [stack.feed.down, *(attention.out for attention in stack.attentions)]
-        parts = [Part(down=down, up=(), size=_inputs(down)) for down in (block.get_submodule(out) for out in outs)]  # type: ignore[arg-type]
+        parts = [Part(down=down, up=(), size=_inputs(down)) for down in (block.get_submodule(out) for out in outs)]
         return torch.stack([found.sum() for found in by_gradient(lm, parts, batches)]).sum().cpu()
 
     def _scores(self, lm: LM, parts: Sequence[Part], batches: Sequence[Batch]) -> list[torch.Tensor]:
@@ -165,8 +166,8 @@ class StructuredCompressor(Compressor):
         feed = stack.feed
         parts = [
             Part(
-                down=blocks[number].get_submodule(feed.down),  # type: ignore[arg-type]
-                up=tuple((blocks[number].get_submodule(up), 1) for up in feed.up),  # type: ignore[misc]
+                down=blocks[number].get_submodule(feed.down),
+                up=tuple((blocks[number].get_submodule(up), 1) for up in feed.up),
             )
             for number in kept
         ]
@@ -199,7 +200,7 @@ class StructuredCompressor(Compressor):
             up: list[Any] = [(block.get_submodule(attention.query), queries * size)]
             if groups > 1:
                 up += [(block.get_submodule(key), size) for key in attention.keys]
-            parts.append(Part(down=block.get_submodule(attention.out), up=tuple(up), size=queries * size))  # type: ignore[arg-type]
+            parts.append(Part(down=block.get_submodule(attention.out), up=tuple(up), size=queries * size))
         scores = self._scores(lm, parts, batches)
         if attention.shared_bias:
             total = torch.stack([found / found.sum().clamp_min(1e-300) for found in scores]).sum(0)

@@ -196,7 +196,8 @@ def _renumber_template(processor: dict[str, Any] | None, new: Mapping[int, int])
 
 
 def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+    return [(left, right) for left, right in pairs]
 
 
 def _is_byte(piece: str) -> bool:

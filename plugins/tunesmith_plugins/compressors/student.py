@@ -52,7 +52,7 @@ def every_nth(lm: LM, keep_every: int) -> LM:
         state[name] = source[origin].detach().clone()
     student.load_state_dict(state)
     student.to(lm.device, dtype=lm.model.dtype)
-    student.generation_config = copy.deepcopy(getattr(lm.model, "generation_config", None))
+    student.generation_config = copy.deepcopy(getattr(lm.model, "generation_config", None))  # type: ignore[assignment]
     return LM(model=student, tokenizer=lm.tokenizer, family=lm.family)
 
 

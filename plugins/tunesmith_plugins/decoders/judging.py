@@ -68,6 +68,7 @@ class Judge:
         flat = without_end(logits.reshape(batch * places, vocab), self.model, each, self.limits)
         if self.links is None:
             draw = self.sampler.sample(flat, each, logp=("processed",))
+            assert draw.logp_processed is not None
             token, logp, status = (
                 tensor.view(batch, places) for tensor in (draw.token, draw.logp_processed, draw.status)
             )

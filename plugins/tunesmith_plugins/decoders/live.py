@@ -87,6 +87,7 @@ class Live:
         """
         rows, position = self.rows, self.rows.position
         lengths = rows.history_lengths
+        assert draw.logp_processed is not None
         rows.history.scatter_(1, lengths[:, None], draw.token[:, None])
         self.logp.scatter_(1, position[:, None], draw.logp_processed[:, None].to(self.logp.dtype))
         self.token = draw.token

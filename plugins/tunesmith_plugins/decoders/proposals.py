@@ -173,10 +173,10 @@ class Draft(Proposer):
         before, self._unread = self._unread, None
         if before is None:
             logits, self._cache = self.model.step(token, self._cache)
-            return logits  # type: ignore[no-any-return]  # the model is any that rolls back
+            return logits
         both = torch.stack([before, token], dim=1)
         logits, self._cache = self.model.extend(both, torch.full_like(token, 2), self._cache)
-        return logits[:, -1]  # type: ignore[no-any-return]
+        return logits[:, -1]
 
 
 def fitted(logits: torch.Tensor, vocab: int) -> torch.Tensor:

@@ -131,6 +131,7 @@ class _Loop:
         rows = new_rows(members, self.model, self.limits, logits.device)
         draw = self.sampler.sample(without_end(logits, self.model, rows, self.limits), rows)
         check(draw, rows, members)
+        assert draw.logp_processed is not None
         rows = advanced(rows, draw.token, draw.state)
         for member, token, logp in zip(members, draw.token.tolist(), draw.logp_processed.tolist(), strict=True):
             member.token_ids, member.logp = [token], [logp]

@@ -12,7 +12,7 @@ ROOM, SHARE = 64, 4
 copied a few times at most, however long the text becomes."""
 
 
-class Growing(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
+class Growing(DynamicLayer):
     """A layer of transformers' dynamic cache over a larger store, of which positions ``first`` to ``end`` count.
 
     Positions can be dropped from the start without a copy, and rows written over in place. Whoever assigns ``keys`` and

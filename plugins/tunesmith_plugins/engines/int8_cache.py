@@ -131,6 +131,8 @@ class Int8Cache(DynamicCache):
     ``model.generate(..., past_key_values=Int8Cache(config=model.config))`` uses it outside of tunesmith too.
     """
 
+    layers: list[Any]
+
     def __init__(self, config: Any = None) -> None:
         super().__init__(config=config)
         if config is None:

@@ -31,11 +31,11 @@ class Int8States(Tensor):
     @staticmethod
     def __new__(cls, integers: Tensor, scales: Tensor, dtype: torch.dtype) -> Int8States:
         """Wrap integers and scales; ``dtype`` is what the floats they stand for are."""
-        made: Int8States = Tensor._make_wrapper_subclass(cls, integers.shape, dtype=dtype, device=integers.device)  # type: ignore[attr-defined]
+        made: Int8States = Tensor._make_wrapper_subclass(cls, integers.shape, dtype=dtype, device=integers.device)
         made.integers, made.scales = integers, scales
         return made
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Name the shape alone."""
         return f"Int8States({tuple(self.shape)}, {self.dtype})"
 
@@ -58,7 +58,7 @@ class Int8States(Tensor):
             return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | (kwargs or {})
         for argument in func._schema.arguments:
             if argument.alias_info is None or not argument.alias_info.is_write:

@@ -58,7 +58,7 @@ def blocked(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def layers(model: torch.nn.Module) -> Sequence[torch.nn.Linear]:
     """Return the linear layers of a model that could gain: plain ones, and none of a compiled model."""
-    known = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]  # torch is partly typed
+    known = torch.backends.mkl.is_available()
     if not known or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return ()
     modules = list(model.modules())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.decoder import Completion, Decoder, Limits, Request
@@ -45,7 +46,7 @@ class ScriptedEngine(Engine):
         for number, request in enumerate(requests):
             answer = known.get(tuple(request.prompt_ids))
             text = self._next(number) if answer is None else answer
-            finish = "eos"
+            finish: Literal["eos", "length", "stop"] = "eos"
             for end in sorted(text.find(stop) for stop in limits.stop if stop in text)[:1]:
                 text, finish = text[:end], "stop"
             ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -215,7 +215,7 @@ def special_id(lm: LM, *names: str) -> int:
     model = base_of(lm.model)
     for name in names:
         for source in (getattr(model, "generation_config", None), model.config, lm.tokenizer):
-            found = getattr(source, name, None)
+            found: Any = getattr(source, name, None)
             if isinstance(found, (list, tuple)) and found:
                 found = found[0]
             if found is not None:

@@ -502,7 +502,7 @@ def _linear(
     if not learns and _plain(x, weight.data, bias):
         return _compute(x, *weight, bias, activation or "", mode, static)
     scale, zero_point = static or (0.0, 0)
-    return torch.ops.tunesmith.int8_linear(  # type: ignore[no-any-return]
+    return torch.ops.tunesmith.int8_linear(
         x, weight.data, weight.scale, weight.sum, weight.n, weight.k, weight.group_size, bias, activation or "", mode,
         scale, zero_point,
     )  # fmt: skip
@@ -511,7 +511,7 @@ def _linear(
 def _activation(name: str, y: Tensor) -> Tensor:
     if name == "gelu_tanh":
         return torch.nn.functional.gelu(y, approximate="tanh")
-    return getattr(torch.nn.functional, name)(y)  # type: ignore[no-any-return]
+    return getattr(torch.nn.functional, name)(y)
 
 
 # ---- torch.library ----------------------------------------------------------------------------------------------

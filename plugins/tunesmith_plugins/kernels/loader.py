@@ -260,8 +260,11 @@ def use_team(address: int | None) -> None:
 
 def _team_here() -> int | None:
     multiprocessing = sys.modules.get("multiprocessing")  # of a parent that had not imported the package
-    child = multiprocessing is not None and multiprocessing.parent_process() is not None
-    forked = child and multiprocessing.get_start_method(allow_none=True) not in ("spawn", "forkserver")
+    forked = (
+        multiprocessing is not None
+        and multiprocessing.parent_process() is not None
+        and multiprocessing.get_start_method(allow_none=True) not in ("spawn", "forkserver")
+    )
     return None if forked or sys.modules[__package__].forked else _team
 
 

@@ -361,12 +361,11 @@ def _chain(
         )  # fmt: skip
         return token, status, logps, tops
     batch, count = logits.shape[0], min(top, logits.shape[1])
-    tops = [
-        tuple(torch.empty(batch, count, dtype=kind, device=logits.device) for kind in (torch.int64, torch.float32))
-        if wanted
-        else None
-        for wanted in top_of
-    ]
+    ids, values = (
+        functools.partial(torch.empty, batch, count, dtype=t, device=logits.device)
+        for t in (torch.int64, torch.float32)
+    )
+    tops = [(ids(), values()) if wanted else None for wanted in top_of]
     token = torch.empty(batch, dtype=torch.int64, device=logits.device)
     status = torch.empty(batch, dtype=torch.uint8, device=logits.device)
     logps = [torch.empty(batch, dtype=torch.float32, device=logits.device) if flag else None for flag in flags]
@@ -827,7 +826,7 @@ def _sample_chain_fake(logits: Tensor, ops: list[int], values: Tensor, *rest: ob
 
 
 def _sample_chain_top_fake(logits: Tensor, ops: list[int], values: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *rest, raw, processed, truncated, top, first, second, third = rest
+    *_, raw, processed, truncated, top, first, second, third = rest
     drawn = _sample_chain_fake(logits, ops, values, raw, processed, truncated)
     width, parts = min(top, logits.shape[1]), []
     for wanted in (first, second, third):

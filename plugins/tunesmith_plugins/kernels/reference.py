@@ -316,6 +316,7 @@ def chain(
         elif op == "dynamic_temperature":
             z, processed = reference_entropy.dynamic_temperatures(z, processed, values, second)
         elif op == "watermark":
+            assert history is not None
             marked = reference_watermark.green(ids, second, history, history_lengths, z.shape[1])
             z, processed = (reference_watermark.mark(t, values, marked) for t in (z, processed))
         elif op in EDITS:
@@ -433,7 +434,9 @@ def sample_chain_top(
     values = of(raw, logp_raw), of(processed, logp_processed), of(z, logp_truncated)
     tops: list[tuple[Tensor, Tensor] | None] = []
     for rows, wanted in zip((raw, processed, z), top_of, strict=True):
-        ids, logps = likeliest(torch.where(bad[:, None], 0.0, rows), top) if wanted else (None, None)
-        both = (torch.where(bad[:, None], -1, ids), torch.where(bad[:, None], math.nan, logps)) if wanted else None
-        tops.append(both)
+        if not wanted:
+            tops.append(None)
+            continue
+        ids, logps = likeliest(torch.where(bad[:, None], 0.0, rows), top)
+        tops.append((torch.where(bad[:, None], -1, ids), torch.where(bad[:, None], math.nan, logps)))
     return (torch.where(bad, -1, token), status, *values), tops

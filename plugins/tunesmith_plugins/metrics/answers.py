@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 
@@ -38,7 +39,8 @@ class ExactMatchMetric(MeanMetric):
 
     def rows(self, batch: Batch) -> np.ndarray:
         """Compare in the normal form."""
-        form = {"none": str, "strip": str.strip, "squad": squad}[self.config.normalize]
+        forms: dict[str, Callable[[str], str]] = {"none": str, "strip": str.strip, "squad": squad}
+        form = forms[self.config.normalize]
         pairs = zip(batch["prediction"], batch["references"], strict=True)
         return np.array([[form(p) in {form(r) for r in references}] for p, references in pairs], dtype=np.float64)
 

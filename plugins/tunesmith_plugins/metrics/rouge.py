@@ -17,7 +17,7 @@ from tunesmith_plugins.metrics.words import words
 PARTS = ("f", "precision", "recall")
 
 
-class UnicodeTokenizer(tokenizers.Tokenizer):  # type: ignore[misc]
+class UnicodeTokenizer(tokenizers.Tokenizer):
     """Words of any script; the stemmer, which is English, sees ASCII words only."""
 
     def __init__(self, stemmer: bool) -> None:

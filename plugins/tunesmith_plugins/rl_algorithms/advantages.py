@@ -23,8 +23,7 @@ def gae(rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: 
     """Return advantages (Schulman et al. 2016, equation 16); behind the last token the value is 0."""
     rewards, values = rewards * mask, values * mask
     advantages = torch.zeros_like(rewards)
-    after = torch.zeros_like(rewards[:, 0]) if rewards.shape[1] else None
-    next_value = after
+    after = next_value = rewards.new_zeros(len(rewards))
     for t in reversed(range(rewards.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         after = delta + gamma * lam * after

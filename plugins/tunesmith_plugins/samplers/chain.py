@@ -10,7 +10,7 @@ import attrs
 import torch
 
 from tunesmith.errors import ConfigError
-from tunesmith.kinds.sampler import LOGPS, Applied, Draw, Link, Rows, Sampler
+from tunesmith.kinds.sampler import LOGPS, Applied, Draw, Link, Rows, RowState, Sampler
 from tunesmith.runtime import Runtime
 from tunesmith_plugins import kernels
 from tunesmith_plugins.kernels import reference
@@ -174,7 +174,9 @@ def run(
     own, states = _own_rows(links, rows)
     logp = LOGPS if states else logp  # a link may advance by any of them
     parts = parts_of(links, own, plans.step)
-    last = parts.pop() if parts and isinstance(parts[-1], Fused) else Fused(steps=(), rows=rows)
+    last = Fused(steps=(), rows=rows)
+    if parts and isinstance(parts[-1], Fused):
+        last, parts = parts[-1], parts[:-1]
     if not parts:
         draw = _draw_fused(last.steps, greedy, logits, rows, logp, top)
         return draw if not states else attrs.evolve(draw, state=_advanced(links, states, None, draw, own))
@@ -219,7 +221,7 @@ def check_parameters(links: Mapping[str, Link], rows: Rows) -> None:
         raise ConfigError([f"this sampler has no parameter {u!r}; it has {sorted(known)}" for u in unknown], "rows")
 
 
-def _own_rows(links: Mapping[str, Link], rows: Rows) -> tuple[dict[str, Rows], dict[str, object]]:
+def _own_rows(links: Mapping[str, Link], rows: Rows) -> tuple[dict[str, Rows], dict[str, RowState]]:
     own = {name: rows.for_link(name) for name in links}
     states = {}
     for name, link in links.items():
@@ -268,7 +270,7 @@ def _draw_fused_top(
 ) -> Draw:
     """The same with the likeliest tokens."""
     found = kernels.sample_chain_top(
-        logits, plan, *_key(rows), **history_of(rows), greedy=greedy, top=top, of={"processed", *logp},
+        logits, plan, *_key(rows), **history_of(rows), greedy=greedy, top=top, of=("processed", *logp),
         logp_raw="raw" in logp, logp_processed="processed" in logp, logp_truncated="truncated" in logp,
     )  # fmt: skip
     token, status, raw, processed, truncated = found.sample
@@ -315,7 +317,9 @@ def _finish(
     )
 
 
-def _advanced(links: Mapping[str, Link], states: dict, logits: Any, draw: Draw, own: Mapping[str, Rows]) -> dict:
+def _advanced(
+    links: Mapping[str, Link], states: Mapping[str, RowState], logits: Any, draw: Draw, own: Mapping[str, Rows]
+) -> dict[str, RowState]:
     after = {}
     for name, held in states.items():
         link = links[name]

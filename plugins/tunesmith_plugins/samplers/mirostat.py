@@ -58,6 +58,7 @@ class MirostatLink(Link):
 
     def advance(self, state: RowState, logits: torch.Tensor, draw: Draw, rows: Rows) -> Bounds:
         assert isinstance(state, Bounds)
+        assert draw.logp_truncated is not None
         surprise = -draw.logp_truncated.double() / math.log(2)
         error = surprise - self.value(rows, "tau", torch.float64)
         moved = state.mu - self.value(rows, "eta", torch.float64) * error

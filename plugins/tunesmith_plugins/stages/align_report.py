@@ -29,7 +29,7 @@ def content(report: TrainingReport, prepared: Prepared | None = None) -> Content
             series.append(Series(title=title, x_label="step", x=x, y={name: values}, y_label=unit))
     rows = tuple((name.replace("_", " "), value) for name, value in report.summary.items())
     tables = (Table(title="Training", columns=("", "value"), rows=rows),) if rows else ()
-    samples = ()
+    samples: tuple[Samples, ...] = ()
     if report.samples:
         samples = (
             Samples(title="Before and after", columns=("prompt", "before", "after"), rows=tuple(report.samples)),

@@ -20,7 +20,7 @@ class BenchmarkStage(Stage):
         if context.start is None:
             raise ConfigError(["a Benchmark stage needs a model to begin from"], context.name)
         models: dict[Head, LM] = {}
-        runs = []
+        runs: list[Any] = []
         for benchmark in config.benchmarks:
             head = _head(benchmark)
             if head not in models:

@@ -126,9 +126,8 @@ class CompareStage(Stage):
 
     def _examples(self, context: StageContext, lm: LM) -> list[Example]:
         config = self.config
-        return load_examples(  # type: ignore[arg-type]
-            context.data, config.split, context.runtime, items=config.items, tokenizer=lm.tokenizer
-        )
+        assert context.data is not None  # seen to before anything is measured
+        return load_examples(context.data, config.split, context.runtime, items=config.items, tokenizer=lm.tokenizer)
 
     def _evaluate(self, context: StageContext, source: str) -> Evaluation:
         config, runtime = self.config, context.runtime

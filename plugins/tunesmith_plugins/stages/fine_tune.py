@@ -183,7 +183,7 @@ class FineTuneStage(Stage):
 
         last = lm.adapters[-1]
         if type(last.config) is adapters.get("tunesmith/full"):
-            return last.merge(lm)  # type: ignore[attr-defined, no-any-return]
+            return last.merge(lm)  # type: ignore[attr-defined]
         return lm
 
     def _examples(self, data: Data, split: str, runtime: Runtime, lm: LM) -> list[Example]:

@@ -44,8 +44,8 @@ def record_of(start: str) -> Record:
     made = stage.get("artifacts", {}).get(artifact.name, {}).get("digest")
     scores: list[dict[str, Any]] = []
     for other in sorted(artifact.parent.parent.glob("*/result.json")):
-        start = _read(other).get("identity", {}).get("start") or {}  # a stage that uses no model has none
-        if made and isinstance(start, dict) and start.get("artifact") == made:
+        begun = _read(other).get("identity", {}).get("start")  # a stage that uses no model has none
+        if made and isinstance(begun, dict) and begun.get("artifact") == made:
             scores += _read_list(other.parent / "scores" / "scores.json")
     return Record(stage=stage, pipeline=_read(artifact.parent.parent.parent / "pipeline.json"), scores=tuple(scores))
 

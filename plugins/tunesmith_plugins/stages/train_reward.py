@@ -11,7 +11,7 @@ from tunesmith import reward
 from tunesmith.component import load_target
 from tunesmith.data import load_preferences
 from tunesmith.errors import ConfigError, PluginError
-from tunesmith.kinds.reward_model import Fittable
+from tunesmith.kinds.reward_model import Fittable, RewardModel
 from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.preference_accuracy import Accuracy, Share, measure, split_groups
 from tunesmith.registry import reward_models
@@ -28,7 +28,7 @@ class TrainRewardStage(Stage):
         config, runtime = self.config, context.runtime
         source = config.preferences
         preferences = load_preferences(source if isinstance(source, str) else context.inputs["preferences"])
-        model = config.reward.build()
+        model: RewardModel = config.reward.build()
         if not isinstance(model, Fittable):
             raise ConfigError(
                 [f"{type(config.reward).__name__} cannot be trained; these can: {', '.join(_trainable())} @ reward"],

@@ -6,7 +6,7 @@ Its settings were chosen on the validation split (``tunesmith demo --split valid
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from attrs import evolve, field, frozen
 
@@ -107,11 +107,16 @@ def pipeline(
     rouge = Rouge(types=("1", "2", "L"))
     texts = (rouge, Bleu())
     generation = Generation(max_new_tokens=TOKENS)
-    ask = {"split": split, "items": budget.items, "generation": generation}
+    ask: dict[str, Any] = {"split": split, "items": budget.items, "generation": generation}
     zero = output("zero-shot", "scores")
-    lengths = {"max_length": 256, "max_target_length": 64}
-    tune = {"steps": budget.tune, "batch_size": 16, "measure_in_child": budget.child, **lengths}
-    classify = {"objective": "classification", "batch_size": 16, "learning_rate": 1e-3, "max_length": 96}
+    lengths: dict[str, Any] = {"max_length": 256, "max_target_length": 64}
+    tune: dict[str, Any] = {"steps": budget.tune, "batch_size": 16, "measure_in_child": budget.child, **lengths}
+    classify: dict[str, Any] = {
+        "objective": "classification",
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "max_length": 96,
+    }
     judged = (rouge, Toxicity(model=output("judge", "long"), label="rude"))
     aligned = (*judged, Reward(model=Trained(reward_model=output("reward", "reward_model"))))
     return Pipeline(

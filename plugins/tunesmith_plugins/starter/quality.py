@@ -64,10 +64,11 @@ def table(folder: Path = carried.FOLDER, *, items: int = 200, names: Iterable[st
     if "seq2seq" in names:
         tokenizer = AutoTokenizer.from_pretrained(folder / "seq2seq")
         model = AutoModelForSeq2SeqLM.from_pretrained(folder / "seq2seq", dtype=torch.float32).eval()
-        cases = [(f"{shots} examples", {"shots": shots}) for shots in range(corpus.MAX_SHOTS + 1)]
+        cases: list[tuple[str, dict[str, Any]]] = []
+        cases += [(f"{shots} examples", {"shots": shots}) for shots in range(corpus.MAX_SHOTS + 1)]
         cases.append(("0 examples, form named", {"shots": 0, "instruction": dg.INSTRUCTIONS[dg.TARGET.form]}))
         for label, options in cases:
-            rows = few_shot_prompts(items, **options)  # type: ignore[arg-type]
+            rows = few_shot_prompts(items, **options)
             one, longest = rouge(generate(model, tokenizer, [p for p, _ in rows]), [r for _, r in rows])
             lines.append(f"| seq2seq, {label}: ROUGE-1 / ROUGE-L of {items} | {one:.1f} / {longest:.1f} |")
     if "encoder" in names:

@@ -72,6 +72,7 @@ def check_what_the_draw_says_is_consistent(config: Config) -> None:
     assert draw.status.shape == (6,)
     chosen = draw.token[:, None]
     raw = logits.double().log_softmax(-1).gather(1, chosen)[:, 0]
+    assert draw.logp_raw is not None, "logp_raw is missing"
     assert torch.allclose(draw.logp_raw.double(), raw, atol=1e-5), "logp_raw is not that of the logits"
     for name in ("logp_raw", "logp_processed", "logp_truncated"):
         value = getattr(draw, name)
@@ -123,6 +124,7 @@ def check_draws_follow_the_distribution_they_state(config: Config) -> None:
     draw = _built(config).sample(logits, rows)
     seen = torch.bincount(draw.token, minlength=vocab).double()
     stated = torch.zeros(vocab, dtype=torch.float64)
+    assert draw.logp_truncated is not None, "logp_truncated is missing"
     stated[draw.token] = draw.logp_truncated.double().exp()
     assert abs(stated.sum().item() - 1) < 1e-3, f"the stated probabilities add up to {stated.sum().item():.4f}"
     expected = stated * count

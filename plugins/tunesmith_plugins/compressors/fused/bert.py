@@ -32,7 +32,7 @@ class FusedBertLayer(FusedLayer):
         attn, after = both.self, both.output
         config = attn.config
         activation = ACTIVATIONS.get(config.hidden_act) if isinstance(config.hidden_act, str) else None
-        found = (
+        found: Any = (
             activation is not None
             and not any(value is not None for value in rest)
             and options.get("past_key_values") is None
@@ -43,7 +43,7 @@ class FusedBertLayer(FusedLayer):
             and not watched(both, attn, after, wide, last, after.LayerNorm, last.LayerNorm)
         ) and (parts(attn.query, attn.key, attn.value), parts(after.dense), parts(wide.dense), parts(last.dense))
         if not found or None in found:
-            return super().forward(hidden_states, attention_mask, *rest, **options)  # type: ignore[no-any-return, misc]
+            return super().forward(hidden_states, attention_mask, *rest, **options)
         qkv, out, up, down = found
         size = attn.attention_head_size
         hidden_states = hidden_states.contiguous()

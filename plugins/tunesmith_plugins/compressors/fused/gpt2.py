@@ -37,7 +37,7 @@ class FusedGPT2Block(FusedLayer):
         attn, mlp = block.attn, block.mlp
         config = attn.config
         activation = ACTIVATIONS.get(config.activation_function)
-        found = (
+        found: Any = (
             activation is not None
             and encoder_hidden_states is None
             and not hasattr(past_key_values, "self_attention_cache")
@@ -45,7 +45,7 @@ class FusedGPT2Block(FusedLayer):
             and not watched(attn, mlp, block.ln_1, block.ln_2)
         ) and (parts(attn.c_attn), parts(attn.c_proj), parts(mlp.c_fc), parts(mlp.c_proj))
         if not found or None in found:
-            return super().forward(  # type: ignore[no-any-return, misc]
+            return super().forward(
                 hidden_states, past_key_values, attention_mask, encoder_hidden_states, encoder_attention_mask, use_cache,
                 **options,
             )  # fmt: skip

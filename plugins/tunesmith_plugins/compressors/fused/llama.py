@@ -40,7 +40,7 @@ class FusedLlamaLayer(FusedLayer):
         a, m = attn._modules, mlp._modules
         config = attn.config
         activation = ACTIVATIONS.get(config.hidden_act)
-        found = (
+        found: Any = (
             activation is not None
             and position_embeddings is not None
             and can(self, hidden_states, config)
@@ -52,7 +52,7 @@ class FusedLlamaLayer(FusedLayer):
             parts(m["down_proj"]),
         )
         if not found or None in found or position_embeddings is None:
-            return super().forward(  # type: ignore[no-any-return, misc]
+            return super().forward(
                 hidden_states, attention_mask, position_ids, past_key_values, use_cache, position_embeddings, **options
             )
         qkv, out, gate_up, down = found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -22,8 +23,8 @@ ACTIVATIONS = {
 }
 """transformers' names of the activations that the kernels have."""
 
-fused_linears = partial(kernels.fused_linears, mixed=True)
-int8_linears = partial(kernels.int8_linears, mixed=True)
+fused_linears: Callable[..., list[Tensor]] = partial(kernels.fused_linears, mixed=True)
+int8_linears: Callable[..., tuple[Tensor, ...]] = partial(kernels.int8_linears, mixed=True)
 """As dynamic layers multiply by themselves."""
 
 Parts = tuple[list[kernels.PackedWeight], list[Tensor | None]]
@@ -57,7 +58,8 @@ def parts(*layers: nn.Module) -> Parts | None:
 
     A layer that is trained for int8 has ``as_integers()``, the layer that it will be.
     """
-    packed, biases = [], []
+    packed: list[kernels.PackedWeight] = []
+    biases: list[Tensor | None] = []
     for layer in layers:
         if layer._forward_hooks or layer._forward_pre_hooks:
             return None

@@ -39,7 +39,7 @@ def _bias(attn: Any, given: Tensor | None, queries: int, keys: int, past: Any, l
         return given
     if not attn.has_relative_attention_bias:
         return torch.zeros((1, attn.n_heads, queries, keys), dtype=like.dtype)
-    return attn.compute_bias(queries, keys, device=like.device, past_seen_tokens=past)  # type: ignore[no-any-return]
+    return attn.compute_bias(queries, keys, device=like.device, past_seen_tokens=past)
 
 
 class FusedT5SelfAttention(FusedLayer):
@@ -57,9 +57,9 @@ class FusedT5SelfAttention(FusedLayer):
         block: Any = self
         attn = block.SelfAttention
         found = can(self, hidden_states, attn.config) and not watched(attn, block.layer_norm)
-        layers = found and (parts(attn.q, attn.k, attn.v), parts(attn.o))
+        layers: Any = found and (parts(attn.q, attn.k, attn.v), parts(attn.o))
         if not layers or None in layers:
-            return super().forward(hidden_states, attention_mask, position_bias, past_key_values, **options)  # type: ignore[no-any-return, misc]
+            return super().forward(hidden_states, attention_mask, position_bias, past_key_values, **options)
         qkv, out = layers
         size = attn.key_value_proj_dim
         cache = getattr(past_key_values, "self_attention_cache", past_key_values)
@@ -90,9 +90,9 @@ class FusedT5CrossAttention(FusedLayer):
         block: Any = self
         attn = block.EncDecAttention
         found = can(self, hidden_states, attn.config) and not watched(attn, block.layer_norm)
-        layers = found and (parts(attn.q), parts(attn.k, attn.v), parts(attn.o))
+        layers: Any = found and (parts(attn.q), parts(attn.k, attn.v), parts(attn.o))
         if not layers or None in layers:
-            return super().forward(  # type: ignore[no-any-return, misc]
+            return super().forward(
                 hidden_states, key_value_states, attention_mask, position_bias, past_key_values, **options
             )
         query, key_value, out = layers
@@ -126,9 +126,9 @@ class FusedT5FeedForward(FusedLayer):
         activation = _ACTIVATIONS.get(type(inner.act).__name__)
         gated = hasattr(inner, "wi_0")
         found = activation is not None and can(self, hidden_states, None) and not watched(inner, block.layer_norm)
-        layers = found and (parts(inner.wi_0, inner.wi_1) if gated else parts(inner.wi), parts(inner.wo))
+        layers: Any = found and (parts(inner.wi_0, inner.wi_1) if gated else parts(inner.wi), parts(inner.wo))
         if not layers or None in layers:
-            return super().forward(hidden_states)  # type: ignore[no-any-return, misc]
+            return super().forward(hidden_states)
         up, down = layers
         hidden_states = hidden_states.contiguous()
         names = (activation, None) if gated else (activation,)
