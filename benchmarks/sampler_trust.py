@@ -1,8 +1,10 @@
-"""What the statistical kit says of ways to draw a token: ours, transformers', and imitations of three others.
+"""What the statistical kit says of ways to draw a token: ours, transformers', llama.cpp's, and imitations of four others.
 
 Runs ``tunesmith.testing.samplers.audit`` on each, says what failed and prints a table: a line a check, a column a sampler.
-Nothing is timed: it takes one core about four minutes, most of them for transformers and Gumbel noise. The imitations are
-written from descriptions, by us, to have the property that the description names; they are not the other projects' code.
+Nothing is timed: it takes one core some ten minutes, most of them for what draws row by row. The imitations are written
+from descriptions, by us, to have the property that the description names; they are not the other projects' code.
+llama.cpp is examined where llama-cpp-python is installed. The well-written torch version and the sort of
+``benchmarks/sampling.py`` draw by ``torch.multinomial``, so what is said of transformers' draw holds of theirs.
 
     python benchmarks/sampler_trust.py [--only NAME ...] [--deep] [--markdown]
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper
@@ -32,6 +35,54 @@ def transformers_chain() -> DrawFunction:
         torch.manual_seed(int(_keys(seeds[:1], positions[:1])[0]))
         scores = processors(torch.zeros(len(logits), 1, dtype=torch.int64), logits.float())
         return torch.multinomial(scores.softmax(-1), num_samples=1)[:, 0]
+
+    return draw
+
+
+def exponential_race() -> DrawFunction:
+    """The largest of probability over exponential noise, float32, a generator a row: how vLLM's native path is described
+    to draw for requests that have a seed."""
+    generator = torch.Generator()
+
+    def draw(logits: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        keys = _keys(seeds, positions).tolist()
+        found = torch.empty(len(logits), dtype=torch.int64)
+        noise = torch.empty(logits.shape[1])
+        shared = logits[0].softmax(-1) if len(logits) and logits.stride(0) == 0 else None  # one row in memory
+        for row, key in enumerate(keys):
+            probabilities = logits[row].softmax(-1) if shared is None else shared
+            noise.exponential_(generator=generator.manual_seed(key))
+            found[row] = probabilities.div(noise).argmax()
+        return found
+
+    return draw
+
+
+def llama_cpp() -> DrawFunction:
+    """llama.cpp's ``dist`` sampler with a seed a row, through llama-cpp-python."""
+    import ctypes
+
+    import llama_cpp as cpp
+    import numpy as np
+
+    kind = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+    def draw(logits: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        count, vocab = logits.shape
+        source, work = np.zeros(vocab, kind), np.empty(vocab, kind)
+        source["id"] = np.arange(vocab)
+        pointer = ctypes.cast(work.ctypes.data, ctypes.POINTER(cpp.llama_token_data))
+        found = torch.empty(count, dtype=torch.int64)
+        for row, key in enumerate(_keys(seeds, positions).tolist()):
+            if row == 0 or logits.stride(0):
+                source["logit"] = logits[row].numpy()
+            np.copyto(work, source)
+            array = cpp.llama_token_data_array(data=pointer, size=vocab, selected=-1, sorted=False)
+            sampler = cpp.llama_sampler_init_dist(key)
+            cpp.llama_sampler_apply(sampler, ctypes.byref(array))
+            cpp.llama_sampler_free(sampler)
+            found[row] = int(work["id"][array.selected])
+        return found
 
     return draw
 
@@ -100,6 +151,8 @@ def inverse_cdf_float32() -> DrawFunction:
 CONTENDERS: dict[str, Callable[[], DrawFunction]] = {
     "tunesmith": lambda: drawer("chain"),
     "transformers": transformers_chain,
+    "exponential-race": exponential_race,
+    **({"llama.cpp": llama_cpp} if find_spec("llama_cpp") else {}),
     "gumbel-24-bits": gumbel_24_bits,
     "gumbel-table": table_of_gumbels,
     "inverse-cdf-float32": inverse_cdf_float32,

@@ -37,20 +37,24 @@ def build(folder: Path, **environment: str) -> tuple[subprocess.CompletedProcess
     return done, (folder / "site" / "tunesmith_plugins" / "kernels" / "_native" / "native.txt").read_text()
 
 
+PROGRAMS = {
+    "tunesmith_native_tests": "all checks passed",
+    "tunesmith_int8_tests": "all int8 checks passed",
+    "tunesmith_int8_cuda_tests": "all int8 checks of the CUDA kernels passed",
+}
+
+
 @needs_compiler
-def test_the_sanitized_program_passes(tmp_path: Path) -> None:
-    switches = ("-DTUNESMITH_NATIVE_TESTS=ON", "-DTUNESMITH_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
-    configured = run("cmake", "-S", SOURCES, "-B", tmp_path, *switches)
+@pytest.mark.parametrize("sanitizers", ["address,undefined", pytest.param("thread", marks=pytest.mark.exhaustive)])
+def test_the_sanitized_programs_pass(tmp_path: Path, sanitizers: str) -> None:
+    switches = ("-DTUNESMITH_NATIVE_TESTS=ON", "-DTUNESMITH_SANITIZE=ON", f"-DTUNESMITH_SANITIZERS={sanitizers}")
+    configured = run("cmake", "-S", SOURCES, "-B", tmp_path, *switches, "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
     assert configured.returncode == 0, configured.stderr
     built = run("cmake", "--build", tmp_path, "--parallel", 2)
     if built.returncode and "sanitize" in built.stdout + built.stderr and "cannot find" in built.stdout + built.stderr:
         pytest.skip("the compiler has no sanitizer libraries")
     assert built.returncode == 0, built.stdout + built.stderr
-    for program, last in (
-        ("tunesmith_native_tests", "all checks passed"),
-        ("tunesmith_int8_tests", "all int8 checks passed"),
-        ("tunesmith_int8_cuda_tests", "all int8 checks of the CUDA kernels passed"),
-    ):
+    for program, last in PROGRAMS.items():
         done = run(tmp_path / program)
         assert done.returncode == 0, done.stdout + done.stderr
         assert last in done.stdout
