@@ -76,6 +76,7 @@ enum {
   kTensor, kParameter, kFloat32, kBfloat16, kFloat16, kInt64, kUint8, kThreads, kModes, kStack, kTransforms, kEmpty, kRefuse, kExchange, kHeld
 };
 PyObject *held[kHeld];
+PyObject *is_neg;  // Tensor.is_neg
 PyObject *n_dtype, *n_shape, *n_stride, *n_data_ptr, *n_is_cpu, *n_in_mode;
 PyObject *empty_options[3];  // {"dtype": ..., "device": "cpu"} for int64, uint8, float32
 int64_t sample_words = 0;
@@ -96,6 +97,15 @@ struct View {
   int64_t shape[2], stride[2];
 };
 enum { kF32 = 0, kBF16 = 1, kF16 = 2, kI64 = 4 };
+
+// Whether torch negates a tensor of floating point when it reads it, as the imaginary part of a conjugate. It shows in no field of
+// DLPack, and as_strided makes such a view as dense as any other.
+Found plain_sign(PyObject *tensor) {
+  PyObject *negated = PyObject_CallFunctionObjArgs(is_neg, tensor, nullptr);
+  if (!negated) return kError;
+  Py_DECREF(negated);
+  return negated == Py_False ? kFine : kUnusual;
+}
 
 // Takes over the reference to a result; an int64 out of it.
 bool number_of(PyObject *value, int64_t *number) {
@@ -183,10 +193,10 @@ Found logits_of(PyObject *logits, int64_t *words) {
   View view;
   const Found found = view_of(logits, &view);
   if (found != kFine) return found;
-  // A sign that only torch knows of (the imaginary part of a conjugate) shows in no field of DLPack, but such a view steps over
-  // the real parts: of its dimensions only one of a single number can seem dense.
-  if (view.dtype < kF32 || view.dtype > kF16 || view.ndim != 2 || view.stride[1] != 1 || view.shape[1] == 1 || !view.shape[0])
+  if (view.dtype < kF32 || view.dtype > kF16 || view.ndim != 2 || (view.stride[1] != 1 && view.shape[1] != 1) || !view.shape[0])
     return kUnusual;
+  const Found sign = view.dtype == kBF16 ? kFine : plain_sign(logits);  // no complex number is made of bfloat16
+  if (sign != kFine) return sign;
   words[5] = view.data;
   words[6] = view.shape[0], words[7] = view.shape[1], words[8] = view.stride[0], words[9] = view.dtype;
   return kFine;
@@ -400,6 +410,10 @@ PyObject *setup(PyObject *, PyObject *const *args, Py_ssize_t given) {
     held[i] = args[i];
     Py_XDECREF(old);
   }
+  PyObject *method = PyObject_GetAttrString(held[kTensor], "is_neg"), *before = is_neg;
+  if (!method) return nullptr;
+  is_neg = method;
+  Py_XDECREF(before);
   exchange = table;
   sample_words = address;
   ((int32_t (*)(int64_t *))(intptr_t)warm[0])(warm_code);
