@@ -85,7 +85,7 @@ int64_t warm_int8[2 * TS_INT8_WARM_RANGES];
 const Exchange *exchange = nullptr;  // null: tensors are read through their attributes
 
 constexpr int64_t kBrief = 50000;   // values that take about 10 us: for less the interpreter is not let go
-constexpr int64_t kShared = 300000;  // for less the library never asks how many threads there are
+constexpr int64_t kShared = 40000;  // for less the library never asks how many threads there are
 
 enum Found { kError, kUnusual, kFine };
 
