@@ -113,7 +113,7 @@ Pool &pool() {
 
 // Whether a team is worth its while. Its threads wait for one another: where one of them sleeps, or others have its core, a
 // call takes longer than it would have alone, by milliseconds at worst. After that no call is shared for eight times as long as
-// was lost, and twice that after each loss in a row.
+// was lost, and twice that for every loss that no gain has made up for.
 class Patience {
  public:
   using Clock = std::chrono::steady_clock;
@@ -123,7 +123,7 @@ class Patience {
   void learn(Clock::time_point start, Clock::time_point done, Clock::time_point end, int64_t some, int64_t all) {
     const Clock::duration alone = some ? (done - start) * all / some : Clock::duration::max();
     if (end - start <= alone) {
-      losses_ = 0;
+      losses_ -= losses_ > 0;
       return;
     }
     const Clock::duration pause = (end - start - alone) * (int64_t(8) << losses_), longest = std::chrono::seconds(1);
@@ -133,7 +133,7 @@ class Patience {
 
  private:
   Clock::time_point until_{};
-  int losses_ = 0;
+  int losses_ = 0;  // less the gains since
 };
 
 // See ts_use_team; one call at a time has it, and its patience.
