@@ -64,14 +64,14 @@ def _reader() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(target))
 
 
-def reading(logits: Tensor, threads: int) -> Call | None:
-    """Return a call of the loop in C++ on 1 or 2 threads; None without a compiler."""
+def reading(logits: Tensor, threads: int, team: int | None = None) -> Call | None:
+    """Return a call of the loop in C++ on 1 or 2 threads, one of its own or ``team``'s; None without a compiler."""
     library, calls = _reader(), kernels.loader.words_call()
     if library is None or calls is None:
         return None
     address = int(ctypes.cast(library.read_words, ctypes.c_void_p).value or 0)
     held, data, size = calls.held, logits.data_ptr(), logits.nbytes
-    return lambda: held(address, data, size, threads)
+    return lambda: held(address, data, size, threads, team)
 
 
 def reads(logits: Tensor) -> dict[str, Call]:

@@ -1,5 +1,5 @@
 // Reads memory and does nothing else: what no sampling call can be faster than. On two threads by chunks, whoever comes
-// first, and without waiting for a thread that wakes up late.
+// first: with a thread of its own, without waiting for it where it wakes up late; or with those that torch runs on.
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -61,12 +61,21 @@ Shared &shared() {
 
 }  // namespace
 
-// Words: the address, the number of bytes and of threads, 1 or 2. The code is always 0.
+// Words: the address, the number of bytes and of threads, 1 or 2, and of GOMP_parallel, or 0 for a thread of its own. The code is
+// always 0.
 extern "C" int32_t read_words(const int64_t *words, int64_t) {
   const char *data = (const char *)(intptr_t)words[0];
   if (words[2] < 2) {
     volatile uint64_t keep = read_bytes(data, words[1]);
     (void)keep;
+    return 0;
+  }
+  if (words[3]) {
+    Shared job;
+    job.data = data;
+    job.bytes = words[1];
+    using Team = void (*)(void (*)(void *), void *, unsigned, unsigned);
+    ((Team)(intptr_t)words[3])([](void *context) { ((Shared *)context)->work(); }, &job, 2, 0);
     return 0;
   }
   Shared &pool = shared();

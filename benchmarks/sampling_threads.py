@@ -10,12 +10,15 @@ from sampling_floor import reading
 from sampling_timing import Call, quartile, seconds
 from torch import Tensor
 
+from tunesmith_plugins.kernels.ops import _team_of_torch
+
 
 class Gain(NamedTuple):
     """Times of one thread over those of two, 25th percentiles."""
 
     read: float
-    """The loop of sampling_read.cpp; torch's ``amax`` of every row without a compiler."""
+    """The loop of sampling_read.cpp, with torch's threads or one of its own, whichever is quicker; torch's ``amax`` of every row
+    without a compiler."""
     ours: float
     """Chain a."""
 
@@ -32,6 +35,10 @@ def gain(logits: Tensor, history: Tensor, count: int) -> Gain:
     for threads in (1, 2):
         calls["read", threads] = reading(logits, threads) or (lambda: logits.amax(1))
         calls["ours", threads] = own
+    team = _team_of_torch()
+    together = None if team is None else reading(logits, 2, team)
+    if together is not None:
+        calls["together", 2] = together
     times: dict[tuple[str, int], list[float]] = {key: [] for key in calls}
     before = torch.get_num_threads()
     try:
@@ -45,4 +52,5 @@ def gain(logits: Tensor, history: Tensor, count: int) -> Gain:
     finally:
         torch.set_num_threads(before)
     quick = {key: quartile(each) for key, each in times.items()}
-    return Gain(quick["read", 1] / quick["read", 2], quick["ours", 1] / quick["ours", 2])
+    both = min(quick["read", 2], quick.get(("together", 2), quick["read", 2]))
+    return Gain(quick["read", 1] / both, quick["ours", 1] / quick["ours", 2])

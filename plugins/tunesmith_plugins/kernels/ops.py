@@ -409,7 +409,7 @@ def _call_sample(
     links = _links(steps)
     workspace = None
     if library.on_device:
-        _check_from_device(steps, lengths, width)
+        _check_from_device(steps, lengths, width, position if token is not None and not greedy else None)
         size = library.sample_workspace(batch, vocab, width)
         workspace = torch.empty(size, dtype=torch.uint8, device=logits.device)
     arguments = loader.SampleArgs(
@@ -429,14 +429,31 @@ def _call_sample(
     library.check(library.sample(ctypes.byref(arguments)))
 
 
-def _check_from_device(steps: Sequence[Step], history_lengths: Tensor | None, width: int) -> None:
-    """Check parameters that the library cannot look at; they are copied to the CPU together, which waits once."""
-    if not steps:
-        return
+def _check_from_device(
+    steps: Sequence[Step], history_lengths: Tensor | None, width: int, position: Tensor | None
+) -> None:
+    """Check what the library cannot look at; it is copied to the CPU together, which waits once.
+
+    Args:
+        steps: the chain.
+        history_lengths: ``(batch,)`` or None.
+        width: of the history.
+        position: ``(batch,)`` where it decides a draw, or None.
+    """
     looked_at = [(step.values, step.amounts, step.second, _contexts(step)) for step in steps]
     given = [t for each in looked_at for t in each if t is not None]
-    if history_lengths is not None and any(map(_reads_history, steps)):
-        given.append(history_lengths)
+    lengths = history_lengths if any(map(_reads_history, steps)) else None
+    ranges = [
+        (name, t, end, bounds)
+        for name, t, end, bounds in (
+            ("position", position, reference.POSITIONS, "[0, 2^32)"),
+            ("history length", lengths, width + 1, f"[0, {width}]"),
+        )
+        if t is not None
+    ]
+    given += [t for _, t, _, _ in ranges]
+    if not given:
+        return
     copied = torch.cat([t.reshape(-1).double() for t in given]).cpu().split([t.numel() for t in given])
     here = (part.reshape(t.shape) for part, t in zip(copied, given, strict=True))
     for step, (_, *others) in zip(steps, looked_at, strict=True):
@@ -446,10 +463,8 @@ def _check_from_device(steps: Sequence[Step], history_lengths: Tensor | None, wi
         reference.check_second(step.op, None if second is None else torch.atleast_1d(second))
         if contexts is not None:
             reference.check_contexts(contexts)
-    for lengths in here:  # those of the history, if anything reads it
-        for row, length in enumerate(lengths.tolist()):
-            if not 0 <= length <= width:
-                raise ValueError(f"row {row}: history length {length:.0f} is outside [0, {width}]")
+    for (name, t, end, bounds), numbers in zip(ranges, here, strict=True):
+        reference.check_range(name, numbers, end, bounds, t)
 
 
 def _contexts(step: Step) -> Tensor | None:

@@ -60,6 +60,8 @@ TWO_SECONDS = ("dynamic_temperature", "top_p_ties")
 """Steps whose second parameter is a pair of numbers a row."""
 TIES = ("hf", "low", "all")
 """Rules for ties of ``top_p_ties``, by number: with the highest ids, with the lowest, all of them."""
+POSITIONS = 2**32
+"""A position, and the number of a draw, is a word of Philox's counter: below this."""
 
 _LOG2E = float.fromhex("0x1.715476p+0")
 _EXP = tuple(
@@ -261,6 +263,25 @@ def check_contexts(contexts: Tensor) -> None:
         raise ValueError("watermark: the number of ids before must be 1 or more")
 
 
+def check_range(name: str, numbers: Tensor, end: int, bounds: str, exact: Tensor) -> None:
+    """Check one number a row.
+
+    Args:
+        name: what they are.
+        numbers: ``(batch,)``, wherever they are quickly read.
+        end: what all are below; none is below 0.
+        bounds: the same in words.
+        exact: the numbers themselves, which are read where one is wrong.
+
+    Raises:
+        ValueError: a number is out of range; the message names the row.
+    """
+    wrong = (numbers < 0) | (numbers >= end)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0, 0])
+        raise ValueError(f"row {row}: {name} {int(exact[row])} is outside {bounds}")
+
+
 def chain(
     logits: Tensor,
     steps: Sequence[tuple[Any, ...]],
@@ -301,6 +322,13 @@ def chain(
         ids, amounts, second = (*listed, None, None, None)[:3]
         check_values(op, values, amounts)
         check_second(op, second)
+        if (
+            history is not None
+            and history_lengths is not None
+            and (op in READ_HISTORY or (ids is None and op in NEED_HISTORY))
+        ):
+            width = history.shape[1]
+            check_range("history length", history_lengths, width + 1, f"[0, {width}]", history_lengths)
         if ids is None and op in NEED_HISTORY:
             if history is None:
                 raise ValueError(f"{op} needs history")
@@ -414,6 +442,8 @@ def sample_chain_top(
         What :func:`sample_chain` returns, and ids and log-probabilities ``(batch, top)`` under the raw, the processed and the
         truncated logits, each if ``top_of`` asks for it.
     """
+    if not 0 <= draw < POSITIONS:
+        raise ValueError("draw must be in [0, 2^32)")
     z, status, processed = chain(logits, steps, history, history_lengths)
     vocab = z.shape[1]
     bad = status != OK
@@ -423,6 +453,7 @@ def sample_chain_top(
     else:
         if seed is None or stream is None or position is None:
             raise ValueError("a categorical draw needs seed, stream and position")
+        check_range("position", position, POSITIONS, "[0, 2^32)", position)
         running = weights(_relative(z)).cumsum(-1)
         target = philox.mulhi(philox.uniform_bits(seed, stream, position, draw), running[:, -1].contiguous())
         token = torch.searchsorted(running, target[:, None], right=True)[:, 0]

@@ -25,6 +25,10 @@ def rotary_(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> No
         library is None
         or not all(t.device == q.device and t.dtype is torch.float32 and t.ndim == 3 for t in (q, k, cos, sin))
         or not (q.is_contiguous() and k.is_contiguous())
+        or q.is_neg()
+        or k.is_neg()
+        or cos.is_neg()
+        or sin.is_neg()
         or q.shape[:2] != k.shape[:2]
         or cos.shape != sin.shape
         or tuple(cos.shape) not in ((1, q.size(1), head_dim), (*q.shape[:2], head_dim))

@@ -31,27 +31,37 @@ def banned(history: Sequence[int], size: int) -> set[int]:
     """Return the ids that would complete an n-gram of ``size`` which the history already has."""
     if size < 1 or len(history) < size:
         return set()
-    start = tuple(history[len(history) - size + 1 :])
-    return {history[i + size - 1] for i in range(len(history) - size + 1) if tuple(history[i : i + size - 1]) == start}
+    backwards = list(reversed(history))
+    alike = [*repetitions(backwards), 0]  # before the first id there is nothing, which is alike for a size of 1
+    return {backwards[i - 1] for i in range(1, len(alike)) if alike[i] >= size - 1}
+
+
+def repetitions(ids: Sequence[int]) -> list[int]:
+    """Return, for each place but the first, how many ids from there on equal the first ids (0 for the first).
+
+    This is the Z-function (Gusfield, 1997, section 1.3): its time is linear, whatever the ids are.
+    """
+    lengths = [0] * len(ids)
+    left = right = 0
+    for i in range(1, len(ids)):
+        length = min(right - i, lengths[i - left]) if i < right else 0
+        while i + length < len(ids) and ids[length] == ids[i + length]:
+            length += 1
+        lengths[i] = length
+        if i + length > right:
+            left, right = i, i + length
+    return lengths
 
 
 def matches(history: Sequence[int], breakers: frozenset[int]) -> dict[int, int]:
     """Return id to the length of the longest repetition that it would continue.
 
-    The history read backwards is compared with itself: the Z-function (Gusfield, 1997, section 1.3) gives, for each
-    earlier place, how many ids before it equal the last ids.
+    The history read backwards is compared with itself: that gives, for each earlier place, how many ids before it equal
+    the last ids.
     """
     backwards = list(reversed(history))
     limit = next((i for i, token in enumerate(backwards) if token in breakers), len(backwards))
-    lengths = [0] * len(backwards)
-    left = right = 0
-    for i in range(1, len(backwards)):
-        length = min(right - i, lengths[i - left]) if i < right else 0
-        while i + length < len(backwards) and backwards[length] == backwards[i + length]:
-            length += 1
-        lengths[i] = length
-        if i + length > right:
-            left, right = i, i + length
+    lengths = repetitions(backwards)
     found: dict[int, int] = {}
     for i in range(1, len(backwards)):
         length = min(lengths[i], limit)

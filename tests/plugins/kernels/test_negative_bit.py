@@ -20,6 +20,14 @@ def conjugated(values: Tensor) -> Tensor:
     return view
 
 
+def dense(values: Tensor) -> Tensor:
+    """The same as a view that lies in memory like any other tensor."""
+    whole = conjugated(torch.zeros(values.numel(), dtype=values.dtype)).as_strided(values.shape, values.stride(), 0)
+    assert whole.is_neg()
+    assert whole.is_contiguous()
+    return whole.copy_(values)
+
+
 def signs(vocab: int, hidden: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[Step], dict[str, Tensor]]:
     """Return logits, steps and keys in which every number of floating point went through ``hidden``."""
     torch.manual_seed(0)
@@ -48,9 +56,12 @@ def equal(found: Any, expected: Any) -> bool:
 LOGPS: dict[str, Any] = {"logp_raw": True, "logp_processed": True, "logp_truncated": True}
 
 
+@pytest.mark.parametrize("hidden", [conjugated, dense])
 @pytest.mark.parametrize("vocab", [1, 40])
-def test_sampling_reads_the_numbers_that_torch_shows(serving: str, vocab: int) -> None:
-    logits, steps, keys = signs(vocab, conjugated)
+def test_sampling_reads_the_numbers_that_torch_shows(
+    serving: str, vocab: int, hidden: Callable[[Tensor], Tensor]
+) -> None:
+    logits, steps, keys = signs(vocab, hidden)
     plain, plain_steps, _ = signs(vocab, lambda t: t)
     expected = kernels.sample_chain(plain, plain_steps, **keys, **LOGPS)
     assert equal(kernels.sample_chain(logits, steps, **keys, **LOGPS), expected)
@@ -88,19 +99,30 @@ def test_a_plan_reads_such_values_anew_at_every_call(serving: str) -> None:
         torch.testing.assert_close(drawn, expected.logits.log_softmax(-1).amax(-1))
 
 
+@pytest.mark.parametrize("hidden", [conjugated, dense])
 @pytest.mark.parametrize("k", [1, 8])
-def test_int8_layers_read_the_numbers_that_torch_shows(serving: str, k: int) -> None:
+def test_int8_layers_read_the_numbers_that_torch_shows(
+    serving: str, k: int, hidden: Callable[[Tensor], Tensor]
+) -> None:
     torch.manual_seed(0)
     x, bias = torch.randn(3, k), torch.randn(1)
     layer = kernels.pack_weight(*kernels.quantize_weight(torch.randn(1, k))[:2])
-    assert equal(kernels.quantize_rows(conjugated(x)), kernels.quantize_rows(x))
+    assert equal(kernels.quantize_rows(hidden(x)), kernels.quantize_rows(x))
     for call in (kernels.int8_linear, kernels.weight_only_linear):
         expected = call(x, layer, bias)
-        assert equal(call(conjugated(x), layer, conjugated(bias)), expected)
+        assert equal(call(hidden(x), layer, hidden(bias)), expected)
         with torch.no_grad():
-            assert equal(call(conjugated(x), layer, conjugated(bias)), expected)
-    assert equal(kernels.fused_linears(conjugated(x), [layer], [bias]), kernels.fused_linears(x, [layer], [bias]))
-    one, other = conjugated(x[:1, :1]), kernels.pack_weight(*kernels.quantize_weight(torch.randn(1, 1))[:2])
+            assert equal(call(hidden(x), layer, hidden(bias)), expected)
+    assert equal(kernels.fused_linears(hidden(x), [layer], [bias]), kernels.fused_linears(x, [layer], [bias]))
+    norm = kernels.Norm(torch.rand(k), None, 1e-6)
+    with torch.no_grad():
+        expected = kernels.fused_linears(x, [layer], [bias], norm=norm, residual=x[:, :1].contiguous())
+        signed = norm._replace(weight=hidden(norm.weight))
+        found = kernels.fused_linears(
+            hidden(x), [layer], [hidden(bias)], norm=signed, residual=hidden(x[:, :1].contiguous())
+        )
+        assert equal(found, expected)
+    one, other = hidden(x[:1, :1]), kernels.pack_weight(*kernels.quantize_weight(torch.randn(1, 1))[:2])
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             assert equal(kernels.int8_linear(one, other), kernels.int8_linear(x[:1, :1], other))
@@ -115,3 +137,13 @@ def test_attention_over_eight_bits_reads_the_numbers_that_torch_shows(serving: s
         hidden = [conjugated(scale) for scale in scales]
         expected = kernels.int8_attention(q, k, scales[0], v, scales[1], mask)
         assert equal(kernels.int8_attention(conjugated(q), k, hidden[0], v, hidden[1], conjugated(mask)), expected)
+
+
+def test_rotary_positions_read_and_write_the_numbers_that_torch_shows(serving: str) -> None:
+    torch.manual_seed(0)
+    plain = [torch.randn(1, 3, 8), torch.randn(1, 3, 4), torch.randn(1, 3, 4), torch.randn(1, 3, 4)]
+    signed = [dense(t) for t in plain]
+    kernels.rotary_(*signed, 4)
+    kernels.rotary_(*plain, 4)
+    for found, expected in zip(signed, plain, strict=True):
+        torch.testing.assert_close(found.resolve_neg(), expected)

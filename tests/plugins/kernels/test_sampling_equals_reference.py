@@ -520,8 +520,41 @@ def test_eight_threads_of_python_at_once_draw_what_one_draws(native: dict[str, A
     def draw(_: int) -> bool:
         return all(torch.equal(kernels.sample_chain(logits, plan, ids, ids, ids).token, expected) for _ in range(5))
 
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(draw, range(8)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)  # so that each of them would share its rows
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(draw, range(8)))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(ops._team_of_torch() is None, reason="torch runs on no OpenMP library that can be asked")
+def test_rows_are_shared_among_the_threads_of_torch(native: dict[str, Any]) -> None:
+    team = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    asked: list[int] = []
+
+    def watch(function: int, context: int, threads: int, flags: int) -> None:
+        asked.append(threads)
+        team(ops._team_of_torch() or 0)(function, context, threads, flags)
+
+    watched = team(watch)
+    torch.manual_seed(7)
+    large, small, ids = torch.randn(8, 32_000), torch.randn(8, 2_000), torch.arange(8)
+    plan = Plan([Step("temperature", torch.tensor([0.8]).double()), Step("top_k", torch.tensor([50]))])
+    before = torch.get_num_threads()
+    try:
+        for logits, threads, expected in ((large, 1, []), (large, 3, [3]), (small, 3, []), (large[:1], 3, [])):
+            torch.set_num_threads(1)
+            alone = kernels.sample_chain(logits, plan, *[ids[: len(logits)]] * 3)
+            torch.set_num_threads(threads)
+            asked.clear()
+            loader.use_team(ctypes.cast(watched, ctypes.c_void_p).value)  # one that nothing was lost with
+            assert_same(kernels.sample_chain(logits, plan, *[ids[: len(logits)]] * 3), alone)
+            assert asked == expected
+    finally:
+        loader.use_team(ops._team_of_torch())
+        torch.set_num_threads(before)
 
 
 def test_a_row_does_not_depend_on_its_neighbours_or_its_place(serving: str) -> None:

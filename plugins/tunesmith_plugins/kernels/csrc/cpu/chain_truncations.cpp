@@ -127,10 +127,8 @@ void ChainRow::typical(double mass, double least) {
   float bound = ts_boundary(items, n_, 0, wanted - 1, &before);
   const int64_t fewest = least < (double)n_ ? (int64_t)least : n_;
   if (fewest > 1) {
-    float *ordered = before_z_.at_least(vocab_);
-    memcpy(ordered, distance, (size_t)n_ * sizeof(float));
-    std::nth_element(ordered, ordered + (fewest - 1), ordered + n_);
-    bound = std::max(bound, ordered[fewest - 1]);
+    const float last = kernels_->kth(distance, n_, n_ - fewest + 1, select_.at_least(2 * vocab_ + 2 * kLanes));
+    bound = std::max(bound, last);
   }
   filter([=](int64_t i) { return distance[i] <= bound; });
   remax();

@@ -56,22 +56,13 @@ class Patches {
   int64_t find(int32_t id) {
     if (!size_ || !marked(id)) return -1;
     if (!indexed_) return std::find(ids.get(), ids.get() + size_, id) - ids.get();
-    for (uint32_t slot = slot_of(id);; slot = (slot + 1) & mask_) {
-      if (slots_[slot] && ids[slots_[slot] - 1] == id) return slots_[slot] - 1;
-    }
+    return places_[id];
   }
   // Prepares for finding many.
   void index() {
     if (indexed_) return;
-    uint32_t slots = 64;
-    while (slots < 2 * size_) slots *= 2;
-    memset(slots_.at_least(slots), 0, slots * sizeof(uint32_t));
-    mask_ = slots - 1;
-    for (int64_t i = 0; i < size_; ++i) {
-      uint32_t slot = slot_of(ids[i]);
-      while (slots_[slot]) slot = (slot + 1) & mask_;
-      slots_[slot] = (uint32_t)i + 1;
-    }
+    int32_t *places = places_.at_least(vocab_);
+    for (int64_t i = 0; i < size_; ++i) places[ids[i]] = (int32_t)i;
     indexed_ = true;
   }
   // The largest of the values of all patches, one of the arrays below, or -inf.
@@ -96,12 +87,9 @@ class Patches {
   Buffer<float> processed;  // after all edits and no truncation; only where somebody asks for the processed row
 
  private:
-  uint32_t slot_of(int32_t id) const { return ((uint32_t)id * 0x9E3779B1u >> 7) & mask_; }
-
   int64_t size_ = 0, vocab_ = 0, blocks_ = 0;
   Buffer<uint16_t> marks_;
   Buffer<uint8_t> flagged_;
   bool indexed_ = false;
-  Buffer<uint32_t> slots_;  // one more than a place, by a hash of the id; 0 is empty
-  uint32_t mask_ = 0;
+  Buffer<int32_t> places_;  // by id, of those that are here: no choice of ids makes them slow to find, as it would in a table of hashes
 };

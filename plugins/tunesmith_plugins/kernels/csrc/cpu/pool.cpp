@@ -13,6 +13,7 @@
 #endif
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -27,10 +28,11 @@ struct Job {
   int active = 0;                // workers inside; guarded by the pool's mutex
   std::atomic<int64_t> next{0};
 
-  void work() {
-    for (;;) {
+  // Returns how many pieces it did.
+  int64_t work() {
+    for (int64_t done = 0;; ++done) {
       const int64_t index = next.fetch_add(1, std::memory_order_relaxed);
-      if (index >= count) return;
+      if (index >= count) return done;
       body(context, index);
     }
   }
@@ -109,18 +111,61 @@ Pool &pool() {
   return *found;
 }
 
-// See ts_use_team; one call at a time has it.
+// Whether a team is worth its while. Its threads wait for one another: where one of them sleeps, or others have its core, a
+// call takes longer than it would have alone, by milliseconds at worst. After that no call is shared for eight times as long as
+// was lost, and twice that for every loss that no gain has made up for.
+class Patience {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  bool out(Clock::time_point now) const { return now < until_; }
+  // A call from start to end, whose caller did some pieces of all until `done`.
+  void learn(Clock::time_point start, Clock::time_point done, Clock::time_point end, int64_t some, int64_t all) {
+    const Clock::duration alone = some ? (done - start) * all / some : Clock::duration::max();
+    if (end - start <= alone) {
+      losses_ -= losses_ > 0;
+      return;
+    }
+    const Clock::duration pause = (end - start - alone) * (int64_t(8) << losses_), longest = std::chrono::seconds(1);
+    until_ = end + (pause < longest ? pause : longest);
+    losses_ += losses_ < 10;
+  }
+
+ private:
+  Clock::time_point until_{};
+  int losses_ = 0;  // less the gains since
+};
+
+// See ts_use_team; one call at a time has it, and its patience.
 struct Team {
   const ts_team call;
   const int64_t process;
   const Team *const before;  // kept, since somebody may be about to call it
+  mutable Patience patience;
 };
 std::atomic<const Team *> teams{nullptr};
 std::atomic<bool> team_taken{false};
 
-ts_team team_here() {
+// The caller's part of a shared job, in which nobody else looks.
+struct Shared {
+  Job &job;
+  const std::thread::id caller;
+  int64_t some = 0;
+  Patience::Clock::time_point done{};
+
+  void work() {
+    if (std::this_thread::get_id() != caller) {
+      job.work();
+      return;
+    }
+    some = job.work();
+    done = Patience::Clock::now();
+  }
+};
+
+const Team *team_here() {
   const Team *const found = teams.load(std::memory_order_acquire);
-  return found && found->process == (int64_t)ts_process_id() ? found->call : nullptr;
+  return found && found->call && found->process == (int64_t)ts_process_id() ? found : nullptr;
 }
 
 }  // namespace
@@ -128,7 +173,7 @@ ts_team team_here() {
 extern "C" void ts_use_team(ts_team function) {
   const Team *before = teams.load(std::memory_order_relaxed);
   for (;;) {
-    const Team *const made = new (std::nothrow) Team{function, (int64_t)ts_process_id(), before};
+    const Team *const made = new (std::nothrow) Team{function, (int64_t)ts_process_id(), before, {}};
     if (!made || teams.compare_exchange_strong(before, made, std::memory_order_acq_rel)) return;
     delete made;
   }
@@ -146,10 +191,21 @@ void ts_parallel(int32_t threads, int64_t count, void (*body)(void *, int64_t), 
   job.context = context;
   job.count = count;
   job.places = 0;
-  const ts_team team = team_here();
+  const Team *const team = team_here();
   if (!team) return pool().run(threads < count ? threads : (int32_t)count, job);
-  if (team_taken.exchange(true, std::memory_order_acquire)) return job.work();
+  if (team_taken.exchange(true, std::memory_order_acquire)) {
+    job.work();
+    return;
+  }
+  const Patience::Clock::time_point start = Patience::Clock::now();
+  if (team->patience.out(start)) {
+    team_taken.store(false, std::memory_order_release);
+    job.work();
+    return;
+  }
+  Shared shared = {job, std::this_thread::get_id()};
   // All of them though some may find nothing: GOMP ends threads that a smaller team leaves over, and starts new ones later.
-  team([](void *shared) { ((Job *)shared)->work(); }, &job, (unsigned)threads, 0);
+  team->call([](void *context) { ((Shared *)context)->work(); }, &shared, (unsigned)threads, 0);
+  team->patience.learn(start, shared.done, Patience::Clock::now(), shared.some, count);
   team_taken.store(false, std::memory_order_release);
 }

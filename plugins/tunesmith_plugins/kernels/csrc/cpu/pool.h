@@ -10,5 +10,6 @@
 // body must not throw.
 void ts_parallel(int32_t threads, int64_t count, void (*body)(void *context, int64_t index), void *context);
 
-// Whether the threads are those of ts_use_team, which take up work at once. They do wait for one another at the end.
+// Whether the threads are those of ts_use_team, which take up work at once. They do wait for one another at the end: where that
+// takes longer than the work alone would have, the team is let be for a while.
 bool ts_has_team();

@@ -130,15 +130,15 @@ struct Call {
   }
 };
 
-// Waking a thread takes some 50 us, and what one row takes is known roughly: a third of a nanosecond for a weight, a
-// tenth for a look.
+// Waking a thread takes some 50 us, one that waits for work takes some up at once; and what one row takes is known roughly: a
+// third of a nanosecond for a weight, a tenth for a look.
 bool worth_sharing(const ts_sample_args &a) {
   bool weighs = a.logp_raw || a.logp_processed || a.top_count || a.step_count == 0;
   for (int64_t s = 0; s < a.step_count && !weighs; ++s) {
     if (a.steps[s].op == TS_TOP_P || a.steps[s].op >= TS_EPSILON) weighs = true;
     if (!ts_is_edit(a.steps[s].op) && a.steps[s].op != TS_BAN && a.steps[s].op != TS_MASK) break;
   }
-  return (double)a.batch * (double)a.vocab * (weighs ? .6 : .15) > 200e3;
+  return (double)a.batch * (double)a.vocab * (weighs ? .6 : .15) > (ts_has_team() ? 25e3 : 200e3);
 }
 
 }  // namespace

@@ -52,8 +52,6 @@ __device__ uint64_t block_all(uint64_t value, Combine combine) {
 __device__ inline uint64_t block_sum(uint64_t value) { return block_all(value, Add()); }
 __device__ inline uint64_t block_least(uint64_t value) { return block_all(value, Least()); }
 
-__device__ inline float key_to_float(uint32_t key) { return bits_to_float((key >> 31) ? key & 0x7fffffffu : ~key); }
-
 // The largest value; of -0 and +0 it gives +0.
 __device__ inline float block_max(float value) {
   return key_to_float(~(uint32_t)block_least((uint32_t)~ts_order_key(value)));

@@ -176,6 +176,7 @@ int32_t check(const ts_sample_args &a) {
     return ts_cuda_fail(TS_INVALID, "the likeliest tokens come with a draw: top_count must not be negative, token not null");
   if (!a.top_raw_ids != !a.top_raw || !a.top_processed_ids != !a.top_processed || !a.top_truncated_ids != !a.top_truncated)
     return ts_cuda_fail(TS_INVALID, "ids and log-probabilities of the likeliest tokens come together");
+  if (a.draw < 0 || a.draw > UINT32_MAX) return ts_cuda_fail(TS_INVALID, "draw must be in [0, 2^32)");
   if (a.batch == 0) return TS_OK;
   if (!a.logits || !a.status || !a.workspace || (a.token && !a.greedy && (!a.seed || !a.stream || !a.position)))
     return ts_cuda_fail(TS_INVALID, "logits, status, workspace and, to draw, seed, stream and position must not be null");

@@ -118,6 +118,9 @@ TS_HD uint32_t ts_order_key(float value) {
   return (bits >> 31) ? ~bits : bits | 0x80000000u;
 }
 
+// The float of such a number; of the two zeros +0.
+TS_HD float key_to_float(uint32_t key) { return bits_to_float((key >> 31) ? key & 0x7fffffffu : ~key); }
+
 TS_HD uint64_t ts_mulhi(uint64_t a, uint64_t b) {
   const uint64_t al = a & 0xffffffffu, ah = a >> 32, bl = b & 0xffffffffu, bh = b >> 32;
   const uint64_t middle = ah * bl + ((al * bl) >> 32);

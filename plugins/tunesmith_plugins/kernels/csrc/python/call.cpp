@@ -76,6 +76,8 @@ enum {
   kTensor, kParameter, kFloat32, kBfloat16, kFloat16, kInt64, kUint8, kThreads, kModes, kStack, kTransforms, kEmpty, kRefuse, kExchange, kHeld
 };
 PyObject *held[kHeld];
+PyObject *is_neg;          // Tensor.is_neg
+PyCFunction quick_is_neg;  // what it calls, where that is plain: finding it out anew after other work takes a microsecond
 PyObject *n_dtype, *n_shape, *n_stride, *n_data_ptr, *n_is_cpu, *n_in_mode;
 PyObject *empty_options[3];  // {"dtype": ..., "device": "cpu"} for int64, uint8, float32
 int64_t sample_words = 0;
@@ -84,7 +86,7 @@ int64_t warm_int8[2 * TS_INT8_WARM_RANGES];
 const Exchange *exchange = nullptr;  // null: tensors are read through their attributes
 
 constexpr int64_t kBrief = 50000;   // values that take about 10 us: for less the interpreter is not let go
-constexpr int64_t kShared = 300000;  // for less the library never asks how many threads there are
+constexpr int64_t kShared = 40000;  // for less the library never asks how many threads there are
 
 enum Found { kError, kUnusual, kFine };
 
@@ -96,6 +98,15 @@ struct View {
   int64_t shape[2], stride[2];
 };
 enum { kF32 = 0, kBF16 = 1, kF16 = 2, kI64 = 4 };
+
+// Whether torch negates a tensor of floating point when it reads it, as the imaginary part of a conjugate. It shows in no field of
+// DLPack, and as_strided makes such a view as dense as any other.
+Found plain_sign(PyObject *tensor) {
+  PyObject *negated = quick_is_neg ? quick_is_neg(tensor, nullptr) : PyObject_CallFunctionObjArgs(is_neg, tensor, nullptr);
+  if (!negated) return kError;
+  Py_DECREF(negated);
+  return negated == Py_False ? kFine : kUnusual;
+}
 
 // Takes over the reference to a result; an int64 out of it.
 bool number_of(PyObject *value, int64_t *number) {
@@ -183,10 +194,10 @@ Found logits_of(PyObject *logits, int64_t *words) {
   View view;
   const Found found = view_of(logits, &view);
   if (found != kFine) return found;
-  // A sign that only torch knows of (the imaginary part of a conjugate) shows in no field of DLPack, but such a view steps over
-  // the real parts: of its dimensions only one of a single number can seem dense.
-  if (view.dtype < kF32 || view.dtype > kF16 || view.ndim != 2 || view.stride[1] != 1 || view.shape[1] == 1 || !view.shape[0])
+  if (view.dtype < kF32 || view.dtype > kF16 || view.ndim != 2 || (view.stride[1] != 1 && view.shape[1] != 1) || !view.shape[0])
     return kUnusual;
+  const Found sign = view.dtype == kBF16 ? kFine : plain_sign(logits);  // no complex number is made of bfloat16
+  if (sign != kFine) return sign;
   words[5] = view.data;
   words[6] = view.shape[0], words[7] = view.shape[1], words[8] = view.stride[0], words[9] = view.dtype;
   return kFine;
@@ -326,6 +337,7 @@ void ask_for_code(const int64_t *code, int ranges) {
     const char *begin = (const char *)(intptr_t)code[2 * i];
     for (int64_t at = 0; at < code[2 * i + 1]; at += 64) __builtin_prefetch(begin + at, 0, 2);
   }
+  for (int at = 0; at < 512; at += 64) __builtin_prefetch((const char *)(intptr_t)quick_is_neg + at, 0, 2);
 #else
   (void)code, (void)ranges;
 #endif
@@ -374,6 +386,23 @@ PyObject *sample(PyObject *, PyObject *const *args, Py_ssize_t given) {
 
 namespace {
 
+// Sets is_neg and quick_is_neg; false: an exception is set.
+bool set_up_sign() {
+  PyObject *method = PyObject_GetAttrString(held[kTensor], "is_neg"), *before = is_neg;
+  if (!method) return false;
+  is_neg = method;
+  Py_XDECREF(before);
+  PyObject *size = Py_BuildValue("(i)", 1), *one = size ? PyObject_Call(held[kEmpty], size, empty_options[2]) : nullptr;
+  PyObject *bound = one ? PyObject_GetAttrString(one, "is_neg") : nullptr;
+  const bool plain = bound && PyCFunction_Check(bound) && PyCFunction_GetFlags(bound) == METH_NOARGS;
+  quick_is_neg = plain ? PyCFunction_GetFunction(bound) : nullptr;
+  const bool fine = bound != nullptr;
+  Py_XDECREF(bound);
+  Py_XDECREF(one);
+  Py_XDECREF(size);
+  return fine;
+}
+
 PyObject *setup(PyObject *, PyObject *const *args, Py_ssize_t given) {
   if (given != kHeld + 3) {
     PyErr_Format(PyExc_TypeError, "setup() takes %d arguments", kHeld + 3);
@@ -400,6 +429,7 @@ PyObject *setup(PyObject *, PyObject *const *args, Py_ssize_t given) {
     held[i] = args[i];
     Py_XDECREF(old);
   }
+  if (!set_up_sign()) return nullptr;
   exchange = table;
   sample_words = address;
   ((int32_t (*)(int64_t *))(intptr_t)warm[0])(warm_code);

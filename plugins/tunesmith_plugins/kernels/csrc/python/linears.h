@@ -33,9 +33,11 @@ Found dense_of(PyObject *tensor, Dense *dense) {
     if (borrowed.shape[d] != 1 && borrowed.strides[d] != size) return kUnusual;
     size *= borrowed.shape[d];
   }
-  // A sign that only torch knows of shows in no field of DLPack, but such a view steps over the real parts: only one number alone
-  // can seem dense.
-  if (!size || (size == 1 && borrowed.code == kCodeFloat)) return kUnusual;
+  if (!size) return kUnusual;
+  if (borrowed.code == kCodeFloat) {  // no complex number is made of anything else
+    const Found sign = plain_sign(tensor);
+    if (sign != kFine) return sign;
+  }
   *dense = {(int64_t)(intptr_t)borrowed.data + (int64_t)borrowed.byte_offset, size, borrowed.shape[borrowed.ndim - 1],
             borrowed.shape, borrowed.ndim, borrowed.code, borrowed.bits};
   return kFine;
