@@ -22,7 +22,7 @@ from tunesmith_plugins.compressors.int8_embedding import Int8Embedding
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, layout_of, tie
 from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8StaticLinear
 from tunesmith_plugins.compressors.int8_report import Line
-from tunesmith_plugins.compressors.layers import let_go_of_files, merged, stored_bytes
+from tunesmith_plugins.compressors.layers import computable, let_go_of_files, merged, stored_bytes
 
 
 @frozen(kw_only=True)
@@ -55,7 +55,7 @@ class Int8Compressor(Compressor):
             ConfigError: If the model is quantized already, has nothing to quantize, or carries an adapter that cannot be merged.
         """
         int8_format.register_with_transformers()
-        lm = merged(lm, "int8", self.config)
+        lm = computable(merged(lm, "int8", self.config))
         return self.convert(lm, layout_of(lm.model, self.config), Seen(), runtime)
 
     def convert(
