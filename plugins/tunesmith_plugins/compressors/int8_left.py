@@ -32,7 +32,7 @@ def summary(left: Mapping[str, Parameter]) -> dict[str, Any]:
 
 
 def warn(left: Mapping[str, Parameter], model: nn.Module, config: QuantizerConfig) -> None:
-    """Warn if a large share of the weights is floating point that ``config`` did not ask for."""
+    """Warn if a large share of the weights is floating point that neither ``config`` asked for nor is a table of positions."""
     missed = {name: weight for name, weight in left.items() if not _asked(name, weight, model, config)}
     whole = sum(weight.numel() for weight in left.values())
     whole += sum(module.weight.numel() for module in model.modules() if isinstance(module, Int8Weight))
@@ -48,9 +48,11 @@ def warn(left: Mapping[str, Parameter], model: nn.Module, config: QuantizerConfi
 
 
 def _asked(name: str, weight: Parameter, model: nn.Module, config: QuantizerConfig) -> bool:
-    """Whether a weight was to stay as it is; a tied one has the names of all its layers."""
+    """Whether a weight was to stay as it is, or always does; a tied one has the names of all its layers."""
     modules = model.named_modules(remove_duplicate=False)
     names = [part for part, module in modules if getattr(module, "weight", None) is weight]
     if any(scheme_of(each, config).kind == "float" for each in names or [name.rpartition(".")[0]]):
         return True
-    return not config.embeddings and any(isinstance(model.get_submodule(each), nn.Embedding) for each in names)
+    tables = [model.get_submodule(each) for each in names if isinstance(model.get_submodule(each), nn.Embedding)]
+    # of plain tables only those of positions and types are left: token embeddings would be int8
+    return any(type(table) is nn.Embedding or not config.embeddings for table in tables)
