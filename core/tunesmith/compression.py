@@ -109,7 +109,9 @@ def _handle(given: Any, tokenizer: Any, runtime: Runtime | None) -> LM:
         return load(given, runtime=runtime)
     if isinstance(given, PreTrainedModel):
         tokenizer = tokenizer if tokenizer is not None else _tokenizer_of(given)
-        return LM(model=given, tokenizer=tokenizer, family=family_of(given.config))
+        # half of an encoder-decoder, as T5EncoderModel, whose config is that of the whole
+        family = "encoder" if type(given).__name__.endswith("EncoderModel") else family_of(given.config)
+        return LM(model=given, tokenizer=tokenizer, family=family)
     hint = "; merge its adapter first (merge_and_unload)" if hasattr(given, "merge_and_unload") else ""
     raise ConfigError(
         [

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, T5Config, T5EncoderModel
 
 import tunesmith as ts
 import tunesmith.hf
@@ -64,6 +64,15 @@ def test_all_families_in_all_forms_give_the_same(family, how, tmp_path):
     own, wanted = made.model.state_dict(), expected.model.state_dict()
     assert own.keys() == wanted.keys()
     assert made.fingerprint == expected.fingerprint
+
+
+def test_the_encoder_of_an_encoder_decoder_alone(tmp_path):
+    config = T5Config(num_layers=1, num_heads=2, d_model=32, d_kv=16, d_ff=64, vocab_size=60)
+    smaller = ts.compress(T5EncoderModel(config).eval(), save=tmp_path)
+    assert smaller.family == "encoder"
+    with torch.no_grad():
+        expected = smaller.model(IDS).last_hidden_state
+        assert torch.equal(T5EncoderModel.from_pretrained(tmp_path)(IDS).last_hidden_state, expected)
 
 
 def test_short_spellings_options_and_built_compressors():

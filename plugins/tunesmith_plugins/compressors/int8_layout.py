@@ -192,7 +192,7 @@ def _tied_groups(model: Any, modules: Mapping[str, nn.Module]) -> list[list[str]
             for name in second:
                 by_name[name] = first
             second.clear()
-    vocabulary = _vocabulary(model)
+    vocabulary = vocabulary_size(model)
     found = []
     for group in groups.values():
         tables = [modules[name] for name in group if isinstance(modules[name], nn.Embedding)]
@@ -207,7 +207,8 @@ def _declared(model: Any) -> Iterator[tuple[str, str]]:
             yield target.removesuffix(".weight"), source.removesuffix(".weight")
 
 
-def _vocabulary(model: Any) -> int:
+def vocabulary_size(model: Any) -> int:
+    """Return the rows of a model's input embeddings; -1 if they are no table."""
     table = model.get_input_embeddings()
     return int(getattr(table, "num_embeddings", -1))
 

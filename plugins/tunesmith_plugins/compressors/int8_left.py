@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from tunesmith_plugins.compressors.config_int8 import QuantizerConfig
-from tunesmith_plugins.compressors.int8_layout import scheme_of
+from tunesmith_plugins.compressors.int8_layout import scheme_of, vocabulary_size
 from tunesmith_plugins.compressors.int8_weight import Int8Weight
 
 LARGE = 0.1
@@ -54,5 +54,5 @@ def _asked(name: str, weight: Parameter, model: nn.Module, config: QuantizerConf
     if any(scheme_of(each, config).kind == "float" for each in names or [name.rpartition(".")[0]]):
         return True
     tables = [model.get_submodule(each) for each in names if isinstance(model.get_submodule(each), nn.Embedding)]
-    # of plain tables only those of positions and types are left: token embeddings would be int8
-    return any(type(table) is nn.Embedding or not config.embeddings for table in tables)
+    vocabulary = vocabulary_size(model)  # tables of other sizes are those of positions and types
+    return any(table.num_embeddings != vocabulary or not config.embeddings for table in tables)

@@ -125,3 +125,15 @@ def test_only_positions_stay_float_in_dense_models_and_embeddings_where_asked(ma
         _, report = Int8(embeddings=False).build().compress(make(kind), runtime=RUNTIME)
         assert len(report.summary["float_weights"]) == positions + 1
         assert report.summary["float_bytes"] >= 4 * 30 * 32
+
+
+def test_large_tables_of_positions_are_named_without_a_warning():
+    torch.manual_seed(0)
+    config = transformers.OPTConfig(
+        vocab_size=60, hidden_size=32, ffn_dim=64, num_hidden_layers=1, num_attention_heads=4, word_embed_proj_dim=32
+    )
+    lm = ts.LM(model=transformers.OPTForCausalLM(config).eval(), tokenizer=None, family="decoder")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        _, report = Int8().build().compress(lm, runtime=RUNTIME)
+    assert report.summary["float_weights"] == ["model.decoder.embed_positions.weight"]
