@@ -66,7 +66,10 @@ def compress(
     larger = None if teacher is None else _handle(teacher, tokenizer or lm.tokenizer, runtime)
     examples = None if data is None else _examples(data, lm, runtime)
     if built.needs_data and not examples:
-        raise ConfigError([f"{_called(built)} learns from examples; give some texts or examples as data=[...]"], WHERE)
+        raise ConfigError(
+            [f"{_called(built)} learns from examples; give some texts or examples as data=[...] (a command: --data)"],
+            WHERE,
+        )
     if examples and lm.tokenizer is None:
         raise ConfigError(["the model came without its tokenizer, which data need; give it as tokenizer="], WHERE)
     built.setup(runtime)
