@@ -4,8 +4,10 @@ Contenders are called in turn in one process; the tables hold 25th percentiles (
 goals with pass or FAIL. What is not installed is named and left out.
 
     python benchmarks/int8.py [layers | models | all] [--quick] [--compiled] [--threads 1 2] [--only NAME] [--json FILE]
-        [--minutes N]
+        [--minutes N] [--calls N]
 
+A cell or a model is called until its time (``--seconds``) is up: at least 8 times a layer and 3 times a model, at most 200 and 20.
+``--calls 20`` calls each at least 20 times however long that takes, and measures kept rows of fewer calls again.
 ``--only`` takes part of the name of a layer (``4096x32000``) or of a model. With ``--json`` what is in the file already is not
 measured again, and with ``--minutes`` a run ends after so long: the same command goes on until everything is there.
 """
@@ -44,7 +46,13 @@ def processor() -> str:
 
 
 def measure_cell(
-    calls: dict[str, Any], x: torch.Tensor, machine: Machine | None, weight: torch.Tensor, threads: int, budget: float
+    calls: dict[str, Any],
+    x: torch.Tensor,
+    machine: Machine | None,
+    weight: torch.Tensor,
+    threads: int,
+    budget: float,
+    least: int,
 ) -> dict[str, dict[str, float]]:
     """Time all contenders on one input, the machine's limits among them."""
     jobs: dict[str, Any] = {name: (lambda call=call: call(x)) for name, call in calls.items()}
@@ -56,7 +64,7 @@ def measure_cell(
     start = time.perf_counter()
     for job in jobs.values():
         job()
-    rounds = rounds_for(time.perf_counter() - start, budget, 8, 200)
+    rounds = rounds_for(time.perf_counter() - start, budget, least, max(least, 200))
     found = in_turn(jobs, rounds, {VNNI: lambda: forced("avx512")})
     return {name: {"p25": p25, "median": median, "rounds": rounds} for name, (p25, median) in found.items()}
 
@@ -80,7 +88,7 @@ def layers(options: argparse.Namespace, kept: Kept) -> dict[str, Any]:
         cells = [(m, threads) for m in ROWS for threads in options.threads]
         what = _named(k, n) + (", quick" if options.quick else "") + (", compiled" if options.compiled else "")
         keys = {cell: ("layers", what, f"M={cell[0]}", f"threads={cell[1]}") for cell in cells}
-        missing = [cell for cell in cells if kept.get(*keys[cell]) is None]
+        missing = [cell for cell in cells if kept.get(*keys[cell], rounds=options.calls) is None]
         if missing and not kept.over:
             torch.manual_seed(0)
             layer = nn.Linear(k, n).eval().requires_grad_(False)
@@ -92,7 +100,7 @@ def layers(options: argparse.Namespace, kept: Kept) -> dict[str, Any]:
                     break
                 x = torch.randn(m, k)
                 torch.set_num_threads(threads)
-                cell = measure_cell(calls, x, machine, weight, threads, options.seconds)
+                cell = measure_cell(calls, x, machine, weight, threads, options.seconds, options.calls or 8)
                 row = {"k": k, "n": n, "m": m, "threads": threads, "times": cell, "error": errors(calls, layer, x)}
                 kept.put(row, *keys[m, threads])
         rows += [row for key in keys.values() if (row := kept.get(*key)) is not None]
@@ -119,6 +127,7 @@ def _print_cell(row: dict[str, Any]) -> None:
     operations = 2.0 * m * n * k / ours
     words = f"{k}x{n} M={m} threads={threads}: {ours * 1e6:9.1f} us; fp32 {times['fp32']['p25'] / ours:6.2f}x, "
     words += f"bf16 {times['bf16']['p25'] / ours:6.2f}x, best int8 ({best}) {rivals[best] / ours:5.2f}x"
+    words += f", {times['tunesmith']['rounds']} calls"
     words += f", weight-only {ours / times['tunesmith weight-only']['p25']:5.2f} of ours; {operations / 1e9:6.0f} GOP/s"
     if "machine vnni" in times:
         peak = Machine.vnni_operations(threads) / times["machine vnni"]["p25"]
@@ -199,6 +208,7 @@ def main() -> int:
     parser.add_argument(
         "--json", type=Path, help="keep the numbers in this file, and measure only what is not there yet"
     )
+    parser.add_argument("--calls", type=int, default=0, help="call every contender at least so often")
     parser.add_argument("--minutes", type=float, default=0.0, help="end after so long; 0: when all is measured")
     options = parser.parse_args()
     options.seconds = options.seconds or (0.3 if options.quick else 1.5)
@@ -214,7 +224,7 @@ def main() -> int:
         if options.what in ("models", "all"):
             budget = 4.0 if options.quick else 20.0
             kept.found["models"] = found = models(
-                options.quick, options.compiled, options.threads, budget, options.only, kept
+                options.quick, options.compiled, options.threads, budget, options.only, kept, options.calls
             )
             _print_goals(found["goals"])
             for name, reason in found["absent"].items():

@@ -23,9 +23,13 @@ class Kept:
         if path is not None and path.is_file():
             self.found = json.loads(path.read_text(encoding="utf-8"))
 
-    def get(self, *key: str) -> Any:
-        """Return the row of a key, or None."""
-        return self.found.get("rows", {}).get("/".join(key))
+    def get(self, *key: str, rounds: int = 0) -> Any:
+        """Return the row of a key, or None; also None if it is of fewer rounds than ``rounds``."""
+        row = self.found.get("rows", {}).get("/".join(key))
+        if row is None or not rounds:
+            return row
+        made = row["rounds"] if "rounds" in row else min(times["rounds"] for times in row["times"].values())
+        return row if made >= rounds else None
 
     def put(self, row: Any, *key: str) -> None:
         """Keep a row."""

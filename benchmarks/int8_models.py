@@ -179,9 +179,11 @@ def _jobs(ready: dict[str, Any], job: Job, count: int, absent: dict[str, str]) -
     return jobs
 
 
-def models(quick: bool, compiled: bool, threads: list[int], budget: float, only: str, kept: Kept) -> dict[str, Any]:
-    """Measure every case whose name contains ``only`` on every number of threads, for ``budget`` seconds each; what ``kept``
-    has is not measured again."""
+def models(
+    quick: bool, compiled: bool, threads: list[int], budget: float, only: str, kept: Kept, calls: int = 0
+) -> dict[str, Any]:
+    """Measure every case whose name contains ``only`` on every number of threads, for ``budget`` seconds each but ``calls``
+    times at least; what ``kept`` has of so many is not measured again."""
     goals: list[dict[str, Any]] = []
     absent: dict[str, str] = {}
     shared: dict[Any, dict[str, Any]] = {}
@@ -195,7 +197,7 @@ def models(quick: bool, compiled: bool, threads: list[int], budget: float, only:
                 name + (", quick" if quick else "") + (", compiled" if compiled else ""),
                 f"threads={count}",
             )
-            row = kept.get(*key)
+            row = kept.get(*key, rounds=calls)
             if row is None and kept.over:
                 continue
             if row is None:
@@ -210,14 +212,14 @@ def models(quick: bool, compiled: bool, threads: list[int], budget: float, only:
                 start = time.perf_counter()
                 for call in jobs.values():
                     call()
-                rounds = max(3, min(20, int(budget / (time.perf_counter() - start))))
+                rounds = max(calls or 3, min(20, int(budget / (time.perf_counter() - start))))
                 row = {"case": name, "threads": count, "rounds": rounds, "times": in_turn(jobs, rounds)}
                 kept.put(row, *key)
             cells += 1
             times = row["times"]
             mine = times["tunesmith"][0]
             words = ", ".join(f"{c} {t[0] * 1e3:.1f} ms ({t[0] / mine:.2f}x)" for c, t in times.items())
-            print(f"{name}, threads={count}: {words}", flush=True)
+            print(f"{name}, threads={count}, {row['rounds']} calls: {words}", flush=True)
             for rival, least in (("fp32", against_float), ("quantize_dynamic", against_dynamic)):
                 if least is not None:
                     value = times[rival][0] / mine

@@ -23,11 +23,11 @@ def main() -> None:
     arguments = parse()
     prepare(arguments)
     run = pipeline(arguments).run(arguments.folder / "run", threads=arguments.threads)
-    print(f"{'after':<10}{'kB on disk':>12}{'peak MB':>10}{'tokens/s':>10}{'perplexity':>34}")
+    print(f"{'after':<10}{'kB of weights':>15}{'peak MB':>10}{'tokens/s':>10}{'perplexity':>34}")
     for step in run.summary["smaller"]["steps"]:
         peak = "-" if step["peak"] is None else f"{step['peak'] / 1e6:.0f}"
         quality = f"{step['quality']:.3f} [{step['low']:.3f}, {step['high']:.3f}]"
-        print(f"{step['name']:<10}{step['disk'] / 1e3:>12.0f}{peak:>10}{step['speed']:>10.0f}{quality:>34}")
+        print(f"{step['name']:<10}{step['weights'] / 1e3:>15.0f}{peak:>10}{step['speed']:>10.0f}{quality:>34}")
     print(run.summary["smaller"]["verdicts"][0])
     print(f"\nReport: {run.report(arguments.folder / 'report.html')}")
 

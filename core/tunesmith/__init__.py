@@ -13,6 +13,7 @@ from tunesmith.component import API_VERSION
 if TYPE_CHECKING:
     from tunesmith.component import Component as Component
     from tunesmith.component import Config as Config
+    from tunesmith.compression import compress as compress
     from tunesmith.data.config import Data as Data
     from tunesmith.data.records import Example as Example
     from tunesmith.data.records import Preference as Preference
@@ -51,6 +52,7 @@ _WHERE = {
     "Runtime": "runtime",
     "adapters": "registry",
     "benchmarks": "registry",
+    "compress": "compression",
     "compressors": "registry",
     "decoders": "registry",
     "engines": "registry",

@@ -28,7 +28,8 @@ class Config:
 
     Subclasses are ``attrs.frozen(kw_only=True)`` classes whose fields are bool, int, float, str, Literal, Enum,
     Optional, tuple, dict (string keys), another config, or a plain attrs value such as ``Output``. A wrong type raises
-    ``TypeError`` when the config is made. An int is taken where a float is declared and a list where a tuple is.
+    ``TypeError`` when the config is made. An int is taken where a float is declared, a list where a tuple is, and an int as
+    the key of a dict, whose key is then its digits; validators see what was given.
 
     Attributes:
         impl: ``"package.module:Class"`` of the component, imported by :meth:`build` only.

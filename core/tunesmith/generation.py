@@ -285,11 +285,15 @@ def prompt_ids(lm: LM, prompts: Sequence[str]) -> list[tuple[int, ...]]:
     beginning-of-text token.
 
     Raises:
-        ConfigError: For an empty prompt of a model without any such token.
+        ConfigError: For an empty prompt of a model without any such token, or a model without a tokenizer.
     """
     if not prompts:
         return []
     tokenizer = lm.tokenizer
+    if tokenizer is None:
+        raise ConfigError(
+            ["the model came without its tokenizer; give prompts as token ids, or the LM a tokenizer"], "generate"
+        )
     rows = [tuple(row) for row in tokenizer(list(prompts))["input_ids"]]
     if lm.family != "decoder":
         return rows

@@ -29,13 +29,13 @@ def register() -> None:
             announce()
 
 
-def is_cached(name: str, revision: str | None = None) -> bool:
-    """Return whether the hub's cache on this machine has the config of a model; no hub is asked."""
+def is_cached(name: str, revision: str | None = None, file: str = "config.json") -> bool:
+    """Return whether the hub's cache on this machine has a file of a model; no hub is asked."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(name, "config.json", revision=revision)
+        found = try_to_load_from_cache(name, file, revision=revision)
     except HFValidationError:  # no name that a hub could know
         return False
     return isinstance(found, str)

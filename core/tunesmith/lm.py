@@ -39,7 +39,8 @@ class LM:
 
     Attributes:
         model: A ``transformers.PreTrainedModel`` (adapters may have changed it in place or wrapped it).
-        tokenizer: A ``transformers.PreTrainedTokenizerBase``.
+        tokenizer: A ``transformers.PreTrainedTokenizerBase``; None for a model that came without one, which can be compressed
+            and saved but reads no text.
         family: ``"encoder"``, ``"decoder"`` or ``"encoder-decoder"``.
         adapters: The attached adapters in order of attachment.
         origin: Folder or hub name from which the weights without adapters came, as long as they are unchanged; None
@@ -92,7 +93,7 @@ class LM:
         finally:
             self.model.train(before)
 
-    def save(self, folder: Path, *, copy_base: bool = True) -> None:
+    def save(self, folder: str | Path, *, copy_base: bool = True) -> None:
         """Write a folder that :func:`load` reads; without adapters also one that ``from_pretrained`` reads.
 
         Args:
@@ -100,8 +101,9 @@ class LM:
             copy_base: With adapters on: also write the base weights. If False and ``origin`` is known, the folder only
                 points to it.
         """
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save_pretrained(folder)
+        self._save_tokenizer(folder)
         if not self.adapters:
             with _no_bars():
                 self.model.save_pretrained(folder)
@@ -113,7 +115,7 @@ class LM:
         if copy_base or self.origin is None:
             with _no_bars(), _as_if(self.model, self.unadapted_state()):
                 self.model.save_pretrained(folder / BASE)
-            self.tokenizer.save_pretrained(folder / BASE)
+            self._save_tokenizer(folder / BASE)
             record["base"] = BASE
         else:
             record["base"] = self.origin
@@ -123,6 +125,10 @@ class LM:
             adapter.save(folder / name)
             record["adapters"].append({"folder": name, "component": dump(adapter.config)})
         (folder / ADAPTED).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def _save_tokenizer(self, folder: Path) -> None:
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
 
     def unadapted_state(self) -> dict[str, torch.Tensor]:
         """Return the weights of the model without its adapters, under the names the plain model has.

@@ -74,7 +74,7 @@ def check_fields(instance: Any) -> None:
 
 
 def coerce(value: Any, expected: Any) -> Any:
-    """Return ``value`` if it is of the ``expected`` type, with int to float and list to tuple.
+    """Return ``value`` if it is of the ``expected`` type, with int to float, list to tuple, and int keys to their digits.
 
     Raises:
         TypeError: If it is not.
@@ -146,7 +146,21 @@ def _coerce_dict(value: Any, arguments: tuple[Any, ...]) -> Any:
     if not isinstance(value, dict):
         raise TypeError(f"must be a dict, not {type(value).__name__} ({value!r})")
     key_type, value_type = arguments or (Any, Any)
-    return {coerce(k, key_type): _coerce_item(v, value_type, k) for k, v in value.items()}
+    keys = coerce_keys(value, key_type)
+    return {key: _coerce_item(v, value_type, key) for key, v in zip(keys, value.values(), strict=True)}
+
+
+def coerce_keys(value: Mapping[Any, Any], expected: Any) -> list[Any]:
+    """Return the keys of a mapping; where they are to be strings an int becomes its digits, as it does in JSON.
+
+    Raises:
+        TypeError: If one is of another type, or two become one.
+    """
+    keys = [str(key) if expected is str and type(key) is int else coerce(key, expected) for key in value]
+    if len(set(keys)) < len(keys):
+        twice = next(key for place, key in enumerate(keys) if key in keys[:place])
+        raise TypeError(f"has the key {twice!r} twice, as a number and as digits")
+    return keys
 
 
 def _coerce_item(value: Any, expected: Any, place: Any) -> Any:

@@ -35,6 +35,7 @@ LIGHT = {
     "import of every registry": "from tunesmith import adapters, metrics, samplers, stages; samplers.entries()",
     "--help": command("--help"),
     "exam --help": command("exam", "--help"),
+    "compress --help": command("compress", "--help"),
     "--version": command("--version"),
     "plugins --help": command("plugins", "--help"),
     "plugins list": command("plugins", "list"),

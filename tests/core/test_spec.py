@@ -146,7 +146,7 @@ def test_all_problems_come_at_once_with_their_paths():
         ("many", {"0": 1.0}),
         ("table", []),
         ("table", {"a": 1}),
-        ("table", {1: [1]}),
+        ("table", {1.5: [1]}),
         ("point", 3),
         ("inner", 3),
         ("inner", []),
@@ -205,6 +205,31 @@ def test_a_component_in_a_file_may_be_given_by_its_short_spelling():
     config = spec.load({"use": "wide", "config": {"inner": "top_p(p=0.5)", "inners": {"g": "greedy"}}}, SamplerConfig)
     assert config.inner == ts.samplers.create("top_p", p=0.5)
     assert config.inners["g"] == ts.samplers.create("greedy")
+
+
+def test_ints_as_keys_become_their_digits_everywhere():
+    meant = ts.samplers.create("logit_bias", bias={"5": 2.0, "17": -1.0})
+    assert meant.bias == {"5": 2.0, "17": -1.0}
+    assert type(meant)(bias={5: 2, 17: -1.0}) == meant
+    assert ts.samplers.create("logit_bias", bias={5: 2.0, 17: -1.0}) == meant
+    assert spec.load({"use": "logit_bias", "config": {"bias": {5: 2.0, 17: -1.0}}}, SamplerConfig) == meant
+    assert spec.parse("logit_bias(bias={5: 2.0, 17: -1})", "sampler") == meant
+    assert spec.parse(spec.spell(meant), "sampler") == meant
+    assert ts.samplers.create("forced_tokens", at={0: 7}).at == {"0": 7}
+
+
+@pytest.mark.parametrize("key", [-5, True, 5.0])
+def test_other_keys_are_refused_still(key):
+    with pytest.raises(ConfigError):
+        ts.samplers.create("logit_bias", bias={key: 2.0})
+
+
+def test_a_key_twice_is_refused():
+    with pytest.raises(ConfigError, match="the key '5' twice"):
+        ts.samplers.create("logit_bias", bias={5: 2.0, "5": 1.0})
+    for text in ("logit_bias(bias={1.5: 2.0})", "logit_bias(bias={-1: 2.0})", "logit_bias(bias={5: 2.0, 5: 1.0})"):
+        with pytest.raises(ConfigError, match="key"):
+            spec.parse(text, "sampler")
 
 
 def test_a_mapping_with_use_is_looked_up_in_the_registry_of_the_field():

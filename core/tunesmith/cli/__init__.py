@@ -13,6 +13,7 @@ from tunesmith.errors import TunesmithError
 from tunesmith.hooks import CommandRef, commands
 
 _COMMANDS = (
+    ("compress", "compress:command", "Make a model smaller and save it."),
     ("doctor", "doctor:doctor", "Say what is installed and what does not work; put this into bug reports."),
     ("evaluate", "evaluate:evaluate", "Measure a model on data with metrics, with intervals."),
     ("exam", "exam:command", "Examine an RL algorithm in worlds whose optimum is known."),

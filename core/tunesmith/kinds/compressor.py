@@ -42,6 +42,10 @@ class CompressionReport:
     summary: dict[str, Any] = field(factory=dict)
     series: tuple[Series, ...] = ()
 
+    def __str__(self) -> str:
+        before, after = self.bytes
+        return f"{after / 1e6:,.2f} MB of weights instead of {before / 1e6:,.2f} MB ({after / before:.1%})"
+
 
 class Compressor(Component[Any]):
     """Make a model smaller."""

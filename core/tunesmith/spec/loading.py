@@ -22,7 +22,7 @@ from cattrs.errors import (
 
 from tunesmith.component import Config
 from tunesmith.errors import ConfigError, PluginError
-from tunesmith.typecheck import coerce, field_types
+from tunesmith.typecheck import coerce, coerce_keys, field_types
 
 T = TypeVar("T")
 MAX_DEPTH = 64
@@ -197,7 +197,7 @@ def _structure_dict(value: Any, expected: Any) -> Any:
     if not isinstance(value, Mapping):
         raise TypeError(f"must be a mapping, not {type(value).__name__} ({_short(value)})")
     key_type, value_type = get_args(expected)
-    keys = [coerce(key, key_type) for key in value]
+    keys = coerce_keys(value, key_type)
     return dict(zip(keys, _items(((k, v, value_type) for k, v in value.items()), expected), strict=True))
 
 

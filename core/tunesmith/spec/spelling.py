@@ -5,7 +5,7 @@ Literals and names only, read by a small parser of our own: nothing is evaluated
     value   = number | string | "true" | "false" | "none" | list | mapping | call
     call    = name [ "(" [ key "=" value { "," key "=" value } ] ")" ]
     list    = "[" [ value { "," value } ] "]"
-    mapping = "{" [ (string | key) ":" value { "," ... } ] "}"
+    mapping = "{" [ (string | key | whole number) ":" value { "," ... } ] "}"
 
 A name without brackets is a text, which is also how a component without options is named.
 """
@@ -162,9 +162,9 @@ class _Reader:
         found: dict[str, Any] = {}
         while not self._accept("}"):
             kind, text, place = self._take()
-            if kind not in ("name", "string"):
+            if kind not in ("name", "string") and not (kind == "number" and text.isdigit()):
                 self._fail("a key was expected", place)
-            key = text if kind == "name" else self._string(text, place)
+            key = self._string(text, place) if kind == "string" else text
             if key in found:
                 self._fail(f"the key {key!r} is given twice", place)
             self._expect(":")

@@ -77,7 +77,8 @@ class Int8(QuantizerConfig):
     """Dynamic int8: weights per output channel, activations per row while the model runs, in 8 bits or where needed 12.
 
     Every ``Linear`` and ``Conv1D`` becomes an integer layer, token embeddings are kept in int8 and looked up row by row, and
-    a head tied to them multiplies with the same integers; norms and position embeddings stay as they are. Symmetric weights
+    a head tied to them multiplies with the same integers; norms, position embeddings and weights outside of such layers (the
+    experts of some mixtures) stay as they are, and the report names them. Symmetric weights
     in [-127, 127] (one scale per output channel), unsigned activations with a zero point per row, int32 accumulation
     (Dettmers et al. 2022, section 2.1, without the outlier part). The model saves with ``save_pretrained`` and loads with
     ``from_pretrained`` after ``import tunesmith.hf``.

@@ -15,14 +15,14 @@ from tunesmith.errors import ConfigError
 from tunesmith.kinds.compressor import CompressionReport, Compressor
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.compressors import int8_format, int8_report
+from tunesmith_plugins.compressors import int8_format, int8_left, int8_report
 from tunesmith_plugins.compressors.config_int8 import Scheme
 from tunesmith_plugins.compressors.fused import fuse
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, layout_of, tie
 from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8StaticLinear
 from tunesmith_plugins.compressors.int8_report import Line
-from tunesmith_plugins.compressors.layers import let_go_of_files, merged, stored_bytes
+from tunesmith_plugins.compressors.layers import computable, let_go_of_files, merged, stored_bytes
 
 
 @frozen(kw_only=True)
@@ -55,7 +55,7 @@ class Int8Compressor(Compressor):
             ConfigError: If the model is quantized already, has nothing to quantize, or carries an adapter that cannot be merged.
         """
         int8_format.register_with_transformers()
-        lm = merged(lm, "int8", self.config)
+        lm = computable(merged(lm, "int8", self.config))
         return self.convert(lm, layout_of(lm.model, self.config), Seen(), runtime)
 
     def convert(
@@ -86,12 +86,18 @@ class Int8Compressor(Compressor):
             made = checked(name, lambda table=table: Int8Embedding.from_float(table))
             lines.append(int8_report.embedding_line(name, table, made))
             model.set_submodule(name, made)
-            del table
+            heads = {n: model.get_submodule(n) for n in layout.tied if n in layout.layers and layout.tied[n] == name}
             tie(_only(layout, name), model)
+            for head, layer in heads.items():
+                tied = model.get_submodule(head)
+                lines.append(int8_report.tied_line(head, layer, tied, self.config.measure_rows))
+            del table, heads
         if replace is not None:
             lines += replace(own)
         else:
             lines += [self.replaced(model, name, layout, seen) for name in runtime.track(own, "int8")]
+        left = int8_left.left_float(model)
+        int8_left.warn(left, model, self.config)
         int8_format.announce(model, layout)
         fuse(model)
         model.eval()
@@ -99,7 +105,7 @@ class Int8Compressor(Compressor):
             parameters=(count, count),
             bytes=(size, stored_bytes(model)),
             layers=lines,
-            summary=int8_report.summary(lines),
+            summary=int8_report.summary(lines) | int8_left.summary(left),
             series=int8_report.series(lines),
         )
         return LM(model=model, tokenizer=lm.tokenizer, family=lm.family), report

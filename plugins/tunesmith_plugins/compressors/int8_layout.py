@@ -58,12 +58,12 @@ def layout_of(model: nn.Module, config: QuantizerConfig) -> Layout:
     layers = {}
     for name, module in modules.items():
         if name not in together and _is_linear(module):
-            scheme = _scheme(name, config)
+            scheme = scheme_of(name, config)
             if scheme.kind != "float":
                 layers[name] = scheme
     embeddings, tied = [], {}
     for group in groups if config.embeddings else ():
-        if any(_scheme(name, config).kind == "float" for name in group):
+        if any(scheme_of(name, config).kind == "float" for name in group):
             continue
         source = next(name for name in group if isinstance(modules[name], nn.Embedding))
         embeddings.append(source)
@@ -72,8 +72,7 @@ def layout_of(model: nn.Module, config: QuantizerConfig) -> Layout:
                 continue
             tied[name] = source
             if _is_linear(modules[name]):
-                # one scale a row, and ranges of the row's own
-                layers[name] = Scheme(kind="weight_only" if _scheme(name, config).kind == "weight_only" else "dynamic")
+                layers[name] = _tied_scheme(name, source, config)
     if not layers:
         raise ConfigError(["the model has no linear layer that int8 could take"])
     return Layout(layers=layers, embeddings=tuple(embeddings), tied=tied)
@@ -135,11 +134,35 @@ def _is_linear(module: nn.Module) -> bool:
     )
 
 
-def _scheme(name: str, config: QuantizerConfig) -> Scheme:
+def scheme_of(name: str, config: QuantizerConfig) -> Scheme:
+    """Return what ``config`` wants for the layer of a name, if it can be had."""
     if any(names(pattern, name) for pattern in config.skip):
         return Scheme(kind="float")
-    found = max((pattern for pattern in config.modules if names(pattern, name)), key=len, default=None)
+    found = _pattern(name, config)
     return config.scheme if found is None else config.modules[found]
+
+
+def _pattern(name: str, config: QuantizerConfig) -> str | None:
+    return max((pattern for pattern in config.modules if names(pattern, name)), key=len, default=None)
+
+
+def _tied_scheme(name: str, source: str, config: QuantizerConfig) -> Scheme:
+    """Return how a head multiplies with the integers of an embedding: they have one scale a row, and ranges are the row's own.
+
+    Raises:
+        ConfigError: If ``modules`` wants anything else of this head; what the compressor does by default gives way.
+    """
+    pattern, wanted = _pattern(name, config), scheme_of(name, config)
+    if pattern is not None and (wanted.group_size or wanted.kind not in ("dynamic", "weight_only")):
+        asked = f"group_size={wanted.group_size}" if wanted.group_size else f"kind={wanted.kind!r}"
+        raise ConfigError(
+            [
+                f"modules: {pattern!r} asks for {asked}, and {name} multiplies with the integers of the embedding {source}, "
+                "which have one scale a row and no fixed ranges; give it the kind 'dynamic' or 'weight_only' without groups, or "
+                "'float' to leave both as they are"
+            ]
+        )
+    return Scheme(kind="weight_only" if wanted.kind == "weight_only" else "dynamic")
 
 
 def _check_patterns(modules: Mapping[str, nn.Module], config: QuantizerConfig) -> None:
@@ -169,7 +192,7 @@ def _tied_groups(model: Any, modules: Mapping[str, nn.Module]) -> list[list[str]
             for name in second:
                 by_name[name] = first
             second.clear()
-    vocabulary = _vocabulary(model)
+    vocabulary = vocabulary_size(model)
     found = []
     for group in groups.values():
         tables = [modules[name] for name in group if isinstance(modules[name], nn.Embedding)]
@@ -184,7 +207,8 @@ def _declared(model: Any) -> Iterator[tuple[str, str]]:
             yield target.removesuffix(".weight"), source.removesuffix(".weight")
 
 
-def _vocabulary(model: Any) -> int:
+def vocabulary_size(model: Any) -> int:
+    """Return the rows of a model's input embeddings; -1 if they are no table."""
     table = model.get_input_embeddings()
     return int(getattr(table, "num_embeddings", -1))
 

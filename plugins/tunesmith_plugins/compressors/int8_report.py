@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.report.content import Series
-from tunesmith_plugins.compressors.int8_embedding import Int8Embedding
+from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8TiedLinear
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
 from tunesmith_plugins.compressors.int8_weight import Int8Weight, row_blocks
 
@@ -59,18 +59,30 @@ def linear_line(name: str, layer: Any, made: Int8Linear, rows: Tensor | None, co
     line = _line(
         name, made.mode if isinstance(made.mode, str) else "static", weight.T if _is_conv(layer) else weight, made
     )
-    if count:
-        if rows is None:
-            generator = torch.Generator().manual_seed(0)
-            rows = torch.randn(count, made.in_features, generator=generator)
-        rows = rows[:count].to(layer.weight)
-        with torch.no_grad():
-            smoothed = rows if made.smooth is None else rows * made.smooth
-            line["output_sqnr_db"] = round(sqnr(layer(smoothed), made(rows)), 2)
-            line["float_us"], line["int8_us"] = _fastest(lambda: layer(rows)), _fastest(lambda: made(rows))
-    else:
-        line["output_sqnr_db"] = line["float_us"] = line["int8_us"] = None
-    return line
+    return line | _measured(layer, made, made.smooth, rows, count)
+
+
+def tied_line(name: str, layer: nn.Linear, made: Int8TiedLinear, count: int) -> Line:
+    """Return the line of a head that multiplies with the integers of an embedding: the weight's noise is the embedding's."""
+    line = _line(name, f"{made.mode}, tied", layer.weight.detach(), made.source)
+    return line | _measured(layer, made, None, None, count)
+
+
+def _measured(layer: Any, made: Any, smooth: Tensor | None, rows: Tensor | None, count: int) -> Line:
+    """Return noise and time of outputs; see :func:`linear_line`."""
+    if not count:
+        return {"output_sqnr_db": None, "float_us": None, "int8_us": None}
+    if rows is None:
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(count, made.in_features, generator=generator)
+    rows = rows[:count].to(layer.weight)
+    with torch.no_grad():
+        smoothed = rows if smooth is None else rows * smooth
+        return {
+            "output_sqnr_db": round(sqnr(layer(smoothed), made(rows)), 2),
+            "float_us": _fastest(lambda: layer(rows)),
+            "int8_us": _fastest(lambda: made(rows)),
+        }
 
 
 def embedding_line(name: str, table: Any, made: Int8Embedding) -> Line:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Set
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -93,3 +95,15 @@ def merged(lm: LM, method: str, compressor: CompressorConfig | None = None) -> L
                 ]
             )
     return fold(lm)
+
+
+def computable(lm: LM) -> LM:
+    """Return ``lm`` in a type that the integer kernels take: float16 becomes float32, with a warning."""
+    if any(parameter.dtype == torch.float16 for parameter in lm.model.parameters()):
+        warnings.warn(
+            "the model is in float16, which integer layers neither take nor give; what stays floating point becomes float32 "
+            "(load it in bfloat16 to keep that smaller)",
+            stacklevel=2,
+        )
+        lm.model.float()
+    return lm

@@ -23,9 +23,11 @@ def _sequences(_: Any, attribute: Attribute[Any], value: tuple[tuple[int, ...], 
         raise ValueError(f"{attribute.name!r}: each sequence needs at least one id and none may be negative: {value}")
 
 
-def _places(_: Any, attribute: Attribute[Any], value: dict[str, int]) -> None:
-    if any(not (place.isascii() and place.isdigit()) for place in value) or any(token < 0 for token in value.values()):
-        raise ValueError(f"{attribute.name!r}: positions (in digits, from 0) to token ids, not {value}")
+def _places(_: Any, attribute: Attribute[Any], value: dict[str | int, int]) -> None:
+    if any(not (place.isascii() and place.isdigit()) for place in map(str, value)) or any(
+        token < 0 for token in value.values()
+    ):
+        raise ValueError(f"{attribute.name!r}: positions (from 0) to token ids, not {value}")
 
 
 @frozen(kw_only=True)
@@ -104,7 +106,7 @@ class ForcedTokens(SamplerConfig):
     """Keep only the given token at the given positions (a language or task id at the beginning, say).
 
     Attributes:
-        at: Position of a generated token (in digits, from 0) to its id.
+        at: Position of a generated token (from 0) to its id: ``{0: 7}``. Positions are kept as their digits, as files have them.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.lengths:ForcedTokensLink"

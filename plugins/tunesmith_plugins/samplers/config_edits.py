@@ -18,10 +18,10 @@ LARGEST = 3.4028234663852886e38
 FINITE = [v.ge(-LARGEST), v.le(LARGEST)]
 
 
-def _token_ids(_: Any, attribute: Attribute[Any], value: dict[str, float]) -> None:
-    wrong = [key for key in value if not (key.isascii() and key.isdigit())]
+def _token_ids(_: Any, attribute: Attribute[Any], value: dict[str | int, float]) -> None:
+    wrong = [key for key in map(str, value) if not (key.isascii() and key.isdigit())]
     if wrong:
-        raise ValueError(f"{attribute.name!r}: keys are token ids in digits, not {wrong}")
+        raise ValueError(f"{attribute.name!r}: keys are token ids, not {wrong}")
     if not all(map(math.isfinite, value.values())):
         raise ValueError(f"{attribute.name!r}: biases must be finite; use bad_words to ban a token: {value}")
 
@@ -113,7 +113,7 @@ class LogitBias(SamplerConfig):
     """Add a number to the logits of some tokens.
 
     Attributes:
-        bias: Token id (in digits) to what is added.
+        bias: Token id to what is added: ``{5: 2.0}``. Ids are kept as their digits, as files have them.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.bias:LogitBiasLink"

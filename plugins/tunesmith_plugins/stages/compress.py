@@ -11,6 +11,9 @@ from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.lm import load
 from tunesmith.report.content import Content, Series, Table
 
+SHOWN = 12
+"""Names that a note lists; all are in ``compression.json``."""
+
 
 class CompressStage(Stage):
     """Run a compressor, save what it returns, and say what it cost."""
@@ -61,6 +64,16 @@ class CompressStage(Stage):
         }
 
 
+def _left(report: Any) -> str:
+    """Return what a quantizer left in floating point, in words."""
+    names = report.summary.get("float_weights", ())
+    if not names:
+        return ""
+    shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    share = report.summary["float_bytes"] / report.bytes[1]
+    return f"Still floating point, {share:.0%} of the bytes after: {shown}."
+
+
 def _content(report: Any, on_disk: int) -> Content:
     (parameters_before, parameters_after), (bytes_before, bytes_after) = report.parameters, report.bytes
     tables = [
@@ -84,7 +97,7 @@ def _content(report: Any, on_disk: int) -> Content:
         rows = tuple(
             tuple(str(row[c]) if isinstance(row[c], list) else row[c] for c in columns) for row in report.layers
         )
-        tables.append(Table(title="Layers", columns=columns, rows=rows))
+        tables.append(Table(title="Layers", columns=columns, rows=rows, note=_left(report)))
     losses = report.summary.get("loss")
     series: list[Series] = list(report.series)
     if losses:

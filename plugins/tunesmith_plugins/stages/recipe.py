@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,20 +29,24 @@ class Step:
 
     Attributes:
         name: Of the step; ``"start"`` for the model before the first.
-        disk: Bytes of its weights.
+        weights: Bytes of its weights, those of all steps in one floating-point type.
+        disk: Bytes of its weight files, whatever type they are in; None for a model from a hub.
         peak: Peak resident bytes of a process that runs it; None where it was not measured.
         before: What that process had before it loaded the model.
-        speed: Tokens a second.
+        speed: Tokens a second, the median of ``rates``.
+        rates: Of each round; in round i of all steps the machine was in the same state, as far as that can be.
         quality: The first metric's first score.
         low: End of its interval.
         high: End of its interval.
     """
 
     name: str
-    disk: int
+    weights: int
+    disk: int | None
     peak: int | None
     before: int | None
     speed: float
+    rates: tuple[float, ...]
     quality: float
     low: float | None
     high: float | None
@@ -63,14 +68,15 @@ class RecipeStage(CompareStage):
         metric, result = next(iter(next(iter(measured.evaluations.values())).results.items()))
         name = score_name(metric, next(iter(result.scores)))
         better = next(iter(measured.evaluations.values())).metrics[metric].higher_is_better
-        steps = self._steps(context, measured.evaluations)
-        verdicts = [*_verdicts(steps, name), *shown.verdicts]
-        _content(context, steps, name, better, verdicts, self.config).write(context.artifact("report"))
+        steps, dtype = self._steps(context, measured.evaluations)
+        own = _verdicts(steps, name, dtype)
+        # the paired ones are in the scores
+        _content(context, steps, name, better, own, dtype, self.config).write(context.artifact("report"))
         numbers = [asdict(step) for step in steps]
         (context.artifact("report") / NUMBERS).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-        return {"steps": numbers, "verdicts": verdicts}
+        return {"steps": numbers, "dtype": dtype, "verdicts": [*own, *shown.verdicts]}
 
-    def _steps(self, context: StageContext, evaluations: side_by_side.Evaluations) -> list[Step]:
+    def _steps(self, context: StageContext, evaluations: side_by_side.Evaluations) -> tuple[list[Step], str]:
         config, runtime = self.config, context.runtime
         models = [str(context.inputs[f"{step.name}/model"]) for step in config.steps]
         sources = dict(zip(evaluations, [str(context.start), *models], strict=True))
@@ -79,6 +85,7 @@ class RecipeStage(CompareStage):
         work = measures.work_of(examples, lm.family, config.generation.max_new_tokens, config.generation.engine)
         del lm
         rates = measures.speeds(sources, work, runtime)
+        sizes, dtype = measures.weights(sources, runtime)
         found = []
         for label, source in sources.items():
             peak, before = measures.memory(source, work, runtime) if config.memory else (None, None)
@@ -86,16 +93,18 @@ class RecipeStage(CompareStage):
             found.append(
                 Step(
                     name=label,
-                    disk=measures.disk(source, runtime),
+                    weights=sizes[label],
+                    disk=measures.disk(source),
                     peak=peak,
                     before=before,
-                    speed=rates[label],
+                    speed=statistics.median(rates[label]),
+                    rates=rates[label],
                     quality=score.value,
                     low=score.low,
                     high=score.high,
                 )
             )
-        return found
+        return found, dtype
 
 
 def frontier(points: Sequence[tuple[str, float, float]], *, less_x: bool, less_y: bool) -> tuple[str, ...]:
@@ -112,11 +121,13 @@ def frontier(points: Sequence[tuple[str, float, float]], *, less_x: bool, less_y
     )
 
 
-def _verdicts(steps: Sequence[Step], name: str) -> list[str]:
+def _verdicts(steps: Sequence[Step], name: str, dtype: str) -> list[str]:
     first, last = steps[0], steps[-1]
+    ratios = sorted(after / before for before, after in zip(first.rates, last.rates, strict=True))
     found = [
-        f"After all steps the weights take {last.disk / first.disk:.0%} of the bytes on disk, the model gives "
-        f"{last.speed / first.speed:.2f} times the tokens a second, and {name} went from {first.quality:.4g} to {last.quality:.4g}."
+        f"After all steps the weights take {last.weights / first.weights:.0%} of the bytes (what is not quantized in {dtype}), the "
+        f"model gives {statistics.median(ratios):.2f} times the tokens a second ({ratios[0]:.2f} to {ratios[-1]:.2f} over the "
+        f"rounds), and {name} went from {first.quality:.4g} to {last.quality:.4g}."
     ]
     if last.peak and first.peak:
         found.append(f"A process that runs it peaks at {last.peak / 1e6:.0f} MB instead of {first.peak / 1e6:.0f} MB.")
@@ -124,25 +135,34 @@ def _verdicts(steps: Sequence[Step], name: str) -> list[str]:
 
 
 def _content(
-    context: StageContext, steps: Sequence[Step], name: str, better: bool, verdicts: Sequence[str], config: Any
+    context: StageContext,
+    steps: Sequence[Step],
+    name: str,
+    better: bool,
+    verdicts: Sequence[str],
+    dtype: str,
+    config: Any,
 ) -> Content:
-    columns = ("after", "kB on disk", "peak MB", "of that the model", "tokens a second", name)
+    columns = ("after", "kB of weights", "kB of files", "peak MB", "of that the model", "tokens a second", name)
     rows = tuple(
         (
             step.name,
-            step.disk / 1000,
+            step.weights / 1000,
+            None if step.disk is None else step.disk / 1000,
             None if step.peak is None else step.peak / 1e6,
             None if step.peak is None or step.before is None else (step.peak - step.before) / 1e6,
-            step.speed,
+            {"value": step.speed, "low": min(step.rates), "high": max(step.rates)},
             step.quality if step.low is None else {"value": step.quality, "low": step.low, "high": step.high},
         )
         for step in steps
     )
     note = (
-        f"Speed: median of {measures.ROUNDS} rounds in which the models take turns, requests one at a time. Memory: the peak "
-        "of a process that loads the model and does the same work; less what it had before it loaded it."
+        f"Weights: as they are stored with all that is not quantized in {dtype}, so that steps compare; files have the type they "
+        f"were saved in. Speed: median of {measures.ROUNDS} rounds in which the models take turns, requests one at a time; the "
+        "interval is from the slowest to the fastest round. Memory: the peak of a process that loads the model and does the same "
+        "work; less what it had before it loaded it. Layers and further plots stand with each step."
     )
-    against = {"kB on disk": [s.disk / 1000 for s in steps], "tokens a second": [s.speed for s in steps]}
+    against = {"kB of weights": [s.weights / 1000 for s in steps], "tokens a second": [s.speed for s in steps]}
     scatters = tuple(
         Scatter(
             title=f"{name} against {label}",

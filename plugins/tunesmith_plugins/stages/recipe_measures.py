@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ from tunesmith.runtime import Runtime
 from tunesmith_plugins.stages.training.memory import peak_bytes
 
 ROUNDS = 5
-"""The models take turns so many times; the median is the speed."""
+"""The models take turns so many times; the median is the speed, the slowest and the fastest round its spread."""
 MODULE = "tunesmith_plugins.stages.recipe_measures"
 
 
@@ -70,8 +69,8 @@ def work_of(examples: Sequence[Example], family: str, max_new_tokens: int, engin
     return Work(texts=texts, max_new_tokens=max_new_tokens, engine=None if engine is None else dict(spec.dump(engine)))
 
 
-def speeds(sources: Mapping[str, str], work: Work, runtime: Runtime) -> dict[str, float]:
-    """Return tokens a second of every model: the median of rounds in which they take turns."""
+def speeds(sources: Mapping[str, str], work: Work, runtime: Runtime) -> dict[str, tuple[float, ...]]:
+    """Return tokens a second of every model in each of the rounds in which they take turns."""
     found: dict[str, list[float]] = {label: [] for label in sources}
     for _ in range(ROUNDS):
         for label, source in sources.items():
@@ -82,7 +81,7 @@ def speeds(sources: Mapping[str, str], work: Work, runtime: Runtime) -> dict[str
             found[label].append(tokens / (time.perf_counter() - begun))
             del lm
             gc.collect()
-    return {label: statistics.median(rates) for label, rates in found.items()}
+    return {label: tuple(rates) for label, rates in found.items()}
 
 
 def memory(source: str, work: Work, runtime: Runtime) -> tuple[int, int]:
@@ -101,14 +100,29 @@ def memory(source: str, work: Work, runtime: Runtime) -> tuple[int, int]:
     return int(peak), int(before)
 
 
-def disk(source: str, runtime: Runtime) -> int:
-    """Return the bytes of a model's weights: of its files, or of one from a hub as it would be stored."""
+def disk(source: str) -> int | None:
+    """Return the bytes of a model's weight files; None for one from a hub."""
     folder = Path(source)
-    if folder.is_dir():
-        return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors")) if folder.is_dir() else None
+
+
+def weights(sources: Mapping[str, str], runtime: Runtime) -> tuple[dict[str, int], str]:
+    """Return the bytes of every model's weights, all floating-point ones in one type, and the name of that type.
+
+    Files are of whatever type they were saved in, so that their sizes compare types as much as models. The type is the
+    runtime's, with ``"auto"`` the first model's. Quantized weights and their scales have types of their own.
+    """
     from tunesmith_plugins.compressors.layers import stored_bytes
 
-    return stored_bytes(load(source, runtime=runtime).model)
+    found: dict[str, int] = {}
+    for label, source in sources.items():
+        model = load(source, runtime=runtime).model
+        if runtime.dtype == "auto":
+            runtime = runtime.evolve(dtype=str(model.dtype).removeprefix("torch."))
+        found[label] = stored_bytes(model)
+        del model
+        gc.collect()
+    return found, runtime.dtype
 
 
 def main() -> None:

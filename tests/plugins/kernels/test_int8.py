@@ -446,19 +446,6 @@ def available() -> Iterator[list[str]]:
 
 
 def test_2000_random_shapes_equal_64_bit_products(available: list[str]) -> None:
-    """Most of them small and without the slow scalar version; every 20th large and on all of them."""
-    generator = torch.Generator().manual_seed(5)
-    quick = [name for name in available if name != "scalar"] or available
-    for turn in range(2000):
-        large, tops = turn % 20 == 0, (64, 130, 1030)
-        m, n, k = (
-            int(torch.randint(1, top + 1, (), generator=generator)) for top in (tops if large else (40, 70, 200))
-        )
-        check_integers(m, n, k, generator, available if large else quick)
-
-
-@pytest.mark.exhaustive
-def test_2000_large_shapes_equal_64_bit_products(available: list[str]) -> None:
     generator = torch.Generator().manual_seed(5)
     for _ in range(2000):
         m, n, k = (int(torch.randint(1, top + 1, (), generator=generator)) for top in (64, 130, 1030))

@@ -11,6 +11,7 @@ import torch
 import tunesmith as ts
 from tunesmith.errors import PipelineError
 from tunesmith.report import content, plots
+from tunesmith.report.page import stage_content
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import WORDS, tiny_lm
 from tunesmith_plugins.compressors import Distill, Int8, Structured
@@ -70,7 +71,9 @@ def test_every_step_begins_from_the_one_before_and_is_measured(run, folder):
         place = folder / "encoder-decoder" if step["name"] == "start" else run.output("small", step["name"])
         assert step["disk"] == sum(file.stat().st_size for file in place.rglob("*.safetensors"))
         assert step["peak"] is None
-        assert step["speed"] > 0
+        assert len(step["rates"]) == measures.ROUNDS
+        assert min(step["rates"]) <= step["speed"] <= max(step["rates"])
+        assert step["speed"] in step["rates"]
         assert step["low"] <= step["quality"] <= step["high"]
     assert steps[1]["disk"] == pytest.approx(steps[2]["disk"], rel=0.01)
     assert steps[3]["disk"] < steps[2]["disk"] < steps[0]["disk"]
@@ -85,12 +88,45 @@ def test_the_report_has_one_table_and_both_plots(run):
     told = content.read(run.output("small", "report"))
     table = told.tables[0]
     assert [row[0] for row in table.rows] == ["start", "pruned", "taught", "int8"]
-    assert [plot.x_label for plot in told.scatters] == ["kB on disk", "tokens a second"]
+    steps = run.summary["small"]["steps"]
+    for row, step in zip(table.rows, steps, strict=True):
+        told_of = dict(zip(table.columns, row, strict=True))
+        assert told_of["kB of weights"] == step["weights"] / 1000
+        assert told_of["kB of files"] == step["disk"] / 1000
+        assert told_of["tokens a second"] == {
+            "value": step["speed"],
+            "low": min(step["rates"]),
+            "high": max(step["rates"]),
+        }
+    assert [plot.x_label for plot in told.scatters] == ["kB of weights", "tokens a second"]
+    assert [point.x for point in told.scatters[0].points] == [step["weights"] / 1000 for step in steps]
     for plot in told.scatters:
         assert plot.frontier
         assert "stroke-dasharray" in plots.scatter(plot)
     assert "taught: Distillation loss" in [series.title for series in told.series]
     assert told.verdicts[0].startswith("After all steps the weights take ")
+
+
+def test_every_verdict_stands_once_in_the_stage_and_all_in_the_summary(run):
+    shown = stage_content(run.stages["small"]).verdicts
+    assert len(set(shown)) == len(shown) == 6  # one of all steps, three against the start, two against the first step
+    assert sorted(shown) == sorted(run.summary["small"]["verdicts"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_sizes_compare_models_and_not_the_types_of_their_files(folder, dtype):
+    lm = tiny_lm("encoder-decoder")
+    lm.model.half()
+    lm.save(folder / "half")
+    sources = {"half": str(folder / "half"), "whole": str(folder / "encoder-decoder")}
+    found, named = measures.weights(sources, Runtime(dtype=dtype))
+    assert found["half"] == found["whole"]
+    assert named == {"float32": "float32", "auto": "float16"}[dtype]
+    files = [measures.disk(source) for source in sources.values()]
+    assert files[0] < 0.6 * files[1]
+    # T5 keeps one layer of a block in float32 whatever is asked for
+    assert found["whole"] == pytest.approx(files[1] * (1 if dtype == "float32" else 0.58), rel=0.05)
+    assert measures.disk("a/name-on-a-hub") is None
 
 
 def test_it_is_reused_and_goes_through_a_file(run, folder):

@@ -1,0 +1,80 @@
+"""``tunesmith compress``: a smaller model on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from tunesmith.kinds.compressor import CompressionReport
+
+
+@click.command(name="compress")
+@click.argument("model")
+@click.argument("compressor")
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the smaller model."
+)
+@click.option("--data", "source", default="", help="A file, a folder with one file a split, or a hub name.")
+@click.option(
+    "--prompt", default="", help="Template over the record's fields, e.g. 'Q: {question}'; empty: plain text."
+)
+@click.option("--target", default="", help="Template of the answer, e.g. '{answer}'.")
+@click.option("--split", default="train", show_default=True)
+@click.option("--items", type=click.IntRange(min=0), default=0, show_default=True, help="At most so many; 0: all.")
+@click.option("--teacher", default=None, help="For distillation: the larger model; MODEL is the student then.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of the float weights; auto: as in the folder.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ...")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
+def compress(
+    model: str,
+    compressor: str,
+    output: Path,
+    source: str,
+    prompt: str,
+    target: str,
+    split: str,
+    items: int,
+    teacher: str | None,
+    dtype: Any,
+    seed: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Make MODEL, a folder or a hub name, smaller with COMPRESSOR, e.g. int8 or 'int8_weight_only(group_size=32)'."""
+    from tunesmith import compression
+    from tunesmith.data import Data, load_examples
+    from tunesmith.lm import load
+    from tunesmith.runtime import Runtime
+    from tunesmith.spec import parse
+
+    config = parse(compressor, "compressor")  # wrong names are found before anything is read
+    runtime = Runtime(device=device, dtype=dtype, seed=seed)
+    lm = load(model, runtime=runtime)
+    examples = None
+    if source:
+        data = Data(source=source, prompt=prompt, target=target)
+        examples = load_examples(data, split, runtime, items=items, tokenizer=lm.tokenizer)
+    reports: list[CompressionReport] = []
+    compression.compress(
+        lm, config, data=examples, teacher=teacher, runtime=runtime, save=output, report=reports.append
+    )
+    found = reports[0]
+    if as_json:
+        record = {name: getattr(found, name) for name in ("parameters", "bytes", "layers", "summary")}
+        click.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
+    else:
+        click.echo(str(found))
+
+
+command = compress

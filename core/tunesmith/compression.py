@@ -1,0 +1,160 @@
+"""A model made smaller in one call: names become configs, transformers models become handles, texts become examples.
+
+Imported at run time only; torch arrives with the compressor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from tunesmith.component import Config
+from tunesmith.data.config import Data
+from tunesmith.data.records import Example
+from tunesmith.errors import ConfigError
+from tunesmith.kinds.compressor import CompressionReport, Compressor, CompressorConfig
+from tunesmith.runtime import Runtime
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tunesmith.lm import LM
+
+WHERE = "compress"
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
+"""A folder with one of these has a tokenizer."""
+
+
+def compress(
+    model: LM | PreTrainedModel | str | Path,
+    compressor: CompressorConfig | Compressor | str = "int8",
+    *,
+    tokenizer: Any = None,
+    data: Data | Iterable[str | Example] | None = None,
+    teacher: LM | PreTrainedModel | str | Path | None = None,
+    runtime: Runtime | None = None,
+    save: str | Path | None = None,
+    report: Callable[[CompressionReport], object] | None = None,
+) -> LM:
+    """Make a model smaller.
+
+    A model that is given as an object is changed in place where the compressor can: use what is returned, and load the model
+    again for the original.
+
+    Args:
+        model: What :func:`tunesmith.load` returns, a transformers model, or a folder or hub name, which is loaded.
+        compressor: A config, a short spelling such as ``"int8_weight_only(group_size=32)"``, or a built compressor.
+        tokenizer: Of a transformers model; None takes the one in the folder that the model was loaded from, if there is one
+            on this machine. Compressors without data do without.
+        data: Examples to calibrate or train on: :class:`tunesmith.Data`, of which the split ``train`` is read, examples, or texts.
+            A text is what a decoder or encoder reads; an encoder-decoder reads it and answers it.
+        teacher: For distillation the larger model, as ``model``; ``model`` is the student then.
+        runtime: Device, dtype, seed; None means the defaults, on the device where a given model is.
+        save: Folder to save to, readable by ``from_pretrained`` after ``import tunesmith.hf`` and by :func:`tunesmith.load`.
+        report: Called with the report of what became smaller; ``print`` shows its sizes.
+
+    Returns:
+        The smaller model.
+
+    Raises:
+        ConfigError: For a wrong name or option, a model that cannot be compressed so, or data that are missing.
+    """
+    built = _built(compressor)
+    lm = _handle(model, tokenizer, runtime)
+    runtime = runtime or Runtime(device=str(lm.device))
+    larger = None if teacher is None else _handle(teacher, tokenizer or lm.tokenizer, runtime)
+    examples = None if data is None else _examples(data, lm, runtime)
+    if built.needs_data and not examples:
+        raise ConfigError(
+            [f"{_called(built)} learns from examples; give some texts or examples as data=[...] (a command: --data)"],
+            WHERE,
+        )
+    if examples and lm.tokenizer is None:
+        raise ConfigError(["the model came without its tokenizer, which data need; give it as tokenizer="], WHERE)
+    built.setup(runtime)
+    smaller, told = built.compress(lm, data=examples, teacher=larger, runtime=runtime)
+    if save is not None:
+        smaller.save(save)
+    if report is not None:
+        report(told)
+    return smaller
+
+
+def _built(given: CompressorConfig | Compressor | str) -> Compressor:
+    if isinstance(given, Compressor):
+        return given
+    if isinstance(given, str):
+        from tunesmith.spec import parse
+
+        given = parse(given, "compressor")
+    built = given.build() if isinstance(given, Config) else None
+    if not isinstance(built, Compressor):
+        raise ConfigError(
+            [f"a config, a short spelling or a built compressor was expected, not {given!r}"], "compressor"
+        )
+    return built
+
+
+def _called(compressor: Compressor) -> str:
+    return str(compressor.config._name_and_owner()[0])
+
+
+def _handle(given: Any, tokenizer: Any, runtime: Runtime | None) -> LM:
+    """Return the model in use: the one given, one loaded, or a handle for a transformers model."""
+    from transformers import PreTrainedModel
+
+    from tunesmith.lm import LM, family_of, load
+
+    if isinstance(given, LM):
+        return given
+    if isinstance(given, (str, Path)):
+        return load(given, runtime=runtime)
+    if isinstance(given, PreTrainedModel):
+        tokenizer = tokenizer if tokenizer is not None else _tokenizer_of(given)
+        # half of an encoder-decoder, as T5EncoderModel, whose config is that of the whole
+        family = "encoder" if type(given).__name__.endswith("EncoderModel") else family_of(given.config)
+        return LM(model=given, tokenizer=tokenizer, family=family)
+    hint = "; merge its adapter first (merge_and_unload)" if hasattr(given, "merge_and_unload") else ""
+    raise ConfigError(
+        [
+            "a model was expected: what tunesmith.load returns, a transformers model, or a folder or hub name, not "
+            f"{type(given).__name__}{hint}"
+        ],
+        WHERE,
+    )
+
+
+def _tokenizer_of(model: PreTrainedModel) -> Any:
+    """Return the tokenizer beside the weights that a model was loaded from; no hub is asked."""
+    from transformers import AutoTokenizer
+
+    from tunesmith.hf import is_cached
+
+    name = model.name_or_path
+    # where there is none, transformers makes some tokenizers out of nothing
+    if name and any((Path(name) / file).is_file() or is_cached(name, file=file) for file in TOKENIZER_FILES):
+        return AutoTokenizer.from_pretrained(name, local_files_only=True)
+    return None
+
+
+def _examples(data: Data | Iterable[str | Example], lm: LM, runtime: Runtime) -> list[Example]:
+    if isinstance(data, Data):
+        from tunesmith.data import load_examples
+
+        return load_examples(data, "train", runtime, tokenizer=lm.tokenizer)
+    if isinstance(data, str):
+        raise ConfigError(
+            ["data are a list of texts or examples, or tunesmith.Data(source=...), not one text @ data"], WHERE
+        )
+    found = []
+    for place, item in enumerate(data):
+        if isinstance(item, str):
+            prompt = item if lm.family == "encoder-decoder" else ""
+            item = Example(id=str(place), prompt=prompt, targets=(item,))
+        if not isinstance(cast(object, item), Example):
+            raise ConfigError(
+                [f"item {place} is neither a text nor a tunesmith.Example but a {type(item).__name__} @ data"], WHERE
+            )
+        found.append(item)
+    return found

@@ -1,0 +1,150 @@
+"""``tunesmith.compress``: any model and any data in one call, saved and loaded again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, T5Config, T5EncoderModel
+
+import tunesmith as ts
+import tunesmith.hf
+from tunesmith.cli import main
+from tunesmith.errors import ConfigError
+from tunesmith.testing.models import WORDS, tiny_lm
+from tunesmith_plugins.compressors import Int8, Int8Static
+from tunesmith_plugins.compressors.int8_embedding import Int8TiedLinear
+from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8WeightOnlyLinear
+
+IDS = torch.arange(5, 15)[None]
+TEXTS = [f"{WORDS[i]} {WORDS[i + 1]} {WORDS[i + 2]}" for i in range(6, 14)]
+
+
+def gpt2() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=32, vocab_size=60, n_positions=32)).eval()
+
+
+def layers_of(lm: ts.LM) -> list[torch.nn.Module]:
+    return [module for module in lm.model.modules() if isinstance(module, (Int8Linear, Int8TiedLinear))]
+
+
+def test_a_transformers_model_in_one_call_saved_under_a_plain_name(tmp_path):
+    reports = []
+    smaller = ts.compress(gpt2(), save=str(tmp_path / "int8"), report=reports.append)
+    assert len(layers_of(smaller)) == 5
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "int8")
+    with torch.no_grad():
+        assert torch.equal(loaded(IDS).logits, smaller.model(IDS).logits)
+        exact = gpt2()(IDS).logits
+        assert (smaller.model(IDS).logits - exact).norm() < 0.02 * exact.norm()
+    assert reports[0].bytes[1] < 0.4 * reports[0].bytes[0]
+    assert str(reports[0]).endswith(f"({reports[0].bytes[1] / reports[0].bytes[0]:.1%})")
+
+
+@pytest.mark.parametrize("compressor", ["int8", "int8_static", "gptq"])
+def test_float16_goes_on_in_float32(compressor):
+    with pytest.warns(UserWarning, match="in float16"):
+        made = ts.compress(tiny_lm().model.half(), compressor, tokenizer=tiny_lm().tokenizer, data=TEXTS)
+    rounded = tiny_lm()
+    rounded.model.half().float()
+    assert made.fingerprint == ts.compress(rounded, compressor, data=TEXTS).fingerprint
+
+
+@pytest.mark.parametrize("family", ["encoder", "decoder", "encoder-decoder"])
+@pytest.mark.parametrize("how", ["handle", "model", "folder", "name of a folder"])
+def test_all_families_in_all_forms_give_the_same(family, how, tmp_path):
+    expected, _ = Int8().build().compress(tiny_lm(family), runtime=ts.Runtime())
+    lm = tiny_lm(family)
+    lm.save(tmp_path)
+    given = {"handle": lm, "model": lm.model, "folder": tmp_path, "name of a folder": str(tmp_path)}[how]
+    made = ts.compress(given, Int8())
+    assert made.family == family
+    own, wanted = made.model.state_dict(), expected.model.state_dict()
+    assert own.keys() == wanted.keys()
+    assert made.fingerprint == expected.fingerprint
+
+
+def test_the_encoder_of_an_encoder_decoder_alone(tmp_path):
+    config = T5Config(num_layers=1, num_heads=2, d_model=32, d_kv=16, d_ff=64, vocab_size=60)
+    smaller = ts.compress(T5EncoderModel(config).eval(), save=tmp_path)
+    assert smaller.family == "encoder"
+    with torch.no_grad():
+        expected = smaller.model(IDS).last_hidden_state
+        assert torch.equal(T5EncoderModel.from_pretrained(tmp_path)(IDS).last_hidden_state, expected)
+
+
+def test_short_spellings_options_and_built_compressors():
+    lm = ts.compress(gpt2(), "int8_weight_only(group_size=32)")
+    grouped = [layer for layer in layers_of(lm) if isinstance(layer, Int8WeightOnlyLinear)]
+    assert [layer.group_size for layer in grouped] == [32] * 4
+    assert isinstance(layers_of(ts.compress(gpt2(), Int8(skip=("transformer.h",)).build()))[0], Int8TiedLinear)
+    with pytest.raises(ConfigError, match="int9"):
+        ts.compress(gpt2(), "int9")
+    with pytest.raises(ConfigError, match="a config, a short spelling or a built compressor"):
+        ts.compress(gpt2(), Int8)
+
+
+@pytest.mark.parametrize("family", ["encoder", "decoder", "encoder-decoder"])
+def test_plain_texts_calibrate_as_the_examples_they_stand_for(family):
+    made = ts.compress(tiny_lm(family), "int8_static", data=iter(TEXTS))
+    examples = [
+        ts.Example(id=str(i), prompt=text if family == "encoder-decoder" else "", targets=(text,))
+        for i, text in enumerate(TEXTS)
+    ]
+    expected, _ = Int8Static().build().compress(tiny_lm(family), data=examples, runtime=ts.Runtime())
+    assert made.fingerprint == expected.fingerprint
+    other = ts.compress(tiny_lm(family), "int8_static", data=TEXTS[:1])
+    assert made.fingerprint != other.fingerprint
+
+
+def test_data_may_be_a_source(tmp_path):
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    made = ts.compress(tiny_lm("decoder"), "int8_static", data=ts.Data(source=str(tmp_path)))
+    assert made.fingerprint == ts.compress(tiny_lm("decoder"), "int8_static", data=TEXTS).fingerprint
+
+
+def test_a_teacher_and_a_tokenizer_beside_the_weights(tmp_path):
+    tiny_lm("decoder").save(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    student = ts.compress(
+        model, "distill(steps=1, batch_size=2)", data=TEXTS, teacher=str(tmp_path), save=tmp_path / "student"
+    )
+    assert student.tokenizer is not None
+    assert ts.generate(ts.load(tmp_path / "student"), [TEXTS[0]], max_new_tokens=1)
+
+
+def test_what_is_missing_is_said(tmp_path):
+    with pytest.raises(ConfigError, match=r"int8_static .* give some texts or examples as data="):
+        ts.compress(gpt2(), "int8_static")
+    with pytest.raises(ConfigError, match="give it as tokenizer="):
+        ts.compress(gpt2(), "int8_static", data=TEXTS)
+    with pytest.raises(ConfigError, match="not one text @ data"):
+        ts.compress(tiny_lm(), "int8_static", data=TEXTS[0])
+    with pytest.raises(ConfigError, match="item 1 is neither a text"):
+        ts.compress(tiny_lm(), "int8_static", data=[TEXTS[0], 5])
+    with pytest.raises(ConfigError, match="a model was expected.*not Linear"):
+        ts.compress(torch.nn.Linear(2, 2))
+    gpt2().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="give it as tokenizer="):
+        ts.compress(GPT2LMHeadModel.from_pretrained(tmp_path), "int8_static", data=TEXTS)
+    with pytest.raises(ConfigError, match="came without its tokenizer"):
+        ts.generate(ts.compress(gpt2()), ["a text"])
+
+
+def test_the_command_saves_what_the_call_returns(tmp_path, capsys):
+    tiny_lm("decoder").save(tmp_path / "m")
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    assert main(["compress", str(tmp_path / "m"), "int8", "--output", str(tmp_path / "a")]) == 0
+    assert "of weights instead of" in capsys.readouterr().out
+    assert ts.load(tmp_path / "a").fingerprint == ts.compress(tmp_path / "m", "int8").fingerprint
+    calibrated = ["compress", str(tmp_path / "m"), "int8_static", "--output", str(tmp_path / "b")]
+    assert main([*calibrated, "--data", str(tmp_path / "texts.jsonl"), "--items", "4", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["bytes"][1] < told["bytes"][0]
+    assert told["layers"]
+    expected = ts.compress(tmp_path / "m", "int8_static", data=TEXTS[:4])
+    assert ts.load(tmp_path / "b").fingerprint == expected.fingerprint
+    assert main(calibrated) == 1
+    assert "give some texts or examples" in capsys.readouterr().err
