@@ -66,7 +66,7 @@ class Int8Compressor(Compressor):
         runtime: Runtime,
         replace: Callable[[Sequence[str]], list[Line]] | None = None,
     ) -> tuple[LM, CompressionReport]:
-        """Quantize what ``layout`` names.
+        """Quantize what ``layout`` names; what is float16 becomes float32 first.
 
         Args:
             lm: Without adapters.
@@ -78,6 +78,7 @@ class Int8Compressor(Compressor):
         """
         model = lm.model
         count, size = lm.parameter_count(), stored_bytes(model)
+        int8_format.without_float16(model)
         let_go_of_files(model, {f"{name}.weight" for name in (*layout.layers, *layout.embeddings)})
         own = [name for name in layout.layers if name not in layout.tied]
         lines = []

@@ -36,6 +36,7 @@ class Int8StaticCompressor(Int8Compressor):
         int8_format.register_with_transformers()
         data = needed_examples(data, "int8 with calibration")
         lm = merged(lm, "int8", self.config)
+        int8_format.without_float16(lm.model)
         layout = layout_of(lm.model, self.config)
         with runtime.activated():
             own = [name for name in layout.layers if name not in layout.tied]

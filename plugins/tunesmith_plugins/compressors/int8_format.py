@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,9 +30,15 @@ from tunesmith_plugins.compressors.int8_weight import Int8Weight, quantize, row_
 from tunesmith_plugins.compressors.layers import let_go_of_files
 from tunesmith_plugins.compressors.mapped_pages import let_go_of_pages
 
+log = logging.getLogger("tunesmith.compressors")
+
 METHOD = "tunesmith_int8"
 VERSION = 1
 """Of what is written. Version 0, of tunesmith 0.1, had the names of dynamic layers and nothing else."""
+NO_FLOAT16 = (
+    "int8 layers run in float32 or bfloat16: this float16 model becomes float32; the integers are the same, and "
+    "dtype=torch.bfloat16 takes half the memory for what stays float."
+)
 
 
 class Int8QuantizationConfig(QuantizationConfigMixin):
@@ -156,6 +163,13 @@ class Int8Quantizer(HfQuantizer):
             )
         self._quantizes: dict[str, bool] = {}
 
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the type that the model runs in: float32 in place of float16, in which integer layers do not multiply."""
+        if dtype != torch.float16:
+            return dtype
+        log.warning(NO_FLOAT16)
+        return torch.float32
+
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **unused: object
     ) -> nn.Module:
@@ -249,6 +263,14 @@ def announce(model: Any, layout: Layout) -> None:
     model.hf_quantizer = Int8Quantizer(config)
     model.is_quantized = True
     model.quantization_method = METHOD
+
+
+def without_float16(model: Any) -> None:
+    """Make what is float16 in ``model`` float32, in place."""
+    if any(tensor.dtype == torch.float16 for tensor in (*model.parameters(), *model.buffers())):
+        log.warning(NO_FLOAT16)
+        model.float()
+        model.config.dtype = torch.float32
 
 
 def _resolved(layout: Layout, model: Any) -> Layout:

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from attrs import evolve
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from tunesmith.data.records import Example
 from tunesmith.errors import ArtifactError, ConfigError, TunesmithError
 from tunesmith.lm import load
 from tunesmith.runtime import Runtime
 from tunesmith_plugins import kernels
-from tunesmith_plugins.compressors import Int8, Int8WeightOnly, Scheme
+from tunesmith_plugins.compressors import Int8, Int8WeightOnly, Scheme, SmoothQuant
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8TiedLinear, packed_rows
 from tunesmith_plugins.compressors.int8_format import Int8QuantizationConfig
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
@@ -116,6 +118,40 @@ def test_a_float_model_is_quantized_while_it_is_read_as_it_is_in_memory(make, tm
     assert torch.equal(logits(load(tmp_path / "int8")), logits(there))
     written = json.loads((tmp_path / "int8" / "config.json").read_text())["quantization_config"]
     assert written == there.model.config.quantization_config.to_dict()
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama", "gpt2", "bert"])
+def test_a_float16_model_becomes_one_that_runs_and_says_so(make, tmp_path, kind, caplog):
+    lm = make(kind)
+    auto = type(lm.model)
+    lm.model.half().save_pretrained(tmp_path / "float")
+    single = evolve(lm, model=auto.from_pretrained(tmp_path / "float", dtype=torch.float32))
+    expected, _ = Int8(measure_rows=2).build().compress(single, runtime=RUNTIME)
+    lm = evolve(lm, model=auto.from_pretrained(tmp_path / "float"))
+    assert lm.model.dtype == torch.float16
+    assert not caplog.text
+    small, _ = Int8(measure_rows=2).build().compress(lm, runtime=RUNTIME)
+    assert "this float16 model becomes float32" in caplog.text
+    assert small.model.config.dtype == torch.float32
+    assert torch.equal(logits(small), logits(expected))
+    caplog.clear()
+    read = auto.from_pretrained(tmp_path / "float", quantization_config=Int8QuantizationConfig.on_load(Int8()))
+    assert "this float16 model becomes float32" in caplog.text
+    assert torch.equal(logits(evolve(small, model=read)), logits(expected))
+    read.save_pretrained(tmp_path / "int8")
+    again = auto.from_pretrained(tmp_path / "int8", dtype=torch.float16)
+    assert torch.equal(logits(evolve(small, model=again)), logits(expected))
+
+
+def test_calibration_of_a_float16_model_is_that_of_float32(make):
+    data = [Example(id="0", prompt="a b c d e", targets=("f g h",))]
+    lm = make("t5")
+    lm.model.half()
+    like = make("t5")
+    like.model.load_state_dict(lm.model.state_dict())
+    made = [SmoothQuant(measure_rows=2).build().compress(each, data=data, runtime=RUNTIME)[0] for each in (lm, like)]
+    first, second = (each.model.state_dict() for each in made)
+    assert all(torch.equal(first[name], second[name]) and first[name].dtype != torch.float16 for name in first)
 
 
 def test_rows_of_a_packed_table_are_looked_up_without_the_others():
