@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -162,6 +163,21 @@ class Int8Quantizer(HfQuantizer):
                 METHOD,
             )
         self._quantizes: dict[str, bool] = {}
+        self._model: weakref.ref[nn.Module] | None = None
+        self._trained: frozenset[str] = frozenset()
+
+    def watch(self, model: nn.Module) -> None:
+        """Remember what of ``model`` would train as it is now: see :attr:`is_qat_trainable`."""
+        # a model that kept itself alive would stay in memory until the next round of garbage collection
+        self._model, self._trained = weakref.ref(model), _trains(model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles are part of those of the model, which they find again by this."""
+        return self.__dict__ | {"_model": None if self._model is None else self._model()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._model = None if self._model is None else weakref.ref(self._model)
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return the type that the model runs in: float32 in place of float16, in which integer layers do not multiply."""
@@ -217,6 +233,7 @@ class Int8Quantizer(HfQuantizer):
         integers = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Int8Weight)}
         let_go_of_files(model, integers)  # those are let go of when they are packed
         fuse(model)
+        self.watch(model)
         return model
 
     def is_serializable(self) -> bool:
@@ -230,8 +247,19 @@ class Int8Quantizer(HfQuantizer):
 
     @property
     def is_qat_trainable(self) -> bool:
-        """Trainers refuse a quantized model without an adapter of peft's otherwise, whatever else is attached to it."""
-        return True
+        """Whether transformers' trainers take the model as it is. They ask for an adapter of peft's otherwise, and look for
+        no other kind.
+
+        True once something was attached to the model, or its owner chose what trains by freezing some of it. A bare model
+        has norms, position embeddings and the like that would train silently while nearly all weights stay as they are.
+        """
+        model = None if self._model is None else self._model()
+        now = frozenset() if model is None else _trains(model)
+        return bool(now) and now != self._trained
+
+
+def _trains(model: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 class _Quantize(ConversionOps):
@@ -261,6 +289,7 @@ def announce(model: Any, layout: Layout) -> None:
     config = Int8QuantizationConfig.of(layout)
     model.config.quantization_config = config
     model.hf_quantizer = Int8Quantizer(config)
+    model.hf_quantizer.watch(model)
     model.is_quantized = True
     model.quantization_method = METHOD
 

@@ -1,15 +1,20 @@
 """LoRA and (IA)^3 on models whose weights are int8, in every family."""
 
+import copy
+import gc
+import weakref
+
 import pytest
 import torch
 from attrs import evolve
+from transformers import Trainer, TrainingArguments
 
 from tunesmith.errors import TunesmithError
 from tunesmith.kinds.stage import StageContext
 from tunesmith.lm import load
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm
-from tunesmith_plugins.adapters import IA3, LoRA
+from tunesmith_plugins.adapters import IA3, Bottleneck, LoRA, Prefix
 from tunesmith_plugins.compressors import Int8
 from tunesmith_plugins.compressors.fused import unfuse
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
@@ -134,3 +139,34 @@ def test_a_head_tied_to_int8_embeddings_takes_an_adapter_too(tmp_path):
     assert losses[-1] < losses[0]
     lm.save(tmp_path)
     assert torch.allclose(logits(load(tmp_path)), logits(lm), atol=1e-6)
+
+
+def test_trainers_take_no_bare_model_in_which_norms_alone_would_train(tmp_path):
+    lm = int8("decoder")
+    lm.save(tmp_path)
+    arguments = TrainingArguments(output_dir=str(tmp_path / "out"), report_to=[], use_cpu=True)
+    for model in (lm.model, load(tmp_path).model, copy.deepcopy(lm.model)):
+        assert any(parameter.requires_grad for parameter in model.parameters())
+        with pytest.raises(ValueError, match="purely quantized models"):
+            Trainer(model, arguments)
+        model.requires_grad_(False)
+        with pytest.raises(ValueError, match="purely quantized models"):
+            Trainer(model, arguments)
+        next(model.parameters()).requires_grad_(True)  # chosen by hand
+        Trainer(model, arguments)
+    for config in (LoRA(rank=2), IA3(), Bottleneck(), Prefix()):
+        _, tuned = attached(load(tmp_path), config)
+        Trainer(tuned.model, arguments)
+        Trainer(copy.deepcopy(tuned.model), arguments)
+
+
+def test_the_quantizer_does_not_keep_its_model_alive():
+    model = int8("decoder").model
+    gone = weakref.ref(model)
+    gc.collect()
+    gc.disable()
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
