@@ -1,7 +1,9 @@
 """Int8 models on disk: written, read by whom, and what happens to files that are not as they were."""
 
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 import zlib
@@ -181,6 +183,35 @@ def test_models_of_the_first_format_still_load(saved):
     change_config(saved, first_format)
     change(saved, plain_table)
     assert torch.allclose(logits(load(saved)), before, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama", "gpt2", "bert"])
+def test_models_are_pickled_and_copied_as_float_ones_are(make, tmp_path, kind):
+    small, _ = Int8(measure_rows=0).build().compress(make(kind), runtime=RUNTIME)
+    small.save(tmp_path / "folder")
+    for made in (small, load(tmp_path / "folder")):
+        fresh = pickle.dumps(made.model)
+        expected = logits(made)  # packs
+        torch.save(made.model, tmp_path / "model.pt")
+        again = (pickle.loads(fresh), torch.load(tmp_path / "model.pt", weights_only=False), copy.deepcopy(made.model))
+        for model in again:
+            assert [type(m) for m in model.modules()] == [type(m) for m in made.model.modules()]
+            assert model.hf_quantizer._model() is model
+            assert torch.equal(logits(evolve(made, model=model)), expected)
+        unpacked = [
+            m._packed is None for m in pickle.loads(pickle.dumps(made.model)).modules() if hasattr(m, "_packed")
+        ]
+        assert all(unpacked)
+        assert unpacked
+    code = (
+        "import sys, torch; from safetensors.torch import save_file\n"
+        f"m = torch.load(sys.argv[1], weights_only=False); ids = torch.tensor({IDS.tolist()})\n"
+        "extra = dict(decoder_input_ids=ids[:, :4]) if m.config.is_encoder_decoder else dict()\n"
+        "with torch.no_grad(): save_file(dict(y=m(input_ids=ids, **extra).logits), sys.argv[2])"
+    )
+    if kind == "t5":  # a process that has imported nothing of ours yet, as a spawned one
+        python(code, tmp_path / "model.pt", tmp_path / "y")
+        assert torch.equal(load_file(tmp_path / "y")["y"], expected)
 
 
 DAMAGE = {
