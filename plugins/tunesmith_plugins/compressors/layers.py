@@ -42,8 +42,8 @@ def linear_layers(model: nn.Module, skip: tuple[str, ...] = ()) -> Iterator[tupl
 
 
 def names(pattern: str, name: str) -> bool:
-    """True if ``pattern`` is a run of whole dotted parts of ``name``."""
-    return f".{pattern}." in f".{name}."
+    """True if ``pattern`` is a run of whole dotted parts of ``name``; the empty one names nothing, not even the whole model."""
+    return bool(pattern) and f".{pattern}." in f".{name}."
 
 
 def stored_bytes(model: nn.Module) -> int:
