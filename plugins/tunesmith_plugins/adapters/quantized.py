@@ -29,6 +29,10 @@ def stood_in(model: torch.nn.Module) -> Iterator[None]:
 
     peft knows its layers by their class, and looks at nothing but their size, device and dtype while it injects. Afterwards
     the quantized layers are back, inside whatever was put around the stand-ins. Adapters follow the dtype of the scales.
+
+    tunesmith's LoRA and (IA)^3 are injected within it. So can those be that peft makes itself: call ``get_peft_model``,
+    ``PeftModel.from_pretrained``, ``model.add_adapter`` or ``model.load_adapter`` within. Methods that read the weights
+    (DoRA, initial values from them) raise when they do, and so does merging.
     """
     real: dict[torch.nn.Module, torch.nn.Module] = {}
     made: dict[torch.nn.Module, torch.nn.Module] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from attrs import Attribute, field, fields, frozen
 from attrs import validators as v
@@ -28,7 +28,7 @@ class Scheme:
         threshold: Of ``outlier_split``.
     """
 
-    kind: Kind = "dynamic"
+    kind: Kind = field(default="dynamic", validator=v.in_(get_args(Kind)))
     group_size: int = field(default=0, validator=v.in_((0, 32, 64, 128)))
     threshold: float = field(default=6.0, validator=v.gt(0))
 

@@ -19,7 +19,7 @@ from tunesmith_plugins.compressors.int8 import Int8Compressor, Seen, checked
 from tunesmith_plugins.compressors.int8_layout import Layout, layout_of
 from tunesmith_plugins.compressors.int8_report import Line
 from tunesmith_plugins.compressors.int8_weight import quantize
-from tunesmith_plugins.compressors.layers import computable, merged
+from tunesmith_plugins.compressors.layers import merged
 from tunesmith_plugins.compressors.prune import matrix
 from tunesmith_plugins.compressors.prune_calibration import calibration_batches, observe, visits
 from tunesmith_plugins.compressors.sparsegpt import SecondMoments, upper_factor_of_inverse
@@ -47,7 +47,8 @@ class GPTQCompressor(Int8Compressor):
         """
         int8_format.register_with_transformers()
         data = needed_examples(data, "GPTQ")
-        lm = computable(merged(lm, "int8", self.config))
+        lm = merged(lm, "int8", self.config)
+        int8_format.without_float16(lm.model)
         layout = layout_of(lm.model, self.config)
         with runtime.activated():
             return self.convert(

@@ -22,7 +22,7 @@ from tunesmith_plugins.compressors.int8_embedding import Int8Embedding
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, layout_of, tie
 from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8StaticLinear
 from tunesmith_plugins.compressors.int8_report import Line
-from tunesmith_plugins.compressors.layers import computable, let_go_of_files, merged, stored_bytes
+from tunesmith_plugins.compressors.layers import let_go_of_files, merged, stored_bytes
 
 
 @frozen(kw_only=True)
@@ -55,7 +55,7 @@ class Int8Compressor(Compressor):
             ConfigError: If the model is quantized already, has nothing to quantize, or carries an adapter that cannot be merged.
         """
         int8_format.register_with_transformers()
-        lm = computable(merged(lm, "int8", self.config))
+        lm = merged(lm, "int8", self.config)
         return self.convert(lm, layout_of(lm.model, self.config), Seen(), runtime)
 
     def convert(
@@ -66,7 +66,7 @@ class Int8Compressor(Compressor):
         runtime: Runtime,
         replace: Callable[[Sequence[str]], list[Line]] | None = None,
     ) -> tuple[LM, CompressionReport]:
-        """Quantize what ``layout`` names.
+        """Quantize what ``layout`` names; what is float16 becomes float32 first.
 
         Args:
             lm: Without adapters.
@@ -78,6 +78,7 @@ class Int8Compressor(Compressor):
         """
         model = lm.model
         count, size = lm.parameter_count(), stored_bytes(model)
+        int8_format.without_float16(model)
         let_go_of_files(model, {f"{name}.weight" for name in (*layout.layers, *layout.embeddings)})
         own = [name for name in layout.layers if name not in layout.tied]
         lines = []

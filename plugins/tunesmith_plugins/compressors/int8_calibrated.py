@@ -17,7 +17,7 @@ from tunesmith_plugins.compressors.examples import needed_examples
 from tunesmith_plugins.compressors.int8 import Int8Compressor, Seen
 from tunesmith_plugins.compressors.int8_layout import Layout, layout_of
 from tunesmith_plugins.compressors.int8_ranges import Inputs
-from tunesmith_plugins.compressors.layers import computable, merged
+from tunesmith_plugins.compressors.layers import merged
 
 
 class Int8StaticCompressor(Int8Compressor):
@@ -35,7 +35,8 @@ class Int8StaticCompressor(Int8Compressor):
         """
         int8_format.register_with_transformers()
         data = needed_examples(data, "int8 with calibration")
-        lm = computable(merged(lm, "int8", self.config))
+        lm = merged(lm, "int8", self.config)
+        int8_format.without_float16(lm.model)
         layout = layout_of(lm.model, self.config)
         with runtime.activated():
             own = [name for name in layout.layers if name not in layout.tied]

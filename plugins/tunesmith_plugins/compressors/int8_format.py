@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -20,18 +23,26 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tunesmith.errors import ArtifactError, ConfigError
+from tunesmith_plugins.compressors import int8_checksums
 from tunesmith_plugins.compressors.config_int8 import QuantizerConfig, Scheme
 from tunesmith_plugins.compressors.fused import fuse
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8TiedLinear
+from tunesmith_plugins.compressors.int8_files import check_files, check_numbers, names_in, opened, renamed
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, build, check_places, layout_of, tie
-from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8StaticLinear
+from tunesmith_plugins.compressors.int8_linear import Int8Linear
 from tunesmith_plugins.compressors.int8_weight import Int8Weight, quantize, row_blocks
 from tunesmith_plugins.compressors.layers import let_go_of_files
 from tunesmith_plugins.compressors.mapped_pages import let_go_of_pages
 
+log = logging.getLogger("tunesmith.compressors")
+
 METHOD = "tunesmith_int8"
 VERSION = 1
 """Of what is written. Version 0, of tunesmith 0.1, had the names of dynamic layers and nothing else."""
+NO_FLOAT16 = (
+    "int8 layers run in float32 or bfloat16: this float16 model becomes float32; the integers are the same, and "
+    "dtype=torch.bfloat16 takes half the memory for what stays float."
+)
 
 
 class Int8QuantizationConfig(QuantizationConfigMixin):
@@ -43,6 +54,7 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
         smoothed: Names of layers that multiply their inputs by a vector first.
         embeddings: Names of embeddings.
         tied: Names of modules that use an embedding's integers, to its name.
+        checksums: Names of tensors in the files, to what their bytes came to when they were written; ``{}``: unknown.
 
     Raises:
         ArtifactError: If another version wrote it or it is damaged.
@@ -55,6 +67,7 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
         smoothed: Sequence[str] = (),
         embeddings: Sequence[str] = (),
         tied: Mapping[str, str] | None = None,
+        checksums: Mapping[str, str] | None = None,
         **unused: object,
     ) -> None:
         self.quant_method = METHOD
@@ -67,10 +80,11 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
         try:
             self.layers = {str(name): dict(layers[name]) if isinstance(layers, Mapping) else {} for name in layers}
             self.smoothed, self.embeddings, self.tied = list(smoothed), list(embeddings), dict(tied or {})
+            self.checksums = dict(checksums or {}) if version else {}
         except (TypeError, ValueError) as cause:
             raise ArtifactError(
-                f"quantization_config is damaged ({cause}): layers and tied are mappings, smoothed and embeddings lists of "
-                "names; make the model again."
+                f"quantization_config is damaged ({cause}): layers, tied and checksums are mappings, smoothed and embeddings "
+                "lists of names; make the model again."
             ) from cause
         self._compressor: QuantizerConfig | None = None
         self.layout()
@@ -130,6 +144,10 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Return what config.json keeps."""
+        return self.told() | ({"checksums": self.checksums} if self.checksums else {})
+
+    def told(self) -> dict[str, Any]:
+        """Return what it keeps besides the checksums."""
         keys = ("quant_method", "version", "layers", "smoothed", "embeddings", "tied")
         return {key: getattr(self, key) for key in keys}
 
@@ -155,19 +173,49 @@ class Int8Quantizer(HfQuantizer):
                 METHOD,
             )
         self._quantizes: dict[str, bool] = {}
+        self._compares: Callable[[], None] | None = None
+        self._model: weakref.ref[nn.Module] | None = None
+        self._trained: frozenset[str] = frozenset()
+
+    def watch(self, model: nn.Module) -> None:
+        """Remember what of ``model`` would train as it is now: see :attr:`is_qat_trainable`."""
+        # a model that kept itself alive would stay in memory until the next round of garbage collection
+        self._model, self._trained = weakref.ref(model), _trains(model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles are part of those of the model, which they find again by this."""
+        return self.__dict__ | {"_model": None if self._model is None else self._model()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        model = state["_model"]
+        self.__dict__.update(state | {"_model": None if model is None else weakref.ref(model)})
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the type that the model runs in: float32 in place of float16, in which integer layers do not multiply."""
+        if dtype != torch.float16:
+            return dtype
+        log.warning(NO_FLOAT16)
+        return torch.float32
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **unused: object
     ) -> nn.Module:
+        config = self.quantization_config
         if self.pre_quantized:
-            layout = _resolved(self.quantization_config.layout(), model)
+            saved = config.layout()
+            names = names_in(saved, model)
+            layout = renamed(saved, names)
             check_places(layout, model)
-            _check_files(layout, model, checkpoint_files or ())
+            files = [file for file in checkpoint_files or () if file.endswith(".safetensors")]
+            check_files(saved, names, model, files)
+            if config.checksums and files:
+                # afterwards: what is wrong with a number says more than that there is another one
+                self._compares = partial(int8_checksums.check, config.checksums, config.told(), files)
         else:
-            assert self.quantization_config._compressor is not None
+            assert config._compressor is not None
             for target in _different(model, checkpoint_files or ()):
                 model.all_tied_weights_keys.pop(target)
-            layout = layout_of(model, self.quantization_config._compressor)
+            layout = layout_of(model, config._compressor)
             own = [name for name in (*layout.layers, *layout.embeddings) if name not in layout.tied]
             # GPT-2 keeps (inputs, outputs)
             self._quantizes = {name: isinstance(model.get_submodule(name), Conv1D) for name in own}
@@ -181,7 +229,7 @@ class Int8Quantizer(HfQuantizer):
         # their weights are integers, which transformers cannot tie; those that are tied are so by now
         for name in (*layout.layers, *layout.embeddings, *layout.tied):
             model.all_tied_weights_keys.pop(f"{name}.weight", None)
-        self.quantization_config.__dict__.update(Int8QuantizationConfig.of(layout).to_dict())
+        config.__dict__.update(Int8QuantizationConfig.of(layout).told(), checksums={})
         return model
 
     def param_needs_quantization(self, model: Any, param_name: str, **unused: object) -> bool:
@@ -195,19 +243,34 @@ class Int8Quantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **unused: object) -> nn.Module:
         for name, module in model.named_modules():
             if isinstance(module, Int8Weight):
-                _check_numbers(name, module)
+                check_numbers(name, module)
             if isinstance(module, Int8Embedding):
                 module.dtype = model.dtype  # type: ignore[assignment]
             if isinstance(module, (Int8Linear, Int8TiedLinear)) and module.bias is not None:
                 module.bias.requires_grad_(False)
+        if self._compares is not None:
+            self._compares()
+            self._compares = None
         integers = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Int8Weight)}
         let_go_of_files(model, integers)  # those are let go of when they are packed
         fuse(model)
+        self.watch(model)
         return model
 
     def is_serializable(self) -> bool:
         """Int8 models can be saved."""
         return True
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+        """Return what ``save_pretrained`` writes, and put its checksums into the config, which it writes afterwards."""
+        if getattr(model, "_hf_peft_config_loaded", False):  # the adapter's weights alone are saved
+            return None, {}
+        state = model.state_dict()
+        config = model.config.quantization_config
+        config.checksums = int8_checksums.of_state(model, state)
+        if config.checksums:
+            config.checksums[int8_checksums.LAYOUT] = int8_checksums.of_layout(config.told())
+        return state, {}
 
     @property
     def is_trainable(self) -> bool:
@@ -216,8 +279,19 @@ class Int8Quantizer(HfQuantizer):
 
     @property
     def is_qat_trainable(self) -> bool:
-        """Trainers refuse a quantized model without an adapter of peft's otherwise, whatever else is attached to it."""
-        return True
+        """Whether transformers' trainers take the model as it is. They ask for an adapter of peft's otherwise, and look for
+        no other kind.
+
+        True once something was attached to the model, or its owner chose what trains by freezing some of it. A bare model
+        has norms, position embeddings and the like that would train silently while nearly all weights stay as they are.
+        """
+        model = None if self._model is None else self._model()
+        now = frozenset() if model is None else _trains(model)
+        return bool(now) and now != self._trained
+
+
+def _trains(model: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 class _Quantize(ConversionOps):
@@ -247,39 +321,17 @@ def announce(model: Any, layout: Layout) -> None:
     config = Int8QuantizationConfig.of(layout)
     model.config.quantization_config = config
     model.hf_quantizer = Int8Quantizer(config)
+    model.hf_quantizer.watch(model)
     model.is_quantized = True
     model.quantization_method = METHOD
 
 
-def _resolved(layout: Layout, model: Any) -> Layout:
-    """Return the layout with the names that modules have in ``model``, which may be another class than the saved one: a body
-    without its head, or with another head.
-
-    Raises:
-        ConfigError: If there is a name that this model should have and does not.
-    """
-    prefix = f"{model.base_model_prefix}."
-    saved_as = (getattr(model.config, "architectures", None) or [""])[0]
-    same = saved_as == type(model).__name__
-    known = {name for name, _ in model.named_modules(remove_duplicate=False)}
-
-    def found(name: str) -> str | None:
-        for candidate in (name, name.removeprefix(prefix), prefix + name):
-            if candidate in known:
-                return candidate
-        if same or name.startswith(prefix):
-            raise ConfigError([f"quantization_config names a layer {name!r} that this model does not have"])
-        return None
-
-    def places(names_: Sequence[str]) -> Iterator[tuple[str, str]]:
-        return ((name, here) for name in names_ if (here := found(name)) is not None)
-
-    return Layout(
-        layers={here: layout.layers[name] for name, here in places(tuple(layout.layers))},
-        smoothed=frozenset(here for _, here in places(tuple(layout.smoothed))),
-        embeddings=tuple(here for _, here in places(layout.embeddings)),
-        tied={here: found(layout.tied[name]) or "" for name, here in places(tuple(layout.tied))},
-    )
+def without_float16(model: Any) -> None:
+    """Make what is float16 in ``model`` float32, in place."""
+    if any(tensor.dtype == torch.float16 for tensor in (*model.parameters(), *model.buffers())):
+        log.warning(NO_FLOAT16)
+        model.float()
+        model.config.dtype = torch.float32
 
 
 def _different(model: Any, files: Sequence[str]) -> list[str]:
@@ -288,8 +340,8 @@ def _different(model: Any, files: Sequence[str]) -> list[str]:
     where: dict[str, str] = {}
     for file in files:
         if file.endswith(".safetensors"):
-            with safe_open(file, framework="pt") as opened:
-                where |= dict.fromkeys(opened.keys(), file)
+            with opened(file) as weights:
+                where |= dict.fromkeys(weights.keys(), file)
 
     def equal(first: str, second: str) -> bool:
         with safe_open(where[first], framework="pt") as one, safe_open(where[second], framework="pt") as other:
@@ -303,66 +355,6 @@ def _different(model: Any, files: Sequence[str]) -> list[str]:
     both = [(target, source) for target, source in pairs if target in where and source in where]
     with torch.device("cpu"):  # transformers makes models on "meta"
         return [target for target, source in both if target.endswith(".weight") and not equal(target, source)]
-
-
-def _check_files(layout: Layout, model: Any, files: Sequence[str]) -> None:
-    """Compare the types and shapes in the files with those that the layout asks for.
-
-    Raises:
-        ArtifactError: At the first tensor that differs.
-    """
-    asked: dict[str, tuple[str, list[int]]] = {}
-    for name in (*layout.embeddings, *(name for name in layout.layers if name not in layout.tied)):
-        here = model.get_submodule(name)
-        module: Int8Weight
-        if name in layout.layers:
-            module = build(layout, name, here, bias=False)
-        else:
-            module = Int8Embedding.like(here, device="meta")
-        for own, tensor in module.named_buffers():
-            asked[f"{name}.{own}"] = (_TYPES[tensor.dtype], list(tensor.shape))
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            for key in opened.keys():  # noqa: SIM118  (not a mapping)
-                if key in asked:
-                    part = opened.get_slice(key)
-                    given = (part.get_dtype(), list(part.get_shape()))
-                    if given != asked[key]:
-                        raise ArtifactError(
-                            f"{file}: the tensor {key!r} is {given[0]} {given[1]} and has to be {asked[key][0]} "
-                            f"{asked[key][1]}; the file or config.json was changed. Make the model again."
-                        )
-
-
-_TYPES = {torch.int8: "I8", torch.float32: "F32", torch.int32: "I32"}
-
-
-def _check_numbers(name: str, module: Int8Weight) -> None:
-    """Look at what was read.
-
-    Raises:
-        ArtifactError: If a tensor was missing, or holds what quantizing cannot give.
-    """
-    problem = ""
-    for own, tensor in module.named_buffers():
-        if not getattr(tensor, "_is_hf_initialized", False):
-            problem = f"{own} is missing"
-        elif tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            problem = f"{own} holds NaN or infinity"
-    if not problem and bool((module.weight_scale <= 0).any()):
-        problem = "weight_scale holds a number that is not above 0"
-    if not problem and isinstance(module, Int8StaticLinear):
-        scale, zero_point = module.range
-        if scale < 2.0**-126 or not 0 <= zero_point <= 255:
-            problem = (
-                f"the static range has scale {scale:g} and zero point {zero_point}, and needs above 0 and 0 to 255"
-            )
-    if not problem and int(module.weight.min()) < -127:
-        problem = "weight holds -128, and int8 weights lie in [-127, 127]"
-    if problem:
-        raise ArtifactError(
-            f"int8 layer {name!r}: {problem}; the files were changed or are not whole. Make the model again."
-        )
 
 
 def register_with_transformers() -> None:

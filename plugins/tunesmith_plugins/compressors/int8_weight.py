@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from copy import deepcopy
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,19 @@ class Int8Weight(nn.Module):
         if self.weight_scale.dtype != torch.float32:  # a cast of the model: the scales do not follow
             self.weight_scale = scale.to(self.weight_scale.device)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles hold plain integers as files do: they may be loaded on another device."""
+        if self._packed is None:
+            return self.__dict__
+        return self.__dict__ | {"_packed": None, "_buffers": self._buffers | {"weight": self.weight_int8()}}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copies stay packed."""
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__dict__.update(deepcopy(self.__dict__, memo))
+        return made
 
     def _unpack(self) -> None:
         if self._packed is not None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Set
 
-import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -44,8 +42,8 @@ def linear_layers(model: nn.Module, skip: tuple[str, ...] = ()) -> Iterator[tupl
 
 
 def names(pattern: str, name: str) -> bool:
-    """True if ``pattern`` is a run of whole dotted parts of ``name``."""
-    return f".{pattern}." in f".{name}."
+    """True if ``pattern`` is a run of whole dotted parts of ``name``; the empty one names nothing, not even the whole model."""
+    return bool(pattern) and f".{pattern}." in f".{name}."
 
 
 def stored_bytes(model: nn.Module) -> int:
@@ -95,15 +93,3 @@ def merged(lm: LM, method: str, compressor: CompressorConfig | None = None) -> L
                 ]
             )
     return fold(lm)
-
-
-def computable(lm: LM) -> LM:
-    """Return ``lm`` in a type that the integer kernels take: float16 becomes float32, with a warning."""
-    if any(parameter.dtype == torch.float16 for parameter in lm.model.parameters()):
-        warnings.warn(
-            "the model is in float16, which integer layers neither take nor give; what stays floating point becomes float32 "
-            "(load it in bfloat16 to keep that smaller)",
-            stacklevel=2,
-        )
-        lm.model.float()
-    return lm

@@ -1,15 +1,22 @@
 """LoRA and (IA)^3 on models whose weights are int8, in every family."""
 
+import copy
+import gc
+import weakref
+
 import pytest
 import torch
 from attrs import evolve
+from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
+from transformers import Trainer, TrainingArguments
 
 from tunesmith.errors import TunesmithError
 from tunesmith.kinds.stage import StageContext
 from tunesmith.lm import load
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm
-from tunesmith_plugins.adapters import IA3, LoRA
+from tunesmith_plugins.adapters import IA3, Bottleneck, LoRA, Prefix
+from tunesmith_plugins.adapters.quantized import stood_in
 from tunesmith_plugins.compressors import Int8
 from tunesmith_plugins.compressors.fused import unfuse
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
@@ -134,3 +141,75 @@ def test_a_head_tied_to_int8_embeddings_takes_an_adapter_too(tmp_path):
     assert losses[-1] < losses[0]
     lm.save(tmp_path)
     assert torch.allclose(logits(load(tmp_path)), logits(lm), atol=1e-6)
+
+
+def test_trainers_take_no_bare_model_in_which_norms_alone_would_train(tmp_path):
+    lm = int8("decoder")
+    lm.save(tmp_path)
+    arguments = TrainingArguments(output_dir=str(tmp_path / "out"), report_to=[], use_cpu=True)
+    for model in (lm.model, load(tmp_path).model, copy.deepcopy(lm.model)):
+        assert any(parameter.requires_grad for parameter in model.parameters())
+        with pytest.raises(ValueError, match="purely quantized models"):
+            Trainer(model, arguments)
+        model.requires_grad_(False)
+        with pytest.raises(ValueError, match="purely quantized models"):
+            Trainer(model, arguments)
+        next(model.parameters()).requires_grad_(True)  # chosen by hand
+        Trainer(model, arguments)
+    for config in (LoRA(rank=2), IA3(), Bottleneck(), Prefix()):
+        _, tuned = attached(load(tmp_path), config)
+        Trainer(tuned.model, arguments)
+        Trainer(copy.deepcopy(tuned.model), arguments)
+
+
+def test_the_quantizer_does_not_keep_its_model_alive():
+    model = int8("decoder").model
+    gone = weakref.ref(model)
+    gc.collect()
+    gc.disable()
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(target_modules="all-linear"),
+        LoraConfig(target_modules=["q_proj", "v_proj"]),
+        IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        LoHaConfig(target_modules=["o_proj"]),
+    ],
+    ids=["all-linear", "named", "ia3", "loha"],
+)
+def test_adapters_that_peft_makes_itself_go_around_integer_layers(tmp_path, config):
+    lm = int8("decoder")
+    lm.save(tmp_path / "base")
+    before = logits(lm)
+    integers = [m for m in lm.model.modules() if isinstance(m, Int8Linear)]
+    with stood_in(lm.model):
+        tuned = get_peft_model(lm.model, config)
+    assert [m for m in lm.model.modules() if isinstance(m, Int8Linear)] == integers
+    with torch.no_grad():
+        assert torch.equal(tuned(**batch(lm)).logits, before)
+    Trainer(tuned, TrainingArguments(output_dir=str(tmp_path / "out"), report_to=[], use_cpu=True))
+    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=0.05)
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = tuned(**batch(lm)).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    tuned.save_pretrained(tmp_path / "adapter")
+    again = load(tmp_path / "base")
+    unfuse(again.model)
+    with stood_in(again.model):
+        read = PeftModel.from_pretrained(again.model, str(tmp_path / "adapter"))
+    with torch.no_grad():
+        assert torch.equal(read.eval()(**batch(lm)).logits, tuned.eval()(**batch(lm)).logits)
+    with pytest.raises(RuntimeError):
+        tuned.merge_and_unload()

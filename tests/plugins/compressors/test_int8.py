@@ -178,7 +178,17 @@ def test_modules_have_schemes_of_their_own_and_the_longest_pattern_wins(make, tm
         Int8(modules={"nowhere": Scheme()}).build().compress(make("llama"), runtime=RUNTIME)
 
 
+@pytest.mark.parametrize(
+    "config", [Int8(skip=("",)), Int8(modules={"": Scheme(kind="weight_only")}), Magnitude(skip=("",))]
+)
+def test_an_empty_pattern_is_an_error(make, config):
+    with pytest.raises(ConfigError, match="nothing in the model is named by ''"):
+        config.build().compress(make("llama"), runtime=RUNTIME)
+
+
 def test_a_scheme_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="'kind' must be in .*flaot"):
+        Scheme(kind="flaot")
     with pytest.raises(ValueError, match="group_size"):
         Scheme(group_size=64)
     with pytest.raises(ValueError, match="calibration"):

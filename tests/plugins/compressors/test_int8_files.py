@@ -1,22 +1,27 @@
 """Int8 models on disk: written, read by whom, and what happens to files that are not as they were."""
 
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from attrs import evolve
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from tunesmith.data.records import Example
 from tunesmith.errors import ArtifactError, ConfigError, TunesmithError
 from tunesmith.lm import load
 from tunesmith.runtime import Runtime
 from tunesmith_plugins import kernels
-from tunesmith_plugins.compressors import Int8, Int8WeightOnly, Scheme
+from tunesmith_plugins.compressors import Int8, Int8WeightOnly, Scheme, SmoothQuant
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8TiedLinear, packed_rows
 from tunesmith_plugins.compressors.int8_format import Int8QuantizationConfig
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
@@ -115,7 +120,42 @@ def test_a_float_model_is_quantized_while_it_is_read_as_it_is_in_memory(make, tm
     there.tokenizer.save_pretrained(tmp_path / "int8")
     assert torch.equal(logits(load(tmp_path / "int8")), logits(there))
     written = json.loads((tmp_path / "int8" / "config.json").read_text())["quantization_config"]
+    assert written.pop("checksums")
     assert written == there.model.config.quantization_config.to_dict()
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama", "gpt2", "bert"])
+def test_a_float16_model_becomes_one_that_runs_and_says_so(make, tmp_path, kind, caplog):
+    lm = make(kind)
+    auto = type(lm.model)
+    lm.model.half().save_pretrained(tmp_path / "float")
+    single = evolve(lm, model=auto.from_pretrained(tmp_path / "float", dtype=torch.float32))
+    expected, _ = Int8(measure_rows=2).build().compress(single, runtime=RUNTIME)
+    lm = evolve(lm, model=auto.from_pretrained(tmp_path / "float"))
+    assert lm.model.dtype == torch.float16
+    assert not caplog.text
+    small, _ = Int8(measure_rows=2).build().compress(lm, runtime=RUNTIME)
+    assert "this float16 model becomes float32" in caplog.text
+    assert small.model.config.dtype == torch.float32
+    assert torch.equal(logits(small), logits(expected))
+    caplog.clear()
+    read = auto.from_pretrained(tmp_path / "float", quantization_config=Int8QuantizationConfig.on_load(Int8()))
+    assert "this float16 model becomes float32" in caplog.text
+    assert torch.equal(logits(evolve(small, model=read)), logits(expected))
+    read.save_pretrained(tmp_path / "int8")
+    again = auto.from_pretrained(tmp_path / "int8", dtype=torch.float16)
+    assert torch.equal(logits(evolve(small, model=again)), logits(expected))
+
+
+def test_calibration_of_a_float16_model_is_that_of_float32(make):
+    data = [Example(id="0", prompt="a b c d e", targets=("f g h",))]
+    lm = make("t5")
+    lm.model.half()
+    like = make("t5")
+    like.model.load_state_dict(lm.model.state_dict())
+    made = [SmoothQuant(measure_rows=2).build().compress(each, data=data, runtime=RUNTIME)[0] for each in (lm, like)]
+    first, second = (each.model.state_dict() for each in made)
+    assert all(torch.equal(first[name], second[name]) and first[name].dtype != torch.float16 for name in first)
 
 
 def test_rows_of_a_packed_table_are_looked_up_without_the_others():
@@ -145,6 +185,35 @@ def test_models_of_the_first_format_still_load(saved):
     assert torch.allclose(logits(load(saved)), before, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["t5", "llama", "gpt2", "bert"])
+def test_models_are_pickled_and_copied_as_float_ones_are(make, tmp_path, kind):
+    small, _ = Int8(measure_rows=0).build().compress(make(kind), runtime=RUNTIME)
+    small.save(tmp_path / "folder")
+    for made in (small, load(tmp_path / "folder")):
+        fresh = pickle.dumps(made.model)
+        expected = logits(made)  # packs
+        torch.save(made.model, tmp_path / "model.pt")
+        again = (pickle.loads(fresh), torch.load(tmp_path / "model.pt", weights_only=False), copy.deepcopy(made.model))
+        for model in again:
+            assert [type(m) for m in model.modules()] == [type(m) for m in made.model.modules()]
+            assert model.hf_quantizer._model() is model
+            assert torch.equal(logits(evolve(made, model=model)), expected)
+        unpacked = [
+            m._packed is None for m in pickle.loads(pickle.dumps(made.model)).modules() if hasattr(m, "_packed")
+        ]
+        assert all(unpacked)
+        assert unpacked
+    code = (
+        "import sys, torch; from safetensors.torch import save_file\n"
+        f"m = torch.load(sys.argv[1], weights_only=False); ids = torch.tensor({IDS.tolist()})\n"
+        "extra = dict(decoder_input_ids=ids[:, :4]) if m.config.is_encoder_decoder else dict()\n"
+        "with torch.no_grad(): save_file(dict(y=m(input_ids=ids, **extra).logits), sys.argv[2])"
+    )
+    if kind == "t5":  # a process that has imported nothing of ours yet, as a spawned one
+        python(code, tmp_path / "model.pt", tmp_path / "y")
+        assert torch.equal(load_file(tmp_path / "y")["y"], expected)
+
+
 DAMAGE = {
     "missing": (lambda t: t.pop(f"{UP}.weight_scale"), "up_proj.*weight_scale is missing"),
     "nan": (lambda t: t[f"{UP}.weight_scale"].__setitem__(3, float("nan")), "up_proj.*weight_scale holds NaN"),
@@ -165,6 +234,68 @@ def test_tensors_that_are_not_as_they_were_written_are_named(saved, name):
     change(saved, edit)
     with pytest.raises(ArtifactError, match=message):
         load(saved)
+    change_config(saved, lambda config: config.pop("checksums"))  # as of models from before there were any
+    with pytest.raises(ArtifactError, match=message):
+        load(saved)
+
+
+CHANGED = {
+    "weight": (lambda t: t[f"{UP}.weight"][3].__setitem__(5, t[f"{UP}.weight"][3, 5] // 2 + 1), f"{UP}.weight' is not"),
+    "scale": (lambda t: t[f"{UP}.weight_scale"][3].mul_(2), f"{UP}.weight_scale' is not"),
+    "table": (lambda t: t["model.embed_tokens.weight"][7].neg_(), "embed_tokens.weight' is not"),
+    "norm": (lambda t: t["model.norm.weight"][2].mul_(1.01), "model.norm.weight' is not"),
+    "nan": (lambda t: t["model.norm.weight"][2].fill_(float("nan")), "model.norm.weight' is not"),
+    "cut": (lambda t: t.pop("model.layers.0.input_layernorm.weight"), "input_layernorm.weight' is missing"),
+    "other type": (lambda t: t.update({"model.norm.weight": t["model.norm.weight"].bfloat16()}), "norm.weight' is not"),
+    "more": (lambda t: t.update({f"{UP}.bias": torch.ones(64)}), "up_proj.bias' was not there"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_tensors_that_could_be_those_of_another_model_are_found_by_their_checksums(make, tmp_path, name):
+    edit, message = CHANGED[name]
+    lm = make("llama")
+    for module in lm.model.modules():
+        if "Norm" in type(module).__name__:
+            torch.nn.init.normal_(module.weight)
+    small, _ = Int8(measure_rows=0).build().compress(lm, runtime=RUNTIME)
+    small.save(tmp_path)
+    assert torch.equal(logits(load(tmp_path)), logits(small))
+    change(tmp_path, edit)
+    with pytest.raises(ArtifactError, match=rf"model.safetensors: the tensor '.*{message}"):
+        load(tmp_path)
+    with pytest.raises(ArtifactError, match="was not" if name == "more" else "is"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    change_config(tmp_path, lambda config: config.pop("checksums"))
+    load(tmp_path)  # meant so
+
+
+def test_checksums_are_of_what_is_saved_and_of_several_files_too(make, tmp_path):
+    for kind in ("t5", "gpt2", "bert", "llama"):
+        lm = make(kind)
+        small, _ = (
+            Int8(measure_rows=0, embeddings=False).build().compress(lm, runtime=RUNTIME)
+        )  # tied in floating point
+        small.save(tmp_path / kind)
+        again = load(tmp_path / kind)
+        with torch.no_grad():
+            next(p for p in again.model.parameters() if p.dim() == 1).mul_(2)
+        parts = tmp_path / kind / "parts"
+        again.model.save_pretrained(parts, max_shard_size="20KB")
+        assert len(list(parts.glob("*.safetensors"))) > 1
+        read = evolve(again, model=type(again.model).from_pretrained(parts))
+        assert torch.equal(logits(read), logits(again))
+        read.model.bfloat16().save_pretrained(parts, max_shard_size="20KB")
+        type(read.model).from_pretrained(parts)
+    part = sorted(parts.glob("*.safetensors"))[0]
+    written = json.loads((parts / "config.json").read_text())["quantization_config"]["checksums"]
+    with safe_open(part, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            assert written[name] == f"{zlib.crc32(bytes_of(file.get_tensor(name))):08x}"
+
+
+def bytes_of(tensor):
+    return tensor.view(torch.uint8).numpy().tobytes()
 
 
 @pytest.mark.parametrize("cut", [0.0, 0.001, 0.5, 0.999])
@@ -174,6 +305,8 @@ def test_a_file_that_ends_too_early_is_an_error(saved, cut):
     path.write_bytes(content[: int(len(content) * cut)])
     with pytest.raises(TunesmithError, match="cannot be read"):
         load(saved)
+    with pytest.raises(ArtifactError, match=r"model\.safetensors cannot be read"):
+        transformers.AutoModelForCausalLM.from_pretrained(saved)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +320,12 @@ def test_a_file_that_ends_too_early_is_an_error(saved, cut):
         (lambda c: c.update(embeddings=["model.norm"]), "model.norm"),
         (lambda c: c["layers"].update({"model.norm": {}}), "model.norm"),
         (lambda c: c.update(tied={"lm_head": "model.norm"}), "model.norm"),
+        (lambda c: c.update(embeddings=[]), r"model.embed_tokens.weight(_scale)?' .*no such tensor"),
+        (lambda c: c["layers"].pop(UP), rf"{UP}.weight(_scale)?' .*no such tensor"),
+        (lambda c: c.update(tied={"lm_head": "model.embed_tokens"}), "lm_head' has the weight of 'model.embed_tokens'"),
+        (lambda c: c.update(smoothed=[UP]), "up_proj.*smooth is missing"),
+        (lambda c: c["layers"].update({UP: {"kind": "weight_only"}}), "quantization_config is not as it was written"),
+        (lambda c: c.update(checksums=[3]), "quantization_config is damaged"),
         (lambda c: c.update(layers=3), "quantization_config is damaged"),
         (lambda c: c.update(embeddings=None), "quantization_config is damaged"),
         (lambda c: c.update(tied=["lm_head"]), "quantization_config is damaged"),
@@ -196,6 +335,28 @@ def test_a_config_that_says_something_else_than_the_files_is_an_error(saved, edi
     change_config(saved, edit)
     with pytest.raises(TunesmithError, match=message):
         load(saved)
+
+
+def test_integers_that_a_config_does_not_know_are_found_without_checksums_and_in_a_body_alone(make, tmp_path):
+    lm = make("bert")
+    calibration = [Example(id="0", prompt="a b c d e", targets=("f g h",))]
+    small, _ = SmoothQuant(activations="static", measure_rows=0).build().compress(lm, data=calibration, runtime=RUNTIME)
+    small.save(tmp_path)
+    change_config(tmp_path, lambda config: config.pop("checksums"))
+    whole = (tmp_path / "config.json").read_text()
+    layer = "bert.encoder.layer.1.output.dense"
+    for edit, message in (
+        (lambda c: c["layers"].pop(layer), f"no such tensor of {layer!r}"),
+        (lambda c: c["layers"][layer].clear(), f"{layer}.input_"),
+        (lambda c: c["smoothed"].remove(layer), f"{layer}.smooth'"),
+    ):
+        change_config(tmp_path, edit)
+        for auto in (transformers.AutoModelForMaskedLM, transformers.AutoModel):
+            with pytest.raises(ArtifactError, match=message):
+                auto.from_pretrained(tmp_path)
+        (tmp_path / "config.json").write_text(whole)
+        for auto in (transformers.AutoModelForMaskedLM, transformers.AutoModel):
+            auto.from_pretrained(tmp_path)
 
 
 def test_quantizing_while_loading_says_what_it_cannot_do(make, tmp_path):

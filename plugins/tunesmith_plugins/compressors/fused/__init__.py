@@ -12,7 +12,7 @@ from torch import nn
 from tunesmith_plugins.compressors.fused.bert import FusedBertLayer
 from tunesmith_plugins.compressors.fused.gpt2 import FusedGPT2Block
 from tunesmith_plugins.compressors.fused.llama import FusedLlamaLayer
-from tunesmith_plugins.compressors.fused.parts import FusedLayer
+from tunesmith_plugins.compressors.fused.parts import FusedLayer, fused_class
 from tunesmith_plugins.compressors.fused.t5 import FusedT5CrossAttention, FusedT5FeedForward, FusedT5SelfAttention
 
 __all__ = ["fuse", "unfuse"]
@@ -28,7 +28,6 @@ _KNOWN: dict[str, type[FusedLayer]] = {
     "transformers.models.t5.modeling_t5.T5LayerFF": FusedT5FeedForward,
     "transformers.models.gpt2.modeling_gpt2.GPT2Block": FusedGPT2Block,
 }
-_made: dict[type, type] = {}
 
 
 def fuse(model: nn.Module) -> int:
@@ -44,11 +43,7 @@ def fuse(model: nn.Module) -> int:
         fused = _KNOWN.get(f"{kind.__module__}.{kind.__qualname__}")
         if fused is None:
             continue
-        if kind not in _made:
-            _made[kind] = type(
-                f"Fused{kind.__name__}", (fused, kind), {"__module__": fused.__module__, "unfused": kind}
-            )
-        module.__class__ = _made[kind]
+        module.__class__ = fused_class(fused, kind)
         count += 1
     return count
 

@@ -39,6 +39,26 @@ class FusedLayer(nn.Module):
 
     unfused: ClassVar[type[nn.Module]]
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickles and copies name the two classes, since the one that they make together is in no module."""
+        return _empty, type(self).__bases__, self.__getstate__()
+
+
+_made: dict[tuple[type, type], type] = {}
+
+
+def fused_class(fused: type[FusedLayer], kind: type[nn.Module]) -> type[FusedLayer]:
+    """Return the subclass of both that a layer of ``kind`` gets, always the same."""
+    if (fused, kind) not in _made:
+        space = {"__module__": fused.__module__, "unfused": kind}
+        _made[fused, kind] = type(f"Fused{kind.__name__}", (fused, kind), space)
+    return _made[fused, kind]
+
+
+def _empty(fused: type[FusedLayer], kind: type[nn.Module]) -> FusedLayer:
+    made = fused_class(fused, kind)
+    return made.__new__(made)
+
 
 def can(module: nn.Module, x: Tensor, config: Any) -> bool:
     """Whether shortcuts may be taken for this input at all; ``config`` is of the attention in it, None without one."""
