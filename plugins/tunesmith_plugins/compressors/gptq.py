@@ -61,7 +61,7 @@ class GPTQCompressor(Int8Compressor):
         config = self.config
         batches = calibration_batches(
             lm, data[: config.examples] if config.examples else data, max_length=config.max_length,
-            batch_size=config.batch_size, seed=runtime.seed, method="GPTQ", masks=False,
+            batch_size=config.batch_size, seed=runtime.seed, method="GPTQ",
         )  # fmt: skip
         blocks, unseen = visits(lm, [(name, lm.model.get_submodule(name)) for name in names], batches[0])
         lines = {}

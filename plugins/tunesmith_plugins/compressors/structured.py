@@ -15,7 +15,7 @@ from tunesmith.kinds.compressor import CompressionReport, Compressor
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors.layers import merged, stored_bytes
-from tunesmith_plugins.compressors.prune_calibration import Batch, calibration_batches
+from tunesmith_plugins.compressors.prune_calibration import Batch, calibration_batches, is_classifier
 from tunesmith_plugins.compressors.structured_build import SHARED_BY_LAYERS, Cut, build
 from tunesmith_plugins.compressors.structured_layouts import Attention, Layout, Stack, layout_of, module_list
 from tunesmith_plugins.compressors.structured_scores import (
@@ -64,6 +64,7 @@ class StructuredCompressor(Compressor):
                     batch_size=config.batch_size,
                     seed=runtime.seed,
                     method=f"score={config.score!r}",
+                    masks=config.score == "gradient",
                 )
             rows = self._cut_parts(lm, layout_of(lm), cut, batches)
         tokenizer, summary = None, {}
@@ -91,8 +92,10 @@ class StructuredCompressor(Compressor):
                     "the number of heads, so a model with fewer heads would not load. Take out channels or layers @ heads"
                 ]
             )
-        if self.config.score == "gradient" and type(lm.model).__name__.endswith("ForSequenceClassification"):
-            raise ConfigError(['a classifier has no loss on text; use score="activation" @ score'])
+        if self.config.score == "gradient" and (is_classifier(lm.model) or lm.model.get_output_embeddings() is None):
+            raise ConfigError(
+                [f'a {type(lm.model).__name__} has no loss on text; use score="activation" or "magnitude" @ score']
+            )
 
     def _cut_parts(self, lm: LM, layout: Layout, cut: Cut, batches: Sequence[Batch]) -> list[dict[str, Any]]:
         model_config = lm.model.config

@@ -174,7 +174,7 @@ def test_the_gradient_score_is_the_derivative_by_a_gate(large):
     for batch in batches:
         gate = torch.ones(128, dtype=torch.float64, requires_grad=True)
         handle = down.register_forward_pre_hook(lambda _, x, gate=gate: (x[0] * gate,))
-        expected += torch.autograd.grad(forward(lm.model, batch).loss, gate)[0].abs() / len(batches)
+        expected += torch.autograd.grad(forward(lm.model, batch, loss=True).loss, gate)[0].abs() / len(batches)
         handle.remove()
     assert torch.allclose(found, expected, rtol=1e-8, atol=1e-14)
     assert not any(p.grad is not None for p in lm.model.parameters())
