@@ -82,14 +82,16 @@ def merged(lm: LM, method: str, compressor: CompressorConfig | None = None) -> L
     """
     if getattr(lm.model, "is_quantized", False):
         raise ConfigError([f"the model is quantized already; start {method} from the model before that"])
+    preparing = [a for a in lm.adapters if isinstance(a, PreparesCompression) and compressor is not None]
     for adapter in lm.adapters:
-        if isinstance(adapter, PreparesCompression) and compressor is not None:
-            lm = adapter.prepared(lm, compressor)
-        elif not isinstance(adapter, SupportsMerge):
+        if adapter not in preparing and not isinstance(adapter, SupportsMerge):
             raise ConfigError(
                 [
                     f"{method} works on weights, and {type(adapter.config).__name__} cannot be merged into them. "
                     "Compress the model before this adapter is trained, or use an adapter that merges (lora, ia3)"
                 ]
             )
+    for adapter in preparing:
+        assert compressor is not None
+        lm = adapter.prepared(lm, compressor)
     return fold(lm)
