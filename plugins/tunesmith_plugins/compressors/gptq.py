@@ -13,13 +13,11 @@ from tunesmith.errors import NumericError
 from tunesmith.kinds.compressor import CompressionReport
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.compressors import int8_format
 from tunesmith_plugins.compressors.examples import needed_examples
 from tunesmith_plugins.compressors.int8 import Int8Compressor, Seen, checked
-from tunesmith_plugins.compressors.int8_layout import Layout, layout_of
+from tunesmith_plugins.compressors.int8_layout import Layout
 from tunesmith_plugins.compressors.int8_report import Line
 from tunesmith_plugins.compressors.int8_weight import quantize
-from tunesmith_plugins.compressors.layers import merged
 from tunesmith_plugins.compressors.prune import matrix
 from tunesmith_plugins.compressors.prune_calibration import calibration_batches, observe, visits
 from tunesmith_plugins.compressors.sparsegpt import SecondMoments, upper_factor_of_inverse
@@ -45,10 +43,8 @@ class GPTQCompressor(Int8Compressor):
             ConfigError: Also without data.
             NumericError: If the second moments of a layer's inputs cannot be inverted.
         """
-        int8_format.register_with_transformers()
         data = needed_examples(data, "GPTQ")
-        lm = merged(lm, "int8", self.config)
-        layout = layout_of(lm.model, self.config)
+        lm, layout = self.planned(lm)
         with runtime.activated():
             return self.convert(
                 lm, layout, Seen(), runtime, lambda names: self._blocks(lm, layout, names, data, runtime)
