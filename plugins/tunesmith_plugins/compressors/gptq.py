@@ -44,7 +44,7 @@ class GPTQCompressor(Int8Compressor):
             NumericError: If the second moments of a layer's inputs cannot be inverted.
         """
         data = needed_examples(data, "GPTQ")
-        lm, layout = self.planned(lm)
+        lm, layout = self.planned(lm, teacher)
         with runtime.activated():
             return self.convert(
                 lm, layout, Seen(), runtime, lambda names: self._blocks(lm, layout, names, data, runtime)

@@ -45,6 +45,8 @@ class Seen:
 class Int8Compressor(Compressor):
     """Replace linear layers and token embeddings by integer ones."""
 
+    uses_teacher = False
+
     def compress(
         self, lm: LM, *, data: Sequence[Example] | None = None, teacher: LM | None = None, runtime: Runtime
     ) -> tuple[LM, CompressionReport]:
@@ -54,17 +56,17 @@ class Int8Compressor(Compressor):
         Raises:
             ConfigError: If the model is quantized already, has nothing to quantize, or carries an adapter that cannot be merged.
         """
-        lm, layout = self.planned(lm)
+        lm, layout = self.planned(lm, teacher)
         return self.convert(lm, layout, Seen(), runtime)
 
-    def planned(self, lm: LM) -> tuple[LM, Layout]:
+    def planned(self, lm: LM, teacher: LM | None = None) -> tuple[LM, Layout]:
         """Return the LM without adapters and what becomes int8 of it; all weights can be quantized, and none is changed yet.
 
         Raises:
             ConfigError: See :meth:`compress`; also naming the first layer or embedding whose weights are not finite.
         """
         int8_format.register_with_transformers()
-        lm = merged(lm, "int8", self.config)
+        lm = merged(lm, "int8", self.config, teacher)
         layout = layout_of(lm.model, self.config)
         for name in (*layout.embeddings, *(name for name in layout.layers if name not in layout.tied)):
             weight = _weight(lm.model.get_submodule(name))

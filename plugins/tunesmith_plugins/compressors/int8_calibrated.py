@@ -33,7 +33,7 @@ class Int8StaticCompressor(Int8Compressor):
             ConfigError: Also without data, or if the examples do not reach a layer that is to have a static range.
         """
         data = needed_examples(data, "int8 with calibration")
-        lm, layout = self.planned(lm)
+        lm, layout = self.planned(lm, teacher)
         with runtime.activated():
             own = [name for name in layout.layers if name not in layout.tied]
             inputs = int8_ranges.observe(lm, data, own, self.config, runtime)

@@ -33,6 +33,8 @@ from tunesmith_plugins.compressors.structured_vocabulary import cut_vocabulary
 class StructuredCompressor(Compressor):
     """Take parts out of a model."""
 
+    uses_teacher = False
+
     @property
     def needs_data(self) -> bool:  # type: ignore[override]
         """True where scores or the vocabulary come from data."""
@@ -52,7 +54,7 @@ class StructuredCompressor(Compressor):
         config = self.config
         if not (config.heads or config.ffn or config.layers or config.vocabulary == "used"):
             raise ConfigError(["nothing would be taken out: give 'heads', 'ffn', 'layers' or vocabulary=\"used\""])
-        lm = merged(lm, "structured pruning")
+        lm = merged(lm, "structured pruning", teacher=teacher)
         cut = Cut()
         rows: list[dict[str, Any]] = []
         if config.heads or config.ffn or config.layers:

@@ -5,9 +5,10 @@ import torch
 import transformers
 
 from tunesmith.data.records import Example
+from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.compressors import GPTQ, Int8Static, SmoothQuant, SparseGPT, Structured, Wanda
+from tunesmith_plugins.compressors import GPTQ, Int8, Int8Static, Magnitude, SmoothQuant, SparseGPT, Structured, Wanda
 from tunesmith_plugins.compressors.prune_calibration import most_tokens
 
 RUNTIME = Runtime(progress=False)
@@ -94,3 +95,11 @@ def test_relative_positions_have_no_limit(make):
     lm.model.config.n_positions = 8  # what files of T5 say it was trained at
     assert most_tokens(lm, 512) == 512
     assert most_tokens(make("gpt2"), 512) == 64
+
+
+@pytest.mark.parametrize("compressor", [*CALIBRATED, Int8(), Magnitude()], ids=lambda c: type(c).__name__)
+def test_a_teacher_is_refused_where_nobody_learns_from_it(make, compressor):
+    built = compressor.build()
+    assert not built.uses_teacher
+    with pytest.raises(ConfigError, match="learns from no teacher"):
+        built.compress(make("gpt2"), data=LONG, teacher=make("gpt2"), runtime=RUNTIME)
