@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import torch
@@ -95,14 +96,18 @@ class Int8WeightOnlyLinear(Int8Linear):
 class Int8StaticLinear(Int8Linear):
     """Activations in one range that calibration found; what lies outside is clamped.
 
+    The range is also kept as numbers, which are read when it is assigned, loaded or moved, and not at every call. So a range is
+    changed by assigning tensors or loading a state, not by writing into the tensors.
+
     Attributes:
-        input_scale: () float32, the size of a step.
+        input_scale: () float32, the size of a step; it stays so whatever type the model is cast to.
         input_zero_point: () int32, the step that stands for 0.
     """
 
     kind = "static"
     input_scale: Tensor
     input_zero_point: Tensor
+    _range: tuple[float, int] | None = None
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -118,7 +123,33 @@ class Int8StaticLinear(Int8Linear):
     @property
     def range(self) -> tuple[float, int]:
         """Scale and zero point."""
-        return float(self.input_scale), int(self.input_zero_point)
+        if self._range is None:
+            self._read_range()
+        assert self._range is not None
+        return self._range
+
+    def _read_range(self) -> None:
+        """Keep the range as numbers, where there are any yet: a compiler could not read them off the tensors."""
+        scale, zero_point = self._buffers.get("input_scale"), self._buffers.get("input_zero_point")
+        known = scale is not None and zero_point is not None and not scale.is_meta and not zero_point.is_meta
+        self._range = (float(scale), int(zero_point)) if known else None  # type: ignore[arg-type]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("input_scale", "input_zero_point"):
+            self._read_range()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self._read_range()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        scale = self.input_scale
+        super()._apply(fn, recurse)
+        if self.input_scale.dtype != torch.float32:
+            self.input_scale = scale.to(self.input_scale.device)
+        self._read_range()
+        return self
 
     def multiply(self, x: Tensor) -> Tensor:
         """See :meth:`Int8Linear.multiply`."""
