@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tunesmith_plugins import kernels
 from tunesmith_plugins.compressors.config_int8 import Kind, Scheme
+from tunesmith_plugins.compressors.int8_outliers import outlier_product, packed_columns
 from tunesmith_plugins.compressors.int8_weight import Int8Weight, quantize
 
 Mode = str | tuple[float, int]
@@ -167,6 +168,9 @@ class Int8OutlierLinear(Int8Linear):
     def multiply(self, x: Tensor) -> Tensor:
         """See :meth:`Int8Linear.multiply`."""
         large = x.detach().abs() > self.scheme.threshold
+        if torch.compiler.is_compiling():
+            small = super().multiply(torch.where(large, 0, x))
+            return small + outlier_product(x, self.packed(), self.scheme.threshold)
         columns = large.reshape(-1, self.in_features).any(0).nonzero()[:, 0]
         if not len(columns):
             return super().multiply(x)
@@ -174,11 +178,3 @@ class Int8OutlierLinear(Int8Linear):
         apart = torch.where(large, x, 0)[..., columns]
         weight = packed_columns(self.packed(), columns).to(x.dtype) * self.weight_scale.to(x.dtype)
         return small + apart @ weight
-
-
-def packed_columns(packed: kernels.PackedWeight, index: Tensor) -> Tensor:
-    """Return the columns at ``index`` of a packed weight as (len(index), n) int8, without unpacking the others."""
-    data = packed.data
-    if data.dim() == 2:
-        return data[:, index].T
-    return data[:, index // 4, :, index % 4].flatten(1)[:, : packed.n]

@@ -10,7 +10,8 @@ from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
 from tunesmith_plugins import kernels
 from tunesmith_plugins.compressors import Int8, Int8Static, Int8WeightOnly, OutlierSplit, Scheme, SmoothQuant
-from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8OutlierLinear, Int8StaticLinear, packed_columns
+from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8OutlierLinear, Int8StaticLinear
+from tunesmith_plugins.compressors.int8_outliers import packed_columns
 from tunesmith_plugins.compressors.int8_ranges import BINS, Inputs, observe, static_range
 from tunesmith_plugins.compressors.int8_report import sqnr
 from tunesmith_plugins.compressors.int8_smooth import factors, foldable, smooth
@@ -324,3 +325,22 @@ def test_a_static_layer_compiles_whole_and_exports():
     expected = layer(x)
     assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), expected)
     assert torch.equal(torch.export.export(layer, (x,)).module()(x), expected)
+
+
+@pytest.mark.parametrize("threshold", [1.5, 100.0], ids=["some", "none"])
+def test_an_outlier_layer_compiles_whole_exports_and_trains(threshold):
+    weight, x = rand(48, 40, seed=1), rand(2, 3, 40)
+    layer = Int8OutlierLinear.from_float(weight, None, Scheme(kind="outlier_split", threshold=threshold))
+    expected = layer(x)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), expected)
+    assert torch.equal(torch.export.export(layer, (x,)).module()(x), expected)
+    other = rand(2, 3, 40, seed=3)  # other columns, the same graph
+    assert torch.equal(compiled(other), layer(other))
+    gradients = []
+    for run in (layer, compiled):
+        learning = x.clone().requires_grad_()
+        (run(learning) * rand(48, seed=4)).sum().backward()
+        gradients.append(learning.grad)
+    assert torch.allclose(*gradients, atol=1e-5)
+    assert gradients[0].abs().max() > 1
