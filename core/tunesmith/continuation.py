@@ -58,6 +58,8 @@ def readable(config: Any, tokenizer: Any) -> int | None:
     stated = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
     offset = config.pad_token_id + 1 if config.model_type in _OFFSET else 0
     limits = [int(found) - offset for found in stated if found is not None and found > 0][:1]
+    if getattr(config, "relative_attention_num_buckets", None) and config.is_encoder_decoder:
+        limits = []  # T5 and its kin: distances, whatever length their config says they were trained at
     own = getattr(tokenizer, "model_max_length", None)
     if own is not None and own < UNLIMITED:
         limits.append(int(own))

@@ -52,6 +52,8 @@ class Compressor(Component[Any]):
 
     needs_data: ClassVar[bool] = False
     """True if ``compress`` cannot work without ``data``."""
+    uses_teacher: ClassVar[bool] = True
+    """False if a teacher would change nothing: then the stage refuses one before it loads anything."""
 
     @abstractmethod
     def compress(

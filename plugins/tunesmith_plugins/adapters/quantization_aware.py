@@ -69,17 +69,33 @@ class QuantizationAwareAdapter(WholeModel):
         """Return the LM with plain layers that hold the trained weights: what the compressor rounds to the same integers.
 
         Raises:
-            ConfigError: If ``compressor`` would round something else, or otherwise.
+            ConfigError: If ``compressor`` would round something else, or otherwise; the model is then as it was.
         """
-        for name, module in list(lm.model.named_modules(remove_duplicate=False)):
-            if isinstance(module, (RoundedLinear, RoundedEmbedding)):
-                lm.model.set_submodule(name, module.plain())
-        unfuse(lm.model)
-        if not isinstance(compressor, QuantizerConfig) or layout_of(lm.model, compressor) != self.layout:
+        modules = list(lm.model.named_modules(remove_duplicate=False))
+        rounded = [(name, module) for name, module in modules if isinstance(module, _Rounded)]
+        fits = False
+        for name, module in rounded:  # a layout is that of plain layers
+            lm.model.set_submodule(name, module.plain())
+        try:
+            fits = self._rounds_alike(lm.model, compressor)
+        finally:
+            if not fits:
+                for name, module in rounded:
+                    lm.model.set_submodule(name, module)
+        if not fits:
             raise ConfigError(
                 [f"the weights were trained for {self.compressor}; compress the model with that"], "quantization_aware"
             )
+        unfuse(lm.model)
         return evolve(lm, adapters=tuple(a for a in lm.adapters if a is not self), origin=None)
+
+    def _rounds_alike(self, model: nn.Module, compressor: Any) -> bool:
+        """Whether ``compressor`` takes the nearest integers, as training did, and the same ones."""
+        return (
+            isinstance(compressor, QuantizerConfig)
+            and not compressor.calibrates
+            and layout_of(model, compressor) == self.layout
+        )
 
 
 class _Rounded(nn.Module):

@@ -99,6 +99,8 @@ class Distill(CompressorConfig):
             raise ValueError("'on_policy' needs prompts apart from answers: mask_prompt=True and no packing")
         if self.layer_map and not self.hidden:
             raise ValueError("'layer_map' is for hidden states; give their weight, 'hidden'")
+        if self.student and self.keep_every != fields(type(self)).keep_every.default:
+            raise ValueError("'keep_every' would change nothing: 'student' says what the student is")
         writes = bool(self.on_policy) or self.texts == "teacher"
         for name, used, needs in (
             ("beta", self.divergence == "jensen_shannon", 'divergence="jensen_shannon"'),

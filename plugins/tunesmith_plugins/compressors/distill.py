@@ -8,6 +8,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from attrs import evolve
+
+from tunesmith.continuation import UNLIMITED
 from tunesmith.data.encoding import IGNORED, Lengths, Row, Truncation
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
@@ -25,6 +28,7 @@ from tunesmith_plugins.compressors.distill_loss import DistillationLoss, OnPolic
 from tunesmith_plugins.compressors.distill_texts import teacher_texts
 from tunesmith_plugins.compressors.examples import needed_examples
 from tunesmith_plugins.compressors.layers import merged, stored_bytes
+from tunesmith_plugins.compressors.prune_calibration import is_classifier, most_tokens
 from tunesmith_plugins.compressors.student import every_nth, from_config
 from tunesmith_plugins.stages.training.memory import peak_bytes
 
@@ -49,7 +53,9 @@ class DistillCompressor(Compressor):
         teacher = lm if teacher is None else teacher
         with runtime.activated():
             student = self._student(lm, teacher)
-            _check_pair(teacher, student)
+            _check_pair(teacher, student, self.config.soft)
+            if is_classifier(student.model):
+                _check_classes(teacher, student, self.config)
             if self.config.texts == "teacher":
                 data, cut_texts = teacher_texts(
                     teacher, data, beams=self.config.beams, max_new_tokens=self.config.max_new_tokens, runtime=runtime
@@ -69,9 +75,17 @@ class DistillCompressor(Compressor):
             return (
                 from_config(lm, self.config.student) if self.config.student else every_nth(lm, self.config.keep_every)
             )
-        if self.config.student:
+        given = [
+            name
+            for name in ("student", "keep_every")
+            if getattr(self.config, name) != getattr(type(self.config)(), name)
+        ]
+        if given:
             raise ConfigError(
-                ["with a teacher of its own the model that comes in is the student; leave the config out @ student"],
+                [
+                    f"with a teacher of its own the model that comes in is the student, as it is; leave this out @ {name}"
+                    for name in given
+                ],
                 "distill",
             )
         return lm
@@ -92,11 +106,16 @@ class DistillCompressor(Compressor):
         from tunesmith.training.trainer import Job, train
 
         config = self.config
+        classes = tuple(student.model.config.id2label.values()) if is_classifier(student.model) else ()
+        if classes and config.soft == 1:  # no label is in the loss, so none need be right
+            data = [evolve(example, targets=classes[:1]) for example in data]
+        room = min(most_tokens(lm, UNLIMITED) for lm in (teacher, student))
         task = Task(
-            objective=objective_of(student.family, "auto"),
+            objective="classification" if classes else objective_of(student.family, "auto"),
             lm=student,
+            labels=classes,
             limits=Limits(
-                lengths=Lengths(input=config.max_length, target=config.max_target_length),
+                lengths=Lengths(input=min(config.max_length, room), target=min(config.max_target_length, room)),
                 packing=config.packing,
                 mask_prompt=config.mask_prompt,
                 mask_share=config.mask_share,
@@ -112,8 +131,8 @@ class DistillCompressor(Compressor):
         student.model.requires_grad_(True)
         if config.on_policy:
             _check_prompts(student, rows)
-        layers = pairings(teacher.model, student.model, config.layer_map) if config.hidden else []
-        if config.chunk:
+        layers = pairings(teacher.model, student.model, config.layer_map, bool(classes)) if config.hidden else []
+        if config.chunk and not classes:
             some = task.collate()([Fixed(rows, runtime.seed, task.noise)[0]])
             heads.check(heads.Headless(teacher.model), some, "teacher")
             heads.check(heads.Headless(student.model), some, "student")
@@ -154,7 +173,9 @@ class DistillCompressor(Compressor):
             max_new_tokens=config.max_new_tokens,
             pad=pad,
             end=tokenizer.eos_token_id,
+            room=min(most_tokens(lm, UNLIMITED) for lm in (teacher, student)),
         )
+        classes = is_classifier(student.model)
         return DistillationLoss(
             teacher.model,
             Divergence(
@@ -164,8 +185,9 @@ class DistillCompressor(Compressor):
                 soft=config.soft,
                 hard=1 - config.soft,
             ),
-            shifted=student.family == "decoder",
-            chunk=config.chunk,
+            shifted=student.family == "decoder" and not classes,
+            chunk=0 if classes else config.chunk,
+            classes=classes,
             hidden=config.hidden,
             layers=layers,
             on_policy=policy if config.on_policy else None,
@@ -206,7 +228,7 @@ def _check_prompts(student: LM, rows: Sequence[Row]) -> None:
         raise ConfigError(["there are examples without a prompt that the student could answer @ on_policy"], "distill")
 
 
-def _check_pair(teacher: LM, student: LM) -> None:
+def _check_pair(teacher: LM, student: LM, soft: float) -> None:
     problems = []
     if teacher.family != student.family:
         problems.append(
@@ -216,7 +238,42 @@ def _check_pair(teacher: LM, student: LM) -> None:
         problems.append(
             "teacher and student have different vocabularies; distillation compares distributions over one vocabulary"
         )
+    for who, lm in (("teacher", teacher), ("student", student)):
+        if not is_classifier(lm.model) and lm.model.get_output_embeddings() is None:
+            problems.append(
+                f"the {who} is a {type(lm.model).__name__}, which has neither logits over its vocabulary nor over classes of "
+                "texts; distillation needs one of them"
+            )
+    if is_classifier(teacher.model) != is_classifier(student.model):
+        problems.append("one of teacher and student is a classifier and the other is not; both must have the same head")
+    sizes = teacher.model.config.vocab_size, student.model.config.vocab_size
+    compared = soft > 0 and not is_classifier(student.model)
+    if sizes[1] < min(len(student.tokenizer), sizes[0]) or (compared and sizes[0] != sizes[1]):
+        problems.append(
+            f"the teacher has embeddings for {sizes[0]} tokens and the student for {sizes[1]}; give the student as many"
+        )
     if getattr(student.model, "is_quantized", False):
         problems.append("the student's weights are quantized and cannot be trained; distill first, then quantize")
+    if problems:
+        raise ConfigError(problems, "distill")
+
+
+def _check_classes(teacher: LM, student: LM, config: Any) -> None:
+    """Check what is peculiar to sequence classifiers."""
+    problems = []
+    theirs, ours = (lm.model.config for lm in (teacher, student))
+    if theirs.id2label != ours.id2label:
+        problems.append(
+            f"the teacher's classes are {', '.join(theirs.id2label.values())}, the student's "
+            f"{', '.join(ours.id2label.values())}; they must be the same, in one order"
+        )
+    if len(ours.id2label) == 1 or ours.problem_type not in (None, "single_label_classification"):
+        problems.append(
+            "a regression, or classes of which several hold, is no distribution over classes; it cannot be taught"
+        )
+    if config.on_policy:
+        problems.append("a classifier writes no answers of its own @ on_policy")
+    if config.texts == "teacher":
+        problems.append("a classifier writes no text, so it cannot teach by it @ texts")
     if problems:
         raise ConfigError(problems, "distill")

@@ -22,7 +22,7 @@ class Pairing:
     Attributes:
         outputs: The field of the model's outputs with its hidden states.
         pairs: Numbers of student layer and teacher layer; 0 would be the embeddings.
-        encoder: Whether its tokens are the inputs of an encoder-decoder.
+        encoder: Whether its tokens are inputs and no targets: those of an encoder-decoder, or of a classifier.
     """
 
     outputs: str
@@ -30,13 +30,14 @@ class Pairing:
     encoder: bool = False
 
 
-def pairings(teacher: Any, student: Any, layer_map: Sequence[int]) -> list[Pairing]:
+def pairings(teacher: Any, student: Any, layer_map: Sequence[int], classes: bool = False) -> list[Pairing]:
     """Return which layers are to resemble which.
 
     Args:
         teacher: The model.
         student: The model.
         layer_map: The teacher's layer for student layer 1, 2, ...; empty: evenly.
+        classes: Whether they are classifiers.
 
     Raises:
         ConfigError: If the map does not fit.
@@ -57,7 +58,7 @@ def pairings(teacher: Any, student: Any, layer_map: Sequence[int]) -> list[Pairi
                 "distill",
             )
         chosen = layer_map or [round(number * theirs / ours) for number in range(1, ours + 1)]
-        found.append(Pairing(outputs=outputs, pairs=tuple(enumerate(chosen, start=1)), encoder=encoder))
+        found.append(Pairing(outputs=outputs, pairs=tuple(enumerate(chosen, start=1)), encoder=encoder or classes))
     return found
 
 
@@ -100,8 +101,8 @@ def difference(
         found: The mapped layers.
         places: (batch, time) bool: the positions that predict a target token.
         scale: (batch,) weight of each of an example's target tokens.
-        mask: (batch, input time): which inputs of an encoder-decoder are tokens. The encoder's part of an example is its
-            mean over these times the weight of all its target tokens, so it too adds up over batches.
+        mask: (batch, input time): which inputs are tokens. Where these are no targets, an example's part is its mean over
+            them times the weight of all its targets, so it too adds up over batches.
     """
     maps = getattr(student, PROJECTIONS, None)
     weight = places * scale[:, None]

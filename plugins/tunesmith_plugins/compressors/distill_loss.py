@@ -28,6 +28,7 @@ class OnPolicy:
         max_new_tokens: Most tokens of an answer.
         pad: Padding id.
         end: End-of-sequence id.
+        room: Most tokens of prompt and answer that the models can read (of an answer, for encoder-decoders).
     """
 
     share: float
@@ -35,6 +36,7 @@ class OnPolicy:
     max_new_tokens: int
     pad: int
     end: int | None
+    room: int = 2**30
 
 
 class DistillationLoss:
@@ -45,6 +47,8 @@ class DistillationLoss:
         divergence: Of a token.
         shifted: Whether the logits at a token are those of the next one (decoders).
         chunk: Tokens whose logits exist at one time; 0: all.
+        classes: Whether the models are sequence classifiers: an item is a text, its one label (batch,) a class, and its one
+            row of logits (batch, classes).
         hidden: Weight of the hidden states.
         layers: Which layers are to resemble which.
         on_policy: The student's own answers; None: the data's only. With them an item is an example, whose loss is the mean
@@ -58,13 +62,14 @@ class DistillationLoss:
         shifted: bool,
         *,
         chunk: int = 0,
+        classes: bool = False,
         hidden: float = 0.0,
         layers: Sequence[Pairing] = (),
         on_policy: OnPolicy | None = None,
     ) -> None:
         self.teacher = teacher.requires_grad_(False).eval()
         self.divergence, self.shifted, self.chunk = divergence, shifted, chunk
-        self.hidden, self.layers, self.on_policy = hidden, layers, on_policy
+        self.classes, self.hidden, self.layers, self.on_policy = classes, hidden, layers, on_policy
 
     def __call__(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the sum over the items."""
@@ -82,6 +87,7 @@ class DistillationLoss:
                 max_new_tokens=policy.max_new_tokens,
                 pad=policy.pad,
                 end=policy.end,
+                room=policy.room,
             )
             divergence = evolve(divergence, hard=0.0)
         labels = self._labels(batch)
@@ -97,6 +103,8 @@ class DistillationLoss:
         return valid.any(1).sum() if self.on_policy is not None else valid.sum()
 
     def _labels(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self.classes:
+            return batch["labels"][:, None]
         return batch["labels"][:, 1:] if self.shifted else batch["labels"]
 
     def _sum(
@@ -115,7 +123,7 @@ class DistillationLoss:
             mine, ours = student(given)
         else:
             ours = model(**given)
-            mine = ours.logits
+            mine = self._logits(ours)
         theirs, teaching = None, None
         if divergence.soft or self.hidden:
             theirs, teaching = self._teacher(batch, states)
@@ -149,4 +157,9 @@ class DistillationLoss:
             if self.chunk:
                 return head(given)
             outputs = self.teacher(**given)
-        return outputs.logits, outputs
+        return self._logits(outputs), outputs
+
+    def _logits(self, outputs: Any) -> torch.Tensor:
+        """Return (batch, time, vocabulary), or (batch, 1, classes)."""
+        logits: torch.Tensor = outputs.logits
+        return logits[:, None] if self.classes else logits

@@ -64,7 +64,14 @@ def _answered(data: Sequence[Example], texts: Sequence[str]) -> list[Example]:
 
 
 def own_answers(
-    model: Any, batch: dict[str, torch.Tensor], *, temperature: float, max_new_tokens: int, pad: int, end: int | None
+    model: Any,
+    batch: dict[str, torch.Tensor],
+    *,
+    temperature: float,
+    max_new_tokens: int,
+    pad: int,
+    end: int | None,
+    room: int = 2**30,
 ) -> dict[str, torch.Tensor]:
     """Return the batch with answers that the model draws from its own distributions in place of the labels.
 
@@ -77,6 +84,7 @@ def own_answers(
         max_new_tokens: Most tokens of an answer.
         pad: Padding id.
         end: End-of-sequence id; an answer ends behind the first.
+        room: Most tokens of a decoder's prompt and answer together, or of an encoder-decoder's answer.
     """
     core = unwrapped(model)
     pairs = bool(core.config.is_encoder_decoder)
@@ -91,7 +99,8 @@ def own_answers(
         seen = [[0] * (width - len(row)) + [1] * len(row) for row in prompts]
         device = batch["input_ids"].device
         given = {"input_ids": torch.tensor(left, device=device), "attention_mask": torch.tensor(seen, device=device)}
-    answers = _draw(core, given, temperature, max_new_tokens, pad, end)
+    room -= 0 if pairs else given["input_ids"].shape[1]  # rows have a target, so a prompt leaves room for a token
+    answers = _draw(core, given, temperature, min(max_new_tokens, room), pad, end)
     start = 1 if pairs else given["input_ids"].shape[1]
     rows = [_up_to(row[start:], end) for row in answers.tolist()]
     device = answers.device

@@ -16,10 +16,9 @@ from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors import int8_format
 from tunesmith_plugins.compressors.examples import needed_examples
 from tunesmith_plugins.compressors.int8 import Int8Compressor, Seen, checked
-from tunesmith_plugins.compressors.int8_layout import Layout, layout_of
+from tunesmith_plugins.compressors.int8_layout import Layout
 from tunesmith_plugins.compressors.int8_report import Line
 from tunesmith_plugins.compressors.int8_weight import quantize
-from tunesmith_plugins.compressors.layers import merged
 from tunesmith_plugins.compressors.prune import matrix
 from tunesmith_plugins.compressors.prune_calibration import calibration_batches, observe, visits
 from tunesmith_plugins.compressors.sparsegpt import SecondMoments, upper_factor_of_inverse
@@ -45,11 +44,9 @@ class GPTQCompressor(Int8Compressor):
             ConfigError: Also without data.
             NumericError: If the second moments of a layer's inputs cannot be inverted.
         """
-        int8_format.register_with_transformers()
         data = needed_examples(data, "GPTQ")
-        lm = merged(lm, "int8", self.config)
+        lm, layout = self.planned(lm, teacher)
         int8_format.without_float16(lm.model)
-        layout = layout_of(lm.model, self.config)
         with runtime.activated():
             return self.convert(
                 lm, layout, Seen(), runtime, lambda names: self._blocks(lm, layout, names, data, runtime)
@@ -62,7 +59,7 @@ class GPTQCompressor(Int8Compressor):
         config = self.config
         batches = calibration_batches(
             lm, data[: config.examples] if config.examples else data, max_length=config.max_length,
-            batch_size=config.batch_size, seed=runtime.seed, method="GPTQ", masks=False,
+            batch_size=config.batch_size, seed=runtime.seed, method="GPTQ",
         )  # fmt: skip
         blocks, unseen = visits(lm, [(name, lm.model.get_submodule(name)) for name in names], batches[0])
         lines = {}

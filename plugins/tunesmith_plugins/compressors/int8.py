@@ -15,7 +15,7 @@ from tunesmith.errors import ConfigError
 from tunesmith.kinds.compressor import CompressionReport, Compressor
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.compressors import int8_format, int8_left, int8_report
+from tunesmith_plugins.compressors import int8_format, int8_left, int8_report, int8_weight
 from tunesmith_plugins.compressors.config_int8 import Scheme
 from tunesmith_plugins.compressors.fused import fuse
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding
@@ -45,6 +45,8 @@ class Seen:
 class Int8Compressor(Compressor):
     """Replace linear layers and token embeddings by integer ones."""
 
+    uses_teacher = False
+
     def compress(
         self, lm: LM, *, data: Sequence[Example] | None = None, teacher: LM | None = None, runtime: Runtime
     ) -> tuple[LM, CompressionReport]:
@@ -54,9 +56,22 @@ class Int8Compressor(Compressor):
         Raises:
             ConfigError: If the model is quantized already, has nothing to quantize, or carries an adapter that cannot be merged.
         """
+        lm, layout = self.planned(lm, teacher)
+        return self.convert(lm, layout, Seen(), runtime)
+
+    def planned(self, lm: LM, teacher: LM | None = None) -> tuple[LM, Layout]:
+        """Return the LM without adapters and what becomes int8 of it; all weights can be quantized, and none is changed yet.
+
+        Raises:
+            ConfigError: See :meth:`compress`; also naming the first layer or embedding whose weights are not finite.
+        """
         int8_format.register_with_transformers()
-        lm = merged(lm, "int8", self.config)
-        return self.convert(lm, layout_of(lm.model, self.config), Seen(), runtime)
+        lm = merged(lm, "int8", self.config, teacher)
+        layout = layout_of(lm.model, self.config)
+        for name in (*layout.embeddings, *(name for name in layout.layers if name not in layout.tied)):
+            weight = _weight(lm.model.get_submodule(name))
+            checked(name, lambda weight=weight: int8_weight.check(weight))
+        return lm, layout
 
     def convert(
         self,
@@ -132,9 +147,13 @@ class Int8Compressor(Compressor):
 
 def quantized(layer: Any, scheme: Scheme, rounded: tuple[Tensor, Tensor] | None = None) -> Int8Linear:
     """Return the integer layer of a ``Linear`` or ``Conv1D``, with the nearest integers or those that are given."""
-    weight = layer.weight.detach()
-    weight = weight.T if isinstance(layer, Conv1D) else weight
-    return LINEAR[scheme.kind].from_float(weight, layer.bias, scheme, rounded)
+    return LINEAR[scheme.kind].from_float(_weight(layer), layer.bias, scheme, rounded)
+
+
+def _weight(layer: Any) -> Tensor:
+    """Return the weight as (outputs, inputs), of an embedding as (rows, columns)."""
+    weight: Tensor = layer.weight.detach()
+    return weight.T if isinstance(layer, Conv1D) else weight
 
 
 def _only(layout: Layout, source: str) -> Layout:

@@ -15,9 +15,8 @@ from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors import int8_format, int8_ranges, int8_smooth
 from tunesmith_plugins.compressors.examples import needed_examples
 from tunesmith_plugins.compressors.int8 import Int8Compressor, Seen
-from tunesmith_plugins.compressors.int8_layout import Layout, layout_of
+from tunesmith_plugins.compressors.int8_layout import Layout
 from tunesmith_plugins.compressors.int8_ranges import Inputs
-from tunesmith_plugins.compressors.layers import merged
 
 
 class Int8StaticCompressor(Int8Compressor):
@@ -33,11 +32,9 @@ class Int8StaticCompressor(Int8Compressor):
         Raises:
             ConfigError: Also without data, or if the examples do not reach a layer that is to have a static range.
         """
-        int8_format.register_with_transformers()
         data = needed_examples(data, "int8 with calibration")
-        lm = merged(lm, "int8", self.config)
+        lm, layout = self.planned(lm, teacher)
         int8_format.without_float16(lm.model)
-        layout = layout_of(lm.model, self.config)
         with runtime.activated():
             own = [name for name in layout.layers if name not in layout.tied]
             inputs = int8_ranges.observe(lm, data, own, self.config, runtime)

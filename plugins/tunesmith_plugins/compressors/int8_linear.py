@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from tunesmith_plugins import kernels
 from tunesmith_plugins.compressors.config_int8 import Kind, Scheme
+from tunesmith_plugins.compressors.int8_outliers import outlier_product, packed_columns
 from tunesmith_plugins.compressors.int8_weight import Int8Weight, quantize
 
 Mode = str | tuple[float, int]
@@ -95,14 +97,18 @@ class Int8WeightOnlyLinear(Int8Linear):
 class Int8StaticLinear(Int8Linear):
     """Activations in one range that calibration found; what lies outside is clamped.
 
+    The range is also kept as numbers, which are read when it is assigned, loaded or moved, and not at every call. So a range is
+    changed by assigning tensors or loading a state, not by writing into the tensors.
+
     Attributes:
-        input_scale: () float32, the size of a step.
+        input_scale: () float32, the size of a step; it stays so whatever type the model is cast to.
         input_zero_point: () int32, the step that stands for 0.
     """
 
     kind = "static"
     input_scale: Tensor
     input_zero_point: Tensor
+    _range: tuple[float, int] | None = None
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -118,7 +124,33 @@ class Int8StaticLinear(Int8Linear):
     @property
     def range(self) -> tuple[float, int]:
         """Scale and zero point."""
-        return float(self.input_scale), int(self.input_zero_point)
+        if self._range is None:
+            self._read_range()
+        assert self._range is not None
+        return self._range
+
+    def _read_range(self) -> None:
+        """Keep the range as numbers, where there are any yet: a compiler could not read them off the tensors."""
+        scale, zero_point = self._buffers.get("input_scale"), self._buffers.get("input_zero_point")
+        known = scale is not None and zero_point is not None and not scale.is_meta and not zero_point.is_meta
+        self._range = (float(scale), int(zero_point)) if known else None  # type: ignore[arg-type]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("input_scale", "input_zero_point"):
+            self._read_range()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self._read_range()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        scale = self.input_scale
+        super()._apply(fn, recurse)
+        if self.input_scale.dtype != torch.float32:
+            self.input_scale = scale.to(self.input_scale.device)
+        self._read_range()
+        return self
 
     def multiply(self, x: Tensor) -> Tensor:
         """See :meth:`Int8Linear.multiply`."""
@@ -136,6 +168,9 @@ class Int8OutlierLinear(Int8Linear):
     def multiply(self, x: Tensor) -> Tensor:
         """See :meth:`Int8Linear.multiply`."""
         large = x.detach().abs() > self.scheme.threshold
+        if torch.compiler.is_compiling():
+            small = super().multiply(torch.where(large, 0, x))
+            return small + outlier_product(x, self.packed(), self.scheme.threshold)
         columns = large.reshape(-1, self.in_features).any(0).nonzero()[:, 0]
         if not len(columns):
             return super().multiply(x)
@@ -143,11 +178,3 @@ class Int8OutlierLinear(Int8Linear):
         apart = torch.where(large, x, 0)[..., columns]
         weight = packed_columns(self.packed(), columns).to(x.dtype) * self.weight_scale.to(x.dtype)
         return small + apart @ weight
-
-
-def packed_columns(packed: kernels.PackedWeight, index: Tensor) -> Tensor:
-    """Return the columns at ``index`` of a packed weight as (len(index), n) int8, without unpacking the others."""
-    data = packed.data
-    if data.dim() == 2:
-        return data[:, index].T
-    return data[:, index // 4, :, index % 4].flatten(1)[:, : packed.n]

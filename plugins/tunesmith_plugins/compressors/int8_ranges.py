@@ -10,13 +10,11 @@ import torch
 from attrs import define, field
 from torch import Tensor
 
-from tunesmith.data.encoding import Lengths, Truncation
 from tunesmith.data.records import Example
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
-from tunesmith.training.stream import Fixed
-from tunesmith.training.task import Limits, Task, objective_of
 from tunesmith_plugins.compressors.config_int8 import CalibratedConfig
+from tunesmith_plugins.compressors.prune_calibration import calibration_batches, forward
 
 BINS = 2048
 SHRINKS = 80
@@ -132,16 +130,13 @@ def _run(
     config: CalibratedConfig,
     runtime: Runtime,
 ) -> None:
-    task = Task(
-        objective=objective_of(lm.family, "auto"),
-        lm=lm,
-        limits=Limits(lengths=Lengths(input=config.max_length, target=config.max_length)),
-    )
-    chosen = examples[: config.examples] if config.examples else examples
-    items, collate = Fixed(task.rows(chosen, Truncation()), runtime.seed, task.noise), task.collate()
+    batches = calibration_batches(
+        lm, examples[: config.examples] if config.examples else examples, max_length=config.max_length,
+        batch_size=1, seed=runtime.seed, method="int8 with calibration",
+    )  # fmt: skip
     with lm.evaluating(), _hooked(lm.model, set(names), smooth, look):
-        for number in runtime.track(range(len(items)), "calibration"):
-            lm.model(**{name: tensor.to(lm.device) for name, tensor in collate([items[number]]).items()})
+        for batch in runtime.track(batches, "calibration"):
+            forward(lm.model, batch)
 
 
 @contextmanager

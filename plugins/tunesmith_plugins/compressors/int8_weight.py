@@ -108,12 +108,30 @@ def quantize(weight: Tensor, group_size: int = 0) -> tuple[Tensor, Tensor]:
     shape = (rows, -(-columns // group_size)) if group_size else (rows,)
     scales = torch.empty(shape, dtype=torch.float32, device=weight.device)
     for part in row_blocks(rows, columns):
-        finite = weight[part].isfinite().all(-1)
-        if not bool(finite.all()):
-            row = part.start + int((~finite).nonzero()[0, 0])
-            raise ValueError(f"row {row} of the weight has a NaN or infinite value")
+        _check_finite(weight, part)
         integers[part], scales[part] = _quantized(weight[part], group_size)
     return integers, scales
+
+
+def check(weight: Tensor) -> None:
+    """Check that ``weight`` (rows, columns) can be quantized, without doing it.
+
+    Raises:
+        ValueError: As :func:`quantize` does.
+    """
+    if weight.shape[1] > kernels.int8_reference.MAX_K:
+        raise ValueError(
+            f"its rows of {weight.shape[1]} are longer than {kernels.int8_reference.MAX_K}, what sums have room for"
+        )
+    for part in row_blocks(*weight.shape):
+        _check_finite(weight, part)
+
+
+def _check_finite(weight: Tensor, part: slice) -> None:
+    finite = weight[part].isfinite().all(-1)
+    if not bool(finite.all()):
+        row = part.start + int((~finite).nonzero()[0, 0])
+        raise ValueError(f"row {row} of the weight has a NaN or infinite value")
 
 
 def row_blocks(rows: int, columns: int) -> Iterator[slice]:

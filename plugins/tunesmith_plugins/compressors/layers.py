@@ -69,27 +69,32 @@ def let_go_of_files(model: nn.Module, except_for: Set[str] = frozenset()) -> Non
             tensor.data = tensor.data.clone()
 
 
-def merged(lm: LM, method: str, compressor: CompressorConfig | None = None) -> LM:
+def merged(lm: LM, method: str, compressor: CompressorConfig | None = None, teacher: LM | None = None) -> LM:
     """Return ``lm`` with its adapters folded into the weights, since a compressor works on the weights themselves.
 
     Args:
         lm: The model.
         method: What is going to be done, for messages.
         compressor: For adapters that have trained the weights for one.
+        teacher: What ``compress`` was given, where it has no use for one.
 
     Raises:
-        ConfigError: Naming the first adapter that cannot be merged, or if the weights are quantized already.
+        ConfigError: If there is a teacher, naming the first adapter that cannot be merged, or if the weights are quantized already.
     """
+    if teacher is not None:
+        raise ConfigError([f"{method} learns from no teacher; leave it out, or use distill @ teacher"])
     if getattr(lm.model, "is_quantized", False):
         raise ConfigError([f"the model is quantized already; start {method} from the model before that"])
+    preparing = [a for a in lm.adapters if isinstance(a, PreparesCompression) and compressor is not None]
     for adapter in lm.adapters:
-        if isinstance(adapter, PreparesCompression) and compressor is not None:
-            lm = adapter.prepared(lm, compressor)
-        elif not isinstance(adapter, SupportsMerge):
+        if adapter not in preparing and not isinstance(adapter, SupportsMerge):
             raise ConfigError(
                 [
                     f"{method} works on weights, and {type(adapter.config).__name__} cannot be merged into them. "
                     "Compress the model before this adapter is trained, or use an adapter that merges (lora, ia3)"
                 ]
             )
+    for adapter in preparing:
+        assert compressor is not None
+        lm = adapter.prepared(lm, compressor)
     return fold(lm)

@@ -17,6 +17,8 @@ from tunesmith_plugins.compressors.prune import Named, finished, layers_to_prune
 class MagnitudeCompressor(Compressor):
     """Zero the weights of smallest absolute value."""
 
+    uses_teacher = False
+
     def compress(
         self, lm: LM, *, data: Sequence[Example] | None = None, teacher: LM | None = None, runtime: Runtime
     ) -> tuple[LM, CompressionReport]:
@@ -25,7 +27,7 @@ class MagnitudeCompressor(Compressor):
         Exactly ``round(sparsity * weights)`` weights become zero in each layer, or in all together; among equal ones those
         that stand first. With a pattern, all but n of every m.
         """
-        lm = merged(lm, "magnitude pruning")
+        lm = merged(lm, "magnitude pruning", teacher=teacher)
         layers = layers_to_prune(lm, self.config.skip, self.config.pattern)
         before = lm.parameter_count(), stored_bytes(lm.model)
         rows, zeros = [], 0

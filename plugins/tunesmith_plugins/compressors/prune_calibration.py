@@ -11,9 +11,13 @@ import torch
 from attrs import frozen
 from torch import nn
 
+from tunesmith.continuation import positions
+from tunesmith.data import encoding
 from tunesmith.data.encoding import Lengths, Row, Truncation
 from tunesmith.data.records import Example
+from tunesmith.errors import DataError
 from tunesmith.lm import LM
+from tunesmith.training.batches import Collate
 from tunesmith.training.stream import Fixed
 from tunesmith.training.task import Limits, Task, objective_of
 from tunesmith_plugins.compressors.examples import needed_examples
@@ -31,26 +35,32 @@ def calibration_batches(
     batch_size: int,
     seed: int,
     method: str,
-    masks: bool = True,
+    masks: bool = False,
 ) -> list[Batch]:
     """Return the examples as the model's arguments, rows of equal shape together, so that no position is padding.
 
-    Decoders see prompt and target, encoders text with masked tokens as in their training (without ``masks`` the text as it
-    is), encoder-decoders the target too.
+    Decoders see prompt and target, encoders the whole text, classifiers the prompt alone, encoder-decoders the target too. With
+    ``masks`` encoders with a language-model head see masked tokens as in their training, for a loss. Nothing is longer than
+    what the model can read.
 
     Raises:
         ConfigError: If there is no data.
     """
     data = needed_examples(data, method)
-    lengths = Lengths(input=min(max_length, _positions(lm)), target=min(max_length, _positions(lm)))
-    task = Task(objective=objective_of(lm.family, "auto"), lm=lm, limits=Limits(lengths=lengths, mask_prompt=False))
-    rows = task.rows(data, Truncation())
-    items = Fixed(rows, seed, task.noise if masks or task.objective != "masked" else None)
+    limit = most_tokens(lm, max_length)
+    lengths = Lengths(input=limit, target=limit)
+    task = (
+        Task(objective=objective_of(lm.family, "auto"), lm=lm, limits=Limits(lengths=lengths, mask_prompt=False))
+        if masks
+        else None
+    )
+    rows = task.rows(data, Truncation()) if task else _rows(lm, data, lengths)
+    items = Fixed(rows, seed, task.noise if task else None)
     shapes: dict[tuple[int, int], list[Row]] = {}
     for index in range(len(items)):
         row = items[index]
         shapes.setdefault((len(row.input_ids), len(row.labels)), []).append(row)
-    collate = task.collate()
+    collate = Collate(lm.tokenizer.pad_token_id or 0, "pairs" if lm.family == "encoder-decoder" else "tokens")
     return [
         {name: tensor.to(lm.device) for name, tensor in collate(same[start : start + batch_size]).items()}
         for same in shapes.values()
@@ -58,14 +68,35 @@ def calibration_batches(
     ]
 
 
-def _positions(lm: LM) -> int:
-    """Return how many tokens the model reads, as far as its config says."""
-    config = lm.model.config
-    found = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
-    # RoBERTa's kin count positions from behind the padding id
-    first = (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-    known = [size - first for size in found if isinstance(size, int) and lm.family != "encoder-decoder"]
-    return min(known, default=2**30)
+def _rows(lm: LM, data: Sequence[Example], lengths: Lengths) -> list[Row]:
+    cut = Truncation()
+    if is_classifier(lm.model):
+        texts = [
+            encoding.shortened(lm.tokenizer, e.prompt or encoding.whole_text(e), lengths.input, cut.inputs)
+            for e in data
+        ]
+        rows = [Row(input_ids=tuple(ids), labels=tuple(ids)) for ids in texts]
+    elif lm.family == "encoder":
+        rows = encoding.masked(data, lm.tokenizer, lengths, cut)
+    elif lm.family == "decoder":
+        rows = encoding.causal(data, lm.tokenizer, lengths, cut, mask_prompt=False)
+    else:
+        rows = encoding.seq2seq(data, lm.tokenizer, lengths, cut)
+    rows = [row for row in rows if row.input_ids]
+    if not rows:
+        raise DataError("the data gives nothing to calibrate on: all texts are empty.")
+    return rows
+
+
+def is_classifier(model: Any) -> bool:
+    """Whether a model gives one row of logits for a text."""
+    return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def most_tokens(lm: LM, asked: int) -> int:
+    """Return ``asked`` or, if that is less, how many tokens the model and its tokenizer allow at once."""
+    limit = positions(lm)
+    return asked if limit is None else min(asked, limit)
 
 
 @frozen(kw_only=True)
@@ -152,12 +183,23 @@ class _Enough(Exception):
     """Ends a pass behind the block that is looked at."""
 
 
-def forward(model: Any, batch: Batch) -> Any:
-    """Run the model on a batch without a cache; one with a classification head gets no labels."""
+def forward(model: Any, batch: Batch, *, loss: bool = False) -> Any:
+    """Run a model of any head on a batch, without a cache; it gets labels only where it has to compute its ``loss``."""
     takes = inspect.signature(model.forward).parameters
-    given = dict(batch)
-    if type(model).__name__.endswith("ForSequenceClassification"):
-        given.pop("labels", None)
+    given = {name: value for name, value in batch.items() if name != "labels"}
+    if loss:
+        given["labels"] = batch["labels"]
+    elif "decoder_input_ids" in takes and not is_classifier(model):  # classifiers make these of their input
+        given["decoder_input_ids"] = _decoder_ids(model, batch["labels"])
     if "use_cache" in takes:
         given["use_cache"] = False  # type: ignore[assignment]
     return model(**given)
+
+
+def _decoder_ids(model: Any, labels: torch.Tensor) -> torch.Tensor:
+    make = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if make is not None:
+        found: torch.Tensor = make(labels=labels)
+        return found
+    start = labels.new_full((len(labels), 1), model.config.decoder_start_token_id)
+    return torch.cat([start, labels[:, :-1]], 1)

@@ -20,6 +20,7 @@ from tunesmith_plugins.compressors.prune_calibration import calibration_batches,
 class SparseGPTCompressor(Compressor):
     """Zero weights column by column and correct the columns behind."""
 
+    uses_teacher = False
     needs_data = True
 
     def compress(
@@ -34,7 +35,7 @@ class SparseGPTCompressor(Compressor):
             NumericError: If the second moments cannot be inverted.
         """
         config = self.config
-        lm = merged(lm, "SparseGPT")
+        lm = merged(lm, "SparseGPT", teacher=teacher)
         layers = layers_to_prune(lm, config.skip, config.pattern)
         before = lm.parameter_count(), stored_bytes(lm.model)
         batches = calibration_batches(

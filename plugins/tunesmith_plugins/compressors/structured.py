@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -15,7 +17,7 @@ from tunesmith.kinds.compressor import CompressionReport, Compressor
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors.layers import merged, stored_bytes
-from tunesmith_plugins.compressors.prune_calibration import Batch, calibration_batches
+from tunesmith_plugins.compressors.prune_calibration import Batch, calibration_batches, is_classifier
 from tunesmith_plugins.compressors.structured_build import SHARED_BY_LAYERS, Cut, build
 from tunesmith_plugins.compressors.structured_layouts import Attention, Layout, Stack, layout_of, module_list
 from tunesmith_plugins.compressors.structured_scores import (
@@ -30,6 +32,8 @@ from tunesmith_plugins.compressors.structured_vocabulary import cut_vocabulary
 
 class StructuredCompressor(Compressor):
     """Take parts out of a model."""
+
+    uses_teacher = False
 
     @property
     def needs_data(self) -> bool:  # type: ignore[override]
@@ -50,7 +54,7 @@ class StructuredCompressor(Compressor):
         config = self.config
         if not (config.heads or config.ffn or config.layers or config.vocabulary == "used"):
             raise ConfigError(["nothing would be taken out: give 'heads', 'ffn', 'layers' or vocabulary=\"used\""])
-        lm = merged(lm, "structured pruning")
+        lm = merged(lm, "structured pruning", teacher=teacher)
         cut = Cut()
         rows: list[dict[str, Any]] = []
         if config.heads or config.ffn or config.layers:
@@ -64,6 +68,7 @@ class StructuredCompressor(Compressor):
                     batch_size=config.batch_size,
                     seed=runtime.seed,
                     method=f"score={config.score!r}",
+                    masks=config.score == "gradient",
                 )
             rows = self._cut_parts(lm, layout_of(lm), cut, batches)
         tokenizer, summary = None, {}
@@ -91,8 +96,30 @@ class StructuredCompressor(Compressor):
                     "the number of heads, so a model with fewer heads would not load. Take out channels or layers @ heads"
                 ]
             )
-        if self.config.score == "gradient" and type(lm.model).__name__.endswith("ForSequenceClassification"):
-            raise ConfigError(['a classifier has no loss on text; use score="activation" @ score'])
+        if self.config.heads:
+            self._check_heads(lm)
+        if self.config.score == "gradient" and (is_classifier(lm.model) or lm.model.get_output_embeddings() is None):
+            raise ConfigError(
+                [f'a {type(lm.model).__name__} has no loss on text; use score="activation" or "magnitude" @ score']
+            )
+
+    def _check_heads(self, lm: LM) -> None:
+        """Refuse a number of heads that the model's config does not accept, and could therefore not be saved with."""
+        layout = layout_of(lm)
+        heads, groups, _ = _head_numbers(lm, layout)
+        units, queries = _head_units(heads, groups)
+        reasons = [_reason_against(lm, layout, gone, queries, groups) for gone in range(units)]
+        gone = _gone(self.config.heads, units)
+        if not reasons[gone]:
+            return
+        fitting = [f"{n / units:g} ({heads - n * queries} of {heads} stay)" for n in range(1, units) if not reasons[n]]
+        advice = f"give {' or '.join(fitting)}" if fitting else "take out channels or layers instead"
+        raise ConfigError(
+            [
+                f"a {lm.model.config.model_type} model with {heads - gone * queries} of its {heads} heads could not be saved: "
+                f"{reasons[gone]} So {advice} @ heads"
+            ]
+        )
 
     def _cut_parts(self, lm: LM, layout: Layout, cut: Cut, batches: Sequence[Batch]) -> list[dict[str, Any]]:
         model_config = lm.model.config
@@ -191,9 +218,7 @@ class StructuredCompressor(Compressor):
     ) -> None:
         name, blocks, kept = at
         heads, groups, size = _head_numbers(lm, layout)
-        # with one key-value head for all, query heads are the units; otherwise each key-value head with its queries
-        units = groups if groups > 1 else heads
-        queries = heads // units
+        _, queries = _head_units(heads, groups)
         parts = []
         for number in kept:
             block = blocks[number]
@@ -230,8 +255,11 @@ class StructuredCompressor(Compressor):
 
 def _kept(scores: torch.Tensor, share: float) -> torch.Tensor:
     """Return the numbers of the units that stay, ascending."""
-    gone = min(round(share * len(scores)), len(scores) - 1)
-    return torch.argsort(scores, stable=True)[gone:].sort().values.cpu()
+    return torch.argsort(scores, stable=True)[_gone(share, len(scores)) :].sort().values.cpu()
+
+
+def _gone(share: float, units: int) -> int:
+    return min(round(share * units), units - 1)
 
 
 def _spread(units: torch.Tensor, size: int) -> torch.Tensor:
@@ -246,6 +274,30 @@ def _head_numbers(lm: LM, layout: Layout) -> tuple[int, int, int]:
     groups = int(getattr(config, layout.groups)) if layout.groups else heads
     size = getattr(config, layout.head_size, None)
     return heads, groups, int(size or config.hidden_size // heads)
+
+
+def _head_units(heads: int, groups: int) -> tuple[int, int]:
+    """Return how many units of heads can go, and the query heads of each.
+
+    With one key-value head for all, query heads are the units; otherwise each key-value head with its queries.
+    """
+    units = groups if groups > 1 else heads
+    return units, heads // units
+
+
+def _reason_against(lm: LM, layout: Layout, gone: int, queries: int, groups: int) -> str:
+    """Return what the config's own check has against ``gone`` units fewer; "" if nothing."""
+    config = copy.deepcopy(lm.model.config)
+    heads, _, size = _head_numbers(lm, layout)
+    setattr(config, layout.heads, heads - gone * queries)
+    setattr(config, layout.head_size, size)
+    if layout.groups and groups > 1:
+        setattr(config, layout.groups, groups - gone)
+    try:
+        config.validate()
+    except (ValueError, StrictDataclassError) as found:
+        return " ".join(str(found.__cause__ or found).split())
+    return ""
 
 
 def _inputs(layer: nn.Module) -> int:

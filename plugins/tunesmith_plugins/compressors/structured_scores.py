@@ -78,7 +78,7 @@ def by_gradient(lm: LM, parts: Sequence[Part], batches: Sequence[Batch]) -> list
         for weight in weights:
             weight.requires_grad_(True)
         for batch in batches:
-            found = torch.autograd.grad(forward(lm.model, batch).loss, weights)
+            found = torch.autograd.grad(forward(lm.model, batch, loss=True).loss, weights)
             for total, part, gradient in zip(totals, parts, found, strict=True):
                 change = (gradient * part.down.weight.detach()).double()
                 columns = change.sum(1) if isinstance(part.down, Conv1D) else change.sum(0)

@@ -9,11 +9,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+)
 
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM, family_of
+from tunesmith_plugins.compressors.prune_calibration import is_classifier
 
 STACKS = ("num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers", "num_hidden_layers", "n_layer")
 """Names under which transformers' configs keep the depth of a stack."""
@@ -69,14 +77,17 @@ def from_config(lm: LM, changes: Mapping[str, Any]) -> LM:
     try:
         if "model_type" in changes and changes["model_type"] != old.model_type:
             ids = {n: v for n, v in old.to_dict().items() if n.endswith("_token_id") and v is not None}
+            like = {"vocab_size": old.vocab_size, "id2label": old.id2label, "label2id": old.label2id}
             rest = {name: value for name, value in changes.items() if name != "model_type"}
-            config = AutoConfig.for_model(changes["model_type"], **{"vocab_size": old.vocab_size, **ids, **rest})
-            student: Any = _AUTO[lm.family].from_config(config)
+            config = AutoConfig.for_model(changes["model_type"], **{**like, **ids, **rest})
+            auto = AutoModelForSequenceClassification if is_classifier(lm.model) else _AUTO[lm.family]
+            student: Any = auto.from_config(config)
         else:
             config = _changed(old, changes)
             student = type(lm.model)(config)
-    except (KeyError, ValueError) as cause:
-        raise ConfigError([f"this gives no student: {cause} @ student"], "distill") from cause
+    except (KeyError, ValueError, TypeError, RuntimeError, StrictDataclassError) as cause:
+        reason = " ".join(str(cause).split())
+        raise ConfigError([f"this gives no student: {reason} @ student"], "distill") from cause
     if family_of(student.config) != lm.family:
         raise ConfigError([f"a {config.model_type} model is no {lm.family} @ student"], "distill")
     student.to(lm.device, dtype=lm.model.dtype)

@@ -18,6 +18,7 @@ from tunesmith_plugins.compressors.prune_calibration import calibration_batches,
 class WandaCompressor(Compressor):
     """Zero the weights whose part in the outputs is smallest."""
 
+    uses_teacher = False
     needs_data = True
 
     def compress(
@@ -32,7 +33,7 @@ class WandaCompressor(Compressor):
             ConfigError: Without data, or where a pattern does not fit a layer.
         """
         config = self.config
-        lm = merged(lm, "Wanda pruning")
+        lm = merged(lm, "Wanda pruning", teacher=teacher)
         layers = layers_to_prune(lm, config.skip, config.pattern)
         before = lm.parameter_count(), stored_bytes(lm.model)
         batches = calibration_batches(

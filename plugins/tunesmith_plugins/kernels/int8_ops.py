@@ -189,10 +189,18 @@ def _quick_linear(
     return None if found is None else found[0]
 
 
-def _native_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str | None, mode: int) -> Tensor:
+def _native_linear(
+    x: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None,
+    activation: str | None,
+    mode: int,
+    static: tuple[float, int] | None = None,
+) -> Tensor:
     """Do what ``_native_linears`` does for one layer, in as few steps as possible."""
     if not x.is_cpu:
-        return _native_linears(x, [weight], [bias], [activation], mode, None)[0]
+        return _native_linears(x, [weight], [bias], [activation], mode, static)[0]
+    step, zero_point = static or (None, None)
     data, scale, sums, n, k, group_size = weight
     x = x.resolve_neg()
     if not x.is_contiguous():
@@ -208,7 +216,7 @@ def _native_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, activat
     held, released, address, library = _entry()
     call = held if rows * n * k < _WORTH_RELEASING else released
     code = call(
-        address, x.data_ptr(), rows, k, k, _DTYPES[x.dtype], mode, group_size, None, None, torch.get_num_threads(),
+        address, x.data_ptr(), rows, k, k, _DTYPES[x.dtype], mode, group_size, step, zero_point, torch.get_num_threads(),
         None, None, None, None, None,
         data.data_ptr(), scale.data_ptr(), sums.data_ptr(), added, out.data_ptr(), n, n, _CODES[activation], None, None,
     )  # fmt: skip
@@ -318,14 +326,14 @@ def int8_linear(
         quick = _quick_linear(x, weight, bias, activation, _MIXED if mixed else _DYNAMIC)
         if quick is not None:
             return quick
-    if not torch.compiler.is_compiling() and static is None and _ready(x, weight, bias, activation):
-        return _native_linear(x, weight, bias, activation, _MIXED if mixed else _DYNAMIC)
-    _check_layer(x, weight, bias, activation)
     static = _check_static(static)
-    _check_per_channel(weight)
     if mixed and static is not None:
         raise ValueError("rows have a static range or mixed bits, not both")
     mode = _MIXED if mixed else _DYNAMIC if static is None else _STATIC
+    if not torch.compiler.is_compiling() and _ready(x, weight, bias, activation):
+        return _native_linear(x, weight, bias, activation, mode, static)
+    _check_layer(x, weight, bias, activation)
+    _check_per_channel(weight)
     return _linear(x, weight, bias, activation, mode, static)
 
 

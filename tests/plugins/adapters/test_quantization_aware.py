@@ -13,7 +13,7 @@ from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins import compressors, stages
 from tunesmith_plugins.adapters import QuantizationAware
 from tunesmith_plugins.adapters.quantization_aware import RoundedLinear
-from tunesmith_plugins.compressors import Int8, Int8Static, Int8WeightOnly, OutlierSplit, Scheme
+from tunesmith_plugins.compressors import GPTQ, Int8, Int8Static, Int8WeightOnly, OutlierSplit, Scheme, SmoothQuant
 from tunesmith_plugins.compressors.fused import fuse, unfuse
 
 FAMILIES = ("encoder", "decoder", "encoder-decoder")
@@ -114,6 +114,31 @@ def test_it_trains_in_a_pipeline_and_compress_takes_it_off(tmp_path):
     assert load(packed).model.is_quantized
     assert torch.equal(logits(load(tuned)), logits(load(packed)))
     assert not torch.equal(logits(load(tuned)), logits(load(tmp_path / "start")))
+
+
+@pytest.mark.parametrize(
+    ("trained_for", "other"),
+    [
+        (Int8WeightOnly(), GPTQ()),
+        (Int8(), GPTQ(activations="dynamic")),
+        (Int8(), SmoothQuant()),
+        (Int8(), SmoothQuant(explicit=False)),
+        (Int8(), Int8WeightOnly()),
+        (Int8(), Int8(skip=("nowhere",))),
+    ],
+)
+def test_another_rounding_is_refused_and_the_model_stays_as_it_was(trained_for, other):
+    adapter, lm = attached(tiny_lm("decoder"), trained_for)
+    before, modules = logits(lm), {name: type(module) for name, module in lm.model.named_modules()}
+    data = [ts.Example(id="0", prompt="the cat", targets=("sees a dog",))]
+    with pytest.raises(ConfigError, match="were trained for|nothing in the model"):
+        other.build().compress(lm, data=data, runtime=RUNTIME)
+    assert {name: type(module) for name, module in lm.model.named_modules()} == modules
+    assert any(isinstance(module, RoundedLinear) for module in lm.model.modules())
+    assert torch.equal(logits(lm), before)
+    assert lm.adapters == (adapter,)
+    small, _ = trained_for.build().compress(lm, runtime=RUNTIME)
+    assert torch.equal(logits(small), before)
 
 
 def test_another_compressor_than_the_one_it_was_trained_for_is_refused():

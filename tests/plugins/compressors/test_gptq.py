@@ -143,7 +143,7 @@ def test_outputs_on_the_data_are_nearer_than_those_of_rounding_to_the_nearest(ma
 
 
 def batches_of(lm, data=EXAMPLES):
-    return calibration_batches(lm, data, max_length=512, batch_size=8, seed=RUNTIME.seed, method="GPTQ", masks=False)
+    return calibration_batches(lm, data, max_length=512, batch_size=8, seed=RUNTIME.seed, method="GPTQ")
 
 
 def inputs_of(lm, name):

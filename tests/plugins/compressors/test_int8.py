@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import transformers
+from attrs import evolve
 from safetensors import safe_open
 
 from tunesmith.data.records import Example
@@ -15,7 +16,16 @@ from tunesmith.lm import load
 from tunesmith.report import plots
 from tunesmith.runtime import Runtime
 from tunesmith_plugins import kernels
-from tunesmith_plugins.compressors import Distill, Int8, Int8WeightOnly, Magnitude, Scheme, int8_weight
+from tunesmith_plugins.compressors import (
+    GPTQ,
+    Distill,
+    Int8,
+    Int8WeightOnly,
+    Magnitude,
+    Scheme,
+    SmoothQuant,
+    int8_weight,
+)
 from tunesmith_plugins.compressors.int8_embedding import Int8TiedLinear
 from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8WeightOnlyLinear
 from tunesmith_plugins.compressors.int8_report import sqnr
@@ -307,8 +317,23 @@ def test_large_layers_are_quantized_a_few_rows_at_a_time_with_the_same_result(mo
         int8_weight.quantize(weight, group_size)
 
 
-def test_a_weight_that_is_not_finite_is_named_with_its_layer(make):
+@pytest.mark.parametrize("compressor", [Int8(), GPTQ(), SmoothQuant()], ids=lambda c: type(c).__name__)
+def test_a_weight_that_is_not_finite_is_named_before_anything_is_changed(make, compressor):
     lm = make("llama")
-    lm.model.model.layers[1].mlp.up_proj.weight.data[3, 2] = float("inf")
-    with pytest.raises(ConfigError, match="layers.1.mlp.up_proj cannot be quantized: row 3"):
-        Int8().build().compress(lm, runtime=RUNTIME)
+    lm.model.model.layers[3].mlp.down_proj.weight.data[3, 2] = float("inf")
+    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    data = [Example(id="0", prompt="a b", targets=("c d",))]
+    with pytest.raises(ConfigError, match=r"layers.3.mlp.down_proj cannot be quantized: row 3.*Name it in skip"):
+        compressor.build().compress(lm, data=data, runtime=RUNTIME)
+    after = lm.model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    lm.model.model.layers[3].mlp.down_proj.weight.data[3, 2] = 0.0
+    small, _ = evolve(compressor, skip=("layers.3.mlp.down_proj",)).build().compress(lm, data=data, runtime=RUNTIME)
+    assert small.model.is_quantized
+    assert isinstance(small.model.model.layers[3].mlp.down_proj, torch.nn.Linear)
+
+
+def test_rows_too_long_for_the_sums_are_told():
+    with pytest.raises(ValueError, match="rows of 65793 are longer than 65792"):
+        int8_weight.check(torch.zeros(1, 65793))

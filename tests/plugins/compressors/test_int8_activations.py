@@ -10,7 +10,8 @@ from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
 from tunesmith_plugins import kernels
 from tunesmith_plugins.compressors import Int8, Int8Static, Int8WeightOnly, OutlierSplit, Scheme, SmoothQuant
-from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8OutlierLinear, Int8StaticLinear, packed_columns
+from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8OutlierLinear, Int8StaticLinear
+from tunesmith_plugins.compressors.int8_outliers import packed_columns
 from tunesmith_plugins.compressors.int8_ranges import BINS, Inputs, observe, static_range
 from tunesmith_plugins.compressors.int8_report import sqnr
 from tunesmith_plugins.compressors.int8_smooth import factors, foldable, smooth
@@ -284,3 +285,62 @@ def test_ranges_that_would_change_nothing_are_refused():
         SmoothQuant(ranges="mse")
     assert SmoothQuant(ranges="mse", activations="static")
     assert SmoothQuant(ranges="mse", modules={"wo": Scheme(kind="static")})
+
+
+def static_layer(scale=0.02, zero_point=128):
+    layer = Int8StaticLinear.from_float(rand(48, 40, seed=1), None, Scheme(kind="static"))
+    layer.input_scale = torch.tensor(scale)
+    layer.input_zero_point = torch.tensor(zero_point, dtype=torch.int32)
+    return layer
+
+
+def test_a_static_range_follows_what_is_assigned_loaded_cast_and_moved():
+    layer, other, x = static_layer(), static_layer(0.05, 7), rand(3, 40)
+    before, expected = layer(x), other(x)
+    assert not torch.equal(before, expected)
+    layer.input_scale, layer.input_zero_point = other.input_scale, other.input_zero_point
+    assert torch.equal(layer(x), expected)
+    layer = static_layer()
+    layer(x)
+    layer.load_state_dict(other.state_dict())
+    assert torch.equal(layer(x), expected)
+    layer.to(torch.bfloat16)
+    assert layer.range == (pytest.approx(0.05, rel=1e-7), 7)
+    assert layer.input_scale.dtype == torch.float32
+    layer.to("meta")
+    layer.to_empty(device="cpu").load_state_dict(other.state_dict())
+    assert torch.equal(layer(x), expected)
+
+
+def test_a_static_layer_reads_no_tensor_for_its_range(monkeypatch):
+    layer, x = static_layer(), rand(3, 40)
+    expected = layer(x)
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda _: pytest.fail("read"))
+    monkeypatch.setattr(torch.Tensor, "__int__", lambda _: pytest.fail("read"))
+    assert torch.equal(layer(x), expected)
+
+
+def test_a_static_layer_compiles_whole_and_exports():
+    layer, x = static_layer(), rand(3, 40)
+    expected = layer(x)
+    assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), expected)
+    assert torch.equal(torch.export.export(layer, (x,)).module()(x), expected)
+
+
+@pytest.mark.parametrize("threshold", [1.5, 100.0], ids=["some", "none"])
+def test_an_outlier_layer_compiles_whole_exports_and_trains(threshold):
+    weight, x = rand(48, 40, seed=1), rand(2, 3, 40)
+    layer = Int8OutlierLinear.from_float(weight, None, Scheme(kind="outlier_split", threshold=threshold))
+    expected = layer(x)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), expected)
+    assert torch.equal(torch.export.export(layer, (x,)).module()(x), expected)
+    other = rand(2, 3, 40, seed=3)  # other columns, the same graph
+    assert torch.equal(compiled(other), layer(other))
+    gradients = []
+    for run in (layer, compiled):
+        learning = x.clone().requires_grad_()
+        (run(learning) * rand(48, seed=4)).sum().backward()
+        gradients.append(learning.grad)
+    assert torch.allclose(*gradients, atol=1e-5)
+    assert gradients[0].abs().max() > 1

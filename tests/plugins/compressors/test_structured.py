@@ -174,7 +174,7 @@ def test_the_gradient_score_is_the_derivative_by_a_gate(large):
     for batch in batches:
         gate = torch.ones(128, dtype=torch.float64, requires_grad=True)
         handle = down.register_forward_pre_hook(lambda _, x, gate=gate: (x[0] * gate,))
-        expected += torch.autograd.grad(forward(lm.model, batch).loss, gate)[0].abs() / len(batches)
+        expected += torch.autograd.grad(forward(lm.model, batch, loss=True).loss, gate)[0].abs() / len(batches)
         handle.remove()
     assert torch.allclose(found, expected, rtol=1e-8, atol=1e-14)
     assert not any(p.grad is not None for p in lm.model.parameters())
@@ -376,3 +376,24 @@ def test_what_it_has_lost_comes_back_by_training(make, tmp_path):
         losses = next(iter(history["series"][0]["y"].values()))
         assert losses[-1] < (0.5 if name == "full" else 0.9) * losses[0], name
     assert load(run.output("int8")).model.config.num_attention_heads == 2
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma"])
+def test_a_number_of_heads_that_cannot_be_saved_is_refused_before_any_work(make, tmp_path, kind):
+    config = transformers.AutoConfig.for_model(
+        kind, vocab_size=30, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=4, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+    lm = LM(
+        model=transformers.AutoModelForCausalLM.from_config(config), tokenizer=make("llama").tokenizer, family="decoder"
+    )
+    if kind == "llama":
+        message = (
+            r"with 6 of its 8 heads could not be saved: .*multiple.* give 0.5 \(4 of 8 stay\) or 0.75 \(2 of 8 stay\)"
+        )
+        with pytest.raises(ConfigError, match=message):  # data would be asked for next
+            Structured(heads=0.25, score="activation").build().compress(lm, runtime=RUNTIME)
+    for share in (0.5, 0.75) if kind == "llama" else (0.25, 0.5, 0.75):
+        small, _ = Structured(heads=share).build().compress(lm, runtime=RUNTIME)
+        small.save(tmp_path)
+        assert torch.equal(logits(load(tmp_path)), logits(small))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.data.config import Data
-from tunesmith.errors import PipelineError
+from tunesmith.errors import ConfigError, PipelineError
 from tunesmith.kinds.stage import StageContext
 from tunesmith.lm import load
 from tunesmith.report.content import read
@@ -70,3 +70,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         Compress(name="small", compressor=Int8()).build().run(context(tmp_path, start=False))
     with pytest.raises(PipelineError, match="needs data"):
         Compress(name="small", compressor=Distill()).build().run(context(tmp_path))
+
+
+def test_a_teacher_that_nobody_learns_from_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    stage = Compress(name="small", compressor=Int8(), teacher=str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="Int8 learns from no teacher"):
+        stage.build().run(context(tmp_path))

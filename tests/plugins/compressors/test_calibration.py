@@ -1,0 +1,105 @@
+"""What compressors read when they calibrate: any head, texts as they are, nothing longer than the model can read."""
+
+import pytest
+import torch
+import transformers
+
+from tunesmith.data.records import Example
+from tunesmith.errors import ConfigError
+from tunesmith.lm import LM
+from tunesmith.runtime import Runtime
+from tunesmith_plugins.compressors import GPTQ, Int8, Int8Static, Magnitude, SmoothQuant, SparseGPT, Structured, Wanda
+from tunesmith_plugins.compressors.prune_calibration import most_tokens
+
+RUNTIME = Runtime(progress=False)
+CALIBRATED = [
+    Int8Static(), SmoothQuant(), GPTQ(), Wanda(), SparseGPT(block_size=32), Structured(ffn=0.5, score="activation"),
+]  # fmt: skip
+SMALL = {"vocab_size": 30, "pad_token_id": 0, "max_position_embeddings": 16}
+BERT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, **SMALL}
+SEQ2SEQ = {
+    "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "decoder_start_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
+    **SMALL,
+}  # fmt: skip
+LONG = [Example(id=str(i), prompt="a b c d e f g " * (i + 2), targets=("h i j " * (i + 6),)) for i in range(3)]
+
+
+def encoder(make, head):
+    torch.manual_seed(0)
+    model = head(transformers.BertConfig(**BERT)).eval()
+    return LM(model=model, tokenizer=make("bert").tokenizer, family="encoder")
+
+
+def seen_by(lm):
+    """Return a list that all inputs of the model come to stand in."""
+    seen = []
+
+    def look(_, positional, named):
+        seen.append((named["input_ids"], named))
+
+    lm.model.register_forward_pre_hook(look, with_kwargs=True)
+    return seen
+
+
+@pytest.mark.parametrize("compressor", CALIBRATED, ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize(
+    "head",
+    [
+        transformers.BertForMaskedLM,
+        transformers.BertForSequenceClassification,
+        transformers.BertForTokenClassification,
+        transformers.BertModel,
+    ],
+    ids=lambda head: head.__name__,
+)
+def test_encoders_of_every_head_read_their_texts_as_they_are(make, head, compressor):
+    lm = encoder(make, head)
+    seen = seen_by(lm)
+    data = [Example(id=str(i), prompt="a b c d e f", targets=("g",)) for i in range(4)]
+    small, _ = compressor.build().compress(lm, data=data, runtime=RUNTIME)
+    text = "a b c d e f" if head is transformers.BertForSequenceClassification else "a b c d e fg"
+    expected = lm.tokenizer(text)["input_ids"]
+    assert seen
+    assert all(row == expected for ids, _ in seen for row in ids.tolist())
+    assert not any("labels" in named for _, named in seen)
+    assert torch.isfinite(small.model(input_ids=torch.tensor([expected]))[0]).all()
+
+
+@pytest.mark.parametrize("compressor", CALIBRATED[:5], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("kind", ["bert", "pegasus", "bart"])
+def test_texts_are_cut_to_what_the_model_reads(make, kind, compressor):
+    if kind == "bert":
+        lm = encoder(make, transformers.BertForMaskedLM)
+    else:
+        config = {"pegasus": transformers.PegasusConfig, "bart": transformers.BartConfig}[kind](**SEQ2SEQ)
+        model = transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
+        lm = LM(model=model, tokenizer=make("t5").tokenizer, family="encoder-decoder")
+    seen = seen_by(lm)
+    compressor.build().compress(lm, data=LONG, runtime=RUNTIME)
+    assert max(ids.shape[1] for ids, _ in seen) == 16
+    assert max(named.get("decoder_input_ids", ids).shape[1] for ids, named in seen) == 16
+
+
+def test_an_encoder_decoder_without_a_head_reads_the_targets_shifted(make):
+    model = transformers.BartModel(transformers.BartConfig(**SEQ2SEQ)).eval()
+    lm = LM(model=model, tokenizer=make("t5").tokenizer, family="encoder-decoder")
+    seen = seen_by(lm)
+    Int8Static().build().compress(lm, data=[Example(id="0", prompt="a b", targets=("c d",))], runtime=RUNTIME)
+    target = lm.tokenizer("c d")["input_ids"]
+    assert seen[0][1]["decoder_input_ids"].tolist() == [[0, *target]]
+
+
+def test_relative_positions_have_no_limit(make):
+    lm = make("t5")
+    lm.model.config.n_positions = 8  # what files of T5 say it was trained at
+    assert most_tokens(lm, 512) == 512
+    assert most_tokens(make("gpt2"), 512) == 64
+
+
+@pytest.mark.parametrize("compressor", [*CALIBRATED, Int8(), Magnitude()], ids=lambda c: type(c).__name__)
+def test_a_teacher_is_refused_where_nobody_learns_from_it(make, compressor):
+    built = compressor.build()
+    assert not built.uses_teacher
+    with pytest.raises(ConfigError, match="learns from no teacher"):
+        built.compress(make("gpt2"), data=LONG, teacher=make("gpt2"), runtime=RUNTIME)
