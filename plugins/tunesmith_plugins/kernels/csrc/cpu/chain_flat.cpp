@@ -123,9 +123,9 @@ bool ChainRow::flat_row(double p) {
 bool ChainRow::guess_flat(double dropped, float slope, float *from, float *below) {
   constexpr float kSure = 2.4f;  // standard errors
   constexpr int64_t kCoarse = 4, kSome = 4096;
-  const int64_t all = vocab_ / kBlock * kLanes, stride = std::max<int64_t>(1, (all + kSome / 2) / kSome);
+  const int64_t blocks = vocab_ / kBlock, wanted = std::min(std::max(vocab_ / 16, kSome / 2), kSome) / kBlock;
   float *const x = between_.get(), *const u = flat_u_.at_least(vocab_);  // where the list will be
-  const int64_t n = pad(x, kernels_->sample(&view_, nullptr, stride, x));
+  const int64_t n = pad(x, kernels_->flat->some(&view_, std::max<int64_t>(1, blocks / wanted), x));
   const float whole = (float)kernels_->flat->powers(x, n, slope, u), share = (float)dropped;
   if (!(whole > 0x1p-60f && whole < 0x1p60f) || n > 2 * kSome) return false;  // products of two are to be floats
   // With one in kCoarse of them roughly.

@@ -98,6 +98,28 @@ bool flat_pass(const TsRow *row, float slope, float from, float below, TsFlat *o
   return out->whole < HUGE_VAL;
 }
 
+// Whole blocks, since where a row is in no cache it takes longer to find many places than to read on.
+template <int D>
+TS_LANES int64_t some_of(const TsRow &row, int64_t step, float *x) {
+  int64_t count = 0;
+  for (int64_t b = step / 2; b < row.n / kBlock; b += step) {
+    for (int g = 0; g < kBlockGroups; ++g) {
+      const F v = load<D>((const char *)row.x + b * kBlock * size_of(D), g);
+      const M here = at_least(v, set1(-FLT_MAX));
+      const uint32_t bits = bits_of(here);
+      squeeze(x + count, here, bits, v);
+      count += bits_in(bits);
+    }
+  }
+  return count;
+}
+
+int64_t some(const TsRow *row, int64_t step, float *x) {
+  if (row->dtype == TS_F32) return some_of<TS_F32>(*row, step, x);
+  if (row->dtype == TS_BF16) return some_of<TS_BF16>(*row, step, x);
+  return some_of<TS_F16>(*row, step, x);
+}
+
 double powers(const float *x, int64_t n, float slope, float *u) {
   const QuickPowers powers;
   Doubles sum = zero_doubles();
@@ -166,6 +188,6 @@ void kept(TsFlat *flat, const float *u, int64_t blocks, float bound, float beyon
   }
 }
 
-constexpr TsFlatLoops flat_loops = {flat_pass, powers, under, pick, kept};
+constexpr TsFlatLoops flat_loops = {some, flat_pass, powers, under, pick, kept};
 
 }  // namespace

@@ -57,6 +57,8 @@ constexpr double kHalf = 0x1p-24, kExpError = 1.85e-7, kPowerError = 2.8e-7, kSu
 
 // Estimates from which a token of a flat row can mostly be drawn (ChainRow::flat_draw).
 struct TsFlatLoops {
+  // Writes the finite x, and +inf, of one whole block in every `step`; returns how many. There is room for 16 more.
+  int64_t (*some)(const TsRow *row, int64_t step, float *x);
   // One pass over a row without marks; false if there is a NaN, +inf or something too large for sums to be finite.
   bool (*pass)(const TsRow *row, float slope, float from, float below, TsFlat *out);
   // u[i] = 2^(x[i] slope), or 0 of +inf; returns the sum. n is a multiple of 16.
