@@ -47,6 +47,8 @@ ChainPlan::ChainPlan(const ts_sample_args &args)
   const int64_t first = args.step_count > 0 && steps[0].op == TS_TEMPERATURE;
   top_p_first = args.step_count > first && steps[first].op == TS_TOP_P && !(args.logp_raw && !raw_differs) &&
                 !(args.logp_processed && !processed_differs);
+  drawn_only = top_p_first && args.step_count == first + 1 && args.token && !args.greedy && !args.logp_raw && !args.logp_processed &&
+               !args.logp_truncated && !args.top_count && !args.out_logits;
 }
 
 void ChainRow::run(const ts_sample_args &args, const ChainPlan &plan, const TsSampling &kernels, int64_t row) {
@@ -57,6 +59,11 @@ void ChainRow::run(const ts_sample_args &args, const ChainPlan &plan, const TsSa
   vocab_ = args.vocab;
   source_ = ts_row(args.logits, row, args.row_stride, args.dtype);
   begin();
+  if (flat_token_ >= 0) {
+    args.token[row] = flat_token_;
+    args.status[row] = TS_ROW_OK;
+    return;
+  }
   for (int64_t s = 0; s < args.step_count && status_ == TS_ROW_OK; ++s) {
     const ts_step &step = args.steps[s];
     const double value = ts_step_value(step, row);
@@ -115,6 +122,8 @@ void ChainRow::begin() {
   n_ = 0;
   dense_divisors_ = divisors_seen_ = 0;
   apart_ = false;
+  flat_token_ = -1;
+  hinted_ = false;
   const int64_t blocks = (vocab_ + kBlock - 1) / kBlock;
   lanes_.at_least(blocks * kLanes);
   ids_.at_least(vocab_);
@@ -137,7 +146,13 @@ void ChainRow::begin() {
     TsRow row = view_;
     row.divisors = divisors_.data();
     row.divisor_count = divided;
-    rest_max_ = kernels_->scan_rough(&row, lanes_.get(), &has_nan, &scan_mass_);
+    const double p = ts_step_value(args_->steps[divided], row_);
+    const bool judge = plan_->drawn_only && kernels_->flat && p > .05 && p < .999;
+    rest_max_ = kernels_->scan_rough(&row, lanes_.get(), &has_nan, &scan_mass_, judge);
+    if (judge && scan_mass_ == kFlat) {
+      if (flat_row(p)) return;
+      rest_max_ = kernels_->scan(&view_, lanes_.get(), &has_nan);
+    }
   } else {
     rest_max_ = kernels_->scan(&view_, lanes_.get(), &has_nan);
   }
@@ -661,7 +676,7 @@ bool ChainRow::rough_rest(uint64_t *low, uint64_t *high) {
 bool ChainRow::quick_top_p(double p) {
   const bool asked = (args_->logp_raw && !plan_->raw_differs) || (args_->logp_processed && !plan_->processed_differs);
   if (asked || total_known_) return false;
-  const Bracket bracket = guess(p - 1, 0);
+  const Bracket bracket = hinted_ ? hint_ : guess(p - 1, 0);
   if (bracket.above == HUGE_VALF) {
     list_from(bracket.from, bracket.above);
     uint64_t low, high;

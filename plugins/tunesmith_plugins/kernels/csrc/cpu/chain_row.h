@@ -33,6 +33,7 @@ struct ChainPlan {
   bool history = false;           // ... those of the history
   bool raw_differs = false;       // the dense row is not the row as given
   bool top_p_first = false;       // a temperature at most, then top-p, and no log-probability that takes the whole mass
+  bool drawn_only = false;        // ... then nothing, and a draw is all that is asked for
   bool processed_differs = false;  // an edit comes after a truncation, or the dense row lacks tokens
   int bits;
   double scale;
@@ -126,6 +127,11 @@ class ChainRow {
   uint64_t list_patches(float from);
   bool shallow_top_p(double p, Bracket bracket);
   bool find_between(Bracket bracket, uint64_t above, uint64_t between, uint64_t least, uint64_t most, float smallest);
+  struct FlatDraw;
+  TS_WARM_TOP_P bool flat_row(double p);
+  TS_WARM_TOP_P bool guess_flat(double dropped, float slope, float *from, float *below);
+  TS_WARM_TOP_P bool flat_draw(double p, float slope, float from, float below, TsFlat *flat);
+  TS_WARM_TOP_P bool flat_in_block(int64_t block, const FlatDraw &draw);
   TS_WARM_LISTS float boundary(uint64_t running, uint64_t limit, uint64_t *before);
   TS_WARM void keep_beyond(float threshold, uint64_t ties);
   TS_WARM float kth_of_lanes(int64_t k);
@@ -196,5 +202,11 @@ class ChainRow {
   uint64_t list_total_ = 0;
   bool raw_total_known_ = false, processed_total_known_ = false;
   uint64_t raw_total_ = 0, processed_total_ = 0;
+  bool hinted_ = false;  // the boundary of top-p is in hint_, if no estimate is wrong
+  Bracket hint_ = {0, 0};
+  int64_t flat_token_ = -1;  // what was drawn by estimates, if it was
+  Buffer<double> flat_sums_;
+  Buffer<int32_t> flat_spans_;
+  Buffer<float> flat_u_;
   Buffer<float> select_, before_z_, lane_e_, sample_x_, sample_e_;
 };

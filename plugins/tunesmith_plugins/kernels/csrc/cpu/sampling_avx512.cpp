@@ -155,6 +155,21 @@ TS_LANES void add_to(Doubles *sums, F a) {
 }
 TS_LANES double sum_of(const Doubles &sums) { return _mm512_reduce_add_pd(_mm512_add_pd(sums.low, sums.high)); }
 
+// For flat rows. The exponent is floor(n); a power of -inf is 0 even of what is no number.
+TS_LANES F multiply_less(F a, F b, F c) { return _mm512_fmsub_ps(a, b, c); }
+TS_LANES F multiply_add_where(M m, F a, F b, F c) { return _mm512_mask3_fmadd_ps(a, b, c, m); }
+TS_LANES M at_least_where(M m, F a, F b) { return _mm512_mask_cmp_ps_mask(m, a, b, _CMP_GE_OQ); }
+TS_LANES F lookup(I index, F low, F high) { return _mm512_permutex2var_ps(low, index, high); }
+TS_LANES float most(F a) { return _mm512_reduce_max_ps(a); }
+// The lanes of a added up, and those of b; neighbours first, as floats.
+TS_LANES void sums_of_pair(F a, F b, double *out) {
+  const F pairs = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(pairs)), high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(pairs, 1));
+  const __m512d all = _mm512_add_pd(low, high);
+  const __m256d half = _mm256_add_pd(_mm512_castpd512_pd256(all), _mm512_extractf64x4_pd(all, 1));
+  _mm_storeu_pd(out, _mm_add_pd(_mm256_castpd256_pd128(half), _mm256_extractf128_pd(half, 1)));
+}
+
 // 64-bit lanes with a 32-bit word each, for Philox.
 #define TS_WORDS 8
 typedef __m512i W;
@@ -176,5 +191,6 @@ TS_LANES uint32_t below_bound(W low, W high, uint64_t bound) {
 #include "watermark.h"
 #include "sampling_rough.h"
 #include "sampling_shallow.h"
+#include "sampling_flat.h"
 
-extern const TsSampling ts_sampling_avx512 = {scan, scan_rough, collect, mass, split, shallow, rough, sample, kth, kth_of_lanes, weights, weights_below, exps, divide, green, below};
+extern const TsSampling ts_sampling_avx512 = {scan, scan_rough, collect, mass, split, shallow, &flat_loops, rough, sample, kth, kth_of_lanes, weights, weights_below, exps, divide, green, below};

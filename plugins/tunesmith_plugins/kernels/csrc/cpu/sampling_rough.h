@@ -109,7 +109,7 @@ TS_ONCE void scan_rough_of(const TsRow &row, const ScanRough &block) { over_row<
 
 constexpr int64_t kHead = 8 * kBlock;  // tokens that a row is judged by
 
-float scan_rough(const TsRow *row, float *lanes, uint8_t *has_nan, double *mass) {
+float scan_rough(const TsRow *row, float *lanes, uint8_t *has_nan, double *mass, bool judge) {
   *mass = -1;
   const double divisor = row->divisor_count ? row->divisors[0] : 1.0;
   const auto value_of = [row](float x) { return (double)(row->divisor_count ? x / row->divisors[0] : x); };
@@ -137,6 +137,9 @@ float scan_rough(const TsRow *row, float *lanes, uint8_t *has_nan, double *mass)
     if (estimated) {
       scan_rough_of(part, ScanRough{powers, rest, &best, &unordered, &sums});
       most = largest(best);
+    } else if (judge) {
+      *mass = kFlat;
+      return most;
     } else {
       const float other = scan(&part, rest, has_nan);
       most = other > most ? other : most;

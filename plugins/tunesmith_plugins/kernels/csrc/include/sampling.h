@@ -33,14 +33,55 @@ struct TsShallow {
   uint64_t error;    // ... which is so far off at most
 };
 
+// What TsFlatLoops::pass finds out about a row: sums of powers 2^(x slope), nearly.
+struct TsFlat {
+  double *sums;    // of every block, and behind it of the block's tokens with x < below
+  int32_t *spans;  // where in x those of every block begin and end
+  float *x;        // the tokens with from <= x < below, block by block in no order (room for n + 32)
+  int64_t listed;  // how many these are
+  double whole, rest;  // the sums of all blocks
+  float most;      // no power is larger
+};
+
+// Of values x with the weights u: the weights' sum of those below a pivot, their number, the largest of them and the
+// smallest of all others; infinite where there is none.
+struct TsUnder {
+  double sum;
+  int64_t count;
+  float prior, next;
+};
+
+// How far off at most, as shares: exp (ts_exp) from -24 on, a power that is not rounded, and a sum of TsFlat, whose products are
+// added up four times, then twice in pairs, and as neighbours once.
+constexpr double kHalf = 0x1p-24, kExpError = 1.85e-7, kPowerError = 2.8e-7, kSumError = 8 * kHalf;
+
+// Estimates from which a token of a flat row can mostly be drawn (ChainRow::flat_draw).
+struct TsFlatLoops {
+  // Writes the finite x, and +inf, of one whole block in every `step`; returns how many. There is room for 16 more.
+  int64_t (*some)(const TsRow *row, int64_t step, float *x);
+  // One pass over a row without marks; false if there is a NaN, +inf or something too large for sums to be finite.
+  bool (*pass)(const TsRow *row, float slope, float from, float below, TsFlat *out);
+  // u[i] = 2^(x[i] slope), or 0 of +inf; returns the sum. n is a multiple of 16.
+  double (*powers)(const float *x, int64_t n, float slope, float *u);
+  // n is a multiple of 16, with values of +inf at the end.
+  TsUnder (*under)(const float *x, const float *u, int64_t n, float pivot);
+  // Copies those with from <= x < below, and their weights; returns how many. n is a multiple of 16, and there is room for
+  // 16 more.
+  int64_t (*pick)(const float *x, const float *u, int64_t n, float from, float below, float *some_x, float *some_u);
+  // sums[2 b] becomes the sum over the tokens of block b with x >= below, and the listed with x >= bound, whose weights are
+  // u (room for 32 more); spans[2 b] how many of these are less than beyond.
+  void (*kept)(TsFlat *flat, const float *u, int64_t blocks, float bound, float beyond);
+};
+
 struct TsSampling {
   // Writes the largest x of every lane of every block, ceil(n / 256) * 16 of them; returns the largest of all. Sets
   // *has_nan if any token, marked or not, is a NaN (the maxima then mean nothing).
   float (*scan)(const TsRow *row, float *lanes, uint8_t *has_nan);
   // The same of a row without marks and with one divisor at most, and *mass becomes the sum of exp(f(x) - largest f) over
-  // the row, nearly; below 0 where there is none, kFlat if the row looks too flat for an estimate to be of use. Null where
-  // that is not quicker than scan and rough.
-  float (*scan_rough)(const TsRow *row, float *lanes, uint8_t *has_nan, double *mass);
+  // the row, nearly; below 0 where there is none, kFlat if the row looks too flat for an estimate to be of use; with
+  // `judge` that is then all that it does, and what it returns is the largest of the first tokens. Null where that is not
+  // quicker than scan and rough.
+  float (*scan_rough)(const TsRow *row, float *lanes, uint8_t *has_nan, double *mass, bool judge);
   // Writes id and x of every token with from <= x < below, in ascending order of ids; returns how many. There is room for
   // two more.
   int64_t (*collect)(const TsRow *row, const float *lanes, float from, float below, int32_t *ids, float *x);
@@ -54,6 +95,8 @@ struct TsSampling {
   // What split() is for, where exp(f(x) - max) >= 2^(23 - kFraction) of all tokens with x >= from: false if these are not
   // its kind of divisors, or of sums. Null where that is not quicker.
   bool (*shallow)(const TsRow *row, float max, int bits, float from, float below, TsShallow *out);
+  // For flat rows that are only drawn from. Null where that is not quicker.
+  const TsFlatLoops *flat;
   // The sum of exp(f(x) - max) of the tokens with x < below, nearly, at a third of the cost, for a divisor or none. Null
   // where there is no quicker way than mass.
   double (*rough)(const TsRow *row, float max, float below);
