@@ -4,12 +4,8 @@
 
 #include "tunesmith.h"
 
-#if defined(_WIN32)
-#include <process.h>
-#define ts_process_id _getpid
-#else
-#include <unistd.h>
-#define ts_process_id getpid
+#if !defined(_WIN32)
+#include <pthread.h>
 #endif
 
 #include <atomic>
@@ -38,10 +34,6 @@ struct Job {
 
 class Pool {
  public:
-  explicit Pool(int64_t process) : process_(process) {}
-
-  int64_t process() const { return process_; }
-
   void run(int32_t threads, Job &job) {
     {
       std::unique_lock<std::mutex> lock(mutex_);
@@ -87,54 +79,53 @@ class Pool {
     }
   }
 
-  const int64_t process_;
   std::mutex mutex_;
   std::condition_variable wake_, done_;
   Job *job_ = nullptr;
   int32_t workers_ = 0;
 };
 
+// Pools live for ever: their threads may be asleep in them when the process ends, and after a fork the parent's pool is unusable
+// in the child (its threads are gone, its mutex may be locked), and so is its team.
 std::atomic<Pool *> current{nullptr};
+std::atomic<ts_team> team{nullptr};      // see ts_use_team
+std::atomic<bool> team_taken{false};     // one call at a time has it
 
-// The pool of this process. Pools live for ever: their threads may be asleep in them when the process ends, and after
-// a fork the parent's pool is unusable in the child (its threads are gone, its mutex may be locked).
+// Called in the child of a fork: asking for the process's number in every call would take longer than handing work over.
+void after_fork() {
+  current.store(nullptr, std::memory_order_relaxed);
+  team.store(nullptr, std::memory_order_relaxed);
+  team_taken.store(false, std::memory_order_relaxed);
+}
+
+void watch_forks() {
+#if !defined(_WIN32)
+  static const int watching = pthread_atfork(nullptr, nullptr, after_fork);
+  (void)watching;
+#else
+  (void)after_fork;
+#endif
+}
+
 Pool &pool() {
-  const int64_t process = (int64_t)ts_process_id();
   Pool *found = current.load(std::memory_order_acquire);
-  while (!found || found->process() != process) {
-    Pool *made = new Pool(process);
+  if (!found) {
+    watch_forks();
+    Pool *made = new Pool;
     if (current.compare_exchange_strong(found, made, std::memory_order_acq_rel)) return *made;
     delete made;
   }
   return *found;
 }
 
-// See ts_use_team; one call at a time has it.
-struct Team {
-  const ts_team call;
-  const int64_t process;
-  const Team *const before;  // kept, since somebody may be about to call it
-};
-std::atomic<const Team *> teams{nullptr};
-std::atomic<bool> team_taken{false};
-
-ts_team team_here() {
-  const Team *const found = teams.load(std::memory_order_acquire);
-  return found && found->process == (int64_t)ts_process_id() ? found->call : nullptr;
-}
-
 }  // namespace
 
 extern "C" void ts_use_team(ts_team function) {
-  const Team *before = teams.load(std::memory_order_relaxed);
-  for (;;) {
-    const Team *const made = new (std::nothrow) Team{function, (int64_t)ts_process_id(), before};
-    if (!made || teams.compare_exchange_strong(before, made, std::memory_order_acq_rel)) return;
-    delete made;
-  }
+  watch_forks();
+  team.store(function, std::memory_order_release);
 }
 
-bool ts_has_team() { return team_here() != nullptr; }
+bool ts_has_team() { return team.load(std::memory_order_relaxed) != nullptr; }
 
 void ts_parallel(int32_t threads, int64_t count, void (*body)(void *, int64_t), void *context) {
   if (threads <= 1 || count <= 1) {
@@ -146,10 +137,10 @@ void ts_parallel(int32_t threads, int64_t count, void (*body)(void *, int64_t), 
   job.context = context;
   job.count = count;
   job.places = 0;
-  const ts_team team = team_here();
-  if (!team) return pool().run(threads < count ? threads : (int32_t)count, job);
+  const ts_team here = team.load(std::memory_order_acquire);
+  if (!here) return pool().run(threads < count ? threads : (int32_t)count, job);
   if (team_taken.exchange(true, std::memory_order_acquire)) return job.work();
   // All of them though some may find nothing: GOMP ends threads that a smaller team leaves over, and starts new ones later.
-  team([](void *shared) { ((Job *)shared)->work(); }, &job, (unsigned)threads, 0);
+  here([](void *shared) { ((Job *)shared)->work(); }, &job, (unsigned)threads, 0);
   team_taken.store(false, std::memory_order_release);
 }
