@@ -6,7 +6,6 @@ through ``torch.ops.tunesmith.*`` (torch.compile, export, fake tensors, autograd
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -158,35 +157,34 @@ def _mixed_in_two(
     return outs
 
 
+def _first_linear(*arguments: Any) -> Any:
+    """Stand in for the quick call of one layer until a layer is called; None where there is none."""
+    _choose_linears()
+    return None if _quick_linear is _first_linear else _quick_linear(*arguments)
+
+
 def _first_linears(*arguments: Any) -> Any:
-    """Stand in for the quick call until a layer is called; None where there is none."""
+    """Do the same for several layers."""
     _choose_linears()
     return None if _linears is _first_linears else _linears(*arguments)
 
 
 def _choose_linears() -> None:
-    """Take the quick call for what computes now: whoever chooses pays for it, not the next layer."""
-    global _linears
-    calls, library = set_up_calls(), loader.cpu()
-    if calls is None or library is None or calls.linears is None:
-        _linears = _first_linears
+    """Take the quick calls for what computes now: whoever chooses pays for it, not the next layer."""
+    global _quick_linear, _linears
+    calls = set_up_calls()
+    if calls is None or calls.linear is None or calls.linears is None:
+        _quick_linear, _linears = _first_linear, _first_linears
     else:
-        _linears = functools.partial(calls.linears, library.address("ts_int8_linears_words"))
+        _quick_linear, _linears = calls.linear, calls.linears
 
 
+_quick_linear: Any = (
+    _first_linear  # (x, weight, bias, activation's number, mode): None where anything is out of the ordinary
+)
 _linears: Any = _first_linears
 loader.when_chosen(_choose_linears)
 _compiling = torch.compiler.is_dynamo_compiling  # export without dynamo hands in fake tensors, which are never quick
-
-
-def _quick_linear(
-    x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str | None, mode: int
-) -> Tensor | None:
-    """Do one layer in one step where everything is as usual; None, and nothing done, elsewhere and where gradients are recorded."""
-    if _compiling() or torch.is_grad_enabled():
-        return None
-    found = _linears(x, (weight,), (bias,), (_CODES.get(activation, -1),), mode, None, False, False, None)
-    return None if found is None else found[0]
 
 
 def _native_linear(
@@ -322,8 +320,10 @@ def int8_linear(
     Raises:
         ValueError: wrong shapes or dtypes, a grouped weight, or a static range for mixed rows.
     """
-    if static is None:
-        quick = _quick_linear(x, weight, bias, activation, _MIXED if mixed else _DYNAMIC)
+    # In few steps: after other work each function of Python takes half a microsecond or more, and so small a layer some fifteen.
+    if static is None and not _compiling():
+        code = 0 if activation is None else _CODES.get(activation, -1)
+        quick: Tensor | None = _quick_linear(x, weight, bias, code, _MIXED if mixed else _DYNAMIC)
         if quick is not None:
             return quick
     static = _check_static(static)
@@ -357,9 +357,11 @@ def weight_only_linear(
     Raises:
         ValueError: wrong shapes or dtypes.
     """
-    quick = _quick_linear(x, weight, bias, activation, _WEIGHT_ONLY)
-    if quick is not None:
-        return quick
+    if not _compiling():
+        code = 0 if activation is None else _CODES.get(activation, -1)
+        quick: Tensor | None = _quick_linear(x, weight, bias, code, _WEIGHT_ONLY)
+        if quick is not None:
+            return quick
     if not torch.compiler.is_compiling() and _ready(x, weight, bias, activation, grouped=True):
         return _native_linear(x, weight, bias, activation, _WEIGHT_ONLY)
     _check_layer(x, weight, bias, activation)

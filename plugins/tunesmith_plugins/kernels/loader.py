@@ -284,8 +284,10 @@ class WordsCall(NamedTuple):
     """What :attr:`sample` needs, see call.cpp; None, like it, in a build from before there was one."""
     sample: Callable[..., Any] | None
     """A whole sampling call."""
+    linear: Callable[..., Any] | None
+    """A whole call of an int8 layer, after ``setup``."""
     linears: Callable[..., Any] | None
-    """A whole call of int8 layers, after ``setup``."""
+    """The same of several layers on one input, with what is fused around them."""
 
 
 def words_call() -> WordsCall | None:
@@ -311,6 +313,7 @@ def words_call() -> WordsCall | None:
         module.call_released,
         getattr(module, "setup", None),
         getattr(module, "sample", None),
+        getattr(module, "linear", None),
         getattr(module, "linears", None),
     )
 

@@ -1,26 +1,77 @@
-"""The int8 benchmark measures again what was kept with fewer calls than it is asked for now."""
+"""The machine's limits that the int8 benchmark measures: done whole, once, and by the threads of the team it is given."""
 
 from __future__ import annotations
 
-import importlib.util
+import ctypes
+import importlib
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-SCRIPT = Path(__file__).parents[3] / "benchmarks" / "int8_kept.py"
+import numpy as np
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[3] / "benchmarks"
+BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+TEAM = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
 
 
-def test_kept_rows_of_too_few_calls_are_not_there(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("int8_kept", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    kept = module.Kept(tmp_path / "kept.json")
-    kept.put({"times": {"ours": {"rounds": 20}, "other": {"rounds": 8}}}, "a cell")
-    kept.put({"rounds": 20, "times": {"ours": [1.0, 1.0]}}, "a model")
-    kept = module.Kept(tmp_path / "kept.json")
-    assert kept.get("a cell") is not None
-    assert kept.get("a cell", rounds=8) is not None
-    assert kept.get("a cell", rounds=20) is None
-    assert kept.get("a model", rounds=20) is not None
-    assert kept.get("a model", rounds=21) is None
-    assert kept.get("nothing", rounds=1) is None
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Import a file of the benchmarks."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+@pytest.fixture
+def machine(load: Callable[[str], ModuleType]) -> Any:
+    built = load("int8_machine").Machine.build()
+    if built is None:
+        pytest.skip("no compiler, or no AVX-512 VNNI")
+    return built
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_everything_is_read_and_every_operation_done_once(machine: Any, threads: int) -> None:
+    torch.manual_seed(0)
+    for size in (256, 256 * 7, 256 * 1001):
+        data = torch.randint(-128, 128, (size,), dtype=torch.int8)
+        expected = int(np.bitwise_xor.reduce(data.numpy().view(np.uint64)))
+        assert machine.read(data, threads)() == expected
+    assert machine.vnni(threads)() == machine.vnni_operations(threads)
+    if machine.amx_operations(1):
+        assert machine.amx(threads)() == machine.amx_operations(threads)
+    with pytest.raises(ValueError, match="multiples of 256 bytes, not 300 bytes"):
+        machine.read(torch.zeros(300, dtype=torch.int8), threads)
+
+
+def test_several_threads_are_those_of_the_team(machine: Any) -> None:
+    asked = []
+
+    @TEAM
+    def team(body: int, context: int, threads: int, flags: int) -> None:
+        asked.append(threads)
+        call = BODY(body)
+        others = [threading.Thread(target=call, args=(context,)) for _ in range(threads - 1)]
+        for thread in others:
+            thread.start()
+        call(context)
+        for thread in others:
+            thread.join()
+
+    machine._team = ctypes.cast(team, ctypes.c_void_p).value
+    data = torch.ones(4096, dtype=torch.int8)
+    machine.read(data, 1)()
+    assert asked == []
+    machine.read(data, 3)()
+    machine.vnni(2)()
+    assert asked == [3, 2]
+
+
+def test_torchs_own_team_is_found_where_the_kernels_use_it(machine: Any) -> None:
+    from tunesmith_plugins.kernels import loader
+
+    assert machine._team == loader._team

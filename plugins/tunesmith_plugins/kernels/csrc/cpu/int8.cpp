@@ -10,6 +10,7 @@
 #include "int8_kernels.h"
 #include "int8_math.h"
 #include "int8_plain.h"
+#include "int8_share.h"
 #include "load.h"
 #include "numeric.h"
 #include "pool.h"
@@ -24,8 +25,6 @@ namespace {
 
 constexpr int kMostTileRows = 32;
 constexpr int64_t kBlockBytes = 3 << 19;  // of quantised rows at a time, to stay in the second cache
-constexpr double kWorthWaking = 200;      // microseconds; less is done by the calling thread
-constexpr double kWorthSharing = 25;      // the same where a team is waiting for work
 
 int64_t up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
@@ -156,12 +155,11 @@ struct Work {
   }
 
   TS_WARM_INT8 void panels(const ts_int8_layer &layer, int64_t index, int64_t many, const Rows &rows) const {
-    if (many == 2 && rows.count * rows.per_row == 1) {
-      alignas(64) int32_t both[2 * kPanel];
+    if (many > 1 && rows.count * rows.per_row == 1) {
+      alignas(64) int32_t sums[kSideBySide * kPanel];
       const int64_t panel_bytes = kPanel * k_padded;
-      kernels.dots_pair(rows.q, rows.block_rows * kPanel, layer.weight + index * panel_bytes, panel_bytes, (args.k + 3) / 4, both);
-      panel(layer, index, rows, both);
-      panel(layer, index + 1, rows, both + kPanel);
+      kernels.dots_side(rows.q, rows.block_rows * kPanel, layer.weight + index * panel_bytes, panel_bytes, (int)many, (args.k + 3) / 4, sums);
+      for (int64_t i = 0; i < many; ++i) panel(layer, index + i, rows, sums + i * kPanel);
     } else {
       for (int64_t i = 0; i < many; ++i) panel(layer, index + i, rows, nullptr);
     }
@@ -249,7 +247,7 @@ struct Work {
     int64_t i = 0;
     while (index >= tasks_of(i)) index -= tasks_of(i++);
     const int64_t all = up(args.layers[i].n, kPanel) / kPanel, from = index * panels_a_task;
-    const int64_t end = from + panels_a_task < all ? from + panels_a_task : all, most = kernels.dots_pair && !args.group_size ? 2 : 1;
+    const int64_t end = from + panels_a_task < all ? from + panels_a_task : all, most = kernels.dots_side && !args.group_size ? kSideBySide : 1;
     if (kind_count == 1) kernels.begin(kinds[0].block_rows);
     for (int64_t at = from, many; at < end; at += many) {
       many = end - at < most ? end - at : most;
@@ -347,7 +345,7 @@ TS_WARM_INT8 int32_t linears(const ts_int8_args *args) {
   stretch = up(stretch < 192 ? 192 : stretch, 192) / per_row;
   const int64_t most = a.rows < stretch ? a.rows : stretch;
   const int32_t threads = a.threads > 0 ? a.threads : 1;
-  const double worth = threads > 1 && ts_has_team() ? kWorthSharing : kWorthWaking;
+  const bool team = threads > 1 && ts_has_team();
   static thread_local Scratch scratch;
   Work work = {a, *kernels, k_padded};
   const Rows all = {Scratch::aligned(scratch.bytes, room(*kernels, most * per_row, block_rows, k_padded)), 0, per_row, block_rows,
@@ -358,7 +356,7 @@ TS_WARM_INT8 int32_t linears(const ts_int8_args *args) {
     work.kinds[0] = all;
     work.kinds[0].count = rows;
     work.kind_count = 1;
-    const bool share_rows = (double)(rows * per_row * k_padded) / 2e3 > worth;
+    const bool share_rows = ts_quantize_cost((double)(rows * per_row), (double)k_padded) > (team ? kWorthSharingRows : kWorthWaking);
     ts_parallel(share_rows ? threads : 1, work.kinds[0].blocks(), quantize_task, &work);
     if (a.mode == TS_MIXED && work.code.load(std::memory_order_relaxed) == TS_OK) {
       split_rows(work, scratch, rows);
@@ -368,12 +366,13 @@ TS_WARM_INT8 int32_t linears(const ts_int8_args *args) {
     if (failed != TS_OK) return ts_fail(failed, "a thread ran out of memory, or failed otherwise, in a row of x");
     double quantised = 0;
     for (int kind = 0; kind < work.kind_count; ++kind) quantised += (double)(work.kinds[kind].count * work.kinds[kind].per_row);
-    const double size = (double)columns * (double)k_padded;
-    const bool share = size * (1 / 2e4 + quantised / (kernels->tile_rows == kMostTileRows ? 2e6 : 3e5)) > worth;
+    const double products = kernels->tile_rows == kMostTileRows ? kTileProducts : kProducts;
+    const bool share = ts_product_cost((double)columns, quantised, (double)k_padded, products) > (team ? kWorthSharing : kWorthWaking);
     work.panels_a_task = share && threads > 1 ? columns / kPanel / (threads * 8) : columns / kPanel;
     if (work.panels_a_task < 1) work.panels_a_task = 1;
-    // One row takes panels in pairs, unless that would leave threads without work.
-    if (kernels->dots_pair && rows * per_row == 1 && columns / kPanel >= 2 * threads) work.panels_a_task = up(work.panels_a_task, 2);
+    // One row takes panels side by side, unless that would leave threads without work.
+    if (kernels->dots_side && rows * per_row == 1 && columns / kPanel >= kSideBySide * threads)
+      work.panels_a_task = up(work.panels_a_task, kSideBySide);
     int64_t tasks = 0;
     for (int64_t i = 0; i < a.layer_count; ++i) tasks += work.tasks_of(i);
     ts_parallel(share ? threads : 1, tasks, product_task, &work);
@@ -429,7 +428,7 @@ extern "C" int32_t ts_int8_warm_code(int64_t *words) {
                                   {(const void *)kernels->row_range, 512},
                                   {(const void *)kernels->quantize, 512},
                                   {(const void *)kernels->moments, 256},
-                                  {kernels->dots_pair ? (const void *)kernels->dots_pair : (const void *)kernels->dots, 640},
+                                  {kernels->dots_side ? (const void *)kernels->dots_side : (const void *)kernels->dots, 640},
                                   {(const void *)kernels->finish, 896}};
   for (int i = 0; i < TS_INT8_WARM_RANGES; ++i) {
     words[2 * i] = (int64_t)(intptr_t)ranges[i].begin;

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 constexpr int64_t kPanel = 64;
+constexpr int kSideBySide = 4;  // panels
 
 // How sums become results: of the columns [0, columns) of one panel.
 struct TsTail {
@@ -65,8 +66,8 @@ struct TsInt8Kernels {
   void (*dots_ahead)(const uint8_t *a, const uint8_t *a_next, int64_t stride, int m, const int8_t *panel, int64_t steps, int32_t *c,
                      const TsAhead &ahead) = nullptr;
   uint8_t flip = 0;  // what quantize() stores is q with these bits turned over; finish() of the same table knows
-  // dots() of one row and two panels that follow one another; null: there is no such thing.
-  void (*dots_pair)(const uint8_t *a, int64_t stride, const int8_t *panel, int64_t panel_bytes, int64_t steps, int32_t *c) = nullptr;
+  // dots() of one row and `count` panels that follow one another, 1 to kSideBySide of them; null: there is no such thing.
+  void (*dots_side)(const uint8_t *a, int64_t stride, const int8_t *panel, int64_t panel_bytes, int count, int64_t steps, int32_t *c) = nullptr;
 };
 
 extern const TsInt8Kernels ts_int8_scalar;

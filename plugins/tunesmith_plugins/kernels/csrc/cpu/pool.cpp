@@ -4,12 +4,8 @@
 
 #include "tunesmith.h"
 
-#if defined(_WIN32)
-#include <process.h>
-#define ts_process_id _getpid
-#else
-#include <unistd.h>
-#define ts_process_id getpid
+#if !defined(_WIN32)
+#include <pthread.h>
 #endif
 
 #include <atomic>
@@ -40,10 +36,6 @@ struct Job {
 
 class Pool {
  public:
-  explicit Pool(int64_t process) : process_(process) {}
-
-  int64_t process() const { return process_; }
-
   void run(int32_t threads, Job &job) {
     {
       std::unique_lock<std::mutex> lock(mutex_);
@@ -89,27 +81,11 @@ class Pool {
     }
   }
 
-  const int64_t process_;
   std::mutex mutex_;
   std::condition_variable wake_, done_;
   Job *job_ = nullptr;
   int32_t workers_ = 0;
 };
-
-std::atomic<Pool *> current{nullptr};
-
-// The pool of this process. Pools live for ever: their threads may be asleep in them when the process ends, and after
-// a fork the parent's pool is unusable in the child (its threads are gone, its mutex may be locked).
-Pool &pool() {
-  const int64_t process = (int64_t)ts_process_id();
-  Pool *found = current.load(std::memory_order_acquire);
-  while (!found || found->process() != process) {
-    Pool *made = new Pool(process);
-    if (current.compare_exchange_strong(found, made, std::memory_order_acq_rel)) return *made;
-    delete made;
-  }
-  return *found;
-}
 
 // Whether a team is worth its while. Its threads wait for one another: where one of them sleeps, or others have its core, a
 // call takes longer than it would have alone, by milliseconds at worst. After that no call is shared for eight times as long as
@@ -136,15 +112,28 @@ class Patience {
   int losses_ = 0;  // less the gains since
 };
 
-// See ts_use_team; one call at a time has it, and its patience.
-struct Team {
-  const ts_team call;
-  const int64_t process;
-  const Team *const before;  // kept, since somebody may be about to call it
-  mutable Patience patience;
-};
-std::atomic<const Team *> teams{nullptr};
-std::atomic<bool> team_taken{false};
+// Pools live for ever: their threads may be asleep in them when the process ends, and after a fork the parent's pool is unusable
+// in the child (its threads are gone, its mutex may be locked), and so is its team.
+std::atomic<Pool *> current{nullptr};
+std::atomic<ts_team> team{nullptr};      // see ts_use_team
+std::atomic<bool> team_taken{false};     // one call at a time has it
+Patience patience;                       // of who has it
+
+// Called in the child of a fork: asking for the process's number in every call would take longer than handing work over.
+void after_fork() {
+  current.store(nullptr, std::memory_order_relaxed);
+  team.store(nullptr, std::memory_order_relaxed);
+  team_taken.store(false, std::memory_order_relaxed);
+}
+
+void watch_forks() {
+#if !defined(_WIN32)
+  static const int watching = pthread_atfork(nullptr, nullptr, after_fork);
+  (void)watching;
+#else
+  (void)after_fork;
+#endif
+}
 
 // The caller's part of a shared job, in which nobody else looks.
 struct Shared {
@@ -163,23 +152,25 @@ struct Shared {
   }
 };
 
-const Team *team_here() {
-  const Team *const found = teams.load(std::memory_order_acquire);
-  return found && found->call && found->process == (int64_t)ts_process_id() ? found : nullptr;
+Pool &pool() {
+  Pool *found = current.load(std::memory_order_acquire);
+  if (!found) {
+    watch_forks();
+    Pool *made = new Pool;
+    if (current.compare_exchange_strong(found, made, std::memory_order_acq_rel)) return *made;
+    delete made;
+  }
+  return *found;
 }
 
 }  // namespace
 
 extern "C" void ts_use_team(ts_team function) {
-  const Team *before = teams.load(std::memory_order_relaxed);
-  for (;;) {
-    const Team *const made = new (std::nothrow) Team{function, (int64_t)ts_process_id(), before, {}};
-    if (!made || teams.compare_exchange_strong(before, made, std::memory_order_acq_rel)) return;
-    delete made;
-  }
+  watch_forks();
+  team.store(function, std::memory_order_release);
 }
 
-bool ts_has_team() { return team_here() != nullptr; }
+bool ts_has_team() { return team.load(std::memory_order_relaxed) != nullptr; }
 
 void ts_parallel(int32_t threads, int64_t count, void (*body)(void *, int64_t), void *context) {
   if (threads <= 1 || count <= 1) {
@@ -191,21 +182,21 @@ void ts_parallel(int32_t threads, int64_t count, void (*body)(void *, int64_t), 
   job.context = context;
   job.count = count;
   job.places = 0;
-  const Team *const team = team_here();
-  if (!team) return pool().run(threads < count ? threads : (int32_t)count, job);
+  const ts_team here = team.load(std::memory_order_acquire);
+  if (!here) return pool().run(threads < count ? threads : (int32_t)count, job);
   if (team_taken.exchange(true, std::memory_order_acquire)) {
     job.work();
     return;
   }
   const Patience::Clock::time_point start = Patience::Clock::now();
-  if (team->patience.out(start)) {
+  if (patience.out(start)) {
     team_taken.store(false, std::memory_order_release);
     job.work();
     return;
   }
   Shared shared = {job, std::this_thread::get_id()};
   // All of them though some may find nothing: GOMP ends threads that a smaller team leaves over, and starts new ones later.
-  team->call([](void *context) { ((Shared *)context)->work(); }, &shared, (unsigned)threads, 0);
-  team->patience.learn(start, shared.done, Patience::Clock::now(), shared.some, count);
+  here([](void *context) { ((Shared *)context)->work(); }, &shared, (unsigned)threads, 0);
+  patience.learn(start, shared.done, Patience::Clock::now(), shared.some, count);
   team_taken.store(false, std::memory_order_release);
 }

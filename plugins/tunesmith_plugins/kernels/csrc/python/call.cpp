@@ -73,14 +73,15 @@ PyObject *call_released(PyObject *, PyObject *const *args, Py_ssize_t given) {
 
 // What setup() gave, for as long as the process lives.
 enum {
-  kTensor, kParameter, kFloat32, kBfloat16, kFloat16, kInt64, kUint8, kThreads, kModes, kStack, kTransforms, kEmpty, kRefuse, kExchange, kHeld
+  kTensor, kParameter, kFloat32, kBfloat16, kFloat16, kInt64, kUint8, kThreads, kModes, kStack, kTransforms, kGradients, kEmpty, kRefuse,
+  kExchange, kHeld
 };
 PyObject *held[kHeld];
 PyObject *is_neg;          // Tensor.is_neg
 PyCFunction quick_is_neg;  // what it calls, where that is plain: finding it out anew after other work takes a microsecond
 PyObject *n_dtype, *n_shape, *n_stride, *n_data_ptr, *n_is_cpu, *n_in_mode;
 PyObject *empty_options[3];  // {"dtype": ..., "device": "cpu"} for int64, uint8, float32
-int64_t sample_words = 0;
+int64_t sample_words = 0, linears_words = 0;
 int64_t warm_code[2 * TS_WARM_RANGES];  // an address and a number of bytes, each
 int64_t warm_int8[2 * TS_INT8_WARM_RANGES];
 const Exchange *exchange = nullptr;  // null: tensors are read through their attributes
@@ -404,12 +405,14 @@ bool set_up_sign() {
 }
 
 PyObject *setup(PyObject *, PyObject *const *args, Py_ssize_t given) {
-  if (given != kHeld + 3) {
-    PyErr_Format(PyExc_TypeError, "setup() takes %d arguments", kHeld + 3);
+  constexpr int kAddresses = 4;
+  if (given != kHeld + kAddresses) {
+    PyErr_Format(PyExc_TypeError, "setup() takes %d arguments", kHeld + kAddresses);
     return nullptr;
   }
-  int64_t address = 0, warm[2] = {};
-  if (!word_of(args[kHeld], &address) || !word_of(args[kHeld + 1], warm) || !word_of(args[kHeld + 2], warm + 1)) return nullptr;
+  int64_t address[kAddresses] = {};
+  for (int i = 0; i < kAddresses; ++i)
+    if (!word_of(args[kHeld + i], address + i)) return nullptr;
   const Exchange *table = nullptr;
   if (args[kExchange] != Py_None) {
     table = (const Exchange *)PyCapsule_GetPointer(args[kExchange], "dlpack_exchange_api");
@@ -431,23 +434,26 @@ PyObject *setup(PyObject *, PyObject *const *args, Py_ssize_t given) {
   }
   if (!set_up_sign()) return nullptr;
   exchange = table;
-  sample_words = address;
-  ((int32_t (*)(int64_t *))(intptr_t)warm[0])(warm_code);
-  ((int32_t (*)(int64_t *))(intptr_t)warm[1])(warm_int8);
+  sample_words = address[0], linears_words = address[1];
+  ((int32_t (*)(int64_t *))(intptr_t)address[2])(warm_code);
+  ((int32_t (*)(int64_t *))(intptr_t)address[3])(warm_int8);
   return PyBool_FromLong(table != nullptr);
 }
 
 PyMethodDef methods[] = {
     {"setup", (PyCFunction)(void *)setup, METH_FASTCALL,
      "setup(Tensor, Parameter, float32, bfloat16, float16, int64, uint8, get_num_threads, names of the module of modes, "
-     "dispatch_stack, transforms, empty, refuse, __dlpack_c_exchange_api__ or None, address of "
-     "ts_sample_words, those of ts_warm_code and ts_int8_warm_code): whether tensors are exchanged through DLPack."},
+     "dispatch_stack, transforms, is_grad_enabled, empty, refuse, __dlpack_c_exchange_api__ or None, addresses of "
+     "ts_sample_words, ts_int8_linears_words, ts_warm_code and ts_int8_warm_code): whether tensors are exchanged through DLPack."},
     {"sample", (PyCFunction)(void *)sample, METH_FASTCALL,
      "sample(plan, logits, seed, stream, position, history, lengths, greedy, draw, raw, processed, truncated, result): a "
      "tuple of the class result, or None where something is out of the ordinary."},
     {"linears", (PyCFunction)(void *)linears, METH_FASTCALL,
-     "linears(address, x, weights, biases, activations, mode, norm, keep_normed, gated, residual): a list of results, or None "
+     "linears(x, weights, biases, activations, mode, norm, keep_normed, gated, residual): a list of results, or None "
      "where something is out of the ordinary."},
+    {"linear", (PyCFunction)(void *)linear, METH_FASTCALL,
+     "linear(x, weight, bias, activation, mode): the result of one layer, or None where gradients are recorded or something else is "
+     "out of the ordinary."},
     {"call", (PyCFunction)(void *)call, METH_FASTCALL, "call(address, *words): the code that the function returns."},
     {"call_released", (PyCFunction)(void *)call_released, METH_FASTCALL, "The same, other Python threads running meanwhile."},
     {nullptr, nullptr, 0, nullptr},

@@ -1,13 +1,17 @@
 // int8 layers in one step of Python: tensors are read, and results made, through DLPack's table. Included by call.cpp.
 #pragma once
 
+#include "int8_share.h"
+
 namespace {
 
 constexpr int32_t kMostDims = 8;
 constexpr int kMostLayers = 40;           // as in int8_call.h
+constexpr int kParts = 6;                 // of a PackedWeight
 constexpr int64_t kFirstWords = 15, kLayerWords = 10, kWeightOnly = 2;
 constexpr int64_t kBriefProducts = 1 << 16;   // some 5 us: for less the interpreter is not let go
-constexpr int64_t kSharedProducts = 50000;  // for less the library never asks how many threads there are
+
+int64_t padded(int64_t size) { return (size + 63) / 64 * 64; }
 
 // A dense tensor of the CPU.
 struct Dense {
@@ -41,6 +45,13 @@ Found dense_of(PyObject *tensor, Dense *dense) {
   *dense = {(int64_t)(intptr_t)borrowed.data + (int64_t)borrowed.byte_offset, size, borrowed.shape[borrowed.ndim - 1],
             borrowed.shape, borrowed.ndim, borrowed.code, borrowed.bits};
   return kFine;
+}
+
+Found gradients() {
+  PyObject *recorded = PyObject_CallNoArgs(held[kGradients]);
+  if (!recorded) return kError;
+  Py_DECREF(recorded);
+  return recorded == Py_False ? kFine : kUnusual;
 }
 
 // A result of the shape of x but for its last dimension, and the memory behind it.
@@ -90,18 +101,27 @@ Found integer_of(PyObject *value, int64_t *number) {
   return *number == -1 && PyErr_Occurred() ? kError : kFine;
 }
 
+// The items of a PackedWeight, borrowed.
+bool parts_of(PyObject *weight, PyObject **parts) {
+  if (!PyTuple_Check(weight) || PyTuple_Size(weight) != kParts) return false;
+  for (int i = 0; i < kParts; ++i) parts[i] = PyTuple_GetItem(weight, i);
+#if defined(__GNUC__)
+  for (int i = 0; i < 3; ++i) __builtin_prefetch(parts[i]);  // looked at one after the other
+#endif
+  return true;
+}
+
 // A PackedWeight into the words of a layer.
-Found weight_of(PyObject *weight, int64_t k, int64_t group_size, int64_t *words) {
-  if (!PyTuple_Check(weight) || PyTuple_Size(weight) != 6) return kUnusual;
+Found weight_of(PyObject *const *items, int64_t k, int64_t group_size, int64_t *words) {
   int64_t size[3];  // n, k, group_size
   for (int i = 0; i < 3; ++i) {
-    const Found found = integer_of(PyTuple_GetItem(weight, 3 + i), size + i);
+    const Found found = integer_of(items[3 + i], size + i);
     if (found != kFine) return found;
   }
   if (size[1] != k || size[2] != group_size || size[0] < 1) return kUnusual;
   Dense parts[3];
   for (int i = 0; i < 3; ++i) {
-    const Found found = dense_of(PyTuple_GetItem(weight, i), parts + i);
+    const Found found = dense_of(items[i], parts + i);
     if (found != kFine) return found;
   }
   const int64_t n = size[0], groups = group_size ? (k + group_size - 1) / group_size : 1;
@@ -115,35 +135,100 @@ Found weight_of(PyObject *weight, int64_t k, int64_t group_size, int64_t *words)
   return kFine;
 }
 
-// linears(address of ts_int8_linears_words, x, weights, biases, activations, mode, norm, keep_normed, gated, residual): a list of
-// results, or None where something is out of the ordinary. Lists are tuples; activations are their numbers.
-PyObject *linears(PyObject *, PyObject *const *args, Py_ssize_t given) {
-  if (given != 10) {
-    PyErr_SetString(PyExc_TypeError, "linears() takes 10 arguments");
+// x into the first words of a call. Gradients are the caller's affair.
+Found rows_of(PyObject *tensor, Dense *x, int64_t *words) {
+  Found found = dense_of(tensor, x);
+  if (found == kFine) found = unseen();
+  if (found != kFine) return found;
+  if (!(x->is(kCodeFloat, 32) || x->is(kCodeBfloat, 16))) return kUnusual;
+  words[0] = x->data, words[1] = x->size / x->last, words[2] = words[3] = x->last, words[4] = x->bits == 32 ? kF32 : kBF16;
+  return kFine;
+}
+
+// The words of a layer but for its results; words[5] and words[6] of the call are its mode and group size.
+Found layer_of(PyObject *const *parts, PyObject *bias, PyObject *activation, int64_t k, const int64_t *words, int64_t *layer) {
+  Found found = weight_of(parts, k, words[6], layer);
+  if (found == kFine) found = floats_of(bias, layer[5], layer + 3);
+  if (found == kFine) found = integer_of(activation, layer + 7);
+  return found == kFine && layer[7] < 0 ? kUnusual : found;
+}
+
+// Of the first layer; all must have it, and only one mode takes other than 0.
+Found group_size_of(PyObject *const *parts, int64_t *words) {
+  const Found found = integer_of(parts[5], words + 6);
+  return found == kFine && words[6] && words[5] != kWeightOnly ? kUnusual : found;
+}
+
+Found threads_of(const Dense &x, int64_t columns, int64_t *words) {
+  if (!ts_may_share(x.size / x.last, columns, padded(x.last))) return kFine;
+  return number_of(PyObject_CallNoArgs(held[kThreads]), words + 9) ? kFine : kError;
+}
+
+// Calls the library; false: an exception is set.
+bool run_linears(const int64_t *words, int64_t count, int64_t products) {
+  const Function function = (Function)(intptr_t)linears_words;
+  int32_t code;
+  if (products < kBriefProducts) {
+    code = function(words, count);
+  } else {
+    Py_BEGIN_ALLOW_THREADS
+    code = function(words, count);
+    Py_END_ALLOW_THREADS
+  }
+  if (!code) return true;
+  Py_XDECREF(PyObject_CallFunction(held[kRefuse], "i", code));
+  if (!PyErr_Occurred()) PyErr_Format(PyExc_RuntimeError, "the library gave the code %d", code);
+  return false;
+}
+
+// linear(x, weight, bias, activation, mode): linears() of one layer, whose words are all that is touched, where no gradients are
+// recorded.
+PyObject *linear(PyObject *, PyObject *const *args, Py_ssize_t given) {
+  if (given != 5) {
+    PyErr_SetString(PyExc_TypeError, "linear() takes 5 arguments");
     return nullptr;
   }
   if (!exchange) Py_RETURN_NONE;
   ask_for_code(warm_int8, TS_INT8_WARM_RANGES);
-  int64_t words[kFirstWords + kLayerWords * kMostLayers] = {}, address, products = 0;
+  int64_t words[kFirstWords + kLayerWords] = {}, *const layer = words + kFirstWords;
+  PyObject *parts[kParts];
   Dense x;
-  Found found = integer_of(args[0], &address);
-  if (found == kFine) found = dense_of(args[1], &x);
-  if (found == kFine) found = unseen();
-  if (found == kFine && !(x.is(kCodeFloat, 32) || x.is(kCodeBfloat, 16))) found = kUnusual;
-  PyObject *weights = args[2], *biases = args[3], *activations = args[4], *norm = args[6];
+  Found found = parts_of(args[1], parts) ? rows_of(args[0], &x, words) : kUnusual;
+  if (found == kFine) found = gradients();
+  if (found == kFine) found = integer_of(args[4], words + 5);
+  if (found == kFine) found = group_size_of(parts, words);
+  if (found == kFine) found = layer_of(parts, args[2], args[3], x.last, words, layer);
+  const int64_t columns = padded(layer[5]);
+  if (found == kFine) found = threads_of(x, columns, words);
+  if (found == kError) return nullptr;
+  if (found == kUnusual) Py_RETURN_NONE;
+  PyObject *result = result_like(x, layer[5], layer + 4);
+  if (result && !run_linears(words, kFirstWords + kLayerWords, x.size * columns)) Py_CLEAR(result);
+  return result;
+}
+
+// linears(x, weights, biases, activations, mode, norm, keep_normed, gated, residual): a list of results, or None where something
+// is out of the ordinary. Lists are tuples; activations are their numbers.
+PyObject *linears(PyObject *, PyObject *const *args, Py_ssize_t given) {
+  if (given != 9) {
+    PyErr_SetString(PyExc_TypeError, "linears() takes 9 arguments");
+    return nullptr;
+  }
+  if (!exchange) Py_RETURN_NONE;
+  ask_for_code(warm_int8, TS_INT8_WARM_RANGES);
+  int64_t words[kFirstWords + kLayerWords * kMostLayers] = {}, columns = 0;
+  Dense x;
+  Found found = rows_of(args[0], &x, words);
+  PyObject *weights = args[1], *biases = args[2], *activations = args[3], *norm = args[5], *added = args[8];
   const Py_ssize_t count = PyTuple_Check(weights) ? PyTuple_Size(weights) : 0;
   if (found == kFine && (count < 1 || count > kMostLayers || !PyTuple_Check(biases) || PyTuple_Size(biases) != count ||
                          !PyTuple_Check(activations) || PyTuple_Size(activations) != count))
     found = kUnusual;
-  if (found == kFine) found = integer_of(args[5], words + 5);
-  const int keep = PyObject_IsTrue(args[7]), gated = PyObject_IsTrue(args[8]);
+  if (found == kFine) found = integer_of(args[4], words + 5);
+  const int keep = PyObject_IsTrue(args[6]), gated = PyObject_IsTrue(args[7]);
   if (found == kFine && (keep < 0 || gated < 0)) found = kError;
-  if (found == kFine) {
-    words[0] = x.data, words[1] = x.size / x.last, words[2] = words[3] = x.last, words[4] = x.bits == 32 ? kF32 : kBF16;
-    PyObject *first = PyTuple_GetItem(weights, 0);
-    found = PyTuple_Check(first) && PyTuple_Size(first) == 6 ? integer_of(PyTuple_GetItem(first, 5), words + 6) : kUnusual;
-    if (found == kFine && words[6] && words[5] != kWeightOnly) found = kUnusual;
-  }
+  PyObject *parts[kParts];
+  if (found == kFine) found = parts_of(PyTuple_GetItem(weights, 0), parts) ? group_size_of(parts, words) : kUnusual;
   if (found == kFine && norm != Py_None) {
     found = PyTuple_Check(norm) && PyTuple_Size(norm) == 3 ? kFine : kUnusual;
     if (found == kFine) found = floats_of(PyTuple_GetItem(norm, 0), x.last, words + 11);
@@ -156,23 +241,20 @@ PyObject *linears(PyObject *, PyObject *const *args, Py_ssize_t given) {
   }
   for (Py_ssize_t i = 0; found == kFine && i < count; ++i) {
     int64_t *layer = words + kFirstWords + kLayerWords * i;
-    found = weight_of(PyTuple_GetItem(weights, i), x.last, words[6], layer);
-    if (found == kFine) found = floats_of(PyTuple_GetItem(biases, i), layer[5], layer + 3);
-    if (found == kFine) found = integer_of(PyTuple_GetItem(activations, i), layer + 7);
-    if (found == kFine && layer[7] < 0) found = kUnusual;
-    products += layer[5];
+    found = parts_of(PyTuple_GetItem(weights, i), parts) ? kFine : kUnusual;
+    if (found == kFine) found = layer_of(parts, PyTuple_GetItem(biases, i), PyTuple_GetItem(activations, i), x.last, words, layer);
+    columns += padded(layer[5]);
   }
-  products *= x.size;
   Dense residual;
-  if (found == kFine && args[9] != Py_None) {
-    found = dense_of(args[9], &residual);
+  if (found == kFine && added != Py_None) {
+    found = dense_of(added, &residual);
     const int64_t n = words[kFirstWords + 5];
     if (found == kFine && (residual.code != x.code || residual.bits != x.bits || residual.ndim != x.ndim || residual.last != n ||
                            memcmp(residual.shape, x.shape, sizeof(int64_t) * (size_t)(x.ndim - 1))))
       found = kUnusual;
     if (found == kFine) words[kFirstWords + 9] = residual.data;
   }
-  if (found == kFine && products >= kSharedProducts && !number_of(PyObject_CallNoArgs(held[kThreads]), words + 9)) found = kError;
+  if (found == kFine) found = threads_of(x, columns, words);
   if (found == kError) return nullptr;
   if (found == kUnusual) Py_RETURN_NONE;
 
@@ -189,22 +271,8 @@ PyObject *linears(PyObject *, PyObject *const *args, Py_ssize_t given) {
     if (!made || PyList_Append(results, made)) Py_CLEAR(results);
     Py_XDECREF(made);
   }
-  if (!results) return nullptr;
-  const Function function = (Function)(intptr_t)address;
-  const int64_t many = kFirstWords + kLayerWords * count;
-  int32_t code;
-  if (products < kBriefProducts) {
-    code = function(words, many);
-  } else {
-    Py_BEGIN_ALLOW_THREADS
-    code = function(words, many);
-    Py_END_ALLOW_THREADS
-  }
-  if (!code) return results;
-  Py_DECREF(results);
-  Py_XDECREF(PyObject_CallFunction(held[kRefuse], "i", code));
-  if (!PyErr_Occurred()) PyErr_Format(PyExc_RuntimeError, "the library gave the code %d", code);
-  return nullptr;
+  if (results && !run_linears(words, kFirstWords + kLayerWords * count, x.size * columns)) Py_CLEAR(results);
+  return results;
 }
 
 }  // namespace

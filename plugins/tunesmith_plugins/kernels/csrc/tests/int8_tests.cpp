@@ -6,6 +6,7 @@
 
 #include "../cpu/pool.h"
 #include "int8_oracle.h"
+#include "int8_share.h"
 
 namespace {
 
@@ -63,7 +64,7 @@ void shapes() {
   for (const int64_t group : {32, 64, 128, 192})
     for (const int64_t k : {1, 31, 32, 33, 64, 100, 256, 259})
       for (const int64_t rows : {1, 2, 3, 9}) linear_case(rows, 66, k, TS_WEIGHT_ONLY, group, 0), ++cases;
-  for (const int64_t n : {128, 130, 200, 257})  // panels two by two, and one left over
+  for (const int64_t n : {128, 130, 200, 256, 257, 321, 511})  // panels side by side, four at most, and those left over
     for (const int64_t k : {1, 63, 64, 65, 191, 257}) linear_case(1, n, k, TS_DYNAMIC, 0, 0), linear_case(1, n, k, TS_MIXED, 0, 0), cases += 2;
   linear_case(200, 70, 300, TS_DYNAMIC, 0, 0);
   linear_case(200, 70, 300, TS_WEIGHT_ONLY, 0, 0);
@@ -207,6 +208,29 @@ void threads() {
   puts("threads: the same bits on 1 to 4 threads, their own or a team's, from four callers at once, and in a forked process");
 }
 
+// A caller that asks ts_may_share() gives the number of threads wherever it is used; without a team less is shared.
+void sharing() {
+  ts_use_team(team);
+  int shared = 0, apart = 0;
+  for (int turn = 0; turn < 200; ++turn) {
+    const int64_t rows = pick(1, 3) == 1 ? pick(1, 40) : 1, n = pick(1, 700), k = pick(1, 700);
+    const Layer layer(n, k, 0, 0);
+    std::vector<float> x((size_t)(rows * k)), out((size_t)(rows * n));
+    for (float &v : x) v = real(-2, 3);
+    const ts_int8_layer call = layer.call(out.data(), 0);
+    ts_int8_args args = {};
+    args.x = x.data(), args.rows = rows, args.k = args.row_stride = k, args.mode = pick(0, 1) ? TS_MIXED : TS_DYNAMIC;
+    args.layers = &call, args.layer_count = 1, args.threads = 2;
+    const int before = teams;
+    const bool may = ts_may_share(rows, (n + 63) / 64 * 64, (k + 63) / 64 * 64);
+    REQUIRE(ts_int8_linears(&args) == TS_OK && (may || teams == before));
+    teams != before ? ++shared : ++apart;
+  }
+  REQUIRE(shared > 20 && apart > 20);
+  ts_use_team(nullptr);
+  puts("sharing: only what a caller expects to be shared is");
+}
+
 // Inside the arrays, and with the same bits on every instruction set and number of threads.
 void attention() {
   int cases = 0;
@@ -321,6 +345,7 @@ int main() {
   rows();
   fused();
   attention();
+  sharing();
   threads();
   puts("all int8 checks passed");
   return 0;
