@@ -11,6 +11,7 @@ from tunesmith.errors import NumericError
 from tunesmith.kinds.rl_algorithm import Online
 from tunesmith.lm import load
 from tunesmith.runtime import Runtime
+from tunesmith.scoring import token_logps
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins.adapters import LoRA
 from tunesmith_plugins.compressors import Int8, Int8WeightOnly
@@ -53,6 +54,18 @@ def test_an_adapter_on_an_int8_base_is_trained(compressor: Any, name: str, rewar
     assert len(report.steps) == 2
     assert abs(report.summary["start_kl"]) < 0.1
     assert any(not torch.equal(p, before[n]) for n, p in lm.adapters[-1].trainable())
+
+
+def test_the_same_rows_get_the_same_bits_with_and_without_gradients() -> None:
+    lm = int8()
+    prompts = [lm.tokenizer(text)["input_ids"] for text in PROMPTS]
+    ids, lengths = torch.tensor([[30, 41, 52, 1], [35, 46, 1, 0]]), torch.tensor([4, 3])
+    lm.model.eval()
+    with torch.no_grad():
+        expected = token_logps(lm, prompts, ids, lengths)[0]
+    found = token_logps(lm, prompts, ids, lengths)[0]
+    assert found.requires_grad
+    assert torch.equal(found, expected)
 
 
 def trained(lm: Any, reward_by: Any) -> None:
