@@ -5,7 +5,7 @@ from __future__ import annotations
 EXAMPLES: dict[str, dict[str, str]] = {
     "adapter": {
         "bottleneck": 'bottleneck(style="parallel", reduction=8)',
-        "full": "full",
+        "full": "full(keep_zeros=true)",
         "ia3": 'ia3(targets=["k", "v"])',
         "lora": 'lora(rank=16, alpha=32, targets=["q", "v"])',
         "p_tuning": 'p_tuning(tokens=10, network="lstm")',

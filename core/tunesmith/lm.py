@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from attrs import define
 
@@ -31,6 +31,17 @@ BASE = "base"
 """Folder of the base model in it."""
 FORMAT = 1
 """Version of that file."""
+
+
+@runtime_checkable
+class HoldsWeights(Protocol):
+    """A module with weights that are no parameters, as integers in buffers are not."""
+
+    def held_weights(self, nonzero: bool) -> int:
+        """Return how many weights its own buffers stand for; with ``nonzero`` only those that are not zero.
+
+        Submodules, parameters, and weights that belong to another module do not count.
+        """
 
 
 @define(kw_only=True, eq=False)
@@ -76,9 +87,17 @@ class LM:
             digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
         return digest.hexdigest()
 
-    def parameter_count(self, trainable: bool = False) -> int:
-        """Return the number of parameters, each shared tensor once; only trainable ones if asked."""
-        return sum(p.numel() for p in self.model.parameters() if p.requires_grad or not trainable)
+    def parameter_count(self, trainable: bool = False, nonzero: bool = False) -> int:
+        """Return the number of parameters, each shared tensor once; only trainable ones, or those that are not zero, if asked.
+
+        Weights that a module keeps in another form than parameters count as what they stand for (:class:`HoldsWeights`).
+        """
+        count = 0
+        for parameter in self.model.parameters():
+            if parameter.requires_grad or not trainable:
+                count += int(parameter.detach().count_nonzero()) if nonzero else parameter.numel()
+        held = [] if trainable else [m for m in self.model.modules() if isinstance(m, HoldsWeights)]
+        return count + sum(module.held_weights(nonzero) for module in held)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -121,6 +121,31 @@ def test_shared_parameters_count_once():
     )
 
 
+class Signs(torch.nn.Module):
+    """Weights of -1, 0 and 1 in a buffer, as a stranger's layer may keep them."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("signs", torch.tensor([[1, 0, -1], [0, 0, 1]], dtype=torch.int8))
+
+    def held_weights(self, nonzero):
+        return int(self.signs.count_nonzero()) if nonzero else self.signs.numel()
+
+
+def test_weights_that_are_no_parameters_count_as_what_they_stand_for_and_zeros_are_told_apart():
+    lm = tiny_lm("decoder")
+    with torch.no_grad():
+        for parameter in lm.model.parameters():
+            parameter.fill_(1)
+        next(lm.model.parameters()).view(-1)[:5] = 0
+    before = lm.parameter_count()
+    assert lm.parameter_count(nonzero=True) == before - 5
+    lm.model.signs = Signs()
+    assert lm.parameter_count() == before + 6
+    assert lm.parameter_count(nonzero=True) == before - 5 + 3
+    assert lm.parameter_count(trainable=True) == before
+
+
 def test_evaluating_puts_the_mode_back_even_after_an_error():
     lm = tiny_lm("decoder")
     lm.model.train()

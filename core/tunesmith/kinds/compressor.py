@@ -29,7 +29,8 @@ class CompressionReport:
     """What became smaller.
 
     Attributes:
-        parameters: Before and after, counting each shared tensor once; a pruned zero counts as no parameter.
+        parameters: Before and after, counting each shared tensor once and none that is zero
+            (``LM.parameter_count(nonzero=True)``).
         bytes: Size of the weights as saved on disk, before and after.
         layers: One mapping per layer that was changed (``"name"`` and numbers such as ``"sqnr_db"``), where it means something.
         summary: Anything else worth a line.

@@ -15,9 +15,14 @@ IMPLEMENTATIONS = "tunesmith_plugins.adapters"
 
 @frozen(kw_only=True)
 class Full(AdapterConfig):
-    """All weights of the model are trained. There is nothing to disable; merging is what it already is."""
+    """All weights of the model are trained. There is nothing to disable; merging is what it already is.
+
+    Attributes:
+        keep_zeros: Zeros of its matrices stay zero, as pruning left them. Not with FSDP or DeepSpeed, which cut parameters up.
+    """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.full:FullAdapter"
+    keep_zeros: bool = False
 
 
 @frozen(kw_only=True)
@@ -47,6 +52,8 @@ class LoRA(AdapterConfig):
         targets: Names of linear layers (the end of their path, such as ``"q_proj"``); None means the query and value
             projections of the architecture.
         rslora: Scale by ``alpha / sqrt(rank)`` (Kalajdzievski 2023).
+        keep_zeros: The update is 0 wherever the weight below is, in training and when it is merged, so that a pruned model
+            stays pruned (SparsePEFT of Munoz et al. 2024). peft's own loaders do not know it: merge first.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.injected:LoRAAdapter"
@@ -55,6 +62,7 @@ class LoRA(AdapterConfig):
     dropout: float = field(default=0.0, validator=[v.ge(0), v.lt(1)])
     targets: tuple[str, ...] | None = None
     rslora: bool = False
+    keep_zeros: bool = False
 
 
 @frozen(kw_only=True)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from attrs import evolve
 from safetensors.torch import save_file
+from torch.utils.hooks import RemovableHandle
 
 from tunesmith.errors import TunesmithError
 from tunesmith.kinds.adapter import Adapter
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.adapters.attachment import WEIGHTS, copy_in
+from tunesmith_plugins.adapters.kept_zeros import hold
 
 
 class WholeModel(Adapter):
@@ -65,6 +67,17 @@ class WholeModel(Adapter):
 class FullAdapter(WholeModel):
     """See the config."""
 
+    held: Sequence[RemovableHandle] = ()
+
+    def attach(self, lm: LM, runtime: Runtime) -> LM:
+        """See :meth:`WholeModel.attach`."""
+        attached = super().attach(lm, runtime)
+        if self.config.keep_zeros:
+            self.held = hold(attached.model)
+        return attached
+
     def merge(self, lm: LM) -> LM:
         """Return the LM without this adapter: the weights are the model's own already."""
+        for handle in self.held:
+            handle.remove()
         return evolve(lm, adapters=tuple(a for a in lm.adapters if a is not self), origin=None)

@@ -18,6 +18,7 @@ from tunesmith.errors import TunesmithError
 from tunesmith.lm import LM
 from tunesmith_plugins.adapters import quantized, targets
 from tunesmith_plugins.adapters.attachment import Attachment
+from tunesmith_plugins.adapters.kept_zeros import KeptZeros
 
 _PEFT = "base_model.model."  # what peft writes before every name
 
@@ -114,6 +115,23 @@ class InjectedAdapter(Attachment):
 
 class LoRAAdapter(InjectedAdapter):
     """Low-rank updates; see the config."""
+
+    def insert(self, lm: LM) -> None:
+        """See :meth:`InjectedAdapter.insert`.
+
+        Raises:
+            TunesmithError: If zeros are to be kept in weights that are integers.
+        """
+        super().insert(lm)
+        if not self.config.keep_zeros:
+            return
+        for module in self._own:
+            if quantized.is_quantized(module.get_base_layer()):
+                raise TunesmithError(
+                    "LoRA(keep_zeros=True) is for updates that are merged, and into integer weights none can be. Leave it out, or "
+                    "train on the pruned model before it is quantized."
+                )
+            module.lora_variant[self.name] = KeptZeros()
 
     def peft_config(self, lm: LM) -> LoraConfig:
         """Return peft's LoRA configuration."""

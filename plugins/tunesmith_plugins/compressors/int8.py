@@ -92,7 +92,7 @@ class Int8Compressor(Compressor):
                 that order; None: each by itself.
         """
         model = lm.model
-        count, size = lm.parameter_count(), stored_bytes(model)
+        count, size = lm.parameter_count(nonzero=True), stored_bytes(model)
         int8_format.without_float16(model)
         let_go_of_files(model, {f"{name}.weight" for name in (*layout.layers, *layout.embeddings)})
         own = [name for name in layout.layers if name not in layout.tied]
@@ -117,14 +117,15 @@ class Int8Compressor(Compressor):
         int8_format.announce(model, layout)
         fuse(model)
         model.eval()
+        small = LM(model=model, tokenizer=lm.tokenizer, family=lm.family)
         report = CompressionReport(
-            parameters=(count, count),
+            parameters=(count, small.parameter_count(nonzero=True)),
             bytes=(size, stored_bytes(model)),
             layers=lines,
             summary=int8_report.summary(lines) | int8_left.summary(left),
             series=int8_report.series(lines),
         )
-        return LM(model=model, tokenizer=lm.tokenizer, family=lm.family), report
+        return small, report
 
     def replaced(self, model: nn.Module, name: str, layout: Layout, seen: Seen) -> Line:
         """Put an integer layer in the place of a float one and return its line of the report."""

@@ -50,6 +50,10 @@ class Int8Weight(nn.Module):
         """Return the plain integers (rows, columns)."""
         return self.weight if self._packed is None else kernels.unpack_weight(self._packed)
 
+    def held_weights(self, nonzero: bool) -> int:
+        """See :class:`tunesmith.lm.HoldsWeights`."""
+        return int(self.weight_int8().count_nonzero()) if nonzero else self.rows * self.columns
+
     def dequantized(self, rows: slice = slice(None)) -> Tensor:
         """Return the float32 weight (rows, columns) that the integers stand for, of all rows or some."""
         plain, scale = self.weight_int8()[rows].float(), self.weight_scale[rows]

@@ -29,7 +29,7 @@ class MagnitudeCompressor(Compressor):
         """
         lm = merged(lm, "magnitude pruning", teacher=teacher)
         layers = layers_to_prune(lm, self.config.skip, self.config.pattern)
-        before = lm.parameter_count(), stored_bytes(lm.model)
+        before = lm.parameter_count(nonzero=True), stored_bytes(lm.model)
         rows, zeros = [], 0
         for (name, layer), mask in runtime.track(list(zip(layers, self._masks(layers), strict=True)), "pruning"):
             weight = matrix(layer)

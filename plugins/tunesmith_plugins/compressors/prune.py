@@ -65,14 +65,14 @@ def finished(
 
     Args:
         lm: The model.
-        before: Parameters and bytes before.
+        before: Parameters that were not zero and bytes, before.
         rows: One a layer.
         zeros: Weights that have become zero.
         summary: Further lines.
     """
     count, size = before
     report = CompressionReport(
-        parameters=(count, count - zeros),
+        parameters=(count, lm.parameter_count(nonzero=True)),
         bytes=(size, stored_bytes(lm.model)),
         layers=list(rows),
         summary={"zeros": zeros, **summary, "note": "zeros are stored like any other number"},

@@ -37,7 +37,7 @@ class SparseGPTCompressor(Compressor):
         config = self.config
         lm = merged(lm, "SparseGPT", teacher=teacher)
         layers = layers_to_prune(lm, config.skip, config.pattern)
-        before = lm.parameter_count(), stored_bytes(lm.model)
+        before = lm.parameter_count(nonzero=True), stored_bytes(lm.model)
         batches = calibration_batches(
             lm, data, max_length=config.max_length, batch_size=config.batch_size, seed=runtime.seed, method="SparseGPT"
         )

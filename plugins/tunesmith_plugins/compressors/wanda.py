@@ -35,7 +35,7 @@ class WandaCompressor(Compressor):
         config = self.config
         lm = merged(lm, "Wanda pruning", teacher=teacher)
         layers = layers_to_prune(lm, config.skip, config.pattern)
-        before = lm.parameter_count(), stored_bytes(lm.model)
+        before = lm.parameter_count(nonzero=True), stored_bytes(lm.model)
         batches = calibration_batches(
             lm, data, max_length=config.max_length, batch_size=config.batch_size, seed=runtime.seed, method="Wanda"
         )

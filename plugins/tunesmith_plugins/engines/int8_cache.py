@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
+from tunesmith.errors import ConfigError
 from tunesmith_plugins.engines.int8_states import Int8States
 
 SMALLEST = 2.0**-126
@@ -128,22 +129,44 @@ class Int8Layer(DynamicLayer):
 class Int8Cache(DynamicCache):
     """A cache whose full-attention layers are int8; others (sliding windows, state-space layers) stay as transformers keeps them.
 
-    ``model.generate(..., past_key_values=Int8Cache(config=model.config))`` uses it outside of tunesmith too.
+    ``model.generate(..., past_key_values=Int8Cache(config=model.config))`` uses it outside of tunesmith too, for decoder-only
+    models; :func:`cache_for` makes the cache of any model.
+
+    Args:
+        config: Of the model; None makes layers as they are needed, all of them int8.
+
+    Raises:
+        ConfigError: For an encoder-decoder's config: it needs two caches, and would write wrong text with one.
     """
 
+    alone: ClassVar[bool] = True
     layers: list[Any]
 
     def __init__(self, config: Any = None) -> None:
+        if self.alone and getattr(config, "is_encoder_decoder", False):
+            raise ConfigError(
+                [
+                    f"{type(config).__name__} is of an encoder-decoder, which needs one cache for its own tokens and one for "
+                    "what its encoder read: take cache_for(model.config), which makes both"
+                ],
+                "Int8Cache",
+            )
         super().__init__(config=config)
         if config is None:
             self.layer_class_to_replicate = Int8Layer
         self.layers = [Int8Layer() if type(layer) is DynamicLayer else layer for layer in self.layers]
 
 
+class _Half(Int8Cache):
+    """One of the two caches of an encoder-decoder."""
+
+    alone = False
+
+
 def cache_for(config: Any) -> Int8Cache | EncoderDecoderCache:
     """Return an empty cache for a model: one for an encoder-decoder's own tokens and one for what it reads."""
     if getattr(config, "is_encoder_decoder", False):
-        return EncoderDecoderCache(Int8Cache(config), Int8Cache(config))
+        return EncoderDecoderCache(_Half(config), _Half(config))
     return Int8Cache(config)
 
 

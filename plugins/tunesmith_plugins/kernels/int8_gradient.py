@@ -1,12 +1,38 @@
-"""Gradients of int8 layers: straight through the rounding of the rows (Bengio et al., 2013)."""
+"""Gradients of int8 layers: straight through the rounding of the rows (Bengio et al., 2013).
+
+What stands around them in a fused layer has the kernels' own bits in training too; its gradients are those of torch's norms and
+activations at the same place.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .int8_weights import _unpacked
+
+
+class Exact(torch.autograd.Function):
+    """``exact(*tensors)``, with the gradients of ``smooth(*tensors)``, which says the same in torch's operations."""
+
+    @staticmethod
+    def forward(ctx: Any, exact: Callable[..., Tensor], smooth: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """Return what the kernels do."""
+        ctx.smooth = smooth
+        ctx.save_for_backward(*tensors)
+        return exact(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Do the smooth one again and go back through it."""
+        wanted = ctx.needs_input_grad[2:]
+        with torch.enable_grad():
+            given = [t.detach().requires_grad_(w) for t, w in zip(ctx.saved_tensors, wanted, strict=True)]
+            found = iter(torch.autograd.grad(ctx.smooth(*given), [t for t in given if t.requires_grad], grad))
+        return None, None, *(next(found) if w else None for w in wanted)
 
 
 def setup_context(ctx: Any, inputs: tuple[object, ...], output: Tensor) -> None:

@@ -485,7 +485,7 @@ def fused_linears(
     _check_activations(x)
     dtype, rows = x.dtype, x.float()
     if norm is not None:
-        rows = reference.normalise(rows, *norm)
+        rows = _normalised(rows, norm)
     found = [
         int8_linear(rows, weight, bias, activation, mixed=mixed)
         for weight, bias, activation in zip(weights, biases, activations, strict=True)
@@ -518,7 +518,29 @@ def _linear(
     )  # fmt: skip
 
 
+def _normalised(rows: Tensor, norm: Norm) -> Tensor:
+    tensors = (rows, norm.weight) if norm.bias is None else (rows, norm.weight, norm.bias)
+    if torch.compiler.is_compiling() or not _learns(*tensors):
+        return reference.normalise(rows, *norm)
+
+    def exact(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return reference.normalise(x, weight, bias, norm.epsilon)
+
+    def smooth(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if bias is None:
+            return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, norm.epsilon)
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, norm.epsilon)
+
+    return int8_gradient.Exact.apply(exact, smooth, *tensors)
+
+
 def _activation(name: str, y: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        return _smooth(name, y)
+    return int8_gradient.Exact.apply(lambda x: reference.activate(x, name), functools.partial(_smooth, name), y)
+
+
+def _smooth(name: str, y: Tensor) -> Tensor:
     if name == "gelu_tanh":
         return torch.nn.functional.gelu(y, approximate="tanh")
     return getattr(torch.nn.functional, name)(y)

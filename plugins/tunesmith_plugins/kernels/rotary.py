@@ -20,7 +20,9 @@ def rotary_(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> No
         sin: like ``cos``.
         head_dim: even.
     """
-    library = (loader.cpu() if q.is_cpu else loader.cuda() if q.is_cuda else None) if _plain(q, k, cos, sin) else None
+    learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+    plain = not learns and _plain(q, k, cos, sin)
+    library = (loader.cpu() if q.is_cpu else loader.cuda() if q.is_cuda else None) if plain else None
     if (
         library is None
         or not all(t.device == q.device and t.dtype is torch.float32 and t.ndim == 3 for t in (q, k, cos, sin))

@@ -30,6 +30,7 @@ from tunesmith_plugins.rl_algorithms.penalties import length_penalties
 from tunesmith_plugins.rl_algorithms.progress import Progress, decayed, identity, shuffled
 from tunesmith_plugins.rl_algorithms.reference import reference_of, trainable
 from tunesmith_plugins.rl_algorithms.rollouts import Drawer, Rollout, check_drawn, rewards_of
+from tunesmith_plugins.rl_algorithms.rounding import MARGIN, movement, quantization_of
 from tunesmith_plugins.rl_algorithms.trackers import Trackers
 from tunesmith_plugins.rl_algorithms.update import Batch, Updater
 from tunesmith_plugins.rl_algorithms.value_head import value_head_for
@@ -112,6 +113,7 @@ class _Run:
         self.state = _State(KLControl(config.kl_coefficient, config.kl_target, config.kl_horizon))
         half = next(policy.model.parameters()).dtype in (torch.bfloat16, torch.float16)
         self.drawn_tolerance, self.start_tolerance = (0.2, 0.1) if half else (1e-3, 1e-4)
+        self.quantization = quantization_of(policy)
 
     def run(self) -> TrainingReport:
         config, runtime = self.config, self.runtime
@@ -188,10 +190,11 @@ class _Run:
             ref, _, _ = self._scored(reference, rollout)
         kls = ((old - ref) * rollout.mask).double().sum(1)
         kl = float(kls.mean())
+        rounding = self._rounding(rollout, old) if checked and self.quantization else 0.0
         if checked:
-            check_drawn(rollout, old, self.drawn_tolerance)
+            check_drawn(rollout, old, self.drawn_tolerance + MARGIN * rounding, self._of_rounding(rounding))
         if step == 0:
-            self._check_start(rollout, old, ref)
+            self._check_start(rollout, old, ref, rounding)
             state.start_kl = kl
         if config.max_kl and kl > config.max_kl:
             state.stopped = (
@@ -212,7 +215,8 @@ class _Run:
             shuffled(config.batch_size, derive_seed(self.runtime.seed, "minibatches", step, epoch))
             for epoch in range(0 if state.stopped else method.epochs)
         ]
-        measured = self.updater.update(batch, orders, self.start_tolerance if step == 0 else None)
+        near = self.start_tolerance + MARGIN * rounding if step == 0 else None
+        measured = self.updater.update(batch, orders, near, self._of_rounding(rounding))
         state.skipped_updates += int(measured.pop("skipped"))
         state.control.update(kl, config.batch_size)
         mean = float(task_rewards[known].mean())
@@ -302,14 +306,32 @@ class _Run:
         state.logged += texts
         return texts
 
-    def _check_start(self, rollout: Rollout, old: torch.Tensor, ref: torch.Tensor) -> None:
+    def _rounding(self, rollout: Rollout, old: torch.Tensor) -> float:
+        """How far rounding alone moves log-probabilities of a policy with quantized weights."""
+
+        def score() -> torch.Tensor:
+            scored: torch.Tensor = self._scored(self.policy, rollout)[0]
+            return scored
+
+        seed = derive_seed(self.runtime.seed, "rounding")
+        return movement(self.policy, score, old, rollout.mask, seed, self.start_tolerance)
+
+    def _of_rounding(self, rounding: float) -> str:
+        if not self.quantization:
+            return ""
+        return (
+            f" What rounding in its {self.quantization} layers is worth is in that limit: on these completions it moved "
+            f"log-probabilities by up to {rounding:.1e}."
+        )
+
+    def _check_start(self, rollout: Rollout, old: torch.Tensor, ref: torch.Tensor, rounding: float) -> None:
         """At step 0 the policy must be the reference, token by token."""
         worst = float(((old - ref).abs() * rollout.mask).max()) if old.numel() else 0.0
         expected = self.config.allow_start_kl or not self.reference.starts_equal
-        if worst > self.start_tolerance and not expected:
+        if worst > self.start_tolerance + MARGIN * rounding and not expected:
             raise NumericError(
                 f"the policy is not its reference at step 0: log-probabilities differ by up to {worst:.2e}. Its last adapter "
-                "was trained before. Put a fresh one on top, or set allow_start_kl=True."
+                "was trained before. Put a fresh one on top, or set allow_start_kl=True." + self._of_rounding(rounding)
             )
 
     def _summary(self) -> dict[str, Any]:

@@ -147,8 +147,8 @@ def rewards_of(
     return torch.tensor([math.nan if s is None else s for s in scores], dtype=torch.float64)
 
 
-def check_drawn(rollout: Rollout, scored: torch.Tensor, tolerance: float) -> None:
-    """Check that log-probabilities computed again are those that were drawn with.
+def check_drawn(rollout: Rollout, scored: torch.Tensor, tolerance: float, more: str = "") -> None:
+    """Check that log-probabilities computed again are those that were drawn with; ``more`` ends the message.
 
     Raises:
         NumericError: Naming the largest difference and its row.
@@ -160,5 +160,5 @@ def check_drawn(rollout: Rollout, scored: torch.Tensor, tolerance: float) -> Non
         raise NumericError(
             f"row {row}: log-probabilities computed again differ by {worst:.2e} from those the completion was drawn with "
             f"(at most {tolerance:.0e} is expected). The policy that draws is not the one that is trained; is an adapter or "
-            "dropout active in only one of them?"
+            f"dropout active in only one of them?{more}"
         )

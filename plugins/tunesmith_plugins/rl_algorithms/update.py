@@ -72,13 +72,16 @@ class Updater:
         self.config, self.method, self.policy, self.head, self.optimizer = config, method, policy, head, optimizer
         self.together = together
 
-    def update(self, batch: Batch, orders: Sequence[Sequence[int]], tolerance: float | None) -> dict[str, float]:
+    def update(
+        self, batch: Batch, orders: Sequence[Sequence[int]], tolerance: float | None, more: str = ""
+    ) -> dict[str, float]:
         """Make the updates of a step.
 
         Args:
             batch: The completions.
             orders: One order of the rows an epoch.
             tolerance: How far ratios may be from 1 in the first minibatch; None: not checked.
+            more: The end of the message if they are farther.
 
         Returns:
             Token means over the updates made, and ``skipped``: how many were left out.
@@ -105,7 +108,7 @@ class Updater:
             if tolerance is not None and not made and error > tolerance:
                 raise NumericError(
                     f"the first update starts from probability ratios up to {error:.2e} away from 1: the policy is not "
-                    "deterministic. Is a dropout layer active in evaluation mode?"
+                    f"deterministic. Is a dropout layer active in evaluation mode?{more}"
                 )
             if method.max_update_kl and found["update_kl"] > method.max_update_kl:
                 self.optimizer.zero_grad(set_to_none=True)

@@ -213,6 +213,56 @@ def test_gradients_reach_the_embeddings_through_fused_layers(native_library: Non
     assert float(embeddings.grad.abs().sum()) > 0
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_training_computes_what_inference_does_and_its_gradients_are_those_of_the_layers_unfused(
+    native_library: None, name: str
+) -> None:
+    model = quantized(MODELS[name][0]).requires_grad_(False)
+    fuse(model)
+    batch = inputs(model)
+    table = model.get_input_embeddings()
+    embeddings = table(batch["input_ids"]).detach()
+
+    def outputs_of(x: torch.Tensor) -> torch.Tensor:
+        found = model(**{**{k: v for k, v in batch.items() if k != "input_ids"}, "inputs_embeds": x})
+        return found.logits if hasattr(found, "logits") else found.last_hidden_state
+
+    def gradient() -> torch.Tensor:
+        x = embeddings.clone().requires_grad_()
+        found = outputs_of(x)
+        (found * torch.randn(found.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
+        assert x.grad is not None
+        return x.grad
+
+    with torch.no_grad():
+        expected = outputs_of(embeddings)
+    assert torch.equal(outputs_of(embeddings.clone().requires_grad_()), expected)
+    mine = gradient()
+    unfuse(model)
+    theirs = gradient()
+    assert float((mine - theirs).norm() / theirs.norm()) < 0.03
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_norms_of_fused_layers_can_be_trained(native_library: None, name: str) -> None:
+    model = quantized(MODELS[name][0]).requires_grad_(False)
+    norms = [p for n, p in model.named_parameters() if "norm" in n or "ln_" in n]
+    assert norms
+
+    def gradients() -> torch.Tensor:
+        for parameter in norms:
+            parameter.grad = None
+            parameter.requires_grad_(True)
+        model(**inputs(model)).logits.square().sum().backward()
+        return torch.cat([p.grad.flatten() for p in norms if p.grad is not None])
+
+    theirs = gradients()
+    fuse(model)
+    mine = gradients()
+    assert mine.shape == theirs.shape
+    assert float((mine - theirs).norm() / theirs.norm()) < 0.03
+
+
 def test_models_of_other_families_are_left_alone() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     assert fuse(model) == 0

@@ -15,6 +15,7 @@ from tunesmith.errors import ConfigError
 from tunesmith.lm import load
 from tunesmith.report import plots
 from tunesmith.runtime import Runtime
+from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins import kernels
 from tunesmith_plugins.compressors import (
     GPTQ,
@@ -39,6 +40,30 @@ def logits(lm):
     extra = {"decoder_input_ids": IDS[:, :4]} if lm.family == "encoder-decoder" else {}
     with lm.evaluating():
         return lm.model(input_ids=IDS, **extra).logits
+
+
+@pytest.mark.parametrize("family", ["encoder", "decoder", "encoder-decoder"])
+def test_integers_count_as_the_parameters_they_stand_for(family, tmp_path):
+    lm = tiny_lm(family)
+    count = lm.parameter_count()
+    small, report = Int8WeightOnly(group_size=32).build().compress(lm, runtime=RUNTIME)
+    assert small.parameter_count() == count
+    assert report.parameters[0] <= count
+    assert report.parameters[1] == small.parameter_count(nonzero=True) < count  # some weights round to 0
+    logits(small)  # packs
+    assert small.parameter_count() == count
+    assert small.parameter_count(nonzero=True) == report.parameters[1]
+    small.save(tmp_path)
+    assert load(tmp_path).parameter_count() == count
+
+
+def test_what_pruning_made_zero_is_zero_in_int8_too():
+    pruned, report = Magnitude(pattern="2:4").build().compress(tiny_lm("decoder"), runtime=RUNTIME)
+    left = report.parameters[1]
+    assert left == pruned.parameter_count(nonzero=True) < 0.9 * pruned.parameter_count()
+    _, again = Int8().build().compress(pruned, runtime=RUNTIME)
+    assert again.parameters[0] == left
+    assert again.parameters[1] <= left
 
 
 def test_weights_of_a_gaussian_layer_keep_43_decibels():

@@ -122,6 +122,31 @@ def test_layers_that_keep_a_window_stay_as_they_are():
     assert isinstance(both, EncoderDecoderCache)
 
 
+def bart():
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = transformers.BartConfig(
+        vocab_size=50, max_position_embeddings=32, encoder_layers=1, decoder_layers=3, **sizes, **heads
+    )
+    return transformers.BartForConditionalGeneration(config).eval()
+
+
+@pytest.mark.parametrize("make", [lambda: tiny_lm("encoder-decoder").model, bart], ids=["t5", "bart"])
+def test_transformers_own_generate_of_an_encoder_decoder_takes_two_caches_and_one_is_refused(make):
+    model = make()
+    ids = torch.tensor([[5, 9, 7, 6, 8], [6, 5, 5, 9, 7]])
+    settings = transformers.GenerationConfig(max_new_tokens=10, do_sample=False, decoder_start_token_id=2)
+    with pytest.raises(ConfigError, match=rf"{type(model.config).__name__} is of an encoder-decoder.*cache_for"):
+        Int8Cache(model.config)
+    cache = cache_for(model.config)
+    found = model.generate(ids, generation_config=settings, past_key_values=cache)
+    assert torch.equal(found, model.generate(ids, generation_config=settings))
+    for half in (cache.self_attention_cache, cache.cross_attention_cache):
+        assert all(isinstance(layer, Int8Layer) for layer in half.layers)
+        assert half.get_seq_length() > 0
+
+
 @pytest.mark.realdata
 def test_the_storyteller_says_the_same_with_transformers_own_generate(real_models):
     lm = load(real_models / "stories260k")

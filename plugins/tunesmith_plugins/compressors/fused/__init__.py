@@ -33,9 +33,9 @@ _KNOWN: dict[str, type[FusedLayer]] = {
 def fuse(model: nn.Module) -> int:
     """Fuse the layers of ``model`` that are of a known family; others are left as they are. Returns how many were.
 
-    A fused layer does what it did before wherever a shortcut does not hold: in training, where a gradient is wanted, with
-    an adapter or hook on one of its linear layers, on weights that are not dynamic int8, on attention other than
-    ``sdpa``, in float16, and on a CUDA device (see docs/kernels.md). Without the native library the reference gives the same bits.
+    A fused layer does what it did before wherever a shortcut does not hold: in training mode, with an adapter or hook on one
+    of its linear layers, on weights that are not dynamic int8, on attention other than ``sdpa``, in float16, and on a CUDA
+    device (see docs/kernels.md). Without the native library and where a gradient is wanted torch's operations give the same bits.
     """
     count = 0
     for module in model.modules():

@@ -68,7 +68,6 @@ def can(module: nn.Module, x: Tensor, config: Any) -> bool:
         and type(x) is Tensor
         and x.is_cpu
         and x.dtype in (torch.float32, torch.bfloat16)
-        and not (torch.is_grad_enabled() and x.requires_grad)
         and (config is None or config._attn_implementation == "sdpa")
     )
 
@@ -76,14 +75,17 @@ def can(module: nn.Module, x: Tensor, config: Any) -> bool:
 def parts(*layers: nn.Module) -> Parts | None:
     """Return packed weights and biases of dynamic int8 layers, or None if one is something else or is being watched.
 
-    A layer that is trained for int8 has ``as_integers()``, the layer that it will be.
+    A layer that is trained for int8 has ``as_integers()``, the layer that it will be; it keeps its own ways while gradients are
+    recorded, which go to its weights.
     """
     packed: list[kernels.PackedWeight] = []
     biases: list[Tensor | None] = []
     for layer in layers:
         if layer._forward_hooks or layer._forward_pre_hooks:
             return None
-        integers = layer if type(layer) is Int8Linear else getattr(layer, "as_integers", lambda: None)()
+        integers: Any = layer
+        if type(layer) is not Int8Linear:
+            integers = None if torch.is_grad_enabled() else getattr(layer, "as_integers", lambda: None)()
         if type(integers) is not Int8Linear or getattr(integers, "mode", "dynamic") != "dynamic":
             return None
         packed.append(integers.packed())
