@@ -17,19 +17,21 @@ decoder's texts begin with all shorter ones."""
 
 
 def random_batch(lm: LM, seed: int) -> Batch:
-    """Return texts of one length: random tokens, with what the tokenizer puts around any text."""
+    """Return texts of one length: random tokens, with what the tokenizer (where there is one) puts around any text."""
     texts, length = SHAPES[lm.family]
     table = lm.model.get_input_embeddings()
     generator = torch.Generator().manual_seed(seed)
-    special = set(lm.tokenizer.all_special_ids)
-    usual = [token for token in range(min(len(lm.tokenizer), table.num_embeddings)) if token not in special]
+    count, special, before, after = table.num_embeddings, set(), [], []
+    if lm.tokenizer is not None:
+        count, special = min(count, len(lm.tokenizer)), set(lm.tokenizer.all_special_ids)
+        before, after = _around(lm.tokenizer)
+    usual = [token for token in range(count) if token not in special]
     chosen = torch.tensor(usual)[torch.randint(len(usual), (2, texts, length), generator=generator)].to(lm.device)
 
     def with_tokens(before: Sequence[int], tokens: Tensor, after: Sequence[int]) -> Tensor:
         columns = [torch.tensor(ids, dtype=torch.long).to(lm.device).expand(texts, -1) for ids in (before, after)]
         return torch.cat([columns[0], tokens, columns[1]], dim=1)
 
-    before, after = _around(lm.tokenizer)
     batch = {"input_ids": with_tokens(before, chosen[0], after)}
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     if lm.family == "encoder-decoder":

@@ -99,7 +99,7 @@ def signs(rows, columns):
 def test_a_weight_is_held_that_is_twenty_times_the_usual_one_of_its_row():
     weight = signs(6, 300)
     weight[1, 5], weight[2, 6] = 19.9, -20.1
-    weight[3, 7], weight[3, 8] = 30, -500  # the second one must not hide the first
+    weight[3, 7], weight[3, 8] = 25, -26  # neither must hide the other
     weight[4, 200:], weight[4, 9] = 0, 20.1  # zeros are not usual: among them 17 would be enough
     weight[5, 200:], weight[5, 10] = 0, 19.9
     assert outlying(weight).tolist() == [[2, 3, 3, 4], [6, 7, 8, 9]]
@@ -293,6 +293,10 @@ def test_tokens_are_drawn_from_the_vocabulary_with_what_the_tokenizer_adds(make)
     ids = random_batch(lm, 0)["input_ids"]
     assert ids.shape == (512, 4)
     assert (ids[:, [0, 2, 3]] == torch.tensor([3, 1, 3])).all()
+    lm.tokenizer = None
+    ids = random_batch(lm, 0)["input_ids"]
+    assert ids.shape == (512, 1)
+    assert ids.unique().tolist() == list(range(30))
 
 
 @pytest.mark.exhaustive
