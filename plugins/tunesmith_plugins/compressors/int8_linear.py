@@ -92,12 +92,19 @@ class Int8Linear(Int8Weight):
         x = x if self.smooth is None else x * self.smooth.to(x.dtype)
         return self.add_held(self.multiply(x), x)
 
-    def add_held(self, y: Tensor, x: Tensor) -> Tensor:
-        """Return ``y`` (..., out_features) plus what the held weights make of ``x`` (..., in_features)."""
-        if self.held_index is None or self.held_value is None:
+    def add_held(self, y: Tensor, x: Tensor, own: bool = True) -> Tensor:
+        """Return ``y`` (..., out_features) plus what the held weights make of ``x`` (..., in_features).
+
+        ``own``: ``y`` is nobody else's and may change.
+        """
+        index = self._buffers["held_index"]  # most layers have none, and an attribute takes torch longer
+        if index is None or self.held_value is None:
             return y
-        products = x[..., self.held_index[1]] * self.held_value.to(x.dtype)
-        return y.index_add(-1, self.held_index[0], products.to(y.dtype))
+        rows, columns = index.unbind()
+        products = (x.index_select(-1, columns).float() * self.held_value).to(y.dtype)
+        if own and not y.requires_grad and not products.requires_grad:
+            return y.index_add_(-1, rows, products)
+        return y.index_add(-1, rows, products)
 
     def dequantized(self, rows: slice = slice(None)) -> Tensor:
         """See :class:`Int8Weight`; with the held weights."""

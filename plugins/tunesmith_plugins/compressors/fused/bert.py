@@ -58,7 +58,7 @@ class FusedBertLayer(FusedLayer):
         (hidden_states,) = fused_linears(mixed, *out, residual=with_held(hidden_states, after.dense, mixed))
         norm = Norm(after.LayerNorm.weight, after.LayerNorm.bias, after.LayerNorm.eps)
         wider, hidden_states = fused_linears(hidden_states, *up, (activation,), norm=norm, keep_normed=True)
-        (hidden_states,) = fused_linears(wider, *down, residual=with_held(hidden_states, last.dense, wider))
+        (hidden_states,) = fused_linears(wider, *down, residual=with_held(hidden_states, last.dense, wider, own=True))
         norm = last.LayerNorm
         return torch.nn.functional.layer_norm(
             hidden_states, (hidden_states.size(-1),), norm.weight, norm.bias, norm.eps

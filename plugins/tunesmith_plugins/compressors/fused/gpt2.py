@@ -61,4 +61,4 @@ class FusedGPT2Block(FusedLayer):
         (hidden_states,) = fused_linears(mixed, *out, residual=with_held(hidden_states, attn.c_proj, mixed))
         norm = Norm(block.ln_2.weight, block.ln_2.bias, block.ln_2.eps)
         (wide,) = fused_linears(hidden_states, *up, (activation,), norm=norm)
-        return fused_linears(wide, *down, residual=with_held(hidden_states, mlp.c_proj, wide))[0]
+        return fused_linears(wide, *down, residual=with_held(hidden_states, mlp.c_proj, wide, own=True))[0]

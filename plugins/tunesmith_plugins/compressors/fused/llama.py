@@ -68,4 +68,4 @@ class FusedLlamaLayer(FusedLayer):
         (hidden_states,) = fused_linears(mixed, *out, residual=with_held(hidden_states, a["o_proj"], mixed))
         norm = Norm(after.weight, None, after.variance_epsilon)
         (wide,) = fused_linears(hidden_states, *gate_up, (activation, None), norm=norm, gated=True)
-        return fused_linears(wide, *down, residual=with_held(hidden_states, m["down_proj"], wide))[0]
+        return fused_linears(wide, *down, residual=with_held(hidden_states, m["down_proj"], wide, own=True))[0]

@@ -65,16 +65,19 @@ def parts(*layers: nn.Module, held: bool = False) -> Parts | None:
         integers = layer if type(layer) is Int8Linear else getattr(layer, "as_integers", lambda: None)()
         if type(integers) is not Int8Linear or getattr(integers, "mode", "dynamic") != "dynamic":
             return None
-        if integers.held_index is not None and not held:
+        if integers._buffers["held_index"] is not None and not held:
             return None
         packed.append(integers.packed())
         biases.append(integers.bias)
     return packed, biases
 
 
-def with_held(residual: Tensor, layer: Any, x: Tensor) -> Tensor:
-    """Return the residual plus what a layer's held weights make of its inputs: a product adds it with the residual."""
-    return layer.add_held(residual, x) if isinstance(layer, Int8Linear) else residual
+def with_held(residual: Tensor, layer: Any, x: Tensor, own: bool = False) -> Tensor:
+    """Return the residual plus what a layer's held weights make of its inputs: a product adds it with the residual.
+
+    ``own``: the residual was made here and may change.
+    """
+    return layer.add_held(residual, x, own) if isinstance(layer, Int8Linear) else residual
 
 
 def watched(*modules: nn.Module) -> bool:
