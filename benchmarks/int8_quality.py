@@ -81,9 +81,9 @@ MARKS = (
 ).split()
 LANGUAGES = tuple(
     "Bonjour|Merci beaucoup|Guten Tag|Danke|Ja.|Nein!|Hola|Gracias|¿Qué?|Sí|Ciao|Grazie mille|Olá|Obrigado|Привет|Спасибо|Да|Нет|"
-    "你好|谢谢|是|不|こんにちは|ありがとう|はい|안녕하세요|네|مرحبا|شكرا|نعم|שלום|תודה|नमस्ते|धन्यवाद|Γειά σου|Ναι|Merhaba|Teşekkürler|Xin chào|"
-    "สวัสดี|Dzień dobry|Hej|Tack så mycket|Kiitos|Děkuji|Köszönöm|Habari|Où est la gare ?|Ich weiß nicht.|Где он?|我不知道|私は学生です|"
-    "Je ne sais pas pourquoi il est parti.|Das Wetter ist heute schön.".split("|")
+    "你好|谢谢|是|不|こんにちは|ありがとう|はい|안녕하세요|네|مرحبا|شكرا|نعم|שלום|תודה|नमस्ते|धन्यवाद|Γειά σου|Ναι|Merhaba|Teşekkürler|"
+    "Xin chào|สวัสดี|Dzień dobry|Hej|Tack så mycket|Kiitos|Děkuji|Köszönöm|Habari|Où est la gare ?|Ich weiß nicht.|Где он?|"
+    "我不知道|私は学生です|Je ne sais pas pourquoi il est parti.|Das Wetter ist heute schön.".split("|")
 )
 RUNTIME = Runtime(progress=False)
 
