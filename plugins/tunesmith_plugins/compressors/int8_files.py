@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from tunesmith.errors import ArtifactError, ConfigError
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding
 from tunesmith_plugins.compressors.int8_layout import Layout, build
-from tunesmith_plugins.compressors.int8_linear import Int8StaticLinear
+from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8StaticLinear
 from tunesmith_plugins.compressors.int8_weight import Int8Weight
 
 
@@ -28,7 +28,14 @@ def names_in(layout: Layout, model: Any) -> dict[str, str | None]:
     same = saved_as == type(model).__name__
     known = {name for name, _ in model.named_modules(remove_duplicate=False)}
     found: dict[str, str | None] = {}
-    for name in (*layout.layers, *layout.smoothed, *layout.embeddings, *layout.tied, *layout.tied.values()):
+    for name in (
+        *layout.layers,
+        *layout.smoothed,
+        *layout.held,
+        *layout.embeddings,
+        *layout.tied,
+        *layout.tied.values(),
+    ):
         found[name] = _place(name, prefix, known)
         if found[name] is None and (same or name.startswith(prefix)):
             raise ConfigError([f"quantization_config names a layer {name!r} that this model does not have"])
@@ -49,6 +56,7 @@ def renamed(layout: Layout, names: Mapping[str, str | None]) -> Layout:
     return Layout(
         layers={here: layout.layers[name] for name, here in places(layout.layers)},
         smoothed=frozenset(here for _, here in places(layout.smoothed)),
+        held={here: layout.held[name] for name, here in places(layout.held)},
         embeddings=tuple(here for _, here in places(layout.embeddings)),
         tied={here: names[layout.tied[name]] or "" for name, here in places(layout.tied)},
     )
@@ -127,7 +135,7 @@ def check_files(layout: Layout, names: Mapping[str, str | None], model: Any, fil
                     )
 
 
-_OWN = frozenset(("weight_scale", "smooth", "input_scale", "input_zero_point"))
+_OWN = frozenset(("weight_scale", "smooth", "input_scale", "input_zero_point", "held_index", "held_value"))
 """What integer layers have besides their weights."""
 _TYPES = {torch.int8: "I8", torch.float32: "F32", torch.int32: "I32"}
 
@@ -154,6 +162,11 @@ def check_numbers(name: str, module: Int8Weight) -> None:
             )
     if not problem and int(module.weight.min()) < -127:
         problem = "weight holds -128, and int8 weights lie in [-127, 127]"
+    if not problem and isinstance(module, Int8Linear) and module.held_index is not None:
+        index = module.held_index.long()
+        size = torch.tensor([[module.out_features], [module.in_features]])
+        if bool((index < 0).any()) or bool((index >= size).any()):
+            problem = "held_index names a weight that the layer does not have"
     if problem:
         raise ArtifactError(
             f"int8 layer {name!r}: {problem}; the files were changed or are not whole. Make the model again."

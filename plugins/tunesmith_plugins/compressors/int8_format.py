@@ -37,8 +37,9 @@ from tunesmith_plugins.compressors.mapped_pages import let_go_of_pages
 log = logging.getLogger("tunesmith.compressors")
 
 METHOD = "tunesmith_int8"
-VERSION = 1
-"""Of what is written. Version 0, of tunesmith 0.1, had the names of dynamic layers and nothing else."""
+VERSION = 2
+"""The newest. Version 0, of tunesmith 0.1, had the names of dynamic layers and nothing else; version 1 knows of no held weights,
+and is what a model without them is written as."""
 NO_FLOAT16 = (
     "int8 layers run in float32 or bfloat16: this float16 model becomes float32; the integers are the same, and "
     "dtype=torch.bfloat16 takes half the memory for what stays float."
@@ -52,6 +53,7 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
         version: Of the format.
         layers: Names to the fields of their schemes that are not the default's; in version 0 a list of names.
         smoothed: Names of layers that multiply their inputs by a vector first.
+        held: Names of layers that hold weights apart in float32, to how many.
         embeddings: Names of embeddings.
         tied: Names of modules that use an embedding's integers, to its name.
         checksums: Names of tensors in the files, to what their bytes came to when they were written; ``{}``: unknown.
@@ -68,24 +70,26 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
         embeddings: Sequence[str] = (),
         tied: Mapping[str, str] | None = None,
         checksums: Mapping[str, str] | None = None,
+        held: Mapping[str, int] | None = None,
         **unused: object,
     ) -> None:
         self.quant_method = METHOD
-        if version not in (0, VERSION):
+        if version not in range(VERSION + 1):
             raise ArtifactError(
                 f"quantization_config is of version {version!r}, and this tunesmith reads up to {VERSION}; load the model "
                 "with the version of tunesmith that wrote it, or a later one."
             )
-        self.version = VERSION
         try:
             self.layers = {str(name): dict(layers[name]) if isinstance(layers, Mapping) else {} for name in layers}
             self.smoothed, self.embeddings, self.tied = list(smoothed), list(embeddings), dict(tied or {})
+            self.held = {str(name): int(count) for name, count in (held or {}).items()}
             self.checksums = dict(checksums or {}) if version else {}
-        except (TypeError, ValueError) as cause:
+        except (AttributeError, TypeError, ValueError) as cause:
             raise ArtifactError(
-                f"quantization_config is damaged ({cause}): layers, tied and checksums are mappings, smoothed and embeddings "
-                "lists of names; make the model again."
+                f"quantization_config is damaged ({cause}): layers, tied, held and checksums are mappings, smoothed and "
+                "embeddings lists of names; make the model again."
             ) from cause
+        self.version = VERSION if self.held else 1
         self._compressor: QuantizerConfig | None = None
         self.layout()
 
@@ -96,6 +100,7 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
             version=VERSION,
             layers={name: _told(scheme) for name, scheme in layout.layers.items()},
             smoothed=sorted(layout.smoothed),
+            held=layout.held,
             embeddings=layout.embeddings,
             tied=layout.tied,
         )
@@ -113,6 +118,14 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
                 [
                     f"{type(compressor).__name__} has to see data and cannot quantize a model while it is loaded; load "
                     "the model, and call compress"
+                ],
+                "quantization_config",
+            )
+        if getattr(compressor, "rounding", "") == "random_tokens":
+            raise ConfigError(
+                [
+                    "rounding='random_tokens' has to run the model and cannot quantize it while it is loaded; take 'auto' "
+                    "or 'nearest', or load the model, and call compress"
                 ],
                 "quantization_config",
             )
@@ -138,6 +151,7 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
         return Layout(
             layers=layers,
             smoothed=frozenset(self.smoothed),
+            held=self.held,
             embeddings=tuple(self.embeddings),
             tied=self.tied,
         )
@@ -148,8 +162,8 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
 
     def told(self) -> dict[str, Any]:
         """Return what it keeps besides the checksums."""
-        keys = ("quant_method", "version", "layers", "smoothed", "embeddings", "tied")
-        return {key: getattr(self, key) for key in keys}
+        keys = ["quant_method", "version", "layers", "smoothed", "embeddings", "tied"]
+        return {key: getattr(self, key) for key in ([*keys, "held"] if self.held else keys)}
 
 
 def _told(scheme: Scheme) -> dict[str, Any]:
@@ -229,7 +243,8 @@ class Int8Quantizer(HfQuantizer):
         # their weights are integers, which transformers cannot tie; those that are tied are so by now
         for name in (*layout.layers, *layout.embeddings, *layout.tied):
             model.all_tied_weights_keys.pop(f"{name}.weight", None)
-        config.__dict__.update(Int8QuantizationConfig.of(layout).told(), checksums={})
+        compressor = config._compressor
+        config.__dict__.update(vars(Int8QuantizationConfig.of(layout)), _compressor=compressor)
         return model
 
     def param_needs_quantization(self, model: Any, param_name: str, **unused: object) -> bool:
@@ -318,7 +333,13 @@ class _Quantize(ConversionOps):
 
 def announce(model: Any, layout: Layout) -> None:
     """Tell transformers which modules of ``model`` are quantized, so that ``save_pretrained`` writes it down."""
-    config = Int8QuantizationConfig.of(layout)
+    modules = ((name, model.get_submodule(name)) for name in layout.layers)
+    held = {
+        name: len(module.held_value)
+        for name, module in modules
+        if isinstance(module, Int8Linear) and module.held_value is not None
+    }
+    config = Int8QuantizationConfig.of(attrs.evolve(layout, held=held))
     model.config.quantization_config = config
     model.hf_quantizer = Int8Quantizer(config)
     model.hf_quantizer.watch(model)

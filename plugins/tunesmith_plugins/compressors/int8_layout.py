@@ -33,12 +33,14 @@ class Layout:
     Attributes:
         layers: Names of linear layers with weights of their own, to schemes.
         smoothed: Those of them that multiply their inputs by a vector first.
+        held: Those of them that hold weights apart, to how many.
         embeddings: Names of embeddings.
         tied: Names of modules that use the integers of an embedding, to its name.
     """
 
     layers: Mapping[str, Scheme] = field(factory=dict)
     smoothed: frozenset[str] = frozenset()
+    held: Mapping[str, int] = field(factory=dict)
     embeddings: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(factory=dict)
 
@@ -83,7 +85,8 @@ def build(layout: Layout, name: str, layer: nn.Module, bias: bool) -> Int8Linear
     scheme = layout.layers[name]
     inputs, outputs = shape_of(layer)
     make = LINEAR[scheme.kind]
-    return make(inputs, outputs, bias=bias, scheme=scheme, smooth=name in layout.smoothed, device="meta")
+    smooth, held = name in layout.smoothed, layout.held.get(name, 0)
+    return make(inputs, outputs, bias=bias, scheme=scheme, smooth=smooth, held=held, device="meta")
 
 
 def tie(layout: Layout, model: nn.Module) -> None:

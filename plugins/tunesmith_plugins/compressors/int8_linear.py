@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tunesmith_plugins import kernels
 from tunesmith_plugins.compressors.config_int8 import Kind, Scheme
+from tunesmith_plugins.compressors.int8_held import without
 from tunesmith_plugins.compressors.int8_outliers import outlier_product, packed_columns
 from tunesmith_plugins.compressors.int8_weight import Int8Weight, quantize
 
@@ -23,11 +24,15 @@ class Int8Linear(Int8Weight):
         bias: (out_features,) or None.
         smooth: (in_features,) float32 or None: what inputs are multiplied by first, where SmoothQuant's division could not be
             folded into the layer before.
+        held_index: (2, held) int32 or None: outputs and inputs of weights that the integers leave out (see ``int8_held``).
+        held_value: (held,) float32 or None: those weights.
     """
 
     kind: ClassVar[Kind] = "dynamic"
     bias: nn.Parameter | None
     smooth: Tensor | None
+    held_index: Tensor | None
+    held_value: Tensor | None
 
     def __init__(
         self,
@@ -36,6 +41,7 @@ class Int8Linear(Int8Weight):
         bias: bool = True,
         scheme: Scheme | None = None,
         smooth: bool = False,
+        held: int = 0,
         device: Any = None,
     ) -> None:
         self.scheme = Scheme(kind=self.kind) if scheme is None else scheme
@@ -44,6 +50,9 @@ class Int8Linear(Int8Weight):
         empty = torch.zeros(out_features, dtype=torch.float32, device=device) if bias else None
         self.bias = None if empty is None else nn.Parameter(empty, requires_grad=False)
         self.register_buffer("smooth", torch.ones(in_features, device=device) if smooth else None)
+        index = torch.zeros(2, held, dtype=torch.int32, device=device) if held else None
+        self.register_buffer("held_index", index)
+        self.register_buffer("held_value", torch.zeros(held, device=device) if held else None)
 
     @classmethod
     def from_float(
@@ -52,13 +61,23 @@ class Int8Linear(Int8Weight):
         bias: Tensor | None,
         scheme: Scheme | None = None,
         rounded: tuple[Tensor, Tensor] | None = None,
+        held: Tensor | None = None,
     ) -> Self:
         """Quantize ``weight`` (out_features, in_features); the largest absolute weight of a channel or group becomes 127.
 
-        ``rounded``: the integers and scales to take, if not the nearest.
+        Args:
+            weight: See above.
+            bias: (out_features,) or None.
+            scheme: See the class.
+            rounded: The integers and scales to take, if not the nearest.
+            held: (2, held) places of weights that are kept in float32; ``rounded`` is of the weight with zeros there.
         """
         outputs, inputs = weight.shape
         layer = cls(inputs, outputs, bias=bias is not None, scheme=scheme, device="meta")
+        if held is not None and held.shape[1]:
+            layer.held_index = held
+            layer.held_value = weight.detach()[held[0].long(), held[1].long()].float()
+            weight = without(weight, held) if rounded is None else weight
         layer.weight, layer.weight_scale = quantize(weight, layer.group_size) if rounded is None else rounded
         if bias is not None:
             layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
@@ -71,10 +90,41 @@ class Int8Linear(Int8Weight):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., out_features) for (..., in_features), in the input's dtype."""
-        return self.multiply(x if self.smooth is None else x * self.smooth.to(x.dtype))
+        x = x if self.smooth is None else x * self.smooth.to(x.dtype)
+        return self.add_held(self.multiply(x), x)
+
+    def add_held(self, y: Tensor, x: Tensor, own: bool = True) -> Tensor:
+        """Return ``y`` (..., out_features) plus what the held weights make of ``x`` (..., in_features).
+
+        ``own``: ``y`` is nobody else's and may change.
+        """
+        index = self._buffers["held_index"]  # most layers have none, and an attribute takes torch longer
+        if index is None or self.held_value is None:
+            return y
+        rows, columns = index.unbind()
+        products = (x.index_select(-1, columns).float() * self.held_value).to(y.dtype)
+        if own and not y.requires_grad and not products.requires_grad:
+            return y.index_add_(-1, rows, products)
+        return y.index_add(-1, rows, products)
+
+    def dequantized(self, rows: slice = slice(None)) -> Tensor:
+        """See :class:`Int8Weight`; with the held weights."""
+        found = super().dequantized(rows)
+        if self.held_index is not None and self.held_value is not None:
+            places = torch.arange(self.rows, device=found.device)[rows]
+            for row, column, value in zip(*self.held_index.tolist(), self.held_value, strict=True):
+                found[places == row, column] += value
+        return found
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        value = self.held_value
+        super()._apply(fn, recurse)
+        if value is not None and self.held_value is not None:  # as exact as the scales, whatever the model is cast to
+            self.held_value = value.to(self.held_value.device)
+        return self
 
     def multiply(self, x: Tensor) -> Tensor:
-        """Return the product alone."""
+        """Return the product with the integers alone."""
         return kernels.int8_linear(x, self.packed(), self.bias, mixed=True)
 
     def extra_repr(self) -> str:

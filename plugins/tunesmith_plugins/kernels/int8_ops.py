@@ -6,6 +6,7 @@ through ``torch.ops.tunesmith.*`` (torch.compile, export, fake tensors, autograd
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

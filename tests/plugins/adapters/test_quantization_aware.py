@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from attrs import evolve
 
 import tunesmith as ts
 from tunesmith.errors import ConfigError
@@ -51,7 +52,8 @@ def test_trained_and_compressed_it_computes_the_same_bit_for_bit(tmp_path, famil
     if compressor is not None and compressor.modules and family == "encoder":
         compressor = Int8(modules={"query": Scheme(kind="weight_only")})
     fresh = tiny_lm(family)
-    expected, _ = (compressor or Int8()).build().compress(tiny_lm(family), runtime=RUNTIME)
+    nearest = evolve(compressor or Int8(), rounding="nearest")
+    expected, _ = nearest.build().compress(tiny_lm(family), runtime=RUNTIME)
     adapter, lm = attached(fresh, compressor)
     assert torch.equal(logits(lm), logits(expected))
     for model in (lm.model, expected.model):
@@ -148,5 +150,8 @@ def test_another_compressor_than_the_one_it_was_trained_for_is_refused():
     _, lm = attached(tiny_lm("decoder"))
     with pytest.raises(ConfigError, match="cannot be merged"):
         compressors.Magnitude().build().compress(lm, runtime=RUNTIME)
+    _, lm = attached(tiny_lm("decoder"), Int8(rounding="random_tokens"))
+    with pytest.raises(ConfigError, match="nearest integers; take 'auto'"):
+        Int8(rounding="random_tokens").build().compress(lm, runtime=RUNTIME)
     with pytest.raises(ConfigError, match="cannot be trained through"):
         attached(tiny_lm("decoder"), Int8Static())

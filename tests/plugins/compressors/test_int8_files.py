@@ -104,7 +104,9 @@ def test_the_body_alone_and_another_head_can_be_loaded(make, tmp_path):
 
 @pytest.mark.parametrize("kind", ["t5", "llama", "gpt2", "bert"])
 @pytest.mark.parametrize(
-    "config", [Int8(measure_rows=0), Int8WeightOnly(group_size=32, measure_rows=0)], ids=["dynamic", "grouped"]
+    "config",
+    [Int8(measure_rows=0, rounding="nearest"), Int8WeightOnly(group_size=32, measure_rows=0, rounding="nearest")],
+    ids=["dynamic", "grouped"],
 )
 def test_a_float_model_is_quantized_while_it_is_read_as_it_is_in_memory(make, tmp_path, kind, config):
     make(kind).save(tmp_path / "float")
@@ -363,6 +365,8 @@ def test_quantizing_while_loading_says_what_it_cannot_do(make, tmp_path):
     make("llama").save(tmp_path)
     with pytest.raises(ConfigError, match="on_load"):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=Int8QuantizationConfig())
+    with pytest.raises(ConfigError, match="random_tokens.*'auto'"):
+        Int8QuantizationConfig.on_load(Int8(rounding="random_tokens"))
     config = Int8QuantizationConfig.on_load(Int8(modules={"nowhere": Scheme()}))
     with pytest.raises(ConfigError, match="nowhere"):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config)
@@ -437,7 +441,7 @@ def test_heads_tied_and_untied_are_int8_and_load_everywhere(make, tmp_path, kind
     lm.model = auto.from_pretrained(tmp_path / "float", dtype=dtype)
     exact, head = logits(lm), lm.model.get_output_embeddings()
     shared = head.weight is lm.model.get_input_embeddings().weight
-    small, _ = Int8(measure_rows=0).build().compress(lm, runtime=RUNTIME)
+    small, _ = Int8(measure_rows=0, rounding="nearest").build().compress(lm, runtime=RUNTIME)
     found = logits(small)
     assert found.dtype == dtype
     assert float((found - exact).float().norm() / exact.float().norm()) < 0.05

@@ -16,6 +16,7 @@ from tunesmith_plugins.compressors.fused.parts import (
     heads,
     parts,
     watched,
+    with_held,
 )
 from tunesmith_plugins.kernels import Norm
 
@@ -41,7 +42,12 @@ class FusedBertLayer(FusedLayer):
             and not block.chunk_size_feed_forward
             and can(self, hidden_states, config)
             and not watched(both, attn, after, wide, last, after.LayerNorm, last.LayerNorm)
-        ) and (parts(attn.query, attn.key, attn.value), parts(after.dense), parts(wide.dense), parts(last.dense))
+        ) and (
+            parts(attn.query, attn.key, attn.value),
+            parts(after.dense, held=True),
+            parts(wide.dense),
+            parts(last.dense, held=True),
+        )
         if not found or None in found:
             return super().forward(hidden_states, attention_mask, *rest, **options)
         qkv, out, up, down = found
@@ -49,10 +55,10 @@ class FusedBertLayer(FusedLayer):
         hidden_states = hidden_states.contiguous()
         q, k, v = (heads(part, size) for part in fused_linears(hidden_states, *qkv))
         mixed = attention(attn, q, k, v, attention_mask, attn.scaling)
-        (hidden_states,) = fused_linears(mixed, *out, residual=hidden_states)
+        (hidden_states,) = fused_linears(mixed, *out, residual=with_held(hidden_states, after.dense, mixed))
         norm = Norm(after.LayerNorm.weight, after.LayerNorm.bias, after.LayerNorm.eps)
         wider, hidden_states = fused_linears(hidden_states, *up, (activation,), norm=norm, keep_normed=True)
-        (hidden_states,) = fused_linears(wider, *down, residual=hidden_states)
+        (hidden_states,) = fused_linears(wider, *down, residual=with_held(hidden_states, last.dense, wider, own=True))
         norm = last.LayerNorm
         return torch.nn.functional.layer_norm(
             hidden_states, (hidden_states.size(-1),), norm.weight, norm.bias, norm.eps

@@ -15,6 +15,7 @@ from tunesmith_plugins.compressors.fused.parts import (
     heads,
     parts,
     watched,
+    with_held,
 )
 from tunesmith_plugins.kernels import Norm
 
@@ -43,7 +44,7 @@ class FusedGPT2Block(FusedLayer):
             and not hasattr(past_key_values, "self_attention_cache")
             and can(self, hidden_states, config)
             and not watched(attn, mlp, block.ln_1, block.ln_2)
-        ) and (parts(attn.c_attn), parts(attn.c_proj), parts(mlp.c_fc), parts(mlp.c_proj))
+        ) and (parts(attn.c_attn), parts(attn.c_proj, held=True), parts(mlp.c_fc), parts(mlp.c_proj, held=True))
         if not found or None in found:
             return super().forward(
                 hidden_states, past_key_values, attention_mask, encoder_hidden_states, encoder_attention_mask, use_cache,
@@ -57,7 +58,7 @@ class FusedGPT2Block(FusedLayer):
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, attn.layer_idx)
         mixed = attention(attn, q, k, v, attention_mask, attn.scaling, **options)
-        (hidden_states,) = fused_linears(mixed, *out, residual=hidden_states)
+        (hidden_states,) = fused_linears(mixed, *out, residual=with_held(hidden_states, attn.c_proj, mixed))
         norm = Norm(block.ln_2.weight, block.ln_2.bias, block.ln_2.eps)
         (wide,) = fused_linears(hidden_states, *up, (activation,), norm=norm)
-        return fused_linears(wide, *down, residual=hidden_states)[0]
+        return fused_linears(wide, *down, residual=with_held(hidden_states, mlp.c_proj, wide, own=True))[0]

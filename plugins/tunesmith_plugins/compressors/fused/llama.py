@@ -15,6 +15,7 @@ from tunesmith_plugins.compressors.fused.parts import (
     heads,
     parts,
     watched,
+    with_held,
 )
 from tunesmith_plugins.kernels import Norm, rotary_
 
@@ -47,9 +48,9 @@ class FusedLlamaLayer(FusedLayer):
             and not watched(attn, mlp, before, after)
         ) and (
             parts(a["q_proj"], a["k_proj"], a["v_proj"]),
-            parts(a["o_proj"]),
+            parts(a["o_proj"], held=True),
             parts(m["gate_proj"], m["up_proj"]),
-            parts(m["down_proj"]),
+            parts(m["down_proj"], held=True),
         )
         if not found or None in found or position_embeddings is None:
             return super().forward(
@@ -64,7 +65,7 @@ class FusedLlamaLayer(FusedLayer):
         if past_key_values is not None:
             keys, values = past_key_values.update(keys, values, attn.layer_idx)
         mixed = attention(attn, heads(q, size), keys, values, attention_mask, attn.scaling, **options)
-        (hidden_states,) = fused_linears(mixed, *out, residual=hidden_states)
+        (hidden_states,) = fused_linears(mixed, *out, residual=with_held(hidden_states, a["o_proj"], mixed))
         norm = Norm(after.weight, None, after.variance_epsilon)
         (wide,) = fused_linears(hidden_states, *gate_up, (activation, None), norm=norm, gated=True)
-        return fused_linears(wide, *down, residual=hidden_states)[0]
+        return fused_linears(wide, *down, residual=with_held(hidden_states, m["down_proj"], wide, own=True))[0]

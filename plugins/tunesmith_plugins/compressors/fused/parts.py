@@ -72,11 +72,12 @@ def can(module: nn.Module, x: Tensor, config: Any) -> bool:
     )
 
 
-def parts(*layers: nn.Module) -> Parts | None:
+def parts(*layers: nn.Module, held: bool = False) -> Parts | None:
     """Return packed weights and biases of dynamic int8 layers, or None if one is something else or is being watched.
 
     A layer that is trained for int8 has ``as_integers()``, the layer that it will be; it keeps its own ways while gradients are
-    recorded, which go to its weights.
+    recorded, which go to its weights. One that holds weights apart counts as something
+    else, unless the caller takes care of them (``held``).
     """
     packed: list[kernels.PackedWeight] = []
     biases: list[Tensor | None] = []
@@ -88,9 +89,19 @@ def parts(*layers: nn.Module) -> Parts | None:
             integers = None if torch.is_grad_enabled() else getattr(layer, "as_integers", lambda: None)()
         if type(integers) is not Int8Linear or getattr(integers, "mode", "dynamic") != "dynamic":
             return None
+        if integers._buffers["held_index"] is not None and not held:
+            return None
         packed.append(integers.packed())
         biases.append(integers.bias)
     return packed, biases
+
+
+def with_held(residual: Tensor, layer: Any, x: Tensor, own: bool = False) -> Tensor:
+    """Return the residual plus what a layer's held weights make of its inputs: a product adds it with the residual.
+
+    ``own``: the residual was made here and may change.
+    """
+    return layer.add_held(residual, x, own) if isinstance(layer, Int8Linear) else residual
 
 
 def watched(*modules: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from tunesmith_plugins.compressors.fused.parts import (
     int8_linears,
     parts,
     watched,
+    with_held,
 )
 from tunesmith_plugins.kernels import Norm
 
@@ -57,7 +58,7 @@ class FusedT5SelfAttention(FusedLayer):
         block: Any = self
         attn = block.SelfAttention
         found = can(self, hidden_states, attn.config) and not watched(attn, block.layer_norm)
-        layers: Any = found and (parts(attn.q, attn.k, attn.v), parts(attn.o))
+        layers: Any = found and (parts(attn.q, attn.k, attn.v), parts(attn.o, held=True))
         if not layers or None in layers:
             return super().forward(hidden_states, attention_mask, position_bias, past_key_values, **options)
         qkv, out = layers
@@ -71,7 +72,7 @@ class FusedT5SelfAttention(FusedLayer):
             k, v = cache.update(k, v, attn.layer_idx)
         position_bias = _bias(attn, position_bias, q.size(2), k.size(2), past, q)
         mixed = attention(attn, q, k, v, attention_mask, attn.scaling, position_bias=position_bias, **options)
-        return fused_linears(mixed, *out, residual=hidden_states)[0], position_bias, None
+        return fused_linears(mixed, *out, residual=with_held(hidden_states, attn.o, mixed))[0], position_bias, None
 
 
 class FusedT5CrossAttention(FusedLayer):
@@ -90,7 +91,7 @@ class FusedT5CrossAttention(FusedLayer):
         block: Any = self
         attn = block.EncDecAttention
         found = can(self, hidden_states, attn.config) and not watched(attn, block.layer_norm)
-        layers: Any = found and (parts(attn.q), parts(attn.k, attn.v), parts(attn.o))
+        layers: Any = found and (parts(attn.q), parts(attn.k, attn.v), parts(attn.o, held=True))
         if not layers or None in layers:
             return super().forward(
                 hidden_states, key_value_states, attention_mask, position_bias, past_key_values, **options
@@ -113,7 +114,7 @@ class FusedT5CrossAttention(FusedLayer):
         mixed = attention(
             attn, heads(q, size), k, v, attention_mask, attn.scaling, position_bias=position_bias, **options
         )
-        return fused_linears(mixed, *out, residual=hidden_states)[0], position_bias, None
+        return fused_linears(mixed, *out, residual=with_held(hidden_states, attn.o, mixed))[0], position_bias, None
 
 
 class FusedT5FeedForward(FusedLayer):
@@ -126,11 +127,14 @@ class FusedT5FeedForward(FusedLayer):
         activation = _ACTIVATIONS.get(type(inner.act).__name__)
         gated = hasattr(inner, "wi_0")
         found = activation is not None and can(self, hidden_states, None) and not watched(inner, block.layer_norm)
-        layers: Any = found and (parts(inner.wi_0, inner.wi_1) if gated else parts(inner.wi), parts(inner.wo))
+        layers: Any = found and (
+            parts(inner.wi_0, inner.wi_1) if gated else parts(inner.wi),
+            parts(inner.wo, held=True),
+        )
         if not layers or None in layers:
             return super().forward(hidden_states)
         up, down = layers
         hidden_states = hidden_states.contiguous()
         names = (activation, None) if gated else (activation,)
         (wide,) = fused_linears(hidden_states, *up, names, norm=_norm(block.layer_norm), gated=gated)
-        return fused_linears(wide, *down, residual=hidden_states)[0]
+        return fused_linears(wide, *down, residual=with_held(hidden_states, inner.wo, wide))[0]

@@ -1,0 +1,101 @@
+"""Inputs for layers without data: random tokens of the model's own vocabulary, and layers rounded as they meet them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunesmith.lm import LM, Family
+from tunesmith_plugins.compressors.prune_calibration import Batch, forward
+
+SHAPES: Mapping[Family, tuple[int, int]] = {"encoder": (512, 1), "decoder": (64, 16), "encoder-decoder": (64, 16)}
+"""How many texts, and the random tokens of each. The shortest texts are the hardest, since nothing is averaged out in them; a
+decoder's texts begin with all shorter ones."""
+
+
+def random_batch(lm: LM, seed: int) -> Batch:
+    """Return texts of one length: random tokens, with what the tokenizer (where there is one) puts around any text."""
+    texts, length = SHAPES[lm.family]
+    table = lm.model.get_input_embeddings()
+    generator = torch.Generator().manual_seed(seed)
+    count, special = table.num_embeddings, set()
+    before: list[int] = []
+    after: list[int] = []
+    if lm.tokenizer is not None:
+        count, special = min(count, len(lm.tokenizer)), set(lm.tokenizer.all_special_ids)
+        before, after = _around(lm.tokenizer)
+    usual = [token for token in range(count) if token not in special]
+    chosen = torch.tensor(usual)[torch.randint(len(usual), (2, texts, length), generator=generator)].to(lm.device)
+
+    def with_tokens(before: Sequence[int], tokens: Tensor, after: Sequence[int]) -> Tensor:
+        columns = [torch.tensor(ids, dtype=torch.long).to(lm.device).expand(texts, -1) for ids in (before, after)]
+        return torch.cat([columns[0], tokens, columns[1]], dim=1)
+
+    batch = {"input_ids": with_tokens(before, chosen[0], after)}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    if lm.family == "encoder-decoder":
+        start = getattr(lm.model.config, "decoder_start_token_id", None)
+        batch["decoder_input_ids"] = with_tokens([0 if start is None else start], chosen[1], [])
+    return batch
+
+
+def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the tokens that a tokenizer puts before and behind a text."""
+    nothing, something = (list(tokenizer(text).input_ids) for text in ("", "a"))
+    same = 0
+    while same < min(len(nothing), len(something)) and nothing[same] == something[same]:
+        same += 1
+    return nothing[:same], nothing[same:]
+
+
+def in_passing(lm: LM, names: Sequence[str], batch: Batch, meet: Callable[[Sequence[str], Tensor], None]) -> set[str]:
+    """Run the model once; when it comes to a layer, replace that and go on with what stands in its place.
+
+    Args:
+        lm: The model.
+        names: Of layers.
+        batch: The model's arguments.
+        meet: Called with all names of a layer and its inputs (tokens, features); has to put others in their places.
+
+    Returns:
+        The names of layers that were not met.
+    """
+    model, left = lm.model, set(names)
+    together: dict[int, list[str]] = {}
+    for name in names:
+        together.setdefault(id(model.get_submodule(name)), []).append(name)
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    last = next((own[0] for own in together.values() if model.get_submodule(own[0]) is head), None)
+    del head
+
+    def stand_in(own: list[str]) -> None:
+        def met(*given: Any, **named: Any) -> Any:
+            x = given[0] if given else next(iter(named.values()))
+            del model.get_submodule(own[0]).forward
+            rows = x.detach().flatten(0, -2)
+            meet(own, rows[rows.isfinite().all(-1)])
+            left.difference_update(own)
+            if not left or own[0] == last:  # logits of all positions are large, and nobody reads them
+                raise _Enough
+            return model.get_submodule(own[0])(x)
+
+        model.get_submodule(own[0]).forward = met
+
+    for own in together.values():
+        stand_in(own)
+    try:
+        with lm.evaluating():
+            forward(model, batch)
+    except _Enough:
+        pass
+    finally:
+        for name in left:
+            model.get_submodule(name).__dict__.pop("forward", None)
+    return left
+
+
+class _Enough(Exception):
+    """Ends the pass behind the last layer."""
