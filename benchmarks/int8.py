@@ -3,12 +3,12 @@
 Contenders are called in turn in one process; the tables hold 25th percentiles (medians in the JSON), ratios and the
 goals with pass or FAIL. What is not installed is named and left out.
 
-    python benchmarks/int8.py [layers | models | all] [--quick] [--compiled] [--threads 1 2] [--only NAME] [--json FILE]
-        [--minutes N] [--calls N]
+    python benchmarks/int8.py [layers | models | all] [--quick] [--compiled] [--threads 1 2] [--rows 1 4] [--only NAME]
+        [--json FILE] [--minutes N] [--calls N]
 
 A cell or a model is called until its time (``--seconds``) is up: at least 8 times a layer and 3 times a model, at most 200 and 20.
 ``--calls 20`` calls each at least 20 times however long that takes, and measures kept rows of fewer calls again.
-``--only`` takes part of the name of a layer (``4096x32000``) or of a model. With ``--json`` what is in the file already is not
+``--only`` takes part of the name of a layer (``4096x32000``) or of a model, ``--rows`` some of the layers' numbers of rows. With ``--json`` what is in the file already is not
 measured again, and with ``--minutes`` a run ends after so long: the same command goes on until everything is there.
 """
 
@@ -85,7 +85,7 @@ def layers(options: argparse.Namespace, kept: Kept) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     absent: dict[str, str] = {} if machine else {"machine": "no compiler, or no AVX-512 VNNI"}
     for k, n in shapes:
-        cells = [(m, threads) for m in ROWS for threads in options.threads]
+        cells = [(m, threads) for m in options.rows for threads in options.threads]
         what = _named(k, n) + (", quick" if options.quick else "") + (", compiled" if options.compiled else "")
         keys = {cell: ("layers", what, f"M={cell[0]}", f"threads={cell[1]}") for cell in cells}
         missing = [cell for cell in cells if kept.get(*keys[cell], rounds=options.calls) is None]
@@ -203,6 +203,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="two layers, small models, a few seconds")
     parser.add_argument("--compiled", action="store_true", help="take in contenders that need torch.compile")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rows", type=int, nargs="+", choices=ROWS, default=list(ROWS), help="of x, for the layers")
     parser.add_argument("--seconds", type=float, default=None, help="time for a cell")
     parser.add_argument("--only", default="", help="layers and whole models whose name contains this")
     parser.add_argument(
