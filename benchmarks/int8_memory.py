@@ -5,7 +5,7 @@
 Writes a LLaMA of that shape with random weights to a temporary folder (float32, in shards), and runs each case in a fresh process:
 loading and running the float model; ``compress`` and ``save``; quantizing while it is read and saving; loading and running the int8
 model. Prints the largest resident memory of each (``ru_maxrss``), without that of a process which has imported everything and loaded
-nothing, and its ratio to the float model's whole process; and the bytes on disk.
+nothing, and its ratio to the float model's whole process; the time after the imports; and the bytes on disk.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 START = """
-import resource, sys, torch, transformers
+import resource, sys, time, torch, transformers
 import tunesmith.hf
 from tunesmith.lm import load, LM
 from tunesmith.runtime import Runtime
@@ -28,8 +28,9 @@ torch.set_num_threads(1)
 source, target = sys.argv[1:3]
 ids = torch.arange(8)[None]
 auto = transformers.AutoModelForCausalLM
+begun = time.process_time()
 """
-END = "\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+END = "\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time() - begun)"
 CASES = {
     "imports alone": "",
     "float model, loaded and run": """
@@ -38,6 +39,11 @@ with torch.no_grad(): auto.from_pretrained(source)(input_ids=ids)""",
 model = auto.from_pretrained(source)
 lm = LM(model=model, tokenizer=None, family="decoder")
 small, _ = Int8().build().compress(lm, runtime=Runtime(progress=False))
+small.model.save_pretrained(target)""",
+    "compress to the nearest integers and save": """
+model = auto.from_pretrained(source)
+lm = LM(model=model, tokenizer=None, family="decoder")
+small, _ = Int8(rounding="nearest").build().compress(lm, runtime=Runtime(progress=False))
 small.model.save_pretrained(target)""",
     "quantize while reading, and save": """
 model = auto.from_pretrained(source, quantization_config=Int8QuantizationConfig.on_load(Int8()))
@@ -69,13 +75,14 @@ print(sum(p.numel() for p in model.parameters()))
 model.save_pretrained(sys.argv[1], max_shard_size="{options.shard}")
 """
         parameters = int(_run(write, source, target))
-        peaks = {case: int(_run(START + code + END, source, target)) / 1024 for case, code in CASES.items()}
+        found = {case: _run(START + code + END, source, target).split() for case, code in CASES.items()}
         disk = {folder.name: sum(f.stat().st_size for f in folder.glob("*.safetensors")) for folder in (source, target)}
+    peaks = {case: int(peak) / 1024 for case, (peak, _) in found.items()}
     bare, whole = peaks["imports alone"], peaks["float model, loaded and run"]
     print(f"{parameters / 1e6:.1f} million parameters, {disk['float'] / 2**20:.0f} MiB of weights\n")
-    print("| process | peak, MiB | of the float process | without imports, MiB |\n|---|---|---|---|")
+    print("| process | peak, MiB | of the float process | without imports, MiB | CPU seconds |\n|---|---|---|---|---|")
     for case, peak in peaks.items():
-        print(f"| {case} | {peak:.0f} | {peak / whole:.2f} | {peak - bare:.0f} |")
+        print(f"| {case} | {peak:.0f} | {peak / whole:.2f} | {peak - bare:.0f} | {float(found[case][1]):.1f} |")
     print(f"\non disk: {disk['int8'] / disk['float']:.4f} of the float model")
 
 

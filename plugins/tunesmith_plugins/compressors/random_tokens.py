@@ -11,7 +11,7 @@ from torch import Tensor
 from tunesmith.lm import LM, Family
 from tunesmith_plugins.compressors.prune_calibration import Batch, forward
 
-SHAPES: Mapping[Family, tuple[int, int]] = {"encoder": (512, 1), "decoder": (64, 16), "encoder-decoder": (64, 16)}
+SHAPES: Mapping[Family, tuple[int, int]] = {"encoder": (512, 1), "decoder": (256, 4), "encoder-decoder": (256, 4)}
 """How many texts, and the random tokens of each. The shortest texts are the hardest, since nothing is averaged out in them; a
 decoder's texts begin with all shorter ones."""
 
