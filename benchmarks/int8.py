@@ -8,8 +8,9 @@ goals with pass or FAIL. What is not installed is named and left out.
 
 A cell or a model is called until its time (``--seconds``) is up: at least 8 times a layer and 3 times a model, at most 200 and 20.
 ``--calls 20`` calls each at least 20 times however long that takes, and measures kept rows of fewer calls again.
-``--only`` takes part of the name of a layer (``4096x32000``) or of a model, ``--rows`` some of the layers' numbers of rows. With ``--json`` what is in the file already is not
-measured again, and with ``--minutes`` a run ends after so long: the same command goes on until everything is there.
+``--only`` takes part of the name of a layer (``4096x32000``) or of a model, ``--rows`` some of the layers' numbers of
+rows. With ``--json`` what is in the file already is not measured again, and with ``--minutes`` a run ends after so long:
+the same command goes on until everything is there.
 """
 
 from __future__ import annotations
