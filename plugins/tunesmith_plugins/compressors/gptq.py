@@ -127,7 +127,7 @@ def gptq(weight: Tensor, hessian: Tensor, group_size: int = 0, damping: float = 
     order = hessian.diagonal().argsort(descending=True)
     factor = upper_factor_of_inverse(_damped(hessian, order, damping))
     found = torch.empty_like(nearest)
-    found[:, order] = carried(exact[:, order], steps, group[order], factor)
+    found[:, order] = carried(exact[:, order], steps, group[order], factor, exact[:, order] == 0)
 
     def error(q: Tensor) -> Tensor:
         lost = exact - q * steps[:, group]

@@ -165,6 +165,8 @@ class Int8StaticLinear(Int8Linear):
         device = options.get("device")
         self.register_buffer("input_scale", torch.ones((), device=device))
         self.register_buffer("input_zero_point", torch.zeros((), dtype=torch.int32, device=device))
+        for name in [name for name, buffer in self._buffers.items() if buffer is None]:
+            self._buffers[name] = self._buffers.pop(name)  # torch's export counts them, and must not before the others
 
     @property
     def mode(self) -> Mode:

@@ -57,14 +57,14 @@ def rounded_for(weight: Tensor, inputs: Tensor, group_size: int = 0, damping: fl
             target = own.clone()
             if index:
                 target += lost @ block.inputs / len(inputs) @ block.factor.T @ block.factor
-            q = carried(target, steps, group[block.where], block.factor)
+            q = carried(target, steps, group[block.where], block.factor, own == 0)
             integers[rows, block.where] = q
             if index < len(blocks) - 1:
                 lost += (own - q * steps[:, group[block.where]]) @ block.inputs.T
     return integers, scale
 
 
-def carried(left: Tensor, steps: Tensor, group: Tensor, factor: Tensor) -> Tensor:
+def carried(left: Tensor, steps: Tensor, group: Tensor, factor: Tensor, zero: Tensor) -> Tensor:
     """Round columns from the left to the right, the columns behind making up for what each rounding did.
 
     Args:
@@ -72,6 +72,7 @@ def carried(left: Tensor, steps: Tensor, group: Tensor, factor: Tensor) -> Tenso
         steps: (rows, groups) sizes of a step.
         group: (columns,) indices into them.
         factor: (columns, columns), the upper Cholesky factor of the inverse of the damped second moments.
+        zero: (rows, columns) bool: what stays zero, as the weights that pruning took; others make up for it.
 
     Returns:
         Integers (rows, columns) in [-127, 127].
@@ -84,6 +85,7 @@ def carried(left: Tensor, steps: Tensor, group: Tensor, factor: Tensor) -> Tenso
         for column in range(end - start):
             step = steps[:, group[start + column]]
             q = (block[:, column] / step).round().clamp(-127, 127)
+            q.masked_fill_(zero[:, start + column], 0)
             found[:, start + column] = q.to(torch.int8)
             errors[:, column] = (block[:, column] - q * step) / own[column, column]
             block[:, column:] -= errors[:, column, None] * own[column, column:]

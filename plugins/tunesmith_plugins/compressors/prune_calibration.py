@@ -189,7 +189,9 @@ def forward(model: Any, batch: Batch, *, loss: bool = False) -> Any:
     given = {name: value for name, value in batch.items() if name != "labels"}
     if loss:
         given["labels"] = batch["labels"]
-    elif "decoder_input_ids" in takes and not is_classifier(model):  # classifiers make these of their input
+    elif is_classifier(model):  # of their input these make what their decoder reads
+        given.pop("decoder_input_ids", None)
+    elif "decoder_input_ids" in takes and "decoder_input_ids" not in given:
         given["decoder_input_ids"] = _decoder_ids(model, batch["labels"])
     if "use_cache" in takes:
         given["use_cache"] = False  # type: ignore[assignment]
