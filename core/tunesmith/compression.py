@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from tunesmith.lm import LM
 
 WHERE = "compress"
-TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
-"""A folder with one of these has a tokenizer."""
 
 
 def compress(
@@ -50,7 +48,7 @@ def compress(
         data: Examples to calibrate or train on: :class:`tunesmith.Data`, of which the split ``train`` is read, examples, or texts.
             A text is what a decoder or encoder reads; an encoder-decoder reads it and answers it.
         teacher: For distillation the larger model, as ``model``; ``model`` is the student then.
-        runtime: Device, dtype, seed; None means the defaults, on the device where a given model is.
+        runtime: Seed, and device and dtype of what is loaded (a model in memory keeps its own); None means the defaults.
         save: Folder to save to, readable by ``from_pretrained`` after ``import tunesmith.hf`` and by :func:`tunesmith.load`.
         report: Called with the report of what became smaller; ``print`` shows its sizes.
 
@@ -130,6 +128,7 @@ def _tokenizer_of(model: PreTrainedModel) -> Any:
     from transformers import AutoTokenizer
 
     from tunesmith.hf import is_cached
+    from tunesmith.lm import TOKENIZER_FILES
 
     name = model.name_or_path
     # where there is none, transformers makes some tokenizers out of nothing

@@ -27,6 +27,10 @@ Family = Literal["encoder", "decoder", "encoder-decoder"]
 Head = Literal["lm", "classification"]
 ADAPTED = "tunesmith_lm.json"
 """A folder with this file holds (or points to) a base model and the adapters on it."""
+TOKENIZER_FILES = (
+    "tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+)  # fmt: skip
+"""A folder with one of these has a tokenizer."""
 BASE = "base"
 """Folder of the base model in it."""
 FORMAT = 1
@@ -263,7 +267,9 @@ def load(
     }
     try:
         config = transformers.AutoConfig.from_pretrained(source, **options)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+        # where a folder has none, transformers makes some tokenizers out of nothing
+        bare = folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES)
+        tokenizer = None if bare else transformers.AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError) as cause:
         raise ConfigError([f"{str(source)!r} holds no model that can be loaded: {cause}"], "tunesmith.load") from cause
     family = family_of(config)

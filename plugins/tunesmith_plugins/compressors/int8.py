@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,9 @@ from tunesmith_plugins.compressors.int8_rounding import rounded_for
 from tunesmith_plugins.compressors.layers import let_go_of_files, merged, stored_bytes
 from tunesmith_plugins.compressors.prune import matrix
 from tunesmith_plugins.compressors.prune_calibration import Batch
-from tunesmith_plugins.compressors.random_tokens import in_passing, random_batch
+from tunesmith_plugins.compressors.random_tokens import in_passing, random_batch, reads
+
+log = logging.getLogger("tunesmith.compressors")
 
 
 @frozen(kw_only=True)
@@ -75,9 +78,15 @@ class Int8Compressor(Compressor):
         if trained or rounding == "nearest":
             return self.convert(lm, layout, Seen(), runtime)
         int8_format.without_float16(lm.model)
-        with runtime.activated():
-            batch = random_batch(lm, runtime.seed)
+        batch = random_batch(lm, runtime.seed)
+        problem = reads(lm, batch)
+        if problem is None:
             return self.convert(lm, layout, Seen(), runtime, lambda names: self._in_passing(lm, layout, names, batch))
+        told = f"the model cannot be run on random tokens ({type(problem).__name__}: {problem})"
+        if rounding == "random_tokens":
+            raise ConfigError([f"{told}; take rounding='auto' or 'nearest' @ rounding"], "int8") from problem
+        log.warning("%s: its weights are rounded to the nearest.", told)
+        return self.convert(lm, layout, Seen(), runtime)
 
     def planned(self, lm: LM, teacher: LM | None = None) -> tuple[LM, Layout]:
         """Return the LM without adapters and what becomes int8 of it; all weights can be quantized, and none is changed yet.

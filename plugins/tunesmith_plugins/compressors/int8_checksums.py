@@ -19,6 +19,8 @@ from tunesmith.errors import ArtifactError
 
 LAYOUT = "quantization_config"
 """The name under which the checksum of the rest of the config stands among those of tensors."""
+SAME = "as "
+"""Before the name of another tensor: the two are one in memory, and files keep one of them."""
 BLOCK = 2**20
 """Bytes that are read at a time."""
 
@@ -30,7 +32,13 @@ def of_state(model: Any, state: Mapping[str, Tensor]) -> dict[str, str]:
         return {}
     left_out = set(model._keys_to_ignore_on_save or ())
     kept = {name: tensor for name, tensor in state.items() if name not in left_out}
-    return {name: _told(_crc(tensor)) for name, tensor in revert_weight_conversion(model, kept).items()}
+    found: dict[str, str] = {}
+    places: dict[tuple[Any, ...], str] = {}
+    for name, tensor in revert_weight_conversion(model, kept).items():
+        place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        first = places.setdefault(place, name) if tensor.numel() else name
+        found[name] = _told(_crc(tensor)) if first == name else SAME + first
+    return found
 
 
 def of_layout(fields: Mapping[str, Any]) -> str:
@@ -50,15 +58,15 @@ def check(written: Mapping[str, str], fields: Mapping[str, Any], files: Sequence
     )
     if written.get(LAYOUT) != of_layout(fields):
         raise ArtifactError(f"config.json: quantization_config is not as it was written. {meant}")
-    found: dict[str, str] = {}
+    first = {name: told.removeprefix(SAME) if told.startswith(SAME) else name for name, told in written.items()}
+    found: set[str] = set()
     for file in files:
         for name, checksum in _of_file(file):
-            if checksum != written.get(name):
+            if checksum != written.get(first.get(name, name)):
                 what = "is not as it was written" if name in written else "was not there when the model was written"
                 raise ArtifactError(f"{file}: the tensor {name!r} {what}. {meant}")
-            found[name] = checksum
-    # of tensors that are one in memory, files keep one
-    missing = [name for name in written if name not in found and name != LAYOUT and written[name] not in found.values()]
+            found.add(first[name])
+    missing = [name for name in written if first[name] not in found and name != LAYOUT]
     if missing:
         raise ArtifactError(f"{files[0]}: the tensor {missing[0]!r} is missing. {meant}")
 

@@ -49,10 +49,13 @@ class Int8Linear(Int8Weight):
         self.in_features, self.out_features = in_features, out_features
         empty = torch.zeros(out_features, dtype=torch.float32, device=device) if bias else None
         self.bias = None if empty is None else nn.Parameter(empty, requires_grad=False)
-        self.register_buffer("smooth", torch.ones(in_features, device=device) if smooth else None)
+        ones = (
+            torch.ones(in_features, dtype=torch.float32, device=device) if smooth else None
+        )  # whatever torch's default is
+        self.register_buffer("smooth", ones)
         index = torch.zeros(2, held, dtype=torch.int32, device=device) if held else None
         self.register_buffer("held_index", index)
-        self.register_buffer("held_value", torch.zeros(held, device=device) if held else None)
+        self.register_buffer("held_value", torch.zeros(held, dtype=torch.float32, device=device) if held else None)
 
     @classmethod
     def from_float(
@@ -117,10 +120,12 @@ class Int8Linear(Int8Weight):
         return found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        value = self.held_value
+        exact = {"held_value": self.held_value, "smooth": self.smooth}  # as the scales are, whatever the model is cast to
         super()._apply(fn, recurse)
-        if value is not None and self.held_value is not None:  # as exact as the scales, whatever the model is cast to
-            self.held_value = value.to(self.held_value.device)
+        for name, before in exact.items():
+            after = self._buffers[name]
+            if before is not None and after is not None and after.dtype != torch.float32:
+                self._buffers[name] = before.to(after.device)
         return self
 
     def multiply(self, x: Tensor) -> Tensor:
@@ -163,7 +168,7 @@ class Int8StaticLinear(Int8Linear):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         device = options.get("device")
-        self.register_buffer("input_scale", torch.ones((), device=device))
+        self.register_buffer("input_scale", torch.ones((), dtype=torch.float32, device=device))
         self.register_buffer("input_zero_point", torch.zeros((), dtype=torch.int32, device=device))
         for name in [name for name, buffer in self._buffers.items() if buffer is None]:
             self._buffers[name] = self._buffers.pop(name)  # torch's export counts them, and must not before the others

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith.continuation import positions
 from tunesmith.lm import LM, Family
 from tunesmith_plugins.compressors.prune_calibration import Batch, forward
 
@@ -19,15 +20,20 @@ decoder's texts begin with all shorter ones."""
 def random_batch(lm: LM, seed: int) -> Batch:
     """Return texts of one length: random tokens, with what the tokenizer (where there is one) puts around any text."""
     texts, length = SHAPES[lm.family]
-    table = lm.model.get_input_embeddings()
+    count = lm.model.get_input_embeddings().num_embeddings
     generator = torch.Generator().manual_seed(seed)
-    count, special = table.num_embeddings, set()
+    ends = _stated(lm.model.config, "eos_token_id")
+    special = {*ends, *_stated(lm.model.config, "bos_token_id", "pad_token_id", "decoder_start_token_id")}
     before: list[int] = []
-    after: list[int] = []
+    after = ends[:1] if lm.family == "encoder-decoder" else []
+    known = count
     if lm.tokenizer is not None:
-        count, special = min(count, len(lm.tokenizer)), set(lm.tokenizer.all_special_ids)
+        known, special = min(count, len(lm.tokenizer)), set(lm.tokenizer.all_special_ids)
         before, after = _around(lm.tokenizer)
-    usual = [token for token in range(count) if token not in special]
+    usual = [token for token in range(known) if token not in special] or list(range(count))
+    most = positions(lm)
+    if most is not None:
+        length = max(1, min(length, most - max(1, len(before) + len(after))))
     chosen = torch.tensor(usual)[torch.randint(len(usual), (2, texts, length), generator=generator)].to(lm.device)
 
     def with_tokens(before: Sequence[int], tokens: Tensor, after: Sequence[int]) -> Tensor:
@@ -40,6 +46,25 @@ def random_batch(lm: LM, seed: int) -> Batch:
         start = getattr(lm.model.config, "decoder_start_token_id", None)
         batch["decoder_input_ids"] = with_tokens([0 if start is None else start], chosen[1], [])
     return batch
+
+
+def _stated(config: Any, *names: str) -> list[int]:
+    """Return the ids that a model's config states under ``names``."""
+    found: list[int] = []
+    for name in names:
+        given = getattr(config, name, None)
+        found += [token for token in (given if isinstance(given, list) else [given]) if isinstance(token, int)]
+    return found
+
+
+def reads(lm: LM, batch: Batch) -> Exception | None:
+    """Return why the model cannot read such a batch (it wants sounds or images too, or fewer tokens), None if it can."""
+    try:
+        with lm.evaluating():
+            forward(lm.model, {name: tensor[:2] for name, tensor in batch.items()})
+    except Exception as cause:  # of any model's own code
+        return cause
+    return None
 
 
 def _around(tokenizer: Any) -> tuple[list[int], list[int]]:

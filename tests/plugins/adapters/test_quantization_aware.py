@@ -80,6 +80,7 @@ def test_trained_and_compressed_it_computes_the_same_bit_for_bit(tmp_path, famil
 
 def test_the_gradient_is_that_of_the_rounded_product():
     generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
     float_layer = torch.nn.Linear(240, 10)
     layer = RoundedLinear(float_layer, Scheme())
     x = torch.randn(5, 240, generator=generator)

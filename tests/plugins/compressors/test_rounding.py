@@ -8,14 +8,19 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tunesmith.errors import ArtifactError
+import tunesmith as ts
+from tunesmith.data.records import Example
+from tunesmith.errors import ArtifactError, ConfigError
 from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
+from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins.compressors import (
     GPTQ,
     Int8,
+    Int8Static,
     Int8WeightOnly,
     OutlierSplit,
+    SmoothQuant,
     int8_format,
     int8_rounding,
     random_tokens,
@@ -296,7 +301,7 @@ def test_tokens_are_drawn_from_the_vocabulary_with_what_the_tokenizer_adds(make)
     lm.tokenizer = None
     ids = random_batch(lm, 0)["input_ids"]
     assert ids.shape == (512, 1)
-    assert ids.unique().tolist() == list(range(30))
+    assert ids.unique().tolist() == list(range(1, 30))  # its config says that 0 is padding
 
 
 @pytest.mark.exhaustive
@@ -322,3 +327,71 @@ def test_sentence_embeddings_keep_their_direction():
     assert smallest(Int8WeightOnly(measure_rows=0)) > 0.999
     assert smallest(Int8(measure_rows=0)) > 0.998
     assert smallest(Int8WeightOnly(**NEAREST)) < 0.995
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "t5"])
+@pytest.mark.parametrize("config", [Int8(), Int8Static(), SmoothQuant()])
+def test_what_stays_exact_comes_back_exact_when_the_rest_is_bfloat16(make, tmp_path, kind, config):
+    examples = [Example(id="0", prompt="abcd", targets=("efg",))] if config.calibrates else None
+    small, _ = config.build().compress(planted(make, kind), data=examples, runtime=RUNTIME)
+    exact = {
+        name: tensor
+        for name, tensor in small.model.state_dict().items()
+        if name.endswith(("held_value", "smooth", "input_scale"))
+    }
+    assert exact
+    small.model.bfloat16().save_pretrained(tmp_path)
+    for dtype in (torch.float32, torch.bfloat16, "auto"):
+        again = type(small.model).from_pretrained(tmp_path, dtype=dtype).state_dict()
+        assert all(
+            torch.equal(again[name], tensor) and again[name].dtype == torch.float32 for name, tensor in exact.items()
+        )
+
+
+def test_a_classifier_that_reads_to_its_end_token_needs_no_tokenizer():
+    config = transformers.T5Config(num_layers=1, num_heads=2, d_model=32, d_kv=16, d_ff=64, vocab_size=12, num_labels=2)
+    torch.manual_seed(0)
+    model = transformers.T5ForSequenceClassification(config).eval()
+    batch = random_batch(LM(model=model, tokenizer=None, family="encoder-decoder"), 0)
+    assert (batch["input_ids"] == config.eos_token_id).sum(1).eq(1).all()
+    ts.compress(model, "int8")
+    assert isinstance(model.classification_head.dense, Int8Linear)
+
+
+def test_a_model_that_random_tokens_do_not_fit_is_rounded_to_the_nearest(caplog):
+    def speech():
+        torch.manual_seed(0)
+        sizes = {f"{side}_{what}": 1 for side in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+        tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+        config = transformers.WhisperConfig(
+            vocab_size=40, d_model=16, encoder_ffn_dim=32, decoder_ffn_dim=32, max_source_positions=8, max_target_positions=8,
+            num_mel_bins=4, begin_suppress_tokens=None, suppress_tokens=None, **sizes, **tokens,
+        )  # fmt: skip
+        return transformers.WhisperForConditionalGeneration(config).eval()
+
+    untouched = speech()
+    with pytest.raises(ConfigError, match="cannot be run on random tokens.*'nearest'"):
+        ts.compress(untouched, Int8(rounding="random_tokens"))
+    assert not any(isinstance(module, Int8Linear) for module in untouched.modules())
+    made = ts.compress(speech(), "int8")
+    assert "rounded to the nearest" in caplog.text
+    wanted = ts.compress(speech(), Int8(rounding="nearest")).model.state_dict()
+    assert all(torch.equal(wanted[name], tensor) for name, tensor in made.model.state_dict().items())
+
+
+def test_few_positions_and_a_folder_without_tokenizer(tmp_path, caplog):
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        n_positions=2, n_embd=16, n_layer=1, n_head=2, vocab_size=20, bos_token_id=0, eos_token_id=0
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "float")
+    small = ts.compress(tmp_path / "float", "int8", save=tmp_path / "int8")
+    assert small.tokenizer is None
+    assert not caplog.text
+    assert load(tmp_path / "int8", runtime=RUNTIME).tokenizer is None
+
+
+def test_the_global_generators_are_left_alone():
+    before = torch.get_rng_state()
+    Int8().build().compress(tiny_lm(), runtime=Runtime(seed=5, progress=False))
+    assert torch.equal(torch.get_rng_state(), before)

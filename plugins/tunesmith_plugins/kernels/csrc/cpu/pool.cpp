@@ -167,7 +167,10 @@ Pool &pool() {
 
 extern "C" void ts_use_team(ts_team function) {
   watch_forks();
+  while (team_taken.exchange(true, std::memory_order_acquire)) std::this_thread::yield();
+  patience = {};  // the one before says nothing of this one
   team.store(function, std::memory_order_release);
+  team_taken.store(false, std::memory_order_release);
 }
 
 bool ts_has_team() { return team.load(std::memory_order_relaxed) != nullptr; }

@@ -226,7 +226,7 @@ PyObject *linears(PyObject *, PyObject *const *args, Py_ssize_t given) {
     found = kUnusual;
   if (found == kFine) found = integer_of(args[4], words + 5);
   const int keep = PyObject_IsTrue(args[6]), gated = PyObject_IsTrue(args[7]);
-  if (found == kFine && (keep < 0 || gated < 0)) found = kError;
+  if (keep < 0 || gated < 0) found = kError;
   PyObject *parts[kParts];
   if (found == kFine) found = parts_of(PyTuple_GetItem(weights, 0), parts) ? group_size_of(parts, words) : kUnusual;
   if (found == kFine && norm != Py_None) {

@@ -210,9 +210,9 @@ void threads() {
 
 // A caller that asks ts_may_share() gives the number of threads wherever it is used; without a team less is shared.
 void sharing() {
-  ts_use_team(team);
   int shared = 0, apart = 0;
   for (int turn = 0; turn < 200; ++turn) {
+    ts_use_team(team);  // with new patience
     const int64_t rows = pick(1, 3) == 1 ? pick(1, 40) : 1, n = pick(1, 700), k = pick(1, 700);
     const Layer layer(n, k, 0, 0);
     std::vector<float> x((size_t)(rows * k)), out((size_t)(rows * n));
