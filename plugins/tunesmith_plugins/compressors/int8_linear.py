@@ -120,7 +120,10 @@ class Int8Linear(Int8Weight):
         return found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        exact = {"held_value": self.held_value, "smooth": self.smooth}  # as the scales are, whatever the model is cast to
+        exact = {
+            "held_value": self.held_value,
+            "smooth": self.smooth,
+        }  # as the scales are, whatever the model is cast to
         super()._apply(fn, recurse)
         for name, before in exact.items():
             after = self._buffers[name]

@@ -147,3 +147,14 @@ def test_rotary_positions_read_and_write_the_numbers_that_torch_shows(serving: s
     kernels.rotary_(*plain, 4)
     for found, expected in zip(signed, plain, strict=True):
         torch.testing.assert_close(found.resolve_neg(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_view_of_another_sign_of_any_type_is_read_as_torch_shows_it(dtype: torch.dtype) -> None:
+    logits = torch.randn(2, 40, generator=torch.Generator().manual_seed(0)).to(dtype)
+    view = torch._neg_view(-logits)
+    assert torch.equal(view, logits)
+    assert torch.equal(kernels.sample_chain(view, Plan([]), greedy=True).token, logits.argmax(-1))
+    if dtype != torch.float16:
+        weight = kernels.pack_weight(torch.ones(8, 40, dtype=torch.int8), torch.ones(8))
+        assert torch.equal(kernels.int8_linear(view, weight), kernels.int8_linear(logits, weight))

@@ -197,7 +197,7 @@ Found logits_of(PyObject *logits, int64_t *words) {
   if (found != kFine) return found;
   if (view.dtype < kF32 || view.dtype > kF16 || view.ndim != 2 || (view.stride[1] != 1 && view.shape[1] != 1) || !view.shape[0])
     return kUnusual;
-  const Found sign = view.dtype == kBF16 ? kFine : plain_sign(logits);  // no complex number is made of bfloat16
+  const Found sign = plain_sign(logits);
   if (sign != kFine) return sign;
   words[5] = view.data;
   words[6] = view.shape[0], words[7] = view.shape[1], words[8] = view.stride[0], words[9] = view.dtype;

@@ -38,7 +38,7 @@ Found dense_of(PyObject *tensor, Dense *dense) {
     size *= borrowed.shape[d];
   }
   if (!size) return kUnusual;
-  if (borrowed.code == kCodeFloat) {  // no complex number is made of anything else
+  if (borrowed.code == kCodeFloat || borrowed.code == kCodeBfloat) {
     const Found sign = plain_sign(tensor);
     if (sign != kFine) return sign;
   }
