@@ -247,7 +247,8 @@ struct Work {
     int64_t i = 0;
     while (index >= tasks_of(i)) index -= tasks_of(i++);
     const int64_t all = up(args.layers[i].n, kPanel) / kPanel, from = index * panels_a_task;
-    const int64_t end = from + panels_a_task < all ? from + panels_a_task : all, most = kernels.dots_side && !args.group_size ? kSideBySide : 1;
+    const int64_t end = from + panels_a_task < all ? from + panels_a_task : all;
+    const int64_t most = !kernels.dots_side || args.group_size ? 1 : k_padded <= kSideK ? kSideBySide : 2;
     if (kind_count == 1) kernels.begin(kinds[0].block_rows);
     for (int64_t at = from, many; at < end; at += many) {
       many = end - at < most ? end - at : most;

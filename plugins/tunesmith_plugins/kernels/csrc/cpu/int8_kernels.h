@@ -9,6 +9,7 @@
 
 constexpr int64_t kPanel = 64;
 constexpr int kSideBySide = 4;  // panels
+constexpr int64_t kSideK = 3072;  // longer ones are read faster two at a time
 
 // How sums become results: of the columns [0, columns) of one panel.
 struct TsTail {
