@@ -5,7 +5,7 @@ Imported at run time only; torch arrives with the compressor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -59,13 +59,17 @@ def compress(
         ConfigError: For a wrong name or option, a model that cannot be compressed so, or data that are missing.
     """
     built = _built(compressor)
+    if save is not None and Path(save).is_file():  # said before the work, which would be lost
+        raise ConfigError([f"{save} is a file, and the model is saved to a folder; give another name @ save"], WHERE)
     lm = _handle(model, tokenizer, runtime)
     runtime = runtime or Runtime(device=str(lm.device))
     larger = None if teacher is None else _handle(teacher, tokenizer or lm.tokenizer, runtime)
     examples = None if data is None else _examples(data, lm, runtime)
     if built.needs_data and not examples:
         raise ConfigError(
-            [f"{_called(built)} learns from examples; give some texts or examples as data=[...] (a command: --data)"],
+            [
+                f"{type(built.config).__name__} learns from examples; give some texts or examples as data=[...] (a command: --data)"
+            ],
             WHERE,
         )
     if examples and lm.tokenizer is None:
@@ -92,10 +96,6 @@ def _built(given: CompressorConfig | Compressor | str) -> Compressor:
             [f"a config, a short spelling or a built compressor was expected, not {given!r}"], "compressor"
         )
     return built
-
-
-def _called(compressor: Compressor) -> str:
-    return str(compressor.config._name_and_owner()[0])
 
 
 def _handle(given: Any, tokenizer: Any, runtime: Runtime | None) -> LM:
@@ -142,9 +142,13 @@ def _examples(data: Data | Iterable[str | Example], lm: LM, runtime: Runtime) ->
         from tunesmith.data import load_examples
 
         return load_examples(data, "train", runtime, tokenizer=lm.tokenizer)
-    if isinstance(data, str):
+    if isinstance(data, (str, Mapping)):
         raise ConfigError(
-            ["data are a list of texts or examples, or tunesmith.Data(source=...), not one text @ data"], WHERE
+            [
+                "data are a list of texts or examples, or tunesmith.Data(source=...), not one "
+                f"{'text' if isinstance(data, str) else 'mapping'} @ data"
+            ],
+            WHERE,
         )
     found = []
     for place, item in enumerate(data):
@@ -153,7 +157,10 @@ def _examples(data: Data | Iterable[str | Example], lm: LM, runtime: Runtime) ->
             item = Example(id=str(place), prompt=prompt, targets=(item,))
         if not isinstance(cast(object, item), Example):
             raise ConfigError(
-                [f"item {place} is neither a text nor a tunesmith.Example but a {type(item).__name__} @ data"], WHERE
+                [
+                    f"item {place} is neither a text nor a tunesmith.Example but of the type {type(item).__name__} @ data"
+                ],
+                WHERE,
             )
         found.append(item)
     return found

@@ -116,7 +116,7 @@ def test_a_teacher_and_a_tokenizer_beside_the_weights(tmp_path):
 
 
 def test_what_is_missing_is_said(tmp_path):
-    with pytest.raises(ConfigError, match=r"int8_static .* give some texts or examples as data="):
+    with pytest.raises(ConfigError, match=r"Int8Static .* give some texts or examples as data="):
         ts.compress(gpt2(), "int8_static")
     with pytest.raises(ConfigError, match="give it as tokenizer="):
         ts.compress(gpt2(), "int8_static", data=TEXTS)
@@ -148,3 +148,16 @@ def test_the_command_saves_what_the_call_returns(tmp_path, capsys):
     assert ts.load(tmp_path / "b").fingerprint == expected.fingerprint
     assert main(calibrated) == 1
     assert "give some texts or examples" in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_the_work(tmp_path):
+    (tmp_path / "taken").write_text("")
+    model = gpt2()
+    with pytest.raises(ConfigError, match="taken is a file.*another name @ save"):
+        ts.compress(model, save=tmp_path / "taken")
+    assert not getattr(model, "is_quantized", False)
+
+
+def test_a_mapping_is_no_list_of_texts():
+    with pytest.raises(ConfigError, match="not one mapping @ data"):
+        ts.compress(tiny_lm(), "int8_static", data={"text": 1})

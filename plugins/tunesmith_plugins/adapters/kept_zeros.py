@@ -31,7 +31,7 @@ class _Held:
         return gradient if parameter is None else gradient.masked_fill(parameter.detach() == 0, 0.0)
 
 
-class KeptZeros(LoraVariant):  # type: ignore[misc, unused-ignore]
+class KeptZeros(LoraVariant):
     """``h = (W + M * (alpha / rank) B A) x`` with M 0 where W is (Munoz et al. 2024, SQFT: SparsePEFT).
 
     The update is masked while it is trained, so that merging it changes nothing. Its matrix is made in every call.

@@ -13,7 +13,6 @@ from tunesmith.errors import NumericError
 from tunesmith.kinds.compressor import CompressionReport
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.compressors import int8_format
 from tunesmith_plugins.compressors.examples import needed_examples
 from tunesmith_plugins.compressors.int8 import Int8Compressor, Seen, checked
 from tunesmith_plugins.compressors.int8_held import outlying, without
@@ -23,7 +22,7 @@ from tunesmith_plugins.compressors.int8_rounding import carried
 from tunesmith_plugins.compressors.int8_weight import quantize
 from tunesmith_plugins.compressors.prune import matrix
 from tunesmith_plugins.compressors.prune_calibration import calibration_batches, observe, visits
-from tunesmith_plugins.compressors.sparsegpt import SecondMoments, upper_factor_of_inverse
+from tunesmith_plugins.compressors.sparsegpt import LinAlgError, SecondMoments, upper_factor_of_inverse
 
 
 class GPTQCompressor(Int8Compressor):
@@ -44,11 +43,10 @@ class GPTQCompressor(Int8Compressor):
             NumericError: If the second moments of a layer's inputs cannot be inverted.
         """
         data = needed_examples(data, "GPTQ")
-        lm, layout = self.planned(lm, teacher)
-        int8_format.without_float16(lm.model)
+        lm, layout, before = self.planned(lm, teacher)
         with runtime.activated():
             return self.convert(
-                lm, layout, Seen(), runtime, lambda names: self._blocks(lm, layout, names, data, runtime)
+                lm, layout, before, Seen(), runtime, lambda names: self._blocks(lm, layout, names, data, runtime)
             )
 
     def _blocks(
@@ -73,7 +71,7 @@ class GPTQCompressor(Int8Compressor):
                 weight = without(matrix(layer), held)
                 try:
                     rounded = checked(name, partial(gptq, weight, hessian, group, config.damping))
-                except torch.linalg.LinAlgError as cause:  # type: ignore[attr-defined]
+                except LinAlgError as cause:
                     raise NumericError(
                         f"{name}: the second moments of its inputs cannot be inverted; use more examples or a larger "
                         f"damping than {config.damping:g}."

@@ -29,8 +29,12 @@ from tunesmith_plugins.compressors.layers import let_go_of_files, merged, stored
 from tunesmith_plugins.compressors.prune import matrix
 from tunesmith_plugins.compressors.prune_calibration import Batch
 from tunesmith_plugins.compressors.random_tokens import in_passing, random_batch, reads
+from tunesmith_plugins.compressors.sparsegpt import LinAlgError
 
 log = logging.getLogger("tunesmith.compressors")
+
+Size = tuple[int, int]
+"""Parameters that are not zero, and bytes."""
 
 
 @frozen(kw_only=True)
@@ -74,22 +78,24 @@ class Int8Compressor(Compressor):
             raise ConfigError(
                 ["rounding: the weights were trained for their nearest integers; take 'auto' or 'nearest'"], "int8"
             )
-        lm, layout = self.planned(lm, teacher)
+        lm, layout, before = self.planned(lm, teacher)
         if trained or rounding == "nearest":
-            return self.convert(lm, layout, Seen(), runtime)
-        int8_format.without_float16(lm.model)
+            return self.convert(lm, layout, before, Seen(), runtime)
         batch = random_batch(lm, runtime.seed)
         problem = reads(lm, batch)
         if problem is None:
-            return self.convert(lm, layout, Seen(), runtime, lambda names: self._in_passing(lm, layout, names, batch))
+            return self.convert(
+                lm, layout, before, Seen(), runtime, lambda names: self._in_passing(lm, layout, names, batch)
+            )
         told = f"the model cannot be run on random tokens ({type(problem).__name__}: {problem})"
         if rounding == "random_tokens":
             raise ConfigError([f"{told}; take rounding='auto' or 'nearest' @ rounding"], "int8") from problem
         log.warning("%s: its weights are rounded to the nearest.", told)
-        return self.convert(lm, layout, Seen(), runtime)
+        return self.convert(lm, layout, before, Seen(), runtime)
 
-    def planned(self, lm: LM, teacher: LM | None = None) -> tuple[LM, Layout]:
-        """Return the LM without adapters and what becomes int8 of it; all weights can be quantized, and none is changed yet.
+    def planned(self, lm: LM, teacher: LM | None = None) -> tuple[LM, Layout, Size]:
+        """Return the LM without adapters, what becomes int8 of it, and how large it was; all weights can be quantized, and
+        none is integer yet. What was float16 is float32 now, in which integer layers run.
 
         Raises:
             ConfigError: See :meth:`compress`; also naming the first layer or embedding whose weights are not finite.
@@ -100,7 +106,9 @@ class Int8Compressor(Compressor):
         for name in (*layout.embeddings, *(name for name in layout.layers if name not in layout.tied)):
             weight = matrix(lm.model.get_submodule(name))
             checked(name, lambda weight=weight: int8_weight.check(weight))
-        return lm, layout
+        before = lm.parameter_count(nonzero=True), stored_bytes(lm.model)
+        int8_format.without_float16(lm.model)
+        return lm, layout, before
 
     def _in_passing(self, lm: LM, layout: Layout, names: Sequence[str], batch: Batch) -> list[Line]:
         """Do what ``replace`` of :meth:`convert` does: each layer is rounded for its inputs behind the int8 ones before it."""
@@ -123,7 +131,7 @@ class Int8Compressor(Compressor):
         held = outlying(weight, group_size)
         try:
             rounded = checked(name, lambda: rounded_for(without(weight, held), inputs, group_size))
-        except torch.linalg.LinAlgError as cause:  # type: ignore[attr-defined]
+        except LinAlgError as cause:
             raise NumericError(
                 f"{name}: the second moments of its inputs cannot be inverted; take rounding='nearest'."
             ) from cause
@@ -133,23 +141,23 @@ class Int8Compressor(Compressor):
         self,
         lm: LM,
         layout: Layout,
+        before: Size,
         seen: Seen,
         runtime: Runtime,
         replace: Callable[[Sequence[str]], list[Line]] | None = None,
     ) -> tuple[LM, CompressionReport]:
-        """Quantize what ``layout`` names; what is float16 becomes float32 first.
+        """Quantize what ``layout`` names.
 
         Args:
             lm: Without adapters.
             layout: See there.
+            before: Of the model as it came.
             seen: What calibration found.
             runtime: Shows progress.
             replace: Puts integer layers in the places of those it gets the names of and returns their lines of the report, in
                 that order; None: each by itself.
         """
-        model = lm.model
-        count, size = lm.parameter_count(nonzero=True), stored_bytes(model)
-        int8_format.without_float16(model)
+        model, (count, size) = lm.model, before
         let_go_of_files(model, {f"{name}.weight" for name in (*layout.layers, *layout.embeddings)})
         own = [name for name in layout.layers if name not in layout.tied]
         lines = []

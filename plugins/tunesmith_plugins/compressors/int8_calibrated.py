@@ -12,7 +12,7 @@ from tunesmith.errors import ConfigError
 from tunesmith.kinds.compressor import CompressionReport
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.compressors import int8_format, int8_ranges, int8_smooth
+from tunesmith_plugins.compressors import int8_ranges, int8_smooth
 from tunesmith_plugins.compressors.examples import needed_examples
 from tunesmith_plugins.compressors.int8 import Int8Compressor, Seen
 from tunesmith_plugins.compressors.int8_layout import Layout
@@ -33,13 +33,12 @@ class Int8StaticCompressor(Int8Compressor):
             ConfigError: Also without data, or if the examples do not reach a layer that is to have a static range.
         """
         data = needed_examples(data, "int8 with calibration")
-        lm, layout = self.planned(lm, teacher)
-        int8_format.without_float16(lm.model)
+        lm, layout, before = self.planned(lm, teacher)
         with runtime.activated():
             own = [name for name in layout.layers if name not in layout.tied]
             inputs = int8_ranges.observe(lm, data, own, self.config, runtime)
             layout, seen = self.calibrated(lm, layout, inputs, data, runtime)
-        return self.convert(lm, layout, seen, runtime)
+        return self.convert(lm, layout, before, seen, runtime)
 
     def calibrated(
         self, lm: LM, layout: Layout, inputs: dict[str, Inputs], data: Sequence[Example], runtime: Runtime

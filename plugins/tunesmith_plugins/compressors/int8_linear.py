@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tunesmith_plugins import kernels
 from tunesmith_plugins.compressors.config_int8 import Kind, Scheme
 from tunesmith_plugins.compressors.int8_held import without
-from tunesmith_plugins.compressors.int8_outliers import outlier_product, packed_columns
+from tunesmith_plugins.compressors.int8_outliers import outlier_product, outliers
 from tunesmith_plugins.compressors.int8_weight import Int8Weight, quantize
 
 Mode = str | tuple[float, int]
@@ -29,6 +29,8 @@ class Int8Linear(Int8Weight):
     """
 
     kind: ClassVar[Kind] = "dynamic"
+    exact: ClassVar[tuple[str, ...]] = ("smooth", "held_value")
+    """Buffers that stay float32, as scales do, whatever the model is cast to."""
     bias: nn.Parameter | None
     smooth: Tensor | None
     held_index: Tensor | None
@@ -49,9 +51,8 @@ class Int8Linear(Int8Weight):
         self.in_features, self.out_features = in_features, out_features
         empty = torch.zeros(out_features, dtype=torch.float32, device=device) if bias else None
         self.bias = None if empty is None else nn.Parameter(empty, requires_grad=False)
-        ones = (
-            torch.ones(in_features, dtype=torch.float32, device=device) if smooth else None
-        )  # whatever torch's default is
+        # float32 whatever torch's default is
+        ones = torch.ones(in_features, dtype=torch.float32, device=device) if smooth else None
         self.register_buffer("smooth", ones)
         index = torch.zeros(2, held, dtype=torch.int32, device=device) if held else None
         self.register_buffer("held_index", index)
@@ -120,10 +121,7 @@ class Int8Linear(Int8Weight):
         return found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        exact = {
-            "held_value": self.held_value,
-            "smooth": self.smooth,
-        }  # as the scales are, whatever the model is cast to
+        exact = {name: self._buffers[name] for name in self.exact}
         super()._apply(fn, recurse)
         for name, before in exact.items():
             after = self._buffers[name]
@@ -164,6 +162,7 @@ class Int8StaticLinear(Int8Linear):
     """
 
     kind = "static"
+    exact = (*Int8Linear.exact, "input_scale")
     input_scale: Tensor
     input_zero_point: Tensor
     _range: tuple[float, int] | None = None
@@ -192,8 +191,10 @@ class Int8StaticLinear(Int8Linear):
     def _read_range(self) -> None:
         """Keep the range as numbers, where there are any yet: a compiler could not read them off the tensors."""
         scale, zero_point = self._buffers.get("input_scale"), self._buffers.get("input_zero_point")
-        known = scale is not None and zero_point is not None and not scale.is_meta and not zero_point.is_meta
-        self._range = (float(scale), int(zero_point)) if known else None  # type: ignore[arg-type]
+        if scale is None or zero_point is None or scale.is_meta or zero_point.is_meta:
+            self._range = None
+        else:
+            self._range = float(scale), int(zero_point)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -205,10 +206,7 @@ class Int8StaticLinear(Int8Linear):
         self._read_range()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        scale = self.input_scale
         super()._apply(fn, recurse)
-        if self.input_scale.dtype != torch.float32:
-            self.input_scale = scale.to(self.input_scale.device)
         self._read_range()
         return self
 
@@ -227,14 +225,11 @@ class Int8OutlierLinear(Int8Linear):
 
     def multiply(self, x: Tensor) -> Tensor:
         """See :meth:`Int8Linear.multiply`."""
-        large = x.detach().abs() > self.scheme.threshold
+        threshold = self.scheme.threshold
         if torch.compiler.is_compiling():
-            small = super().multiply(torch.where(large, 0, x))
-            return small + outlier_product(x, self.packed(), self.scheme.threshold)
-        columns = large.reshape(-1, self.in_features).any(0).nonzero()[:, 0]
+            small = super().multiply(torch.where(x.detach().abs() > threshold, 0, x))
+            return small + outlier_product(x, self.packed(), threshold)
+        large, columns, weight = outliers(x.detach(), self.packed(), threshold)
         if not len(columns):
             return super().multiply(x)
-        small = super().multiply(torch.where(large, 0, x))
-        apart = torch.where(large, x, 0)[..., columns]
-        weight = packed_columns(self.packed(), columns).to(x.dtype) * self.weight_scale.to(x.dtype)
-        return small + apart @ weight
+        return super().multiply(torch.where(large, 0, x)) + torch.where(large, x, 0)[..., columns] @ weight

@@ -21,8 +21,7 @@ def packed_columns(packed: kernels.PackedWeight, index: Tensor) -> Tensor:
 def outlier_product(x: Tensor, packed: kernels.PackedWeight, threshold: float) -> Tensor:
     """Return (..., n): the entries of ``x`` (..., k) above the threshold times the weight, all other entries taken as 0.
 
-    For compilers and export; in eager mode :class:`~tunesmith_plugins.compressors.int8_linear.Int8OutlierLinear` does the same
-    with what it knows already.
+    For compilers and export, to which the number of columns must not show.
     """
     found: Tensor = torch.ops.tunesmith.int8_outliers(
         x, packed.data, packed.scale, packed.sum, packed.n, packed.k, threshold
@@ -30,7 +29,8 @@ def outlier_product(x: Tensor, packed: kernels.PackedWeight, threshold: float) -
     return found
 
 
-def _columns(x: Tensor, packed: kernels.PackedWeight, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+def outliers(x: Tensor, packed: kernels.PackedWeight, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which entries of ``x`` (..., k) are above the threshold, the columns (m,) that have any, and their weights (m, n)."""
     large = x.abs() > threshold
     index = large.reshape(-1, packed.k).any(0).nonzero()[:, 0]
     return large, index, packed_columns(packed, index).to(x.dtype) * packed.scale.to(x.dtype)
@@ -42,7 +42,7 @@ def _columns(x: Tensor, packed: kernels.PackedWeight, threshold: float) -> tuple
     schema="(Tensor x, Tensor data, Tensor scale, Tensor sums, SymInt n, SymInt k, float threshold) -> Tensor",
 )
 def _product(x: Tensor, data: Tensor, scale: Tensor, sums: Tensor, n: int, k: int, threshold: float) -> Tensor:
-    large, index, weight = _columns(x, kernels.PackedWeight(data, scale, sums, n, k, 0), threshold)
+    large, index, weight = outliers(x, kernels.PackedWeight(data, scale, sums, n, k, 0), threshold)
     return torch.where(large, x, 0)[..., index] @ weight
 
 
@@ -54,7 +54,7 @@ def _product(x: Tensor, data: Tensor, scale: Tensor, sums: Tensor, n: int, k: in
 def _gradient(
     g: Tensor, x: Tensor, data: Tensor, scale: Tensor, sums: Tensor, n: int, k: int, threshold: float
 ) -> Tensor:
-    large, index, weight = _columns(x, kernels.PackedWeight(data, scale, sums, n, k, 0), threshold)
+    large, index, weight = outliers(x, kernels.PackedWeight(data, scale, sums, n, k, 0), threshold)
     found = torch.zeros_like(x)
     found[..., index] = torch.where(large[..., index], g @ weight.T, 0)
     return found

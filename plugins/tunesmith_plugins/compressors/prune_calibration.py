@@ -163,7 +163,7 @@ def observe(lm: LM, visit: Visit, batches: Sequence[Batch], see: Mapping[str, Ca
     def done(*_: Any) -> None:
         left[0] -= 1
         if not left[0]:
-            raise _Enough
+            raise Enough
 
     handles.append(dict(visit.layers)[visit.last].register_forward_hook(done))
     try:
@@ -172,15 +172,15 @@ def observe(lm: LM, visit: Visit, batches: Sequence[Batch], see: Mapping[str, Ca
                 left[0] = visit.calls
                 try:
                     forward(lm.model, batch)
-                except _Enough:
+                except Enough:
                     continue
     finally:
         for handle in handles:
             handle.remove()
 
 
-class _Enough(Exception):
-    """Ends a pass behind the block that is looked at."""
+class Enough(Exception):
+    """Ends a pass of which nobody needs the rest."""
 
 
 def forward(model: Any, batch: Batch, *, loss: bool = False) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tunesmith.continuation import positions
 from tunesmith.lm import LM, Family
-from tunesmith_plugins.compressors.prune_calibration import Batch, forward
+from tunesmith_plugins.compressors.prune_calibration import Batch, Enough, forward
 
 SHAPES: Mapping[Family, tuple[int, int]] = {"encoder": (512, 1), "decoder": (256, 4), "encoder-decoder": (256, 4)}
 """How many texts, and the random tokens of each. The shortest texts are the hardest, since nothing is averaged out in them; a
@@ -104,7 +104,7 @@ def in_passing(lm: LM, names: Sequence[str], batch: Batch, meet: Callable[[Seque
             meet(own, rows[rows.isfinite().all(-1)])
             left.difference_update(own)
             if not left or own[0] == last:  # logits of all positions are large, and nobody reads them
-                raise _Enough
+                raise Enough
             return model.get_submodule(own[0])(x)
 
         model.get_submodule(own[0]).forward = met
@@ -114,13 +114,9 @@ def in_passing(lm: LM, names: Sequence[str], batch: Batch, meet: Callable[[Seque
     try:
         with lm.evaluating():
             forward(model, batch)
-    except _Enough:
+    except Enough:
         pass
     finally:
         for name in left:
             model.get_submodule(name).__dict__.pop("forward", None)
     return left
-
-
-class _Enough(Exception):
-    """Ends the pass behind the last layer."""

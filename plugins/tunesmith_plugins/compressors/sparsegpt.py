@@ -16,6 +16,9 @@ from tunesmith_plugins.compressors.layers import merged, stored_bytes
 from tunesmith_plugins.compressors.prune import finished, layers_to_prune, matrix, outside_pattern, smallest
 from tunesmith_plugins.compressors.prune_calibration import calibration_batches, observe, visits
 
+LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+"""torch has it, and its types do not say so."""
+
 
 class SparseGPTCompressor(Compressor):
     """Zero weights column by column and correct the columns behind."""
@@ -58,7 +61,7 @@ class SparseGPTCompressor(Compressor):
                         damping=config.damping,
                         block_size=config.block_size,
                     )
-                except torch.linalg.LinAlgError as cause:  # type: ignore[attr-defined]
+                except LinAlgError as cause:
                     raise NumericError(
                         f"{name}: the second moments of its inputs cannot be inverted; use more calibration data or a "
                         f"larger damping than {config.damping:g}."

@@ -26,6 +26,7 @@ from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8Tied
 from tunesmith_plugins.compressors.int8_format import Int8QuantizationConfig
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
 from tunesmith_plugins.compressors.int8_weight import Int8Weight
+from tunesmith_plugins.compressors.layers import stored_bytes
 from tunesmith_plugins.compressors.mapped_pages import let_go_of_pages
 
 RUNTIME = Runtime(progress=False)
@@ -136,7 +137,9 @@ def test_a_float16_model_becomes_one_that_runs_and_says_so(make, tmp_path, kind,
     lm = evolve(lm, model=auto.from_pretrained(tmp_path / "float"))
     assert lm.model.dtype == torch.float16
     assert not caplog.text
-    small, _ = Int8(measure_rows=2, rounding="nearest").build().compress(lm, runtime=RUNTIME)
+    half = stored_bytes(lm.model)
+    small, report = Int8(measure_rows=2, rounding="nearest").build().compress(lm, runtime=RUNTIME)
+    assert report.bytes == (half, stored_bytes(small.model))  # before: of what came in, not of the float32 it became
     assert "this float16 model becomes float32" in caplog.text
     assert small.model.config.dtype == torch.float32
     assert torch.equal(logits(small), logits(expected))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from tunesmith_plugins import kernels
-from tunesmith_plugins.kernels import loader
+from tunesmith_plugins.kernels import loader, ops
 
 SOURCES = Path(__file__).parents[3] / "plugins" / "tunesmith_plugins" / "kernels" / "csrc"
 
@@ -81,3 +82,31 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> loader.Library:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return loader.Library(path, "ts_cuda_")
+
+
+class WatchedTeam:
+    """The threads of torch, called by the library through a function that notes how many were asked for."""
+
+    def __init__(self) -> None:
+        kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        self.asked: list[int] = []
+
+        def watch(function: int, context: int, threads: int, flags: int) -> None:
+            self.asked.append(threads)
+            kind(ops._team_of_torch() or 0)(function, context, threads, flags)
+
+        self._call = kind(watch)
+
+    def use(self) -> None:
+        """Let the library call it from now on, as if it never had."""
+        self.asked.clear()
+        loader.use_team(ctypes.cast(self._call, ctypes.c_void_p).value)
+
+
+@pytest.fixture
+def team() -> Iterator[WatchedTeam]:
+    """A team to watch; torch's own is put back afterwards."""
+    if ops._team_of_torch() is None:
+        pytest.skip("torch runs on no OpenMP library that can be asked")
+    yield WatchedTeam()
+    loader.use_team(ops._team_of_torch())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from tunesmith_plugins import kernels
 from tunesmith_plugins.kernels import int8_reference as reference
-from tunesmith_plugins.kernels import loader, ops
+from tunesmith_plugins.kernels import loader
 
 
 def layer(n: int, k: int, seed: int = 0) -> tuple[Tensor, kernels.QuantizedWeight, Tensor]:
@@ -479,33 +478,23 @@ def test_threads_do_not_change_a_bit(native: dict[str, Any]) -> None:
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
-@pytest.mark.skipif(ops._team_of_torch() is None, reason="torch runs on no OpenMP library that can be asked")
-def test_work_is_shared_among_the_threads_that_torch_uses(native: dict[str, Any]) -> None:
+def test_work_is_shared_among_the_threads_that_torch_uses(native: dict[str, Any], team: Any) -> None:
     _, weight, bias = layer(700, 900)
     x, made, before = torch.randn(70, 900), packed(weight), torch.get_num_threads()
-    team = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-    asked: list[int] = []
-
-    def watch(function: int, context: int, threads: int, flags: int) -> None:
-        asked.append(threads)
-        team(ops._team_of_torch() or 0)(function, context, threads, flags)
-
-    watched = team(watch)
     try:
         torch.set_num_threads(1)
         expected = kernels.int8_linear(x, made, bias)
-        loader.use_team(ctypes.cast(watched, ctypes.c_void_p).value)
+        team.use()
         assert torch.equal(kernels.int8_linear(x, made, bias), expected)
-        assert asked == []
+        assert team.asked == []
         torch.set_num_threads(3)
         assert torch.equal(kernels.int8_linear(x, made, bias), expected)
-        assert set(asked) == {3}
-        many = len(asked)
+        assert set(team.asked) == {3}
+        many = len(team.asked)
         loader.use_team(None)
         assert torch.equal(kernels.int8_linear(x, made, bias), expected)
-        assert len(asked) == many
+        assert len(team.asked) == many
     finally:
-        loader.use_team(ops._team_of_torch())
         torch.set_num_threads(before)
 
 

@@ -529,16 +529,7 @@ def test_eight_threads_of_python_at_once_draw_what_one_draws(native: dict[str, A
         torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(ops._team_of_torch() is None, reason="torch runs on no OpenMP library that can be asked")
-def test_rows_are_shared_among_the_threads_of_torch(native: dict[str, Any]) -> None:
-    team = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-    asked: list[int] = []
-
-    def watch(function: int, context: int, threads: int, flags: int) -> None:
-        asked.append(threads)
-        team(ops._team_of_torch() or 0)(function, context, threads, flags)
-
-    watched = team(watch)
+def test_rows_are_shared_among_the_threads_of_torch(native: dict[str, Any], team: Any) -> None:
     torch.manual_seed(7)
     large, small, ids = torch.randn(8, 32_000), torch.randn(8, 2_000), torch.arange(8)
     plan = Plan([Step("temperature", torch.tensor([0.8]).double()), Step("top_k", torch.tensor([50]))])
@@ -548,12 +539,10 @@ def test_rows_are_shared_among_the_threads_of_torch(native: dict[str, Any]) -> N
             torch.set_num_threads(1)
             alone = kernels.sample_chain(logits, plan, *[ids[: len(logits)]] * 3)
             torch.set_num_threads(threads)
-            asked.clear()
-            loader.use_team(ctypes.cast(watched, ctypes.c_void_p).value)  # one that nothing was lost with
+            team.use()  # new: nothing was lost with it
             assert_same(kernels.sample_chain(logits, plan, *[ids[: len(logits)]] * 3), alone)
-            assert asked == expected
+            assert team.asked == expected
     finally:
-        loader.use_team(ops._team_of_torch())
         torch.set_num_threads(before)
 
 
