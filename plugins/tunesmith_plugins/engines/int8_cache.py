@@ -9,15 +9,18 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from tunesmith.errors import ConfigError
+from tunesmith_plugins import kernels
+from tunesmith_plugins.engines.growing import ROOM, SHARE
 from tunesmith_plugins.engines.int8_states import Int8States
+from tunesmith_plugins.kernels.int8_reference import quantize_states
 
-SMALLEST = 2.0**-126
-"""Scale of a head that is all zeros."""
+Stores = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Int8Layer(DynamicLayer):
     """The cache of one attention layer: integers in [-127, 127], and a scale for each row, head and token.
 
+    There is room behind the last token, so that one more is a small write: some 64 tokens, or a quarter of what is there.
     What is read stands for floats (:class:`~tunesmith_plugins.engines.int8_states.Int8States`): on the CPU in float32 attention of one
     new token works on the integers; anything else gets a float copy, of one layer and for one step alone.
 
@@ -30,6 +33,18 @@ class Int8Layer(DynamicLayer):
 
     states = ("key_integers", "key_scales", "value_integers", "value_scales")
     """Names of what has rows and a time axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stores: Stores | None = None
+        self._shown: Stores | None = None  # the parts of the stores that count
+
+    def __copy__(self) -> Int8Layer:
+        """Return a layer with the same tensors. Neither of the two writes behind them any more: the other may be there."""
+        made = type(self).__new__(type(self))
+        self._stores = self._shown = None
+        made.__dict__.update(self.__dict__)
+        return made
 
     @property
     def keys(self) -> Tensor | None:
@@ -59,7 +74,7 @@ class Int8Layer(DynamicLayer):
         return (integers * scales).to(self.dtype)
 
     def _write(self, which: str, value: Tensor | None) -> None:
-        integers, scales = (None, None) if value is None else quantize(value)
+        integers, scales = (None, None) if value is None else quantize_states(value)
         setattr(self, f"{which}_integers", integers)
         setattr(self, f"{which}_scales", scales)
 
@@ -73,13 +88,45 @@ class Int8Layer(DynamicLayer):
         """Append (batch, heads, new, size) and return all there is, (batch, heads, time, size)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        new = (*quantize(key_states), *quantize(value_states))
-        for name, added in zip(self.states, new, strict=True):
-            setattr(self, name, torch.cat([getattr(self, name), added], dim=-2))
+        length, fresh = self.get_seq_length(), key_states.shape[-2]
+        stores = self._stores_for(key_states, length, fresh)
+        kernels.int8_append_(key_states, value_states, *stores, length)
+        self._show(stores, length + fresh)
         keys, values = self.keys, self.values
         assert keys is not None
         assert values is not None
         return keys, values
+
+    def _stores_for(self, like: Tensor, length: int, fresh: int) -> Stores:
+        """Return stores with room for ``fresh`` more tokens (batch, heads, new, size) behind what is there."""
+        stores = self._settled()
+        writable = torch.is_inference_mode_enabled() or not (stores and stores[0].is_inference())
+        if stores and writable and length + fresh <= stores[0].shape[-2]:
+            return stores
+        room = length + max(fresh, ROOM, length // SHARE)
+
+        def moved(now: Tensor) -> Tensor:
+            store = now.new_empty((*like.shape[:2], room, now.shape[-1]))
+            if length:
+                store.narrow(-2, 0, length).copy_(now)
+            return store
+
+        first, second, third, fourth = (moved(getattr(self, name)) for name in self.states)
+        return first, second, third, fourth
+
+    def _show(self, stores: Stores, length: int) -> None:
+        first, second, third, fourth = shown = tuple(store.narrow(-2, 0, length) for store in stores)
+        for name, part in zip(self.states, shown, strict=True):
+            setattr(self, name, part)
+        self._stores, self._shown = stores, (first, second, third, fourth)
+
+    def _settled(self) -> Stores | None:
+        """Return the stores if what is shown is still a part of them: transformers' methods and ours assign other tensors."""
+        if self._shown and all(
+            getattr(self, name) is part for name, part in zip(self.states, self._shown, strict=True)
+        ):
+            return self._stores
+        return None
 
     def get_seq_length(self) -> int:
         """Return how many tokens there are."""
@@ -92,8 +139,13 @@ class Int8Layer(DynamicLayer):
                 f"crop takes how many tokens to forget as a number that is not above 0, not {tokens_to_remove}"
             )
         if tokens_to_remove and self.is_initialized:
-            for name in self.states:
-                setattr(self, name, getattr(self, name)[..., :tokens_to_remove, :])
+            length = max(self.get_seq_length() + tokens_to_remove, 0)
+            stores = self._settled()
+            if stores:
+                self._show(stores, length)
+            else:
+                for name in self.states:
+                    setattr(self, name, getattr(self, name).narrow(-2, 0, length))
 
     def offload(self) -> None:
         """Move everything to the CPU."""
@@ -168,9 +220,3 @@ def cache_for(config: Any) -> Int8Cache | EncoderDecoderCache:
     if getattr(config, "is_encoder_decoder", False):
         return EncoderDecoderCache(_Half(config), _Half(config))
     return Int8Cache(config)
-
-
-def quantize(states: Tensor) -> tuple[Tensor, Tensor]:
-    """Return int8 (..., size) and float32 scales (..., 1) of absmax / 127 over the last axis, rounded half to even."""
-    scales = (states.detach().float().abs().amax(-1, keepdim=True) / 127).clamp_min(SMALLEST)
-    return (states.detach().float() / scales).round().clamp(-127, 127).to(torch.int8), scales

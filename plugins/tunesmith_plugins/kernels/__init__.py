@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         reference_truncations,
     )
     from .attention import int8_attention
+    from .int8_append import int8_append_
     from .int8_ops import Norm, fused_linears, int8_linear, int8_linears, weight_only_linear
     from .int8_rows import QuantizedRows, quantize_rows
     from .int8_weights import PackedWeight, QuantizedWeight, pack_weight, packed_to, quantize_weight, unpack_weight
@@ -46,7 +47,7 @@ _MODULES = (
     "attention", "int8_cuda", "int8_ops", "int8_reference", "loader", "ops", "reference", "reference_edits", "reference_truncations",
 )  # fmt: skip
 _HOME = {
-    "info": "loader", "set_isa": "loader", "int8_attention": "attention", "rotary_": "rotary",
+    "info": "loader", "set_isa": "loader", "int8_attention": "attention", "int8_append_": "int8_append", "rotary_": "rotary",
     **dict.fromkeys(("Norm", "fused_linears", "int8_linear", "int8_linears", "weight_only_linear"), "int8_ops"),
     **dict.fromkeys(("QuantizedRows", "quantize_rows"), "int8_rows"),
     **dict.fromkeys(("PackedWeight", "QuantizedWeight", "pack_weight", "packed_to", "quantize_weight", "unpack_weight"), "int8_weights"),
@@ -67,6 +68,7 @@ __all__ = [
     "attention",
     "fused_linears",
     "info",
+    "int8_append_",
     "int8_attention",
     "int8_cuda",
     "int8_linear",

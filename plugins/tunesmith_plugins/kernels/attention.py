@@ -58,16 +58,18 @@ def int8_attention(
     library = (loader.cpu() if q.is_cpu else loader.cuda() if q.is_cuda else None) if _plain(q, *others) else None
     if library is None or any(t is not None and t.device != q.device for t in others):
         return reference.attention(q, *parts, mask, scale)
-    q, (k, k_scale, v, v_scale) = (
-        q.detach().resolve_neg().contiguous(),
-        tuple(part.resolve_neg().contiguous() for part in parts),
-    )
+    q = q.detach().resolve_neg().contiguous()
+    k, k_scale, v, v_scale = (part.resolve_neg() for part in parts)
+    room = _room(k, k_scale, v, v_scale)
+    if room is None:
+        k, k_scale, v, v_scale = (part.contiguous() for part in (k, k_scale, v, v_scale))
+        room = time
     out = torch.empty_like(q)
     strides = (0, 0, 0) if mask is None else mask.stride()[:3]
     words = (
         q.data_ptr(), out.data_ptr(), batch, heads, queries, kv_heads, time, size, k.data_ptr(), k_scale.data_ptr(),
         v.data_ptr(), v_scale.data_ptr(), None if mask is None else mask.data_ptr(), *strides, float(scale),
-        torch.get_num_threads(),
+        torch.get_num_threads(), room,
     )  # fmt: skip
     if not library.on_device:
         _, released, address, _ = _entry("ts_int8_attention_words")
@@ -78,3 +80,19 @@ def int8_attention(
         workspace = torch.empty(batch * heads * queries * time, dtype=torch.float32, device=q.device)
         library.check(released(address, _stream(q.device), workspace.data_ptr(), workspace.nbytes, *words))
     return out
+
+
+def _room(*parts: Tensor) -> int | None:
+    """Return how many tokens lie from one head to the next in all parts alike, None where they do not."""
+    _, heads, time, size = parts[0].shape
+    if all(part.is_contiguous() for part in parts):
+        return time
+    found = parts[0].stride(1) // size
+    for part in parts:
+        size = part.shape[3]
+        strides = (heads * found * size, found * size, size, 1)
+        if any(
+            length > 1 and step != right for length, step, right in zip(part.shape, part.stride(), strides, strict=True)
+        ):
+            return None
+    return found if found >= time else None

@@ -199,6 +199,18 @@ def _lane_sum(x: Tensor) -> Tensor:
     return total
 
 
+def quantize_states(states: Tensor) -> tuple[Tensor, Tensor]:
+    """Return int8 ``(..., size)`` and float32 scales ``(..., 1)`` of absmax / 127 over the last axis, rounded half to even.
+
+    Rows that are not finite have a scale that is not, and zeros.
+    """
+    states = states.detach().float()
+    most = states.abs().amax(-1, keepdim=True)
+    scales = (most / torch.full_like(most, 127.0)).clamp(min=_SMALLEST_SCALE)
+    rounded = torch.round(torch.where(most.isfinite(), states, 0.0) / torch.where(most.isfinite(), scales, 1.0))
+    return rounded.clamp(-127, 127).to(torch.int8), scales
+
+
 def attention(
     q: Tensor, k: Tensor, k_scale: Tensor, v: Tensor, v_scale: Tensor, mask: Tensor | None, scale: float
 ) -> Tensor:  # fmt: skip

@@ -1,5 +1,7 @@
 """Keys and values in 8 bits: how far they are off, and that everything that moves rows and tokens moves them right."""
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -12,7 +14,8 @@ from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins import decoders, engines, kernels
 from tunesmith_plugins.compressors.int8_report import sqnr
 from tunesmith_plugins.engines import caches
-from tunesmith_plugins.engines.int8_cache import Int8Cache, Int8Layer, cache_for, quantize
+from tunesmith_plugins.engines.int8_cache import Int8Cache, Int8Layer, cache_for
+from tunesmith_plugins.kernels.int8_reference import quantize_states
 
 
 def states(batch=3, time=7, seed=0):
@@ -23,11 +26,11 @@ def states(batch=3, time=7, seed=0):
 def test_each_token_of_each_head_has_its_own_scale_and_is_off_by_half_a_step():
     keys, _ = states()
     keys[1, 0, 3] *= 1000
-    integers, scales = quantize(keys)
+    integers, scales = quantize_states(keys)
     assert integers.dtype == torch.int8
     assert torch.allclose(scales[..., 0], keys.abs().amax(-1) / 127)
     assert ((integers * scales - keys).abs() <= 0.5001 * scales).all()
-    integers, scales = quantize(torch.zeros(1, 1, 1, 4))
+    integers, scales = quantize_states(torch.zeros(1, 1, 1, 4))
     assert (integers * scales == 0).all()
 
 
@@ -56,6 +59,68 @@ def test_it_grows_shrinks_and_reorders_as_the_float_cache_does():
     assert torch.equal(layer.update(keys, values)[0], whole.update(keys[:, :, :0], values[:, :, :0])[0])
 
 
+def test_a_token_is_a_small_write_and_what_is_there_stays_where_it_is():
+    keys, values = states(time=200)
+    layer = Int8Layer()
+    places = set()
+    for start in range(200):
+        found = layer.update(keys[:, :, start : start + 1], values[:, :, start : start + 1])
+        places.add(layer.key_integers.data_ptr())
+    assert len(places) <= 4  # room for 64, 128, 192 and more
+    assert all(torch.equal(a, b) for a, b in zip(found, whole_of(keys, values), strict=True))
+    layer.crop(-150)
+    before = layer.key_integers.data_ptr()
+    again = layer.update(keys[:, :, 50:51], values[:, :, 50:51])
+    assert layer.key_integers.data_ptr() == before
+    assert all(torch.equal(a, b) for a, b in zip(again, whole_of(keys[:, :, :51], values[:, :, :51]), strict=True))
+    layer.crop(-1000)
+    assert layer.get_seq_length() == 0
+
+
+def whole_of(keys, values):
+    return Int8Layer().update(keys, values)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_copies_and_parts_do_not_share_what_is_written_later(batch):
+    keys, values = (one[:batch, :1] for one in states())
+    layer = Int8Layer()
+    layer.update(keys, values)
+    layer.update(keys[:, :, :1], values[:, :, :1])
+    twin, other = copy.deepcopy(layer), copy.copy(layer)
+    kept = [one.dense() for one in (layer.keys, layer.values)]
+    twin.crop(-1)
+    for one in (twin, other):
+        one.update(keys[:, :, 3:4] * 5, values[:, :, 3:4] * 5)
+    assert other.get_seq_length() == 9
+    assert all(torch.equal(a + 0, b) for a, b in zip((layer.keys, layer.values), kept, strict=True))
+    kept_of_other = other.keys + 0
+    layer.crop(-2)
+    layer.update(keys[:, :, :2] * 7, values[:, :, :2] * 7)
+    assert torch.equal(other.keys + 0, kept_of_other)
+    layer.crop(-2)
+    layer.update(keys[:, :, 6:7], values[:, :, 6:7])
+    layer.update(keys[:, :, :1], values[:, :, :1])
+    layer.values = kept[1] * 2  # somebody's own: transformers' methods assign too
+    found = layer.update(keys[:, :, :1], values[:, :, :1])
+    assert torch.allclose(found[1][:, :, :8] + 0, kept[1] * 2, atol=0.1)
+    assert torch.equal(found[0][:, :, :8] + 0, kept[0])
+
+
+@pytest.mark.parametrize("library", ["native", "reference"])
+def test_a_prefix_read_without_gradients_goes_on_outside_of_inference_mode(library, monkeypatch):
+    if library == "reference":
+        monkeypatch.setattr(kernels.loader, "cpu", lambda: None)
+    keys, values = states()
+    layer = Int8Layer()
+    with torch.inference_mode():
+        layer.update(keys, values)
+        layer.update(keys[:, :, :1], values[:, :, :1])
+    found = layer.update(keys[:, :, 1:2], values[:, :, 1:2])
+    whole = [torch.cat((one, one[:, :, :2]), dim=2) for one in (keys, values)]
+    assert all(torch.equal(a, b) for a, b in zip(found, whole_of(*whole), strict=True))
+
+
 def test_engines_take_it_apart():
     keys, values = states()
     past = Int8Cache()
@@ -63,7 +128,7 @@ def test_engines_take_it_apart():
     chosen = caches.select(past, torch.tensor([1, 1]))
     empty = torch.zeros(2, 2, 0, 8)
     for found, one in zip(chosen.update(empty, empty, 0), (keys, values), strict=True):
-        expected = torch.cat([q * s for q, s in [quantize(one[[1, 1]])]])
+        expected = torch.cat([q * s for q, s in [quantize_states(one[[1, 1]])]])
         assert torch.equal(found, expected)
     assert past.get_seq_length() == 7
     assert past.layers[0].key_integers.shape[0] == 3
@@ -166,7 +231,7 @@ def test_what_is_read_is_attended_to_in_integers_and_is_a_float_copy_to_anything
     keys, values = states()
     layer = Int8Layer()
     found = layer.update(keys, values)
-    floats = [integers * scales for integers, scales in (quantize(keys), quantize(values))]
+    floats = [integers * scales for integers, scales in (quantize_states(keys), quantize_states(values))]
     assert [one.shape for one in found] == [keys.shape, values.shape]
     assert found[0].dtype == torch.float32
     assert torch.equal(found[0] + 0, floats[0])

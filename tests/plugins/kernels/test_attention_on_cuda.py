@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tunesmith_plugins import kernels
-from tunesmith_plugins.kernels import attention, int8_ops, loader, rotary
+from tunesmith_plugins.kernels import attention, int8_append, int8_ops, loader, rotary
 
 SHAPES = (
     (1, 1, 1, 1, 1, 1),
@@ -98,6 +98,26 @@ def turn_everywhere(turn: Callable[..., None], device: str) -> None:
             assert same_bits(found_k, expected_k)
 
 
+def append_everywhere(append: Callable[..., None], device: str) -> None:
+    """Every type and size, rows that are not finite, and states as a model's projections leave them."""
+    torch.manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for size in (1, 64, 300):
+            k, v = (torch.randn(2, 3, 4, size).to(dtype).transpose(1, 2) for _ in range(2))
+            k[0, 0, 0, size // 2], k[0, 1, 0, 0], v[1, 2, 2] = torch.nan, torch.inf, 0
+            found, expected = (
+                [
+                    torch.full((2, 4, 6, width), 9).to(kind).to(where)
+                    for kind, width in ((torch.int8, size), (torch.float32, 1)) * 2
+                ]
+                for where in (device, "cpu")
+            )
+            append(k.to(device), v.to(device), *found, 2)
+            kernels.int8_append_(k, v, *expected, 2)
+            for one, other in zip(found, expected, strict=True):
+                assert torch.equal(one.cpu(), other) or same_bits(one, other)
+
+
 # ---- without a GPU ------------------------------------------------------------------------------------------------
 
 
@@ -120,6 +140,7 @@ def through_cuda(
                 patch.setattr(loader, "cpu", lambda: emulated)
                 patch.setattr(attention, "_entry", entry)
                 patch.setattr(rotary, "_entry", entry)
+                patch.setattr(int8_append, "_entry", entry)
                 found = function(*arguments)
             assert called[before:] == [name]
             return found
@@ -133,6 +154,10 @@ def test_attention_has_the_bits_of_the_cpu(through_cuda: Callable[..., Callable[
     attend_everywhere(through_cuda(kernels.int8_attention, "ts_cuda_int8_attention_words"), "cpu")
 
 
+def test_appending_has_the_bits_of_the_cpu(through_cuda: Callable[..., Callable[..., Any]]) -> None:
+    append_everywhere(through_cuda(kernels.int8_append_, "ts_cuda_int8_append_words"), "cpu")
+
+
 def test_rotary_has_the_bits_of_the_cpu(through_cuda: Callable[..., Callable[..., Any]]) -> None:
     turn_everywhere(through_cuda(kernels.rotary_, "ts_cuda_rotary_words"), "cpu")
 
@@ -140,13 +165,17 @@ def test_rotary_has_the_bits_of_the_cpu(through_cuda: Callable[..., Callable[...
 def test_what_does_not_fit_is_refused_by_the_cuda_library(native: dict[str, Any], emulated: loader.Library) -> None:
     _, released, _, _ = int8_ops._entry()
     address, room = emulated.address("ts_cuda_int8_attention_words"), torch.zeros(64).data_ptr()
-    words = [room, room, 1, 1, 1, 1, 4, 8, *[room] * 4, None, 0, 0, 0, 1.0, 1]
+    words = [room, room, 1, 1, 1, 1, 4, 8, *[room] * 4, None, 0, 0, 0, 1.0, 1, 4]
     with pytest.raises(ValueError, match="attention needs 16 bytes of work space"):
         emulated.check(released(address, None, room, 15, *words))
-    with pytest.raises(ValueError, match="attention takes 18 words, not 17"):
+    with pytest.raises(ValueError, match="attention takes 19 words, not 18"):
         emulated.check(released(address, None, room, 16, *words[:-1]))
     with pytest.raises(ValueError, match="whole groups of heads"):
         emulated.check(released(address, None, room, 16, *words[:5], 2, *words[6:]))
+    with pytest.raises(ValueError, match="room for 3 tokens a head cannot hold 4"):
+        emulated.check(released(address, None, room, 16, *words[:-1], 3))
+    with pytest.raises(ValueError, match="2 tokens behind 3 do not fit a room of 4"):
+        emulated.check(released(emulated.address("ts_cuda_int8_append_words"), None, 1, 1, 2, 8, 0, 4, 3, *[room] * 12))
     with pytest.raises(ValueError, match="an even head_dim"):
         emulated.check(
             released(emulated.address("ts_cuda_rotary_words"), None, room, room, 1, 1, 1, 3, 3, 3, room, room, 1)
@@ -154,6 +183,12 @@ def test_what_does_not_fit_is_refused_by_the_cuda_library(native: dict[str, Any]
 
 
 # ---- on a GPU -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+def test_appending_on_a_gpu_has_the_bits_of_the_cpu() -> None:
+    assert loader.cuda() is not None, kernels.info()["cuda_reason"]
+    append_everywhere(kernels.int8_append_, "cuda")
 
 
 @pytest.mark.gpu

@@ -54,13 +54,7 @@ struct Call {
     const float x_scale = ts_row_scale_12(low, high), inverse = 1.0f / x_scale;
     for (int64_t d = 0; d < size; ++d) small[(size_t)d] = finite ? ts_query_12(x[d], inverse) : 0;
     loops->dots(small.data(), at.k, time, size, integers.data());
-    float most = -HUGE_VALF;
-    for (int64_t t = 0; t < time; ++t) {
-      const float score = ts_score(integers[(size_t)t], x_scale, at.k_scale[t], a.scale, at.added, t);
-      weights[t] = score;
-      finite &= score == score;
-      most = score > most ? score : most;
-    }
+    const float most = loops->scores(integers.data(), at.k_scale, at.added, x_scale, a.scale, time, weights, &finite);
     if (finite && most == -HUGE_VALF) {  // sees no token, as padding in front does: 0, as torch's attention
       for (int64_t d = 0; d < size; ++d) y[d] = 0;
       return;
@@ -70,16 +64,10 @@ struct Call {
       return;
     }
     double lanes[kAttentionLanes] = {}, total = 0;
-    float largest = 0;
-    for (int64_t t = 0; t < time; ++t) {
-      const float e = ts_attention_exp(weights[t], most);
-      lanes[t % kAttentionLanes] += (double)e;
-      weights[t] = e * at.v_scale[t];
-      largest = weights[t] > largest ? weights[t] : largest;
-    }
+    const float largest = loops->weigh(at.v_scale, most, time, weights, lanes);
     for (const double lane : lanes) total += lane;
-    const float step = ts_weight_step(largest), by = 1.0f / step;
-    for (int64_t t = 0; t < time; ++t) rounded[t] = ts_weight_15(weights[t], by);
+    const float step = ts_weight_step(largest);
+    loops->round(weights, 1.0f / step, time, rounded);
     for (int64_t from = 0; from < time; from += kTokensAtOnce) {
       const int64_t length = time - from < kTokensAtOnce ? time - from : kTokensAtOnce;
       loops->mix(rounded + from, at.v + from * size, length, size, integers.data());

@@ -6,6 +6,13 @@
 struct TsAttentionLoops {
   // dots[t] = sum over d of q[d] * k[t * size + d]
   void (*dots)(const int16_t *q, const int8_t *k, int64_t time, int64_t size, int32_t *dots);
+  // scores[t] = ts_score(dots[t], ...); returns the largest, and whether none is NaN
+  float (*scores)(const int32_t *dots, const float *k_scale, const float *added, float x_scale, float scale, int64_t time, float *scores, bool *known);
+  // numbers[t]: a score in, e = ts_attention_exp(score, most) times v_scale[t] out; e is added to lanes[t % kAttentionLanes].
+  // Returns the largest result, 0 at least.
+  float (*weigh)(const float *v_scale, float most, int64_t time, float *numbers, double *lanes);
+  // rounded[t] = ts_weight_15(weights[t], by)
+  void (*round)(const float *weights, float by, int64_t time, int16_t *rounded);
   // sums[d] = sum over t of p[t] * v[t * size + d]; at most kTokensAtOnce tokens (int8_attention.h)
   void (*mix)(const int16_t *p, const int8_t *v, int64_t time, int64_t size, int32_t *sums);
 };

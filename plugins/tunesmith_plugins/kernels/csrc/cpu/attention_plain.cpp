@@ -1,4 +1,8 @@
-// The loops of attention in plain C++: what the others must equal.
+// The loops of attention in plain C++: what the others must equal; for machines without one.
+#include "attention_plain.h"
+
+#include <math.h>
+
 #include "attention.h"
 
 namespace {
@@ -17,6 +21,16 @@ void mix(const int16_t *p, const int8_t *v, int64_t time, int64_t size, int32_t 
     for (int64_t d = 0; d < size; ++d) sums[d] += (int32_t)p[t] * v[d];
 }
 
+float scores(const int32_t *dots, const float *k_scale, const float *added, float x_scale, float scale, int64_t time, float *scores, bool *known) {
+  return plain_scores(dots, k_scale, added, x_scale, scale, 0, time, scores, -HUGE_VALF, known);
+}
+
+float weigh(const float *v_scale, float most, int64_t time, float *numbers, double *lanes) {
+  return plain_weigh(v_scale, most, 0, time, numbers, lanes, 0);
+}
+
+void round_all(const float *weights, float by, int64_t time, int16_t *rounded) { plain_round(weights, by, 0, time, rounded); }
+
 }  // namespace
 
-extern const TsAttentionLoops ts_attention_plain = {dots, mix};
+extern const TsAttentionLoops ts_attention_plain = {dots, scores, weigh, round_all, mix};

@@ -23,6 +23,7 @@ struct TsAttention {
   const float *mask;
   int64_t mask_batch, mask_head, mask_query;
   float scale;
+  int64_t room;  // tokens from one head of the cache to the next
 };
 
 // What one query of a call looks at.
@@ -36,8 +37,8 @@ struct TsAttentionQuery {
 TS_HD TsAttentionQuery ts_attention_query(const TsAttention &a, int64_t index) {
   const int64_t query = index % a.queries, head = index / a.queries % a.heads, row = index / a.queries / a.heads;
   const int64_t kv = row * a.kv_heads + head / (a.heads / a.kv_heads);
-  return {a.q + index * a.size, a.out + index * a.size, a.k + kv * a.time * a.size, a.v + kv * a.time * a.size,
-          a.k_scale + kv * a.time, a.v_scale + kv * a.time,
+  return {a.q + index * a.size, a.out + index * a.size, a.k + kv * a.room * a.size, a.v + kv * a.room * a.size,
+          a.k_scale + kv * a.room, a.v_scale + kv * a.room,
           a.mask ? a.mask + row * a.mask_batch + head * a.mask_head + query * a.mask_query : nullptr};
 }
 
@@ -66,14 +67,15 @@ TS_HD int16_t ts_weight_15(float weight, float inverse) {
 
 // Reads and checks a call.
 inline int32_t ts_read_attention(const int64_t *words, int64_t count, TsFail fail, TsAttention *call) {
-  if (!words || count != 18) return fail(TS_INVALID, "attention takes 18 words, not %lld", (long long)count);
+  if (!words || count != 19) return fail(TS_INVALID, "attention takes 19 words, not %lld", (long long)count);
   double scale;
   memcpy(&scale, words + 16, sizeof scale);
   const TsAttention a = {(const float *)words[0], (float *)words[1], words[2], words[3], words[4], words[5], words[6], words[7],
                          (const int8_t *)words[8], (const float *)words[9], (const int8_t *)words[10], (const float *)words[11],
-                         (const float *)words[12], words[13], words[14], words[15], (float)scale};
+                         (const float *)words[12], words[13], words[14], words[15], (float)scale, words[18]};
   if (a.batch < 0 || a.heads < 0 || a.queries < 0 || a.kv_heads < 1 || a.heads % a.kv_heads || a.time < 1 || a.size < 1 || a.size > TS_MAX_K_12)
     return fail(TS_INVALID, "attention needs whole groups of heads, at least one token and heads of 1 to %d values", TS_MAX_K_12);
+  if (a.room < a.time) return fail(TS_INVALID, "a cache with room for %lld tokens a head cannot hold %lld", (long long)a.room, (long long)a.time);
   if (a.batch * a.heads * a.queries != 0 && (!a.q || !a.out || !a.k || !a.k_scale || !a.v || !a.v_scale))
     return fail(TS_INVALID, "attention needs q, k, v, their scales and out");
   *call = a;

@@ -16,7 +16,7 @@
 #endif
 
 /* Raised whenever a struct or the meaning of a function changes; the loader refuses any other value. */
-#define TS_ABI_VERSION 5
+#define TS_ABI_VERSION 6
 
 /* 255 * 128 * K must stay below 2^31, so that no int32 accumulator can overflow whatever the int8 weights are. */
 #define TS_MAX_K 65792
@@ -207,8 +207,14 @@ TS_API int32_t ts_rotary_words(const int64_t *words, int64_t count);
 /* Attention of few queries over keys and values in 8 bits. Words: q, out (both (batch, heads, queries, size) float32), batch,
  * heads, queries, kv_heads, time, size, k ((batch, kv_heads, time, size) int8), its scales ((batch, kv_heads, time) float32),
  * v, its scales, mask (float32, added to the scores, its last axis contiguous) or null, the mask's strides of batch, head
- * and query, scale (the bits of a double), threads. */
+ * and query, scale (the bits of a double), threads, room: a head's tokens begin so many behind those of the head before, in k, v
+ * and their scales (time, or more). */
 TS_API int32_t ts_int8_attention_words(const int64_t *words, int64_t count);
+/* Rounds new keys and values to 8 bits, into the store of a cache. Words: batch, heads, new tokens, size, dtype (TS_F32, TS_BF16 or
+ * TS_F16), room (tokens a head of the store has place for), first (the place of the first new token), and for keys and for
+ * values: x, its strides of batch, head and token (its last axis is contiguous), the store ((batch, heads, room, size) int8) and
+ * its scales ((batch, heads, room) float32). */
+TS_API int32_t ts_int8_append_words(const int64_t *words, int64_t count);
 TS_API int32_t ts_int8_pack(const int8_t *weight, int64_t n, int64_t k, int8_t *packed);
 /* The arithmetic under every weight, open to tests: e[i] = exp(z[i] - max), *total = their integer weights' sum. */
 TS_API int32_t ts_exp_row(const float *z, int64_t n, float max, int64_t vocab, float *e, uint64_t *total);
@@ -234,6 +240,8 @@ TS_API int32_t ts_cuda_rotary_words(const int64_t *words, int64_t count);
 /* Words: cuda_stream, workspace, workspace_bytes (4 * batch * heads * queries * time at least) and those of
  * ts_int8_attention_words, of which threads means nothing here. */
 TS_API int32_t ts_cuda_int8_attention_words(const int64_t *words, int64_t count);
+/* Words: cuda_stream and those of ts_int8_append_words. */
+TS_API int32_t ts_cuda_int8_append_words(const int64_t *words, int64_t count);
 /* Bytes for a call of the int8 layers; widest: the largest n of its layers. */
 TS_API int64_t ts_cuda_int8_workspace(int64_t rows, int64_t k, int32_t mode, int64_t group_size, int64_t widest);
 /* Use cublasLt where it is found (1, as at the start), or never (0); anything else changes nothing. Returns whether it is

@@ -176,24 +176,60 @@ void attention() {
       for (int64_t i = 0; i < tokens * size; ++i) k[i + 1] = (int8_t)pick(-128, 127), v[i] = (int8_t)pick(-128, 127);
       for (int64_t i = 0; i < queries * time; ++i) mask[i] = pick(0, 3) ? real(-2, 2) : -INFINITY;
       const double scale = 0.3;
-      int64_t words[3 + 18] = {0, word(workspace.get()), tasks * time * 4, word(q.get()), word(out.get()), batch, heads, queries, kv_heads,
+      int64_t words[3 + 19] = {0, word(workspace.get()), tasks * time * 4, word(q.get()), word(out.get()), batch, heads, queries, kv_heads,
                                time, size, word(k.get() + 1), word(k_scale.get()), word(v.get()), word(v_scale.get()), word(mask.get()),
-                               0, 0, time, 0, 1};
+                               0, 0, time, 0, 1, time};
       memcpy(words + 3 + 16, &scale, sizeof scale);
       for (const bool masked : {false, true}) {
         words[3 + 12] = masked ? word(mask.get()) : 0;
         words[3 + 1] = word(out.get());
-        REQUIRE(ts_int8_attention_words(words + 3, 18) == TS_OK);
+        REQUIRE(ts_int8_attention_words(words + 3, 19) == TS_OK);
         words[3 + 1] = word(out2.get());
-        REQUIRE(ts_cuda_int8_attention_words(words, 21) == TS_OK);
+        REQUIRE(ts_cuda_int8_attention_words(words, 22) == TS_OK);
         for (int64_t i = 0; i < tasks * size; ++i) REQUIRE(same(out[i], out2[i]));
         ++cases;
       }
       words[2] -= 1;
-      REQUIRE(ts_cuda_int8_attention_words(words, 21) == TS_INVALID && strstr(ts_cuda_last_error(), "work space"));
+      REQUIRE(ts_cuda_int8_attention_words(words, 22) == TS_INVALID && strstr(ts_cuda_last_error(), "work space"));
     }
   }
   printf("attention on CUDA: %d caches with the bits of the CPU\n", cases);
+}
+
+// Every type, strides as models leave them, rows that are zero or not finite.
+void append() {
+  const int64_t batch = 2, heads = 2, fresh = 3, room = 7, first = 2, rows = batch * heads * room;
+  int cases = 0;
+  for (const int64_t size : {1, 64, 130}) {
+    const int64_t count = batch * heads * fresh * size;
+    for (const int32_t dtype : {TS_F32, TS_BF16, TS_F16}) {
+      Guarded<uint16_t> x(2 * count);
+      for (int64_t i = 0; i < count; ++i) {
+        if (dtype == TS_F32) ((float *)x.get())[i] = i < size ? 0 : i % (7 * size) == 0 ? INFINITY : real(-2, 3);
+        if (dtype != TS_F32) x[i] = (uint16_t)pick(0, 65535);  // NaN, infinities and subnormals among them
+      }
+      std::vector<int8_t> q[2];
+      std::vector<float> scales[2];
+      for (const bool cuda : {false, true}) {
+        Guarded<int8_t> store(2 * rows * size);
+        Guarded<float> scale(2 * rows);
+        memset(store.get(), 5, (size_t)(2 * rows * size));
+        memset(scale.get(), 0, sizeof(float) * (size_t)(2 * rows));
+        int64_t words[1 + 19] = {0, batch, heads, fresh, size, dtype, room, first};
+        for (int i = 0; i < 2; ++i) {
+          const int64_t six[] = {word(x.get()), heads * fresh * size, size, heads * size, word(store.get() + i * rows * size), word(scale.get() + i * rows)};
+          memcpy(words + 8 + 6 * i, six, sizeof six);
+        }
+        REQUIRE((cuda ? ts_cuda_int8_append_words(words, 20) : ts_int8_append_words(words + 1, 19)) == TS_OK);
+        q[cuda].assign(store.get(), store.get() + store.size());
+        scales[cuda].assign(scale.get(), scale.get() + scale.size());
+      }
+      REQUIRE(q[0] == q[1]);
+      for (size_t i = 0; i < scales[0].size(); ++i) REQUIRE(same(scales[0][i], scales[1][i]));
+      ++cases;
+    }
+  }
+  printf("append on CUDA: %d caches with the bits of the CPU\n", cases);
 }
 
 void rotary() {
@@ -246,6 +282,7 @@ void refusals() {
 int main() {
   REQUIRE(ts_cuda_abi_version() == TS_ABI_VERSION);
   attention();
+  append();
   rotary();
   refusals();
   rows();

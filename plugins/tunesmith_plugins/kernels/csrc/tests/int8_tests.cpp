@@ -236,7 +236,7 @@ void attention() {
   int cases = 0;
   for (const int64_t time : {1, 2, 513}) {
     for (const int64_t size : {1, 15, 16, 17, 64, 83}) {
-      const int64_t batch = 2, heads = 4, kv_heads = 2, queries = 2, rows = batch * kv_heads * time;
+      const int64_t batch = 2, heads = 4, kv_heads = 2, queries = 2, room = time + (size % 2 ? 3 : 0), rows = batch * kv_heads * room;
       Guarded<float> q(batch * heads * queries * size), k_scale(rows), v_scale(rows), mask(batch * time), out(q.size());
       Guarded<int8_t> k(rows * size), v(rows * size);
       for (int64_t i = 0; i < q.size(); ++i) q[i] = real(-2, 3);
@@ -244,15 +244,15 @@ void attention() {
       for (int64_t i = 0; i < rows * size; ++i) k[i] = (int8_t)pick(-127, 127), v[i] = (int8_t)pick(-127, 127);
       for (int64_t i = 0; i < mask.size(); ++i) mask[i] = i % time && pick(0, 3) == 0 ? -HUGE_VALF : real(-1, 1);
       const double scale = .125;
-      int64_t words[18] = {(int64_t)q.get(), (int64_t)out.get(), batch, heads, queries, kv_heads, time, size, (int64_t)k.get(),
-                           (int64_t)k_scale.get(), (int64_t)v.get(), (int64_t)v_scale.get(), (int64_t)mask.get(), time, 0, 0, 0, 1};
+      int64_t words[19] = {(int64_t)q.get(), (int64_t)out.get(), batch, heads, queries, kv_heads, time, size, (int64_t)k.get(),
+                           (int64_t)k_scale.get(), (int64_t)v.get(), (int64_t)v_scale.get(), (int64_t)mask.get(), time, 0, 0, 0, 1, room};
       memcpy(words + 16, &scale, sizeof scale);
       std::vector<float> right;
       for (const std::string &isa : instruction_sets()) {
         for (const int64_t threads : {1, 3}) {
           words[17] = threads;
           memset(out.get(), 0, sizeof(float) * (size_t)out.size());
-          REQUIRE(ts_isa_set(isa.c_str()) == TS_OK && ts_int8_attention_words(words, 18) == TS_OK);
+          REQUIRE(ts_isa_set(isa.c_str()) == TS_OK && ts_int8_attention_words(words, 19) == TS_OK);
           const std::vector<float> found(out.get(), out.get() + out.size());
           if (right.empty()) right = found;
           REQUIRE(found == right);
@@ -261,9 +261,64 @@ void attention() {
       }
     }
   }
-  const int64_t none[18] = {};
-  REQUIRE(ts_int8_attention_words(none, 17) == TS_INVALID && ts_int8_attention_words(none, 18) == TS_INVALID);
+  const int64_t none[19] = {};
+  REQUIRE(ts_int8_attention_words(none, 18) == TS_INVALID && ts_int8_attention_words(none, 19) == TS_INVALID);
   printf("attention: %d cases with the same bits everywhere\n", cases);
+}
+
+// New tokens stand in their places, rounded as divisions in float64 say, and nothing else is written.
+void append() {
+  int cases = 0;
+  for (const int32_t dtype : {TS_F32, TS_BF16}) {
+    for (const int64_t size : {1, 16, 83}) {
+      const int64_t batch = 2, heads = 3, fresh = 2, room = 5, first = 2, rows = batch * heads * room, count = batch * heads * fresh * size;
+      Guarded<uint8_t> x[2] = {Guarded<uint8_t>(count * 4), Guarded<uint8_t>(count * 4)};
+      Guarded<int8_t> q[2] = {Guarded<int8_t>(rows * size), Guarded<int8_t>(rows * size)};
+      Guarded<float> scale[2] = {Guarded<float>(rows), Guarded<float>(rows)};
+      std::vector<int64_t> words = {batch, heads, fresh, size, dtype, room, first};
+      for (int i = 0; i < 2; ++i) {
+        uint8_t *given = x[i].get() + (dtype == TS_F32 ? 0 : count * 2);
+        for (int64_t at = 0; at < count; ++at) ts_store(given, at, dtype, real(-3, 2));
+        ts_store(given, 0, dtype, NAN);
+        ts_store(given, size, dtype, INFINITY);
+        for (int64_t d = 0; d < size; ++d) ts_store(given, 2 * size + d, dtype, 0);
+        memset(q[i].get(), 77, (size_t)(rows * size));
+        for (int64_t row = 0; row < rows; ++row) scale[i][row] = -1;
+        // (batch, new, heads, size) in memory, as models' projections leave it
+        for (const int64_t word : {(int64_t)given, heads * fresh * size, size, heads * size, (int64_t)q[i].get(), (int64_t)scale[i].get()}) words.push_back(word);
+      }
+      REQUIRE(ts_int8_append_words(words.data(), (int64_t)words.size()) == TS_OK);
+      for (int i = 0; i < 2; ++i) {
+        const void *given = x[i].get() + (dtype == TS_F32 ? 0 : count * 2);
+        for (int64_t row = 0; row < rows; ++row) {
+          const int64_t token = row % room - first, head = row / room % heads, which = row / room / heads;
+          const int8_t *found = q[i].get() + row * size;
+          if (token < 0 || token >= fresh) {
+            REQUIRE(scale[i][row] == -1 && found[0] == 77 && found[size - 1] == 77);
+            continue;
+          }
+          const int64_t from = ((which * fresh + token) * heads + head) * size;
+          float most = 0;
+          bool finite = true;
+          for (int64_t d = 0; d < size; ++d) {
+            const float value = fabsf(ts_load(given, from + d, dtype));
+            finite &= value < HUGE_VALF;
+            most = value > most ? value : most;
+          }
+          const float right = most / 127.0f < 0x1p-126f ? 0x1p-126f : most / 127.0f;
+          if (finite) REQUIRE(scale[i][row] == right);
+          if (!finite) REQUIRE(!(scale[i][row] < HUGE_VALF));
+          for (int64_t d = 0; d < size; ++d) REQUIRE(found[d] == (finite ? (int)nearbyint((double)(ts_load(given, from + d, dtype) / right)) : 0));
+          ++cases;
+        }
+      }
+      words[6] = 4;  // behind the room's end
+      REQUIRE(ts_int8_append_words(words.data(), (int64_t)words.size()) == TS_INVALID && ts_int8_append_words(words.data(), 18) == TS_INVALID);
+      words[6] = first, words[4] = TS_F64;
+      REQUIRE(ts_int8_append_words(words.data(), (int64_t)words.size()) == TS_UNSUPPORTED);
+    }
+  }
+  printf("append: %d rows of an int8 cache\n", cases);
 }
 
 void pool() {
@@ -345,6 +400,7 @@ int main() {
   rows();
   fused();
   attention();
+  append();
   sharing();
   threads();
   puts("all int8 checks passed");
