@@ -280,9 +280,8 @@ def _check_rolls_back(model: Any, what: str) -> None:
     if not model.rolls_back:
         raise ConfigError(
             [
-                f"the cache of {what} forgets or mixes what it has read (a sliding window or a recurrent state) or is "
-                "kept in 8 bits, so that tokens cannot be taken back; use the decoder 'stepwise', or cache='float' if "
-                "the engine has another"
+                f"the cache of {what} forgets or mixes what it has read (a sliding window or a recurrent state), so that "
+                "tokens cannot be taken back; use the decoder 'stepwise'"
             ],
             "speculative",
         )

@@ -25,7 +25,7 @@ def growing(past: Any) -> Any:
     own = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
     for number, layer in enumerate(getattr(own, "layers", ())):
         if type(layer) is DynamicLayer and layer.get_seq_length() > 0:
-            own.layers[number] = Growing(layer.keys, layer.values)
+            own.layers[number] = Growing.over((layer.keys, layer.values), like=layer)
     return past
 
 
@@ -57,7 +57,7 @@ def join(pasts: Sequence[Any], virtual: int) -> Any:
     whole = _copied(pasts[0])
     for number in range(len(whole.layers)):
         parts = [past.layers[number] for past in pasts]
-        whole.layers[number] = joined([(part.keys, part.values) for part in parts], virtual)
+        whole.layers[number] = joined(parts, virtual)
     return whole
 
 
@@ -71,9 +71,9 @@ def drop(past: Any, columns: int, virtual: int) -> None:
 def trim(past: EncoderDecoderCache, columns: int) -> None:
     """Forget the last ``columns`` positions of what an encoder has read."""
     for layer in past.cross_attention_cache.layers:
-        keys, values = layer.keys, layer.values
-        assert keys is not None and values is not None  # noqa: PT018
-        layer.keys, layer.values = keys[..., : keys.shape[-2] - columns, :], values[..., : keys.shape[-2] - columns, :]
+        for name in _states(layer):
+            states = getattr(layer, name)
+            setattr(layer, name, states[..., : states.shape[-2] - columns, :])
 
 
 def put(past: Any, index: torch.Tensor, entered: Any, virtual: int) -> None:
@@ -82,18 +82,21 @@ def put(past: Any, index: torch.Tensor, entered: Any, virtual: int) -> None:
     if isinstance(past, EncoderDecoderCache):
         own, new = past.self_attention_cache, entered.self_attention_cache
         for mine, theirs in zip(past.cross_attention_cache.layers, entered.cross_attention_cache.layers, strict=True):
-            time = theirs.keys.shape[-2]
-            mine.keys[..., :time, :][index] = theirs.keys
-            mine.values[..., :time, :][index] = theirs.values
+            if isinstance(mine, Growing):
+                mine.writable()
+            for name in _states(mine):
+                states = getattr(theirs, name)
+                getattr(mine, name)[..., : states.shape[-2], :][index] = states
     for mine, theirs in zip(own.layers, new.layers, strict=True):
-        mine.put(index, theirs.keys, theirs.values, virtual)
+        mine.put(index, theirs, virtual)
 
 
 def _read(pasts: Sequence[EncoderDecoderCache]) -> Any:
     whole = _copied(pasts[0].cross_attention_cache)
     for number, layer in enumerate(whole.layers):
         parts = [past.cross_attention_cache.layers[number] for past in pasts]
-        layer.keys, layer.values = right([p.keys for p in parts]), right([p.values for p in parts])
+        for name in _states(layer):
+            setattr(layer, name, right([getattr(part, name) for part in parts]))
     return whole
 
 

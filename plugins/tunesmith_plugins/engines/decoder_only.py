@@ -47,7 +47,7 @@ class DecoderOnly(Stepping):
 
     def __init__(self, lm: LM, batch_size: int, max_length: int | None = None, **options: Any) -> None:
         super().__init__(lm, batch_size, **options)
-        self.joins = self.rolls_back = caches.plain(self.base.config) and not self.int8_cache
+        self.joins = self.rolls_back = caches.plain(self.base.config)
         self.places = positions_of(self.base.config)
         if self.places is not None:
             self.places -= sum(adapter.virtual_tokens for adapter in lm.adapters)

@@ -69,7 +69,7 @@ class EncoderDecoder(Stepping):
         # Padding between a prefix and the text would change how far they are apart.
         apart = places.relative(self.base.get_decoder()) and not any(a.cached_tokens for a in lm.adapters)
         known = self.table is not None or apart
-        self.rolls_back = caches.plain(self.base.config) and not self.int8_cache
+        self.rolls_back = caches.plain(self.base.config)
         self.joins = known and "decoder_attention_mask" in self.accepted and self.rolls_back
 
     def context(self, prompt: Sequence[int]) -> Sequence[int]:

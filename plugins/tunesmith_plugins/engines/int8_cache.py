@@ -10,14 +10,12 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderC
 
 from tunesmith.errors import ConfigError
 from tunesmith_plugins import kernels
-from tunesmith_plugins.engines.growing import ROOM, SHARE
+from tunesmith_plugins.engines.growing import Growing
 from tunesmith_plugins.engines.int8_states import Int8States
 from tunesmith_plugins.kernels.int8_reference import quantize_states
 
-Stores = tuple[Tensor, Tensor, Tensor, Tensor]
 
-
-class Int8Layer(DynamicLayer):
+class Int8Layer(Growing):
     """The cache of one attention layer: integers in [-127, 127], and a scale for each row, head and token.
 
     There is room behind the last token, so that one more is a small write: some 64 tokens, or a quarter of what is there.
@@ -32,19 +30,6 @@ class Int8Layer(DynamicLayer):
     """
 
     states = ("key_integers", "key_scales", "value_integers", "value_scales")
-    """Names of what has rows and a time axis."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._stores: Stores | None = None
-        self._shown: Stores | None = None  # the parts of the stores that count
-
-    def __copy__(self) -> Int8Layer:
-        """Return a layer with the same tensors. Neither of the two writes behind them any more: the other may be there."""
-        made = type(self).__new__(type(self))
-        self._stores = self._shown = None
-        made.__dict__.update(self.__dict__)
-        return made
 
     @property
     def keys(self) -> Tensor | None:
@@ -78,82 +63,21 @@ class Int8Layer(DynamicLayer):
         setattr(self, f"{which}_integers", integers)
         setattr(self, f"{which}_scales", scales)
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Remember the type that keys and values have outside."""
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *rest: Any, **options: Any) -> tuple[Tensor, Tensor]:
-        """Append (batch, heads, new, size) and return all there is, (batch, heads, time, size)."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        length, fresh = self.get_seq_length(), key_states.shape[-2]
-        stores = self._stores_for(key_states, length, fresh)
-        kernels.int8_append_(key_states, value_states, *stores, length)
-        self._show(stores, length + fresh)
-        keys, values = self.keys, self.values
-        assert keys is not None
-        assert values is not None
-        return keys, values
-
-    def _stores_for(self, like: Tensor, length: int, fresh: int) -> Stores:
-        """Return stores with room for ``fresh`` more tokens (batch, heads, new, size) behind what is there."""
-        stores = self._settled()
-        writable = torch.is_inference_mode_enabled() or not (stores and stores[0].is_inference())
-        if stores and writable and length + fresh <= stores[0].shape[-2]:
-            return stores
-        room = length + max(fresh, ROOM, length // SHARE)
-
-        def moved(now: Tensor) -> Tensor:
-            store = now.new_empty((*like.shape[:2], room, now.shape[-1]))
-            if length:
-                store.narrow(-2, 0, length).copy_(now)
-            return store
-
-        first, second, third, fourth = (moved(getattr(self, name)) for name in self.states)
-        return first, second, third, fourth
-
-    def _show(self, stores: Stores, length: int) -> None:
-        first, second, third, fourth = shown = tuple(store.narrow(-2, 0, length) for store in stores)
-        for name, part in zip(self.states, shown, strict=True):
-            setattr(self, name, part)
-        self._stores, self._shown = stores, (first, second, third, fourth)
-
-    def _settled(self) -> Stores | None:
-        """Return the stores if what is shown is still a part of them: transformers' methods and ours assign other tensors."""
-        if self._shown and all(
-            getattr(self, name) is part for name, part in zip(self.states, self._shown, strict=True)
-        ):
-            return self._stores
-        return None
+    def _append(self, key_states: Tensor, value_states: Tensor) -> None:
+        keys, key_scales, values, value_scales = self._stores
+        kernels.int8_append_(key_states, value_states, keys, key_scales, values, value_scales, self._end)
 
     def get_seq_length(self) -> int:
         """Return how many tokens there are."""
         return 0 if self.key_integers is None or not self.key_integers.numel() else self.key_integers.shape[-2]
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last so many tokens, given as a number that is not above 0."""
-        if tokens_to_remove > 0:
-            raise ValueError(
-                f"crop takes how many tokens to forget as a number that is not above 0, not {tokens_to_remove}"
-            )
-        if tokens_to_remove and self.is_initialized:
-            length = max(self.get_seq_length() + tokens_to_remove, 0)
-            stores = self._settled()
-            if stores:
-                self._show(stores, length)
-            else:
-                for name in self.states:
-                    setattr(self, name, getattr(self, name).narrow(-2, 0, length))
-
     def offload(self) -> None:
         """Move everything to the CPU."""
-        self._move(torch.device("cpu"))
+        self._to(torch.device("cpu"))
 
     def prefetch(self) -> None:
         """Move everything back."""
-        self._move(self.device)
+        self._to(self.device)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Take the rows at ``beam_idx``."""
@@ -172,7 +96,7 @@ class Int8Layer(DynamicLayer):
                 tensor = getattr(self, name)
                 setattr(self, name, tensor[indices.to(tensor.device)])
 
-    def _move(self, device: torch.device) -> None:
+    def _to(self, device: torch.device) -> None:
         if self.is_initialized:
             for name in self.states:
                 setattr(self, name, getattr(self, name).to(device, non_blocking=True))

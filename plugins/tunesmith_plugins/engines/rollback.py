@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicLayer, EncoderDecoderCache
+from transformers.cache_utils import EncoderDecoderCache
+
+from tunesmith_plugins.engines.growing import Growing
 
 
 def filled(mask: torch.Tensor, lengths: torch.Tensor, count: int) -> torch.Tensor:
@@ -32,7 +34,7 @@ def take_back(past: Any, counts: torch.Tensor, virtual: int) -> None:
     rows = more.nonzero().flatten()
     for layer in own.layers:
         if common:
-            layer.crop(layer.get_seq_length() - common)
+            layer.crop(-common)
         if len(rows):
             _to_the_right(layer, rows, more[rows], virtual)
 
@@ -45,10 +47,9 @@ def moved(tensor: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     return kept[:, int(counts.min()) :]
 
 
-def _to_the_right(layer: DynamicLayer, rows: torch.Tensor, by: torch.Tensor, virtual: int) -> None:
-    assert layer.keys is not None and layer.values is not None  # noqa: PT018
-    for states in (layer.keys, layer.values):
-        text = states[..., virtual:, :]
+def _to_the_right(layer: Growing, rows: torch.Tensor, by: torch.Tensor, virtual: int) -> None:
+    for name in layer.writable().states:
+        text = getattr(layer, name)[..., virtual:, :]
         places = (torch.arange(text.shape[-2], device=text.device)[None, :] - by[:, None]).clamp(min=0)
         here = text[rows]
         text[rows] = here.gather(2, places[:, None, :, None].expand_as(here))

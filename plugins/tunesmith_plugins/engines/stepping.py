@@ -36,7 +36,7 @@ class Stepping(Watched, ABC):
         batch_size: Most rows a decoder should keep at once.
         cache_tokens: Most places for tokens that they should take together, None for any number.
         use_cache: Whether the model keeps keys and values; otherwise everything is read again at every step.
-        int8_cache: Keep keys and values in 8 bits; then rows of different age do not share a cache.
+        int8_cache: Keep keys and values in 8 bits.
 
     Attributes:
         steps: How often rows were extended by a token so far.

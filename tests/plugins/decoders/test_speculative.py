@@ -79,6 +79,15 @@ def test_greedy_tokens_are_those_of_stepwise(lm, close, count, verify, size):
         assert sum(c.details["accepted"] for c in found) > 0
 
 
+def test_greedy_tokens_are_those_of_stepwise_with_a_cache_in_8_bits(lm, close):
+    engine = Transformers(batch_size=3, cache="int8")
+    expected = generate(lm, PROMPTS, engine=engine, max_new_tokens=12)
+    for draft in (None, close):
+        found = generate(lm, PROMPTS, decoder=speculating(draft, tokens=3), engine=engine, max_new_tokens=12)
+        assert [c.token_ids for c in found] == [c.token_ids for c in expected]
+        assert sum(c.details["accepted"] for c in found) > 0
+
+
 @pytest.mark.parametrize("sampler", [HOT, "mirostat(tau=3.0)", "chain(links=[xtc(threshold=0.05)])"])
 def test_verified_by_token_any_sampler_draws_the_tokens_of_stepwise(lm, close, sampler):
     options = {"sampler": sampler, "max_new_tokens": 10, "completions": 3}

@@ -11,11 +11,17 @@ def states(time, rows=2, seed=0):
     return torch.randn(rows, 3, time, 4, generator=torch.Generator().manual_seed(seed))
 
 
+def layer_of(keys, values):
+    layer = DynamicLayer()
+    layer.update(keys, values)
+    return layer
+
+
 def both(time, rows=2, seed=0):
     keys, values = states(time, rows, seed), states(time, rows, seed + 100)
     plain = DynamicLayer()
     plain.update(keys, values)
-    return plain, Growing(keys.clone(), values.clone())
+    return plain, Growing.over((keys.clone(), values.clone()), like=plain)
 
 
 def assert_same(plain, layer):
@@ -98,7 +104,7 @@ def test_a_row_that_is_put_in_stands_at_the_end_and_leaves_the_others_alone(virt
     _, layer = both(9, rows=3)
     before = layer.keys.clone(), layer.values.clone()
     keys, values = states(5, rows=2, seed=20), states(5, rows=2, seed=21)
-    layer.put(torch.tensor([2, 0]), keys, values, virtual)
+    layer.put(torch.tensor([2, 0]), layer_of(keys, values), virtual)
     for shown, new, old in ((layer.keys, keys, before[0]), (layer.values, values, before[1])):
         assert torch.equal(shown[1], old[1])
         rest = 5 - virtual
@@ -110,7 +116,7 @@ def test_a_row_that_is_put_in_stands_at_the_end_and_leaves_the_others_alone(virt
 @pytest.mark.parametrize("virtual", [0, 2])
 def test_joined_rows_are_padded_with_zeros_behind_the_virtual_positions(virtual):
     long, short = (states(7), states(7, seed=1)), (states(4, rows=1, seed=2), states(4, rows=1, seed=3))
-    layer = joined([short, long], virtual)
+    layer = joined([layer_of(*short), layer_of(*long)], virtual)
     assert layer.keys.shape == (3, 3, 7, 4)
     for shown, wide, small in ((layer.keys, long[0], short[0]), (layer.values, long[1], short[1])):
         assert torch.equal(shown[1:], wide)

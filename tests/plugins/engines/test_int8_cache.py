@@ -162,6 +162,23 @@ def test_engines_write_with_it(family, decoder):
     assert sum(a == b for a, b in zip(found, exact, strict=True)) >= 2
 
 
+def test_finished_rows_leave_and_new_prompts_enter_a_cache_in_8_bits():
+    """Fewer steps than one batch after the other would take, and each text as it is alone."""
+    lm = tiny_lm("decoder", spread=0.7)
+    prompts = ["the cat sees", "good", "the big dog likes a fish ."] * 4
+    limits = [2, 9, 3, 12, 1, 4] * 2
+    engine = engines.Transformers(cache="int8", batch_size=3).build()
+    together = ts.generate(lm, prompts, engine=engine, max_new_tokens=limits, min_new_tokens=12)
+    steps = engine.step_model.steps
+    assert steps < sum(max(limits[at : at + 3]) - 1 for at in range(0, 12, 3))
+    assert all(isinstance(layer, Int8Layer) for layer in engine.step_model.begin([[5]])[1].past.layers)
+    for prompt, limit, completion in zip(prompts, limits, together, strict=True):
+        (alone,) = ts.generate(
+            lm, [prompt], engine=engines.Transformers(cache="int8"), max_new_tokens=limit, min_new_tokens=12
+        )
+        assert alone.token_ids == completion.token_ids
+
+
 def test_short_prompts_with_padding_in_front_are_read_as_they_are_alone():
     """Places of padding see no token, and a model whose heads have keys of their own attends to them in integers."""
     tiny = tiny_lm("decoder")

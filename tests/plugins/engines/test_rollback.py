@@ -79,9 +79,12 @@ def lm(request):
     return MODELS[request.param]()
 
 
-@pytest.mark.parametrize("cached", [True, False])
-def test_rows_go_on_as_if_alone(lm, cached):
-    model = step_model(lm, kv_cache=cached)
+KEPT = {"float cache": {}, "no cache": {"kv_cache": False}, "int8 cache": {"cache": "int8"}}
+
+
+@pytest.mark.parametrize("kept", list(KEPT))
+def test_rows_go_on_as_if_alone(lm, kept):
+    model = step_model(lm, **KEPT[kept])
     assert isinstance(model, RollsBack)
     assert model.rolls_back
     prompts = prompt_ids(lm, PROMPTS)
@@ -94,8 +97,11 @@ def test_rows_go_on_as_if_alone(lm, cached):
             found.append(logits[0])
         return torch.stack(found[1:])
 
+    # in 8 bits the last bit of a sum can move a key by a whole step
+    atol = 1e-2 if kept == "int8 cache" else 2e-4
+
     def same(found, row, written, last):
-        torch.testing.assert_close(found, alone(row, written)[-last:], atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(found, alone(row, written)[-last:], atol=atol, rtol=1e-4)
 
     _, cache = model.begin(prompts)
     ids = torch.tensor([[7, 8, 9, 10], [11, 12, 0, 0], [13, 14, 15, 0]])
