@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderC
 from tunesmith.errors import ConfigError
 from tunesmith_plugins import kernels
 from tunesmith_plugins.engines.growing import Growing
-from tunesmith_plugins.engines.int8_states import Int8States
+from tunesmith_plugins.engines.int8_states import DTYPES, Int8States
 from tunesmith_plugins.kernels.int8_reference import quantize_states
 
 
@@ -19,8 +19,8 @@ class Int8Layer(Growing):
     """The cache of one attention layer: integers in [-127, 127], and a scale for each row, head and token.
 
     There is room behind the last token, so that one more is a small write: some 64 tokens, or a quarter of what is there.
-    What is read stands for floats (:class:`~tunesmith_plugins.engines.int8_states.Int8States`): on the CPU in float32 attention of one
-    new token works on the integers; anything else gets a float copy, of one layer and for one step alone.
+    What is read stands for floats (:class:`~tunesmith_plugins.engines.int8_states.Int8States`): on the CPU attention of a
+    few new tokens works on the integers; anything else gets a float copy, of one layer and for one step alone.
 
     Attributes:
         key_integers: (batch, heads, time, size) int8.
@@ -54,7 +54,7 @@ class Int8Layer(Growing):
         if integers is None:
             return None
         scales = getattr(self, f"{which}_scales")
-        if self.dtype is torch.float32 and integers.is_cpu and not torch.compiler.is_compiling():
+        if self.dtype in DTYPES and integers.is_cpu and not torch.compiler.is_compiling():
             return Int8States(integers, scales, self.dtype)
         return (integers * scales).to(self.dtype)
 

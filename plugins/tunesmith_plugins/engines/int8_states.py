@@ -10,6 +10,9 @@ from torch.utils._pytree import tree_map
 
 from tunesmith_plugins import kernels
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What queries may be; attention over integers works in float32."""
+
 MOST_QUERIES = 8
 """Attention with more queries than this is left to torch, on a float copy."""
 
@@ -85,7 +88,8 @@ def _attention(
         type(key) is not Int8States
         or type(value) is not Int8States
         or type(query) is not Tensor
-        or query.dtype is not torch.float32
+        or query.dtype not in DTYPES
+        or query.dtype is not key.dtype
         or query.ndim != 4
         or query.shape[2] > MOST_QUERIES
         or (query.shape[0], query.shape[3]) != (key.shape[0], key.shape[3])
@@ -98,4 +102,7 @@ def _attention(
         or (attn_mask is not None and (attn_mask.requires_grad or attn_mask.ndim != 4))
     ):
         return None
-    return kernels.int8_attention(query, key.integers, key.scales, value.integers, value.scales, attn_mask, scale)
+    found = kernels.int8_attention(
+        query.float(), key.integers, key.scales, value.integers, value.scales, attn_mask, scale
+    )
+    return found.to(query.dtype)

@@ -280,3 +280,18 @@ def test_what_is_read_is_attended_to_in_integers_and_is_a_float_copy_to_anything
     assert len(calls) == 3
     with pytest.raises(RuntimeError, match="cannot be written to"):
         found[0].zero_()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_of_16_bits_attend_in_integers_too(dtype, monkeypatch):
+    keys, values = (one.to(dtype) for one in states())
+    found = Int8Layer().update(keys, values)
+    assert found[0].dtype == dtype
+    query = torch.randn(3, 2, 1, 8).to(dtype)
+    mask = torch.randn(3, 1, 1, 7).to(dtype)
+    parts = (*quantize_states(keys), *quantize_states(values))
+    attend = torch.nn.functional.scaled_dot_product_attention
+    for added in (None, mask):
+        expected = kernels.int8_attention(query.float(), *parts, added).to(dtype)
+        assert torch.equal(attend(query, *found, attn_mask=added), expected)
+    assert attend(query.float(), *(one.float() for one in found)).dtype == torch.float32
