@@ -283,7 +283,7 @@ def test_what_is_read_is_attended_to_in_integers_and_is_a_float_copy_to_anything
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_models_of_16_bits_attend_in_integers_too(dtype, monkeypatch):
+def test_models_of_16_bits_attend_in_integers_too(dtype):
     keys, values = (one.to(dtype) for one in states())
     found = Int8Layer().update(keys, values)
     assert found[0].dtype == dtype
