@@ -33,15 +33,20 @@ def select(past: Any, index: torch.Tensor) -> Any:
     """Return a cache of the rows at ``index`` (int64, any order, repeats allowed)."""
     if isinstance(past, EncoderDecoderCache):
         return _both(past, select(past.self_attention_cache, index), select(past.cross_attention_cache, index))
-    chosen = _copied(past)
-    for number, layer in enumerate(chosen.layers):
-        if isinstance(layer, Growing):
-            chosen.layers[number] = layer.rows(index)
-        elif not isinstance(layer, DynamicLayer):
-            layer.reorder_cache(index)
-        elif layer.get_seq_length() > 0:  # a layer that nothing was written to yet has no rows
-            for name in _states(layer):
-                setattr(layer, name, getattr(layer, name)[index])
+    chosen = copy.copy(past)
+    chosen.layers = [_rows(layer, index) for layer in past.layers]
+    return chosen
+
+
+def _rows(layer: Any, index: torch.Tensor) -> Any:
+    if isinstance(layer, Growing):
+        return layer.rows(index)
+    chosen = copy.copy(layer)
+    if not isinstance(layer, DynamicLayer):
+        chosen.reorder_cache(index)
+    elif layer.get_seq_length() > 0:  # a layer that nothing was written to yet has no rows
+        for name in _states(layer):
+            setattr(chosen, name, getattr(layer, name)[index])
     return chosen
 
 
@@ -54,10 +59,8 @@ def join(pasts: Sequence[Any], virtual: int) -> Any:
     if isinstance(pasts[0], EncoderDecoderCache):
         own = join([past.self_attention_cache for past in pasts], virtual)
         return _both(pasts[0], own, _read(pasts))
-    whole = _copied(pasts[0])
-    for number in range(len(whole.layers)):
-        parts = [past.layers[number] for past in pasts]
-        whole.layers[number] = joined(parts, virtual)
+    whole = copy.copy(pasts[0])
+    whole.layers = [joined(parts, virtual) for parts in zip(*(past.layers for past in pasts), strict=True)]
     return whole
 
 
@@ -92,7 +95,8 @@ def put(past: Any, index: torch.Tensor, entered: Any, virtual: int) -> None:
 
 
 def _read(pasts: Sequence[EncoderDecoderCache]) -> Any:
-    whole = _copied(pasts[0].cross_attention_cache)
+    whole = copy.copy(pasts[0].cross_attention_cache)
+    whole.layers = [copy.copy(layer) for layer in whole.layers]
     for number, layer in enumerate(whole.layers):
         parts = [past.cross_attention_cache.layers[number] for past in pasts]
         for name in _states(layer):
@@ -119,9 +123,3 @@ def _states(layer: Any) -> tuple[str, ...]:
     """Return the names of a layer's tensors of shape (batch, heads, time, ...)."""
     found: tuple[str, ...] = getattr(layer, "states", ("keys", "values"))
     return found
-
-
-def _copied(past: Any) -> Any:
-    new = copy.copy(past)
-    new.layers = [copy.copy(layer) for layer in past.layers]
-    return new
