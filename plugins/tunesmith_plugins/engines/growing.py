@@ -71,7 +71,8 @@ class Growing(DynamicLayer):
             self._append(key_states, value_states)
             self._use(self._stores, self._first, self._end + new)
         keys, values = self.keys, self.values
-        assert keys is not None and values is not None  # noqa: PT018
+        assert keys is not None
+        assert values is not None
         return keys, values
 
     def _append(self, key_states: Tensor, value_states: Tensor) -> None:

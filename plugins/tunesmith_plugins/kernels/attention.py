@@ -7,8 +7,8 @@ from torch import Tensor
 
 from . import int8_reference as reference
 from . import loader
-from .ops import _plain, _stream
-from .words import _entry
+from .ops import _plain
+from .words import _call_on
 
 
 def int8_attention(
@@ -71,14 +71,11 @@ def int8_attention(
         v.data_ptr(), v_scale.data_ptr(), None if mask is None else mask.data_ptr(), *strides, float(scale),
         torch.get_num_threads(), room,
     )  # fmt: skip
-    if not library.on_device:
-        _, released, address, _ = _entry("ts_int8_attention_words")
-        library.check(released(address, *words))
-        return out
-    _, released, address, _ = _entry("ts_cuda_int8_attention_words")
-    with torch.cuda.device_of(q):
-        workspace = torch.empty(batch * heads * queries * time, dtype=torch.float32, device=q.device)
-        library.check(released(address, _stream(q.device), workspace.data_ptr(), workspace.nbytes, *words))
+    space = None
+    if library.on_device:
+        space = torch.empty(batch * heads * queries * time, dtype=torch.float32, device=q.device)
+    before = () if space is None else (space.data_ptr(), space.nbytes)
+    _call_on(library, "int8_attention_words", q, (*before, *words), True)
     return out
 
 

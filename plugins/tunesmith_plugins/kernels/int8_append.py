@@ -8,8 +8,8 @@ from torch import Tensor
 from . import int8_reference as reference
 from . import loader
 from .ops import _LOGITS as _DTYPES
-from .ops import _plain, _rows, _stream
-from .words import _entry
+from .ops import _plain, _rows
+from .words import _WORTH_RELEASING, _call_on
 
 
 def int8_append_(
@@ -70,12 +70,4 @@ def int8_append_(
         k.data_ptr(), *k.stride()[:3], k_store.data_ptr(), k_scales.data_ptr(),
         v.data_ptr(), *v.stride()[:3], v_store.data_ptr(), v_scales.data_ptr(),
     )  # fmt: skip
-    if not library.on_device:
-        held, _, address, _ = _entry("ts_int8_append_words")
-        code = held(address, *words)
-    else:
-        held, _, address, _ = _entry("ts_cuda_int8_append_words")
-        with torch.cuda.device_of(k):
-            code = held(address, _stream(k.device), *words)
-    if code:
-        library.check(code)
+    _call_on(library, "int8_append_words", k, words, k.numel() > _WORTH_RELEASING)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from . import loader
-from .ops import _plain, _stream
-from .words import _entry
+from .ops import _plain
+from .words import _call_on
 
 
 def rotary_(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> None:
@@ -50,12 +50,4 @@ def rotary_(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> No
         q.data_ptr(), k.data_ptr(), rows, q_width // head_dim, k_width // head_dim, q_width, k_width, head_dim,
         cos.data_ptr(), sin.data_ptr(), cos.size(0) * cos.size(1),
     )  # fmt: skip
-    if not library.on_device:
-        held, _, address, _ = _entry("ts_rotary_words")
-        code = held(address, *words)
-    else:
-        held, _, address, _ = _entry("ts_cuda_rotary_words")
-        with torch.cuda.device_of(q):
-            code = held(address, _stream(q.device), *words)
-    if code:
-        library.check(code)
+    _call_on(library, "rotary_words", q, words, False)

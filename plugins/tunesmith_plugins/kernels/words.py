@@ -6,9 +6,12 @@ import ctypes
 import functools
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import torch
 
 from . import loader
+from .ops import _stream
 
 _WORTH_RELEASING = 1 << 16
 """Products of a call from which other Python threads get to run meanwhile (some 5 us)."""
@@ -17,6 +20,24 @@ _WORTH_RELEASING = 1 << 16
 def _call_words(words: list[int | float | None], products: int) -> None:
     held, released, address, library = _entry()
     code = released(address, *words) if products > _WORTH_RELEASING else held(address, *words)
+    if code:
+        library.check(code)
+
+
+def _call_on(
+    library: loader.Library, name: str, like: torch.Tensor, words: Sequence[int | float | None], release: bool
+) -> None:
+    """Call ``ts_`` and the name; of a CUDA library ``ts_cuda_`` and the name, with the stream of a tensor's device before the words.
+
+    With ``release`` other Python threads run meanwhile.
+    """
+    held, released, address, _ = _entry(f"{'ts_cuda_' if library.on_device else 'ts_'}{name}")
+    call = released if release else held
+    if not library.on_device:
+        code = call(address, *words)
+    else:
+        with torch.cuda.device_of(like):
+            code = call(address, _stream(like.device), *words)
     if code:
         library.check(code)
 

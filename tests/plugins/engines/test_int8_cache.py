@@ -144,6 +144,10 @@ def test_a_quarter_of_the_memory():
     small.update(keys, values, 0)
     large.update(keys, values, 0)
     assert bytes_of(small.layers[0]) / bytes_of(large.layers[0]) == pytest.approx((64 + 4) / 256)
+    for _ in range(400):  # and what is kept free behind it is a quarter of that, or 64 tokens
+        small.update(keys[:, :, :1], values[:, :, :1], 0)
+        time, room = small.get_seq_length(), small.layers[0]._stores[0].shape[-2]
+        assert room <= time + max(64, time // 4)
 
 
 @pytest.mark.parametrize("family", ["decoder", "encoder-decoder"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tunesmith_plugins import kernels
-from tunesmith_plugins.kernels import attention, int8_append, int8_ops, loader, rotary
+from tunesmith_plugins.kernels import int8_ops, loader, words
 
 SHAPES = (
     (1, 1, 1, 1, 1, 1),
@@ -138,9 +138,7 @@ def through_cuda(
             before = len(called)
             with monkeypatch.context() as patch:
                 patch.setattr(loader, "cpu", lambda: emulated)
-                patch.setattr(attention, "_entry", entry)
-                patch.setattr(rotary, "_entry", entry)
-                patch.setattr(int8_append, "_entry", entry)
+                patch.setattr(words, "_entry", entry)
                 found = function(*arguments)
             assert called[before:] == [name]
             return found
