@@ -236,6 +236,16 @@ def test_a_check_fails_where_its_sentence_is_not_true(check, config, message):
         getattr(common, check)(config)
 
 
+def test_what_a_base_has_typed_may_be_set_without_a_type():
+    @frozen(kw_only=True)
+    class Sparing(SamplerConfig):
+        """`impl` has its type from Config."""
+
+        impl = f"{HERE}:Plain"
+
+    common.check_every_option_is_a_field(Sparing())
+
+
 def test_a_config_that_cannot_be_pickled_fails():
     @frozen(kw_only=True)
     class Inner(SamplerConfig):

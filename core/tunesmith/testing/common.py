@@ -43,15 +43,16 @@ def check_every_option_is_a_field(config: Config) -> None:
     """What the class declares is an attrs field: an option that is none could neither be set nor be stored."""
     cls = type(config)
     fields = {a.name for a in attrs.fields(cls)}
+    typed = {
+        name for base in cls.__mro__ for name in inspect.get_annotations(base)
+    }  # `impl = ...` has its type in Config
     problems = []
     for owner in cls.__mro__[: cls.__mro__.index(Config)]:
         declared = inspect.get_annotations(owner)
         own = [n for n, kind in declared.items() if n not in fields and not _is_of_the_class(kind)]
         if own:
             problems.append(f"{', '.join(own)} of {owner.__name__}; decorate the class with attrs.frozen(kw_only=True)")
-        bare = [
-            n for n, value in vars(owner).items() if n not in declared and not n.startswith("_") and _is_plain(value)
-        ]
+        bare = [n for n, value in vars(owner).items() if n not in typed and not n.startswith("_") and _is_plain(value)]
         if bare:
             problems.append(
                 f"{', '.join(bare)} of {owner.__name__}; write its type too, as in `{bare[0]}: float = 0.5`"
