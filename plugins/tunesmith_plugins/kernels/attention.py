@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import int8_reference as reference
 from . import loader
-from .ops import _plain, _stream
+from .tensors import _plain, _stream
 from .words import _entry
 
 

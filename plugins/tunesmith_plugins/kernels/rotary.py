@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import loader
-from .ops import _plain, _stream
+from .tensors import _plain, _stream
 from .words import _entry
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tunesmith_plugins import kernels
-from tunesmith_plugins.kernels import Plan, Status, Step, loader, ops, reference, reference_powers
+from tunesmith_plugins.kernels import Plan, Status, Step, loader, quick, reference, reference_powers
 
 VOCABS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 100, 257, 1000)
 
@@ -398,7 +398,7 @@ def test_powers_are_those_of_float64() -> None:
 
 def quick_sample(plan: Plan, *arguments: Any) -> Any:
     """What the call without the checks of Python gives: None where it leaves the call to the other way."""
-    return ops._sample(plan.address, *arguments, kernels.SampleResult)
+    return quick._sample(plan.address, *arguments, kernels.SampleResult)
 
 
 @pytest.fixture(params=["exchanged", "attributes"])
@@ -406,10 +406,10 @@ def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """How the quick call reads tensors: through DLPack's table, or, as with an older torch, through attributes."""
     if request.param == "attributes":
         monkeypatch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", None, raising=False)
-    ops._forget_sample()
+    quick._forget_sample()
     yield request.param
     monkeypatch.undo()
-    ops._forget_sample()
+    quick._forget_sample()
 
 
 def test_a_plan_draws_the_same_whether_or_not_the_call_can_be_quick(isa: str, reading: str) -> None:
