@@ -232,7 +232,9 @@ def test_a_plan_is_seen_by_dispatch_modes_and_kept_from_tensors_under_a_transfor
     quick = []
 
     def under(rows: Tensor) -> Tensor:
-        quick.append(kernels.quick._sample(plan.address, rows, ids, ids, ids, None, None, False, 0, *[False] * 3, tuple))
+        quick.append(
+            kernels.quick._sample(plan.address, rows, ids, ids, ids, None, None, False, 0, *[False] * 3, tuple)
+        )
         return rows.sum()
 
     torch.func.vmap(under)(torch.randn(3, 2, 8))
