@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from tunesmith_plugins.kernels import ops
+from tunesmith_plugins.kernels import tensors
 
 SOURCE = Path(__file__).parent / "int8_machine.cpp"
 FLAGS = ["-std=c++17", "-O2", "-shared", "-fPIC", "-pthread"]
@@ -47,7 +47,7 @@ class Machine:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "machine.so"
             done = subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(target)], capture_output=True, check=False)
-            return cls(ctypes.CDLL(str(target)), ops._team_of_torch()) if done.returncode == 0 else None
+            return cls(ctypes.CDLL(str(target)), tensors.team_of_torch()) if done.returncode == 0 else None
 
     def vnni(self, threads: int) -> Callable[[], float]:
         """Return a call that runs about 0.3 ms of vpdpbusd on each thread; it returns :meth:`vnni_operations`."""

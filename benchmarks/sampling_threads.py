@@ -10,7 +10,7 @@ from sampling_floor import reading
 from sampling_timing import Call, quartile, seconds
 from torch import Tensor
 
-from tunesmith_plugins.kernels.ops import _team_of_torch
+from tunesmith_plugins.kernels.tensors import team_of_torch
 
 
 class Gain(NamedTuple):
@@ -35,7 +35,7 @@ def gain(logits: Tensor, history: Tensor, count: int) -> Gain:
     for threads in (1, 2):
         calls["read", threads] = reading(logits, threads) or (lambda: logits.amax(1))
         calls["ours", threads] = own
-    team = _team_of_torch()
+    team = team_of_torch()
     together = None if team is None else reading(logits, 2, team)
     if together is not None:
         calls["together", 2] = together

@@ -35,7 +35,7 @@ def main() -> None:
     run = pipeline.run(arguments.folder, threads=arguments.threads)
     for name in chosen:
         for line in summary(run.summary[name]):
-            print(f"{name:<28}{line}")
+            print(f"{name:<32}{line}")
     print(f"Report: {run.report()}")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from attrs import frozen
@@ -109,13 +110,21 @@ def load_target(target: str, what: str, dist: str = "") -> Any:
         raise _load_error(target, what, dist, cause) from cause
 
 
+class _WrongTarget(Exception):
+    """A target that names nothing."""
+
+
 def _import_target(target: str) -> Any:
     """Import ``"package.module:attribute"``; raises whatever the module raises."""
     module, _, attribute = target.partition(":")
     if not module or not attribute:
-        raise ValueError("a target reads 'package.module:Class'")
+        raise _WrongTarget("it does not read 'package.module:Class'")
     found: Any = importlib.import_module(module)
     for part in attribute.split("."):
+        if not hasattr(found, part):
+            near = get_close_matches(part, [name for name in dir(found) if not name.startswith("_")], 1)
+            hint = f" but {near[0]!r}" if near else ""
+            raise _WrongTarget(f"{getattr(found, '__name__', module)} has no {part!r}{hint}")
         found = getattr(found, part)
     return found
 
@@ -123,5 +132,8 @@ def _import_target(target: str) -> Any:
 def _load_error(target: str, what: str, dist: str, cause: Exception) -> PluginLoadError:
     from tunesmith.discovery import advice
 
-    problem = f"{what} could not be imported from {target or 'nothing'}: {type(cause).__name__}: {cause}."
+    problem = f"{what} could not be imported from {target or 'an empty target'}:"
+    if isinstance(cause, _WrongTarget):
+        return PluginLoadError(f"{problem} {cause}. Correct the entry point or `impl`{f' of {dist}' if dist else ''}.")
+    problem = f"{problem} {type(cause).__name__}: {cause}."
     return PluginLoadError(f"{problem} {advice(cause, target.partition(':')[0], dist)}")

@@ -82,6 +82,33 @@ def normalise(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def why_not_offered(use: str, group: str) -> str | None:
+    """Return why a distribution that is installed does not offer a full id, if its metadata shows the mistake.
+
+    Args:
+        use: A name; only ``"distribution/name"`` has a distribution to look at.
+        group: The entry-point group that the name belongs into.
+    """
+    owner, slash, name = use.partition("/")
+    dist = normalise(owner)
+    if not slash or dist == LOCAL:
+        return None
+    own = [entry for entry in discover().entries if entry.dist == dist]
+    for entry in own:
+        if not entry.kind and entry.name == name:
+            return f"{dist} {entry.version} names it, and {entry.problem}"
+    if own:
+        return None
+    try:
+        version = metadata.version(dist)
+    except metadata.PackageNotFoundError:
+        return None
+    return (
+        f"{dist} {version} is installed and offers no component. Name the config class in its pyproject.toml, "
+        f'[project.entry-points."{group}"], and install it again: `pip install` is what writes entry points down.'
+    )
+
+
 _lock = threading.RLock()
 _found: tuple[str, Discovery] | None = None
 

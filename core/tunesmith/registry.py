@@ -219,6 +219,9 @@ class Registry(Generic[T]):
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         if slash and dist == LOCAL:
             return f"no {kind} is registered as {use!r} in this process; call `register({name!r}, ...)` first.{hint}"
+        reason = discovery.why_not_offered(use, self.kind.group)
+        if reason is not None:
+            return f"no {kind} {use!r}: {reason}"
         if slash and dist not in {entry.dist for entry in found.entries}:
             return (
                 f"no {kind} {use!r}: no plugin distribution {dist!r} is installed.{hint} "

@@ -307,6 +307,32 @@ def test_check_finds_a_component_that_is_none(fake_distribution, capsys):
     assert "quadratic_impl:QuadraticLink is not a subclass of tunesmith.kinds.sampler.Sampler" in lines(capsys)
 
 
+@pytest.mark.parametrize(
+    ("config", "component", "message"),
+    [
+        ("QuadraticLinc", IMPL, "quadratic_impl has no 'QuadraticLinc' but 'QuadraticLink'. Correct the entry point"),
+        (
+            "QuadraticLink",
+            IMPL.replace("apply", "aply"),
+            "does not have apply, which tunesmith.kinds.sampler.Sampler asks",
+        ),
+    ],
+)
+def test_check_names_what_a_component_lacks_once(config, component, message, fake_distribution, capsys):
+    fake_distribution(
+        "tunesmith-quadratic",
+        entry_points={"tunesmith.samplers": {"quadratic": "quadratic_plugin:Quadratic"}},
+        modules={
+            "quadratic_plugin": CONFIG.replace("    must: int\n", "").replace("QuadraticLink", config),
+            "quadratic_impl": component,
+        },
+    )
+    assert main(["plugins", "check", "quadratic"]) == 1
+    out = lines(capsys)
+    assert message in out
+    assert out.count("FAIL") == 1, "each check that needs the component said it again"
+
+
 def test_check_can_require_components(quadratic, broken, capsys):
     require = ["plugins", "check", "top_p", "--no-conformance", "--require"]
     assert main([*require, "tunesmith-quadratic/quadratic"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
@@ -68,6 +69,26 @@ class Mutable(SamplerConfig):
     share: float = 0.5
 
     __setattr__ = object.__setattr__
+
+
+class Undecorated(SamplerConfig):
+    """The decorator was forgotten."""
+
+    share: float = 0.5
+
+
+@frozen(kw_only=True)
+class Bare(SamplerConfig):
+    """The type was forgotten."""
+
+    share = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfDataclasses(SamplerConfig):
+    """Decorated for another library: the field would not be stored."""
+
+    share: float = 0.5
 
 
 @frozen
@@ -188,6 +209,9 @@ def registered(isolated_registry):
     ("check", "config", "message"),
     [
         ("check_it_is_frozen", Mutable(), "can be set"),
+        ("check_every_option_is_a_field", Undecorated(), "share of Undecorated; decorate"),
+        ("check_every_option_is_a_field", Bare(), "share of Bare; write its type"),
+        ("check_every_option_is_a_field", OfDataclasses(share=0.25), "share of OfDataclasses; decorate"),
         ("check_fields_are_keyword_only", Positional(), "share"),
         ("check_field_types_can_be_stored", Unstorable(), "cannot be stored"),
         ("check_field_types_can_be_stored", OptionalWithDefault(), "default to None"),
@@ -210,6 +234,16 @@ def registered(isolated_registry):
 def test_a_check_fails_where_its_sentence_is_not_true(check, config, message):
     with pytest.raises(Exception, match=message):
         getattr(common, check)(config)
+
+
+def test_what_a_base_has_typed_may_be_set_without_a_type():
+    @frozen(kw_only=True)
+    class Sparing(SamplerConfig):
+        """`impl` has its type from Config."""
+
+        impl = f"{HERE}:Plain"
+
+    common.check_every_option_is_a_field(Sparing())
 
 
 def test_a_config_that_cannot_be_pickled_fails():

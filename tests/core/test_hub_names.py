@@ -61,25 +61,7 @@ def home(tmp_path_factory) -> Path:
     return folder
 
 
-def offline(home: Path, code: str) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_"))}
-    environment |= {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    head = "import json\nimport tunesmith as ts\nfrom tunesmith.errors import TunesmithError\n"
-    return subprocess.run(
-        [sys.executable, "-c", head + code], capture_output=True, text=True, env=environment, cwd=home, check=False
-    )
-
-
-def answer(home: Path, code: str):
-    done = offline(home, code)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_a_cached_model_loads_by_its_hub_name(home) -> None:
-    found = answer(home, "lm = ts.load('org/tiny')\nprint(json.dumps([lm.family, lm.fingerprint, lm.origin]))")
-    assert found == ["decoder", tiny_lm("decoder", seed=0).fingerprint, "org/tiny"]
-
+HEAD = "import json\nimport tunesmith as ts\nfrom tunesmith.errors import TunesmithError\n"
 
 STAGE = """
 from tunesmith_plugins.stages import Generate, Generation
@@ -88,15 +70,61 @@ stage = Generate(name="g", generation=Generation(max_new_tokens=2))
 pipeline = ts.Pipeline(base="org/tiny", data=data, stages=(stage,))
 """
 
+READ = "from tunesmith.data import load_examples\nfrom tunesmith.runtime import Runtime\n"
 
-def test_a_pipeline_of_hub_names_runs_from_the_cache_and_its_key_has_the_commit(home, tmp_path) -> None:
-    run = f"run = pipeline.run({str(tmp_path / 'run')!r}, progress=False)\n"
-    told = (
-        "record = run.stages['g'].record\nprint(json.dumps([record['identity']['start'], run.summary['g']['prompts']]))"
+SAYS = "try:\n    {}\nexcept TunesmithError as error:\n    answer = str(error)"
+
+SCRIPTS = {
+    "model": "lm = ts.load('org/tiny')\nanswer = [lm.family, lm.fingerprint, lm.origin]",
+    "pipeline": STAGE
+    + "run = pipeline.run('run', progress=False)\n"
+    + "answer = [run.stages['g'].record['identity']['start'], run.summary['g']['prompts']]",
+    "data": READ
+    + "data = ts.Data(source='org/pairs', prompt='{x}', target='{y}')\n"
+    + "answer = [[e.prompt for e in load_examples(data, s, Runtime())] for s in ('train', 'test')]",
+    "org/unknown": SAYS.format("ts.load('org/unknown')"),
+    "no name at all": SAYS.format("ts.load('no name at all')"),
+    "unknown data": READ + SAYS.format("load_examples(ts.Data(source='org/unknown', prompt='{x}'), 'test', Runtime())"),
+}
+"""Name to code that sets `answer`."""
+
+ALL = f"""
+import traceback
+found = {{}}
+for name, code in {SCRIPTS!r}.items():
+    names = {{"ts": ts, "TunesmithError": TunesmithError, "answer": None}}
+    try:
+        exec(code, names)
+        found[name] = names["answer"]
+    except Exception:
+        found[name] = {{"failed": traceback.format_exc()}}
+print(json.dumps(found))
+"""
+
+
+def offline(home: Path, code: str):
+    """Run code in a process of its own that may ask no hub; return the JSON that it prints last."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_"))}
+    environment |= {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", HEAD + code], capture_output=True, text=True, env=environment, cwd=home, check=False
     )
-    start, prompts = answer(home, STAGE + run + told)
-    assert start == {"name": "org/tiny", "commit": COMMITS[0]}
-    assert prompts == 2
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def answers(home):
+    """What every script answers, in one process: most of the time is the import of transformers."""
+    return offline(home, ALL)
+
+
+def test_a_cached_model_loads_by_its_hub_name(answers) -> None:
+    assert answers["model"] == ["decoder", tiny_lm("decoder", seed=0).fingerprint, "org/tiny"]
+
+
+def test_a_pipeline_of_hub_names_runs_from_the_cache_and_its_key_has_the_commit(answers) -> None:
+    assert answers["pipeline"] == [{"name": "org/tiny", "commit": COMMITS[0]}, 2]
 
 
 def test_another_commit_of_the_name_is_another_result(home, tmp_path) -> None:
@@ -105,37 +133,27 @@ def test_another_commit_of_the_name_is_another_result(home, tmp_path) -> None:
     copy = tmp_path / "home"
     shutil.copytree(home, copy, symlinks=True)
     plan = f"print(json.dumps([[s.key, s.status, s.why] for s in pipeline.plan({str(tmp_path / 'run')!r}).steps]))"
-    (before,) = answer(copy, STAGE + f"pipeline.run({str(tmp_path / 'run')!r}, progress=False)\n" + plan)
+    (before,) = offline(copy, STAGE + f"pipeline.run({str(tmp_path / 'run')!r}, progress=False)\n" + plan)
     in_cache(copy, COMMITS[1], seed=1)
-    (after,) = answer(copy, STAGE + plan)
+    (after,) = offline(copy, STAGE + plan)
     assert before[1] == "done"
     assert after[0] != before[0]
     assert after[1:] == ["run", "changed since its last result: the content of start"]
 
 
-def test_a_cached_data_set_is_read_by_its_hub_name(home) -> None:
-    code = (
-        "from tunesmith.data import load_examples\nfrom tunesmith.runtime import Runtime\n"
-        "data = ts.Data(source='org/pairs', prompt='{x}', target='{y}')\n"
-        "print(json.dumps([[e.prompt for e in load_examples(data, s, Runtime())] for s in ('train', 'test')]))"
-    )
-    assert answer(home, code) == [list(WORDS[:3]), list(WORDS[:2])]
+def test_a_cached_data_set_is_read_by_its_hub_name(answers) -> None:
+    assert answers["data"] == [list(WORDS[:3]), list(WORDS[:2])]
 
 
 @pytest.mark.parametrize("name", ["org/unknown", "no name at all"])
-def test_an_unknown_name_gives_a_clear_message_at_once(home, name) -> None:
-    done = offline(home, f"try:\n    ts.load({name!r})\nexcept TunesmithError as error:\n    print(error)")
-    assert done.returncode == 0, done.stderr
-    assert name in done.stdout
-    assert "no hub is asked" in done.stdout
-    assert "cache does not have it" in done.stdout
+def test_an_unknown_name_gives_a_clear_message_at_once(answers, name) -> None:
+    said = answers[name]
+    assert isinstance(said, str), f"no error was raised: {said}"
+    assert name in said
+    assert "no hub is asked" in said
+    assert "cache does not have it" in said
 
 
-def test_an_unknown_data_set_says_that_no_network_is_used(home) -> None:
-    code = (
-        "from tunesmith.data import load_examples\nfrom tunesmith.runtime import Runtime\n"
-        "data = ts.Data(source='org/unknown', prompt='{x}')\n"
-        "try:\n    load_examples(data, 'test', Runtime())\nexcept TunesmithError as error:\n    print(error)"
-    )
-    done = offline(home, code)
-    assert "hub data set 'org/unknown': no network is used (offline) and it is not in the cache" in done.stdout
+def test_an_unknown_data_set_says_that_no_network_is_used(answers) -> None:
+    said = answers["unknown data"]
+    assert "hub data set 'org/unknown': no network is used (offline) and it is not in the cache" in said

@@ -13,6 +13,7 @@ from attrs import frozen
 
 import tunesmith as ts
 from tunesmith import discovery, registry
+from tunesmith.cli.plugins.find import find
 from tunesmith.errors import (
     AmbiguousName,
     ConfigError,
@@ -342,6 +343,25 @@ def test_a_misspelt_group_and_an_odd_name_are_reported(fake_distribution):
     assert "Did its author mean tunesmith.samplers?" in str(unread.problem)
     (odd,) = ts.samplers.problems()
     assert "'a b'" in str(odd.problem)
+
+
+@pytest.mark.parametrize(
+    ("entry_points", "message"),
+    [
+        ({}, "quadratic 1.0 is installed and offers no component. Name the config class"),
+        ({"console_scripts": {"q": "q:main"}}, r'entry-points."tunesmith.samplers"\], and install it again'),
+        (
+            {"tunesmith.sampler": {"quadratic": "q:Q"}},
+            "'tunesmith.sampler' is none of tunesmith's. Did its author mean",
+        ),
+    ],
+)
+def test_a_distribution_that_is_there_and_does_not_offer_the_name_says_why(entry_points, message, fake_distribution):
+    fake_distribution("Quadratic", version="1.0", entry_points=entry_points)
+    with pytest.raises(UnknownName, match=message):
+        ts.samplers.get("quadratic/quadratic")
+    with pytest.raises(UnknownName, match=message.replace("tunesmith.samplers", "tunesmith.<kind>s")):
+        find("quadratic/quadratic", None)
 
 
 def test_of_two_copies_of_a_distribution_the_first_on_the_path_counts(fake_distribution):

@@ -52,12 +52,16 @@ def write_plugin(name: str, kind: Kind, into: Path) -> Path:
     folder = into / f"{_PREFIX}{short.replace('_', '-')}"
     if folder.exists():
         raise ConfigError([f"{folder} is there already; remove it or choose another name"], "new-plugin")
+    label = kind.name.replace("_", " ").replace("rl ", "RL ")
+    article = "an" if label[0] in "aeiouR" else "a"  # an RL algorithm
     words = {
         "dist": folder.name,
         "module": f"tunesmith_{short.replace('-', '_')}",
         "name": short.replace("-", "_"),
         "stem": "".join(part.capitalize() for part in re.split("[-_]", short)),
-        "label": kind.name.replace("_", " ").replace("rl ", "RL "),
+        "label": label,
+        "article": article,
+        "Article": article.capitalize(),
         "plural": kind.group.removeprefix("tunesmith."),
         "group": kind.group,
         "version": __version__,

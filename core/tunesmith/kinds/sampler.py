@@ -32,7 +32,8 @@ LOGPS = ("raw", "processed", "truncated")
 
 @frozen(kw_only=True)
 class SamplerConfig(Config):
-    """Base of every sampler's config. ``name_in_chain`` is how per-row parameters address this link."""
+    """Base of every sampler's config. ``name_in_chain`` is how per-row parameters address this link; the name of the class
+    if it is left empty."""
 
     kind: ClassVar[str] = "sampler"
     name_in_chain: ClassVar[str] = ""

@@ -132,7 +132,8 @@ def check_a_saved_model_carries_it(config: AdapterConfig) -> None:
             lm.save(folder)
             again = load(folder)
             assert torch.equal(outputs(again), expected), f"{family}: outputs differ after LM.save and load"
-            assert [a.config for a in again.adapters] == [config]
+            configs = [a.config for a in again.adapters]
+            assert configs == [config], f"{family}: adapters after loading are {configs}"
             if not _holds_all(lm):
                 plain = outputs(tiny_lm(family))
                 assert torch.equal(outputs(load(folder / "base")), plain), f"{family}: the base model was saved changed"
@@ -240,6 +241,10 @@ def _families(config: AdapterConfig) -> Iterator[tuple[Family, LM]]:
         except TunesmithError as reason:
             refused.append(f"{family}: {reason}")
             continue
+        name = type(config).__name__
+        assert isinstance(lm, LM), f"{family}: attach of {name} gave {type(lm).__name__}, not an LM"
+        assert lm.adapters, f"{family}: the LM that attach of {name} gave has no adapters; add it to them"
+        assert lm.adapters[-1].config is config, f"{family}: the last of the LM's adapters is not the one attached"
         yield family, lm
     assert len(refused) < len(FAMILIES), f"it goes on no family: {'; '.join(refused)}"
 

@@ -69,7 +69,7 @@ def check_the_signature_has_the_data_in_it(config: Config) -> None:
     """Once the items are read, the signature is one line and stays as it is; it was another before."""
     before = config.build().signature
     read = _items(config)[0]
-    assert "\n" not in read.signature
+    assert "\n" not in read.signature, f"the signature has several lines: {read.signature!r}"
     assert read.signature == _items(config)[0].signature, "the signature differs from one reading to the next"
     assert read.signature != before, "the signature says nothing of the data that was read"
 
@@ -82,9 +82,9 @@ def check_the_runner_runs_it(config: Config) -> None:
     benchmark, items = _items(config)
     lm = _tiny(benchmark, items)
     one, again = (run(lm, config, items=4, runtime=_runtime()) for _ in range(2))
-    assert set(one.answers) == {item.id for item in one.items}
+    assert set(one.answers) == {item.id for item in one.items}, "the answers are not those of the items"
     for name, result in one.results.items():
-        assert result.n >= 1
+        assert result.n >= 1, f"{name} is the score of no item"
         if "latency" not in one.metrics[name].needs:
             assert result == again.results[name], f"{name} differs from one run to the next"
 

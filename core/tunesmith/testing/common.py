@@ -39,6 +39,27 @@ def check_it_is_frozen(config: Config) -> None:
         raise AssertionError(f"{name!r} can be set; decorate the class with attrs.frozen(kw_only=True)")
 
 
+def check_every_option_is_a_field(config: Config) -> None:
+    """What the class declares is an attrs field: an option that is none could neither be set nor be stored."""
+    cls = type(config)
+    fields = {a.name for a in attrs.fields(cls)}
+    typed = {
+        name for base in cls.__mro__ for name in inspect.get_annotations(base)
+    }  # `impl = ...` has its type in Config
+    problems = []
+    for owner in cls.__mro__[: cls.__mro__.index(Config)]:
+        declared = inspect.get_annotations(owner)
+        own = [n for n, kind in declared.items() if n not in fields and not _is_of_the_class(kind)]
+        if own:
+            problems.append(f"{', '.join(own)} of {owner.__name__}; decorate the class with attrs.frozen(kw_only=True)")
+        bare = [n for n, value in vars(owner).items() if n not in typed and not n.startswith("_") and _is_plain(value)]
+        if bare:
+            problems.append(
+                f"{', '.join(bare)} of {owner.__name__}; write its type too, as in `{bare[0]}: float = 0.5`"
+            )
+    assert not problems, f"no field: {'; '.join(problems)}"
+
+
 def check_fields_are_keyword_only(config: Config) -> None:
     """No field can be given by position, so that fields can be added anywhere later."""
     positional = [a.name for a in attrs.fields(type(config)) if a.init and not a.kw_only]
@@ -76,7 +97,8 @@ def check_it_is_registered(config: Config) -> None:
     assert not use.startswith(f"{LOCAL}/"), (
         f"{use} is registered in this process only; name it in the entry-point group {KINDS[config.kind].group!r}"
     )
-    assert registry_for(config.kind).get(use) is type(config)
+    found = registry_for(config.kind).get(use)
+    assert found is type(config), f"{use} is another class: {found.__module__}.{found.__qualname__}"
 
 
 def check_versions_are_in_range(config: Config) -> None:
@@ -92,9 +114,9 @@ def check_round_trip_through_a_dict(config: Config) -> None:
 
     data = spec.dump(config)
     again = spec.load(data, _base(config))
-    assert type(again) is type(config)
+    assert type(again) is type(config), f"{type(again).__qualname__} came back"
     assert again == config, f"{again!r} came back"
-    assert spec.dump(again) == data
+    assert spec.dump(again) == data, f"it came back equal and is dumped otherwise: {spec.dump(again)}, {data} before"
 
 
 def check_round_trip_through_json(config: Config) -> None:
@@ -119,7 +141,8 @@ def check_round_trip_through_the_short_spelling(config: Config) -> None:
 
 def check_it_pickles(config: Config) -> None:
     """A config goes to worker processes: pickled and unpickled it is equal."""
-    assert pickle.loads(pickle.dumps(config)) == config
+    again = pickle.loads(pickle.dumps(config))
+    assert again == config, f"{again!r} came back"
 
 
 def check_importing_the_config_is_light(config: Config) -> None:
@@ -169,7 +192,7 @@ def check_it_builds(config: Config) -> None:
         f"{type(component).__name__} is no {contract.__module__}.{contract.__qualname__}"
     )
     assert component.config is config, "component.config is not the config it was built from"
-    assert type(again) is type(component)
+    assert type(again) is type(component), f"a second build gives a {type(again).__qualname__}"
     assert again is not component, "two builds share one component, and so its state"
 
 
@@ -195,6 +218,7 @@ def check_the_constructor_takes_the_config(config: Config) -> None:
 
 CHECKS = (
     check_it_is_frozen,
+    check_every_option_is_a_field,
     check_fields_are_keyword_only,
     check_field_types_can_be_stored,
     check_every_field_is_documented,
@@ -212,6 +236,17 @@ CHECKS = (
     check_the_component_is_documented,
     check_the_constructor_takes_the_config,
 )
+
+
+def _is_of_the_class(annotation: Any) -> bool:
+    """Whether an annotation, evaluated or not, says ClassVar."""
+    text = annotation if isinstance(annotation, str) else str(annotation)
+    return text.startswith(("ClassVar", "typing.ClassVar", "t.ClassVar"))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value without a type was meant as the default of an option."""
+    return value is None or isinstance(value, (bool, int, float, str, tuple, dict, list, set, Config))
 
 
 def _base(config: Config) -> Any:

@@ -37,19 +37,37 @@ def check_family_and_tokenizer_stay(config: CompressorConfig) -> None:
     lm = tiny_lm("encoder-decoder")
     vocabulary = lm.tokenizer.get_vocab()
     smaller, _ = _compress(config, lm)
-    assert smaller.family == "encoder-decoder"
-    assert smaller.tokenizer.get_vocab() == vocabulary
+    assert smaller.family == "encoder-decoder", f"an encoder-decoder became a model of family {smaller.family!r}"
+    assert smaller.tokenizer.get_vocab() == vocabulary, "the tokenizer has another vocabulary"
+
+
+def check_it_no_longer_claims_to_be_the_folder_it_came_from(config: CompressorConfig) -> None:
+    """``origin`` is None after weights have changed; else ``LM.save`` may write a reference to the uncompressed ones."""
+    lm = tiny_lm("decoder")
+    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    lm.origin = "somewhere"
+    smaller, _ = _compress(config, lm)
+    after = smaller.model.state_dict()
+    if before.keys() != after.keys() or any(not torch.equal(before[name], after[name]) for name in before):
+        assert smaller.origin is None, f"origin is still {smaller.origin!r}, and the weights are others"
 
 
 def check_report_says_what_is_on_disk(config: CompressorConfig) -> None:
-    """``bytes`` after is what the saved weights take, up to the files' headers, and nothing has grown."""
-    smaller, report = _compress(config, tiny_lm("decoder"))
+    """``bytes`` after is what the saved weights take, up to the files' headers, ``parameters`` are those that are not zero,
+    and nothing has grown."""
+    lm = tiny_lm("decoder")
+    parameters = lm.parameter_count(nonzero=True)
+    smaller, report = _compress(config, lm)
     with tempfile.TemporaryDirectory() as folder:
         smaller.save(Path(folder))
         on_disk = sum(f.stat().st_size for f in Path(folder).rglob("*.safetensors"))
     header = 200 * len(smaller.model.state_dict()) + 1000
     assert report.bytes[1] <= on_disk <= report.bytes[1] + header, f"report {report.bytes[1]}, on disk {on_disk}"
     assert report.bytes[1] <= report.bytes[0], "the model became larger"
+    counted = (parameters, smaller.parameter_count(nonzero=True))
+    assert report.parameters == counted, (
+        f"report.parameters is {report.parameters}; LM.parameter_count(nonzero=True) was {counted[0]} and is {counted[1]}"
+    )
     assert report.parameters[1] <= report.parameters[0], "there are more parameters than before"
 
 
@@ -57,7 +75,8 @@ def check_equal_runs_give_equal_models(config: CompressorConfig) -> None:
     """The same model, data and seed give the same weights."""
     first, _ = _compress(config, tiny_lm("decoder"))
     second, _ = _compress(config, tiny_lm("decoder"))
-    assert torch.equal(_logits(first), _logits(second))
+    difference = float((_logits(first) - _logits(second)).abs().max())
+    assert torch.equal(_logits(first), _logits(second)), f"two equal runs differ by {difference} in the logits"
 
 
 @when(lambda component: component.needs_data)
@@ -83,8 +102,11 @@ def _compress(config: CompressorConfig, lm: LM) -> tuple[LM, CompressionReport]:
         Example(id=str(i), prompt=" ".join(words[i % 6 : i % 6 + 4]), targets=(" ".join(words[i % 5 : i % 5 + 3]),))
         for i in range(8)
     ]
-    result: tuple[LM, CompressionReport] = component.compress(lm, data=examples, runtime=runtime)
-    return result
+    result: Any = component.compress(lm, data=examples, runtime=runtime)
+    assert isinstance(result, tuple), f"compress gave {type(result).__name__}, not a pair of LM and CompressionReport"
+    kinds = [type(part).__name__ for part in result]
+    assert kinds == ["LM", "CompressionReport"], f"compress gave ({', '.join(kinds)}), not (LM, CompressionReport)"
+    return result[0], result[1]
 
 
 def _logits(lm: LM) -> torch.Tensor:
@@ -98,6 +120,7 @@ def _logits(lm: LM) -> torch.Tensor:
 CHECKS = (
     check_every_family_saves_and_loads_with_equal_outputs,
     check_family_and_tokenizer_stay,
+    check_it_no_longer_claims_to_be_the_folder_it_came_from,
     check_report_says_what_is_on_disk,
     check_equal_runs_give_equal_models,
     check_missing_data_is_an_error_that_says_so,

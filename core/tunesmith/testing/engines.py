@@ -122,7 +122,7 @@ def check_scores_are_those_of_the_model(config: Config) -> None:
     for (prompt, completion), logps in zip(pairs, found, strict=True):
         row = torch.tensor([completion])
         expected = token_logps_in_batches(lm, [prompt], row, torch.tensor([len(completion)]))[0][0]
-        assert len(logps) == len(completion)
+        assert len(logps) == len(completion), f"{len(logps)} log-probabilities for {len(completion)} tokens"
         assert torch.allclose(torch.tensor(logps), expected, atol=1e-4), f"{logps} is not {expected.tolist()}"
 
 
@@ -160,7 +160,8 @@ def check_pieces_add_up_to_the_completions(config: Config) -> None:
         mine = [piece for piece in pieces if piece.request == c.request]
         text, ids = "".join(piece.text for piece in mine), tuple(i for piece in mine for i in piece.token_ids)
         assert (text, ids) == (c.text, c.token_ids), f"the pieces say {text!r}, {ids}, not {c}"
-        assert [piece.completion for piece in mine if piece.completion is not None] == [c]
+        last = [piece.completion for piece in mine if piece.completion is not None]
+        assert last == [c], f"the pieces carry the completions {last}, not {c}"
 
 
 CHECKS: tuple[Callable[[Any], None], ...] = (

@@ -35,8 +35,7 @@ REACHED = 0.97
 COUNT = 8
 """Worlds for each kind of policy."""
 SYMBOLS = DEPTH = 4
-MAX_TOKENS = DEPTH
-"""Most tokens of an answer. Answers of so many tokens have no end of sequence."""
+"""Symbols of the vocabulary, and most tokens of an answer. Answers of so many tokens have no end of sequence."""
 
 SEEDS: dict[Policy, tuple[int, ...]] = {
     "tabular": (0, 1, 2, 3, 4, 6, 7, 8),

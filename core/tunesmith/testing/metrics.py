@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 
 from tunesmith.component import Config
@@ -64,6 +65,7 @@ def check_rows_are_as_promised(config: Config) -> None:
     """``rows`` gives finite float64, one row an example, one number a column."""
     metric = _ready(config)
     rows = metric.rows(batch_of())
+    assert isinstance(rows, np.ndarray), f"rows are a {type(rows).__name__}, not a numpy array"
     assert rows.dtype == np.float64, f"rows are {rows.dtype}, not float64"
     assert rows.shape == (EXAMPLES, len(metric.columns)), f"rows have the shape {rows.shape}"
     assert np.isfinite(rows).all(), "a row is not finite"
@@ -88,7 +90,8 @@ def check_shards_merge_bit_for_bit(config: Config) -> None:
     order = np.random.default_rng(1).permutation(EXAMPLES).tolist()
     merged = merge([make(metric, _part(batch, order[k::3])) for k in (2, 0, 1)])
     assert merged.equals(whole), "merged shards differ from one pass"
-    assert metric.score(merged.values) == metric.score(whole.values)
+    scores = metric.score(merged.values), metric.score(whole.values)
+    assert scores[0] == scores[1], f"equal rows score {scores[0]} merged and {scores[1]} in one pass"
 
 
 def check_a_table_survives_a_file(config: Config) -> None:
@@ -96,7 +99,7 @@ def check_a_table_survives_a_file(config: Config) -> None:
     table = make(_ready(config), batch_of())
     with tempfile.TemporaryDirectory() as folder:
         save(table, Path(folder) / "rows.jsonl")
-        assert load(Path(folder) / "rows.jsonl").equals(table)
+        assert load(Path(folder) / "rows.jsonl").equals(table), "the rows that were read are not those written"
 
 
 def check_scores_have_their_names(config: Config) -> None:
@@ -106,8 +109,9 @@ def check_scores_have_their_names(config: Config) -> None:
     found = metric.score(table.values)
     assert set(found) == set(metric.scores), f"score gives {', '.join(found)}, scores names {', '.join(metric.scores)}"
     result = compute(table, metric, resamples=20)
-    assert {name: s.value for name, s in result.scores.items()} == found
-    assert tuple(result.scores) == tuple(metric.scores)
+    values = {name: s.value for name, s in result.scores.items()}
+    assert values == found, f"compute gives {values}, score {found}"
+    assert tuple(result.scores) == tuple(metric.scores), f"compute gives {tuple(result.scores)}, scores {metric.scores}"
 
 
 @when(lambda metric: metric.resampling == "additive")
@@ -146,7 +150,8 @@ def check_no_interval_where_it_would_be_wrong(config: Config) -> None:
     """A metric that says so gets no interval."""
     metric = _ready(config)
     found = compute(make(metric, batch_of()), metric)
-    assert all(score.low is None and score.high is None for score in found.scores.values())
+    wrong = [name for name, score in found.scores.items() if score.low is not None or score.high is not None]
+    assert not wrong, f"{', '.join(wrong)} has an interval, and resampling is {metric.resampling!r}"
 
 
 @when(lambda metric: bool(metric.shares))
@@ -179,7 +184,27 @@ def check_the_signature_says_which_metric(config: Config) -> None:
     assert before, "the signature is empty"
     assert "\n" not in before, "the signature has several lines"
     metric.rows(batch_of(3))
-    assert metric.signature == before == other.signature
+    assert metric.signature == before, (
+        f"the signature was {before!r} before rows were made, and is {metric.signature!r}"
+    )
+    assert other.signature == before, f"equal configs have the signatures {before!r} and {other.signature!r}"
+
+
+def check_options_that_change_numbers_are_in_the_signature(config: Config) -> None:
+    """Where the defaults give other scores of the same examples, they have another signature."""
+    if any(a.init and a.default is attrs.NOTHING for a in attrs.fields(type(config))):
+        return
+    plain = type(config)()
+    if plain == config:
+        return
+    metric, other = _ready(config), _ready(plain)
+    columns = {"id", *metric.needs, *other.needs}
+    batch = {key: column for key, column in batch_of().items() if key in columns}
+    scores = [each.score(each.rows(batch)) for each in (metric, other)]
+    if scores[0] != scores[1]:
+        assert metric.signature != other.signature, (
+            f"{config!r} scores {scores[0]}, the defaults {scores[1]}, and both have the signature {metric.signature!r}"
+        )
 
 
 def _ready(config: Config) -> Metric:
@@ -211,4 +236,5 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_shares_count_each_example_as_0_or_1,
     check_a_system_does_not_differ_from_itself,
     check_the_signature_says_which_metric,
+    check_options_that_change_numbers_are_in_the_signature,
 )

@@ -22,7 +22,10 @@ class Stepwise(DecoderConfig):
 
 @frozen(kw_only=True)
 class Beam(DecoderConfig):
-    """Beam search: keep the ``beams`` likeliest beginnings at every step. Draws nothing, so the sampler must be greedy.
+    """Beam search: keep the ``beams`` likeliest beginnings at every step.
+
+    It draws nothing: of a sampler the edits count (temperature, penalties), its truncation and its draw do not, and one with a
+    memory is refused. The streams of a prompt are equal.
 
     Attributes:
         beams: How many.

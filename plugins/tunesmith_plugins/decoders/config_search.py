@@ -53,7 +53,7 @@ class Contrastive(DecoderConfig):
     state and those of everything before it. Text that repeats itself looks like itself.
 
     What stands before a token is, for a decoder-only model, prompt and completion; for an encoder-decoder the start token
-    and the completion. Draws nothing, so the sampler must be greedy or only edit.
+    and the completion. Draws nothing: of a sampler the edits count, and one with a memory is refused.
 
     Attributes:
         top_k: Candidates at every step; each of them is run through the model. 1 is greedy.

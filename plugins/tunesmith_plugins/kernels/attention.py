@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import int8_reference as reference
 from . import loader
-from .ops import _plain
+from .tensors import _plain
 from .words import _call_on
 
 

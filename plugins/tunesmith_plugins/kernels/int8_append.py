@@ -7,8 +7,8 @@ from torch import Tensor
 
 from . import int8_reference as reference
 from . import loader
-from .ops import _LOGITS as _DTYPES
-from .ops import _plain, _rows
+from .chain import _LOGITS as _DTYPES
+from .tensors import _plain, _rows
 from .words import _WORTH_RELEASING, _call_on
 
 

@@ -17,7 +17,8 @@ from . import int8_cuda, int8_gradient, loader
 from . import int8_reference as reference
 from .int8_rows import _DTYPES, _check_activations
 from .int8_weights import PackedWeight, _unpacked
-from .ops import _native, _plain, _rows, set_up_calls
+from .quick import set_up_calls
+from .tensors import _native, _plain, _rows
 from .words import _WORTH_RELEASING, _call_words, _entry
 
 _CODES: dict[str | None, int] = {None: 0, **{name: code for code, name in enumerate(reference.ACTIVATIONS)}}

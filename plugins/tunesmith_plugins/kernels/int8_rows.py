@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import int8_reference as reference
 from . import loader
-from .ops import _native, _plain, _rows, _stream
+from .tensors import _native, _plain, _rows, _stream
 
 _DTYPES = {torch.float32: loader.F32, torch.bfloat16: loader.BF16}
 

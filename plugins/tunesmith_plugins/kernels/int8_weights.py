@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import int8_cuda
 from . import int8_reference as reference
-from .ops import _native, _plain
+from .tensors import _native, _plain
 
 
 class QuantizedWeight(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import loader
-from .ops import _plain
+from .tensors import _plain
 from .words import _call_on
 
 

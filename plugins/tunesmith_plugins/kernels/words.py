@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from . import loader
-from .ops import _stream
+from .tensors import _stream
 
 _WORTH_RELEASING = 1 << 16
 """Products of a call from which other Python threads get to run meanwhile (some 5 us)."""

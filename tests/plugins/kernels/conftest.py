@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tunesmith_plugins import kernels
-from tunesmith_plugins.kernels import loader, ops
+from tunesmith_plugins.kernels import loader, tensors
 
 SOURCES = Path(__file__).parents[3] / "plugins" / "tunesmith_plugins" / "kernels" / "csrc"
 
@@ -93,7 +93,7 @@ class WatchedTeam:
 
         def watch(function: int, context: int, threads: int, flags: int) -> None:
             self.asked.append(threads)
-            kind(ops._team_of_torch() or 0)(function, context, threads, flags)
+            kind(tensors.team_of_torch() or 0)(function, context, threads, flags)
 
         self._call = kind(watch)
 
@@ -106,7 +106,7 @@ class WatchedTeam:
 @pytest.fixture
 def team() -> Iterator[WatchedTeam]:
     """A team to watch; torch's own is put back afterwards."""
-    if ops._team_of_torch() is None:
+    if tensors.team_of_torch() is None:
         pytest.skip("torch runs on no OpenMP library that can be asked")
     yield WatchedTeam()
-    loader.use_team(ops._team_of_torch())
+    loader.use_team(tensors.team_of_torch())

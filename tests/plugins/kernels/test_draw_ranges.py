@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tunesmith_plugins import kernels
-from tunesmith_plugins.kernels import Plan, Step, loader, ops, reference
+from tunesmith_plugins.kernels import Plan, Step, loader, reference
+from tunesmith_plugins.kernels import steps as chain_steps
 
 Draw = Callable[..., Any]
 LONE = torch.tensor([0.5], dtype=torch.float64)
@@ -29,7 +30,7 @@ def given(position: list[int], lengths: tuple[int, int] = (0, 2), draw: int = 0)
 
 
 def check_refusals(draw: Draw, steps: list[Step]) -> None:
-    logits, reads = torch.randn(2, 9), any(map(ops._reads_history, steps))
+    logits, reads = torch.randn(2, 9), any(map(chain_steps._reads_history, steps))
     assert draw(logits, steps, **given([0, 2**32 - 1], draw=2**32 - 1)).status.tolist() == [0, 0]
     for wrong in (-1, 2**32, 2**63 - 1, -(2**63)):
         with pytest.raises(ValueError, match=rf"row 1: position {wrong} is outside \[0, 2\^32\)"):
@@ -56,14 +57,14 @@ def test_numbers_out_of_range_are_refused(serving: str, chain: str) -> None:
 def test_they_are_refused_before_a_device_has_them(
     native: dict[str, Any], emulated: loader.Library, monkeypatch: pytest.MonkeyPatch, place: str, chain: str
 ) -> None:
-    monkeypatch.setattr(ops, "_library_for", lambda device, steps: emulated if place == "threads" else None)
+    monkeypatch.setattr(kernels.chain, "_library_for", lambda device, steps: emulated if place == "threads" else None)
     check_refusals(lambda logits, steps, **given: kernels.sample_chain(logits, steps, **given), CHAINS[chain])
 
 
 def test_a_call_copies_what_is_checked_from_the_device_once(
     native: dict[str, Any], emulated: loader.Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ops, "_library_for", lambda device, steps: emulated)
+    monkeypatch.setattr(kernels.chain, "_library_for", lambda device, steps: emulated)
     copies = 0
     cpu = torch.Tensor.cpu
 

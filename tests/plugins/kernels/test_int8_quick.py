@@ -14,8 +14,6 @@ from torch import Tensor
 from tunesmith_plugins import kernels
 from tunesmith_plugins.kernels import int8_ops, int8_reference
 
-CODES = int8_ops._CODES
-
 
 @pytest.fixture
 def quick(native: dict[str, Any]) -> Any:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tunesmith_plugins import kernels
-from tunesmith_plugins.kernels import Plan, Step, ops
+from tunesmith_plugins.kernels import Plan, Step
+from tunesmith_plugins.kernels import steps as chain_steps
 
 
 def conjugated(values: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ def test_sampling_reads_the_numbers_that_torch_shows(
     assert equal(kernels.sample_chain(logits, Plan(steps), **keys, **LOGPS), expected)
     assert equal(kernels.sample_chain(logits, Plan(plain_steps), **keys, **LOGPS), expected)
     assert equal(kernels.sample_chain(plain, Plan(steps), **keys, **LOGPS), expected)
-    packed = ops._packed(steps, logits)
+    packed = chain_steps._packed(steps, logits)
     assert equal(
         torch.ops.tunesmith.sample_chain(logits, *packed, *keys.values(), None, None, False, 0, *LOGPS.values()),
         expected,

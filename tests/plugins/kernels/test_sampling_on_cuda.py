@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tunesmith_plugins import kernels
-from tunesmith_plugins.kernels import Step, loader, ops, reference
+from tunesmith_plugins.kernels import Step, chain, loader, reference
 
 TRUNCATIONS = (
     "top_k", "top_p", "min_p", "epsilon", "eta", "top_a", "top_n_sigma", "typical", "top_h", "xtc", "top_k_low",
@@ -195,7 +195,7 @@ def on_threads(native: dict[str, Any], emulated: loader.Library, monkeypatch: py
 
     def sample(*arguments: Any, **more: Any) -> kernels.TopResult:
         with monkeypatch.context() as patch:
-            patch.setattr(ops, "_library_for", lambda device, steps: emulated)
+            patch.setattr(kernels.chain, "_library_for", lambda device, steps: emulated)
             return kernels.sample_chain_top(*arguments, **more)
 
     return sample
@@ -224,7 +224,7 @@ def test_processed_rows_beyond_all_floats_take_the_temperature_of_the_row(
 ) -> None:
     def by_reference(*arguments: Any, **more: Any) -> kernels.TopResult:
         with monkeypatch.context() as patch:
-            patch.setattr(ops, "_library_for", lambda device, steps: None)
+            patch.setattr(kernels.chain, "_library_for", lambda device, steps: None)
             return kernels.sample_chain_top(*arguments, **more)
 
     sample = on_threads if place == "threads" else by_reference
@@ -256,7 +256,7 @@ def test_rows_without_a_draw_have_the_bits_of_the_cpu(
         logits, steps = rows("tied", 3, 200, torch.float32), [step("temperature", 3, 200), step(op, 3, 200)]
         expected = kernels.apply_chain(logits, steps)
         with monkeypatch.context() as patch:
-            patch.setattr(ops, "_library_for", lambda device, steps: emulated)
+            patch.setattr(kernels.chain, "_library_for", lambda device, steps: emulated)
             found = kernels.apply_chain(logits, steps)
         assert torch.equal(bits(found.logits), bits(expected.logits)), op
         assert torch.equal(found.status, expected.status)
@@ -312,7 +312,7 @@ def to_gpu(value: Any) -> Any:
 
 def on_gpu(logits: Tensor, steps: list[Step], **given: Any) -> kernels.TopResult:
     assert kernels.info()["cuda"], kernels.info()["cuda_reason"]
-    assert ops._library_for(torch.device("cuda"), steps) is loader.cuda()
+    assert chain._library_for(torch.device("cuda"), steps) is loader.cuda()
     there = {name: to_gpu(value) for name, value in given.items()}
     return kernels.sample_chain_top(logits.cuda(), [to_gpu(each) for each in steps], **there)
 

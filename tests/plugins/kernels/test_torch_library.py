@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tunesmith_plugins import kernels
-from tunesmith_plugins.kernels import Step, ops
+from tunesmith_plugins.kernels import Step
+from tunesmith_plugins.kernels import steps as chain_steps
 
 
 def sampling_arguments(greedy: bool) -> tuple[Any, ...]:
@@ -62,7 +63,7 @@ def test_opcheck_of_steps_with_pairs_and_a_key(native: dict[str, Any]) -> None:
         Step("top_p_ties", one * 0.9, second=torch.tensor([[3.0, 1.0]], dtype=torch.float64)),
         Step("mirostat", one * 4, second=one * 20),
     ]
-    packed = ops._packed(steps, logits)
+    packed = chain_steps._packed(steps, logits)
     arguments = (logits, *packed, ids, ids, ids, history, lengths, greedy, draw, a, b, c)
     torch.library.opcheck(torch.ops.tunesmith.sample_chain.default, arguments)
     torch.library.opcheck(torch.ops.tunesmith.apply_chain.default, (logits, *packed, history, lengths))
@@ -109,11 +110,11 @@ def test_chains_that_cuda_has_no_kernels_for_go_to_the_reference(monkeypatch: py
     monkeypatch.setattr(kernels.loader, "cuda", lambda: library)
     one = torch.ones(1, dtype=torch.float64)
     cuda = torch.device("cuda")
-    assert kernels.ops._library_for(cuda, [Step(op, one) for op in kernels.reference.ON_CUDA]) is library
-    assert kernels.ops._library_for(cuda, [Step("top_p", one), Step("a later step", one)]) is None
+    assert kernels.chain._library_for(cuda, [Step(op, one) for op in kernels.reference.ON_CUDA]) is library
+    assert kernels.chain._library_for(cuda, [Step("top_p", one), Step("a later step", one)]) is None
     longest = [Step("top_p", one)] * kernels.reference.MOST_ON_CUDA
-    assert kernels.ops._library_for(cuda, longest) is library
-    assert kernels.ops._library_for(cuda, [*longest, Step("top_p", one)]) is None
+    assert kernels.chain._library_for(cuda, longest) is library
+    assert kernels.chain._library_for(cuda, [*longest, Step("top_p", one)]) is None
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -231,7 +232,9 @@ def test_a_plan_is_seen_by_dispatch_modes_and_kept_from_tensors_under_a_transfor
     quick = []
 
     def under(rows: Tensor) -> Tensor:
-        quick.append(ops._sample(plan.address, rows, ids, ids, ids, None, None, False, 0, *[False] * 3, tuple))
+        quick.append(
+            kernels.quick._sample(plan.address, rows, ids, ids, ids, None, None, False, 0, *[False] * 3, tuple)
+        )
         return rows.sum()
 
     torch.func.vmap(under)(torch.randn(3, 2, 8))

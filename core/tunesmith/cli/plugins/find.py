@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunesmith.discovery import Entry
+from tunesmith.discovery import Entry, why_not_offered
 from tunesmith.errors import AmbiguousName, UnknownName
 from tunesmith.kinds import KINDS
 from tunesmith.registry import registry_for
@@ -28,5 +28,8 @@ def find(use: str, kind: str | None) -> Entry:
     if found:
         kinds = ", ".join(entry.kind for entry in found)
         raise AmbiguousName(f"{use!r} is the name of components of several kinds: {kinds}. Add --kind.")
+    reason = why_not_offered(use, "tunesmith.<kind>s")
+    if reason is not None:
+        raise UnknownName(f"no component is called {use!r}: {reason}")
     hint = near[0] if near else "Run `tunesmith plugins list` to see what there is."
     raise UnknownName(f"no component is called {use!r}. {hint}" if not near else hint)

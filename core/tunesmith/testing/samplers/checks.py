@@ -68,7 +68,7 @@ def check_what_the_draw_says_is_consistent(config: Config) -> None:
     logits = logits_of(6)
     draw = _built(config).sample(logits, rows_of(6), top=3)
     assert draw.token.shape == (6,)
-    assert draw.token.dtype == torch.int64
+    assert draw.token.dtype == torch.int64, f"token is {draw.token.dtype}, not int64"
     assert draw.status.shape == (6,)
     chosen = draw.token[:, None]
     raw = logits.double().log_softmax(-1).gather(1, chosen)[:, 0]
@@ -147,6 +147,19 @@ def check_a_truncating_link_only_removes(config: Config) -> None:
     assert torch.equal(after[kept], logits[kept]), "a token that stays has another logit"
 
 
+@when(Link)
+def check_a_link_that_only_removes_says_so(config: Config) -> None:
+    """A link that removes tokens and changes no other has ``truncates = True``: ``logp_processed`` is taken before it."""
+    link = config.build()
+    if link.truncates:
+        return
+    logits, rows = logits_of(8), rows_of(8)
+    after = link.apply(logits, rows)
+    kept = after > -math.inf
+    only_removes = not bool(kept.all()) and torch.equal(after[kept], logits[kept])
+    assert not only_removes, "it only removed tokens, and `truncates` is False; set it to True in the class"
+
+
 @when(lambda component: callable(getattr(component, "lower", None)))
 def check_the_fused_step_does_what_apply_does(config: Config) -> None:
     """A chain draws the same whether it may use the step that ``lower`` gives or has to call ``apply``: the same tokens,
@@ -196,6 +209,7 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_an_empty_batch_is_fine,
     check_draws_follow_the_distribution_they_state,
     check_a_truncating_link_only_removes,
+    check_a_link_that_only_removes_says_so,
     check_the_fused_step_does_what_apply_does,
 )
 
