@@ -69,6 +69,9 @@ class Limits:
 
     @stop.validator
     def _stop_can_be_waited_for(self, attribute: Attribute[tuple[str, ...]], value: tuple[str, ...]) -> None:
+        wrong = [string for string in value if not isinstance(string, str)]
+        if wrong:
+            raise ConfigError([f"'stop' is a string or a list of strings, and {wrong[0]!r} is none"], "limits")
         if "" in value:
             raise ConfigError(
                 ["'stop' holds an empty string, which would end every text at once; leave it out"], "limits"

@@ -139,7 +139,8 @@ def without_end(logits: torch.Tensor, model: StepModel, rows: Rows, limits: Limi
     if not bool(short.any()):
         return logits
     logits = logits.clone()
-    ends = torch.tensor(sorted(model.eos_token_ids), dtype=torch.int64, device=logits.device)
+    known = sorted(end for end in model.eos_token_ids if end < logits.shape[1])
+    ends = torch.tensor(known, dtype=torch.int64, device=logits.device)
     logits[:, ends] = logits[:, ends].masked_fill(short[:, None], -torch.inf)
     return logits
 

@@ -294,7 +294,9 @@ def _check_same_tokens(model: StepModel, draft: LM) -> None:
     problems = []
     if model.lm.family != draft.family:
         problems.append(f"the draft model is of the family {draft.family!r}, the model of {model.lm.family!r}")
-    if model.lm.tokenizer is not draft.tokenizer:
+    if model.lm.tokenizer is None or draft.tokenizer is None:
+        problems.append("a model came without its tokenizer, so that nobody can say whether both have the same tokens")
+    elif model.lm.tokenizer is not draft.tokenizer:
         ours, theirs = model.lm.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
         other = sorted(token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token))
         if other:

@@ -131,6 +131,11 @@ class TransformersEngine(Engine):
     def _fitted(self, requests: Sequence[Request], limits: Limits) -> tuple[list[Request], Limits]:
         """Return the requests and limits that the model has positions for."""
         model = self.step_model
+        if limits.stop and self.lm.tokenizer is None:
+            raise ConfigError(
+                ["the model came without its tokenizer, so no stop string can be found; leave them out"],
+                "engine transformers",
+            )
         if isinstance(model, EncoderDecoder):
             limits = self._capped(limits, model.max_length)
             rooms = [model.prompt_length for _ in requests]
@@ -176,9 +181,9 @@ class TransformersEngine(Engine):
             return prompt
         tokenizer = self.lm.tokenizer
         if self.lm.family == "encoder-decoder":
-            end = prompt[-1:] if prompt[-1] == tokenizer.eos_token_id else ()
+            end = prompt[-1:] if prompt[-1] == getattr(tokenizer, "eos_token_id", None) else ()
             return (*prompt[: room - len(end)], *end)
-        start = prompt[:1] if room > 1 and prompt[0] == tokenizer.bos_token_id else ()
+        start = prompt[:1] if room > 1 and prompt[0] == getattr(tokenizer, "bos_token_id", None) else ()
         return (*start, *prompt[len(prompt) - room + len(start) :])
 
     def _report(self, lost: int, total: int, room: int | None) -> None:
