@@ -206,6 +206,8 @@ class Link(Sampler):
 
     Attributes:
         truncates: True if the link only removes tokens (sets them to -inf); False if it edits values.
+        constrains: Of a link that truncates: whether it forbids tokens by a rule (bad words, a length ...) and not by how likely
+            they are. Decoders that search keep to such links, and leave other truncation out.
         varies: True if the step that ``lower`` gives depends on the rows' history, positions or state; it is then asked for
             before every token.
         reads_logits: Of a :class:`Stateful` link: whether ``advance`` looks at the logits. False lets it be fused.
@@ -213,6 +215,7 @@ class Link(Sampler):
     """
 
     truncates: ClassVar[bool] = False
+    constrains: ClassVar[bool] = False
     varies: bool = False
     reads_logits: bool = True
     fixed: ClassVar[frozenset[str]] = frozenset()
