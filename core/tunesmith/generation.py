@@ -5,7 +5,6 @@ Imported at run time only; torch arrives with the engine.
 
 from __future__ import annotations
 
-import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
@@ -15,7 +14,7 @@ from attrs import evolve
 
 from tunesmith.component import Component, Config
 from tunesmith.errors import ConfigError, TunesmithError
-from tunesmith.given import each, is_one, one_each, real, whole
+from tunesmith.given import each, is_one, one_each, real, token_ids, whole
 from tunesmith.hf_rows import Parameters
 from tunesmith.kinds.decoder import Completion, Decoder, DecoderConfig, Limits, Piece, Request
 from tunesmith.kinds.engine import Engine, EngineConfig, Throughput
@@ -264,26 +263,14 @@ def _list_of(prompts: Any) -> list[Any]:
 def _tokens(lm: LM, prompts: Sequence[Any], what: str = "prompt") -> list[tuple[int, ...]]:
     """Return the ids of prompts, some of which may be ids already; ``what`` is how messages call one."""
     texts = iter(prompt_ids(lm, [prompt for prompt in prompts if isinstance(prompt, str)]))
-    try:
-        size = getattr(lm.model.get_input_embeddings(), "num_embeddings", None)
-    except NotImplementedError:  # a model without a table of embeddings
-        size = None
-    found = []
+    size, found = lm.readable_ids, []
     for place, prompt in enumerate(prompts):
         if isinstance(prompt, str):
             found.append(next(texts))
             continue
-        try:
-            tokens = tuple(map(operator.index, prompt))
-        except (TypeError, ValueError):
-            raise ConfigError(
-                [f"{what} {place} is neither a text nor a list of token ids; give a list of {what}s, one each"],
-                "generate",
-            ) from None
-        wrong = [token for token in tokens if token < 0 or (size is not None and token >= size)]
-        if wrong or not tokens:
-            problem = f"has the id {wrong[0]}, and the model has {size} ids" if wrong else "has no ids"
-            raise ConfigError([f"{what} {place} {problem}"], "generate")
+        tokens = token_ids(prompt, size, f"{what} {place}", "generate")
+        if not tokens:
+            raise ConfigError([f"{what} {place} has no ids"], "generate")
         found.append(tokens)
     return found
 

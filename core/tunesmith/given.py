@@ -1,4 +1,4 @@
-"""Numbers as callers give them: of Python, numpy or torch, one for all prompts or one each."""
+"""Numbers and token ids as callers give them: of Python, numpy or torch, one for all prompts or one each."""
 
 from __future__ import annotations
 
@@ -52,6 +52,31 @@ def real(value: Any, what: str, where: str) -> float:
     except (TypeError, ValueError, RuntimeError):
         raise ConfigError([f"{what}: a number was expected, not {_shown(value)}"], where) from None
     return found
+
+
+def token_ids(value: Any, size: int | None, what: str, where: str) -> tuple[int, ...]:
+    """Return token ids as a tuple of ints.
+
+    Args:
+        value: A list, an array or a tensor of whole numbers.
+        size: How many ids the model can read, None for any.
+        what: How a message calls them.
+        where: Who was asked.
+
+    Raises:
+        ConfigError: If they are no ids, or the model lacks one.
+    """
+    try:
+        ids = tuple(map(operator.index, value))
+    except (TypeError, ValueError):
+        problem = (
+            f"{what} is neither a text nor a list of token ids, but {_shown(value)}; give a list of them, one each"
+        )
+        raise ConfigError([problem], where) from None
+    if ids and (min(ids) < 0 or (size is not None and max(ids) >= size)):
+        wrong = next(token for token in ids if token < 0 or (size is not None and token >= size))
+        raise ConfigError([f"{what} has the id {wrong}, and the model has {size} ids"], where)
+    return ids
 
 
 def is_one(value: Any) -> bool:

@@ -199,7 +199,7 @@ def test_numbers_come_from_numpy_and_torch_as_from_python_and_are_never_cut(lm):
         ({"seeds": [1.5, 2, 3]}, "seeds: a whole number"),
         ({"seeds": 5}, "a list of 3 numbers was expected"),
         ({"seeds": [2**64, 0, 1]}, "64 bits"),
-        ({"stop": 5}, "'stop' is a string or a list of strings"),
+        ({"stop": 5}, "'stop' is a tuple of strings"),
         ({"parameters": {"top_k.k": "5"}}, "values of 'top_k.k': a number was expected"),
         ({"parameters": {"top_k.k": 2.5}}, "'k' must be a whole number: 2.5"),
         ({"parameters": {"top_k.k": [5, -1, 5]}}, "top_k.k=-1: 'k' must be >= 0"),
