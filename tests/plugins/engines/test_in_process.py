@@ -294,6 +294,26 @@ def test_an_empty_prompt_of_ids_is_an_error():
         )
 
 
+def test_a_model_that_cannot_tell_padding_reads_rows_of_one_length_only():
+    config = transformers.RwkvConfig(hidden_size=32, num_hidden_layers=2, context_length=64, **SIZES)
+    lm = LM(model=spread(transformers.RwkvForCausalLM(config), 0.3), tokenizer=tiny_tokenizer(), family="decoder")
+    alone = generate(lm, PROMPTS, max_new_tokens=5, engine="transformers(batch_size=1)")
+    for prompt, found in zip(PROMPTS, alone, strict=True):
+        ids = torch.tensor([prompt_ids(lm, [prompt])[0]])
+        theirs = lm.model.generate(ids, max_new_tokens=5, do_sample=False, use_cache=False)[0, ids.shape[1] :]
+        assert tuple(theirs[: len(found.token_ids)].tolist()) == found.token_ids
+    assert generate(lm, PROMPTS[1:2] * 2, max_new_tokens=5)[1].token_ids == alone[1].token_ids
+    with pytest.raises(ConfigError, match="cannot tell padding from text"):
+        generate(lm, PROMPTS, max_new_tokens=5)
+
+
+def test_a_model_that_predicts_at_mapped_places_is_refused():
+    config = transformers.XLNetConfig(vocab_size=51, d_model=32, d_inner=64, n_layer=1, n_head=4)
+    lm = LM(model=transformers.XLNetLMHeadModel(config), tokenizer=tiny_tokenizer(), family="decoder")
+    with pytest.raises(ConfigError, match="XLNetLMHeadModel predicts at places that its caller maps"):
+        generate(lm, PROMPTS)
+
+
 def completions_of(lm, *requests, sampler="top_p", decoder="stepwise"):
     engine = Transformers().build()
     engine.sync(lm)
