@@ -6,7 +6,7 @@ Imported at run time only; torch arrives with the engine.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -14,10 +14,12 @@ from attrs import evolve
 
 from tunesmith.component import Component, Config
 from tunesmith.errors import ConfigError, TunesmithError
+from tunesmith.given import each, is_one, one_each, real, token_ids, whole
 from tunesmith.hf_rows import Parameters
 from tunesmith.kinds.decoder import Completion, Decoder, DecoderConfig, Limits, Piece, Request
 from tunesmith.kinds.engine import Engine, EngineConfig, Throughput
 from tunesmith.kinds.sampler import Sampler, SamplerConfig
+from tunesmith.row_parameters import check as check_parameters
 from tunesmith.runtime import Runtime, derive_seed
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def generate(
     prompts: str | Sequence[str | Sequence[int]],
     *,
     ids: Sequence[str] | None = None,
-    negative_prompts: str | Sequence[str] | None = None,
+    negative_prompts: str | Sequence[str | Sequence[int]] | None = None,
     engine: EngineConfig | Engine | str | None = None,
     decoder: DecoderConfig | Decoder | str | None = None,
     sampler: SamplerConfig | Sampler | str | None = None,
@@ -56,7 +58,7 @@ def generate(
     prompts: str | Sequence[str | Sequence[int]],
     *,
     ids: Sequence[str] | None = None,
-    negative_prompts: str | Sequence[str] | None = None,
+    negative_prompts: str | Sequence[str | Sequence[int]] | None = None,
     engine: EngineConfig | Engine | str | None = None,
     decoder: DecoderConfig | Decoder | str | None = None,
     sampler: SamplerConfig | Sampler | str | None = None,
@@ -78,7 +80,7 @@ def generate(
     prompts: str | Sequence[str | Sequence[int]],
     *,
     ids: Sequence[str] | None = None,
-    negative_prompts: str | Sequence[str] | None = None,
+    negative_prompts: str | Sequence[str | Sequence[int]] | None = None,
     engine: EngineConfig | Engine | str | None = None,
     decoder: DecoderConfig | Decoder | str | None = None,
     sampler: SamplerConfig | Sampler | str | None = None,
@@ -103,7 +105,8 @@ def generate(
         prompts: Texts, which get the special tokens that the tokenizer adds of its own, but no end-of-sequence token
             before a decoder-only model's continuation; or token ids, which are taken as they are. One text is one prompt.
         ids: Unique names of the prompts; their places if left out.
-        negative_prompts: For each prompt a text to be led away from, one text for one prompt; only the decoder ``guidance`` uses them.
+        negative_prompts: For each prompt a text, or token ids, to be led away from, one text for one prompt; only the decoder
+            ``guidance`` uses them.
         engine: A config, a short spelling such as ``"transformers(batch_size=4)"``, or an engine that is already built;
             None means ``transformers``.
         decoder: Likewise; None means ``stepwise``.
@@ -130,28 +133,37 @@ def generate(
     """
     runtime = runtime or Runtime()
     lm = _model(lm, runtime)
-    given: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
+    given = _list_of(prompts)
     names = _names(given, ids)
-    own = _each("seeds", seeds, given) if seeds is not None else [derive_seed(seed, name) for name in names]
-    most = [max_new_tokens] * len(given) if isinstance(max_new_tokens, int) else _each("limits", max_new_tokens, given)
-    each = _parameters(parameters or {}, given)
+    count = len(given)
+    if seeds is None:
+        own = [derive_seed(whole(seed, "seed", "generate"), name) for name in names]
+    else:
+        own = one_each(seeds, count, "seeds", "generate", whole)
+    most = each(max_new_tokens, count, "max_new_tokens", "generate", whole)
+    min_new_tokens = whole(min_new_tokens, "min_new_tokens", "generate")
+    completions = whole(completions, "completions", "generate")
+    if completions < 1:
+        raise ConfigError([f"completions must be at least 1, not {completions}"], "generate")
+    values = {k: each(v, count, f"values of {k!r}", "generate", real) for k, v in (parameters or {}).items()}
     built: Engine = component(engine, "engine")
     built_decoder: Decoder = component(decoder, "decoder")
     negatives = _negatives(lm, given, negative_prompts, built_decoder)
     built_sampler: Sampler = component(sampler, "sampler")
+    check_parameters(built_sampler, values, "generate")
     built.require(_powers(built_sampler, completions))
     if built is not engine:
         built.setup(runtime)
     if built_sampler is not sampler:
         built_sampler.setup(runtime)
     built.sync(lm)
-    longest = max_new_tokens if isinstance(max_new_tokens, int) else max(most, default=1)
+    longest = whole(max_new_tokens, "max_new_tokens", "generate") if is_one(max_new_tokens) else max(most, default=1)
     requests = [
         Request(
             prompt_ids=tokens,
             seed=own[place],
             stream=copy,
-            parameters=each[place],
+            parameters={name: own_values[place] for name, own_values in values.items()},
             id=names[place],
             negative_ids=negatives[place],
             max_new_tokens=most[place] if most[place] < longest else None,
@@ -162,7 +174,7 @@ def generate(
     limits = Limits(
         max_new_tokens=longest,
         min_new_tokens=min_new_tokens,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        stop=(stop,) if is_one(stop) else tuple(stop),  # type: ignore[arg-type]  # the limits look at them
     )
     work = requests, built_decoder, built_sampler, limits, runtime
     if stream:
@@ -219,6 +231,9 @@ def _model(given: LM | str | Path | tuple[Any, Any], runtime: Runtime) -> LM:
     if isinstance(given, (str, Path)):
         return load(given, runtime=runtime)
     if isinstance(given, tuple):
+        if len(given) != 2 or not hasattr(given[0], "config"):
+            names = ", ".join(type(part).__name__ for part in given)
+            raise ConfigError([f"the pair (model, tokenizer) was expected, not ({names})"], "generate")
         model, tokenizer = given
         return LM(model=model, tokenizer=tokenizer, family=family_of(model.config))
     if not isinstance(given, LM):
@@ -232,47 +247,30 @@ def _model(given: LM | str | Path | tuple[Any, Any], runtime: Runtime) -> LM:
     return given
 
 
-def _each(what: str, values: Sequence[int], prompts: Sequence[Any]) -> list[int]:
-    if len(values) != len(prompts):
-        raise ConfigError([f"{len(values)} {what} for {len(prompts)} prompts"], "generate")
-    return [int(value) for value in values]
+def _list_of(prompts: Any) -> list[Any]:
+    """Return prompts as a list; of a mapping (what a tokenizer gives) or a set the elements are no prompts in an order."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if isinstance(prompts, (Mapping, Set, bytes)) or (is_one(prompts) and not isinstance(prompts, Iterator)):
+        more = "; of what a tokenizer gives pass its 'input_ids'" if isinstance(prompts, Mapping) else ""
+        raise ConfigError(
+            [f"a text or a list of texts and lists of token ids was expected, not {type(prompts).__name__}{more}"],
+            "generate",
+        )
+    return list(prompts)
 
 
-def _parameters(parameters: Parameters, prompts: Sequence[Any]) -> list[dict[str, float]]:
-    """Return the sampler parameters of every prompt."""
-    found: list[dict[str, float]] = [{} for _ in prompts]
-    for name, value in parameters.items():
-        values = [value] * len(prompts) if isinstance(value, (int, float)) else value
-        if len(values) != len(prompts):
-            raise ConfigError([f"{len(values)} values of {name!r} for {len(prompts)} prompts"], "generate")
-        for own, number in zip(found, values, strict=True):
-            own[name] = float(number)
-    return found
-
-
-def _tokens(lm: LM, prompts: Sequence[Any]) -> list[tuple[int, ...]]:
-    """Return the ids of prompts, some of which may be ids already."""
+def _tokens(lm: LM, prompts: Sequence[Any], what: str = "prompt") -> list[tuple[int, ...]]:
+    """Return the ids of prompts, some of which may be ids already; ``what`` is how messages call one."""
     texts = iter(prompt_ids(lm, [prompt for prompt in prompts if isinstance(prompt, str)]))
-    try:
-        size = getattr(lm.model.get_input_embeddings(), "num_embeddings", None)
-    except NotImplementedError:  # a model without a table of embeddings
-        size = None
-    found = []
+    size, found = lm.readable_ids, []
     for place, prompt in enumerate(prompts):
         if isinstance(prompt, str):
             found.append(next(texts))
             continue
-        try:
-            tokens = tuple(int(token) for token in prompt)
-        except (TypeError, ValueError):
-            raise ConfigError(
-                [f"prompt {place} is neither a text nor a list of token ids; give a list of prompts, one each"],
-                "generate",
-            ) from None
-        wrong = [token for token in tokens if token < 0 or (size is not None and token >= size)]
-        if wrong or not tokens:
-            problem = f"has the id {wrong[0]}, and the model has {size} ids" if wrong else "has no ids"
-            raise ConfigError([f"prompt {place} {problem}"], "generate")
+        tokens = token_ids(prompt, size, f"{what} {place}", "generate")
+        if not tokens:
+            raise ConfigError([f"{what} {place} has no ids"], "generate")
         found.append(tokens)
     return found
 
@@ -345,11 +343,11 @@ def _names(prompts: Sequence[Any], ids: Sequence[str] | None) -> list[str]:
 
 
 def _negatives(
-    lm: LM, prompts: Sequence[str], given: str | Sequence[str] | None, decoder: Decoder
+    lm: LM, prompts: Sequence[Any], wanted: str | Sequence[str | Sequence[int]] | None, decoder: Decoder
 ) -> list[tuple[int, ...]]:
-    if given is None:
+    if wanted is None:
         return [()] * len(prompts)
-    given = [given] if isinstance(given, str) else given
+    given = _list_of(wanted)
     problems = []
     if len(given) != len(prompts):
         problems.append(f"{len(given)} negative prompts for {len(prompts)} prompts")
@@ -357,7 +355,7 @@ def _negatives(
         problems.append(f"{decoder!r} has no use for negative_prompts; the decoder 'guidance' has")
     if problems:
         raise ConfigError(problems, "generate")
-    return prompt_ids(lm, given)
+    return _tokens(lm, given, "negative prompt")
 
 
 def _powers(sampler: Sampler, completions: int) -> set[str]:

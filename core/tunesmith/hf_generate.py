@@ -9,17 +9,27 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, evolve, field
 
 from tunesmith.errors import ConfigError, NumericError
+from tunesmith.given import is_one, whole
 from tunesmith.hf_rows import Parameters, RowOptions
 from tunesmith.kinds.engine import Throughput
-from tunesmith.kinds.sampler import Rows, Sampler, SamplerConfig
+from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_OK, Applies, Link, Rows, Sampler, SamplerConfig
 from tunesmith.runtime import Runtime
 
 if TYPE_CHECKING:
     import torch
 
 UNSUPPORTED = ("output_attentions", "output_hidden_states")
-WARPER = "LogitsWarper"
-"""End of the class names of transformers' own sampling steps (temperature, top-k ...), as opposed to its processors."""
+OWN_SAMPLING: dict[str, Callable[[Any], bool]] = {
+    "TemperatureLogitsWarper": lambda s: s.temperature not in (None, 1.0),
+    "TopHLogitsWarper": lambda s: s.top_h is not None,
+    "TopKLogitsWarper": lambda s: s.top_k not in (None, 0),
+    "TopPLogitsWarper": lambda s: s.top_p is not None and s.top_p < 1,
+    "MinPLogitsWarper": lambda s: s.min_p is not None,
+    "TypicalLogitsWarper": lambda s: s.typical_p is not None and s.typical_p < 1,
+    "EpsilonLogitsWarper": lambda s: s.epsilon_cutoff is not None and 0 < s.epsilon_cutoff < 1,
+    "EtaLogitsWarper": lambda s: s.eta_cutoff is not None and 0 < s.eta_cutoff < 1,
+}
+"""Which sampling steps transformers puts behind all other processors with ``do_sample=True``, by its settings."""
 
 
 def custom_generate(
@@ -35,7 +45,8 @@ def custom_generate(
     """Return a callable for the ``custom_generate`` argument of a transformers model's ``generate``.
 
     It draws the tokens that ``tunesmith.generate`` draws with the ``stepwise`` decoder for the same prompts and seeds. The
-    rest is transformers': inputs, cache, stopping criteria, and logits processors, which come before the sampler.
+    rest is transformers': inputs, cache, stopping criteria, and logits processors, which come before the sampler, yours too.
+    ``scores`` of the output (``output_scores``) are what the tokens were drawn from, after all links.
     transformers asks for ``do_sample=True`` with ``num_return_sequences`` above 1; the temperature, top-k ... that come with
     it are left out, since the sampler stands in their place. transformers hands callables neither a streamer nor a tokenizer, and
     its own ``stop_strings`` then raise a ``ValueError`` whatever it is given: give streamer, stop strings and tokenizer here.
@@ -58,6 +69,7 @@ def custom_generate(
     """
     built = _built(sampler)
     options = RowOptions(where="custom_generate", seed=seed, parameters=parameters or {})
+    options.check(built)
     stops = _stops(stop_strings, tokenizer)
 
     def generate(
@@ -92,7 +104,7 @@ def logits_processors(
     seed: int | Sequence[int] = 0,
     parameters: Parameters | None = None,
     completions: int = 1,
-    eos_token_id: int | Sequence[int] = (),
+    eos_token_id: int | Sequence[int] | None = (),
     draw: bool = False,
 ) -> Any:
     """Return links as a transformers ``LogitsProcessorList``, for the ``logits_processor`` argument of ``generate``.
@@ -128,12 +140,20 @@ def logits_processors(
         >>> processors = logits_processors("top_p(p=0.9)", attention_mask=inputs["attention_mask"])  # doctest: +SKIP
         >>> model.generate(**inputs, do_sample=True, top_k=0, logits_processor=processors)  # doctest: +SKIP
     """
+    import torch
+
     from tunesmith.hf_processors import DrawProcessor, LinkProcessor, Memory, Processors, Progress, links_of
 
+    where = "logits_processors"
     built = _built(sampler)
-    options = RowOptions(where="logits_processors", seed=seed, parameters=parameters or {})
-    ends = (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id)
-    progress = Progress(options, attention_mask, completions, ends)
+    options = RowOptions(where=where, seed=seed, parameters=parameters or {})
+    options.check(built)
+    ends: Any = () if eos_token_id is None else (eos_token_id,) if is_one(eos_token_id) else eos_token_id
+    copies = whole(completions, "completions", where)
+    if copies < 1:
+        raise ConfigError([f"completions must be at least 1, not {copies}"], where)
+    mask = None if attention_mask is None else torch.as_tensor(attention_mask)
+    progress = Progress(options, mask, copies, [whole(end, "eos_token_id", where) for end in ends])
     if draw:
         return Processors([DrawProcessor(built, progress)], progress)
     links = links_of(built)
@@ -167,8 +187,39 @@ def _check(settings: Any) -> None:
     problems = [f"{name} is not given by custom_generate" for name in UNSUPPORTED if getattr(settings, name, False)]
     if (settings.num_beams or 1) > 1:
         problems.append("num_beams > 1 has no meaning with a sampler; use tunesmith's beam decoder or leave it out")
+    else:
+        mode = str(getattr(settings.get_generation_mode(), "value", ""))
+        if mode not in ("greedy_search", "sample"):
+            problems.append(
+                f"the settings ask for transformers' {mode.replace('_', ' ')}, which has no part here; leave its options out "
+                "or use a decoder of tunesmith (contrastive, speculative ...)"
+            )
     if problems:
         raise ConfigError(problems, "custom_generate")
+
+
+def _without_sampling(processors: Any, settings: Any) -> Any:
+    """Return the processors but for the sampling steps of the settings; those that the caller made stay."""
+    added = {name for name, asked in OWN_SAMPLING.items() if settings.do_sample and asked(settings)}
+    kept = []
+    for processor in reversed(list(processors)):
+        name = type(processor).__name__
+        if name in added:  # of several of one class theirs is the last
+            added.remove(name)
+        else:
+            kept.append(processor)
+    return type(processors)(reversed(kept))
+
+
+def _shows(sampler: Sampler) -> Applies | None:
+    """Return what tells the scores that a sampler draws from; None where they are the processors' own, or nobody knows."""
+    if isinstance(sampler, Link):
+        from tunesmith.registry import samplers
+
+        chain: Any = samplers.create("tunesmith/chain").build()
+        chain.use([sampler])
+        sampler = chain
+    return sampler if isinstance(sampler, Applies) else None
 
 
 def _loop(
@@ -183,7 +234,8 @@ def _loop(
     import torch
 
     processors, criteria, settings = rules
-    processors = type(processors)(p for p in processors if not type(p).__name__.endswith(WARPER))
+    processors = _without_sampling(processors, settings)
+    shown = _shows(sampler) if settings.return_dict_in_generate and settings.output_scores else None
     finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
     filler = _filler(settings)
     scores: list[torch.Tensor] = []
@@ -197,14 +249,9 @@ def _loop(
         raw = outputs.logits[:, -1].to(device=input_ids.device, dtype=torch.float32, copy=True)
         processed = processors(input_ids, raw)
         draw = sampler.sample(processed, rows, logp=())
-        broken = (draw.status != 0) & ~finished
-        if bool(broken.any()):
-            raise NumericError(
-                f"row {int(broken.nonzero()[0, 0])} of the batch: the logits hold NaN, +inf or no finite value at new "
-                f"token {int(rows.position[0])}. Try a wider dtype."
-            )
+        _check_status(draw.status.where(~finished, STATUS_OK), rows)
         if settings.return_dict_in_generate:
-            scores += [processed] if settings.output_scores else []
+            scores += [_scores(shown, processed, rows)] if settings.output_scores else []
             logits += [raw] if settings.output_logits else []
         token = torch.where(finished, filler, draw.token)
         input_ids = torch.cat([input_ids, token[:, None]], dim=1)
@@ -217,6 +264,30 @@ def _loop(
         length = 1 if model_kwargs.get("use_cache") else None
         inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=length, **model_kwargs)
         outputs = model(**inputs, return_dict=True)
+
+
+def _check_status(status: torch.Tensor, rows: Rows) -> None:
+    for number in status.nonzero().flatten().tolist()[:1]:
+        empty = int(status[number]) == STATUS_EMPTY
+        found = "no finite value is left" if empty else "the logits hold NaN or +inf"
+        hint = (
+            "Do the sampler's links, or one of them and transformers' processors, leave no token? Else try"
+            if empty
+            else "Try"
+        )
+        raise NumericError(
+            f"row {number} of the batch: {found} at new token {int(rows.position[number])}. {hint} a wider dtype."
+        )
+
+
+def _scores(shown: Applies | None, processed: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Return what the tokens were drawn from; rows that have ended keep what the processors left."""
+    import torch
+
+    if shown is None:
+        return processed
+    found = shown.apply_links(processed, rows)
+    return torch.where((found.status == STATUS_OK)[:, None], found.logits, processed)
 
 
 @define

@@ -24,6 +24,7 @@ from tunesmith.kinds.sampler import (
     Stateful,
 )
 from tunesmith.registry import samplers
+from tunesmith.row_parameters import check_names
 
 WHERE = "logits_processors"
 
@@ -49,7 +50,7 @@ def links_of(sampler: Sampler) -> Mapping[str, Link]:
 class Progress:
     """What the processors of one list share: the rows as ``input_ids`` tell them, and the memories of links.
 
-    transformers hands every processor of a step the same ``input_ids``. A shorter or another text means that a new
+    transformers hands every processor of a step the same ``input_ids``. Another prompt, or nothing behind it, means that a new
     ``generate`` has begun, and so does whoever goes through the list of processors (see :class:`Processors`).
 
     Attributes:
@@ -96,11 +97,11 @@ class Progress:
             raise ConfigError([f"rows change places, as in beam search, or take several tokens at once; {why}"], WHERE)
 
     def _begins(self, input_ids: torch.Tensor) -> bool:
-        if self.over or self.ids is None or len(input_ids) != len(self.ids) or input_ids.shape[1] < self.ids.shape[1]:
+        before = self.ids
+        if self.over or before is None or len(input_ids) != len(before) or input_ids.shape[1] <= self.width:
             return True
-        if input_ids.shape[1] == self.ids.shape[1]:
-            return input_ids.shape[1] == self.width
-        return not torch.equal(input_ids[:, : self.width], self.ids[:, : self.width])
+        # A text that goes back is the same one: in assisted generation tokens are proposed, then judged.
+        return not torch.equal(input_ids[:, : self.width], before[:, : self.width])
 
     def _first(self, input_ids: torch.Tensor) -> Rows:
         batch, mask, copies = len(input_ids), self.mask, self.copies
@@ -170,7 +171,7 @@ class Memory:
         self._rows: Rows | None = None
         self._raw = self._processed = self._after = torch.empty(0, 0)
         self._finished = torch.empty(0, dtype=torch.bool)
-        self._check_parameters()
+        check_names(links, progress.options.parameters, WHERE)
 
     def apply(self, name: str, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return the scores after one link; finished rows are left alone."""
@@ -243,13 +244,6 @@ class Memory:
         if bool(bad.any()):
             assert self._rows is not None
             raise _nothing_to_draw(bad, self._rows, f"after {' and '.join(self._links)}")
-
-    def _check_parameters(self) -> None:
-        known = {f"{name}.{a.name}" for name, link in self._links.items() for a in attrs.fields(type(link.config))}
-        unknown = sorted(set(self._progress.options.parameters) - known)
-        if unknown:
-            problems = [f"this sampler has no parameter {u!r}; it has {sorted(known)}" for u in unknown]
-            raise ConfigError(problems, WHERE)
 
 
 class DrawProcessor(LogitsProcessor):  # type: ignore[misc]

@@ -75,6 +75,15 @@ class LM:
         return found
 
     @property
+    def readable_ids(self) -> int | None:
+        """How many token ids the model can read: the rows of its table of embeddings; None if it has no such table."""
+        try:
+            found = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        except (AttributeError, NotImplementedError):
+            return None
+        return None if found is None else int(found)
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over the names, dtypes, shapes and bytes of all weights, adapters' included, and the family.
 

@@ -1,6 +1,7 @@
 import json
 from string import ascii_letters
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -112,6 +113,11 @@ def test_prompts_may_be_token_ids(lm):
         ([[1], [2, -1]], "prompt 1 has the id -1"),
         ([[10**6]], "prompt 0 has the id 1000000, and the model has"),
         ([[]], "prompt 0 has no ids"),
+        ([[3.5, 4.0]], "prompt 0 is neither a text nor a list of token ids"),
+        ([None], "prompt 0 is neither a text nor a list of token ids"),
+        (None, "not NoneType"),
+        (lm.tokenizer(PROMPTS), "pass its 'input_ids'"),
+        ({"the cat", "dog"}, "not set"),
     ):
         with pytest.raises(ConfigError, match=message):
             generate(lm, wrong)
@@ -134,7 +140,7 @@ def test_limits_may_be_given_a_prompt(lm):
     own = generate(lm, PROMPTS, max_new_tokens=[7, 2, 4], **options)
     assert [len(c.token_ids) for c in own] == [7, 7, 2, 2, 4, 4]
     assert [a.token_ids[: len(b.token_ids)] for a, b in zip(long, own, strict=True)] == ids_of(own)
-    with pytest.raises(ConfigError, match="2 limits for 3 prompts"):
+    with pytest.raises(ConfigError, match="2 max_new_tokens for 3 prompts"):
         generate(lm, PROMPTS, max_new_tokens=[1, 2])
 
 
@@ -158,6 +164,76 @@ def test_a_folder_or_a_pair_stands_for_a_model(lm, tmp_path):
     assert ids_of(generate(str(tmp_path), PROMPTS, max_new_tokens=4)) == expected
     with pytest.raises(ConfigError, match="a model was expected"):
         generate(lm.model, PROMPTS)
+    with pytest.raises(ConfigError, match=r"the pair \(model, tokenizer\) was expected"):
+        generate((lm.tokenizer, lm.model), PROMPTS)
+
+
+def test_numbers_come_from_numpy_and_torch_as_from_python_and_are_never_cut(lm):
+    options = {"sampler": HOT, "parameters": {"top_k.k": [3, 20], "temperature.temperature": 1.5}}
+    plain = generate(lm, PROMPTS[:2], seeds=[3, 4], max_new_tokens=[3, 5], completions=2, **options)
+    for of in (np.array, torch.tensor):
+        found = generate(
+            lm,
+            PROMPTS[:2],
+            seeds=of([3, 4]),
+            max_new_tokens=of([3, 5]),
+            completions=of([2])[0],
+            sampler=HOT,
+            parameters={"top_k.k": of([3, 20]), "temperature.temperature": of([1.5])[0]},
+        )
+        assert ids_of(found) == ids_of(plain)
+        whole = {"seed": of([7])[0], "max_new_tokens": of([4])[0], "min_new_tokens": of([2])[0]}
+        plainly = generate(lm, PROMPTS, seed=7, max_new_tokens=4, min_new_tokens=2, sampler=HOT)
+        assert ids_of(generate(lm, PROMPTS, sampler=HOT, **whole)) == ids_of(plainly)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 4.0}, "max_new_tokens: a whole number was expected, not float 4.0"),
+        ({"max_new_tokens": None}, "max_new_tokens: a whole number was expected, not NoneType"),
+        ({"min_new_tokens": 2.5}, "min_new_tokens: a whole number"),
+        ({"completions": 0}, "completions must be at least 1"),
+        ({"completions": True}, "completions: a whole number"),
+        ({"seed": 1.5}, "seed: a whole number"),
+        ({"seeds": [1.5, 2, 3]}, "seeds: a whole number"),
+        ({"seeds": 5}, "a list of 3 numbers was expected"),
+        ({"seeds": [2**64, 0, 1]}, "64 bits"),
+        ({"stop": 5}, "'stop' is a tuple of strings"),
+        ({"parameters": {"top_k.k": "5"}}, "values of 'top_k.k': a number was expected"),
+        ({"parameters": {"top_k.k": 2.5}}, "'k' must be a whole number: 2.5"),
+        ({"parameters": {"top_k.k": [5, -1, 5]}}, "top_k.k=-1: 'k' must be >= 0"),
+        ({"parameters": {"top_k.ties": 1}}, "'top_k.ties' is the same for all rows"),
+        ({"parameters": {"top_p.q": 1}}, "no parameter 'top_p.q'"),
+        ({"negative_prompts": ["a", None, "b"], "decoder": "guidance"}, "negative prompt 1 is neither"),
+    ],
+)
+def test_what_is_no_such_number_is_refused_in_the_callers_words(lm, options, message):
+    with pytest.raises(ConfigError, match=message):
+        generate(lm, PROMPTS, **{"sampler": HOT, "max_new_tokens": 2, **options})
+
+
+def test_negative_prompts_may_be_token_ids(lm):
+    texts = ["dog", "the cat", "fish"]
+    tokens = [texts[0], *prompt_ids(lm, texts)[1:]]
+    options = {"decoder": "guidance(scale=2.0)", "sampler": HOT, "max_new_tokens": 4}
+    by_text, by_ids = (generate(lm, PROMPTS, negative_prompts=n, **options) for n in (texts, tokens))
+    assert ids_of(by_text) == ids_of(by_ids)
+
+
+def test_a_model_without_a_tokenizer_continues_token_ids(lm):
+    prompts = prompt_ids(lm, PROMPTS)
+    expected = generate(lm, prompts, sampler=HOT, max_new_tokens=4)
+    bare = (lm.model, None)
+    found = generate(bare, prompts, sampler=HOT, max_new_tokens=4)
+    assert ids_of(found) == ids_of(expected)
+    assert [c.text for c in found] == [""] * len(prompts)
+    pieces = generate(bare, prompts[:1], sampler=HOT, max_new_tokens=4, stream=True)
+    assert tuple(t for p in pieces for t in p.token_ids) == expected[0].token_ids
+    with pytest.raises(ConfigError, match="no stop string"):
+        generate(bare, prompts, stop="a")
+    with pytest.raises(ConfigError, match="without its tokenizer"):
+        generate(bare, PROMPTS)
 
 
 def test_the_speed_is_reported_once(lm):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from attrs import Attribute, Factory, field, frozen, validators
+from attrs import Attribute, Factory, converters, field, frozen, validators
 
 from tunesmith.component import Component, Config
 from tunesmith.errors import ConfigError
@@ -43,7 +44,9 @@ class Request:
     seed: int = 0
     stream: int = 0
     parameters: Mapping[str, float] = Factory(dict)
-    max_new_tokens: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
+    max_new_tokens: int | None = field(
+        default=None, converter=converters.optional(operator.index), validator=validators.optional(validators.ge(1))
+    )
     id: str = ""
     negative_ids: tuple[int, ...] = ()
 
@@ -58,8 +61,8 @@ class Limits:
         stop: The completion ends before the first of these strings, which is not part of its text.
     """
 
-    max_new_tokens: int = field(default=64, validator=validators.ge(1))
-    min_new_tokens: int = field(default=0, validator=validators.ge(0))
+    max_new_tokens: int = field(default=64, converter=operator.index, validator=validators.ge(1))
+    min_new_tokens: int = field(default=0, converter=operator.index, validator=validators.ge(0))
     stop: tuple[str, ...] = field(default=())
 
     def most(self, request: Request) -> int:
@@ -69,6 +72,9 @@ class Limits:
 
     @stop.validator
     def _stop_can_be_waited_for(self, attribute: Attribute[tuple[str, ...]], value: tuple[str, ...]) -> None:
+        wrong = [value] if isinstance(value, str) else [string for string in value if not isinstance(string, str)]
+        if wrong:
+            raise ConfigError([f"'stop' is a tuple of strings, and {wrong[0]!r} is none"], "limits")
         if "" in value:
             raise ConfigError(
                 ["'stop' holds an empty string, which would end every text at once; leave it out"], "limits"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 from attrs import Factory, evolve, field, frozen
 
 from tunesmith.component import Component, Config
+from tunesmith.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -40,9 +41,17 @@ class SamplerConfig(Config):
 
 
 def seed_bits(seed: int) -> int:
-    """Return the int64 with the bits of an unsigned 64-bit seed, as :attr:`Rows.seed` holds it."""
-    seed &= 2**64 - 1
-    return seed - 2**64 if seed >= 2**63 else seed
+    """Return the int64 with the bits of an unsigned 64-bit seed, as :attr:`Rows.seed` holds it; such an int64 stays as it is.
+
+    Raises:
+        ConfigError: For a seed that is no whole number or needs more than 64 bits: of two such seeds one would be the other.
+    """
+    from tunesmith.given import whole
+
+    found = whole(seed, "a seed", "rows")
+    if not -(2**63) <= found < 2**64:
+        raise ConfigError([f"a seed has 64 bits, from 0 to 2^64 - 1, and {found} is beyond them"], "rows")
+    return found - 2**64 if found >= 2**63 else found
 
 
 @runtime_checkable
@@ -198,14 +207,19 @@ class Link(Sampler):
 
     Attributes:
         truncates: True if the link only removes tokens (sets them to -inf); False if it edits values.
+        constrains: Of a link that truncates: whether it forbids tokens by a rule (bad words, a length ...) and not by how likely
+            they are. Decoders that search keep to such links, and leave other truncation out.
         varies: True if the step that ``lower`` gives depends on the rows' history, positions or state; it is then asked for
             before every token.
         reads_logits: Of a :class:`Stateful` link: whether ``advance`` looks at the logits. False lets it be fused.
+        fixed: Numbers of the config that are the same for all rows, because the link reads them there and not by :meth:`value`.
     """
 
     truncates: ClassVar[bool] = False
+    constrains: ClassVar[bool] = False
     varies: bool = False
     reads_logits: bool = True
+    fixed: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:

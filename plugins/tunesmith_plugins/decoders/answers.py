@@ -12,8 +12,11 @@ from tunesmith.runtime import Runtime
 
 Extractor = Callable[[str], str | None]
 
-NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
-"""Thousands may be set off by commas."""
+NUMBER = re.compile(
+    r"(?:(?<![\w)\]])[-\u2212])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\d.])\.\d+)(?:[eE][+-]?\d{1,3}(?!\w))?"
+)
+"""Thousands may be set off by commas, and a power of ten may follow. A minus behind a word, a number or a bracket is no sign: of
+"3-4" the last number is 4."""
 
 
 def last_number(text: str) -> str | None:
@@ -21,8 +24,11 @@ def last_number(text: str) -> str | None:
     found = NUMBER.findall(text)
     if not found:
         return None
-    value = Decimal(found[-1].replace(",", ""))
-    return "0" if value == 0 else f"{value.normalize():f}"
+    value = Decimal(found[-1].replace(",", "").replace("\u2212", "-"))
+    if value == 0:
+        return "0"
+    plain = f"{value:f}"  # exact, however many digits there are
+    return plain.rstrip("0").rstrip(".") if "." in plain else plain
 
 
 def last_line(text: str) -> str | None:

@@ -12,6 +12,7 @@ from tunesmith.errors import NumericError
 from tunesmith.kinds.decoder import Completion, Limits, Request, StepModel
 from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_NAN, STATUS_OK, STATUS_POSINF, Draw, Rows, RowState, seed_bits
 from tunesmith.scoring import pad
+from tunesmith_plugins.decoders.stops import Stops
 
 WRONG = {STATUS_NAN: "a NaN", STATUS_POSINF: "+inf", STATUS_EMPTY: "no finite value"}
 
@@ -25,13 +26,16 @@ class Row:
     token_ids: Sequence[int] = ()
     logp: Sequence[float] = ()
 
-    def completion(self, model: StepModel, limits: Limits) -> Completion | None:
-        """Return the completion if it has ended."""
+    def completion(self, model: StepModel, limits: Limits, stops: Stops | None = None) -> Completion | None:
+        """Return the completion if it has ended.
+
+        With ``stops`` the text is decoded only where its last token can have ended it; without, at every call.
+        """
         finish: Literal["eos", "length", "stop"] | None = None
         text = None
         if self.token_ids[-1] in model.eos_token_ids:
             finish = "eos"
-        elif limits.stop:
+        elif limits.stop and (stops is None or stops.ended_by_last(self.token_ids)):
             text = model.text(self.token_ids)
             ends = [place for place in map(text.find, limits.stop) if place >= 0]
             if ends:
@@ -139,7 +143,8 @@ def without_end(logits: torch.Tensor, model: StepModel, rows: Rows, limits: Limi
     if not bool(short.any()):
         return logits
     logits = logits.clone()
-    ends = torch.tensor(sorted(model.eos_token_ids), dtype=torch.int64, device=logits.device)
+    known = sorted(end for end in model.eos_token_ids if end < logits.shape[1])
+    ends = torch.tensor(known, dtype=torch.int64, device=logits.device)
     logits[:, ends] = logits[:, ends].masked_fill(short[:, None], -torch.inf)
     return logits
 

@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 import torch
 from attrs import define, evolve, field
 
-from tunesmith.errors import ConfigError
+from tunesmith.errors import NumericError
 from tunesmith.kinds.decoder import Completion, Decoder, Limits, Request, StepModel
 from tunesmith.kinds.sampler import Rows, Sampler
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.decoders.batch import Row, advanced, batches, check, new_rows, without_end
+from tunesmith_plugins.decoders.batch import Row, advanced, batches, check, new_rows
+from tunesmith_plugins.decoders.searching import Candidates
+from tunesmith_plugins.decoders.stops import Stops, stops_of
 
 NOWHERE = float("-inf")
 
@@ -56,7 +58,8 @@ class _Live:
 
 
 class BeamDecoder(Decoder):
-    """Beam search over the log-probabilities after the sampler's edits; its truncation and its draw have no part in it.
+    """Beam search over the log-probabilities after the sampler's edits, without what its constraints forbid; the rest of its
+    truncation and its draw have no part in it.
 
     Attributes:
         name: How messages call it.
@@ -82,15 +85,19 @@ class BeamDecoder(Decoder):
             ConfigError: For a sampler with a memory of its own.
             NumericError: For NaN or infinite logits.
         """
+        candidates = Candidates.of(sampler, self.name)
         for members in batches(requests, step_model, limits, rows=self.config.beams):
-            yield from self._search(step_model, members, sampler, limits)
+            yield from self._search(step_model, members, candidates, limits)
 
-    def _search(self, model: StepModel, members: list[Row], sampler: Sampler, limits: Limits) -> Iterator[Completion]:
+    def _search(
+        self, model: StepModel, members: list[Row], candidates: Candidates, limits: Limits
+    ) -> Iterator[Completion]:
         members = [member for member in members for _ in range(self.groups)]
         logits, cache = model.begin([member.request.prompt_ids for member in members])
         rows = new_rows(members, model, limits, logits.device)
         searches = [_Search([_Beam(member)], member.number, n % self.groups) for n, member in enumerate(members)]
-        live: _Live | None = self._extend(model, logits, cache, rows, searches, sampler, limits)
+        stops = stops_of(model, limits.stop)
+        live: _Live | None = self._extend(model, logits, cache, rows, searches, candidates, limits, stops)
         while True:
             for search in searches:
                 if not search.open:
@@ -99,7 +106,7 @@ class BeamDecoder(Decoder):
                 return
             searches = live.searches
             logits, cache = model.step(live.token, live.cache)
-            live = self._extend(model, logits, cache, live.rows, searches, sampler, limits)
+            live = self._extend(model, logits, cache, live.rows, searches, candidates, limits, stops)
 
     def _extend(
         self,
@@ -108,19 +115,18 @@ class BeamDecoder(Decoder):
         cache: Any,
         rows: Rows,
         searches: list[_Search],
-        sampler: Sampler,
+        candidates: Candidates,
         limits: Limits,
+        stops: Stops | None,
     ) -> _Live | None:
         """Extend every search by one token; return those that go on."""
         keep = max(2, 1 + len(model.eos_token_ids)) * self.width
-        # Tokens of earlier groups may fall behind others.
-        top = min(keep + (self.groups - 1) * self.width, logits.shape[1])
-        draw = sampler.sample(without_end(logits, model, rows, limits), rows, top=top, logp=("processed",))
+        # Tokens of earlier groups may fall behind others, and ends that come too early away. As in transformers' beam search
+        # the others do not share out what those have: a beam does not become likelier because it may not end.
+        early = len(model.eos_token_ids) if limits.min_new_tokens else 0
+        top = min(keep + (self.groups - 1) * self.width + early, logits.shape[1])
+        draw = candidates.likeliest(logits, rows, top)
         check(draw, rows, [beam.row for search in searches for beam in search.beams])
-        if draw.state is not None:
-            raise ConfigError(
-                [f"{self.name} cannot use a sampler that remembers what it drew: it draws nothing"], "beam"
-            )
         assert draw.top is not None
         ids, logps = (tensor.tolist() for tensor in draw.top)
         parents: list[int] = []
@@ -134,7 +140,7 @@ class BeamDecoder(Decoder):
             places = range(first, first + len(search.beams))
             first += len(search.beams)
             found = [list(zip(ids[p], logps[p], strict=True)) for p in places]
-            chosen = self._choose(search, found, taken, keep, model, limits)
+            chosen = self._choose(search, found, taken, keep, model, limits, stops)
             if search.open:
                 going.append(search)
                 parents += [places[parent] for parent in chosen]
@@ -153,6 +159,7 @@ class BeamDecoder(Decoder):
         keep: int,
         model: StepModel,
         limits: Limits,
+        stops: Stops | None,
     ) -> list[int]:
         """Put the best extensions in place of a search's beams; return which beam each of them extends.
 
@@ -163,13 +170,24 @@ class BeamDecoder(Decoder):
             keep: So many extensions are looked at.
             model: Says what ends a text.
             limits: Likewise.
+            stops: Likewise.
+
+        Raises:
+            NumericError: If none of the beams may go on with any token.
         """
+        first = search.beams[0].row
+        barred = model.eos_token_ids if len(first.token_ids) < limits.min_new_tokens else frozenset()
         candidates = [
             (beam.total + logp - self.penalty * taken[token], parent, token, logp)
             for parent, beam in enumerate(search.beams)
             for token, logp in found[parent]
-            if logp > NOWHERE
+            if logp > NOWHERE and token not in barred
         ]
+        if not candidates:
+            raise NumericError(
+                f"request {first.number} {first.request.id!r}, new token {len(first.token_ids)}: all that is left ends the text, "
+                f"which min_new_tokens={limits.min_new_tokens} forbids. Ask for fewer, or loosen the sampler's links."
+            )
         candidates.sort(key=lambda c: (-c[0], c[1], c[2]))
         beams: list[_Beam] = []
         parents: list[int] = []
@@ -179,7 +197,7 @@ class BeamDecoder(Decoder):
             total = search.beams[parent].total + logp
             before = search.beams[parent].row
             row = Row(before.number, before.request, [*before.token_ids, token], [*before.logp, logp])
-            ended = row.completion(model, limits)
+            ended = row.completion(model, limits, stops)
             if ended is None:
                 if len(beams) < self.width:
                     beams.append(_Beam(row, total))

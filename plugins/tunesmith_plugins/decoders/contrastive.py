@@ -15,6 +15,8 @@ from tunesmith.kinds.step_model import ShowsStates
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.decoders.batch import Row, advanced, batches, check, new_rows, without_end
 from tunesmith_plugins.decoders.config_search import Contrastive
+from tunesmith_plugins.decoders.searching import Candidates
+from tunesmith_plugins.decoders.stops import stops_of
 
 
 @define(eq=False)
@@ -60,23 +62,21 @@ class ContrastiveDecoder(Decoder):
                 ],
                 "contrastive",
             )
+        candidates = Candidates.of(sampler, "contrastive search")
         for members in batches(requests, step_model, limits, rows=self.config.top_k):
             live: _Live | None = _begun(step_model, members, limits)
+            stops = stops_of(step_model, limits.stop)
             while live is not None:
-                live = self._extended(step_model, live, sampler, limits)
-                done = [m.completion(step_model, limits) for m in live.members]
+                live = self._extended(step_model, live, candidates, limits)
+                done = [m.completion(step_model, limits, stops) for m in live.members]
                 yield from (completion for completion in done if completion is not None)
                 live = _without(live, [n for n, c in enumerate(done) if c is None], step_model)
 
-    def _extended(self, model: Any, live: _Live, sampler: Sampler, limits: Limits) -> _Live:
+    def _extended(self, model: Any, live: _Live, candidates: Candidates, limits: Limits) -> _Live:
         """Put a token behind every row."""
         k = min(self.config.top_k, live.logits.shape[1])
-        draw = sampler.sample(without_end(live.logits, model, live.rows, limits), live.rows, top=k, logp=("processed",))
+        draw = candidates.likeliest(without_end(live.logits, model, live.rows, limits), live.rows, k)
         check(draw, live.rows, live.members)
-        if draw.state is not None:
-            raise ConfigError(
-                ["contrastive search cannot use a sampler that remembers what it drew: it draws nothing"], "contrastive"
-            )
         assert draw.top is not None
         ids, logp = draw.top
         rows = torch.arange(len(ids), device=ids.device)

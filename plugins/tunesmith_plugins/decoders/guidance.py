@@ -72,6 +72,11 @@ class GuidanceDecoder(Decoder):
         yield from self.inner.stream(self._guided(step_model, steered, limits), steered, sampler, limits, runtime)
 
     def _steered(self, model: StepModel, requests: Sequence[Request], limits: Limits) -> list[Request]:
+        if isinstance(model, GuidedModel):
+            raise ConfigError(
+                ["a text is led away from one prompt: guidance inside guidance has no second one; leave one out"],
+                "guidance",
+            )
         default = self._default(model)
         steered = [
             evolve(r, prompt_ids=Steered(r.prompt_ids, r.negative_ids or default or r.prompt_ids[-1:]))

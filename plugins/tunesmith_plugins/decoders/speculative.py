@@ -20,6 +20,7 @@ from tunesmith_plugins.decoders.config_wrappers import Speculative
 from tunesmith_plugins.decoders.distributions import distribution, links_of, pick
 from tunesmith_plugins.decoders.judging import Judge, Verdict, written
 from tunesmith_plugins.decoders.proposals import Draft, Lookup, Proposals, Proposer
+from tunesmith_plugins.decoders.stops import Stops, stops_of
 
 
 class SpeculativeDecoder(Decoder):
@@ -53,7 +54,9 @@ class SpeculativeDecoder(Decoder):
         # Rows that cannot be of different age cannot accept different numbers of tokens.
         most = None if joins else 1
         judge = Judge(model=step_model, sampler=sampler, limits=limits, links=links)
-        loop = _Loop(step_model, sampler, limits, proposer, self.config.tokens, judge)
+        loop = _Loop(
+            step_model, sampler, limits, proposer, self.config.tokens, judge, stops_of(step_model, limits.stop)
+        )
         for members in batches(requests, step_model, limits, most=most):
             yield from loop.run(members)
 
@@ -115,6 +118,7 @@ class _Loop:
         proposer: Who proposes.
         tokens: Most proposals at once.
         judge: Says which of them stand.
+        stops: Looks for stop strings, where there are any.
     """
 
     model: Any
@@ -123,6 +127,7 @@ class _Loop:
     proposer: Proposer
     tokens: int
     judge: Judge
+    stops: Stops | None
 
     def run(self, members: list[Row]) -> Iterator[Completion]:
         """Yield the completions of a batch."""
@@ -139,7 +144,7 @@ class _Loop:
         while True:
             stay = []
             for number, (member, count) in enumerate(zip(members, counts, strict=True)):
-                completion = member.completion(self.model, self.limits)
+                completion = member.completion(self.model, self.limits, self.stops)
                 if completion is None:
                     stay.append(number)
                 else:
@@ -217,7 +222,7 @@ class _Loop:
                 logp.append(logps[number][length])
                 length += 1
                 member.token_ids, member.logp = ids, logp
-                ended = member.completion(self.model, self.limits) is not None
+                ended = member.completion(self.model, self.limits, self.stops) is not None
             count.judged += min(length, widths[number])
             count.accepted += min(length, most[number])
             new.append(length)
@@ -293,7 +298,9 @@ def _check_same_tokens(model: StepModel, draft: LM) -> None:
     problems = []
     if model.lm.family != draft.family:
         problems.append(f"the draft model is of the family {draft.family!r}, the model of {model.lm.family!r}")
-    if model.lm.tokenizer is not draft.tokenizer:
+    if model.lm.tokenizer is None or draft.tokenizer is None:
+        problems.append("a model came without its tokenizer, so that nobody can say whether both have the same tokens")
+    elif model.lm.tokenizer is not draft.tokenizer:
         ours, theirs = model.lm.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
         other = sorted(token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token))
         if other:

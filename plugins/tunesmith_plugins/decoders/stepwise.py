@@ -16,7 +16,7 @@ from tunesmith_plugins.decoders.batch import Row, without_end
 from tunesmith_plugins.decoders.live import Live
 from tunesmith_plugins.decoders.reading import Reader
 from tunesmith_plugins.decoders.spelling import Spelling
-from tunesmith_plugins.decoders.stops import Stops
+from tunesmith_plugins.decoders.stops import Stops, stops_of
 
 
 class StepwiseDecoder(Decoder):
@@ -84,7 +84,7 @@ class _Loop:
         """Yield pieces, where they are wanted, and completions."""
         reader = Reader(self.model)
         admission = Admission(self.model, self.limits, reader)
-        stops = Stops(self.model, self.limits.stop) if self.limits.stop else None
+        stops = stops_of(self.model, self.limits.stop)
         bounded = getattr(self.model, "cache_tokens", None) is not None
         live: Live | None = None
         while waiting or live is not None:

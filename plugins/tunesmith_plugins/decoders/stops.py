@@ -33,6 +33,10 @@ class Stops:
             self._known[token] = known
         return known
 
+    def ended_by_last(self, token_ids: Sequence[int]) -> bool:
+        """Return whether a text's last token has completed a stop string, given that there was none before it."""
+        return self.may_end(token_ids[-1]) and self.written(token_ids)
+
     def written(self, token_ids: Sequence[int]) -> bool:
         """Return whether a text holds a stop string, given that it held none before its last token."""
         longest = max(map(len, self.stop))
@@ -44,6 +48,11 @@ class Stops:
             if count >= len(token_ids) or len(text) > longest + len(last):
                 return any(stop in text for stop in self.stop)
             count *= 2
+
+
+def stops_of(model: StepModel, stop: Sequence[str]) -> Stops | None:
+    """Return what looks for stop strings, None without any."""
+    return Stops(model, stop) if stop else None
 
 
 def held_back(text: str, stop: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from attrs import evolve, frozen
 
+from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
 from tunesmith_plugins.engines import caches, rollback
 from tunesmith_plugins.engines.stepping import Stepping, padded, positions_of, smallest, tokenizer_limit
@@ -47,6 +48,15 @@ class DecoderOnly(Stepping):
 
     def __init__(self, lm: LM, batch_size: int, max_length: int | None = None, **options: Any) -> None:
         super().__init__(lm, batch_size, **options)
+        if "target_mapping" in self.accepted:
+            raise ConfigError(
+                [
+                    f"{type(self.base).__name__} predicts at places that its caller maps, not what follows; take another model"
+                ],
+                "engine transformers",
+            )
+        # RWKV has the argument and does not look at it
+        self.masks = "attention_mask" in self.accepted and "state" not in self.accepted
         self.joins = self.rolls_back = caches.plain(self.base.config)
         self.places = positions_of(self.base.config)
         if self.places is not None:
@@ -170,10 +180,18 @@ class DecoderOnly(Stepping):
     def _several(
         self, ids: torch.Tensor, positions: torch.Tensor, cache: Cache, last: int, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, Cache]:
+        if cache.uneven and not self.masks:
+            raise ConfigError(
+                [
+                    f"{type(self.base).__name__} cannot tell padding from text, so that rows of different length cannot be read "
+                    "together; take transformers(batch_size=1)"
+                ],
+                "engine transformers",
+            )
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": self.use_cache}
         if cache.past is not None:
             inputs["past_key_values"] = cache.past
-        if mask is not None:
+        if mask is not None and self.masks:
             inputs["attention_mask"] = mask
         if "position_ids" in self.accepted:
             inputs["position_ids"] = positions

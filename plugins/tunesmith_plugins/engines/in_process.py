@@ -9,16 +9,19 @@ from functools import cached_property
 from attrs import evolve
 
 from tunesmith.errors import ConfigError
+from tunesmith.given import real, token_ids
 from tunesmith.kinds.decoder import Completion, Decoder, Limits, Piece, Request
 from tunesmith.kinds.engine import POWERS, Engine
 from tunesmith.kinds.sampler import Sampler
 from tunesmith.kinds.step_model import introduce
 from tunesmith.lm import LM
+from tunesmith.row_parameters import check as check_parameters
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.engines.decoder_only import DecoderOnly
 from tunesmith_plugins.engines.encoder_decoder import EncoderDecoder
 from tunesmith_plugins.engines.stepping import smallest
 
+WHERE = "engine transformers"
 logger = logging.getLogger("tunesmith.engines")
 
 
@@ -46,7 +49,7 @@ class TransformersEngine(Engine):
                     f"{type(lm.model).__name__} is an encoder and writes no text; take a decoder-only or an "
                     "encoder-decoder model"
                 ],
-                "engine transformers",
+                WHERE,
             )
         self._lm = lm
         self.__dict__.pop("step_model", None)
@@ -59,7 +62,7 @@ class TransformersEngine(Engine):
             ConfigError: If there is none yet.
         """
         if self._lm is None:
-            raise ConfigError(["the engine has no model yet; call engine.sync(lm) first"], "engine transformers")
+            raise ConfigError(["the engine has no model yet; call engine.sync(lm) first"], WHERE)
         return self._lm
 
     @cached_property
@@ -87,8 +90,10 @@ class TransformersEngine(Engine):
         """Yield completions as they finish.
 
         Raises:
-            ConfigError: For an empty prompt, or limits that leave no room for a prompt.
+            ConfigError: For an empty prompt, ids that the model has not, per-row parameters that the sampler has not, or limits
+                that leave no room for a prompt.
         """
+        check_rows(sampler, requests)
         fitted, limits = self._fitted(requests, limits)
         introduce(sampler, self.lm.tokenizer, self.step_model.eos_token_ids)
         yield from decoder.decode(self.step_model, fitted, sampler, limits, runtime)
@@ -99,8 +104,10 @@ class TransformersEngine(Engine):
         """Yield completions in pieces while they are written.
 
         Raises:
-            ConfigError: For an empty prompt, or limits that leave no room for a prompt.
+            ConfigError: For an empty prompt, ids that the model has not, per-row parameters that the sampler has not, or limits
+                that leave no room for a prompt.
         """
+        check_rows(sampler, requests)
         fitted, limits = self._fitted(requests, limits)
         introduce(sampler, self.lm.tokenizer, self.step_model.eos_token_ids)
         yield from decoder.stream(self.step_model, fitted, sampler, limits, runtime)
@@ -131,12 +138,17 @@ class TransformersEngine(Engine):
     def _fitted(self, requests: Sequence[Request], limits: Limits) -> tuple[list[Request], Limits]:
         """Return the requests and limits that the model has positions for."""
         model = self.step_model
+        if limits.stop and self.lm.tokenizer is None:
+            raise ConfigError(
+                ["the model came without its tokenizer, so no stop string can be found; leave them out"],
+                WHERE,
+            )
         if isinstance(model, EncoderDecoder):
             limits = self._capped(limits, model.max_length)
             rooms = [model.prompt_length for _ in requests]
         else:
             rooms = [None if model.max_length is None else model.max_length - limits.most(r) for r in requests]
-        fitted = []
+        fitted, cut, size = [], [], self.lm.readable_ids
         for number, (request, room) in enumerate(zip(requests, rooms, strict=True)):
             if room is not None and room < 1:
                 raise ConfigError(
@@ -144,11 +156,14 @@ class TransformersEngine(Engine):
                         f"max_new_tokens={limits.most(request)} leaves no room for a prompt: the model has "
                         f"{model.max_length} positions for both"
                     ],
-                    "engine transformers",
+                    WHERE,
                 )
-            ids = self._fit(request.prompt_ids, room, number)
-            fitted.append(request if len(ids) == len(request.prompt_ids) else evolve(request, prompt_ids=ids))
-        cut = [room for given, kept, room in zip(requests, fitted, rooms, strict=True) if given is not kept]
+            given = token_ids(request.prompt_ids, size, f"request {number}", WHERE)
+            ids = self._fit(given, room, number)
+            if len(ids) < len(given):
+                cut.append(room)
+            negative = token_ids(request.negative_ids, size, f"the negative prompt of request {number}", WHERE)
+            fitted.append(evolve(request, prompt_ids=ids, negative_ids=negative))
         self._report(len(cut), len(requests), min((room for room in cut if room is not None), default=None))
         return fitted, limits
 
@@ -171,17 +186,24 @@ class TransformersEngine(Engine):
         """
         prompt = tuple(prompt)
         if not prompt:
-            raise ConfigError([f"request {number} has an empty prompt; give at least one token"], "engine transformers")
+            raise ConfigError([f"request {number} has an empty prompt; give at least one token"], WHERE)
         if room is None or len(prompt) <= room:
             return prompt
         tokenizer = self.lm.tokenizer
         if self.lm.family == "encoder-decoder":
-            end = prompt[-1:] if prompt[-1] == tokenizer.eos_token_id else ()
+            end = prompt[-1:] if prompt[-1] == getattr(tokenizer, "eos_token_id", None) else ()
             return (*prompt[: room - len(end)], *end)
-        start = prompt[:1] if room > 1 and prompt[0] == tokenizer.bos_token_id else ()
+        start = prompt[:1] if room > 1 and prompt[0] == getattr(tokenizer, "bos_token_id", None) else ()
         return (*start, *prompt[len(prompt) - room + len(start) :])
 
     def _report(self, lost: int, total: int, room: int | None) -> None:
         if lost:
             self.truncated += lost
             logger.warning("%d of %d prompts were longer than %s tokens and were cut", lost, total, room)
+
+
+def check_rows(sampler: Sampler, requests: Sequence[Request]) -> None:
+    """Raise ConfigError for per-row parameters that the sampler has not, or whose values its configs refuse."""
+    given = {tuple((k, real(v, k, WHERE)) for k, v in sorted(r.parameters.items())) for r in requests if r.parameters}
+    for own in given:
+        check_parameters(sampler, {name: [value] for name, value in own}, WHERE)

@@ -67,7 +67,12 @@ class Stepping(Watched, ABC):
         self.eos_token_ids = eos_ids(lm)
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """Decode without special tokens, so that a decoder-only model's prompt and completion read on without a gap."""
+        """Decode without special tokens, so that a decoder-only model's prompt and completion read on without a gap.
+
+        Without a tokenizer every text is empty.
+        """
+        if self.lm.tokenizer is None:
+            return ""
         return self._text(tuple(token_ids))
 
     @cached_property
@@ -79,6 +84,8 @@ class Stepping(Watched, ABC):
     def settles(self, token_id: int) -> bool:
         """Return whether the text up to this token can no longer change: not after one of SentencePiece's bytes."""
         known = self._settled.get(token_id)
+        if known is None and self.lm.tokenizer is None:
+            return True
         if known is None:
             piece = self.lm.tokenizer.convert_ids_to_tokens(token_id)
             known = self._settled[token_id] = not (isinstance(piece, str) and BYTE.fullmatch(piece))

@@ -119,6 +119,7 @@ class BadWordsLink(Link):
     """Drop the token that would complete a sequence."""
 
     truncates = True
+    constrains = True
 
     def __init__(self, config: BadWords) -> None:
         super().__init__(config)
@@ -148,6 +149,7 @@ class AllowedTokensLink(Link):
     """Drop everything but some tokens."""
 
     truncates = True
+    constrains = True
     config: AllowedTokens
 
     def check_vocab(self, vocab: int) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.sampler import LOGPS, Applied, Draw, Link, Rows, RowState, Sampler
+from tunesmith.row_parameters import check_names
 from tunesmith.runtime import Runtime
 from tunesmith_plugins import kernels
 from tunesmith_plugins.kernels import reference
@@ -86,9 +87,12 @@ class Plans:
         plan = self._host
         if plan is None or rows.parameters or logits.shape[-1] not in self._vocabs:
             return None
+        of_raw, of_processed, of_truncated = "raw" in logp, "processed" in logp, "truncated" in logp
+        if of_raw + of_processed + of_truncated != len(logp):  # a name that is none, or one twice
+            return None
         found: Any = kernels.quick_sample(
             plan, logits, rows.seed, rows.stream, rows.position, rows.history, rows.history_lengths, greedy,
-            "raw" in logp, "processed" in logp, "truncated" in logp,
+            of_raw, of_processed, of_truncated,
         )  # fmt: skip
         if found is None:
             return None
@@ -159,8 +163,9 @@ def run(
 
     Raises:
         ConfigError: For a per-row parameter that no link of this chain has.
-        ValueError: For a parameter outside its range.
+        ValueError: For a parameter outside its range, logits of another shape or type, or an unknown name in ``logp``.
     """
+    logp = _checked(logits, logp)
     if rows.parameters:
         check_parameters(links, rows)
     if not logits.shape[0]:
@@ -191,6 +196,18 @@ def run(
     return draw
 
 
+def _checked(logits: torch.Tensor, logp: Collection[str]) -> Collection[str]:
+    """Return the names of log-probabilities, having looked at what no kernel would say in the caller's words."""
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or not logits.dtype.is_floating_point:
+        found = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ValueError(f"logits must be a tensor (batch, vocab) of floating point numbers, not {found}")
+    logp = (logp,) if isinstance(logp, str) else logp
+    unknown = [name for name in logp if name not in LOGPS]
+    if unknown:
+        raise ValueError(f"logp has {unknown}; the log-probabilities of a token are {', '.join(LOGPS)}")
+    return logp
+
+
 def _nothing(logits: torch.Tensor, top: int, logp: Collection[str]) -> Draw:
     """Return the draw of a batch without rows, which has no place in memory to hand to a kernel."""
     top = min(top, logits.shape[1])
@@ -214,11 +231,12 @@ def _nothing(logits: torch.Tensor, top: int, logp: Collection[str]) -> Draw:
 
 
 def check_parameters(links: Mapping[str, Link], rows: Rows) -> None:
-    """Raise ConfigError if a per-row parameter belongs to no link."""
-    known = {f"{name}.{a.name}" for name, link in links.items() for a in attrs.fields(type(link.config))}
-    unknown = sorted(set(rows.parameters) - known)
-    if unknown:
-        raise ConfigError([f"this sampler has no parameter {u!r}; it has {sorted(known)}" for u in unknown], "rows")
+    """Raise ConfigError if a per-row parameter belongs to no link, cannot differ by row, or has not one number a row."""
+    check_names(links, rows.parameters, "rows")
+    for name, values in rows.parameters.items():
+        if not isinstance(values, torch.Tensor) or values.shape != rows.seed.shape:
+            found = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
+            raise ConfigError([f"{name!r} must be a tensor with a number a row, ({len(rows)},), not {found}"], "rows")
 
 
 def _own_rows(links: Mapping[str, Link], rows: Rows) -> tuple[dict[str, Rows], dict[str, RowState]]:

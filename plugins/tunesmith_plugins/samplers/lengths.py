@@ -20,6 +20,7 @@ class MinLengthLink(Link):
     """Drop the end while the text is too short."""
 
     truncates = True
+    constrains = True
     varies = True
 
     def check_vocab(self, vocab: int) -> None:
@@ -40,6 +41,7 @@ class MaxLengthLink(Link):
     """Keep only the end where the text must stop."""
 
     truncates = True
+    constrains = True
     varies = True
 
     def check_vocab(self, vocab: int) -> None:
@@ -60,6 +62,7 @@ class ForcedTokensLink(Link):
     """Keep only the token that a position must have."""
 
     truncates = True
+    constrains = True
     varies = True
 
     def check_vocab(self, vocab: int) -> None:

@@ -30,6 +30,7 @@ class MirostatLink(Link):
 
     truncates = True
     reads_logits = False
+    fixed = frozenset({"version"})
 
     def initial_state(self, rows: Rows) -> Bounds:
         return Bounds(mu=2 * self.value(rows, "tau", torch.float64))

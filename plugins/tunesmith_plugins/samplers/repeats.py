@@ -81,6 +81,7 @@ class NoRepeatNgramLink(Link):
     """Drop what would repeat an n-gram."""
 
     truncates = True
+    constrains = True
     varies = True
 
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:

@@ -36,6 +36,7 @@ class StructuredLink(Link):
     """See the config."""
 
     truncates = True
+    constrains = True
     reads_logits = False
     config: Structured
     _tokenizer: Any = None

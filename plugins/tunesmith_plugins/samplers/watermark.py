@@ -7,6 +7,7 @@ key alone: no model, no generator's state.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -74,18 +75,19 @@ def detect(token_ids: Sequence[int], config: Watermark, *, prompt_ids: Sequence[
     Each pair of context and token counts once: repetitions are not independent (section 3.3 of the paper).
 
     Args:
-        token_ids: The text.
+        token_ids: The text: a list, an array or a tensor of ids.
         config: The watermark, key included.
         prompt_ids: Ids before the text; they are context and are not tested.
 
     Raises:
-        DataError: If no token has enough ids before it.
+        DataError: If no token has enough ids before it, or something among the ids is none.
     """
-    whole = [*prompt_ids, *token_ids]
-    first = max(len(prompt_ids), config.context)
+    before, text = _ids(prompt_ids, "prompt_ids"), _ids(token_ids, "token_ids")
+    whole = [*before, *text]
+    first = max(len(before), config.context)
     pairs = {(tuple(whole[i - config.context : i]), whole[i]) for i in range(first, len(whole))}
     if not pairs:
-        raise DataError(f"{len(token_ids)} ids are too few: a token is tested by the {config.context} ids before it.")
+        raise DataError(f"{len(text)} ids are too few: a token is tested by the {config.context} ids before it.")
     ordered = sorted(pairs)
     contexts, tokens = torch.tensor([c for c, _ in ordered]), torch.tensor([[t] for _, t in ordered])
     found, count, gamma = int(green(config, contexts, tokens).sum()), len(ordered), config.gamma
@@ -96,3 +98,11 @@ def detect(token_ids: Sequence[int], config: Watermark, *, prompt_ids: Sequence[
         for k in range(found, count + 1)
     ]  # fmt: skip
     return Detection(tokens=count, green=found, z=z, p_value=min(1.0, math.fsum(map(math.exp, logs))))
+
+
+def _ids(given: Sequence[int], what: str) -> list[int]:
+    """Return ids as ints: tensors of one number are equal to none of their kind, and every pair would count."""
+    try:
+        return list(map(operator.index, given))
+    except (TypeError, ValueError):
+        raise DataError(f"{what}: a list of token ids was expected, one text's, not {type(given).__name__}.") from None

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from tunesmith.errors import ConfigError
+from tunesmith.errors import ConfigError, NumericError
 from tunesmith.generation import generate, prompt_ids
 from tunesmith.kinds.sampler import Draw
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins.decoders import Beam
+from tunesmith_plugins.engines import Transformers
 
 PROMPTS = ["the cat sees a tree", "dog", "one two red"]
 STOPPING = {"yes": True, "no": False, "never": "never"}
@@ -50,6 +51,98 @@ def test_sequences_and_scores_are_those_of_transformers(lm, beams, penalty, stop
         assert completion.score == pytest.approx(sum(completion.logp) / length**penalty)
 
 
+@pytest.mark.parametrize("least", [1, 4])
+def test_a_minimum_of_tokens_makes_no_beam_likelier(lm, least):
+    """What the ends that come too early have is not shared out among the other tokens, as in transformers."""
+    ours = generate(lm, PROMPTS, max_new_tokens=8, min_new_tokens=least, decoder="beam(beams=3)")
+    for completion, ids in zip(ours, prompt_ids(lm, PROMPTS), strict=True):
+        ids = torch.tensor([ids])
+        theirs = lm.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=8,
+            min_new_tokens=least,
+            do_sample=False,
+            num_beams=3,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        new = theirs.sequences[0, ids.shape[1] if lm.family == "decoder" else 1 :].tolist()
+        assert tuple(new[: len(completion.token_ids)]) == completion.token_ids
+        assert completion.score == pytest.approx(theirs.sequences_scores.item(), abs=1e-4)
+
+
+def test_a_minimum_that_leaves_no_token_is_an_error_that_names_the_request():
+    lm = tiny_lm("encoder-decoder")
+    lm.model.generation_config.forced_bos_token_id = lm.model.generation_config.eos_token_id
+    with pytest.raises(NumericError, match="request 0 '0', new token 0: all that is left ends the text"):
+        generate(lm, PROMPTS[:1], max_new_tokens=4, min_new_tokens=3, decoder="beam(beams=2)")
+
+
+CONSTRAINTS = {
+    "no_repeat_ngram(size=1)": {"no_repeat_ngram_size": 1},
+    "bad_words(sequences=[[37], [20], [35], [12, 12]])": {"bad_words_ids": [[37], [20], [35], [12, 12]]},
+    "allowed_tokens(tokens=[5, 14, 15, 16, 17, 1])": {"prefix_allowed_tokens_fn": lambda *_: [5, 14, 15, 16, 17, 1]},
+    "forced_tokens(at={7: 1})": {"forced_eos_token_id": 1, "max_length": 8},
+}
+
+
+@pytest.mark.parametrize("spec", CONSTRAINTS)
+def test_what_a_constraint_forbids_is_forbidden_in_a_search_as_in_transformers(lm, spec):
+    """Behind a truncation, too, which has no part in a search."""
+    options = {"max_new_tokens": 8, "decoder": "beam(beams=3)"}
+    ours = generate(lm, PROMPTS, sampler=f"chain(links=[top_k(k=2), {spec}])", **options)
+    assert [c.token_ids for c in ours] == [c.token_ids for c in generate(lm, PROMPTS, sampler=spec, **options)]
+    assert [c.token_ids for c in ours] != [c.token_ids for c in generate(lm, PROMPTS, **options)]
+    if "forced" in spec:
+        assert all(c.finish == "eos" for c in ours)
+        return
+    for completion, ids in zip(ours, prompt_ids(lm, PROMPTS), strict=True):
+        ids = torch.tensor([ids])
+        theirs = lm.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=8,
+            do_sample=False,
+            num_beams=3,
+            return_dict_in_generate=True,
+            output_scores=True,
+            **CONSTRAINTS[spec],
+        )
+        new = theirs.sequences[0, ids.shape[1] if lm.family == "decoder" else 1 :].tolist()
+        assert tuple(new[: len(completion.token_ids)]) == completion.token_ids
+        assert completion.score == pytest.approx(theirs.sequences_scores.item(), abs=1e-4)
+
+
+def test_constraints_of_rows_and_of_other_searches(lm):
+    spec = "chain(links=[temperature(temperature=0.7), no_repeat_ngram(size=0), top_k(k=3)])"
+    sizes = {"no_repeat_ngram.size": [1, 0, 2], "top_k.k": [1, 2, 3]}
+    for decoder in ("beam(beams=2)", "diverse_beam(beams=4, groups=2)", "contrastive"):
+        options = {"sampler": spec, "decoder": decoder, "max_new_tokens": 8, "min_new_tokens": 8}
+        found = generate(lm, PROMPTS, parameters=sizes, **options)
+        assert len(set(found[0].token_ids)) == 8
+        assert found[1].token_ids == generate(lm, PROMPTS, **options)[1].token_ids
+        with pytest.raises(ConfigError, match="remembers"):
+            generate(lm, PROMPTS, **{**options, "sampler": "chain(links=[no_repeat_ngram, mirostat])"})
+
+
+@pytest.mark.parametrize("decoder", ["beam(beams=3)", "contrastive", "speculative"])
+def test_stop_strings_are_looked_for_without_reading_the_whole_text_again(lm, monkeypatch, decoder):
+    """The work for a token does not grow with the text: each candidate's token is looked at, and the whole once."""
+    from tunesmith_plugins.engines.stepping import Stepping
+
+    decoded = []
+    text = Stepping.text
+    monkeypatch.setattr(Stepping, "text", lambda self, ids: (decoded.append(len(ids)), text(self, ids))[1])
+    work = []
+    for count in (25, 50, 100):
+        options = {"decoder": decoder, "max_new_tokens": count, "min_new_tokens": count}
+        decoded.clear()
+        generate(lm, PROMPTS[:1], stop=["@", "never written"], **options)
+        work.append(sum(decoded))
+    assert work[2] - work[1] < 3 * (work[1] - work[0])  # 2 where it is linear, 4 where it is quadratic
+
+
 def test_the_samplers_edits_count_and_its_truncation_does_not(lm):
     def found(sampler):
         return [c.token_ids for c in generate(lm, PROMPTS, sampler=sampler, decoder="beam(beams=3)", max_new_tokens=8)]
@@ -61,11 +154,14 @@ def test_the_samplers_edits_count_and_its_truncation_does_not(lm):
 
 def test_more_beams_find_likelier_texts_than_greedy(lm):
     options = {"max_new_tokens": 6, "min_new_tokens": 6}
-    greedy = generate(lm, PROMPTS, **options)
     wide = generate(lm, PROMPTS, decoder="beam(beams=12, early_stopping='never')", **options)
-    for one, other in zip(greedy, wide, strict=True):
-        assert sum(other.logp) >= sum(one.logp) - 1e-5
-    assert any(sum(w.logp) > sum(g.logp) + 1e-3 for g, w in zip(greedy, wide, strict=True))
+    engine = Transformers().build()
+    engine.sync(lm)
+    greedy = [c.token_ids for c in generate(lm, PROMPTS, **options)]
+    scores = [sum(row) for row in engine.score(list(zip(prompt_ids(lm, PROMPTS), greedy, strict=True)))]
+    for score, other in zip(scores, wide, strict=True):
+        assert sum(other.logp) >= score - 1e-5
+    assert any(sum(w.logp) > score + 1e-3 for score, w in zip(scores, wide, strict=True))
 
 
 def test_a_sampler_with_a_memory_is_refused():
@@ -85,7 +181,6 @@ def test_a_sampler_with_a_memory_is_refused():
 
     from tunesmith.kinds.decoder import Limits, Request
     from tunesmith.runtime import Runtime
-    from tunesmith_plugins.engines import Transformers
 
     engine = Transformers().build()
     engine.sync(tiny_lm())

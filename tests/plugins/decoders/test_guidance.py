@@ -260,3 +260,8 @@ def test_a_long_negative_prompt_counts_in_the_bound_of_the_cache(lm):
     decoder, sampler = Guidance().build(), component(None, "sampler")
     assert len(list(engine.generate(requests, decoder, sampler, Limits(max_new_tokens=4), Runtime()))) == 4
     assert max(seen) <= 60
+
+
+def test_guidance_inside_guidance_is_refused():
+    with pytest.raises(ConfigError, match="guidance inside guidance"):
+        generate(tiny_lm(), ["dog"], decoder="guidance(decoder=guidance)")

@@ -1,6 +1,7 @@
 import logging
 
 import attrs
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -10,6 +11,7 @@ from tunesmith.generation import component, generate, prompt_ids
 from tunesmith.kinds.decoder import Limits, Request
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
+from tunesmith.spec import parse
 from tunesmith.testing.models import tiny_lm, tiny_tokenizer
 from tunesmith_plugins.engines import Transformers
 
@@ -292,6 +294,76 @@ def test_an_empty_prompt_of_ids_is_an_error():
                 Runtime(),
             )
         )
+
+
+def test_a_model_that_cannot_tell_padding_reads_rows_of_one_length_only():
+    config = transformers.RwkvConfig(hidden_size=32, num_hidden_layers=2, context_length=64, **SIZES)
+    lm = LM(model=spread(transformers.RwkvForCausalLM(config), 0.3), tokenizer=tiny_tokenizer(), family="decoder")
+    alone = generate(lm, PROMPTS, max_new_tokens=5, engine="transformers(batch_size=1)")
+    for prompt, found in zip(PROMPTS, alone, strict=True):
+        ids = torch.tensor([prompt_ids(lm, [prompt])[0]])
+        theirs = lm.model.generate(ids, max_new_tokens=5, do_sample=False, use_cache=False)[0, ids.shape[1] :]
+        assert tuple(theirs[: len(found.token_ids)].tolist()) == found.token_ids
+    assert generate(lm, PROMPTS[1:2] * 2, max_new_tokens=5)[1].token_ids == alone[1].token_ids
+    with pytest.raises(ConfigError, match="cannot tell padding from text"):
+        generate(lm, PROMPTS, max_new_tokens=5)
+
+
+def test_a_model_that_predicts_at_mapped_places_is_refused():
+    config = transformers.XLNetConfig(vocab_size=51, d_model=32, d_inner=64, n_layer=1, n_head=4)
+    lm = LM(model=transformers.XLNetLMHeadModel(config), tokenizer=tiny_tokenizer(), family="decoder")
+    with pytest.raises(ConfigError, match="XLNetLMHeadModel predicts at places that its caller maps"):
+        generate(lm, PROMPTS)
+
+
+def completions_of(lm, *requests, sampler="top_p", decoder="stepwise"):
+    engine = Transformers().build()
+    engine.sync(lm)
+    parts = parse(decoder, "decoder").build(), parse(sampler, "sampler").build()
+    return [c.token_ids for c in engine.generate(requests, *parts, Limits(max_new_tokens=4), Runtime())]
+
+
+def test_requests_hold_ids_and_numbers_of_any_kind():
+    lm = tiny_lm()
+    plain = completions_of(lm, Request(prompt_ids=(5, 6), seed=2, negative_ids=(7,)), decoder="guidance")
+    for of in (list, np.array, torch.tensor):
+        number = of([2])[0]
+        request = Request(prompt_ids=of([5, 6]), seed=number, max_new_tokens=number + 2, negative_ids=of([7]))
+        assert completions_of(lm, request, request, decoder="guidance") == [*plain, *plain]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"prompt_ids": (5, 99)}, "request 0 has the id 99, and the model has 51 ids"),
+        ({"prompt_ids": (-1,)}, "request 0 has the id -1"),
+        ({"prompt_ids": (5.5,)}, "request 0 is neither"),
+        ({"negative_ids": (99,)}, "the negative prompt of request 0 has the id 99"),
+        ({"parameters": {"top_p.p": 2.0}}, "top_p.p=2: 'p' must be <= 1"),
+        ({"parameters": {"top_p.ties": 1}}, "is the same for all rows"),
+        ({"parameters": {"top_p.p": [0.5]}}, "top_p.p: a number was expected"),
+    ],
+)
+def test_what_the_model_or_the_sampler_has_not_is_refused_by_name(request_, message):
+    with pytest.raises(ConfigError, match=message):
+        completions_of(tiny_lm(), Request(**{"prompt_ids": (5,), **request_}))
+
+
+def test_limits_are_whole_numbers_and_stop_strings_a_tuple():
+    with pytest.raises(TypeError, match="float"):
+        Limits(max_new_tokens=3.5)
+    with pytest.raises(TypeError, match="str"):
+        Request(prompt_ids=(5,), max_new_tokens="3")
+    with pytest.raises(ConfigError, match="'stop' is a tuple of strings, and 'dog' is none"):
+        Limits(stop="dog")
+
+
+def test_ends_that_the_vocabulary_has_not_end_nothing():
+    lm = tiny_lm()
+    lm.model.generation_config.eos_token_id = [1, 999]
+    for decoder in ("stepwise", "beam(beams=2)", "contrastive"):
+        (found,) = generate(lm, [[5]], decoder=decoder, min_new_tokens=3, max_new_tokens=4)
+        assert len(found.token_ids) >= 3
 
 
 def test_ends_come_from_the_generation_config_first():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from attrs import evolve
 
-from tunesmith.errors import ConfigError
+from tunesmith.errors import ConfigError, DataError
 from tunesmith.kinds.sampler import Rows
 from tunesmith.testing.samplers import chi_square_limit, logits_of, rows_of
 from tunesmith_plugins.samplers import (
@@ -251,6 +251,17 @@ def test_a_watermark_is_found_with_its_key_and_only_with_its_key():
     assert detect(marked, config, prompt_ids=[0] * 4).p_value < 1e-12
     assert detect(marked, Watermark(gamma=0.25, delta=3.0, key=1), prompt_ids=[0] * 4).p_value > 1e-4
     assert detect(marked[50:120], config).p_value < 1e-6  # a piece is enough
+
+
+def test_the_detector_counts_pairs_once_whatever_holds_the_ids():
+    ids, config = [5, 6, 7, 5, 6, 7, 8, 5, 6] * 3, Watermark()
+    plain = detect(ids, config, prompt_ids=[1, 2])
+    assert plain.tokens < len(ids)
+    for of in (torch.tensor, np.array, tuple):
+        assert detect(of(ids), config, prompt_ids=of([1, 2])) == plain
+    for wrong in (torch.tensor([ids]), [1.5, 2.0], "text"):
+        with pytest.raises(DataError, match="a list of token ids was expected"):
+            detect(wrong, config)
 
 
 def test_the_kernel_marks_what_the_detector_calls_green_by_the_values_of_each_row():

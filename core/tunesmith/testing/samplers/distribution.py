@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from tunesmith.errors import ConfigError
 from tunesmith.testing.samplers.drawing import DrawFunction, counts_of, scattered
 from tunesmith.testing.samplers.findings import ALPHA, Finding, at_most
 from tunesmith.testing.samplers.statistics import GTest, detectable, g_test
@@ -41,8 +42,12 @@ def follows(
         other: What stays: the position where seeds run, the seed where positions do.
         alpha: Probability that a sound sampler fails.
         name: What the check is called, if not by the size of the vocabulary.
+
+    Raises:
+        ConfigError: If ``row`` or ``probabilities`` are none that could be drawn from.
+        NumericError: If the sampler gives anything but a token a row.
     """
-    p = row.double().softmax(-1) if probabilities is None else probabilities.double()
+    p = _weights(row, probabilities)
     p = p / p.sum()
     running, still = torch.arange(first, first + count), torch.full((count,), other)
     seeds, positions = (running, still) if over == "seeds" else (still, running)
@@ -58,6 +63,17 @@ def follows(
         power=f"a relative error of {detectable(found.freedom, count, alpha):.2g} (root mean square over the "
         f"probabilities) is found in 99 of 100 runs of {count} draws",
     )
+
+
+def _weights(row: torch.Tensor, probabilities: torch.Tensor | None) -> torch.Tensor:
+    if row.dim() != 1 or not len(row):
+        raise ConfigError([f"one row of logits (vocab,) was expected, not {tuple(row.shape)}"], "follows")
+    p = row.double().softmax(-1) if probabilities is None else torch.as_tensor(probabilities).double()
+    if p.shape != row.shape:
+        raise ConfigError([f"probabilities are {tuple(p.shape)} and the logits {tuple(row.shape)}"], "follows")
+    if not bool(p.isfinite().all()) or bool((p < 0).any()) or not float(p.sum()) > 0:
+        raise ConfigError(["probabilities must be finite, not negative, and not all 0"], "follows")
+    return p
 
 
 def _says(found: GTest, seen: torch.Tensor, p: torch.Tensor) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from tunesmith.runtime import Runtime
 
 DrawFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """``draw(logits, seeds, positions)``: (batch, vocab) float32 of any row stride, also 0, and (batch,) int64 twice, to tokens
-(batch,) int64. A seed stands for a request, a position for the number of a generated token."""
+(batch,) of whole numbers. A seed stands for a request, a position for the number of a generated token."""
 
 AT_ONCE = 1 << 22
 """Logits of a call, at most, as far as more than one row goes."""
@@ -72,6 +73,30 @@ def drawer(
     return draw
 
 
+def drawn(draw: DrawFunction, logits: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return the tokens (batch,) int64 of one call, having looked at them; arrays and lists of whole numbers will do.
+
+    Raises:
+        NumericError: For anything but one token of the vocabulary a row.
+    """
+    given: Any = draw(logits, seeds, positions)
+    batch, vocab = logits.shape
+    try:
+        found = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise NumericError(f"the sampler gave a {type(given).__name__}; {batch} tokens were expected.") from None
+    if tuple(found.shape) != (batch,) or found.dtype.is_floating_point or found.dtype in (torch.bool, torch.complex64):
+        raise NumericError(
+            f"the sampler gave {found.dtype} {tuple(found.shape)}; a whole number for each of {batch} rows was expected."
+        )
+    found = found.detach().to("cpu", torch.int64, copy=True)  # the sampler may write its next tokens there
+    outside = (found < 0) | (found >= vocab)
+    if bool(outside.any()):
+        wrong = int(found[outside][0])
+        raise NumericError(f"the sampler gave the token {wrong} for a vocabulary of {vocab}.")
+    return found
+
+
 def tokens_of(
     draw: DrawFunction, row: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor | int = 0
 ) -> torch.Tensor:
@@ -84,13 +109,8 @@ def tokens_of(
     parts = []
     for begin in range(0, len(seeds), size):
         some = slice(begin, min(begin + size, len(seeds)))
-        parts.append(draw(row.expand(some.stop - begin, -1), seeds[some], where[some]))
-    found = torch.cat(parts)
-    outside = (found < 0) | (found >= row.shape[0])
-    if bool(outside.any()):
-        wrong = int(found[outside][0])
-        raise NumericError(f"the sampler gave the token {wrong} for a vocabulary of {row.shape[0]}.")
-    return found
+        parts.append(drawn(draw, row.expand(some.stop - begin, -1), seeds[some], where[some]))
+    return torch.cat(parts)
 
 
 def counts_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tunesmith.testing.samplers.drawing import DrawFunction, scattered
+from tunesmith.testing.samplers.drawing import DrawFunction, drawn, scattered
 from tunesmith.testing.samplers.findings import Finding, exact
 from tunesmith.testing.samplers.rows import logits_of
 
@@ -12,20 +12,22 @@ from tunesmith.testing.samplers.rows import logits_of
 def the_same_in_any_batch(draw: DrawFunction, *, batch: int = 64, vocab: int = 1003) -> Finding:
     """Draw rows together, alone, in parts, in another order, and out of a wider buffer: the same tokens."""
     logits, seeds, positions = _rows(batch, vocab)
-    whole = draw(logits, seeds, positions)
+    whole = drawn(draw, logits, seeds, positions)
     order = torch.randperm(batch, generator=torch.Generator().manual_seed(7))
     wide = torch.full((batch, vocab + 13), 9.0)
     wide[:, 5 : vocab + 5] = logits
     doubled = torch.stack([logits, -logits], dim=1)
     parts = [slice(0, 1), slice(1, batch // 2), slice(batch // 2, batch)]
     ways = {
-        "alone": torch.cat([draw(logits[n : n + 1], seeds[n : n + 1], positions[n : n + 1]) for n in range(batch)]),
-        "in parts": torch.cat([draw(logits[p], seeds[p], positions[p]) for p in parts]),
-        "in another order": torch.empty_like(whole).scatter_(
-            0, order, draw(logits[order], seeds[order], positions[order])
+        "alone": torch.cat(
+            [drawn(draw, logits[n : n + 1], seeds[n : n + 1], positions[n : n + 1]) for n in range(batch)]
         ),
-        "out of a wider buffer": draw(wide[:, 5 : vocab + 5], seeds, positions),
-        "as every second row": draw(doubled[:, 0], seeds, positions),
+        "in parts": torch.cat([drawn(draw, logits[p], seeds[p], positions[p]) for p in parts]),
+        "in another order": torch.empty_like(whole).scatter_(
+            0, order, drawn(draw, logits[order], seeds[order], positions[order])
+        ),
+        "out of a wider buffer": drawn(draw, wide[:, 5 : vocab + 5], seeds, positions),
+        "as every second row": drawn(draw, doubled[:, 0], seeds, positions),
     }
     wrong = {name: int((tokens != whole).sum()) for name, tokens in ways.items()}
     some = ", ".join(f"{n} of {batch} {name}" for name, n in wrong.items() if n)
@@ -42,10 +44,10 @@ def the_same_again(draw: DrawFunction, *, batch: int = 64, vocab: int = 1003) ->
     """Draw twice, with other draws and moved global generators in between: the same tokens, and logits left alone."""
     logits, seeds, positions = _rows(batch, vocab)
     before = logits.clone()
-    first = draw(logits, seeds, positions)
+    first = drawn(draw, logits, seeds, positions)
     torch.rand(3)
-    draw(logits.flip(1), seeds + 1, positions + 3)
-    second = draw(logits, seeds, positions)
+    drawn(draw, logits.flip(1), seeds + 1, positions + 3)
+    second = drawn(draw, logits, seeds, positions)
     wrong = int((first != second).sum()) + int((logits != before).sum())
     return exact(
         "the same again",

@@ -1,0 +1,71 @@
+"""What a search may write next: the likeliest tokens after the sampler's edits, without those that its constraints forbid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from attrs import evolve, frozen
+
+from tunesmith.errors import ConfigError
+from tunesmith.kinds.sampler import Draw, Rows, Sampler, Stateful
+from tunesmith.registry import samplers
+from tunesmith.row_parameters import links_of
+
+
+@frozen(kw_only=True, eq=False)
+class Candidates:
+    """The likeliest tokens, for decoders that draw nothing.
+
+    Attributes:
+        sampler: What edits.
+        constrained: Its edits and constraints as a chain, if it has constraints; see :attr:`tunesmith.kinds.sampler.Link.constrains`.
+            Other truncation is about draws and has no part in a search.
+        who: How messages call the decoder.
+    """
+
+    sampler: Sampler
+    constrained: Any
+    who: str
+
+    @classmethod
+    def of(cls, sampler: Sampler, who: str) -> Candidates:
+        """Take the parts of a sampler that a search keeps to.
+
+        Raises:
+            ConfigError: For a link with a memory of what was drawn.
+        """
+        links = links_of(sampler) or {}
+        if any(isinstance(link, Stateful) for link in links.values()):
+            raise _remembers(who)
+        chain: Any = None
+        if any(link.constrains for link in links.values()):
+            chain = samplers.create("tunesmith/chain").build()
+            # the others keep the names by which parameters call them
+            chain.links = {name: link for name, link in links.items() if link.constrains or not link.truncates}
+        return cls(sampler=sampler, constrained=chain, who=who)
+
+    def likeliest(self, logits: torch.Tensor, rows: Rows, top: int) -> Draw:
+        """Return a draw of which ``status`` and ``top`` count; forbidden tokens, if any are left to give, have -inf.
+
+        The log-probabilities are those before anything was forbidden, as in transformers' beam search.
+
+        Raises:
+            ConfigError: For a sampler with a memory of what it drew.
+        """
+        if self.constrained is None:
+            draw = self.sampler.sample(logits, rows, top=top, logp=("processed",))
+            if draw.state is not None:
+                raise _remembers(self.who)
+            return draw
+        own = {
+            name: values for name, values in rows.parameters.items() if name.partition(".")[0] in self.constrained.links
+        }
+        found = self.constrained.apply_links(logits, evolve(rows, parameters=own))
+        logp = found.processed.log_softmax(-1).masked_fill(found.logits == -torch.inf, -torch.inf)
+        values, ids = logp.sort(dim=-1, descending=True, stable=True)  # of equals the lowest id, as a draw gives them
+        return Draw(token=ids[:, 0], status=found.status, top=(ids[:, :top], values[:, :top]))
+
+
+def _remembers(who: str) -> ConfigError:
+    return ConfigError([f"{who} cannot use a sampler that remembers what it drew: it draws nothing"], who)
