@@ -12,6 +12,7 @@ from attrs import define, field
 from torch import nn
 
 from tunesmith.lm import LM
+from tunesmith_plugins.compressors.new_model import check_kinds, fill
 
 SHARED_BY_LAYERS = "relative_attention_bias"
 """Stands in the first layer of a stack and serves all."""
@@ -43,11 +44,15 @@ def build(lm: LM, cut: Cut, tokenizer: Any = None) -> LM:
         lm: The large model.
         cut: What stays.
         tokenizer: None: the large model's.
+
+    Raises:
+        ConfigError: If layers cannot stand in another place.
     """
     config = copy.deepcopy(lm.model.config)
     for name, value in cut.config.items():
         setattr(config, name, value)
     small: nn.Module = type(lm.model)(config)
+    check_kinds(small, lm.model, lambda name: _origin(name, cut.layers), "layers")
     source = lm.model.state_dict()
     state: dict[str, torch.Tensor] = {}
     for name in small.state_dict():
@@ -56,8 +61,8 @@ def build(lm: LM, cut: Cut, tokenizer: Any = None) -> LM:
         for dimension, indices in cut.rows.get(origin, ()):
             tensor = tensor.index_select(dimension, indices.to(tensor.device))
         state[name] = tensor.clone()
-    small.load_state_dict(state)
-    small.to(lm.device, dtype=lm.model.dtype)
+    fill(small, state)
+    small.to(lm.device)
     small.eval()
     generation = copy.deepcopy(getattr(lm.model, "generation_config", None))
     if generation is not None:

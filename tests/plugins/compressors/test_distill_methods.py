@@ -369,6 +369,13 @@ def test_sequence_level_targets_are_what_the_teacher_writes(make, tmp_path, kind
     assert other[0].targets == found[0].targets
 
 
+def test_a_teacher_is_asked_something(make):
+    """Plain texts of a decoder have no prompt: all would get the one text that the teacher writes to nothing."""
+    plain = [Example(id=str(i), prompt="", targets=("a b c",)) for i in range(3)]
+    with pytest.raises(ConfigError, match="without a prompt that the teacher could answer.* @ texts"):
+        Distill(steps=1, texts="teacher").build().compress(make("llama"), data=plain, runtime=RUNTIME)
+
+
 def test_a_student_of_texts_learns_to_write_them(make):
     teacher = make("t5")
     with torch.no_grad():  # untrained models of this size all write the same
