@@ -110,6 +110,7 @@ def _built(given: CompressorConfig | Compressor | str) -> Compressor:
 
 def _handle(given: Any, tokenizer: Any, runtime: Runtime | None) -> LM:
     """Return the model in use: the one given, one loaded, or a handle for a transformers model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import PreTrainedModel
 
     from tunesmith.lm import LM, family_of_model, load
@@ -119,6 +120,14 @@ def _handle(given: Any, tokenizer: Any, runtime: Runtime | None) -> LM:
     if isinstance(given, (str, Path)):
         return load(given, runtime=runtime, as_saved=True)
     if isinstance(given, PreTrainedModel):
+        if any(isinstance(module, BaseTunerLayer) for module in given.modules()):
+            raise ConfigError(
+                [
+                    f"the {type(given).__name__} has a peft adapter in it, and its layers are no plain ones; load base and adapter with "
+                    "peft.PeftModel.from_pretrained, and give what merge_and_unload() returns"
+                ],
+                WHERE,
+            )
         tokenizer = tokenizer if tokenizer is not None else _tokenizer_of(given)
         return LM(model=given, tokenizer=tokenizer, family=family_of_model(given))
     hint = "; merge its adapter first (merge_and_unload)" if hasattr(given, "merge_and_unload") else ""
@@ -150,11 +159,11 @@ def _examples(data: Data | Iterable[str | Example], lm: LM, runtime: Runtime) ->
         from tunesmith.data import load_examples
 
         return load_examples(data, "train", runtime, tokenizer=lm.tokenizer)
-    if isinstance(data, (str, Mapping)):
+    if isinstance(data, (str, Path, Mapping)):
         raise ConfigError(
             [
                 "data are a list of texts or examples, or tunesmith.Data(source=...), not one "
-                f"{'text' if isinstance(data, str) else 'mapping'} @ data"
+                f"{'mapping' if isinstance(data, Mapping) else 'path' if isinstance(data, Path) else 'text'} @ data"
             ],
             WHERE,
         )

@@ -262,6 +262,14 @@ def load(
             "folder, or go online once"
         )
         raise ConfigError([f"there is no model folder {str(source)!r}, and {why}"], "tunesmith.load")
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ConfigError(
+            [
+                f"{str(source)!r} is an adapter of peft without its base; load the two with peft.PeftModel.from_pretrained, and save what "
+                "merge_and_unload() returns"
+            ],
+            "tunesmith.load",
+        )
     options: dict[str, Any] = {
         "local_files_only": runtime.offline,
         "trust_remote_code": runtime.allow_code,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import peft
 import pytest
 import torch
 import transformers
@@ -178,6 +180,21 @@ def test_a_folder_with_another_head_keeps_it(tmp_path, kind):
     assert transformers.AutoConfig.from_pretrained(tmp_path / "b").architectures == [kind]
 
 
+def test_a_model_with_an_adapter_of_peft_in_it_is_not_taken_for_a_plain_one(tmp_path):
+    tiny_lm("decoder").save(tmp_path / "base")
+    options = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), options).save_pretrained(
+        tmp_path / "a"
+    )
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "a")  # transformers puts the adapter in
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ConfigError, match="has a peft adapter in it.*merge_and_unload"):
+        ts.compress(model, "magnitude")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(ConfigError, match="an adapter of peft without its base.*merge_and_unload"):
+        ts.compress(tmp_path / "a", "magnitude")
+
+
 def _texts(folder):
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     return "--data", str(folder / "texts.jsonl")
@@ -198,3 +215,5 @@ def test_bytes_are_those_of_the_file_where_a_class_leaves_weights_out(tmp_path):
 def test_a_mapping_is_no_list_of_texts():
     with pytest.raises(ConfigError, match="not one mapping @ data"):
         ts.compress(tiny_lm(), "int8_static", data={"text": 1})
+    with pytest.raises(ConfigError, match=r"Data\(source=...\), not one path @ data"):
+        ts.compress(tiny_lm(), "int8_static", data=Path("texts.jsonl"))

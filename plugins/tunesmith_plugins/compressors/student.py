@@ -83,10 +83,12 @@ def from_config(lm: LM, changes: Mapping[str, Any]) -> LM:
             like = {"vocab_size": old.vocab_size, "id2label": old.id2label, "label2id": old.label2id}
             rest = {name: value for name, value in changes.items() if name != "model_type"}
             config = AutoConfig.for_model(changes["model_type"], **{**like, **ids, **rest})
+            _fit_key_heads(config, changes)
             auto = AutoModelForSequenceClassification if is_classifier(lm.model) else _AUTO[lm.family]
             student: Any = auto.from_config(config)
         else:
             config = _changed(old, changes)
+            _fit_key_heads(config, changes)
             student = type(lm.model)(config)
     except (KeyError, ValueError, TypeError, RuntimeError, StrictDataclassError) as cause:
         reason = " ".join(str(cause).split())
@@ -97,6 +99,13 @@ def from_config(lm: LM, changes: Mapping[str, Any]) -> LM:
     student.to(lm.device)
     student.config.architectures = [type(student).__name__]
     return LM(model=student, tokenizer=lm.tokenizer, family=lm.family)
+
+
+def _fit_key_heads(config: Any, given: Mapping[str, Any]) -> None:
+    """Give each query head its own key-value head where nobody said how many there are and the default fits no others."""
+    groups = getattr(config, "num_key_value_heads", None)
+    if groups and "num_key_value_heads" not in given and config.num_attention_heads % groups:
+        config.num_key_value_heads = config.num_attention_heads
 
 
 def _changed(old: Any, changes: Mapping[str, Any]) -> Any:
