@@ -5,6 +5,7 @@ Imported at run time only; torch arrives with the compressor.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -59,8 +60,8 @@ def compress(
         ConfigError: For a wrong name or option, a model that cannot be compressed so, or data that are missing.
     """
     built = _built(compressor)
-    if save is not None and Path(save).is_file():  # said before the work, which would be lost
-        raise ConfigError([f"{save} is a file, and the model is saved to a folder; give another name @ save"], WHERE)
+    if save is not None:
+        _check_folder(Path(save))
     lm = _handle(model, tokenizer, runtime)
     runtime = runtime or Runtime(device=str(lm.device))
     larger = None if teacher is None else _handle(teacher, tokenizer or lm.tokenizer, runtime)
@@ -83,6 +84,15 @@ def compress(
     return smaller
 
 
+def _check_folder(folder: Path) -> None:
+    """Check that a model can be saved there: said before the work, which would be lost."""
+    place = next((at for at in (folder, *folder.parents) if at.exists()), Path())
+    if not place.is_dir():
+        raise ConfigError([f"{place} is a file, and the model is saved to a folder; give another name @ save"], WHERE)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError([f"{place} may not be written to; give another folder @ save"], WHERE)
+
+
 def _built(given: CompressorConfig | Compressor | str) -> Compressor:
     if isinstance(given, Compressor):
         return given
@@ -100,19 +110,26 @@ def _built(given: CompressorConfig | Compressor | str) -> Compressor:
 
 def _handle(given: Any, tokenizer: Any, runtime: Runtime | None) -> LM:
     """Return the model in use: the one given, one loaded, or a handle for a transformers model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import PreTrainedModel
 
-    from tunesmith.lm import LM, family_of, load
+    from tunesmith.lm import LM, family_of_model, load
 
     if isinstance(given, LM):
         return given
     if isinstance(given, (str, Path)):
-        return load(given, runtime=runtime)
+        return load(given, runtime=runtime, as_saved=True)
     if isinstance(given, PreTrainedModel):
+        if any(isinstance(module, BaseTunerLayer) for module in given.modules()):
+            raise ConfigError(
+                [
+                    f"the {type(given).__name__} has a peft adapter in it, and its layers are no plain ones; load base and adapter with "
+                    "peft.PeftModel.from_pretrained, and give what merge_and_unload() returns"
+                ],
+                WHERE,
+            )
         tokenizer = tokenizer if tokenizer is not None else _tokenizer_of(given)
-        # half of an encoder-decoder, as T5EncoderModel, whose config is that of the whole
-        family = "encoder" if type(given).__name__.endswith("EncoderModel") else family_of(given.config)
-        return LM(model=given, tokenizer=tokenizer, family=family)
+        return LM(model=given, tokenizer=tokenizer, family=family_of_model(given))
     hint = "; merge its adapter first (merge_and_unload)" if hasattr(given, "merge_and_unload") else ""
     raise ConfigError(
         [
@@ -142,11 +159,11 @@ def _examples(data: Data | Iterable[str | Example], lm: LM, runtime: Runtime) ->
         from tunesmith.data import load_examples
 
         return load_examples(data, "train", runtime, tokenizer=lm.tokenizer)
-    if isinstance(data, (str, Mapping)):
+    if isinstance(data, (str, Path, Mapping)):
         raise ConfigError(
             [
                 "data are a list of texts or examples, or tunesmith.Data(source=...), not one "
-                f"{'text' if isinstance(data, str) else 'mapping'} @ data"
+                f"{'mapping' if isinstance(data, Mapping) else 'path' if isinstance(data, Path) else 'text'} @ data"
             ],
             WHERE,
         )

@@ -231,6 +231,7 @@ def load(
     labels: int | Sequence[str] | None = None,
     revision: str | None = None,
     device_map: str | None = None,
+    as_saved: bool = False,
 ) -> LM:
     """Load a model: a folder that :meth:`LM.save` or ``save_pretrained`` wrote, or a hub name.
 
@@ -244,6 +245,7 @@ def load(
             global generator. None keeps the folder's.
         revision: Hub revision.
         device_map: Spread the weights over devices as transformers does (``"auto"``); None puts all on the runtime's.
+        as_saved: Where a language-model head would be made anew, load the class that was saved (a body, a token classifier).
 
     Raises:
         ConfigError: If there is no such model or it has no such head.
@@ -269,6 +271,14 @@ def load(
             "folder, or go online once"
         )
         raise ConfigError([f"there is no model folder {str(source)!r}, and {why}"], "tunesmith.load")
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ConfigError(
+            [
+                f"{str(source)!r} is an adapter of peft without its base; load the two with peft.PeftModel.from_pretrained, and save what "
+                "merge_and_unload() returns"
+            ],
+            "tunesmith.load",
+        )
     options: dict[str, Any] = {
         "local_files_only": runtime.offline,
         "trust_remote_code": runtime.allow_code,
@@ -292,17 +302,25 @@ def load(
         )
     new_head = _set_labels(config, labels)
     placed = {"device_map": device_map} if device_map else {}
+    saved = _class_with_another_head(config) if as_saved and head is None and labels is None else None
     try:
-        with _no_bars(), _no_load_report(new_head):
-            model = _auto_class(family, head or _head_of(config)).from_pretrained(
+        with _no_bars(), _no_load_report(new_head or saved is not None):
+            model, info = _auto_class(family, head or _head_of(config)).from_pretrained(
                 source,
                 config=config,
                 dtype=runtime.torch_dtype,
                 use_safetensors=True,
                 ignore_mismatched_sizes=new_head,
+                output_loading_info=True,
                 **placed,
                 **options,
             )
+        if saved is not None and info["missing_keys"]:
+            with _no_bars():
+                model = saved.from_pretrained(
+                    source, config=config, dtype=runtime.torch_dtype, use_safetensors=True, **placed, **options
+                )
+            family = family_of_model(model)
     except (OSError, SafetensorError) as cause:
         raise ArtifactError(f"the weights of {str(source)!r} cannot be read: {cause}") from cause
     except ValueError as cause:
@@ -393,10 +411,26 @@ def family_of(config: Any) -> Family:
     )
 
 
+def family_of_model(model: Any) -> Family:
+    """Return the family of a transformers model."""
+    # half of an encoder-decoder, as T5EncoderModel, whose config is that of the whole
+    return "encoder" if type(model).__name__.endswith("EncoderModel") else family_of(model.config)
+
+
 def _head_of(config: Any) -> Head:
     """Return the head that a transformers config says the model was saved with."""
     architecture = str((getattr(config, "architectures", None) or [""])[0])
     return "classification" if architecture.endswith("ForSequenceClassification") else "lm"
+
+
+def _class_with_another_head(config: Any) -> Any:
+    """Return the class of transformers that a model was saved as, where it is neither for text nor for classes of texts."""
+    import transformers
+
+    architecture = str((getattr(config, "architectures", None) or [""])[0])
+    if architecture.endswith(("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration")):
+        return None
+    return None if _head_of(config) == "classification" else getattr(transformers, architecture, None)
 
 
 def _auto_class(family: Family, head: Head) -> Any:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import peft
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, T5Config, T5EncoderModel
 
 import tunesmith as ts
@@ -155,9 +158,62 @@ def test_a_file_in_the_place_of_the_folder_is_refused_before_the_work(tmp_path):
     model = gpt2()
     with pytest.raises(ConfigError, match="taken is a file.*another name @ save"):
         ts.compress(model, save=tmp_path / "taken")
+    with pytest.raises(ConfigError, match="taken is a file.*another name @ save"):
+        ts.compress(model, save=tmp_path / "taken" / "in" / "it")
     assert not getattr(model, "is_quantized", False)
+
+
+@pytest.mark.parametrize("kind", ["BertForTokenClassification", "BertForQuestionAnswering", "BertModel", "LlamaModel"])
+def test_a_folder_with_another_head_keeps_it(tmp_path, kind):
+    family = "decoder" if kind == "LlamaModel" else "encoder"
+    lm = tiny_lm(family)
+    model = getattr(transformers, kind)(lm.model.config).eval()
+    model.save_pretrained(tmp_path / "m")
+    lm.tokenizer.save_pretrained(tmp_path / "m")
+    made = ts.compress(tmp_path / "m", "int8_weight_only", save=tmp_path / "a")
+    assert type(made.model).__name__ == kind
+    again = type(model).from_pretrained(tmp_path / "a")
+    with torch.no_grad():
+        found, exact = again(IDS)[0], model(IDS)[0]
+    assert (found - exact).norm() < 0.05 * exact.norm()
+    assert main(["compress", str(tmp_path / "m"), "wanda", "--output", str(tmp_path / "b"), *_texts(tmp_path)]) == 0
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "b").architectures == [kind]
+
+
+def test_a_model_with_an_adapter_of_peft_in_it_is_not_taken_for_a_plain_one(tmp_path):
+    tiny_lm("decoder").save(tmp_path / "base")
+    options = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), options).save_pretrained(
+        tmp_path / "a"
+    )
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "a")  # transformers puts the adapter in
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ConfigError, match="has a peft adapter in it.*merge_and_unload"):
+        ts.compress(model, "magnitude")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(ConfigError, match="an adapter of peft without its base.*merge_and_unload"):
+        ts.compress(tmp_path / "a", "magnitude")
+
+
+def _texts(folder):
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return "--data", str(folder / "texts.jsonl")
+
+
+def test_bytes_are_those_of_the_file_where_a_class_leaves_weights_out(tmp_path):
+    """Marian's positions are computed and not saved."""
+    config = transformers.MarianConfig(
+        vocab_size=60, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=512, pad_token_id=0, decoder_start_token_id=0,
+    )  # fmt: skip
+    reports = []
+    ts.compress(transformers.MarianMTModel(config).eval(), "magnitude", save=tmp_path, report=reports.append)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert size - 20_000 < reports[0].bytes[1] <= size
 
 
 def test_a_mapping_is_no_list_of_texts():
     with pytest.raises(ConfigError, match="not one mapping @ data"):
         ts.compress(tiny_lm(), "int8_static", data={"text": 1})
+    with pytest.raises(ConfigError, match=r"Data\(source=...\), not one path @ data"):
+        ts.compress(tiny_lm(), "int8_static", data=Path("texts.jsonl"))

@@ -60,7 +60,7 @@ def compress(
 
     config = parse(compressor, "compressor")  # wrong names are found before anything is read
     runtime = Runtime(device=device, dtype=dtype, seed=seed)
-    lm = load(model, runtime=runtime)
+    lm = load(model, runtime=runtime, as_saved=True)
     examples = None
     if source:
         data = Data(source=source, prompt=prompt, target=target)

@@ -50,7 +50,9 @@ class DistillCompressor(Compressor):
         data = needed_examples(data, "distillation", "to train on")
         check(self._settings())
         lm = merged(lm, "distillation")
-        teacher = lm if teacher is None else teacher
+        teacher = lm if teacher is None or teacher.model is lm.model else teacher
+        if teacher.tokenizer is None:
+            teacher = evolve(teacher, tokenizer=lm.tokenizer)
         with runtime.activated():
             student = self._student(lm, teacher)
             _check_pair(teacher, student, self.config.soft)

@@ -29,13 +29,21 @@ def teacher_texts(
     Kept in ``runtime.folder``, so that an interrupted training does not write them again.
 
     Raises:
-        ConfigError: For an encoder, which writes no text.
+        ConfigError: For an encoder, which writes no text, or where a prompt is empty.
     """
     from tunesmith.generation import generate
     from tunesmith_plugins.decoders import Beam
 
     if teacher.family == "encoder":
         raise ConfigError(["an encoder writes no text, so it cannot teach by it @ texts"], "distill")
+    if any(not example.prompt for example in data):  # all of these would get one and the same text
+        raise ConfigError(
+            [
+                "there are examples without a prompt that the teacher could answer; give the data a prompt template, or "
+                "examples with a prompt @ texts"
+            ],
+            "distill",
+        )
     asked = json.dumps([[e.id, e.prompt] for e in data] + [[beams, max_new_tokens, teacher.fingerprint]])
     digest = hashlib.sha256(asked.encode()).hexdigest()
     file = runtime.folder / FILE if runtime.folder is not None else None

@@ -145,7 +145,7 @@ def _hooked(
 ) -> Iterator[None]:
     def hook(name: str) -> Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]:
         def before(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            x = inputs[0] * smooth[name] if name in smooth else inputs[0]
+            x = inputs[0] * smooth[name].to(inputs[0].dtype) if name in smooth else inputs[0]
             if name in names:
                 look(name, x.detach().reshape(-1, x.shape[-1]))
             return (x, *inputs[1:])

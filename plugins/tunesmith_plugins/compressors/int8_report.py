@@ -77,7 +77,7 @@ def _measured(layer: Any, made: Any, smooth: Tensor | None, rows: Tensor | None,
         rows = torch.randn(count, made.in_features, generator=generator)
     rows = rows[:count].to(layer.weight)
     with torch.no_grad():
-        smoothed = rows if smooth is None else rows * smooth
+        smoothed = rows if smooth is None else rows * smooth.to(rows.dtype)
         return {
             "output_sqnr_db": round(sqnr(layer(smoothed), made(rows)), 2),
             "float_us": _fastest(lambda: layer(rows)),

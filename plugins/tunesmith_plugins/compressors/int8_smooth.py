@@ -61,7 +61,7 @@ def foldable(model: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def factors(largest: Tensor, weights: Sequence[Tensor], alpha: float) -> Tensor:
-    """Return ``s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)`` (in_features,), equation 4; 1 for channels that are always 0.
+    """Return ``s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)`` (in_features,) float32, equation 4; 1 for channels that are always 0.
 
     Args:
         largest: (in_features,) ``max|X_j|``.
@@ -69,6 +69,7 @@ def factors(largest: Tensor, weights: Sequence[Tensor], alpha: float) -> Tensor:
         alpha: See the config.
     """
     heaviest = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
+    largest, heaviest = largest.float(), heaviest.float()
     found = largest.pow(alpha) / heaviest.clamp_min(1e-5).pow(1 - alpha)
     return torch.where((largest > 0) & (heaviest > 0), found.clamp_min(1e-5), 1.0)
 

@@ -47,12 +47,13 @@ def names(pattern: str, name: str) -> bool:
 
 
 def stored_bytes(model: nn.Module) -> int:
-    """Return the bytes of all weights as safetensors stores them: shared tensors once, buffers that are saved included."""
+    """Return the bytes of all weights as ``save_pretrained`` stores them: shared tensors once, buffers that are saved included."""
     seen: dict[int, int] = {}
-    for module in model.modules():
+    left_out = getattr(model, "_keys_to_ignore_on_save", None) or ()  # positions that Marian computes
+    for place, module in model.named_modules():
         passing = module._non_persistent_buffers_set
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            if name not in passing:
+            if name not in passing and f"{place}.{name}" not in left_out:
                 # a packed weight leaves a tensor of its size without data
                 where = id(tensor) if tensor.device.type == "meta" else tensor.data_ptr()
                 seen[where] = tensor.numel() * tensor.element_size()

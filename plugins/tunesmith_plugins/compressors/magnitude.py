@@ -11,7 +11,7 @@ from tunesmith.kinds.compressor import CompressionReport, Compressor
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors.layers import merged, stored_bytes
-from tunesmith_plugins.compressors.prune import Named, finished, layers_to_prune, matrix, outside_pattern, smallest
+from tunesmith_plugins.compressors.prune import Named, finished, layers_to_prune, matrix, outside_pattern, row, smallest
 
 
 class MagnitudeCompressor(Compressor):
@@ -30,16 +30,13 @@ class MagnitudeCompressor(Compressor):
         lm = merged(lm, "magnitude pruning", teacher=teacher)
         layers = layers_to_prune(lm, self.config.skip, self.config.pattern)
         before = lm.parameter_count(nonzero=True), stored_bytes(lm.model)
-        rows, zeros = [], 0
+        rows = []
         for (name, layer), mask in runtime.track(list(zip(layers, self._masks(layers), strict=True)), "pruning"):
             weight = matrix(layer)
             lost = weight[mask].double().square().sum() / weight.double().square().sum().clamp_min(1e-300)
             weight[mask] = 0
-            zeros += int(mask.sum())
-            rows.append(
-                {"name": name, "sparsity": round(float(mask.double().mean()), 4), "relative_error": float(lost.sqrt())}
-            )
-        return finished(lm, before, rows, zeros, {})
+            rows.append(row(name, weight, float(lost.sqrt())))
+        return finished(lm, before, rows, {})
 
     def _masks(self, layers: Sequence[Named]) -> list[torch.Tensor]:
         sizes = [matrix(layer).abs() for _, layer in layers]

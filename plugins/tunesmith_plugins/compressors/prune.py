@@ -58,8 +58,14 @@ def layers_to_prune(lm: LM, skip: tuple[str, ...], pattern: str) -> list[Named]:
     return layers
 
 
+def row(name: str, weight: torch.Tensor, relative_error: float) -> dict[str, Any]:
+    """Return a layer's line of the report; its sparsity counts all zeros, those of an earlier pruning too."""
+    share = float((weight == 0).double().mean())
+    return {"name": name, "sparsity": round(share, 4), "relative_error": relative_error}
+
+
 def finished(
-    lm: LM, before: tuple[int, int], rows: Sequence[dict[str, Any]], zeros: int, summary: dict[str, Any]
+    lm: LM, before: tuple[int, int], rows: Sequence[dict[str, Any]], summary: dict[str, Any]
 ) -> tuple[LM, CompressionReport]:
     """Return the pruned model and its report.
 
@@ -67,14 +73,14 @@ def finished(
         lm: The model.
         before: Parameters that were not zero and bytes, before.
         rows: One a layer.
-        zeros: Weights that have become zero.
         summary: Further lines.
     """
     count, size = before
+    left = lm.parameter_count(nonzero=True)
     report = CompressionReport(
-        parameters=(count, lm.parameter_count(nonzero=True)),
+        parameters=(count, left),
         bytes=(size, stored_bytes(lm.model)),
         layers=list(rows),
-        summary={"zeros": zeros, **summary, "note": "zeros are stored like any other number"},
+        summary={"zeros": count - left, **summary, "note": "zeros are stored like any other number"},
     )
     return LM(model=lm.model, tokenizer=lm.tokenizer, family=lm.family), report

@@ -13,7 +13,7 @@ from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors.config_prune import numbers
 from tunesmith_plugins.compressors.layers import merged, stored_bytes
-from tunesmith_plugins.compressors.prune import finished, layers_to_prune, matrix, outside_pattern, smallest
+from tunesmith_plugins.compressors.prune import finished, layers_to_prune, matrix, outside_pattern, row, smallest
 from tunesmith_plugins.compressors.prune_calibration import calibration_batches, observe, visits
 
 LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
@@ -45,7 +45,7 @@ class SparseGPTCompressor(Compressor):
             lm, data, max_length=config.max_length, batch_size=config.batch_size, seed=runtime.seed, method="SparseGPT"
         )
         blocks, unseen = visits(lm, layers, batches[0])
-        rows, zeros = [], 0
+        rows = []
         for visit in runtime.track(blocks, "SparseGPT"):
             seen = {name: SecondMoments(matrix(layer)) for name, layer in visit.layers}
             observe(lm, visit, batches, {name: moments.add for name, moments in seen.items()})
@@ -53,7 +53,7 @@ class SparseGPTCompressor(Compressor):
                 weight, hessian = matrix(layer), seen.pop(name).hessian
                 old = weight.to(hessian.dtype, copy=True)
                 try:
-                    new, mask = sparsegpt(
+                    new, _ = sparsegpt(
                         old,
                         hessian,
                         share=config.share,
@@ -67,15 +67,8 @@ class SparseGPTCompressor(Compressor):
                         f"larger damping than {config.damping:g}."
                     ) from cause
                 weight.copy_(new)
-                zeros += int(mask.sum())
-                rows.append(
-                    {
-                        "name": name,
-                        "sparsity": round(float(mask.double().mean()), 4),
-                        "relative_error": relative_error(old, new, hessian),
-                    }
-                )
-        return finished(lm, before, rows, zeros, {"not_met_by_the_data": unseen} if unseen else {})
+                rows.append(row(name, weight, relative_error(old, new, hessian)))
+        return finished(lm, before, rows, {"not_met_by_the_data": unseen} if unseen else {})
 
 
 class SecondMoments:

@@ -17,6 +17,7 @@ from tunesmith.kinds.compressor import CompressionReport, Compressor
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors.layers import merged, stored_bytes
+from tunesmith_plugins.compressors.new_model import fields_by_layer
 from tunesmith_plugins.compressors.prune_calibration import Batch, calibration_batches, is_classifier
 from tunesmith_plugins.compressors.structured_build import SHARED_BY_LAYERS, Cut, build
 from tunesmith_plugins.compressors.structured_layouts import Attention, Layout, Stack, layout_of, module_list
@@ -122,16 +123,13 @@ class StructuredCompressor(Compressor):
         )
 
     def _cut_parts(self, lm: LM, layout: Layout, cut: Cut, batches: Sequence[Batch]) -> list[dict[str, Any]]:
-        model_config = lm.model.config
         rows: list[dict[str, Any]] = []
         for stack in layout.stacks:
             name, blocks = module_list(lm, stack)
             kept = self._kept_layers(lm, layout, stack, blocks, batches)
             cut.layers[name] = kept
             cut.config[stack.depth] = len(kept)
-            kinds = getattr(model_config, "layer_types", None)
-            if isinstance(kinds, (list, tuple)):
-                cut.config["layer_types"] = [kinds[number] for number in kept]
+            cut.config.update(fields_by_layer(lm.model.config, kept))
             asked = {"channels": self.config.ffn, "heads": self.config.heads}
             found = {
                 number: {

@@ -12,6 +12,7 @@ from attrs import define, field
 from torch import nn
 
 from tunesmith.lm import LM
+from tunesmith_plugins.compressors.new_model import check_kinds, fill
 
 SHARED_BY_LAYERS = "relative_attention_bias"
 """Stands in the first layer of a stack and serves all."""
@@ -25,11 +26,13 @@ class Cut:
         config: Fields of the model's config that change.
         layers: Name of a module list to the numbers of the layers that stay.
         rows: Name of a tensor of the large model to (dimension, indices that stay), one after the other.
+        tokens: Numbers of the tokens that stay; None: all.
     """
 
     config: dict[str, Any] = field(factory=dict)
     layers: dict[str, Sequence[int]] = field(factory=dict)
     rows: dict[str, list[tuple[int, torch.Tensor]]] = field(factory=dict)
+    tokens: torch.Tensor | None = None
 
     def select(self, name: str, dimension: int, indices: torch.Tensor) -> None:
         """Keep only ``indices`` of a tensor's dimension."""
@@ -43,21 +46,29 @@ def build(lm: LM, cut: Cut, tokenizer: Any = None) -> LM:
         lm: The large model.
         cut: What stays.
         tokenizer: None: the large model's.
+
+    Raises:
+        ConfigError: If layers cannot stand in another place.
     """
     config = copy.deepcopy(lm.model.config)
     for name, value in cut.config.items():
         setattr(config, name, value)
     small: nn.Module = type(lm.model)(config)
+    check_kinds(small, lm.model, lambda name: _origin(name, cut.layers), "layers")
     source = lm.model.state_dict()
     state: dict[str, torch.Tensor] = {}
-    for name in small.state_dict():
+    for name, place in small.state_dict().items():
         origin = _origin(name, cut.layers)
         tensor = source[origin].detach()
         for dimension, indices in cut.rows.get(origin, ()):
             tensor = tensor.index_select(dimension, indices.to(tensor.device))
+        if cut.tokens is not None:  # what the config's size of the vocabulary has made smaller, whatever it is called
+            for dimension in range(tensor.dim()):
+                if tensor.shape[dimension] != place.shape[dimension]:
+                    tensor = tensor.index_select(dimension, cut.tokens.to(tensor.device))
         state[name] = tensor.clone()
-    small.load_state_dict(state)
-    small.to(lm.device, dtype=lm.model.dtype)
+    fill(small, state)
+    small.to(lm.device)
     small.eval()
     generation = copy.deepcopy(getattr(lm.model, "generation_config", None))
     if generation is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
@@ -16,20 +17,6 @@ from tunesmith.lm import LM
 from tunesmith_plugins.compressors.examples import needed_examples
 from tunesmith_plugins.compressors.structured_build import Cut
 
-ROWS = (
-    "embed_tokens.weight",
-    "shared.weight",
-    "wte.weight",
-    "word_embeddings.weight",
-    "lm_head.weight",
-    "lm_head.bias",
-    "lm_head.decoder.weight",
-    "lm_head.decoder.bias",
-    "predictions.bias",
-    "predictions.decoder.weight",
-    "predictions.decoder.bias",
-)
-"""How tensors are called that have a row a token."""
 TOKENIZER = "tokenizer.json"
 
 
@@ -50,13 +37,24 @@ def cut_vocabulary(lm: LM, data: Sequence[Example] | None, cut: Cut) -> tuple[An
         {text for example in data for text in (example.prompt, example.prompt + _target(example), _target(example))}
     )
     used = {token for text in texts for token in tokenizer(text)["input_ids"]}
+    without = [tokenizer.decode(token) for token in tokenizer.all_special_ids if token >= config.vocab_size]
+    if without:
+        raise ConfigError(
+            [
+                f"the model has embeddings for {config.vocab_size} tokens, and none for {', '.join(without)} of its tokenizer; give "
+                "it some (resize_token_embeddings) @ vocabulary"
+            ]
+        )
     used |= set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     used |= set(_token_ids(config.to_dict())) | set(_token_ids(_generation(lm)))
     definition = json.loads(tokenizer.backend_tokenizer.to_str())
     used |= needed(definition["model"], used)
-    kept = sorted(token for token in used if token < config.vocab_size)
-    if config.model_type == "roberta" and kept.index(config.pad_token_id) != config.pad_token_id:
-        raise ConfigError(["RoBERTa counts positions from its padding id, which would change @ vocabulary"])
+    kept = sorted(token for token in used if 0 <= token < config.vocab_size)
+    pad = config.pad_token_id
+    if pad is not None and kept[pad : pad + 1] != [pad] and _counts_from_padding(lm.model):
+        raise ConfigError(
+            [f"{config.model_type} models count positions from their padding id, which would change @ vocabulary"]
+        )
     smaller = _smaller_tokenizer(tokenizer, definition, kept)
     new_ids = {old: new for new, old in enumerate(kept)}
     for text in texts:
@@ -68,16 +66,21 @@ def cut_vocabulary(lm: LM, data: Sequence[Example] | None, cut: Cut) -> tuple[An
                     "the vocabulary before the tokenizer is trained, or leave it out @ vocabulary"
                 ]
             )
-    indices = torch.tensor(kept)
-    for name, tensor in lm.model.state_dict().items():
-        if name.endswith(ROWS) and tensor.shape[0] == config.vocab_size:
-            cut.select(name, 0, indices)
+    cut.tokens = torch.tensor(kept)
     cut.config.update({"vocab_size": len(kept), **renumbered(config.to_dict(), kept)})
     return smaller, kept
 
 
+def _counts_from_padding(model: nn.Module) -> bool:
+    """Whether positions begin behind the number of the padding token, as RoBERTa's and M2M100's do."""
+    return any(
+        "position" in name.rpartition(".")[2] and getattr(module, "padding_idx", None) is not None
+        for name, module in model.named_modules()
+    )
+
+
 def renumbered(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
-    """Return the fields of a config that name tokens with their new numbers.
+    """Return the fields of a config that name tokens with their new numbers; one that the model never had becomes None.
 
     What bars or favours tokens (``suppress_tokens``, ``bad_words_ids``, ``sequence_bias`` ...) loses those that are gone: they
     cannot be written any more.
@@ -88,7 +91,8 @@ def renumbered(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]
         if not value and value != 0:
             continue
         if name.endswith("_token_id"):
-            found[name] = [new[token] for token in value] if isinstance(value, (list, tuple)) else new[value]
+            several = isinstance(value, (list, tuple))
+            found[name] = ([new[token] for token in value if token in new] or None) if several else new.get(value)
         elif name in ("suppress_tokens", "begin_suppress_tokens"):
             found[name] = [new[token] for token in value if token in new] or None
         elif name == "bad_words_ids":

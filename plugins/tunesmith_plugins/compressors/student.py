@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
@@ -21,9 +20,12 @@ from transformers import (
 
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM, family_of
+from tunesmith_plugins.compressors.new_model import as_types, check_kinds, fields_by_layer, fill
 from tunesmith_plugins.compressors.prune_calibration import is_classifier
 
-STACKS = ("num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers", "num_hidden_layers", "n_layer")
+STACKS = (
+    "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers", "num_hidden_layers", "n_layer", "n_layers",
+)  # fmt: skip
 """Names under which transformers' configs keep the depth of a stack."""
 _AUTO: dict[str, Any] = {
     "encoder": AutoModelForMaskedLM,
@@ -37,7 +39,7 @@ def every_nth(lm: LM, keep_every: int) -> LM:
     """Return a new model with layers 0, n, 2n ... of every stack of ``lm`` and all other weights as they are.
 
     Raises:
-        ConfigError: If the model's config names no stack of layers.
+        ConfigError: If the model's config names no stack of layers, or its layers cannot stand in another place.
     """
     config = copy.deepcopy(lm.model.config)
     own = config.to_dict()
@@ -47,19 +49,20 @@ def every_nth(lm: LM, keep_every: int) -> LM:
             [f"keep_every: models of type {config.model_type!r} have no stack of layers that is known; give a teacher"]
         )
     depths = {name: own[name] for name in stacks}
+    for name, value in fields_by_layer(config, range(0, max(depths.values()), keep_every)).items():
+        setattr(config, name, value)
     for name, depth in depths.items():
         setattr(config, name, len(range(0, depth, keep_every)))
-    if isinstance(own.get("layer_types"), (list, tuple)):  # which kind of attention each layer of some decoders has
-        config.layer_types = list(own["layer_types"])[::keep_every]
     student: nn.Module = type(lm.model)(config)
-    source = lm.model.state_dict()
-    state: dict[str, torch.Tensor] = {}
-    for name in student.state_dict():
+
+    def origin(name: str) -> str:
         match = _LAYER.fullmatch(name)
-        origin = f"{match[1]}{int(match[2]) * keep_every}{match[3]}" if match else name
-        state[name] = source[origin].detach().clone()
-    student.load_state_dict(state)
-    student.to(lm.device, dtype=lm.model.dtype)
+        return f"{match[1]}{int(match[2]) * keep_every}{match[3]}" if match else name
+
+    check_kinds(student, lm.model, origin, "keep_every")
+    source = lm.model.state_dict()
+    fill(student, {name: source[origin(name)].detach().clone() for name in student.state_dict()})
+    student.to(lm.device)
     student.generation_config = copy.deepcopy(getattr(lm.model, "generation_config", None))  # type: ignore[assignment]
     return LM(model=student, tokenizer=lm.tokenizer, family=lm.family)
 
@@ -80,19 +83,29 @@ def from_config(lm: LM, changes: Mapping[str, Any]) -> LM:
             like = {"vocab_size": old.vocab_size, "id2label": old.id2label, "label2id": old.label2id}
             rest = {name: value for name, value in changes.items() if name != "model_type"}
             config = AutoConfig.for_model(changes["model_type"], **{**like, **ids, **rest})
+            _fit_key_heads(config, changes)
             auto = AutoModelForSequenceClassification if is_classifier(lm.model) else _AUTO[lm.family]
             student: Any = auto.from_config(config)
         else:
             config = _changed(old, changes)
+            _fit_key_heads(config, changes)
             student = type(lm.model)(config)
     except (KeyError, ValueError, TypeError, RuntimeError, StrictDataclassError) as cause:
         reason = " ".join(str(cause).split())
         raise ConfigError([f"this gives no student: {reason} @ student"], "distill") from cause
     if family_of(student.config) != lm.family:
         raise ConfigError([f"a {config.model_type} model is no {lm.family} @ student"], "distill")
-    student.to(lm.device, dtype=lm.model.dtype)
+    as_types(student, dict.fromkeys(student.state_dict(), lm.model.dtype))
+    student.to(lm.device)
     student.config.architectures = [type(student).__name__]
     return LM(model=student, tokenizer=lm.tokenizer, family=lm.family)
+
+
+def _fit_key_heads(config: Any, given: Mapping[str, Any]) -> None:
+    """Give each query head its own key-value head where nobody said how many there are and the default fits no others."""
+    groups = getattr(config, "num_key_value_heads", None)
+    if groups and "num_key_value_heads" not in given and config.num_attention_heads % groups:
+        config.num_key_value_heads = config.num_attention_heads
 
 
 def _changed(old: Any, changes: Mapping[str, Any]) -> Any:

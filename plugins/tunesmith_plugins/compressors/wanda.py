@@ -11,7 +11,7 @@ from tunesmith.kinds.compressor import CompressionReport, Compressor
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors.layers import merged, stored_bytes
-from tunesmith_plugins.compressors.prune import finished, layers_to_prune, matrix, outside_pattern, smallest
+from tunesmith_plugins.compressors.prune import finished, layers_to_prune, matrix, outside_pattern, row, smallest
 from tunesmith_plugins.compressors.prune_calibration import calibration_batches, observe, visits
 
 
@@ -40,7 +40,7 @@ class WandaCompressor(Compressor):
             lm, data, max_length=config.max_length, batch_size=config.batch_size, seed=runtime.seed, method="Wanda"
         )
         blocks, unseen = visits(lm, layers, batches[0])
-        rows, zeros = [], 0
+        rows = []
         for visit in runtime.track(blocks, "Wanda"):
             seen = {name: InputNorms(matrix(layer)) for name, layer in visit.layers}
             observe(lm, visit, batches, {name: norms.add for name, norms in seen.items()})
@@ -50,15 +50,8 @@ class WandaCompressor(Compressor):
                 parts = weight.double().square() * squares.double()
                 lost = (parts * mask).sum() / parts.sum().clamp_min(1e-300)
                 weight[mask] = 0
-                zeros += int(mask.sum())
-                rows.append(
-                    {
-                        "name": name,
-                        "sparsity": round(float(mask.double().mean()), 4),
-                        "relative_error": float(lost.sqrt()),
-                    }
-                )
-        return finished(lm, before, rows, zeros, {"not_met_by_the_data": unseen} if unseen else {})
+                rows.append(row(name, weight, float(lost.sqrt())))
+        return finished(lm, before, rows, {"not_met_by_the_data": unseen} if unseen else {})
 
 
 class InputNorms:

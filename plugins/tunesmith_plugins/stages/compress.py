@@ -35,7 +35,7 @@ class CompressStage(Stage):
             )
         compressor.setup(runtime)
         placed = self.config.device_map or None
-        lm = load(context.start, runtime=runtime, device_map=placed)
+        lm = load(context.start, runtime=runtime, device_map=placed, as_saved=True)
         teacher = None
         if self.config.teacher is not None:
             source = self.config.teacher if isinstance(self.config.teacher, str) else context.inputs["teacher"]

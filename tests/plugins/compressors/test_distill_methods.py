@@ -24,6 +24,7 @@ from tunesmith_plugins.compressors.distill_heads import Headless, arguments
 from tunesmith_plugins.compressors.distill_hidden import PROJECTIONS, difference, pairings
 from tunesmith_plugins.compressors.distill_loss import DistillationLoss, OnPolicy
 from tunesmith_plugins.compressors.distill_texts import FILE, own_answers, teacher_texts
+from tunesmith_plugins.compressors.student import from_config
 from tunesmith_plugins.decoders import Beam
 
 RUNTIME = Runtime(progress=False)
@@ -369,6 +370,13 @@ def test_sequence_level_targets_are_what_the_teacher_writes(make, tmp_path, kind
     assert other[0].targets == found[0].targets
 
 
+def test_a_teacher_is_asked_something(make):
+    """Plain texts of a decoder have no prompt: all would get the one text that the teacher writes to nothing."""
+    plain = [Example(id=str(i), prompt="", targets=("a b c",)) for i in range(3)]
+    with pytest.raises(ConfigError, match="without a prompt that the teacher could answer.* @ texts"):
+        Distill(steps=1, texts="teacher").build().compress(make("llama"), data=plain, runtime=RUNTIME)
+
+
 def test_a_student_of_texts_learns_to_write_them(make):
     teacher = make("t5")
     with torch.no_grad():  # untrained models of this size all write the same
@@ -493,6 +501,30 @@ def test_students_from_a_config(make, tmp_path):
     config = Distill(student={"num_hidden_layers": 1}, steps=1)
     with pytest.raises(ConfigError, match="model that comes in is the student"):
         config.build().compress(make("llama"), data=EXAMPLES, teacher=make("llama"), runtime=RUNTIME)
+
+
+def test_key_value_heads_follow_query_heads_where_a_default_does_not_fit(make):
+    """Qwen2's default of 32, which torch would find out in the first step."""
+    lm = make("llama")
+    changes = {"model_type": "qwen2", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    student = from_config(lm, changes)
+    assert student.model.config.num_key_value_heads == 2
+    again = from_config(student, {"num_attention_heads": 4})
+    assert again.model.config.num_key_value_heads == 4
+    assert from_config(lm, {**changes, "num_key_value_heads": 1}).model.config.num_key_value_heads == 1
+    again.model(input_ids=torch.tensor([[4, 5, 6]]))
+
+
+def test_a_teacher_that_is_the_model_itself_or_without_a_tokenizer(make):
+    lm = make("llama")
+    config = Distill(steps=1, batch_size=4)
+    expected, _ = config.build().compress(make("llama"), data=EXAMPLES, runtime=RUNTIME)
+    other = LM(model=lm.model, tokenizer=lm.tokenizer, family=lm.family)
+    found, _ = config.build().compress(lm, data=EXAMPLES, teacher=other, runtime=RUNTIME)
+    assert found.fingerprint == expected.fingerprint
+    bare = LM(model=make("llama", seed=1).model, tokenizer=None, family="decoder")
+    student, _ = config.build().compress(make("llama"), data=EXAMPLES, teacher=bare, runtime=RUNTIME)
+    assert student.parameter_count() == lm.parameter_count()
 
 
 def test_a_pruned_teacher_is_a_student(make):

@@ -59,6 +59,21 @@ def test_every_family_stays_close_and_comes_back_bit_for_bit(make, tmp_path, kin
     assert torch.equal(logits(load(tmp_path / "again")), found)
 
 
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+def test_a_smoothed_bfloat16_model_comes_back_bit_for_bit(make, tmp_path, kind, activations):
+    runtime = Runtime(progress=False, dtype="bfloat16")
+    make(kind).save(tmp_path / "float")
+    exact = logits(load(tmp_path / "float", runtime=runtime)).float()
+    config = SmoothQuant(activations=activations)
+    small, report = config.build().compress(load(tmp_path / "float", runtime=runtime), data=EXAMPLES, runtime=runtime)
+    assert any(line["scheme"].endswith("smoothed") for line in report.layers)
+    found = logits(small)
+    assert (found.float() - exact).abs().max() < 0.2 * exact.abs().max()
+    small.save(tmp_path / "small")
+    assert torch.equal(logits(load(tmp_path / "small", runtime=runtime)), found)
+
+
 def test_a_static_layer_rounds_to_its_range_and_clamps_outside():
     weight, x = rand(6, 40), rand(5, 40, seed=1) * 2
     layer = Int8StaticLinear.from_float(weight, None)

@@ -182,6 +182,21 @@ def test_every_layer_of_every_family_loses_its_share_and_loads_back(make, tmp_pa
         assert torch.equal(a.weight, b.weight)
 
 
+@pytest.mark.parametrize("config", [Magnitude(sparsity=0.2), Wanda(sparsity=0.2), SparseGPT(sparsity=0.2)])
+def test_the_report_counts_the_zeros_that_are_there(make, config):
+    """Those of an earlier pruning, and those of inputs that never occur."""
+    lm = make("llama")
+    lm.model.model.layers[0].input_layernorm.weight.data[:12] = 0
+    Magnitude(sparsity=0.5).build().compress(lm, runtime=RUNTIME)
+    before = lm.parameter_count(nonzero=True)
+    small, report = config.build().compress(lm, data=DATA, runtime=RUNTIME)
+    for line in report.layers:
+        weight = small.model.get_submodule(line["name"]).weight
+        assert line["sparsity"] == pytest.approx(float((weight == 0).double().mean()), abs=1e-4)
+        assert line["sparsity"] >= 0.499
+    assert report.summary["zeros"] == before - small.parameter_count(nonzero=True)
+
+
 def inputs_of(lm, wanted, batches):
     """Return (tokens, features) that enter a layer when the whole model runs, hooks of its own apart."""
     found = []

@@ -237,6 +237,73 @@ def test_unused_tokens_go_from_model_and_tokenizer(large, tmp_path, kind):
             assert kept[getattr(again.model.config, name)] == getattr(lm.model.config, name)
 
 
+BARTS = {
+    "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 64, "decoder_start_token_id": 1,
+}  # fmt: skip
+LAYERED = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("BartForConditionalGeneration", BARTS),
+        ("GPTNeoXForCausalLM", LAYERED),
+        ("ModernBertForMaskedLM", {**LAYERED, "cls_token_id": 1, "sep_token_id": 1, "bos_token_id": 1}),
+        ("DistilBertForMaskedLM", {"dim": 32, "hidden_dim": 32, "n_layers": 1, "n_heads": 2}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_unused_tokens_go_from_models_whose_parts_are_not_known(make, kind, sizes):
+    """Whatever their tensors with a row a token are called."""
+    torch.manual_seed(0)
+    made = getattr(transformers, kind)
+    config = made.config_class(vocab_size=30, pad_token_id=0, eos_token_id=1, **sizes)
+    model = made(config).eval()
+    if "final_logits_bias" in model.state_dict():
+        model.final_logits_bias.normal_()
+    family = {"Bart": "encoder-decoder", "GPTN": "decoder"}.get(kind[:4], "encoder")
+    lm = LM(model=model, tokenizer=make("bert").tokenizer, family=family)
+    small, report = Structured(vocabulary="used").build().compress(lm, data=DATA, runtime=RUNTIME)
+    kept = report.summary["kept_token_ids"]
+    assert len(kept) == 17
+    less = torch.tensor([[4, 5, 6, 1], [7, 8, 9, 1]])
+    assert torch.allclose(logits(small, less), logits(lm, torch.tensor(kept)[less])[..., kept], atol=1e-5)
+
+
+def test_token_numbers_that_a_model_never_had(make, tmp_path):
+    """GPT-2's default end in a model with a small vocabulary, a padding of -1 as in the first LLaMA's."""
+    lm = make("gpt2")
+    lm.model.config.bos_token_id = 50256
+    lm.model.config.pad_token_id = -1
+    lm.model.generation_config.eos_token_id = [1, 50256]
+    small, _ = Structured(vocabulary="used").build().compress(lm, data=DATA, runtime=RUNTIME)
+    assert small.model.config.bos_token_id is None
+    assert small.model.config.pad_token_id is None
+    assert small.model.generation_config.eos_token_id == [1]
+    small.save(tmp_path)
+    assert load(tmp_path).model.config.vocab_size == 17
+    lm = make("gpt2")
+    lm.tokenizer.add_special_tokens({"bos_token": "<new>"})
+    with pytest.raises(ConfigError, match="embeddings for 30 tokens, and none for <new>"):
+        Structured(vocabulary="used").build().compress(lm, data=DATA, runtime=RUNTIME)
+
+
+@pytest.mark.parametrize("kind", ["RobertaForMaskedLM", "M2M100ForConditionalGeneration"])
+def test_positions_that_count_from_the_padding_id(make, kind):
+    made, sizes = getattr(transformers, kind), BARTS if kind.startswith("M2M") else LAYERED
+
+    def pruned(pad):
+        model = made(made.config_class(vocab_size=30, pad_token_id=pad, bos_token_id=1, eos_token_id=1, **sizes))
+        family = "encoder-decoder" if sizes is BARTS else "encoder"
+        lm = LM(model=model, tokenizer=make("bert").tokenizer, family=family)
+        return Structured(vocabulary="used").build().compress(lm, data=DATA, runtime=RUNTIME)[0]
+
+    assert pruned(3).model.config.pad_token_id == 3
+    with pytest.raises(ConfigError, match="count positions from their padding id"):
+        pruned(25)
+
+
 def test_a_generation_config_names_its_tokens_by_their_new_numbers(large, tmp_path):
     lm = large("llama")
     word = lm.tokenizer.vocab

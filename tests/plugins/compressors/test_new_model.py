@@ -1,0 +1,104 @@
+"""Models made of another one's layers: types of their weights, and layers that compute what they did."""
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from tunesmith.errors import ConfigError
+from tunesmith.lm import LM, load
+from tunesmith.runtime import Runtime
+from tunesmith_plugins.compressors import Structured
+from tunesmith_plugins.compressors.student import every_nth, from_config
+
+IDS = torch.tensor([[4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]])
+SIZES = {"vocab_size": 30, "hidden_size": 32, "num_attention_heads": 4, "pad_token_id": 0, "eos_token_id": 1}
+RUNTIME = Runtime(progress=False)
+
+
+def logits(model):
+    extra = {"decoder_input_ids": IDS[:, :4]} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS, **extra).logits
+
+
+def wide(model):
+    """Let the layers of a fresh model matter."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, 0, 0.3)
+    return model.eval()
+
+
+MAKERS = {
+    "every_nth": lambda lm: every_nth(lm, 2),
+    "from_config": lambda lm: from_config(lm, {"intermediate_size" if lm.family == "decoder" else "d_ff": 32}),
+    "structured": lambda lm: Structured(ffn=0.5).build().compress(lm, runtime=RUNTIME)[0],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "how"),
+    [
+        ("llama", "bfloat16", "every_nth"), ("llama", "bfloat16", "from_config"), ("llama", "bfloat16", "structured"),
+        ("t5", "float16", "every_nth"), ("t5", "float16", "structured"),
+    ],
+)  # fmt: skip
+def test_a_new_model_in_half_precision_is_the_one_that_loads_back(make, tmp_path, kind, dtype, how):
+    """Rotary frequencies stay float32, as do the layers that T5 keeps so in float16."""
+    runtime = Runtime(dtype=dtype)
+    lm = make(kind)
+    wide(lm.model)
+    lm.save(tmp_path / "large")
+    large = load(tmp_path / "large", runtime=runtime)
+    small = MAKERS[how](large)
+    assert small.model.dtype == large.model.dtype != torch.float32
+    small.save(tmp_path / "small")
+    again = load(tmp_path / "small", runtime=runtime)
+    assert torch.equal(logits(again.model), logits(small.model))
+
+
+def test_kinds_of_layers_go_with_their_layers(tmp_path):
+    """GPT-Neo's windows and SmolLM3's layers without rotary positions; both are lists by layer in the config."""
+    neo = transformers.GPTNeoConfig(
+        **{**SIZES, "num_heads": 4}, num_layers=4, attention_types=[[["global", "local"], 2]], window_size=3
+    )
+    smol = transformers.SmolLM3Config(
+        **SIZES, num_hidden_layers=4, num_key_value_heads=2, intermediate_size=64, no_rope_layers=[1, 1, 0, 0]
+    )
+    for kind, model in (
+        ("neo", transformers.GPTNeoForCausalLM(neo)),
+        ("smol", transformers.SmolLM3ForCausalLM(smol)),
+    ):
+        lm = LM(model=wide(model), tokenizer=None, family="decoder")
+        student = every_nth(lm, 2).model
+        layers = lm.model.transformer.h if kind == "neo" else lm.model.model.layers
+        for layer in (layers[1], layers[3]):
+            layer.forward = (lambda hidden, *_, **__: (hidden,)) if kind == "neo" else (lambda hidden, *_, **__: hidden)
+        assert torch.allclose(logits(student), logits(lm.model), atol=1e-5)
+        student.save_pretrained(tmp_path / kind)
+        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / kind)
+        assert torch.equal(logits(again), logits(student))
+
+
+def test_layers_that_compute_by_their_number_stay_where_they_are(make):
+    config = transformers.GPT2Config(
+        vocab_size=30, n_embd=32, n_layer=4, n_head=4, scale_attn_by_inverse_layer_idx=True
+    )
+    lm = LM(model=transformers.GPT2LMHeadModel(config), tokenizer=make("gpt2").tokenizer, family="decoder")
+    with pytest.raises(ConfigError, match=r"'scaling' follows from a layer's number.*@ keep_every"):
+        every_nth(lm, 2)
+    with pytest.raises(ConfigError, match=r"'scaling' follows from a layer's number.*@ layers"):
+        Structured(layers=0.5).build().compress(lm, runtime=RUNTIME)
+    small, _ = Structured(ffn=0.5).build().compress(lm, runtime=RUNTIME)  # where none goes, all is well
+    assert small.model.config.n_inner == 64
+
+
+@pytest.mark.parametrize("kind", ["DistilBertForMaskedLM", "MptForCausalLM"])
+def test_depths_under_other_names(kind):
+    sizes = {"dim": 32, "hidden_dim": 64} if kind.startswith("Distil") else {"d_model": 32}
+    config = getattr(transformers, kind).config_class(vocab_size=30, n_layers=4, n_heads=4, **sizes)
+    model = getattr(transformers, kind)(config)
+    student = every_nth(LM(model=model, tokenizer=None, family="encoder"), 2)
+    assert student.model.config.n_layers == 2
+    assert student.parameter_count() < LM(model=model, tokenizer=None, family="encoder").parameter_count()
