@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ConfigError
 from tunesmith_plugins.compressors.config_int8 import QuantizerConfig, Scheme
+from tunesmith_plugins.compressors.experts import is_fused, modules_of
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8TiedEmbedding, Int8TiedLinear
 from tunesmith_plugins.compressors.int8_linear import (
     Int8Linear,
@@ -36,6 +37,7 @@ class Layout:
         held: Those of them that hold weights apart, to how many.
         embeddings: Names of embeddings.
         tied: Names of modules that use the integers of an embedding, to its name.
+        experts: Names of modules of experts that are split into linear layers for it (see ``experts``).
     """
 
     layers: Mapping[str, Scheme] = field(factory=dict)
@@ -43,6 +45,7 @@ class Layout:
     held: Mapping[str, int] = field(factory=dict)
     embeddings: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(factory=dict)
+    experts: tuple[str, ...] = ()
 
 
 def layout_of(model: nn.Module, config: QuantizerConfig) -> Layout:
@@ -53,7 +56,7 @@ def layout_of(model: nn.Module, config: QuantizerConfig) -> Layout:
     Raises:
         ConfigError: If a pattern of ``skip`` or ``modules`` names nothing, or there is nothing to quantize.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = modules_of(model)
     _check_patterns(modules, config)
     groups = _tied_groups(model, modules)
     together = {name for group in groups for name in group}
@@ -77,7 +80,9 @@ def layout_of(model: nn.Module, config: QuantizerConfig) -> Layout:
                 layers[name] = _tied_scheme(name, source, config)
     if not layers:
         raise ConfigError(["the model has no linear layer that int8 could take"])
-    return Layout(layers=layers, embeddings=tuple(embeddings), tied=tied)
+    whole = {name.rsplit(".", 2)[0] for name in layers}
+    experts = tuple(name for name, module in modules.items() if name in whole and is_fused(module))
+    return Layout(layers=layers, embeddings=tuple(embeddings), tied=tied, experts=experts)
 
 
 def build(layout: Layout, name: str, layer: nn.Module, bias: bool) -> Int8Linear:

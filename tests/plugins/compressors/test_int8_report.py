@@ -86,9 +86,11 @@ def test_a_static_range_for_a_tied_head_is_refused(make):
         assert f"{kind}, tied" in [line["scheme"] for line in report.layers]
 
 
-def test_experts_that_stay_float_are_named_with_a_warning():
+def test_experts_of_an_unknown_kind_stay_float_and_are_named_with_a_warning():
+    model = mixtral()
+    model.model.layers[0].mlp.experts.temperature = torch.nn.Parameter(torch.ones(4))
     with pytest.warns(UserWarning, match=r"% of the weights stay floating point.*mlp\.experts\.gate_up_proj"):
-        _, report = Int8().build().compress(ts.LM(model=mixtral(), tokenizer=None, family="decoder"), runtime=RUNTIME)
+        _, report = Int8().build().compress(ts.LM(model=model, tokenizer=None, family="decoder"), runtime=RUNTIME)
     left = report.summary["float_weights"]
     assert {"model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"} <= set(left)
     plain = dict(mixtral().named_parameters())
