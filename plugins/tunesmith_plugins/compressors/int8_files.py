@@ -101,6 +101,17 @@ def opened(file: str) -> Iterator[Any]:
         ) from cause
 
 
+def tensors_in(files: Sequence[str], model: Any) -> set[str]:
+    """Return the names of the tensors in files, each as it is, with the name of the model's body before it and without that."""
+    prefix = f"{model.base_model_prefix}."
+    found: set[str] = set()
+    for file in files:
+        with opened(file) as weights:
+            for key in weights.keys():  # noqa: SIM118  (not a mapping)
+                found |= {key, key.removeprefix(prefix), prefix + key}
+    return found
+
+
 def check_files(layout: Layout, names: Mapping[str, str | None], model: Any, files: Sequence[str]) -> None:
     """Compare what is in the files with what the layout asks for.
 

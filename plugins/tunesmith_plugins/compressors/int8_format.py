@@ -35,8 +35,9 @@ from tunesmith_plugins.compressors.int8_files import (
     opened,
     places_of_experts,
     renamed,
+    tensors_in,
 )
-from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, build, check_places, layout_of, tie
+from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, build, check_places, layout_of, tie, with_heads
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
 from tunesmith_plugins.compressors.int8_weight import Int8Weight, quantize, row_blocks
 from tunesmith_plugins.compressors.layers import let_go_of_files
@@ -240,6 +241,7 @@ class Int8Quantizer(HfQuantizer):
             if config.checksums and files:
                 # afterwards: what is wrong with a number says more than that there is another one
                 self._compares = partial(int8_checksums.check, config.checksums, config.told(), files)
+            layout = with_heads(layout, model, tensors_in(files, model))
         else:
             assert config._compressor is not None
             for target in _different(model, checkpoint_files or ()):
@@ -257,8 +259,10 @@ class Int8Quantizer(HfQuantizer):
                 model.set_submodule(name, build(layout, name, here, here.bias is not None))
         tie(layout, model)
         # their weights are integers, which transformers cannot tie; those that are tied are so by now
-        for name in (*layout.layers, *layout.embeddings, *layout.tied):
-            model.all_tied_weights_keys.pop(f"{name}.weight", None)
+        integers = {f"{name}.weight" for name in (*layout.layers, *layout.embeddings, *layout.tied)}
+        for target, source in list(model.all_tied_weights_keys.items()):
+            if target in integers or source in integers:
+                del model.all_tied_weights_keys[target]
         compressor = config._compressor
         config.__dict__.update(vars(Int8QuantizationConfig.of(layout)), _compressor=compressor)
         return model

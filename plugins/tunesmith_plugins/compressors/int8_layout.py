@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -104,6 +104,27 @@ def tie(layout: Layout, model: nn.Module) -> None:
         else:
             like = here if isinstance(here, Int8Embedding) else Int8Embedding.like(here, device="meta")  # type: ignore[arg-type]
             model.set_submodule(name, Int8TiedEmbedding(source, like))
+
+
+def with_heads(layout: Layout, model: nn.Module, written: Set[str]) -> Layout:
+    """Return the layout with what ``model`` ties to int8 embeddings and the saved model did not have: a head on a body.
+
+    Its inputs keep 12 bits where those of all that was saved do; otherwise it is ``dynamic``.
+
+    Args:
+        layout: Of the saved model, with the names that modules have in ``model``.
+        model: With its own idea of what is tied.
+        written: Names of the tensors in the files: what is there under its own name is not tied.
+    """
+    known = {*layout.layers, *layout.embeddings, *layout.tied, *(name.removesuffix(".weight") for name in written)}
+    layers, tied = dict(layout.layers), dict(layout.tied)
+    alike = Scheme(kind="weight_only" if {each.kind for each in layers.values()} == {"weight_only"} else "dynamic")
+    for target, source in _declared(model):
+        if source in layout.embeddings and target not in known:
+            tied[target] = source
+            if _is_linear(model.get_submodule(target)):
+                layers[target] = alike
+    return evolve(layout, layers=layers, tied=tied)
 
 
 def check_places(layout: Layout, model: nn.Module) -> None:
