@@ -14,6 +14,7 @@ from tunesmith.data.config import Data
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.compressor import CompressionReport, Compressor, CompressorConfig
+from tunesmith.model_folder import check_place
 from tunesmith.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def compress(
         teacher: For distillation the larger model, as ``model``; ``model`` is the student then.
         runtime: Seed, and device and dtype of what is loaded (a model in memory keeps its own); None means the defaults.
         save: Folder to save to, readable by ``from_pretrained`` after ``import tunesmith.hf`` and by :func:`tunesmith.load`.
+            A model that is there is replaced; an adapter of peft's there is an error.
         report: Called with the report of what became smaller; ``print`` shows its sizes.
 
     Returns:
@@ -59,8 +61,8 @@ def compress(
         ConfigError: For a wrong name or option, a model that cannot be compressed so, or data that are missing.
     """
     built = _built(compressor)
-    if save is not None and Path(save).is_file():  # said before the work, which would be lost
-        raise ConfigError([f"{save} is a file, and the model is saved to a folder; give another name @ save"], WHERE)
+    if save is not None:
+        check_place(Path(save))  # said before the work, which would be lost
     lm = _handle(model, tokenizer, runtime)
     runtime = runtime or Runtime(device=str(lm.device))
     larger = None if teacher is None else _handle(teacher, tokenizer or lm.tokenizer, runtime)
@@ -128,7 +130,7 @@ def _tokenizer_of(model: PreTrainedModel) -> Any:
     from transformers import AutoTokenizer
 
     from tunesmith.hf import is_cached
-    from tunesmith.lm import TOKENIZER_FILES
+    from tunesmith.model_folder import TOKENIZER_FILES
 
     name = model.name_or_path
     # where there is none, transformers makes some tokenizers out of nothing

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, T5Config, T5EncoderModel
 
 import tunesmith as ts
@@ -156,6 +157,23 @@ def test_a_file_in_the_place_of_the_folder_is_refused_before_the_work(tmp_path):
     with pytest.raises(ConfigError, match="taken is a file.*another name @ save"):
         ts.compress(model, save=tmp_path / "taken")
     assert not getattr(model, "is_quantized", False)
+
+
+def test_a_folder_with_an_adapter_is_refused_before_the_work_and_one_with_a_model_is_not(tmp_path):
+    """What from_pretrained makes of the folder is the int8 model, and not that with an adapter of something else on it."""
+    model = gpt2()
+    model.add_adapter(LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
+    model.save_pretrained(tmp_path / "lora")
+    assert (tmp_path / "lora/adapter_config.json").is_file()
+    model = gpt2()
+    with pytest.raises(ConfigError, match="lora holds an adapter"):
+        ts.compress(model, save=tmp_path / "lora")
+    assert not getattr(model, "is_quantized", False)
+    gpt2().save_pretrained(tmp_path / "float", max_shard_size="10KB")
+    smaller = ts.compress(tmp_path / "float", save=tmp_path / "float")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "float")
+    with torch.no_grad():
+        assert torch.equal(loaded(IDS).logits, smaller.model(IDS).logits)
 
 
 def test_a_mapping_is_no_list_of_texts():
