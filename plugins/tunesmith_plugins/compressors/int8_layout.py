@@ -25,6 +25,8 @@ LINEAR: dict[str, type[Int8Linear]] = {
     layer.kind: layer for layer in (Int8Linear, Int8WeightOnlyLinear, Int8StaticLinear, Int8OutlierLinear)
 }
 """The class of every kind of scheme."""
+_PLAIN = frozenset(("transformers.models.falcon.modeling_falcon.FalconLinear",))
+"""Subclasses of linear layers that compute the same in another way."""
 
 
 @frozen(kw_only=True)
@@ -157,9 +159,12 @@ def shape_of(layer: Any) -> tuple[int, int]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    # attention of torch's own reads the weight of this one past its forward
-    return isinstance(module, (nn.Linear, Conv1D)) and not isinstance(
-        module, nn.modules.linear.NonDynamicallyQuantizableLinear
+    """Whether a product with its weight is all that a module does: routers of some mixtures are subclasses that do more."""
+    kind = type(module)
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return False  # attention of torch's own reads its weight past its forward
+    return isinstance(module, (nn.Linear, Conv1D)) and (
+        kind.forward in (nn.Linear.forward, Conv1D.forward) or f"{kind.__module__}.{kind.__qualname__}" in _PLAIN
     )
 
 

@@ -51,6 +51,7 @@ KINDS = {
     },
     # biases, inputs before outputs, and a gate of its own between interleaved halves
     "GptOss": {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": ["full_attention"] * 2},
+    "Phimoe": {"num_local_experts": 4},  # its router is a subclass of a linear layer that does more
     # no gate
     "NemotronH": {
         "head_dim": 8, "layers_block_type": ["moe", "attention"], "n_routed_experts": 4, "num_experts_per_tok": 2,
