@@ -16,6 +16,7 @@ from int8_timing import in_turn
 from torch import nn
 
 from tunesmith_plugins import kernels
+from tunesmith_plugins.compressors.experts import is_fused, split
 from tunesmith_plugins.compressors.fused import fuse
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
 
@@ -46,6 +47,14 @@ def _bert(quick: bool) -> nn.Module:
     return BertModel(BertConfig(num_hidden_layers=2 if quick else 12))
 
 
+def _mixture(quick: bool) -> nn.Module:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    size = {"num_hidden_layers": 2, "vocab_size": 4000} if quick else {"num_hidden_layers": 4, "vocab_size": 32000}
+    heads = {"num_attention_heads": 12, "num_key_value_heads": 4, "num_local_experts": 8}
+    return MixtralForCausalLM(MixtralConfig(hidden_size=768, intermediate_size=2048, **heads, **size))
+
+
 def _quantize_dynamic(model: nn.Module) -> nn.Module:
     torch.backends.quantized.engine = "x86"
     with warnings.catch_warnings():
@@ -57,6 +66,7 @@ def _quantize_dynamic(model: nn.Module) -> nn.Module:
 
 def _int8(model: nn.Module, fused: bool) -> nn.Module:
     small = copy.deepcopy(model)
+    split(small, [name for name, module in small.named_modules() if is_fused(module)])
     for name, layer in list(small.named_modules()):
         if isinstance(layer, nn.Linear):
             small.set_submodule(name, Int8Linear.from_float(layer.weight.detach(), layer.bias))
@@ -118,7 +128,7 @@ def _encoding(batch: int, time_: int) -> Job:
     return job
 
 
-Case = tuple[str, Callable[[bool], nn.Module], Job, float, float | None]
+Case = tuple[str, Callable[[bool], nn.Module], Job, float | None, float | None]
 
 
 def cases(quick: bool) -> list[Case]:
@@ -131,6 +141,8 @@ def cases(quick: bool) -> list[Case]:
         ("T5-small, batch 1", _t5, _decoding(1, new), 2.0, None),
         ("T5-small, batch 8", _t5, _decoding(8, new), 2.0, None),
         ("BERT-base, 32 x 128 tokens", _bert, _encoding(*size), 2.0, None),
+        ("Mixtral of 2 of 8 experts, batch 1", _mixture, _decoding(1, new), None, None),
+        ("Mixtral of 2 of 8 experts, batch 8", _mixture, _decoding(8, new), None, None),
     ]
 
 

@@ -5,7 +5,6 @@ Imported at run time only; torch arrives with the compressor.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +14,7 @@ from tunesmith.data.config import Data
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.compressor import CompressionReport, Compressor, CompressorConfig
+from tunesmith.model_folder import check_place
 from tunesmith.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def compress(
         teacher: For distillation the larger model, as ``model``; ``model`` is the student then.
         runtime: Seed, and device and dtype of what is loaded (a model in memory keeps its own); None means the defaults.
         save: Folder to save to, readable by ``from_pretrained`` after ``import tunesmith.hf`` and by :func:`tunesmith.load`.
+            A model that is there is replaced; an adapter of peft's there is an error.
         report: Called with the report of what became smaller; ``print`` shows its sizes.
 
     Returns:
@@ -61,7 +62,7 @@ def compress(
     """
     built = _built(compressor)
     if save is not None:
-        _check_folder(Path(save))
+        check_place(Path(save))  # said before the work, which would be lost
     lm = _handle(model, tokenizer, runtime)
     runtime = runtime or Runtime(device=str(lm.device))
     larger = None if teacher is None else _handle(teacher, tokenizer or lm.tokenizer, runtime)
@@ -82,15 +83,6 @@ def compress(
     if report is not None:
         report(told)
     return smaller
-
-
-def _check_folder(folder: Path) -> None:
-    """Check that a model can be saved there: said before the work, which would be lost."""
-    place = next((at for at in (folder, *folder.parents) if at.exists()), Path())
-    if not place.is_dir():
-        raise ConfigError([f"{place} is a file, and the model is saved to a folder; give another name @ save"], WHERE)
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError([f"{place} may not be written to; give another folder @ save"], WHERE)
 
 
 def _built(given: CompressorConfig | Compressor | str) -> Compressor:
@@ -145,7 +137,7 @@ def _tokenizer_of(model: PreTrainedModel) -> Any:
     from transformers import AutoTokenizer
 
     from tunesmith.hf import is_cached
-    from tunesmith.lm import TOKENIZER_FILES
+    from tunesmith.model_folder import TOKENIZER_FILES
 
     name = model.name_or_path
     # where there is none, transformers makes some tokenizers out of nothing

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from attrs import define
 
 from tunesmith.errors import ArtifactError, ConfigError, TunesmithError
+from tunesmith.model_folder import TOKENIZER_FILES, replaced
 from tunesmith.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -27,10 +28,6 @@ Family = Literal["encoder", "decoder", "encoder-decoder"]
 Head = Literal["lm", "classification"]
 ADAPTED = "tunesmith_lm.json"
 """A folder with this file holds (or points to) a base model and the adapters on it."""
-TOKENIZER_FILES = (
-    "tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
-)  # fmt: skip
-"""A folder with one of these has a tokenizer."""
 BASE = "base"
 """Folder of the base model in it."""
 FORMAT = 1
@@ -128,19 +125,26 @@ class LM:
     def save(self, folder: str | Path, *, copy_base: bool = True) -> None:
         """Write a folder that :func:`load` reads; without adapters also one that ``from_pretrained`` reads.
 
+        A model without adapters takes the place of one that is in the folder already, once all of it is written.
+
         Args:
             folder: Made if it is not there.
             copy_base: With adapters on: also write the base weights. If False and ``origin`` is known, the folder only
                 points to it.
+
+        Raises:
+            ConfigError: If ``folder`` is a file, or a model without adapters would come to lie beside an adapter of peft's, which
+                ``from_pretrained`` would put on it.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._save_tokenizer(folder)
         if not self.adapters:
-            with _no_bars():
-                self.model.save_pretrained(folder)
+            with replaced(folder, self.tokenizer is not None) as fresh, _no_bars():
+                self._save_tokenizer(fresh)
+                self.model.save_pretrained(fresh)
             (folder / ADAPTED).unlink(missing_ok=True)  # of another model that was here
             return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._save_tokenizer(folder)
         from tunesmith.spec import dump
 
         record: dict[str, Any] = {"format": FORMAT, "adapters": []}

@@ -212,6 +212,23 @@ def test_bytes_are_those_of_the_file_where_a_class_leaves_weights_out(tmp_path):
     assert size - 20_000 < reports[0].bytes[1] <= size
 
 
+def test_a_folder_with_an_adapter_is_refused_before_the_work_and_one_with_a_model_is_not(tmp_path):
+    """What from_pretrained makes of the folder is the int8 model, and not that with an adapter of something else on it."""
+    model = gpt2()
+    model.add_adapter(peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
+    model.save_pretrained(tmp_path / "lora")
+    assert (tmp_path / "lora/adapter_config.json").is_file()
+    model = gpt2()
+    with pytest.raises(ConfigError, match="lora holds an adapter"):
+        ts.compress(model, save=tmp_path / "lora")
+    assert not getattr(model, "is_quantized", False)
+    gpt2().save_pretrained(tmp_path / "float", max_shard_size="10KB")
+    smaller = ts.compress(tmp_path / "float", save=tmp_path / "float")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "float")
+    with torch.no_grad():
+        assert torch.equal(loaded(IDS).logits, smaller.model(IDS).logits)
+
+
 def test_a_mapping_is_no_list_of_texts():
     with pytest.raises(ConfigError, match="not one mapping @ data"):
         ts.compress(tiny_lm(), "int8_static", data={"text": 1})

@@ -91,6 +91,68 @@ def test_a_plain_model_saved_over_an_adapted_one_is_plain(tmp_path):
     assert load(tmp_path).fingerprint == tiny_lm("decoder").fingerprint
 
 
+def test_a_model_takes_the_place_of_another_whatever_files_that_one_had(tmp_path):
+    small, other = tiny_lm("decoder"), tiny_lm("decoder", seed=1)
+    other.tokenizer.chat_template = "{{ messages }}"
+    other.save(tmp_path / "sharded")
+    other.model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    (tmp_path / "sharded/model.safetensors").unlink()
+    (tmp_path / "sharded/notes.txt").write_text("mine")
+    assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 1
+    small.save(tmp_path / "sharded")
+    small.save(tmp_path / "new")
+    left = {path.name for path in (tmp_path / "sharded").iterdir()} - {
+        path.name for path in (tmp_path / "new").iterdir()
+    }
+    assert left == {"notes.txt"}
+    again = load(tmp_path / "sharded")
+    assert again.fingerprint == small.fingerprint
+    assert again.tokenizer.chat_template is None
+
+
+def test_a_model_in_shards_takes_the_place_of_one_in_a_file(tmp_path, monkeypatch):
+    """transformers reads the one file first."""
+    tiny_lm("decoder", seed=1).save(tmp_path)
+    small = tiny_lm("decoder")
+    whole = small.model.save_pretrained
+    monkeypatch.setattr(small.model, "save_pretrained", lambda folder: whole(folder, max_shard_size="20KB"))
+    small.save(tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    assert load(tmp_path).fingerprint == small.fingerprint
+
+
+def test_a_model_does_not_come_to_lie_beside_an_adapter(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"holds an adapter \(adapter_config\.json\).*another folder"):
+        tiny_lm("decoder").save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter_config.json"]
+
+
+def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    before = tiny_lm("decoder", seed=1)
+    before.save(tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    small = tiny_lm("decoder")
+
+    def full(folder):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(small.model, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space"):
+        small.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert load(tmp_path).fingerprint == before.fingerprint
+
+
+def test_a_tokenizer_that_is_there_stays_with_a_warning(tmp_path, caplog):
+    small = tiny_lm("decoder")
+    small.tokenizer.save_pretrained(tmp_path)
+    evolve(small, tokenizer=None).save(tmp_path)
+    assert "stays, and will be loaded with the model" in caplog.text
+    assert len(load(tmp_path).tokenizer) == len(small.tokenizer)
+
+
 def test_merged_weights_are_not_the_origin_any_more(tmp_path):
     tiny_lm("decoder").save(tmp_path / "base-model")
     lm = adapters.create("lora").build().attach(load(tmp_path / "base-model"), Runtime())

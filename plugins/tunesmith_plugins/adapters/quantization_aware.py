@@ -55,6 +55,14 @@ class QuantizationAwareAdapter(WholeModel):
             ConfigError: If the compressor has nothing to quantize, or cannot be trained through.
         """
         self.layout = layout_of(lm.model, self.compressor)
+        if self.layout.experts:
+            raise ConfigError(
+                [
+                    f"experts cannot be trained through the rounding, and the model has some ({self.layout.experts[0]}); name "
+                    "them in skip of the compressor, which leaves them float, or compress the model without this adapter"
+                ],
+                "quantization_aware",
+            )
         attached = super().attach(lm, runtime)
         model = lm.model
         for name in (*self.layout.embeddings, *self.layout.tied):

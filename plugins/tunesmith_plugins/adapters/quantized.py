@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from tunesmith_plugins.compressors.experts import SplitExperts
+
 
 def is_quantized(module: Any) -> bool:
     """Say whether a module is a linear layer with integer weights (those of the int8 compressor are)."""
@@ -33,6 +35,9 @@ def stood_in(model: torch.nn.Module) -> Iterator[None]:
     tunesmith's LoRA and (IA)^3 are injected within it. So can those be that peft makes itself: call ``get_peft_model``,
     ``PeftModel.from_pretrained``, ``model.add_adapter`` or ``model.load_adapter`` within. Methods that read the weights
     (DoRA, initial values from them) raise when they do, and so does merging.
+
+    Experts are layers of their own in such a model. peft would take their names for those of the tensors that hold all of them
+    in a float one, by the type of the model that its config states, so the config states none meanwhile.
     """
     real: dict[torch.nn.Module, torch.nn.Module] = {}
     made: dict[torch.nn.Module, torch.nn.Module] = {}
@@ -42,9 +47,15 @@ def stood_in(model: torch.nn.Module) -> Iterator[None]:
                 made[child] = _stand_in(child)
                 real[made[child]] = child
             setattr(parent, name, made[child])
+    config: Any = getattr(model, "config", None)
+    untyped = config is not None and any(isinstance(module, SplitExperts) for module in model.modules())
+    if untyped:
+        config.model_type = ""
     try:
         yield
     finally:
+        if untyped:
+            del config.model_type  # that of its class is left
         for parent, name, child in _children(model):
             if child in real:
                 setattr(parent, name, real[child])

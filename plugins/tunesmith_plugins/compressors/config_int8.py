@@ -90,9 +90,9 @@ class DataFreeConfig(QuantizerConfig):
 class Int8(DataFreeConfig):
     """Dynamic int8: weights per output channel, activations per row while the model runs, in 8 bits or where needed 12.
 
-    Every ``Linear`` and ``Conv1D`` becomes an integer layer, token embeddings are kept in int8 and looked up row by row, and
-    a head tied to them multiplies with the same integers; norms, position embeddings and weights outside of such layers (the
-    experts of some mixtures) stay as they are, and the report names them. Symmetric weights
+    Every ``Linear`` and ``Conv1D`` becomes an integer layer, and so does each projection of each expert of a mixture; token
+    embeddings are kept in int8 and looked up row by row, and a head tied to them multiplies with the same integers. Norms,
+    position embeddings, routers and other weights outside of such layers stay as they are, and the report names them. Symmetric weights
     in [-127, 127] (one scale per output channel), unsigned activations with a zero point per row, int32 accumulation
     (Dettmers et al. 2022, section 2.1, without the outlier part). The model saves with ``save_pretrained`` and loads with
     ``from_pretrained`` after ``import tunesmith.hf``.

@@ -18,6 +18,7 @@ from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors import int8_format, int8_left, int8_report, int8_weight
 from tunesmith_plugins.compressors.config_int8 import Scheme
+from tunesmith_plugins.compressors.experts import modules_of, split
 from tunesmith_plugins.compressors.fused import fuse
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding
 from tunesmith_plugins.compressors.int8_held import outlying, without
@@ -103,10 +104,13 @@ class Int8Compressor(Compressor):
         int8_format.register_with_transformers()
         lm = merged(lm, "int8", self.config, teacher)
         layout = layout_of(lm.model, self.config)
+        modules: dict[str, Any] = modules_of(lm.model)
         for name in (*layout.embeddings, *(name for name in layout.layers if name not in layout.tied)):
-            weight = matrix(lm.model.get_submodule(name))
+            weight = matrix(modules[name])
             checked(name, lambda weight=weight: int8_weight.check(weight))
         before = lm.parameter_count(nonzero=True), stored_bytes(lm.model)
+        del modules, weight
+        split(lm.model, layout.experts)
         int8_format.without_float16(lm.model)
         return lm, layout, before
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from attrs import evolve
@@ -13,10 +14,13 @@ from tunesmith.kinds.compressor import CompressionReport
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors import int8_ranges, int8_smooth
+from tunesmith_plugins.compressors.config_int8 import Scheme
 from tunesmith_plugins.compressors.examples import needed_examples
 from tunesmith_plugins.compressors.int8 import Int8Compressor, Seen
 from tunesmith_plugins.compressors.int8_layout import Layout
 from tunesmith_plugins.compressors.int8_ranges import Inputs
+
+log = logging.getLogger("tunesmith.compressors")
 
 
 class Int8StaticCompressor(Int8Compressor):
@@ -37,6 +41,7 @@ class Int8StaticCompressor(Int8Compressor):
         with runtime.activated():
             own = [name for name in layout.layers if name not in layout.tied]
             inputs = int8_ranges.observe(lm, data, own, self.config, runtime)
+            layout = _dynamic_where_unseen(layout, inputs)
             layout, seen = self.calibrated(lm, layout, inputs, data, runtime)
         return self.convert(lm, layout, before, seen, runtime)
 
@@ -93,6 +98,23 @@ class SmoothQuantCompressor(Int8StaticCompressor):
             inputs = int8_ranges.observe(lm, data, list(inputs), self.config, runtime, vectors)
         seen = Seen(rows=rows, smooth=vectors)
         return layout, self.with_ranges(lm, layout, inputs, seen, data, runtime)
+
+
+def _dynamic_where_unseen(layout: Layout, inputs: dict[str, Inputs]) -> Layout:
+    """Return the layout with ranges measured while the model runs for experts that no example was sent to: a router may send
+    other texts there."""
+    unseen = [
+        name
+        for name, scheme in layout.layers.items()
+        if scheme.kind == "static" and name not in inputs and name.rsplit(".", 2)[0] in layout.experts
+    ]
+    if unseen:
+        log.warning(
+            "no example reaches %s layers of experts, such as %s: they get dynamic ranges; more examples reach more.",
+            len(unseen),
+            unseen[0],
+        )
+    return evolve(layout, layers={**layout.layers, **dict.fromkeys(unseen, Scheme())})
 
 
 def _rows(inputs: dict[str, Inputs]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from tunesmith.errors import ArtifactError, ConfigError
+from tunesmith_plugins.compressors.experts import is_fused
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding
 from tunesmith_plugins.compressors.int8_layout import Layout, build
 from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8StaticLinear
@@ -35,10 +36,31 @@ def names_in(layout: Layout, model: Any) -> dict[str, str | None]:
         *layout.embeddings,
         *layout.tied,
         *layout.tied.values(),
+        *layout.experts,
     ):
         found[name] = _place(name, prefix, known)
         if found[name] is None and (same or name.startswith(prefix)):
             raise ConfigError([f"quantization_config names a layer {name!r} that this model does not have"])
+    return found
+
+
+def places_of_experts(layout: Layout, model: Any) -> list[str]:
+    """Return the names that the layout's modules of experts have in ``model``, without those that it does not have.
+
+    Raises:
+        ConfigError: If one is no such module.
+    """
+    prefix = f"{model.base_model_prefix}."
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = [place for name in layout.experts if (place := _place(name, prefix, modules.keys())) is not None]
+    problems = [
+        f"quantization_config takes {name!r} for experts that transformers keeps in one tensor, and it is a "
+        f"{type(modules[name]).__name__}"
+        for name in found
+        if not is_fused(modules[name])
+    ]
+    if problems:
+        raise ConfigError(problems)
     return found
 
 
@@ -59,6 +81,7 @@ def renamed(layout: Layout, names: Mapping[str, str | None]) -> Layout:
         held={here: layout.held[name] for name, here in places(layout.held)},
         embeddings=tuple(here for _, here in places(layout.embeddings)),
         tied={here: names[layout.tied[name]] or "" for name, here in places(layout.tied)},
+        experts=tuple(here for _, here in places(layout.experts)),
     )
 
 
@@ -76,6 +99,17 @@ def opened(file: str) -> Iterator[Any]:
         raise ArtifactError(
             f"{file} cannot be read: {cause}; it was cut or changed. Copy it again, or make the model again."
         ) from cause
+
+
+def tensors_in(files: Sequence[str], model: Any) -> set[str]:
+    """Return the names of the tensors in files, each as it is, with the name of the model's body before it and without that."""
+    prefix = f"{model.base_model_prefix}."
+    found: set[str] = set()
+    for file in files:
+        with opened(file) as weights:
+            for key in weights.keys():  # noqa: SIM118  (not a mapping)
+                found |= {key, key.removeprefix(prefix), prefix + key}
+    return found
 
 
 def check_files(layout: Layout, names: Mapping[str, str | None], model: Any, files: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import attrs
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers.core_model_loading import ConversionOps
+from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import (
     AUTO_QUANTIZER_MAPPING,
@@ -25,10 +25,19 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from tunesmith.errors import ArtifactError, ConfigError
 from tunesmith_plugins.compressors import int8_checksums
 from tunesmith_plugins.compressors.config_int8 import QuantizerConfig, Scheme
+from tunesmith_plugins.compressors.experts import split
 from tunesmith_plugins.compressors.fused import fuse
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8TiedLinear
-from tunesmith_plugins.compressors.int8_files import check_files, check_numbers, names_in, opened, renamed
-from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, build, check_places, layout_of, tie
+from tunesmith_plugins.compressors.int8_files import (
+    check_files,
+    check_numbers,
+    names_in,
+    opened,
+    places_of_experts,
+    renamed,
+    tensors_in,
+)
+from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, build, check_places, layout_of, tie, with_heads
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
 from tunesmith_plugins.compressors.int8_weight import Int8Weight, quantize, row_blocks
 from tunesmith_plugins.compressors.layers import let_go_of_files
@@ -37,9 +46,9 @@ from tunesmith_plugins.compressors.mapped_pages import let_go_of_pages
 log = logging.getLogger("tunesmith.compressors")
 
 METHOD = "tunesmith_int8"
-VERSION = 2
-"""The newest. Version 0, of tunesmith 0.1, had the names of dynamic layers and nothing else; version 1 knows of no held weights,
-and is what a model without them is written as."""
+VERSION = 3
+"""The newest. Version 0, of tunesmith 0.1, had the names of dynamic layers and nothing else; version 2 added held weights,
+version 3 experts. A model is written as the lowest that has all that it needs."""
 NO_FLOAT16 = (
     "int8 layers run in float32 or bfloat16: this float16 model becomes float32; the integers are the same, and "
     "dtype=torch.bfloat16 takes half the memory for what stays float."
@@ -56,6 +65,7 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
         held: Names of layers that hold weights apart in float32, to how many.
         embeddings: Names of embeddings.
         tied: Names of modules that use an embedding's integers, to its name.
+        experts: Names of modules of experts that are split into linear layers.
         checksums: Names of tensors in the files, to what their bytes came to when they were written; ``{}``: unknown.
 
     Raises:
@@ -71,6 +81,7 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
         tied: Mapping[str, str] | None = None,
         checksums: Mapping[str, str] | None = None,
         held: Mapping[str, int] | None = None,
+        experts: Sequence[str] = (),
         **unused: object,
     ) -> None:
         self.quant_method = METHOD
@@ -83,13 +94,14 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
             self.layers = {str(name): dict(layers[name]) if isinstance(layers, Mapping) else {} for name in layers}
             self.smoothed, self.embeddings, self.tied = list(smoothed), list(embeddings), dict(tied or {})
             self.held = {str(name): int(count) for name, count in (held or {}).items()}
+            self.experts = list(map(str, experts))
             self.checksums = dict(checksums or {}) if version else {}
         except (AttributeError, TypeError, ValueError) as cause:
             raise ArtifactError(
-                f"quantization_config is damaged ({cause}): layers, tied, held and checksums are mappings, smoothed and "
-                "embeddings lists of names; make the model again."
+                f"quantization_config is damaged ({cause}): layers, tied, held and checksums are mappings, smoothed, "
+                "embeddings and experts lists of names; make the model again."
             ) from cause
-        self.version = VERSION if self.held else 1
+        self.version = 3 if self.experts else 2 if self.held else 1
         self._compressor: QuantizerConfig | None = None
         self.layout()
 
@@ -103,6 +115,7 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
             held=layout.held,
             embeddings=layout.embeddings,
             tied=layout.tied,
+            experts=layout.experts,
         )
 
     @classmethod
@@ -154,6 +167,7 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
             held=self.held,
             embeddings=tuple(self.embeddings),
             tied=self.tied,
+            experts=tuple(self.experts),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -163,7 +177,7 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
     def told(self) -> dict[str, Any]:
         """Return what it keeps besides the checksums."""
         keys = ["quant_method", "version", "layers", "smoothed", "embeddings", "tied"]
-        return {key: getattr(self, key) for key in ([*keys, "held"] if self.held else keys)}
+        return {key: getattr(self, key) for key in (*keys, *(key for key in ("held", "experts") if getattr(self, key)))}
 
 
 def _told(scheme: Scheme) -> dict[str, Any]:
@@ -187,6 +201,7 @@ class Int8Quantizer(HfQuantizer):
                 METHOD,
             )
         self._quantizes: dict[str, bool] = {}
+        self._splits: dict[str, str] = {}
         self._compares: Callable[[], None] | None = None
         self._model: weakref.ref[nn.Module] | None = None
         self._trained: frozenset[str] = frozenset()
@@ -217,6 +232,7 @@ class Int8Quantizer(HfQuantizer):
         config = self.quantization_config
         if self.pre_quantized:
             saved = config.layout()
+            split(model, places_of_experts(saved, model))
             names = names_in(saved, model)
             layout = renamed(saved, names)
             check_places(layout, model)
@@ -225,11 +241,13 @@ class Int8Quantizer(HfQuantizer):
             if config.checksums and files:
                 # afterwards: what is wrong with a number says more than that there is another one
                 self._compares = partial(int8_checksums.check, config.checksums, config.told(), files)
+            layout = with_heads(layout, model, tensors_in(files, model))
         else:
             assert config._compressor is not None
             for target in _different(model, checkpoint_files or ()):
                 model.all_tied_weights_keys.pop(target)
             layout = layout_of(model, config._compressor)
+            self._split(model, layout)
             own = [name for name in (*layout.layers, *layout.embeddings) if name not in layout.tied]
             # GPT-2 keeps (inputs, outputs)
             self._quantizes = {name: isinstance(model.get_submodule(name), Conv1D) for name in own}
@@ -241,19 +259,39 @@ class Int8Quantizer(HfQuantizer):
                 model.set_submodule(name, build(layout, name, here, here.bias is not None))
         tie(layout, model)
         # their weights are integers, which transformers cannot tie; those that are tied are so by now
-        for name in (*layout.layers, *layout.embeddings, *layout.tied):
-            model.all_tied_weights_keys.pop(f"{name}.weight", None)
+        integers = {f"{name}.weight" for name in (*layout.layers, *layout.embeddings, *layout.tied)}
+        for target, source in list(model.all_tied_weights_keys.items()):
+            if target in integers or source in integers:
+                del model.all_tied_weights_keys[target]
         compressor = config._compressor
         config.__dict__.update(vars(Int8QuantizationConfig.of(layout)), _compressor=compressor)
         return model
 
+    def _split(self, model: Any, layout: Layout) -> None:
+        """Split experts, and keep the places of their tensors, under whose names transformers brings what it reads."""
+        for name in layout.experts:
+            whole = model.get_submodule(name)
+            split(model, [name])
+            for own, tensor in whole.named_parameters(recurse=False):
+                model.get_submodule(name).register_parameter(own, tensor)
+                self._splits[f"{name}.{own}"] = name
+
+    def update_weight_conversions(self, weight_conversions: list[Any], *rest: Any) -> list[Any]:
+        """Return what is done to the tensors of a file before they reach the model: nothing where its experts were saved one
+        by one, under the names that they have here."""
+        if self.pre_quantized and self.quantization_config.experts:
+            return [each for each in weight_conversions if not isinstance(each, WeightConverter)]
+        return weight_conversions
+
     def param_needs_quantization(self, model: Any, param_name: str, **unused: object) -> bool:
         """Say whether a tensor of a float model becomes int8 as it is read."""
+        if param_name in self._splits:
+            return True
         return param_name.endswith(".weight") and param_name.removesuffix(".weight") in self._quantizes
 
     def get_quantize_ops(self) -> ConversionOps:
         """Return what makes it int8."""
-        return _Quantize(self._quantizes)
+        return _Quantize(self._quantizes, self._splits)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **unused: object) -> nn.Module:
         for name, module in model.named_modules():
@@ -266,6 +304,8 @@ class Int8Quantizer(HfQuantizer):
         if self._compares is not None:
             self._compares()
             self._compares = None
+        if self.quantization_config.experts:
+            saved_as_named(model)
         integers = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Int8Weight)}
         let_go_of_files(model, integers)  # those are let go of when they are packed
         fuse(model)
@@ -314,21 +354,44 @@ class _Quantize(ConversionOps):
 
     Args:
         transposed: Names of layers to whether their weights are (inputs, outputs).
+        experts: Names of tensors that hold all experts of a module, to the module's.
     """
 
-    def __init__(self, transposed: Mapping[str, bool]) -> None:
-        self.transposed = transposed
+    def __init__(self, transposed: Mapping[str, bool], experts: Mapping[str, str]) -> None:
+        self.transposed, self.experts = transposed, experts
 
-    def convert(self, input_dict: dict[str, Any], model: Any = None, **unused: object) -> dict[str, Tensor]:
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        model: Any = None,
+        missing_keys: set[str] | None = None,
+        **unused: object,
+    ) -> dict[str, Tensor]:
         """Return the tensors of the layers whose weights are given."""
-        made = {}
+        made: dict[str, Tensor] = {}
         for name, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value
-            layer = name.removesuffix(".weight")
-            rows = weight.T if self.transposed[layer] else weight
-            made[name], made[f"{name}_scale"] = quantize(rows, model.get_submodule(layer).group_size)
+            if name in self.experts:
+                place = self.experts[name]
+                whole, own = model.get_submodule(place), name.removeprefix(f"{place}.")
+                for part, tensor in whole.split(own, weight):
+                    made |= self._made(model, f"{place}.{part}", tensor)
+                whole.register_parameter(own, None)
+                if missing_keys is not None:
+                    missing_keys.discard(name)
+            else:
+                made |= self._made(model, name, weight)
             let_go_of_pages(weight)
         return made
+
+    def _made(self, model: Any, name: str, weight: Tensor) -> dict[str, Tensor]:
+        """Return the tensors that are kept for one of a file; a copy of what stays float, which may be a part of a large one."""
+        layer = name.removesuffix(".weight")
+        if layer not in self.transposed:
+            return {name: weight.clone(memory_format=torch.contiguous_format)}
+        rows = weight.T if self.transposed[layer] else weight
+        integers, scale = quantize(rows, model.get_submodule(layer).group_size)
+        return {name: integers, f"{name}_scale": scale}
 
 
 def announce(model: Any, layout: Layout) -> None:
@@ -345,6 +408,14 @@ def announce(model: Any, layout: Layout) -> None:
     model.hf_quantizer.watch(model)
     model.is_quantized = True
     model.quantization_method = METHOD
+    if layout.experts:
+        saved_as_named(model)
+
+
+def saved_as_named(model: Any) -> None:
+    """Let ``save_pretrained`` write tensors under the names that they have in the model: by itself it gathers experts into the
+    tensors of the architecture's first checkpoints."""
+    model._weight_conversions = []
 
 
 def without_float16(model: Any) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ConfigError
 from tunesmith_plugins.compressors.config_int8 import QuantizerConfig, Scheme
+from tunesmith_plugins.compressors.experts import is_fused, modules_of
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8TiedEmbedding, Int8TiedLinear
 from tunesmith_plugins.compressors.int8_linear import (
     Int8Linear,
@@ -24,6 +25,8 @@ LINEAR: dict[str, type[Int8Linear]] = {
     layer.kind: layer for layer in (Int8Linear, Int8WeightOnlyLinear, Int8StaticLinear, Int8OutlierLinear)
 }
 """The class of every kind of scheme."""
+_PLAIN = frozenset(("transformers.models.falcon.modeling_falcon.FalconLinear",))
+"""Subclasses of linear layers that compute the same in another way."""
 
 
 @frozen(kw_only=True)
@@ -36,6 +39,7 @@ class Layout:
         held: Those of them that hold weights apart, to how many.
         embeddings: Names of embeddings.
         tied: Names of modules that use the integers of an embedding, to its name.
+        experts: Names of modules of experts that are split into linear layers for it (see ``experts``).
     """
 
     layers: Mapping[str, Scheme] = field(factory=dict)
@@ -43,6 +47,7 @@ class Layout:
     held: Mapping[str, int] = field(factory=dict)
     embeddings: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(factory=dict)
+    experts: tuple[str, ...] = ()
 
 
 def layout_of(model: nn.Module, config: QuantizerConfig) -> Layout:
@@ -53,7 +58,7 @@ def layout_of(model: nn.Module, config: QuantizerConfig) -> Layout:
     Raises:
         ConfigError: If a pattern of ``skip`` or ``modules`` names nothing, or there is nothing to quantize.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = modules_of(model)
     _check_patterns(modules, config)
     groups = _tied_groups(model, modules)
     together = {name for group in groups for name in group}
@@ -77,7 +82,9 @@ def layout_of(model: nn.Module, config: QuantizerConfig) -> Layout:
                 layers[name] = _tied_scheme(name, source, config)
     if not layers:
         raise ConfigError(["the model has no linear layer that int8 could take"])
-    return Layout(layers=layers, embeddings=tuple(embeddings), tied=tied)
+    whole = {name.rsplit(".", 2)[0] for name in layers}
+    experts = tuple(name for name, module in modules.items() if name in whole and is_fused(module))
+    return Layout(layers=layers, embeddings=tuple(embeddings), tied=tied, experts=experts)
 
 
 def build(layout: Layout, name: str, layer: nn.Module, bias: bool) -> Int8Linear:
@@ -99,6 +106,27 @@ def tie(layout: Layout, model: nn.Module) -> None:
         else:
             like = here if isinstance(here, Int8Embedding) else Int8Embedding.like(here, device="meta")  # type: ignore[arg-type]
             model.set_submodule(name, Int8TiedEmbedding(source, like))
+
+
+def with_heads(layout: Layout, model: nn.Module, written: Set[str]) -> Layout:
+    """Return the layout with what ``model`` ties to int8 embeddings and the saved model did not have: a head on a body.
+
+    Its inputs keep 12 bits where those of all that was saved do; otherwise it is ``dynamic``.
+
+    Args:
+        layout: Of the saved model, with the names that modules have in ``model``.
+        model: With its own idea of what is tied.
+        written: Names of the tensors in the files: what is there under its own name is not tied.
+    """
+    known = {*layout.layers, *layout.embeddings, *layout.tied, *(name.removesuffix(".weight") for name in written)}
+    layers, tied = dict(layout.layers), dict(layout.tied)
+    alike = Scheme(kind="weight_only" if {each.kind for each in layers.values()} == {"weight_only"} else "dynamic")
+    for target, source in _declared(model):
+        if source in layout.embeddings and target not in known:
+            tied[target] = source
+            if _is_linear(model.get_submodule(target)):
+                layers[target] = alike
+    return evolve(layout, layers=layers, tied=tied)
 
 
 def check_places(layout: Layout, model: nn.Module) -> None:
@@ -131,9 +159,12 @@ def shape_of(layer: Any) -> tuple[int, int]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    # attention of torch's own reads the weight of this one past its forward
-    return isinstance(module, (nn.Linear, Conv1D)) and not isinstance(
-        module, nn.modules.linear.NonDynamicallyQuantizableLinear
+    """Whether a product with its weight is all that a module does: routers of some mixtures are subclasses that do more."""
+    kind = type(module)
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return False  # attention of torch's own reads its weight past its forward
+    return isinstance(module, (nn.Linear, Conv1D)) and (
+        kind.forward in (nn.Linear.forward, Conv1D.forward) or f"{kind.__module__}.{kind.__qualname__}" in _PLAIN
     )
 
 

@@ -21,7 +21,7 @@ def left_float(model: nn.Module) -> dict[str, Parameter]:
     """Return the floating-point weights of two and more dimensions by name, shared ones once.
 
     They are those of layers that ``skip`` and ``modules`` leave alone, position embeddings and position biases, convolutions,
-    and whatever a model multiplies with outside of a linear layer, as the experts of some mixtures.
+    and whatever a model multiplies with outside of a linear layer: routers, and experts that lie in a way unknown here.
     """
     return {name: weight for name, weight in model.named_parameters() if weight.dim() > 1}
 
@@ -41,8 +41,8 @@ def warn(left: Mapping[str, Parameter], model: nn.Module, config: QuantizerConfi
         largest = sorted(missed, key=lambda name: -missed[name].numel())
         more = f" and {len(largest) - 3} more" if len(largest) > 3 else ""
         warnings.warn(
-            f"{share:.0%} of the weights stay floating point, since int8 takes Linear and Conv1D layers and token embeddings: "
-            f"{', '.join(largest[:3])}{more}. The report's summary names all as float_weights",
+            f"{share:.0%} of the weights stay floating point, since int8 takes Linear and Conv1D layers, token embeddings and "
+            f"experts that lie as transformers' own do: {', '.join(largest[:3])}{more}. The report's summary names all as float_weights",
             stacklevel=4,
         )
 

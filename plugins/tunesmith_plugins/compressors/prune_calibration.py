@@ -21,6 +21,7 @@ from tunesmith.training.batches import Collate
 from tunesmith.training.stream import Fixed
 from tunesmith.training.task import Limits, Task, objective_of
 from tunesmith_plugins.compressors.examples import needed_examples
+from tunesmith_plugins.compressors.experts import SplitExperts
 from tunesmith_plugins.compressors.prune import Named
 
 Batch = dict[str, torch.Tensor]
@@ -105,8 +106,8 @@ class Visit:
 
     Attributes:
         layers: Its layers that are pruned, in the order in which they run.
-        last: The one that runs last.
-        calls: How often that one runs in one pass.
+        last: What runs last: one of them, or the experts of which some are.
+        calls: How often that runs in one pass.
     """
 
     layers: tuple[Named, ...]
@@ -115,11 +116,16 @@ class Visit:
 
 
 def visits(lm: LM, layers: Sequence[Named], batch: Batch) -> tuple[list[Visit], list[str]]:
-    """Return the blocks in the order in which a pass meets them, and the names of layers that it does not meet."""
+    """Return the blocks in the order in which a pass meets them, and the names of layers that it does not meet.
+
+    Which experts a pass meets is up to the batch: those that ``experts`` has split are met all together or not at all.
+    """
     order: dict[str, int] = {}
     calls: dict[str, int] = {}
     handles = []
-    for name, layer in layers:
+    wholes = {name: _whole(lm.model, name) for name, _ in layers}
+    met_as = {name: lm.model.get_submodule(name) for name in dict.fromkeys(wholes.values())}
+    for name, layer in met_as.items():
 
         def met(*_: Any, name: str = name) -> None:
             order.setdefault(name, len(order))
@@ -133,11 +139,19 @@ def visits(lm: LM, layers: Sequence[Named], batch: Batch) -> tuple[list[Visit], 
         for handle in handles:
             handle.remove()
     groups: dict[str, list[Named]] = {}
-    for name, layer in sorted((named for named in layers if named[0] in order), key=lambda named: order[named[0]]):
+    known = [named for named in layers if wholes[named[0]] in order]
+    for name, layer in sorted(known, key=lambda named: order[wholes[named[0]]]):
         match = _BLOCK.fullmatch(name)
         groups.setdefault(match[1] if match else name, []).append((name, layer))
-    found = [Visit(layers=tuple(group), last=group[-1][0], calls=calls[group[-1][0]]) for group in groups.values()]
-    return found, [name for name, _ in layers if name not in order]
+    lasts = [(group, wholes[group[-1][0]]) for group in groups.values()]
+    found = [Visit(layers=tuple(group), last=last, calls=calls[last]) for group, last in lasts]
+    return found, [name for name, _ in layers if wholes[name] not in order]
+
+
+def _whole(model: torch.nn.Module, name: str) -> str:
+    """Return the name of the experts that a layer is part of; its own if it is not."""
+    parent = name.rsplit(".", 2)[0]
+    return parent if isinstance(model.get_submodule(parent), SplitExperts) else name
 
 
 def observe(lm: LM, visit: Visit, batches: Sequence[Batch], see: Mapping[str, Callable[[torch.Tensor], None]]) -> None:
@@ -165,7 +179,7 @@ def observe(lm: LM, visit: Visit, batches: Sequence[Batch], see: Mapping[str, Ca
         if not left[0]:
             raise Enough
 
-    handles.append(dict(visit.layers)[visit.last].register_forward_hook(done))
+    handles.append(lm.model.get_submodule(visit.last).register_forward_hook(done))
     try:
         with lm.evaluating():
             for batch in batches:

@@ -103,6 +103,36 @@ def test_the_body_alone_and_another_head_can_be_loaded(make, tmp_path):
         assert torch.equal(again(input_ids=IDS).last_hidden_state, body(input_ids=IDS).last_hidden_state)
 
 
+@pytest.mark.parametrize("kind", ["t5", "llama", "gpt2"])
+@pytest.mark.parametrize("config", [Int8, Int8WeightOnly])
+def test_a_body_is_read_as_a_class_whose_head_is_tied(make, tmp_path, kind, config):
+    """What the file does not have multiplies with the integers of the embedding, as in a model that had a head before."""
+    whole = make(kind)
+    whole.model.config.tie_word_embeddings = True
+    whole.model.tie_weights()
+    whole.model.save_pretrained(tmp_path / "whole")
+    compressor = config(measure_rows=0, rounding="nearest").build()
+    body = load(tmp_path / "whole")
+    body = evolve(body, model=transformers.AutoModel.from_pretrained(tmp_path / "whole"))
+    compressor.compress(body, runtime=RUNTIME)[0].model.save_pretrained(tmp_path / "body")
+    want = logits(compressor.compress(whole, runtime=RUNTIME)[0])
+    read = type(whole.model).from_pretrained(tmp_path / "body")
+    assert isinstance(read.get_output_embeddings(), Int8TiedLinear)
+    assert torch.equal(logits(evolve(whole, model=read)), want)
+    read.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(evolve(whole, model=type(read).from_pretrained(tmp_path / "again"))), want)
+
+
+def test_a_head_that_is_in_the_files_is_not_tied_whatever_the_config_says(make, tmp_path):
+    small, _ = Int8(measure_rows=0, skip=("lm_head",)).build().compress(make("llama"), runtime=RUNTIME)
+    small.save(tmp_path / "m")
+    config = json.loads((tmp_path / "m/config.json").read_text()) | {"tie_word_embeddings": True}
+    (tmp_path / "m/config.json").write_text(json.dumps(config))
+    read = type(small.model).from_pretrained(tmp_path / "m")
+    assert type(read.lm_head) is torch.nn.Linear
+    assert torch.equal(logits(evolve(small, model=read)), logits(small))
+
+
 @pytest.mark.parametrize("kind", ["t5", "llama", "gpt2", "bert"])
 @pytest.mark.parametrize(
     "config",

@@ -86,9 +86,11 @@ def test_a_static_range_for_a_tied_head_is_refused(make):
         assert f"{kind}, tied" in [line["scheme"] for line in report.layers]
 
 
-def test_experts_that_stay_float_are_named_with_a_warning():
+def test_experts_of_an_unknown_kind_stay_float_and_are_named_with_a_warning():
+    model = mixtral()
+    model.model.layers[0].mlp.experts.temperature = torch.nn.Parameter(torch.ones(4))
     with pytest.warns(UserWarning, match=r"% of the weights stay floating point.*mlp\.experts\.gate_up_proj"):
-        _, report = Int8().build().compress(ts.LM(model=mixtral(), tokenizer=None, family="decoder"), runtime=RUNTIME)
+        _, report = Int8().build().compress(ts.LM(model=model, tokenizer=None, family="decoder"), runtime=RUNTIME)
     left = report.summary["float_weights"]
     assert {"model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"} <= set(left)
     plain = dict(mixtral().named_parameters())
@@ -137,3 +139,34 @@ def test_large_tables_of_positions_are_named_without_a_warning():
         warnings.simplefilter("error", UserWarning)
         _, report = Int8().build().compress(lm, runtime=RUNTIME)
     assert report.summary["float_weights"] == ["model.decoder.embed_positions.weight"]
+
+
+def test_a_linear_layer_with_a_forward_of_its_own_stays_as_it_is_unless_that_is_known_to_be_plain():
+    torch.manual_seed(0)
+    config = transformers.FalconConfig(
+        vocab_size=30,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        new_decoder_architecture=True,
+        num_kv_heads=2,
+    )
+    model = transformers.FalconForCausalLM(config).eval()
+
+    class Doubled(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    model.lm_head = Doubled(32, 30, bias=False)
+    model.config.tie_word_embeddings = False
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        exact = model(ids).logits
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            small, report = (
+                Int8().build().compress(ts.LM(model=model, tokenizer=None, family="decoder"), runtime=RUNTIME)
+            )
+        assert sqnr(exact, small.model(ids).logits) > 34
+    assert "lm_head.weight" in report.summary["float_weights"]
+    assert "transformer.h.0.mlp.dense_h_to_4h" in [line["name"] for line in report.layers]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from tunesmith_plugins.compressors.fused.bert import FusedBertLayer
+from tunesmith_plugins.compressors.fused.experts import FusedExpert
 from tunesmith_plugins.compressors.fused.gpt2 import FusedGPT2Block
 from tunesmith_plugins.compressors.fused.llama import FusedLlamaLayer
 from tunesmith_plugins.compressors.fused.parts import FusedLayer, fused_class
@@ -27,6 +28,7 @@ _KNOWN: dict[str, type[FusedLayer]] = {
     "transformers.models.t5.modeling_t5.T5LayerCrossAttention": FusedT5CrossAttention,
     "transformers.models.t5.modeling_t5.T5LayerFF": FusedT5FeedForward,
     "transformers.models.gpt2.modeling_gpt2.GPT2Block": FusedGPT2Block,
+    "tunesmith_plugins.compressors.experts.Expert": FusedExpert,
 }
 
 
