@@ -177,8 +177,8 @@ struct Work {
     const int64_t quantised = rows.count * rows.per_row, steps = (args.k + 3) / 4;
     // From memory the next panel takes a good part of the time that this one's products take.
     const int64_t whole_tiles = quantised / kernels.tile_rows, panel_bytes = kPanel * k_padded;
-    const bool fetch = kernels.dots_ahead && !args.group_size && whole_tiles;
-    const int64_t turns = whole_tiles * 2 * (k_padded / kPanel);
+    const bool fetch = kernels.dots_ahead && !args.group_size && quantised >= kernels.ahead_rows;
+    const int64_t turns = whole_tiles * kernels.ahead_passes * (k_padded / kPanel);
     const int lines = fetch && (index + 1) * kPanel < layer.n ? (int)((panel_bytes / 64 + turns - 1) / turns) : 0;
     // Of many rows, results go to lines that are in no cache. (In 12 bits there are half as many of them as the tile has rows.)
     const bool follow = !rows.order && rows.per_row == 1;
@@ -187,9 +187,9 @@ struct Work {
       const int64_t slot = at / rows.per_row;
       const uint8_t *a = rows.block(at / rows.block_rows, k_padded);
       const uint8_t *a_next = a + rows.block_rows * k_padded;
-      const int64_t fetched = at / kernels.tile_rows * 2 * k_padded * lines;
+      const int64_t a_tile = kernels.ahead_passes * k_padded * lines, fetched = at / kernels.tile_rows * a_tile;
       if (fetch) {
-        const bool more = lines && fetched + 2 * k_padded * lines <= panel_bytes;
+        const bool more = lines && fetched + a_tile <= panel_bytes;
         const TsAhead ahead = {more ? w + panel_bytes + fetched : w, more ? lines : 0,
                                follow ? (char *)layer.out + ((first + slot) * layer.out_stride + column) * item : nullptr,
                                layer.out_stride * item, (int)(tail.columns * item)};

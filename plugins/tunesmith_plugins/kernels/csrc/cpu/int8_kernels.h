@@ -28,7 +28,7 @@ struct TsTail {
 // What dots_ahead() fetches while it multiplies.
 struct TsAhead {
   const int8_t *weights;  // of the next panel
-  int lines;              // of 64 bytes of them with each step of 64 k
+  int lines;              // of 64 bytes of them with each 64 steps of k
   char *out;              // where the results of this tile will lie, or null: a store that misses waits for its line first
   int64_t out_bytes;      // from row to row
   int columns_bytes;      // of a row's results
@@ -66,6 +66,8 @@ struct TsInt8Kernels {
   // dots() that meanwhile fetches what is needed next; null: there is no such thing.
   void (*dots_ahead)(const uint8_t *a, const uint8_t *a_next, int64_t stride, int m, const int8_t *panel, int64_t steps, int32_t *c,
                      const TsAhead &ahead) = nullptr;
+  int ahead_rows = 0;    // quantised rows from which that is worth it
+  int ahead_passes = 1;  // how many times it goes over k
   uint8_t flip = 0;  // what quantize() stores is q with these bits turned over; finish() of the same table knows
   // dots() of one row and `count` panels that follow one another, 1 to kSideBySide of them; null: there is no such thing.
   void (*dots_side)(const uint8_t *a, int64_t stride, const int8_t *panel, int64_t panel_bytes, int count, int64_t steps, int32_t *c) = nullptr;
