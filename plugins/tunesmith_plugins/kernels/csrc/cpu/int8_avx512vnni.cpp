@@ -230,7 +230,7 @@ TS_APART void few_side(const uint8_t *a, int64_t stride, const int8_t *panel, in
   tile<1, 4, kAhead>(a, stride, panel, steps, c);
 }
 
-void dots_side(const uint8_t *a, int64_t stride, const int8_t *panel, int64_t panel_bytes, int count, int64_t steps, int32_t *c) {
+TS_APART void dots_side(const uint8_t *a, int64_t stride, const int8_t *panel, int64_t panel_bytes, int count, int64_t steps, int32_t *c) {
   if (count < kSideBySide) return few_side(a, stride, panel, panel_bytes, count, steps, c);
   side<kSideBySide>(a, stride, panel, panel_bytes, steps, c);
 }
@@ -320,14 +320,16 @@ inline __attribute__((always_inline)) void quantize(const void *x, int64_t k, __
 
 }  // namespace
 
+// What is usual comes first in these functions, where ts_int8_warm_code() asks for it.
 int ts_avx512_row_range(const void *x, int64_t k, int32_t dtype, float *lowest, float *highest) {
-  return dtype == TS_F32 ? row_range<TS_F32>(x, k, lowest, highest) : row_range<TS_BF16>(x, k, lowest, highest);
+  if (__builtin_expect(dtype == TS_F32, 1)) return row_range<TS_F32>(x, k, lowest, highest);
+  return row_range<TS_BF16>(x, k, lowest, highest);
 }
 
 void ts_avx512_quantize(const void *x, int64_t k, int32_t dtype, float inverse, int32_t zero_point, uint8_t *q, int64_t stride) {
   const __m512 factor = _mm512_set1_ps(inverse);
   const __m512i zero = _mm512_set1_epi32(zero_point);
-  if (dtype == TS_F32) return quantize<TS_F32>(x, k, factor, zero, q, stride);
+  if (__builtin_expect(dtype == TS_F32, 1)) return quantize<TS_F32>(x, k, factor, zero, q, stride);
   quantize<TS_BF16>(x, k, factor, zero, q, stride);
 }
 
@@ -349,12 +351,11 @@ void ts_avx512_quantize12(const void *x, int64_t k, int32_t dtype, float inverse
 
 namespace {
 
-constexpr int kManyRows = 3;  // from which it is worth it to take the sums of the weights apart
-
 // Results of some rows of a whole panel with nothing fused but a bias; false: a sum of weights is too large. A zero point z times such a sum s
 // is z * (s & 127) + 128 z * (s >> 7): two products of 16 bits, which one instruction adds to the dot product.
 template <bool Bias>
-inline __attribute__((always_inline)) bool plain_rows(const int32_t *c, int m, const float *row_scale, const int32_t *zero_point, const TsTail &given) {
+inline __attribute__((always_inline)) bool plain_rows(const int32_t *c, int m, const float *row_scale, const int32_t *zero_point,
+                                                      const TsTail &given) {
   const TsTail tail = given;
   __m512 scales[4], biases[4];
   __m512i parts[4];
@@ -381,15 +382,7 @@ inline __attribute__((always_inline)) bool plain_rows(const int32_t *c, int m, c
   return true;
 }
 
-TS_APART bool finish_plain(const int32_t *c, int m, const float *row_scale, const int32_t *zero_point, const TsTail &tail) {
-  if (tail.columns != kPanel || tail.activation || tail.multiply || tail.residual) return false;
-  return tail.bias ? plain_rows<true>(c, m, row_scale, zero_point, tail) : plain_rows<false>(c, m, row_scale, zero_point, tail);
-}
-
-}  // namespace
-
-void ts_avx512_finish(const int32_t *c, int m, const float *row_scale, const int32_t *zero_point, const TsTail &tail) {
-  if (m >= kManyRows && finish_plain(c, m, row_scale, zero_point, tail)) return;
+TS_APART void any_rows(const int32_t *c, int m, const float *row_scale, const int32_t *zero_point, const TsTail &tail) {
   __m512 scales[4];
   __m512i sums[4];
   for (int part = 0; part < 4; ++part) {
@@ -402,6 +395,17 @@ void ts_avx512_finish(const int32_t *c, int m, const float *row_scale, const int
     const __m512i dot = _mm512_sub_epi32(_mm512_loadu_si512(c + i * kPanel + part * 16), offset);
     return _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(_mm512_set1_ps(row_scale[i]), scales[part]));
   });
+}
+
+}  // namespace
+
+void ts_avx512_finish(const int32_t *c, int m, const float *row_scale, const int32_t *zero_point, const TsTail &tail) {
+  const bool plain = tail.columns == kPanel && !tail.activation && !tail.multiply && !tail.residual;
+  if (__builtin_expect(plain, 1) &&
+      (__builtin_expect(tail.bias != nullptr, 1) ? plain_rows<true>(c, m, row_scale, zero_point, tail)
+                                                 : plain_rows<false>(c, m, row_scale, zero_point, tail)))
+    return;
+  any_rows(c, m, row_scale, zero_point, tail);
 }
 
 void ts_avx512_finish12(const int32_t *c, int m, const float *row_scale, int wide, const TsTail &tail) {
