@@ -453,4 +453,4 @@ void ts_avx512_moments(const uint8_t *q, int64_t k, int64_t stride, int64_t *sum
 extern const TsInt8Kernels ts_int8_avx512vnni = {
     "avx512", kMostRows, kMostRows, 0, nullptr, nullptr, ts_avx512_row_range, ts_avx512_quantize, ts_avx512_quantize12, nothing,
     nothing_either, dots, ts_avx512_finish, ts_avx512_finish12, ts_avx512_add_group12, ts_avx512_finish_groups, ts_avx512_moments,
-    dots_ahead, kRowsAhead, 1, 0, dots_side};
+    dots_ahead, 0, dots_side, kRowsAhead};

@@ -66,11 +66,11 @@ struct TsInt8Kernels {
   // dots() that meanwhile fetches what is needed next; null: there is no such thing.
   void (*dots_ahead)(const uint8_t *a, const uint8_t *a_next, int64_t stride, int m, const int8_t *panel, int64_t steps, int32_t *c,
                      const TsAhead &ahead) = nullptr;
-  int ahead_rows = 0;    // quantised rows from which that is worth it
-  int ahead_passes = 1;  // how many times it goes over k
   uint8_t flip = 0;  // what quantize() stores is q with these bits turned over; finish() of the same table knows
   // dots() of one row and `count` panels that follow one another, 1 to kSideBySide of them; null: there is no such thing.
   void (*dots_side)(const uint8_t *a, int64_t stride, const int8_t *panel, int64_t panel_bytes, int count, int64_t steps, int32_t *c) = nullptr;
+  int ahead_rows = 0;    // quantised rows from which dots_ahead() is worth it
+  int ahead_passes = 1;  // how many times it goes over k
 };
 
 extern const TsInt8Kernels ts_int8_scalar;
