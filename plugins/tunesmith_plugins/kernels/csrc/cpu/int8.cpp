@@ -99,6 +99,7 @@ struct Work {
   Rows kinds[2] = {};  // TS_MIXED: rows in 8 bits, rows in 12
   int kind_count = 1;
   uint8_t *wide = nullptr;  // TS_MIXED: whether a row needs 12 bits
+  mutable std::atomic<bool> any_wide{false};
   int64_t panels_a_task = 1;
   std::atomic<int32_t> code{TS_OK};  // of a piece that failed
 
@@ -132,7 +133,10 @@ struct Work {
       } else {
         kernels.quantize(x, args.k, dtype, range.inverse, range.zero_point, q, stride);
       }
-      if (wide && !rows.order) wide[at] = range.finite && loses(q, stride, range.zero_point);
+      if (wide && !rows.order) {
+        wide[at] = range.finite && loses(q, stride, range.zero_point);
+        if (wide[at]) any_wide.store(true, std::memory_order_relaxed);
+      }
     }
   }
 
@@ -154,31 +158,44 @@ struct Work {
     rows.zero_point[to] = rows.zero_point[from];
   }
 
+  // How the sums of a panel become the results of the first row.
+  TsTail tail_of(const ts_int8_layer &layer, int64_t column) const {
+    return {layer.scale + column, layer.sum + column, layer.bias ? layer.bias + column : nullptr, nullptr, layer.out_stride, nullptr, nullptr,
+            (int32_t)(layer.n - column < kPanel ? layer.n - column : kPanel), args.dtype, layer.activation};
+  }
+
   TS_WARM_INT8 void panels(const ts_int8_layer &layer, int64_t index, int64_t many, const Rows &rows) const {
-    if (many > 1 && rows.count * rows.per_row == 1) {
-      alignas(64) int32_t sums[kSideBySide * kPanel];
-      const int64_t panel_bytes = kPanel * k_padded;
-      kernels.dots_side(rows.q, rows.block_rows * kPanel, layer.weight + index * panel_bytes, panel_bytes, (int)many, (args.k + 3) / 4, sums);
-      for (int64_t i = 0; i < many; ++i) panel(layer, index + i, rows, sums + i * kPanel);
-    } else {
-      for (int64_t i = 0; i < many; ++i) panel(layer, index + i, rows, nullptr);
+    if (many > 1 && rows.count * rows.per_row == 1) return side_by_side(layer, index, many, rows);
+    for (int64_t i = 0; i < many; ++i) panel(layer, index + i, rows);
+  }
+
+  // Panels of one row that follow one another.
+  TS_WARM_INT8 void side_by_side(const ts_int8_layer &layer, int64_t index, int64_t many, const Rows &rows) const {
+    alignas(64) int32_t sums[kSideBySide * kPanel];
+    const int64_t panel_bytes = kPanel * k_padded, item = args.dtype == TS_F32 ? 4 : 2;
+    kernels.dots_side(rows.q, rows.block_rows * kPanel, layer.weight + index * panel_bytes, panel_bytes, (int)many, (args.k + 3) / 4, sums);
+    const int64_t row = first + (rows.order ? rows.order[0] : 0);
+    for (int64_t i = 0; i < many; ++i) {
+      const int64_t column = (index + i) * kPanel, offset = (row * layer.out_stride + column) * item;
+      TsTail tail = tail_of(layer, column);
+      tail.out = (char *)layer.out + offset;
+      tail.multiply = layer.multiply ? (const char *)layer.multiply + offset : nullptr;
+      tail.residual = layer.residual ? (const char *)layer.residual + offset : nullptr;
+      kernels.finish(sums + i * kPanel, 1, rows.scale, rows.zero_point, tail);
     }
   }
 
-  // dots: the sums where they are known already.
-  TS_WARM_INT8 void panel(const ts_int8_layer &layer, int64_t index, const Rows &rows, int32_t *dots) const {
-    alignas(64) int32_t found[kMostTileRows * kPanel];
-    int32_t *const c = dots ? dots : found;
+  TS_WARM_INT8 void panel(const ts_int8_layer &layer, int64_t index, const Rows &rows) const {
+    alignas(64) int32_t c[kMostTileRows * kPanel];
     const int64_t column = index * kPanel, stride = rows.block_rows * kPanel;
     const int8_t *w = layer.weight + index * kPanel * k_padded;
     const int64_t item = args.dtype == TS_F32 ? 4 : 2;
-    TsTail tail = {layer.scale + column, layer.sum + column, layer.bias ? layer.bias + column : nullptr, nullptr, layer.out_stride, nullptr, nullptr,
-                   (int32_t)(layer.n - column < kPanel ? layer.n - column : kPanel), args.dtype, layer.activation};
+    TsTail tail = tail_of(layer, column);
     const int64_t quantised = rows.count * rows.per_row, steps = (args.k + 3) / 4;
     // From memory the next panel takes a good part of the time that this one's products take.
     const int64_t whole_tiles = quantised / kernels.tile_rows, panel_bytes = kPanel * k_padded;
-    const bool fetch = kernels.dots_ahead && !args.group_size && whole_tiles;
-    const int64_t turns = whole_tiles * 2 * (k_padded / kPanel);
+    const bool fetch = kernels.dots_ahead && !args.group_size && quantised >= kernels.ahead_rows;
+    const int64_t turns = whole_tiles * kernels.ahead_passes * (k_padded / kPanel);
     const int lines = fetch && (index + 1) * kPanel < layer.n ? (int)((panel_bytes / 64 + turns - 1) / turns) : 0;
     // Of many rows, results go to lines that are in no cache. (In 12 bits there are half as many of them as the tile has rows.)
     const bool follow = !rows.order && rows.per_row == 1;
@@ -187,14 +204,14 @@ struct Work {
       const int64_t slot = at / rows.per_row;
       const uint8_t *a = rows.block(at / rows.block_rows, k_padded);
       const uint8_t *a_next = a + rows.block_rows * k_padded;
-      const int64_t fetched = at / kernels.tile_rows * 2 * k_padded * lines;
+      const int64_t a_tile = kernels.ahead_passes * k_padded * lines, fetched = at / kernels.tile_rows * a_tile;
       if (fetch) {
-        const bool more = lines && fetched + 2 * k_padded * lines <= panel_bytes;
+        const bool more = lines && fetched + a_tile <= panel_bytes;
         const TsAhead ahead = {more ? w + panel_bytes + fetched : w, more ? lines : 0,
                                follow ? (char *)layer.out + ((first + slot) * layer.out_stride + column) * item : nullptr,
                                layer.out_stride * item, (int)(tail.columns * item)};
         kernels.dots_ahead(a, a_next, stride, m, w, steps, c, ahead);
-      } else if (!args.group_size && !dots) {
+      } else if (!args.group_size) {
         kernels.dots(a, a_next, stride, m, w, steps, c);
       }
       for (int done = 0, run; done < many; done += run) {  // results of rows that follow one another
@@ -300,7 +317,6 @@ TS_APART void split_rows(Work &work, Scratch &scratch, int64_t count) {
   int64_t many = 0;
   for (int64_t row = 0; row < count; ++row)
     if (work.wide[row]) order12[many++] = (int32_t)row;
-  if (!many) return;
   int32_t *order = Scratch::at_least(scratch.order, count);
   Rows &narrow = work.kinds[0], &wide = work.kinds[1];
   narrow.count = count - many;
@@ -357,11 +373,12 @@ TS_WARM_INT8 int32_t linears(const ts_int8_args *args) {
     work.kinds[0] = all;
     work.kinds[0].count = rows;
     work.kind_count = 1;
+    work.any_wide.store(false, std::memory_order_relaxed);
     const bool share_rows = ts_quantize_cost((double)(rows * per_row), (double)k_padded) > (team ? kWorthSharingRows : kWorthWaking);
     ts_parallel(share_rows ? threads : 1, work.kinds[0].blocks(), quantize_task, &work);
-    if (a.mode == TS_MIXED && work.code.load(std::memory_order_relaxed) == TS_OK) {
+    if (work.any_wide.load(std::memory_order_relaxed) && work.code.load(std::memory_order_relaxed) == TS_OK) {
       split_rows(work, scratch, rows);
-      if (work.kind_count > 1) ts_parallel(share_rows ? threads : 1, work.kinds[1].blocks(), quantize_task, &work);
+      ts_parallel(share_rows ? threads : 1, work.kinds[1].blocks(), quantize_task, &work);
     }
     const int32_t failed = work.code.load(std::memory_order_relaxed);
     if (failed != TS_OK) return ts_fail(failed, "a thread ran out of memory, or failed otherwise, in a row of x");
@@ -427,10 +444,10 @@ extern "C" int32_t ts_int8_warm_code(int64_t *words) {
     int64_t bytes;
   } ranges[TS_INT8_WARM_RANGES] = {{TS_WARM_BOUNDS(ts_warm_int8)},
                                   {(const void *)kernels->row_range, 512},
-                                  {(const void *)kernels->quantize, 512},
+                                  {(const void *)kernels->quantize, 640},
                                   {(const void *)kernels->moments, 256},
-                                  {kernels->dots_side ? (const void *)kernels->dots_side : (const void *)kernels->dots, 640},
-                                  {(const void *)kernels->finish, 896}};
+                                  {kernels->dots_side ? (const void *)kernels->dots_side : (const void *)kernels->dots, 832},
+                                  {(const void *)kernels->finish, 1088}};
   for (int i = 0; i < TS_INT8_WARM_RANGES; ++i) {
     words[2 * i] = (int64_t)(intptr_t)ranges[i].begin;
     words[2 * i + 1] = ranges[i].bytes;

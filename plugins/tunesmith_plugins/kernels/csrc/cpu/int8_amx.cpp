@@ -111,4 +111,4 @@ void dots_ahead(const uint8_t *a, const uint8_t *a_next, int64_t stride, int m, 
 extern const TsInt8Kernels ts_int8_amx = {
     "amx", kTile, 2 * kTile, 7, &ts_int8_avx512vnni, &ts_int8_avx512vnni, ts_avx512_row_range, ts_avx512_quantize,
     ts_avx512_quantize12, begin, end, dots, ts_avx512_finish, ts_avx512_finish12, ts_avx512_add_group12,
-    ts_avx512_finish_groups, ts_avx512_moments, dots_ahead};
+    ts_avx512_finish_groups, ts_avx512_moments, dots_ahead, 0, nullptr, 2 * kTile, 2};

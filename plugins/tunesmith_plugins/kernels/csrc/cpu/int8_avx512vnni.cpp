@@ -98,9 +98,24 @@ inline __attribute__((always_inline)) __m512i four(const uint8_t *a) {
   return _mm512_set1_epi32(bits);
 }
 
+// Asks for weights of the next panel while a tile multiplies. (Not for the lines of its results, as AMX does: that made it slower.)
+struct Fetch {
+  const int8_t *weights;
+  int lines;
+
+  void chunk() {
+    for (int line = 0; line < lines; ++line, weights += 64) _mm_prefetch((const char *)weights, _MM_HINT_T1);
+  }
+};
+
+struct NoFetch {
+  void chunk() {}
+};
+
 // M rows against a panel; Split partial sums hide the latency of few rows.
-template <int M, int Split, int Ahead>
-inline __attribute__((always_inline)) void tile(const uint8_t *a, int64_t stride, const int8_t *w, int64_t steps, int32_t *c) {
+template <int M, int Split, int Ahead, typename Fetching = NoFetch>
+inline __attribute__((always_inline)) void tile(const uint8_t *a, int64_t stride, const int8_t *w, int64_t steps, int32_t *c,
+                                                Fetching fetch = {}) {
   __m512i acc[Split][M][4];
 #pragma GCC unroll 8
   for (int s = 0; s < Split; ++s)
@@ -109,6 +124,7 @@ inline __attribute__((always_inline)) void tile(const uint8_t *a, int64_t stride
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) acc[s][i][j] = _mm512_setzero_si512();
   for (int64_t chunk = steps / 16; chunk > 0; --chunk, a += stride) {
+    fetch.chunk();
     for (int step = 0; step < 16; step += Split, w += Split * 256) {
 #pragma GCC unroll 8
       for (int s = 0; s < Split; ++s) {
@@ -149,6 +165,7 @@ inline __attribute__((always_inline)) void tile(const uint8_t *a, int64_t stride
     }
 }
 
+constexpr int kMostRows = 6;   // what 32 registers hold the sums of
 constexpr int kAhead = 1536;  // bytes of weights; what is read past the end of a panel is the next panel, or ignored
 
 void dots(const uint8_t *a, const uint8_t *, int64_t stride, int m, const int8_t *panel, int64_t steps, int32_t *c) {
@@ -164,8 +181,16 @@ void dots(const uint8_t *a, const uint8_t *, int64_t stride, int m, const int8_t
     case 5:
       return tile<5, 1, kAhead>(a, stride, panel, steps, c);
     default:
-      return tile<6, 1, kAhead>(a, stride, panel, steps, c);
+      return tile<kMostRows, 1, kAhead>(a, stride, panel, steps, c);
   }
+}
+
+constexpr int kRowsAhead = 24;  // with fewer a panel is worked on for no longer than the next one takes to come
+
+void dots_ahead(const uint8_t *a, const uint8_t *a_next, int64_t stride, int m, const int8_t *panel, int64_t steps, int32_t *c,
+                const TsAhead &ahead) {
+  if (m < kMostRows) return dots(a, a_next, stride, m, panel, steps, c);
+  tile<kMostRows, 1, kAhead>(a, stride, panel, steps, c, Fetch{ahead.weights, ahead.lines});
 }
 
 constexpr int kSideAhead = 1024;  // bytes; of the distances from 256 to 2048 the one that read fastest
@@ -205,14 +230,15 @@ TS_APART void few_side(const uint8_t *a, int64_t stride, const int8_t *panel, in
   tile<1, 4, kAhead>(a, stride, panel, steps, c);
 }
 
-void dots_side(const uint8_t *a, int64_t stride, const int8_t *panel, int64_t panel_bytes, int count, int64_t steps, int32_t *c) {
+TS_APART void dots_side(const uint8_t *a, int64_t stride, const int8_t *panel, int64_t panel_bytes, int count, int64_t steps, int32_t *c) {
   if (count < kSideBySide) return few_side(a, stride, panel, panel_bytes, count, steps, c);
   side<kSideBySide>(a, stride, panel, panel_bytes, steps, c);
 }
 
 // What all epilogues do with a row: y(i, part) gives 16 columns before the bias.
 template <typename Value>
-inline __attribute__((always_inline)) void each_result(int m, const TsTail &tail, Value value) {
+inline __attribute__((always_inline)) void each_result(int m, const TsTail &given, Value value) {
+  const TsTail tail = given;  // in registers: for all the compiler knows a store may change what is given
   for (int part = 0; part < 4; ++part) {
     const __mmask16 here = first(tail.columns - part * 16);
     if (!here) return;
@@ -241,43 +267,70 @@ inline __attribute__((always_inline)) __m512 sum12(const int32_t *upper, __m512i
 
 }  // namespace
 
-int ts_avx512_row_range(const void *x, int64_t k, int32_t dtype, float *lowest, float *highest) {
-  const __m512i exponent = _mm512_set1_epi32(0x7f800000);
-  __m512 low = _mm512_set1_ps(*lowest), high = _mm512_set1_ps(*highest), low1 = low, high1 = high;
-  __mmask16 bad = 0;
+namespace {
+
+template <int Type>
+inline __attribute__((always_inline)) int row_range(const void *x, int64_t k, float *lowest, float *highest) {
+  const __m512 zero = _mm512_setzero_ps();
+  __m512 low = _mm512_set1_ps(*lowest), high = _mm512_set1_ps(*highest), low1 = low, high1 = high, bad = zero, bad1 = zero;
   int64_t i = 0;
   for (; i + 32 <= k; i += 32) {
-    const __m512 v = load(x, i, dtype, 0xffff), u = load(x, i + 16, dtype, 0xffff);
-    bad = (__mmask16)(bad | _mm512_cmpeq_epi32_mask(_mm512_and_si512(_mm512_castps_si512(v), exponent), exponent));
-    bad = (__mmask16)(bad | _mm512_cmpeq_epi32_mask(_mm512_and_si512(_mm512_castps_si512(u), exponent), exponent));
+    const __m512 v = load(x, i, Type, 0xffff), u = load(x, i + 16, Type, 0xffff);
+    bad = _mm512_fmadd_ps(v, zero, bad);  // 0 times what is not finite is NaN, and stays so
+    bad1 = _mm512_fmadd_ps(u, zero, bad1);
     low = _mm512_min_ps(v, low);
     high = _mm512_max_ps(v, high);
     low1 = _mm512_min_ps(u, low1);
     high1 = _mm512_max_ps(u, high1);
   }
   for (; i < k; i += 16) {
-    const __m512 v = load(x, i, dtype, first(k - i));  // the range holds 0 anyway
-    bad = (__mmask16)(bad | _mm512_cmpeq_epi32_mask(_mm512_and_si512(_mm512_castps_si512(v), exponent), exponent));
+    const __m512 v = load(x, i, Type, first(k - i));  // the range holds 0 anyway
+    bad = _mm512_fmadd_ps(v, zero, bad);
     low = _mm512_min_ps(v, low);
     high = _mm512_max_ps(v, high);
   }
   *lowest = _mm512_reduce_min_ps(_mm512_min_ps(low, low1));
   *highest = _mm512_reduce_max_ps(_mm512_max_ps(high, high1));
-  return bad == 0;
+  return _mm512_cmp_ps_mask(bad, bad1, _CMP_UNORD_Q) == 0;
+}
+
+// The codes of 64 numbers.
+template <int Type, bool Whole>
+inline __attribute__((always_inline)) __m512i codes(const void *x, int64_t i, __mmask64 here, __m512 factor, __m512i zero) {
+  const __m512 limit = _mm512_set1_ps(kStaticLimit);
+  __m512i v[4];
+#pragma GCC unroll 4
+  for (int part = 0; part < 4; ++part) {
+    const __m512 steps = _mm512_mul_ps(load(x, i + part * 16, Type, Whole ? (__mmask16)0xffff : (__mmask16)(here >> (part * 16))), factor);
+    // What is far below becomes the least integer, which no zero point takes out of range.
+    v[part] = _mm512_add_epi32(_mm512_cvt_roundps_epi32(_mm512_min_ps(steps, limit), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), zero);
+  }
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3])));
+}
+
+template <int Type>
+inline __attribute__((always_inline)) void quantize(const void *x, int64_t k, __m512 factor, __m512i zero, uint8_t *q, int64_t stride) {
+  int64_t i = 0;
+  for (; i + 64 <= k; i += 64, q += stride) _mm512_storeu_si512(q, codes<Type, true>(x, i, 0, factor, zero));
+  if (i == k) return;
+  const __mmask64 here = ((__mmask64)1 << (k - i)) - 1;
+  _mm512_storeu_si512(q, _mm512_maskz_mov_epi8(here, codes<Type, false>(x, i, here, factor, zero)));
+}
+
+}  // namespace
+
+// What is usual comes first in these functions, where ts_int8_warm_code() asks for it.
+int ts_avx512_row_range(const void *x, int64_t k, int32_t dtype, float *lowest, float *highest) {
+  if (__builtin_expect(dtype == TS_F32, 1)) return row_range<TS_F32>(x, k, lowest, highest);
+  return row_range<TS_BF16>(x, k, lowest, highest);
 }
 
 void ts_avx512_quantize(const void *x, int64_t k, int32_t dtype, float inverse, int32_t zero_point, uint8_t *q, int64_t stride) {
-  const __m512 factor = _mm512_set1_ps(inverse), limit = _mm512_set1_ps(kStaticLimit), under = _mm512_set1_ps(-kStaticLimit);
+  const __m512 factor = _mm512_set1_ps(inverse);
   const __m512i zero = _mm512_set1_epi32(zero_point);
-  for (int64_t i = 0; i < k; i += 64, q += stride) {
-    for (int part = 0; part < 4; ++part) {
-      const __mmask16 here = first(k - i - part * 16);
-      __m512 steps = _mm512_mul_ps(load(x, i + part * 16, dtype, here), factor);
-      steps = nearest(_mm512_min_ps(_mm512_max_ps(steps, under), limit));
-      const __m512i v = _mm512_max_epi32(_mm512_add_epi32(_mm512_cvttps_epi32(steps), zero), _mm512_setzero_si512());
-      _mm_storeu_si128((__m128i *)(q + part * 16), _mm_maskz_mov_epi8(here, _mm512_cvtusepi32_epi8(v)));
-    }
-  }
+  if (__builtin_expect(dtype == TS_F32, 1)) return quantize<TS_F32>(x, k, factor, zero, q, stride);
+  quantize<TS_BF16>(x, k, factor, zero, q, stride);
 }
 
 void ts_avx512_quantize12(const void *x, int64_t k, int32_t dtype, float inverse, uint8_t *q, int64_t stride) {
@@ -296,7 +349,40 @@ void ts_avx512_quantize12(const void *x, int64_t k, int32_t dtype, float inverse
   }
 }
 
-void ts_avx512_finish(const int32_t *c, int m, const float *row_scale, const int32_t *zero_point, const TsTail &tail) {
+namespace {
+
+// Results of some rows of a whole panel with nothing fused but a bias; false: a sum of weights is too large. A zero point z times such a sum s
+// is z * (s & 127) + 128 z * (s >> 7): two products of 16 bits, which one instruction adds to the dot product.
+template <bool Bias>
+inline __attribute__((always_inline)) bool plain_rows(const int32_t *c, int m, const float *row_scale, const int32_t *zero_point,
+                                                      const TsTail &given) {
+  const TsTail tail = given;
+  __m512 scales[4], biases[4];
+  __m512i parts[4];
+  __mmask16 large = 0;
+#pragma GCC unroll 4
+  for (int part = 0; part < 4; ++part) {
+    const __m512i sums = _mm512_loadu_si512(tail.sum + part * 16), minus = _mm512_sub_epi32(_mm512_setzero_si512(), sums);
+    parts[part] = _mm512_or_si512(_mm512_and_si512(minus, _mm512_set1_epi32(127)), _mm512_slli_epi32(_mm512_srai_epi32(minus, 7), 16));
+    large = (__mmask16)(large | _mm512_cmpge_epi32_mask(_mm512_abs_epi32(sums), _mm512_set1_epi32(1 << 22)));
+    scales[part] = _mm512_loadu_ps(tail.scale + part * 16);
+    biases[part] = Bias ? _mm512_loadu_ps(tail.bias + part * 16) : scales[part];
+  }
+  if (large) return false;
+  for (int i = 0; i < m; ++i, c += kPanel) {
+    const __m512i zero = _mm512_set1_epi32(zero_point[i] | zero_point[i] << 23);
+    const __m512 scale = _mm512_set1_ps(row_scale[i]);
+#pragma GCC unroll 4
+    for (int part = 0; part < 4; ++part) {
+      const __m512i dot = _mm512_dpwssd_epi32(_mm512_loadu_si512(c + part * 16), zero, parts[part]);
+      const __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale, scales[part]));
+      store(tail.out, i * tail.out_stride + part * 16, tail.dtype, 0xffff, Bias ? _mm512_add_ps(y, biases[part]) : y);
+    }
+  }
+  return true;
+}
+
+TS_APART void any_rows(const int32_t *c, int m, const float *row_scale, const int32_t *zero_point, const TsTail &tail) {
   __m512 scales[4];
   __m512i sums[4];
   for (int part = 0; part < 4; ++part) {
@@ -309,6 +395,17 @@ void ts_avx512_finish(const int32_t *c, int m, const float *row_scale, const int
     const __m512i dot = _mm512_sub_epi32(_mm512_loadu_si512(c + i * kPanel + part * 16), offset);
     return _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(_mm512_set1_ps(row_scale[i]), scales[part]));
   });
+}
+
+}  // namespace
+
+void ts_avx512_finish(const int32_t *c, int m, const float *row_scale, const int32_t *zero_point, const TsTail &tail) {
+  const bool plain = tail.columns == kPanel && !tail.activation && !tail.multiply && !tail.residual;
+  if (__builtin_expect(plain, 1) &&
+      (__builtin_expect(tail.bias != nullptr, 1) ? plain_rows<true>(c, m, row_scale, zero_point, tail)
+                                                 : plain_rows<false>(c, m, row_scale, zero_point, tail)))
+    return;
+  any_rows(c, m, row_scale, zero_point, tail);
 }
 
 void ts_avx512_finish12(const int32_t *c, int m, const float *row_scale, int wide, const TsTail &tail) {
@@ -354,6 +451,6 @@ void ts_avx512_moments(const uint8_t *q, int64_t k, int64_t stride, int64_t *sum
 }
 
 extern const TsInt8Kernels ts_int8_avx512vnni = {
-    "avx512", 6, 6, 0, nullptr, nullptr, ts_avx512_row_range, ts_avx512_quantize, ts_avx512_quantize12, nothing,
+    "avx512", kMostRows, kMostRows, 0, nullptr, nullptr, ts_avx512_row_range, ts_avx512_quantize, ts_avx512_quantize12, nothing,
     nothing_either, dots, ts_avx512_finish, ts_avx512_finish12, ts_avx512_add_group12, ts_avx512_finish_groups, ts_avx512_moments,
-    nullptr, 0, dots_side};
+    dots_ahead, 0, dots_side, kRowsAhead};

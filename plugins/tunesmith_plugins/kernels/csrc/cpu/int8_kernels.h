@@ -28,7 +28,7 @@ struct TsTail {
 // What dots_ahead() fetches while it multiplies.
 struct TsAhead {
   const int8_t *weights;  // of the next panel
-  int lines;              // of 64 bytes of them with each step of 64 k
+  int lines;              // of 64 bytes of them with each 64 steps of k
   char *out;              // where the results of this tile will lie, or null: a store that misses waits for its line first
   int64_t out_bytes;      // from row to row
   int columns_bytes;      // of a row's results
@@ -69,6 +69,8 @@ struct TsInt8Kernels {
   uint8_t flip = 0;  // what quantize() stores is q with these bits turned over; finish() of the same table knows
   // dots() of one row and `count` panels that follow one another, 1 to kSideBySide of them; null: there is no such thing.
   void (*dots_side)(const uint8_t *a, int64_t stride, const int8_t *panel, int64_t panel_bytes, int count, int64_t steps, int32_t *c) = nullptr;
+  int ahead_rows = 0;    // quantised rows from which dots_ahead() is worth it
+  int ahead_passes = 1;  // how many times it goes over k
 };
 
 extern const TsInt8Kernels ts_int8_scalar;

@@ -9,7 +9,7 @@ constexpr int32_t kMostDims = 8;
 constexpr int kMostLayers = 40;           // as in int8_call.h
 constexpr int kParts = 6;                 // of a PackedWeight
 constexpr int64_t kFirstWords = 15, kLayerWords = 10, kWeightOnly = 2;
-constexpr int64_t kBriefProducts = 1 << 16;   // some 5 us: for less the interpreter is not let go
+constexpr int64_t kBriefProducts = 1 << 19;   // some 10 us: for less the interpreter is not let go
 
 int64_t padded(int64_t size) { return (size + 63) / 64 * 64; }
 
@@ -54,19 +54,54 @@ Found gradients() {
   return recorded == Py_False ? kFine : kUnusual;
 }
 
+// Memory of small results that were let go is kept for the next ones: after other work malloc and free take a microsecond.
+constexpr int kKeptSizes = 6, kKeptEach = 4;      // of 1 KB, 2 KB ... 32 KB
+std::atomic<void *> kept[kKeptSizes][kKeptEach];  // null: nothing there
+
+// Which size has room for so many bytes; kKeptSizes: none.
+int kept_size(size_t bytes) {
+  int size = 0;
+  while (size < kKeptSizes && bytes > (size_t)1024 << size) ++size;
+  return size;
+}
+
+void *take(size_t bytes, int size) {
+  if (size == kKeptSizes) return malloc(bytes);
+  for (std::atomic<void *> &place : kept[size])
+    if (place.load(std::memory_order_relaxed))
+      if (void *memory = place.exchange(nullptr, std::memory_order_acquire)) return memory;
+  return malloc((size_t)1024 << size);
+}
+
+// Results go where their last tensor does, on any thread.
+void give(void *memory, int size) {
+  if (size < kKeptSizes)
+    for (std::atomic<void *> &place : kept[size]) {
+      void *nothing = nullptr;
+      if (place.compare_exchange_strong(nothing, memory, std::memory_order_release, std::memory_order_relaxed)) return;
+    }
+  free(memory);
+}
+
 // A result of the shape of x but for its last dimension, and the memory behind it.
 struct Result {
   Managed managed;
+  int size;  // as of kept_size
   int64_t shape[kMostDims], stride[kMostDims];
 };
 
-void release_result(Managed *managed) { free(managed->context); }
+void release_result(Managed *managed) {
+  Result *result = (Result *)managed->context;
+  give(result, result->size);
+}
 
 PyObject *result_like(const Dense &x, int64_t last, int64_t *data) {
   constexpr size_t kAlign = 64;
-  const int64_t size = x.size / x.last * last * (x.bits / 8);
-  Result *result = (Result *)malloc(sizeof(Result) + kAlign + (size_t)size);
+  const size_t bytes = sizeof(Result) + kAlign + (size_t)(x.size / x.last * last * (x.bits / 8));
+  const int size = kept_size(bytes);
+  Result *result = (Result *)take(bytes, size);
   if (!result) return PyErr_NoMemory();
+  result->size = size;
   char *place = (char *)(result + 1) + kAlign - 1;
   place -= (uintptr_t)place % kAlign;
   int64_t step = 1;

@@ -75,6 +75,8 @@ void shapes() {
     linear_case(1, 66, TS_MAX_K, TS_DYNAMIC, 0, extreme);
     linear_case(2, 3, TS_MAX_K, TS_DYNAMIC, 0, extreme);
     linear_case(17, 3, TS_MAX_K, TS_DYNAMIC, 0, extreme);
+    // Sums of weights on both sides of 2^22, where AVX-512 no longer takes them apart for the rows of a whole panel.
+    for (const int64_t k : {32767, 33027}) linear_case(4, 64, k, TS_STATIC, 0, extreme);  // a zero point of 100
     linear_case(2, 3, TS_MAX_K, TS_WEIGHT_ONLY, 0, extreme);
     linear_case(2, 3, TS_MAX_K_12, TS_WEIGHT_ONLY, 0, extreme);
   }
