@@ -141,6 +141,34 @@ def test_a_flat_row_is_drawn_from_as_the_reference_draws(isa: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_flat_rows_far_from_zero_and_with_masks_are_drawn_from_as_the_reference_draws(
+    isa: str, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(6)
+    batch, vocab = 40, 5_000
+    ids, offsets = torch.arange(batch), torch.tensor([0.0, -35.0, -110.0, 60.0]).repeat_interleave(10)
+    logits = torch.randn(batch, vocab) * 0.5 + offsets[:, None]
+    least = torch.finfo(dtype).min
+    masks = [(least, 2), (least, 4999), (-1e30, 3), (-1e9, 5), (-1e4, 7), (-torch.inf, 9)]
+    for row in range(0, batch, 10):
+        for mask, every in masks:
+            logits[row, every // 2 :: every] = max(mask, least) if mask > -torch.inf else mask
+            row += 1
+        logits[row] = (logits[row] * 4).round() / 4  # ties
+        logits[row + 1, :300] = least  # nothing to judge by in the first block
+        logits[row + 2, 4_000:4_020] += 20  # not flat at all
+    logits = logits.to(dtype)
+    heat, p = torch.full((batch,), 0.8).double(), torch.full((batch,), 0.9).double()
+    flags = dict.fromkeys(("logp_raw", "logp_processed", "logp_truncated", "greedy"), False)
+    for chain in ([("temperature", heat), ("top_p", p)], [("top_p", p)]):
+        found = kernels.sample_chain(logits, [Step(*step) for step in chain], ids, ids, ids + 1000)
+        expected = reference.sample_chain(
+            logits, chain, ids, ids, ids + 1000, history=None, history_lengths=None, draw=0, **flags
+        )
+        assert torch.equal(found.token, expected[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_sixteen_bit_rows_see_every_nan_and_keep_the_order_of_all_values(isa: str, dtype: torch.dtype) -> None:
     torch.manual_seed(7)
     ids = torch.arange(6)

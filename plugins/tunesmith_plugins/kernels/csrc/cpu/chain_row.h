@@ -129,9 +129,9 @@ class ChainRow {
   bool find_between(Bracket bracket, uint64_t above, uint64_t between, uint64_t least, uint64_t most, float smallest);
   struct FlatDraw;
   TS_WARM_TOP_P bool flat_row(double p);
-  TS_WARM_TOP_P bool guess_flat(double dropped, float slope, float *from, float *below);
-  TS_WARM_TOP_P bool flat_draw(double p, float slope, float from, float below, TsFlat *flat);
-  TS_WARM_TOP_P bool flat_in_block(int64_t block, const FlatDraw &draw);
+  TS_WARM_TOP_P bool guess_flat(double dropped, TsPowers *powers, float *from, float *below, double *enough);
+  TS_WARM_TOP_P bool flat_draw(double p, const TsPowers &powers, float from, float below, TsFlat *flat);
+  TS_WARM_TOP_P int64_t flat_token(const TsFlat &flat, const FlatDraw &draw, int64_t ties);
   TS_WARM_LISTS float boundary(uint64_t running, uint64_t limit, uint64_t *before);
   TS_WARM void keep_beyond(float threshold, uint64_t ties);
   TS_WARM float kth_of_lanes(int64_t k);

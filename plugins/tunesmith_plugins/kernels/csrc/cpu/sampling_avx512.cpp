@@ -160,6 +160,7 @@ TS_LANES F multiply_less(F a, F b, F c) { return _mm512_fmsub_ps(a, b, c); }
 TS_LANES F multiply_add_where(M m, F a, F b, F c) { return _mm512_mask3_fmadd_ps(a, b, c, m); }
 TS_LANES M at_least_where(M m, F a, F b) { return _mm512_mask_cmp_ps_mask(m, a, b, _CMP_GE_OQ); }
 TS_LANES F lookup(I index, F low, F high) { return _mm512_permutex2var_ps(low, index, high); }
+TS_LANES float half_at(const uint16_t *at) { return _mm_cvtss_f32(_mm_maskz_cvtph_ps(1, _mm_cvtsi32_si128(*at))); }
 TS_LANES float most(F a) { return _mm512_reduce_max_ps(a); }
 // The lanes of a added up, and those of b; neighbours first, as floats.
 TS_LANES void sums_of_pair(F a, F b, double *out) {

@@ -1,5 +1,5 @@
 // What top-p and a draw ask of a flat row, in the one pass that reads it. Included after sampling_lanes.h by the versions
-// that look up a table of 32 floats. Sums are estimates with a bounded error (ChainRow::flat_draw).
+// that look up a table of 32 floats, and after sampling_shallow.h. Sums are estimates with a bounded error (ChainRow::flat_draw).
 #include "numeric.h"
 
 namespace {
@@ -37,15 +37,70 @@ struct QuickPowers {
   }
 };
 
+// What a power is of: x as it is, less an offset, or a quotient less an offset.
+enum Way { kPlain, kShifted, kDivided };
+
+Way way_of(const TsPowers &powers) { return powers.divisor != 0 ? kDivided : powers.offset != 0 ? kShifted : kPlain; }
+
+// The exponent before the slope. Without kClamp no x is to be finite and far below what counts: a square would overflow. A NaN
+// stays one.
+template <int kWay, bool kClamp>
+struct Exponent {
+  F lowest, high, low, offset;
+  TS_LANES explicit Exponent(const TsPowers &powers) : lowest(set1(powers.lowest)), offset(set1(powers.offset)) {
+    if constexpr (kWay == kDivided) {
+      const float upper = 1.0f / powers.divisor;
+      high = set1(upper);
+      low = set1((float)(1.0 / (double)powers.divisor - (double)upper));
+    }
+  }
+  TS_LANES F of(F v) const {
+    if constexpr (kClamp) v = max(lowest, v);
+    if constexpr (kWay == kDivided) v = multiply_add(v, high, mul(v, low));
+    if constexpr (kWay != kPlain) v = sub(v, offset);
+    return v;
+  }
+};
+
+// The one value at i, without a branch on what it is.
+template <int D>
+TS_LANES float value_at(const char *x, int64_t i) {
+  if constexpr (D == TS_F16) return half_at((const uint16_t *)x + i);
+  return one_of<D>(x, i);
+}
+
+template <int kWay>
 struct Flat {
-  float slope, from, below;
+  TsPowers how;
+  float from, below;
   TsFlat *out;
   F *most;
+  bool *clamped, *stopped;
+
   template <int D>
   TS_LANES void run(int64_t b, const char *x, const uint16_t *) const {
+    if (*stopped) return;
+    if constexpr (kWay == kPlain) {
+      if (!*clamped) {
+        if (block<D, false>(b, x)) return;
+        *clamped = true;  // or it is no number
+      }
+      *stopped = !again<D>(b, x);
+    } else {
+      *stopped = !block<D, true>(b, x);
+    }
+  }
+  template <int D>
+  TS_ONCE bool again(int64_t b, const char *x) const {
+    return block<D, true>(b, x);
+  }
+
+  template <int D, bool kClamp>
+  TS_LANES bool block(int64_t b, const char *x) const {
     constexpr int kFour = 4;
     const QuickPowers powers;
-    const F by = set1(slope), low = set1(from), bound = set1(below);
+    const Exponent<kWay, kClamp> exponent(how);
+    const F by = set1(how.slope), low = set1(from), bound = set1(below);
     uint16_t inside[kBlockGroups];
     F whole[kFour], rest[kFour];
     for (int i = 0; i < kFour; ++i) whole[i] = rest[i] = set1(0.0f);
@@ -56,7 +111,7 @@ struct Flat {
       for (int i = 0; i < kFour; ++i) {
         const F v = load<D>(x, g + i);
         F first, second;
-        powers.of(v, by, &first, &second);
+        powers.of(exponent.of(v), by, &first, &second);
         const M under = less(v, bound);
         whole[i] = multiply_add(first, second, whole[i]);
         rest[i] = multiply_add_where(under, first, second, rest[i]);
@@ -64,9 +119,12 @@ struct Flat {
       }
     }
     const F all = add(add(whole[0], whole[1]), add(whole[2], whole[3]));
-    *most = max(all, *most);
-    double *const sums = out->sums + 2 * b;
+    double sums[2];
     sums_of_pair(all, add(add(rest[0], rest[1]), add(rest[2], rest[3])), sums);
+    if (!(out->whole + sums[0] < out->enough)) return false;
+    *most = max(all, *most);
+    out->sums[2 * b] = sums[0];
+    out->sums[2 * b + 1] = sums[1];
     out->whole += sums[0];
     out->rest += sums[1];
     int64_t listed = out->listed;
@@ -77,61 +135,95 @@ struct Flat {
       const int64_t found = bits_in(left);
       float *at = out->x + listed;
       const auto write = [&] {
-        *at++ = one_of<D>(x, word * 64 + lowest_bit(left | uint64_t(1) << 63));
+        *at++ = value_at<D>(x, word * 64 + lowest_bit(left | uint64_t(1) << 63));
         left &= left - 1;
       };
       for (int i = 0; i < kOften; ++i) write();  // whether there are as many or not: how many there are can rarely be foreseen
-      while (left) write();
+      if (left) {  // of equal values that are many
+        at = out->x + listed;
+        for (int i = 0; i < 4; ++i) {
+          const uint16_t bits = inside[4 * word + i];
+          squeeze(at, lanes_of(bits), bits, load<D>(x, 4 * word + i));
+          at += bits_in(bits);
+        }
+      }
       listed += found;
     }
     out->spans[2 * b + 1] = (int32_t)listed;
     out->listed = listed;
+    return true;
   }
 };
 
-bool flat_pass(const TsRow *row, float slope, float from, float below, TsFlat *out) {
+template <int kWay>
+bool flat_pass_of(const TsRow *row, const TsPowers &powers, float from, float below, TsFlat *out) {
   F sums = set1(0.0f);
+  bool clamped = false, stopped = false;
   out->listed = 0;
   out->whole = out->rest = 0;
-  over_row<kScanStreams>(*row, Flat{slope, from, below, out, &sums});
+  over_row<kScanStreams>(*row, Flat<kWay>{powers, from, below, out, &sums, &clamped, &stopped});
   out->most = most(sums);
-  return out->whole < HUGE_VAL;
+  return !stopped;
+}
+
+bool flat_pass(const TsRow *row, const TsPowers *powers, float from, float below, TsFlat *out) {
+  const Way way = way_of(*powers);
+  if (way == kPlain) return flat_pass_of<kPlain>(row, *powers, from, below, out);
+  if (way == kShifted) return flat_pass_of<kShifted>(row, *powers, from, below, out);
+  return flat_pass_of<kDivided>(row, *powers, from, below, out);
+}
+
+bool divides(float divisor) {
+  const float upper = 1.0f / divisor;
+  return has_quotient(divisor, 0) && quick_quotients(divisor, upper, (float)(1.0 / (double)divisor - (double)upper));
 }
 
 // Whole blocks, since where a row is in no cache it takes longer to find many places than to read on.
 template <int D>
-TS_LANES int64_t some_of(const TsRow &row, int64_t step, float *x) {
+TS_LANES int64_t some_of(const TsRow &row, int64_t step, float *x, float *largest) {
   int64_t count = 0;
+  F best = set1(-HUGE_VALF);
   for (int64_t b = step / 2; b < row.n / kBlock; b += step) {
     for (int g = 0; g < kBlockGroups; ++g) {
       const F v = load<D>((const char *)row.x + b * kBlock * size_of(D), g);
-      const M here = at_least(v, set1(-FLT_MAX));
+      const M here = both(at_least(v, set1(-FLT_MAX)), less(v, set1(HUGE_VALF)));
       const uint32_t bits = bits_of(here);
       squeeze(x + count, here, bits, v);
       count += bits_in(bits);
+      best = max(where(here, v, best), best);
     }
   }
+  *largest = most(best);
   return count;
 }
 
-int64_t some(const TsRow *row, int64_t step, float *x) {
-  if (row->dtype == TS_F32) return some_of<TS_F32>(*row, step, x);
-  if (row->dtype == TS_BF16) return some_of<TS_BF16>(*row, step, x);
-  return some_of<TS_F16>(*row, step, x);
+int64_t some(const TsRow *row, int64_t step, float *x, float *largest) {
+  if (row->dtype == TS_F32) return some_of<TS_F32>(*row, step, x, largest);
+  if (row->dtype == TS_BF16) return some_of<TS_BF16>(*row, step, x, largest);
+  return some_of<TS_F16>(*row, step, x, largest);
 }
 
-double powers(const float *x, int64_t n, float slope, float *u) {
+template <int kWay>
+TS_LANES double powers_of(const float *x, int64_t n, const TsPowers &how, float *u) {
   const QuickPowers powers;
+  const Exponent<kWay, true> exponent(how);
   Doubles sum = zero_doubles();
   for (int64_t i = 0; i < n; i += kLanes) {
     F first, second;
     const F v = load_f32(x + i);
-    powers.of(v, set1(slope), &first, &second);
+    powers.of(exponent.of(v), set1(how.slope), &first, &second);
     first = keep(less(v, set1(HUGE_VALF)), mul(first, second));
     store_f32(u + i, first);
     add_to(&sum, first);
   }
   return sum_of(sum);
+}
+
+double powers(const float *x, int64_t n, const TsPowers *how, float *u) {
+  const Way way = way_of(*how);
+  if (way == kPlain) return powers_of<kPlain>(x, n, *how, u);
+  if (way == kShifted) return powers_of<kShifted>(x, n, *how, u);
+  return powers_of<kDivided>(x, n, *how, u);
 }
 
 TsUnder under(const float *x, const float *u, int64_t n, float pivot) {
@@ -188,6 +280,6 @@ void kept(TsFlat *flat, const float *u, int64_t blocks, float bound, float beyon
   }
 }
 
-constexpr TsFlatLoops flat_loops = {some, flat_pass, powers, under, pick, kept};
+constexpr TsFlatLoops flat_loops = {divides, some, flat_pass, powers, under, pick, kept};
 
 }  // namespace

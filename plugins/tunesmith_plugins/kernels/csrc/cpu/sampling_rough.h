@@ -108,13 +108,14 @@ struct ScanRough {
 TS_ONCE void scan_rough_of(const TsRow &row, const ScanRough &block) { over_row<kScanStreams>(row, block); }
 
 constexpr int64_t kHead = 8 * kBlock;  // tokens that a row is judged by
+constexpr float kRemoved = -1e4f;      // what some masks set instead of -inf, or less
 
 float scan_rough(const TsRow *row, float *lanes, uint8_t *has_nan, double *mass, bool judge) {
   *mass = -1;
   const double divisor = row->divisor_count ? row->divisors[0] : 1.0;
   const auto value_of = [row](float x) { return (double)(row->divisor_count ? x / row->divisors[0] : x); };
   float first = -HUGE_VALF;  // somewhere near the maximum
-  for (int64_t i = 0; i < row->n && i < kBlock; ++i) {
+  for (int64_t i = 0; i < row->n && i < (first > kRemoved ? kBlock : kHead); ++i) {
     const float x = ts_load_one(row->x, i, row->dtype);
     first = x > first ? x : first;
   }

@@ -33,7 +33,13 @@ struct TsShallow {
   uint64_t error;    // ... which is so far off at most
 };
 
-// What TsFlatLoops::pass finds out about a row: sums of powers 2^(x slope), nearly.
+// What stands for the weight of a token in estimates: 2^((f(x) - offset) slope), nearly, where f(x) is x, or x / divisor to the
+// last bit unless that is 0; 0 of x up to `lowest`.
+struct TsPowers {
+  float slope, offset, divisor, lowest;
+};
+
+// What TsFlatLoops::pass finds out about a row: sums of powers.
 struct TsFlat {
   double *sums;    // of every block, and behind it of the block's tokens with x < below
   int32_t *spans;  // where in x those of every block begin and end
@@ -41,6 +47,7 @@ struct TsFlat {
   int64_t listed;  // how many these are
   double whole, rest;  // the sums of all blocks
   float most;      // no power is larger
+  double enough;   // beyond this sum of all blocks the rest need not be read
 };
 
 // Of values x with the weights u: the weights' sum of those below a pivot, their number, the largest of them and the
@@ -51,18 +58,22 @@ struct TsUnder {
   float prior, next;
 };
 
-// How far off at most, as shares: exp (ts_exp) from -24 on, a power that is not rounded, and a sum of TsFlat, whose products are
-// added up four times, then twice in pairs, and as neighbours once.
-constexpr double kHalf = 0x1p-24, kExpError = 1.85e-7, kPowerError = 2.8e-7, kSumError = 8 * kHalf;
+// How far off at most, as shares: exp (ts_exp) from -24 on, a power that is not rounded (a table's entry, a square and its
+// rounding 2.35e-7, and 0.42e-7 for the remainder's), and a sum of TsFlat: its products are added up four times, the first time
+// to 0, then twice in pairs, and as neighbours once.
+constexpr double kHalf = 0x1p-24, kExpError = 1.82e-7, kPowerError = 2.77e-7, kSumError = 7.0001 * kHalf;
 
 // Estimates from which a token of a flat row can mostly be drawn (ChainRow::flat_draw).
 struct TsFlatLoops {
-  // Writes the finite x, and +inf, of one whole block in every `step`; returns how many. There is room for 16 more.
-  int64_t (*some)(const TsRow *row, int64_t step, float *x);
-  // One pass over a row without marks; false if there is a NaN, +inf or something too large for sums to be finite.
-  bool (*pass)(const TsRow *row, float slope, float from, float below, TsFlat *out);
-  // u[i] = 2^(x[i] slope), or 0 of +inf; returns the sum. n is a multiple of 16.
-  double (*powers)(const float *x, int64_t n, float slope, float *u);
+  // Whether quotients by this divisor are exact in the few steps that TsPowers are made in.
+  bool (*divides)(float divisor);
+  // Writes the finite x of one whole block in every `step`, and *largest of them; returns how many. There is room for 16 more.
+  int64_t (*some)(const TsRow *row, int64_t step, float *x, float *largest);
+  // One pass over a row without marks; false if there is a NaN, +inf, something too large for sums to be finite, or more than
+  // enough.
+  bool (*pass)(const TsRow *row, const TsPowers *powers, float from, float below, TsFlat *out);
+  // u[i] = the power of x[i], or 0 of +inf; returns the sum. n is a multiple of 16.
+  double (*powers)(const float *x, int64_t n, const TsPowers *powers, float *u);
   // n is a multiple of 16, with values of +inf at the end.
   TsUnder (*under)(const float *x, const float *u, int64_t n, float pivot);
   // Copies those with from <= x < below, and their weights; returns how many. n is a multiple of 16, and there is room for

@@ -759,8 +759,125 @@ void sums_of_rows() {
          (long long)shallow, (long long)estimates, (long long)flat);
 }
 
-// What a flat row is drawn by: exp, powers, sums and weights are no further off than is said, and every instruction set draws
-// the same tokens, of rows with many equal values, with tokens at -inf, hardly flat ones and others too.
+// What a flat row is drawn by: exp, powers, sums and weights are no further off than is said, whatever is far below the others.
+int64_t flat_estimates(const TsFlatLoops &flat) {
+  int64_t apart = 0;
+  for (int trial = 0; trial < 120; ++trial) {
+    const int64_t n = pick(1, 5000), blocks = (n + kBlock - 1) / kBlock, room = n + 2 * kLanes;
+    const float divisor = trial % 6 == 3 ? 1.0f : (float)real(.3, 3);
+    // Of x as it is, of x less an offset, and of quotients less an offset.
+    const bool shifted = trial % 3 != 0, divided = trial % 3 == 2 && flat.divides(divisor);
+    const double spread = real(.1, 2), shift = shifted ? real(-150, 150) : real(-8, 8), unit = divided ? 1 : (double)divisor;
+    TsPowers how = {(float)(1 / (unit * kLn2)), shifted ? rintf((float)(shift / (divided ? divisor : 1))) : 0, divided ? divisor : 0, 0};
+    how.lowest = (float)((how.offset - 1000 / (double)how.slope) * (divided ? divisor : 1));
+    const float removed = trial % 4 == 0 ? -HUGE_VALF : trial % 4 == 1 ? -FLT_MAX : trial % 4 == 2 ? -1e30f : -1e9f;
+    auto x = exactly<float>(n);
+    for (int64_t i = 0; i < n; ++i) x[i] = pick(0, trial % 5 ? 99 : 999) ? (float)(shift + spread * (real(-1, 1) + real(-1, 1))) : removed;
+    const float top = *std::max_element(x.get(), x.get() + n);
+    if (top == removed) continue;
+    apart += how.offset != 0;
+    const float from = (float)(shift - real(0, spread)), below = from + (float)real(0, spread), max = top / divisor;
+    const TsRow row = {x.get(), n, nullptr, nullptr, nullptr, 0, TS_F32};
+    auto sums = exactly<double>(2 * blocks);
+    auto spans = exactly<int32_t>(2 * blocks);
+    auto listed = exactly<float>(room), u = exactly<float>(room), every = exactly<float>(blocks * kBlock), powers = exactly<float>(blocks * kBlock);
+    TsFlat found = {sums.get(), spans.get(), listed.get(), 0, 0, 0, 0, HUGE_VAL};
+    REQUIRE(flat.pass(&row, &how, from, below, &found));
+    std::fill(std::copy_n(x.get(), n, every.get()), every.get() + blocks * kBlock, -HUGE_VALF);
+    flat.powers(every.get(), blocks * kBlock, &how, powers.get());
+    const double slope = (double)how.slope * unit * kLn2, steep = fabs(slope - 1), offset = how.offset / unit, centre = (double)top / divisor;
+    double whole = 0, rest = 0;
+    int64_t count = 0;
+    for (int64_t b = 0; b < blocks; ++b) {
+      double all = 0, under = 0;
+      std::vector<float> between;
+      for (int64_t i = b * kBlock; i < std::min(n, (b + 1) * kBlock); ++i) {
+        if (x[i] >= from && x[i] < below) between.push_back(x[i]);
+        if (x[i] == removed) {
+          REQUIRE(powers[i] == 0);
+          continue;
+        }
+        const float z = x[i] / divisor, argument = (divided ? z : x[i]) - how.offset;
+        const double exact = exp2((double)argument * (double)how.slope);
+        all += exact;
+        if (x[i] < below) under += exact;
+        REQUIRE(fabs((double)powers[i] / exact - 1) <= kPowerError + kHalf && powers[i] <= found.most);
+        // ... and the weight is as far from the power as chain_flat.cpp says
+        const float d = z - max;
+        const auto step = [](double v) { return v > 0 ? kHalf * exp2(floor(log2(v))) : 0; };
+        const bool same_sign = z * max > 0 && fabs((double)z - (double)max) <= std::min(fabs((double)z), fabs((double)max));
+        const double from_top = (double)max - (double)z, apart_by = fabs((divided ? (double)z : (double)x[i]) - how.offset);
+        const bool exact_offset = how.offset == 0 || apart_by <= fabs(divided ? (double)z : (double)x[i]);
+        if (d < -24) continue;
+        const double off = log((double)ts_exp(d)) + (double)max - log((double)powers[i]) - offset + (slope - 1) * (centre - offset);
+        const double bound = steep * from_top * (1 + 1e-6) + (same_sign ? 0 : step(from_top)) + (divided || divisor == 1 ? 0 : step(fabs((double)z))) +
+                             (exact_offset ? 0 : step(apart_by) / unit) + kExpError + kPowerError + kHalf + 1e-10;
+        REQUIRE(fabs(off) <= bound);
+      }
+      REQUIRE(fabs(sums[2 * b] - all) <= all * (kPowerError + kSumError) && fabs(sums[2 * b + 1] - under) <= under * (kPowerError + kSumError));
+      std::vector<float> others(listed.get() + spans[2 * b], listed.get() + spans[2 * b + 1]);
+      std::sort(between.begin(), between.end());
+      std::sort(others.begin(), others.end());
+      REQUIRE(between == others);
+      whole += sums[2 * b];
+      rest += sums[2 * b + 1];
+      count += (int64_t)others.size();
+    }
+    REQUIRE(count == found.listed && fabs(whole - found.whole) <= 1e-12 * whole && fabs(rest - found.rest) <= 1e-12 * whole);
+    const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
+    std::fill(listed.get() + count, listed.get() + padded, HUGE_VALF);
+    const double sum = flat.powers(listed.get(), padded, &how, u.get()), pivot = real(from, below);
+    const TsUnder under = flat.under(listed.get(), u.get(), padded, (float)pivot);
+    double expected = 0, total = 0;
+    int64_t fewer = 0;
+    float prior = -HUGE_VALF, next = HUGE_VALF;
+    for (int64_t i = 0; i < count; ++i) {
+      total += u[i];
+      if (listed[i] < (float)pivot) expected += u[i], ++fewer, prior = std::max(prior, listed[i]);
+      else next = std::min(next, listed[i]);
+    }
+    REQUIRE(fabs(total - sum) <= 1e-12 * total && fabs(expected - under.sum) <= 1e-12 * total);
+    REQUIRE(under.count == fewer && under.prior == prior && under.next == next);
+    auto some = exactly<float>(room), some_u = exactly<float>(room);
+    REQUIRE(flat.pick(listed.get(), u.get(), padded, (float)pivot, below, some.get(), some_u.get()) == count - fewer);
+    found.enough = whole * .99;
+    REQUIRE(!flat.pass(&row, &how, from, below, &found));  // it leaves early
+    found.enough = HUGE_VAL;
+    x[pick(0, n - 1)] = trial % 2 ? NAN : HUGE_VALF;
+    REQUIRE(!flat.pass(&row, &how, from, below, &found));
+  }
+  return apart;
+}
+
+uint16_t half_of(float v) {  // towards 0
+  if (v == -HUGE_VALF) return 0xfc00;
+  const uint32_t bits = float_to_bits(v), sign = bits >> 16 & 0x8000, exponent = bits >> 23 & 255;
+  if (exponent > 142) return (uint16_t)(sign | 0x7bff);
+  return (uint16_t)(exponent < 113 ? sign : sign | (exponent - 112) << 10 | (bits >> 13 & 1023));
+}
+
+// Draws from one row by every instruction set, and with a log-probability, for which no estimate is taken: whether all agree.
+bool drawn_alike(ts_sample_args args, int64_t *drawn) {
+  bool first = true;
+  for (const std::string &isa : instruction_sets()) {
+    REQUIRE(ts_isa_set(isa.c_str()) == TS_OK);
+    for (const bool more : {false, true}) {
+      int64_t token = -1;
+      uint8_t status = 9;
+      float logp;
+      args.token = &token, args.status = &status, args.threads = 1;
+      args.logp_truncated = more ? &logp : nullptr;
+      REQUIRE(ts_sample(&args) == TS_OK && status == TS_ROW_OK);
+      if (first) *drawn = token;
+      if (token != *drawn) return false;
+      first = false;
+    }
+  }
+  return true;
+}
+
+// Every instruction set draws the same tokens of flat rows: with many equal values, far from 0, with tokens at -inf or at what
+// masks set instead, hardly flat ones and others too.
 void flat_rows() {
   for (uint32_t bits = float_to_bits(-0x1p-30f); bits <= float_to_bits(-24.0f); bits += 101) {
     const float d = bits_to_float(bits);
@@ -771,157 +888,110 @@ void flat_rows() {
     REQUIRE(ts_isa_set(isa.c_str()) == TS_OK);
     if (!ts_sampling()->flat) continue;
     ++loops;
-    const TsFlatLoops &flat = *ts_sampling()->flat;
-    for (int trial = 0; trial < 60; ++trial) {
-      const int64_t n = pick(1, 5000), blocks = (n + kBlock - 1) / kBlock, room = n + 2 * kLanes;
-      const float divisor = (float)real(.3, 3), slope = (float)(1 / (divisor * kLn2));
-      const double spread = real(.1, 2), shift = real(-8, 8);
-      auto x = exactly<float>(n);
-      for (int64_t i = 0; i < n; ++i) x[i] = pick(0, 99) ? (float)(shift + spread * (real(-1, 1) + real(-1, 1))) : -HUGE_VALF;
-      float top = -HUGE_VALF;
-      for (int64_t i = 0; i < n; ++i) top = x[i] > top ? x[i] : top;
-      if (top == -HUGE_VALF) continue;
-      const float from = (float)(shift - real(0, spread)), below = from + (float)real(0, spread), max = top / divisor;
-      const TsRow row = {x.get(), n, nullptr, nullptr, nullptr, 0, TS_F32};
-      auto sums = exactly<double>(2 * blocks);
-      auto spans = exactly<int32_t>(2 * blocks);
-      auto listed = exactly<float>(room), u = exactly<float>(room), every = exactly<float>(blocks * kBlock), powers = exactly<float>(blocks * kBlock);
-      TsFlat found = {sums.get(), spans.get(), listed.get(), 0, 0, 0, 0};
-      REQUIRE(flat.pass(&row, slope, from, below, &found));
-      std::fill(std::copy_n(x.get(), n, every.get()), every.get() + blocks * kBlock, -HUGE_VALF);
-      flat.powers(every.get(), blocks * kBlock, slope, powers.get());
-      const double steep = fabs((double)slope * divisor * kLn2 - 1), common = ((double)slope * kLn2 * divisor - 1) * (double)top / divisor;
-      double whole = 0, rest = 0;
-      int64_t count = 0;
-      for (int64_t b = 0; b < blocks; ++b) {
-        double all = 0, under = 0;
-        std::vector<float> between;
-        for (int64_t i = b * kBlock; i < std::min(n, (b + 1) * kBlock); ++i) {
-          const double exact = exp2((double)x[i] * slope);
-          all += exact;
-          if (x[i] < below) under += exact;
-          if (x[i] >= from && x[i] < below) between.push_back(x[i]);
-          if (x[i] == -HUGE_VALF) {
-            REQUIRE(powers[i] == 0);
-            continue;
-          }
-          REQUIRE(fabs((double)powers[i] / exact - 1) <= kPowerError + kHalf && powers[i] <= found.most);
-          const float z = x[i] / divisor, d = z - max;  // ... and the weight is as far from the power as ChainRow::flat_draw says
-          if (d < -24) continue;
-          const double off = log((double)ts_exp(d)) + top / (double)divisor - log((double)powers[i]) + common;
-          REQUIRE(fabs(off) <= (steep + kHalf) * -(double)d + kHalf * fabs((double)z) + kHalf * fabs((double)max) + kExpError + kPowerError + kHalf + 1e-10);
-        }
-        REQUIRE(fabs(sums[2 * b] - all) <= all * (kPowerError + kSumError) && fabs(sums[2 * b + 1] - under) <= under * (kPowerError + kSumError));
-        std::vector<float> others(listed.get() + spans[2 * b], listed.get() + spans[2 * b + 1]);
-        std::sort(between.begin(), between.end());
-        std::sort(others.begin(), others.end());
-        REQUIRE(between == others);
-        whole += sums[2 * b];
-        rest += sums[2 * b + 1];
-        count += (int64_t)others.size();
-      }
-      REQUIRE(count == found.listed && fabs(whole - found.whole) <= 1e-12 * whole && fabs(rest - found.rest) <= 1e-12 * whole);
-      const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
-      std::fill(listed.get() + count, listed.get() + padded, HUGE_VALF);
-      const double sum = flat.powers(listed.get(), padded, slope, u.get()), pivot = real(from, below);
-      const TsUnder under = flat.under(listed.get(), u.get(), padded, (float)pivot);
-      double expected = 0, total = 0;
-      int64_t fewer = 0;
-      float prior = -HUGE_VALF, next = HUGE_VALF;
-      for (int64_t i = 0; i < count; ++i) {
-        total += u[i];
-        if (listed[i] < (float)pivot) expected += u[i], ++fewer, prior = std::max(prior, listed[i]);
-        else next = std::min(next, listed[i]);
-      }
-      REQUIRE(fabs(total - sum) <= 1e-12 * total && fabs(expected - under.sum) <= 1e-12 * total);
-      REQUIRE(under.count == fewer && under.prior == prior && under.next == next);
-      auto some = exactly<float>(room), some_u = exactly<float>(room);
-      REQUIRE(flat.pick(listed.get(), u.get(), padded, (float)pivot, below, some.get(), some_u.get()) == count - fewer);
-      x[pick(0, n - 1)] = trial % 2 ? NAN : HUGE_VALF;
-      REQUIRE(!flat.pass(&row, slope, from, below, &found));
-    }
+    REQUIRE(flat_estimates(*ts_sampling()->flat) > 0);
   }
-  for (int trial = 0; trial < 150; ++trial) {
+  const std::vector<float> removed = {-HUGE_VALF, -FLT_MAX, -3e38f, -1e30f, -1e9f, -1e4f};
+  for (int trial = 0; trial < 300; ++trial) {
     const int32_t dtype = trial % 3 == 0 ? TS_F32 : trial % 3 == 1 ? TS_BF16 : TS_F16;
-    const int64_t n = trial % 10 ? pick(2049, 12000) : pick(100000, 150000), batch = trial % 10 ? 12 : 4, stride = n + pick(0, 3);
-    auto x = exactly<float>(batch * stride);
-    auto halves = exactly<uint16_t>(batch * stride);
-    const double spread = real(.02, .8), shift = trial % 4 ? 0 : real(-30, 30);
-    const bool ties = trial % 9 == 0 && dtype == TS_F32;
-    for (int64_t i = 0; i < batch * stride; ++i) {
+    const int64_t n = trial % 20 ? pick(2049, 12000) : pick(100000, 150000), batch = trial % 20 ? 8 : 4;
+    auto x = exactly<float>(batch * n);
+    auto halves = exactly<uint16_t>(batch * n);
+    const double spread = real(.02, .8), shift = trial % 4 ? 0 : trial % 8 ? real(-130, 130) : real(-40, 40);
+    const bool ties = trial % 9 == 0 && dtype == TS_F32, rounds = trial % 7 == 0, masks = trial % 11 == 0 || trial % 16 == 0;
+    const float mask = removed[(size_t)pick(0, (int64_t)removed.size() - 1)];
+    const int64_t often = pick(0, 2);  // one token in 2, 10 or 2000
+    for (int64_t i = 0; i < batch * n; ++i) {
       float v = (float)(shift + spread * (real(-1, 1) + real(-1, 1) + real(-1, 1)));
-      if (trial % 7 == 0) v = rintf(v * 8) / 8;
+      if (rounds) v = rintf(v * 8) / 8;
       if (ties) v = pick(0, 2) ? (float)real(1.4, 2.4) : 1.9f + (float)pick(0, 3) * 0x1p-23f;  // of which the division makes some equal
-      if (trial % 11 == 0 && pick(0, 9) == 0) v = trial % 2 ? -HUGE_VALF : -3e38f;
-      if (trial % 13 == 0 && i % stride < 2048) v = v - (float)(2 * spread);  // the first are not like the others
+      if (trial % 13 == 0 && i % n < 2048) v = v - (float)(2 * spread);  // the first are not like the others
+      if (trial % 17 == 0 && i % n == n * 3 / 4) v = v + 20;  // not flat at all
+      if (masks && pick(0, often == 0 ? 1 : often == 1 ? 9 : 1999) == 0) v = mask;
       if (dtype == TS_F16) {
-        uint16_t half = 0x3c00;  // 1 to 2
-        half = (uint16_t)(half + pick(0, 1023));
-        halves[i] = half;
-        v = ts_f16_to_float(half);
+        halves[i] = half_of(v);
+        v = ts_f16_to_float(halves[i]);
       } else if (dtype == TS_BF16) {
         halves[i] = ts_float_to_bf16(v);
+        v = ts_bf16_to_float(halves[i]);
       }
       x[i] = v;
     }
-    double temperature = ties ? .86 : real(.3, 3), p = ties ? real(.5, .65) : real(.2, .98);
-    ts_step steps[2] = {};
-    steps[0].op = TS_TEMPERATURE, steps[1].op = TS_TOP_P;
-    steps[0].dtype = steps[1].dtype = TS_F64;
-    steps[0].values = &temperature, steps[1].values = &p;
+    double temperature = ties ? .86 : trial % 5 == 1 ? .8 : real(.3, 3), p = ties ? real(.5, .65) : real(.2, .98);
+    ts_step steps[2] = {made_of(TS_TEMPERATURE, &temperature), made_of(TS_TOP_P, &p)};
     const int64_t first = !ties && trial % 5 == 0;  // without a temperature
-    std::vector<int64_t> seed((size_t)batch), expected;
-    for (int64_t &each : seed) each = pick(0, 1 << 30);
-    for (const std::string &isa : instruction_sets()) {
-      REQUIRE(ts_isa_set(isa.c_str()) == TS_OK);
-      for (const bool more : {false, true}) {  // with a log-probability it goes the long way
-        std::vector<int64_t> token((size_t)batch);
-        std::vector<uint8_t> status((size_t)batch);
-        std::vector<float> logp((size_t)batch);
-        ts_sample_args args = {};
-        args.logits = dtype == TS_F32 ? (const void *)x.get() : (const void *)halves.get();
-        args.batch = batch, args.vocab = n, args.row_stride = stride, args.dtype = dtype;
-        args.steps = steps + first, args.step_count = 2 - first;
-        args.seed = args.stream = args.position = seed.data();
-        args.token = token.data(), args.status = status.data(), args.threads = 1;
-        args.logp_truncated = more ? logp.data() : nullptr;
-        REQUIRE(ts_sample(&args) == TS_OK && status == std::vector<uint8_t>((size_t)batch, TS_ROW_OK));
-        if (expected.empty()) expected = token;
-        REQUIRE(token == expected);
-      }
+    for (int64_t row = 0; row < batch; ++row) {
+      const int64_t seed = pick(0, 1 << 30);
+      ts_sample_args args = {};
+      args.logits = dtype == TS_F32 ? (const void *)(x.get() + row * n) : (const void *)(halves.get() + row * n);
+      args.batch = 1, args.vocab = args.row_stride = n, args.dtype = dtype;
+      args.steps = steps + first, args.step_count = 2 - first;
+      args.seed = args.stream = args.position = &seed;
+      int64_t token;
+      REQUIRE(drawn_alike(args, &token));
     }
   }
-  // Draws that fall next to where one token's share ends and the next one's begins: there no estimate decides.
+  // Draws that fall next to where one token's share ends and the next one's begins, and limits of top-p next to where one token
+  // goes or stays: there no estimate decides.
   constexpr int64_t kTokens = 60000;
-  auto x = exactly<float>(kTokens);
-  for (int64_t i = 0; i < kTokens; ++i) x[i] = (float)(real(-1, 1) + real(-1, 1));
-  double p = .9;
-  const ts_step step = made_of(TS_TOP_P, &p);
-  std::vector<float> out((size_t)kTokens);
-  const int64_t none = 0;
-  int64_t token = -1, seed = 0, near = 0;
-  uint8_t status = 9;
-  ts_sample_args args = {};
-  args.logits = x.get(), args.batch = 1, args.vocab = kTokens, args.row_stride = kTokens, args.dtype = TS_F32;
-  args.steps = &step, args.step_count = 1, args.seed = &seed, args.stream = &none, args.position = &none;
-  args.token = &token, args.status = &status, args.out_logits = out.data(), args.threads = 1;
-  REQUIRE(ts_sample(&args) == TS_OK);
-  args.out_logits = nullptr;
-  const float max = *std::max_element(out.begin(), out.end());
-  std::vector<uint64_t> sums((size_t)kTokens);
-  uint64_t total = 0;
-  for (size_t i = 0; i < out.size(); ++i) sums[i] = total += out[i] > -HUGE_VALF ? ts_weight(ts_exp(out[i] - max), 0x1p44) : 0;
-  for (seed = 0; near < 60; ++seed) {
-    const uint64_t target = ts_mulhi(ts_uniform_bits(seed, 0, 0, 0), total);
-    const auto after = std::upper_bound(sums.begin(), sums.end(), target);
-    const uint64_t gap = std::min(*after - target, after == sums.begin() ? total : target - after[-1]);
-    if ((double)(int64_t)gap > 1e-9 * (double)(int64_t)total) continue;
-    ++near;
-    for (const std::string &isa : instruction_sets()) {
-      REQUIRE(ts_isa_set(isa.c_str()) == TS_OK && ts_sample(&args) == TS_OK && token == after - sums.begin());
+  int64_t near = 0, borders = 0, turns = 0;
+  for (int trial = 0; trial < 10; ++trial) {
+    auto x = exactly<float>(kTokens);
+    const double shift = trial % 3 == 1 ? real(-120, -20) : trial % 3 == 2 ? 50 : 0;
+    for (int64_t i = 0; i < kTokens; ++i) {
+      x[i] = (float)(shift + real(-1, 1) + real(-1, 1));
+      if (trial % 4 > 1) x[i] = rintf(x[i] * 8192) / 8192;  // two of a kind
+    }
+    double p = .9, temperature = trial % 2 ? .8 : 1;
+    const ts_step steps[2] = {made_of(TS_TEMPERATURE, &temperature), made_of(TS_TOP_P, &p)};
+    std::vector<float> out((size_t)kTokens);
+    const int64_t none = 0;
+    int64_t token = -1, seed = 0;
+    uint8_t status = 9;
+    ts_sample_args args = {};
+    args.logits = x.get(), args.batch = 1, args.vocab = kTokens, args.row_stride = kTokens, args.dtype = TS_F32;
+    args.steps = steps, args.step_count = 2, args.seed = &seed, args.stream = &none, args.position = &none;
+    args.token = &token, args.status = &status, args.out_logits = out.data(), args.threads = 1;
+    REQUIRE(ts_sample(&args) == TS_OK);
+    args.out_logits = nullptr;
+    const float max = *std::max_element(out.begin(), out.end());
+    std::vector<uint64_t> sums((size_t)kTokens);
+    uint64_t total = 0;
+    for (size_t i = 0; i < out.size(); ++i) sums[i] = total += out[i] > -HUGE_VALF ? ts_weight(ts_exp(out[i] - max), 0x1p44) : 0;
+    const int64_t wanted = near + 12;
+    for (seed = 0; near < wanted; ++seed) {
+      const uint64_t target = ts_mulhi(ts_uniform_bits(seed, 0, 0, 0), total);
+      const auto after = std::upper_bound(sums.begin(), sums.end(), target);
+      const uint64_t gap = std::min(*after - target, after == sums.begin() ? total : target - after[-1]);
+      if ((double)(int64_t)gap > 1e-9 * (double)(int64_t)total) continue;
+      ++near;
+      REQUIRE(drawn_alike(args, &token) && token == after - sums.begin());
+    }
+    std::vector<std::pair<float, uint64_t>> ascending;
+    uint64_t all = 0;
+    for (int64_t i = 0; i < kTokens; ++i) {
+      const float z = x[i] / (float)temperature;
+      ascending.push_back({z, ts_weight(ts_exp(z - max), 0x1p44)});
+      all += ascending.back().second;
+    }
+    std::sort(ascending.begin(), ascending.end());
+    uint64_t gone = 0;
+    for (size_t i = 0; i < ascending.size() / 2; ++i) {
+      gone += ascending[i].second;
+      if (i < 4000 || i % 997) continue;
+      int64_t tokens[2];
+      for (int side = 0; side < 2; ++side) {  // the limit is a millionth of a token above or below: it goes or stays
+        p = 1 - ((double)(int64_t)gone + (side ? 1e-6 : -1e-6) * (double)(int64_t)ascending[i].second) / (double)(int64_t)all;
+        seed = (int64_t)i;
+        REQUIRE(drawn_alike(args, &tokens[side]));
+      }
+      ++borders;
+      turns += tokens[0] != tokens[1];
     }
   }
-  printf("flat rows: estimates of %lld versions within their bounds, and the same tokens of rows in float32, bfloat16 and float16\n", (long long)loops);
+  REQUIRE(turns > borders / 50);  // draws that a wrong guess would spoil
+  printf("flat rows: estimates of %lld versions within their bounds, and the same tokens of rows in float32, bfloat16 and float16; %lld limits next "
+         "to a token, whose fate changes %lld draws\n",
+         (long long)loops, (long long)borders, (long long)turns);
 }
 
 // top-p of flat rows whose boundary lies among numbers so near to 0 that parts of a quotient get lost.
