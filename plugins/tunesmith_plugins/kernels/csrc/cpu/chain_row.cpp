@@ -589,7 +589,7 @@ ChainRow::Bracket ChainRow::guess(double dropped, int attempt) {
     if (allowed > 0) {
       const float deep = depth_of_boundary(whole, 4, 2);
       mass_below(deep);
-      if (lanes - lanes_below <= lanes / 6) return {max_ - deep, HUGE_VALF};
+      if (lanes - lanes_below <= lanes / 2) return {max_ - deep, HUGE_VALF};
     }
     allowed = (float)dropped;
   }
