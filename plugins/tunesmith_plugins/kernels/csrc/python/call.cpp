@@ -74,11 +74,12 @@ PyObject *call_released(PyObject *, PyObject *const *args, Py_ssize_t given) {
 // What setup() gave, for as long as the process lives.
 enum {
   kTensor, kParameter, kFloat32, kBfloat16, kFloat16, kInt64, kUint8, kThreads, kModes, kStack, kTransforms, kGradients, kEmpty, kRefuse,
-  kExchange, kHeld
+  kInference, kExchange, kHeld
 };
 PyObject *held[kHeld];
 PyObject *is_neg;          // Tensor.is_neg
-PyCFunction quick_is_neg;  // what it calls, where that is plain: finding it out anew after other work takes a microsecond
+// What it calls, where that is plain (finding it out anew after other work takes a microsecond), and what is_inference_mode_enabled is.
+PyCFunction quick_is_neg, quick_inference;
 PyObject *n_dtype, *n_shape, *n_stride, *n_data_ptr, *n_is_cpu, *n_in_mode;
 PyObject *empty_options[3];  // {"dtype": ..., "device": "cpu"} for int64, uint8, float32
 int64_t sample_words = 0, linears_words = 0;
@@ -252,68 +253,11 @@ Found sample_arguments(PyObject *const *args, int64_t *words) {
   return found;
 }
 
-// The outputs of a call: one piece of memory for all, which goes when the last tensor on it goes.
-constexpr int kOutputs = 5;
-constexpr struct {
-  uint8_t code, bits;
-  int empty;  // which of empty_options
-} kinds[kOutputs] = {{kCodeInteger, 64, 0}, {kCodeUnsigned, 8, 1}, {kCodeFloat, 32, 2}, {kCodeFloat, 32, 2}, {kCodeFloat, 32, 2}};
+}  // namespace
 
-struct Outputs {
-  std::atomic<int32_t> tensors;
-  int64_t shape, stride;
-  Managed managed[kOutputs];
-};
+#include "outputs.h"
 
-void release(Managed *managed) {
-  Outputs *outputs = (Outputs *)managed->context;
-  if (outputs->tensors.fetch_sub(1, std::memory_order_acq_rel) == 1) free(outputs);
-}
-
-// Makes wanted outputs, and puts their addresses into words; false: an exception is set.
-bool exchange_outputs(int64_t batch, const bool *wanted, PyObject **made, int64_t *words) {
-  constexpr size_t kAlign = 64;
-  size_t size = sizeof(Outputs) + kAlign, offset[kOutputs];
-  int32_t count = 0;
-  for (int i = 0; i < kOutputs; ++i) {
-    if (!wanted[i]) continue;
-    offset[i] = size;
-    size += ((size_t)batch * kinds[i].bits / 8 + kAlign - 1) / kAlign * kAlign;
-    ++count;
-  }
-  Outputs *outputs = (Outputs *)malloc(size);
-  if (!outputs) return PyErr_NoMemory(), false;
-  new (&outputs->tensors) std::atomic<int32_t>(count);
-  outputs->shape = batch, outputs->stride = 1;
-  for (int i = 0; i < kOutputs; ++i) {
-    if (!wanted[i]) continue;
-    char *data = (char *)outputs + offset[i];
-    data -= (uintptr_t)data % kAlign;
-    outputs->managed[i] = {{kMajor, kMinor}, outputs, release, 0,
-                           {data, kHostMemory, 0, 1, kinds[i].code, kinds[i].bits, 1, &outputs->shape, &outputs->stride, 0}};
-    words[16 + i] = (int64_t)(intptr_t)data;
-  }
-  for (int i = 0; i < kOutputs; ++i) {
-    if (!wanted[i]) continue;
-    void *tensor = nullptr;
-    // Whether a tensor that could not be made let go of its memory is not known: better never freed than freed twice.
-    if (exchange->to_python(&outputs->managed[i], &tensor)) return false;
-    made[i] = (PyObject *)tensor;
-  }
-  return true;
-}
-
-bool empty_outputs(int64_t batch, const bool *wanted, PyObject **made, int64_t *words) {
-  for (int i = 0; i < kOutputs; ++i) {
-    if (!wanted[i]) continue;
-    PyObject *args = Py_BuildValue("(L)", (long long)batch);
-    if (!args) return false;
-    made[i] = PyObject_Call(held[kEmpty], args, empty_options[kinds[i].empty]);
-    Py_DECREF(args);
-    if (!made[i] || !number_of(PyObject_CallMethodObjArgs(made[i], n_data_ptr, nullptr), words + 16 + i)) return false;
-  }
-  return true;
-}
+namespace {
 
 // A tuple of the class with the outputs, whose references it takes over; None in place of null.
 PyObject *result_of(PyObject *type, PyObject **made) {
@@ -363,7 +307,7 @@ PyObject *sample(PyObject *, PyObject *const *args, Py_ssize_t given) {
   }
   PyObject *made[kOutputs] = {};
   int32_t code = -1;
-  if ((exchange ? exchange_outputs : empty_outputs)(words[6], wanted, made, words)) {
+  if ((exchange ? stocked_outputs : empty_outputs)(words[6], wanted, made, words)) {
     const Function function = (Function)(intptr_t)sample_words;
     if (words[6] * words[7] < kBrief) {
       code = function(words, 21);
@@ -387,7 +331,12 @@ PyObject *sample(PyObject *, PyObject *const *args, Py_ssize_t given) {
 
 namespace {
 
-// Sets is_neg and quick_is_neg; false: an exception is set.
+// What an object calls without arguments; null where that is not plain.
+PyCFunction plain_function(PyObject *object) {
+  return PyCFunction_Check(object) && PyCFunction_GetFlags(object) == METH_NOARGS ? PyCFunction_GetFunction(object) : nullptr;
+}
+
+// Sets is_neg, quick_is_neg and quick_inference; false: an exception is set.
 bool set_up_sign() {
   PyObject *method = PyObject_GetAttrString(held[kTensor], "is_neg"), *before = is_neg;
   if (!method) return false;
@@ -395,8 +344,8 @@ bool set_up_sign() {
   Py_XDECREF(before);
   PyObject *size = Py_BuildValue("(i)", 1), *one = size ? PyObject_Call(held[kEmpty], size, empty_options[2]) : nullptr;
   PyObject *bound = one ? PyObject_GetAttrString(one, "is_neg") : nullptr;
-  const bool plain = bound && PyCFunction_Check(bound) && PyCFunction_GetFlags(bound) == METH_NOARGS;
-  quick_is_neg = plain ? PyCFunction_GetFunction(bound) : nullptr;
+  quick_is_neg = bound ? plain_function(bound) : nullptr;
+  quick_inference = plain_function(held[kInference]);
   const bool fine = bound != nullptr;
   Py_XDECREF(bound);
   Py_XDECREF(one);
@@ -443,7 +392,7 @@ PyObject *setup(PyObject *, PyObject *const *args, Py_ssize_t given) {
 PyMethodDef methods[] = {
     {"setup", (PyCFunction)(void *)setup, METH_FASTCALL,
      "setup(Tensor, Parameter, float32, bfloat16, float16, int64, uint8, get_num_threads, names of the module of modes, "
-     "dispatch_stack, transforms, is_grad_enabled, empty, refuse, __dlpack_c_exchange_api__ or None, addresses of "
+     "dispatch_stack, transforms, is_grad_enabled, empty, refuse, is_inference_mode_enabled, __dlpack_c_exchange_api__ or None, addresses of "
      "ts_sample_words, ts_int8_linears_words, ts_warm_code and ts_int8_warm_code): whether tensors are exchanged through DLPack."},
     {"sample", (PyCFunction)(void *)sample, METH_FASTCALL,
      "sample(plan, logits, seed, stream, position, history, lengths, greedy, draw, raw, processed, truncated, result): a "
