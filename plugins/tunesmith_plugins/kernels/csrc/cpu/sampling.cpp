@@ -87,10 +87,6 @@ struct Code {
 // Asks for what only some chains run: a penalty of the history, top-p on a dense row, top-p or min-p on a list. Sooner, from
 // ts_warm_code, it helps less.
 TS_WARM void ask_for_steps(const ts_sample_args &a, const TsSampling &kernels) {
-#if defined(__GNUC__)
-  const auto ask = [](const void *begin, int64_t bytes) {
-    for (int64_t at = 0; begin && at < bytes; at += 64) __builtin_prefetch((const char *)begin + at, 0, 2);
-  };
   bool dense = true, edits = false, top_p = false, lists = false;
   for (int64_t s = 0; s < a.step_count; ++s) {
     const int32_t op = a.steps[s].op;
@@ -99,19 +95,17 @@ TS_WARM void ask_for_steps(const ts_sample_args &a, const TsSampling &kernels) {
     if (op == TS_MIN_P) lists = true;
     if (!ts_is_edit(op)) dense = false;
   }
-  if (edits) ask(TS_WARM_BOUNDS(ts_warm_edits));
+  if (edits) ts_ask_for_code(TS_WARM_BOUNDS(ts_warm_edits));
   if (top_p | lists) {
-    ask(TS_WARM_BOUNDS(ts_warm_lists));
-    ask((const void *)kernels.exps, 1600);
-    ask((const void *)kernels.weights, 2560);
+    ts_ask_for_code(TS_WARM_BOUNDS(ts_warm_lists));
+    ts_ask_for_code((const void *)kernels.exps, 1600);
+    ts_ask_for_code((const void *)kernels.weights, 2560);
   }
   if (top_p) {
-    ask(TS_WARM_BOUNDS(ts_warm_top_p));
-    ask((const void *)kernels.scan_rough, 2112);
-    ask((const void *)kernels.below, 1536);
+    ts_ask_for_code(TS_WARM_BOUNDS(ts_warm_top_p));
+    ts_ask_for_code((const void *)kernels.scan_rough, 2112);
+    ts_ask_for_code((const void *)kernels.below, 1536);
   }
-  asm volatile("");  // else a function that only does this counts as one that does nothing, and is left out
-#endif
 }
 
 // Rows of a call shared among threads; the code of the first one that fails, or TS_OK.

@@ -3,6 +3,7 @@
 // decision that the bound leaves open is made by the weights, and no token ever depends on the estimate.
 #include "load.h"
 #include "numeric.h"
+#include "powers.h"
 
 namespace {
 
@@ -29,7 +30,7 @@ struct Powers {
   }
   // The sum of exp(x / divisor - max) from that of the powers.
   double mass(double sum, double whole, double divisor, double max) const {
-    return sum * exp2(whole - (double)factor * (max * divisor));
+    return sum * ts_exp_double((whole - (double)factor * (max * divisor)) * kLn2);
   }
 };
 
