@@ -150,21 +150,21 @@ void ChainRow::begin() {
   uint8_t has_nan = 0;
   scan_mass_ = -1;  // below: a top-p of 1 keeps the row dense, and other steps may change it before the next one
   const int32_t divided = plan_->top_p_first && args_->steps[0].op == TS_TEMPERATURE;
-  if (plan_->top_p_first && !view_.marks && kernels_->scan_rough && gentle(divided ? divisors_[0] : 1.0f) &&
+  if (plan_->top_p_first && !view_.marks && kernels_->scan_rough[args_->dtype] && gentle(divided ? divisors_[0] : 1.0f) &&
       ts_step_value(args_->steps[divided], row_) < 1) {
     TsRow row = view_;
     row.divisors = divisors_.data();
     row.divisor_count = divided;
     const double p = ts_step_value(args_->steps[divided], row_);
     const bool judge = plan_->drawn_only && kernels_->flat && p > .05 && p < .999;
-    rest_max_ = kernels_->scan_rough(&row, lanes_.get(), &has_nan, &scan_mass_, judge);
+    rest_max_ = kernels_->scan_rough[row.dtype](&row, lanes_.get(), &has_nan, &scan_mass_, judge);
     if (judge && scan_mass_ == kFlat) {
       ts_ask_for_code(TS_WARM_BOUNDS(ts_warm_flat));
       if (flat_row(p)) return;
-      rest_max_ = kernels_->scan(&view_, lanes_.get(), &has_nan);
+      rest_max_ = kernels_->scan[view_.dtype](&view_, lanes_.get(), &has_nan);
     }
   } else {
-    rest_max_ = kernels_->scan(&view_, lanes_.get(), &has_nan);
+    rest_max_ = kernels_->scan[view_.dtype](&view_, lanes_.get(), &has_nan);
   }
   if (has_nan) {
     status_ = TS_ROW_NAN;
@@ -375,7 +375,7 @@ int64_t ChainRow::merge_patches(int64_t n, float from) {
 // Lists the tokens of the dense row with from <= z < below; of the patched ones also those that are larger.
 void ChainRow::list_from(float from, float below) {
   from = std::max(from, -FLT_MAX);  // a quotient may be -inf of a value that is not, and -inf also stands behind the row's end
-  n_ = kernels_->collect(&rest(), lanes_.get(), least(from), below == HUGE_VALF ? below : least(below), ids_.get(), z_.get());
+  n_ = kernels_->collect[view_.dtype](&rest(), lanes_.get(), least(from), below == HUGE_VALF ? below : least(below), ids_.get(), z_.get());
   for (int32_t t = 0; t < dense_divisors_; ++t) kernels_->divide(z_.get(), n_, divisors_[(size_t)t]);
   n_ = merge_patches(n_, from);
   list_weighed_ = false;

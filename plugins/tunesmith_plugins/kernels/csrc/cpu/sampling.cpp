@@ -77,8 +77,8 @@ TS_WARM int32_t check(const ts_sample_args &a) {
   return TS_OK;
 }
 
-// Where code is. What a function does with float32 stands first in it; the rest, 16-bit logits and the end of a row, is many
-// times as long.
+// Where code is. What a function does with whole blocks stands first in it; the rest, marked tokens and the end of a row, is
+// as long again.
 struct Code {
   const void *begin;
   int64_t bytes;
@@ -103,7 +103,7 @@ TS_WARM void ask_for_steps(const ts_sample_args &a, const TsSampling &kernels) {
   }
   if (top_p) {
     ts_ask_for_code(TS_WARM_BOUNDS(ts_warm_top_p));
-    ts_ask_for_code((const void *)kernels.scan_rough, 2112);
+    ts_ask_for_code((const void *)kernels.scan_rough[a.dtype], 2112);
     ts_ask_for_code((const void *)kernels.below, 1536);
   }
 }
@@ -217,12 +217,15 @@ extern "C" int32_t ts_exp_row(const float *z, int64_t n, float max, int64_t voca
 extern "C" int32_t ts_warm_code(int64_t *words) {
   const TsSampling *kernels = ts_sampling();
   if (!kernels) return TS_UNSUPPORTED;
-  const Code ranges[TS_WARM_RANGES] = {{TS_WARM_BOUNDS(ts_warm)},
-                                       {(const void *)kernels->scan, 2176},
-                                       {(const void *)kernels->collect, 1216},
-                                       {(const void *)kernels->divide, 448},
-                                       {(const void *)kernels->kth, 1216},
-                                       {(const void *)kernels->kth_of_lanes, 256}};
+  Code ranges[TS_WARM_RANGES] = {{TS_WARM_BOUNDS(ts_warm)},
+                                 {(const void *)kernels->divide, 448},
+                                 {(const void *)kernels->kth, 1216},
+                                 {(const void *)kernels->kth_of_lanes, 256}};
+  for (int dtype = 0; dtype < 3; ++dtype) {
+    Code *const typed = ranges + TS_WARM_COMMON + dtype * TS_WARM_TYPED;
+    typed[0] = {(const void *)kernels->scan[dtype], 2176};
+    typed[1] = {(const void *)kernels->collect[dtype], 1216};
+  }
   for (int i = 0; i < TS_WARM_RANGES; ++i) {
     words[2 * i] = (int64_t)(intptr_t)ranges[i].begin;
     words[2 * i + 1] = ranges[i].bytes;

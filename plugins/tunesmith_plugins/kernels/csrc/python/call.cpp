@@ -84,6 +84,7 @@ PyObject *n_dtype, *n_shape, *n_stride, *n_data_ptr, *n_is_cpu, *n_in_mode;
 PyObject *empty_options[3];  // {"dtype": ..., "device": "cpu"} for int64, uint8, float32
 int64_t sample_words = 0, linears_words = 0;
 int64_t warm_code[2 * TS_WARM_RANGES];  // an address and a number of bytes, each
+int32_t last_dtype = 0;                 // of logits: the next are likely of the same type
 int64_t warm_int8[2 * TS_INT8_WARM_RANGES];
 const Exchange *exchange = nullptr;  // null: tensors are read through their attributes
 
@@ -201,6 +202,7 @@ Found logits_of(PyObject *logits, int64_t *words) {
   const Found sign = plain_sign(logits);
   if (sign != kFine) return sign;
   words[5] = view.data;
+  last_dtype = view.dtype;
   words[6] = view.shape[0], words[7] = view.shape[1], words[8] = view.stride[0], words[9] = view.dtype;
   return kFine;
 }
@@ -289,7 +291,8 @@ void ask_for_code(const int64_t *code, int ranges) {
 }
 
 PyObject *sample(PyObject *, PyObject *const *args, Py_ssize_t given) {
-  ask_for_code(warm_code, TS_WARM_RANGES);
+  ask_for_code(warm_code, TS_WARM_COMMON);
+  ask_for_code(warm_code + 2 * (TS_WARM_COMMON + last_dtype * TS_WARM_TYPED), TS_WARM_TYPED);
   int64_t words[21] = {};
   if (given != 13 || !sample_words || !PyType_Check(args[12]) ||
       !PyType_IsSubtype((PyTypeObject *)args[12], &PyTuple_Type)) {
