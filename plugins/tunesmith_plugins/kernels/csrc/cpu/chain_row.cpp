@@ -159,7 +159,7 @@ void ChainRow::begin() {
     const bool judge = plan_->drawn_only && kernels_->flat && p > .05 && p < .999;
     rest_max_ = kernels_->scan_rough[row.dtype](&row, lanes_.get(), &has_nan, &scan_mass_, judge);
     if (judge && scan_mass_ == kFlat) {
-      ts_ask_for_code(TS_WARM_BOUNDS(ts_warm_flat));
+      ts_ask_for(TS_WARM_BOUNDS(ts_warm_flat));
       if (flat_row(p)) return;
       rest_max_ = kernels_->scan[view_.dtype](&view_, lanes_.get(), &has_nan);
     }

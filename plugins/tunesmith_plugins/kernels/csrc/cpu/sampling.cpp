@@ -84,6 +84,11 @@ struct Code {
   int64_t bytes;
 };
 
+TS_WARM ChainRow &worker() {
+  static thread_local ChainRow row;
+  return row;
+}
+
 // Asks for what only some chains run: a penalty of the history, top-p on a dense row, top-p or min-p on a list. Sooner, from
 // ts_warm_code, it helps less.
 TS_WARM void ask_for_steps(const ts_sample_args &a, const TsSampling &kernels) {
@@ -95,16 +100,16 @@ TS_WARM void ask_for_steps(const ts_sample_args &a, const TsSampling &kernels) {
     if (op == TS_MIN_P) lists = true;
     if (!ts_is_edit(op)) dense = false;
   }
-  if (edits) ts_ask_for_code(TS_WARM_BOUNDS(ts_warm_edits));
+  if (edits) ts_ask_for(TS_WARM_BOUNDS(ts_warm_edits));
   if (top_p | lists) {
-    ts_ask_for_code(TS_WARM_BOUNDS(ts_warm_lists));
-    ts_ask_for_code((const void *)kernels.exps, 1600);
-    ts_ask_for_code((const void *)kernels.weights, 2560);
+    ts_ask_for(TS_WARM_BOUNDS(ts_warm_lists));
+    ts_ask_for((const void *)kernels.exps, 1792);
+    ts_ask_for((const void *)kernels.weights, 2880);
   }
   if (top_p) {
-    ts_ask_for_code(TS_WARM_BOUNDS(ts_warm_top_p));
-    ts_ask_for_code((const void *)kernels.scan_rough[a.dtype], 2112);
-    ts_ask_for_code((const void *)kernels.below, 1536);
+    ts_ask_for(TS_WARM_BOUNDS(ts_warm_top_p));
+    ts_ask_for((const void *)kernels.scan_rough[a.dtype], 6336);
+    ts_ask_for((const void *)kernels.below, 1536);
   }
 }
 
@@ -117,8 +122,7 @@ struct Call {
 
   int32_t run_row(int64_t row) const {
     return ts_guard([this, row]() -> int32_t {
-      static thread_local ChainRow worker;
-      worker.run(args, plan, kernels, row);
+      worker().run(args, plan, kernels, row);
       return TS_OK;
     });
   }
@@ -145,6 +149,7 @@ extern "C" TS_WARM int32_t ts_sample(const ts_sample_args *args) {
     const TsSampling *kernels = ts_sampling();
     if (!kernels) return TS_UNSUPPORTED;
     ask_for_steps(*args, *kernels);
+    ts_ask_for(&worker(), sizeof(ChainRow));
     Call call = {*args, ChainPlan(*args), *kernels};
     if (args->threads > 1 && args->batch > 1 && worth_sharing(*args)) {
       ts_parallel(
@@ -219,11 +224,12 @@ extern "C" int32_t ts_warm_code(int64_t *words) {
   if (!kernels) return TS_UNSUPPORTED;
   Code ranges[TS_WARM_RANGES] = {{TS_WARM_BOUNDS(ts_warm)},
                                  {(const void *)kernels->divide, 448},
-                                 {(const void *)kernels->kth, 1216},
+                                 {(const void *)kernels->kth, 1344},
+                                 {(const void *)kernels->kth_of_few, 256},
                                  {(const void *)kernels->kth_of_lanes, 256}};
   for (int dtype = 0; dtype < 3; ++dtype) {
     Code *const typed = ranges + TS_WARM_COMMON + dtype * TS_WARM_TYPED;
-    typed[0] = {(const void *)kernels->scan[dtype], 2176};
+    typed[0] = {(const void *)kernels->scan[dtype], 2304};
     typed[1] = {(const void *)kernels->collect[dtype], 1216};
   }
   for (int i = 0; i < TS_WARM_RANGES; ++i) {

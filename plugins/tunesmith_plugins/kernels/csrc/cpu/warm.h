@@ -28,8 +28,8 @@ TS_WARM_SECTION(ts_warm_int8)
 }
 #undef TS_WARM_SECTION
 
-// Asks for that much code.
-inline void ts_ask_for_code(const void *begin, int64_t bytes) {
+// Asks for that much code, or work space.
+inline void ts_ask_for(const void *begin, int64_t bytes) {
   for (int64_t at = 0; begin && at < bytes; at += 64) __builtin_prefetch((const char *)begin + at, 0, 2);
   asm volatile("");  // else a function that only does this counts as one that does nothing, and is left out
 }
@@ -42,5 +42,5 @@ inline void ts_ask_for_code(const void *begin, int64_t bytes) {
 #define TS_WARM_INT8
 #define TS_APART
 #define TS_WARM_BOUNDS(section) nullptr, 0
-inline void ts_ask_for_code(const void *, int64_t) {}
+inline void ts_ask_for(const void *, int64_t) {}
 #endif

@@ -109,6 +109,8 @@ struct TsSampling {
   int64_t (*sample)(const TsRow *row, const float *lanes, int64_t stride, float *x);
   // The k-th largest of x, 1 <= k <= n, none of them a NaN. There is room for 2 n + 32 values.
   float (*kth)(const float *x, int64_t n, int64_t k, float *room);
+  // The same of 32 values at most, without room.
+  float (*kth_of_few)(const float *x, int64_t n, int64_t k);
   // A value that at least k of the `count` maxima of scan reach, 1 <= k <= count: not much less than the k-th largest. There
   // is room for 3 count + 32 values.
   float (*kth_of_lanes)(const float *lanes, int64_t count, int64_t k, float *room);

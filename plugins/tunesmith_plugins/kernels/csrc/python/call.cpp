@@ -228,16 +228,27 @@ struct PlanHead {
   int64_t history;  // whether it is read
 };
 
+// Has the processor fetch what will be read; of any address.
+void ask_for(const void *begin, int64_t bytes) {
+#if defined(__GNUC__)
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)begin + at, 0, 2);
+#else
+  (void)begin, (void)bytes;
+#endif
+}
+
 // Takes the arguments of sample() apart.
 Found sample_arguments(PyObject *const *args, int64_t *words) {
   const void *steps = PyLong_AsVoidPtr(args[0]);
   if (!steps) return PyErr_Occurred() ? kError : kUnusual;
   const PlanHead *plan = (const PlanHead *)steps - 1;
+  ask_for(plan, 512);
   Found found = logits_of(args[1], words);
   if (found == kFine) found = unseen();
   if (found != kFine) return found;
   const int64_t batch = words[6];
   if (plan->batch >= 0 && plan->batch != batch) return kUnusual;
+  for (int64_t i = 0; i < plan->count; ++i) ask_for(((const ts_step *)steps)[i].values, 8);
   words[0] = (int64_t)(intptr_t)steps, words[1] = plan->count;
   const int greedy = PyObject_IsTrue(args[7]);
   if (greedy < 0) return kError;
@@ -251,6 +262,7 @@ Found sample_arguments(PyObject *const *args, int64_t *words) {
   }
   if (!plan->history) return kFine;
   found = ids_of(args[5], 2, batch, words + 13, words + 15);
+  if (found == kFine) ask_for((const void *)(intptr_t)words[13], words[15] * 8 < 4096 ? words[15] * 8 : 4096);
   if (found == kFine && args[6] != Py_None) found = ids_of(args[6], 1, batch, words + 14, nullptr);
   return found;
 }
@@ -279,15 +291,8 @@ PyObject *result_of(PyObject *type, PyObject **made) {
 // Asks for the library's code. Between two tokens of a model the caches are used for other things, and the library is too
 // far off for the processor to guess what comes: line after line would be waited for.
 void ask_for_code(const int64_t *code, int ranges) {
-#if defined(__GNUC__)
-  for (int i = 0; i < ranges; ++i) {
-    const char *begin = (const char *)(intptr_t)code[2 * i];
-    for (int64_t at = 0; at < code[2 * i + 1]; at += 64) __builtin_prefetch(begin + at, 0, 2);
-  }
-  for (int at = 0; at < 512; at += 64) __builtin_prefetch((const char *)(intptr_t)quick_is_neg + at, 0, 2);
-#else
-  (void)code, (void)ranges;
-#endif
+  for (int i = 0; i < ranges; ++i) ask_for((const void *)(intptr_t)code[2 * i], code[2 * i + 1]);
+  ask_for((const void *)(intptr_t)quick_is_neg, 512);
 }
 
 PyObject *sample(PyObject *, PyObject *const *args, Py_ssize_t given) {
