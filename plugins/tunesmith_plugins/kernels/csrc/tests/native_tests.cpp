@@ -980,6 +980,7 @@ void selections() {
       std::vector<float> sorted(x.get(), x.get() + n);
       std::sort(sorted.begin(), sorted.end(), descending);
       REQUIRE(kernels->kth(x.get(), n, k, room.get()) == sorted[(size_t)k - 1]);
+      if (n <= 2 * kLanes) REQUIRE(kernels->kth_of_few(x.get(), n, k) == sorted[(size_t)k - 1]);
 
       const int64_t count = (n + kLanes - 1) / kLanes * kLanes, wanted = std::min(k, count);
       auto lanes = exactly<float>(count), more = exactly<float>(3 * count + 2 * kLanes);
