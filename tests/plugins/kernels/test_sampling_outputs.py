@@ -22,12 +22,12 @@ def library(native: dict[str, Any]) -> None:
     """All of these are about the library's calls."""
 
 
-def draw(plan: Plan, batch: int = 3, position: int = 0, **asked: bool) -> SampleResult:
+def draw(plan: Plan, batch: int = 3, position: int = 0, **asked: Any) -> SampleResult:
     logits, ids = torch.randn(batch, 40, generator=torch.Generator().manual_seed(position)), torch.arange(batch)
     return kernels.sample_chain(logits, plan, ids, ids, ids + position, **asked)
 
 
-def expected(batch: int, position: int, **asked: bool) -> Any:
+def expected(batch: int, position: int, **asked: Any) -> Any:
     logits, ids = torch.randn(batch, 40, generator=torch.Generator().manual_seed(position)), torch.arange(batch)
     return reference.sample_chain(logits, HALF, ids, ids, ids + position, **asked)
 
@@ -66,10 +66,11 @@ def test_tensors_of_the_inference_mode_stay_in_it() -> None:
         inside = [draw(plan, logp_raw=True) for _ in range(CALLS)]
     outside = [draw(plan, logp_raw=True) for _ in range(CALLS)]
     assert all(result.token.is_inference() for result in inside[2:])
+    weight = torch.ones(3, requires_grad=True)
     for result in outside:
         assert result.logp_raw is not None
         assert not result.token.is_inference()
-        (result.logp_raw * torch.ones(3, requires_grad=True)).sum().backward()  # which saves it
+        assert torch.autograd.grad((result.logp_raw * weight).sum(), weight)  # which saves it
     with torch.inference_mode():
         for _ in range(CALLS):
             assert draw(plan, logp_raw=True).token.tolist() == outside[0].token.tolist()
