@@ -61,7 +61,8 @@ def set_up_calls() -> loader.WordsCall | None:
     calls.setup(
         Tensor, torch.nn.Parameter, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.get_num_threads,
         vars(torch.utils._python_dispatch), torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active,
-        torch.is_grad_enabled, torch.empty, library.check, getattr(Tensor, "__dlpack_c_exchange_api__", None),
+        torch.is_grad_enabled, torch.empty, library.check, torch.is_inference_mode_enabled,
+        getattr(Tensor, "__dlpack_c_exchange_api__", None),
         library.address("ts_sample_words"), library.address("ts_int8_linears_words"), library.address("ts_warm_code"),
         library.address("ts_int8_warm_code"),
     )  # fmt: skip

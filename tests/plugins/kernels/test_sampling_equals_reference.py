@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -84,6 +85,26 @@ def test_powers_are_those_of_float64() -> None:
     assert ((reference_powers.power(share, exponent) / share**exponent - 1).abs() < 1e-13).all()
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     assert torch.equal(reference_powers.power(ends, torch.full_like(ends, 0.01)), ends)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_top_p_of_rows_between_peaked_and_flat_is_that_of_the_reference(
+    native: dict[str, Any], dtype: torch.dtype
+) -> None:
+    # The lanes' maxima say enough of some of these rows, of others they do not.
+    torch.manual_seed(12)
+    vocab, spreads = 9001, torch.tensor([0.7, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0])
+    logits = (torch.randn(3 * len(spreads), vocab) * spreads.repeat(3)[:, None]).to(dtype)
+    share = torch.tensor([0.4, 0.9, 0.98], dtype=torch.float64).repeat_interleave(len(spreads))
+    chain, ids = [Step("temperature", torch.full_like(share, 0.8)), Step("top_p", share)], torch.arange(len(logits))
+    rows, drawn = reference.chain(logits, chain, None), reference.sample_chain(logits, chain, ids, ids, ids)
+    try:
+        for isa in native["isa_available"]:
+            kernels.set_isa(isa)
+            assert torch.equal(kernels.apply_chain(logits, chain).logits, rows.logits)
+            assert_same(kernels.sample_chain(logits, chain, ids, ids, ids), drawn)
+    finally:
+        kernels.set_isa(native["isa"])
 
 
 @pytest.mark.parametrize("shape", ["peaked", "wide", "flat"])

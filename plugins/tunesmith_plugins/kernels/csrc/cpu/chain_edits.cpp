@@ -293,5 +293,5 @@ void ChainRow::show_marks() {
   view_.marks = marks;
   view_.flagged = flags;
   uint8_t has_nan = 0;
-  rest_max_ = kernels_->scan(&view_, lanes_.get(), &has_nan);
+  rest_max_ = kernels_->scan[view_.dtype](&view_, lanes_.get(), &has_nan);
 }

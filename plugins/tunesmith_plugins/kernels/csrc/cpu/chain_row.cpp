@@ -22,6 +22,15 @@ float unordered(int32_t key) { return bits_to_float((uint32_t)(key < 0 ? INT32_M
 // Divisors that estimates are good for.
 bool gentle(float divisor) { return divisor >= 1e-4f && divisor <= 1e4f; }
 
+// ln(v) of a normal v > 0 within 0.006, and an upper bound of it. The functions of the C library are in a file of their own, and
+// after other work in no cache.
+float rough_log(float v) {
+  const uint32_t bits = float_to_bits(v);
+  const float m = bits_to_float((bits & 0x7fffffu) | 0x3f800000u) - 1;
+  return 0.6931472f * ((float)((int32_t)(bits >> 23) - 127) + m + 0.344f * m * (1 - m));
+}
+double log_bound(double v) { return (double)((int64_t)(double_to_bits(v) >> 52) - 1022) * kLn2; }
+
 // Both results are worked out and one is taken by its bits: which one is nothing to predict.
 float penalised(float z, float penalty) {
   const uint32_t negative = 0u - (uint32_t)(z < 0);
@@ -31,7 +40,7 @@ float penalised(float z, float penalty) {
 }  // namespace
 
 ChainPlan::ChainPlan(const ts_sample_args &args)
-    : bits(ts_weight_bits(args.vocab)), scale(ldexp(1.0, ts_weight_bits(args.vocab))) {
+    : bits(ts_weight_bits(args.vocab)), scale(bits_to_double((uint64_t)(1023 + ts_weight_bits(args.vocab)) << 52)) {
   bool truncated = false;
   for (int64_t s = 0; s < args.step_count; ++s) {
     const int32_t op = args.steps[s].op;
@@ -141,20 +150,21 @@ void ChainRow::begin() {
   uint8_t has_nan = 0;
   scan_mass_ = -1;  // below: a top-p of 1 keeps the row dense, and other steps may change it before the next one
   const int32_t divided = plan_->top_p_first && args_->steps[0].op == TS_TEMPERATURE;
-  if (plan_->top_p_first && !view_.marks && kernels_->scan_rough && gentle(divided ? divisors_[0] : 1.0f) &&
+  if (plan_->top_p_first && !view_.marks && kernels_->scan_rough[args_->dtype] && gentle(divided ? divisors_[0] : 1.0f) &&
       ts_step_value(args_->steps[divided], row_) < 1) {
     TsRow row = view_;
     row.divisors = divisors_.data();
     row.divisor_count = divided;
     const double p = ts_step_value(args_->steps[divided], row_);
     const bool judge = plan_->drawn_only && kernels_->flat && p > .05 && p < .999;
-    rest_max_ = kernels_->scan_rough(&row, lanes_.get(), &has_nan, &scan_mass_, judge);
+    rest_max_ = kernels_->scan_rough[row.dtype](&row, lanes_.get(), &has_nan, &scan_mass_, judge);
     if (judge && scan_mass_ == kFlat) {
+      ts_ask_for(TS_WARM_BOUNDS(ts_warm_flat));
       if (flat_row(p)) return;
-      rest_max_ = kernels_->scan(&view_, lanes_.get(), &has_nan);
+      rest_max_ = kernels_->scan[view_.dtype](&view_, lanes_.get(), &has_nan);
     }
   } else {
-    rest_max_ = kernels_->scan(&view_, lanes_.get(), &has_nan);
+    rest_max_ = kernels_->scan[view_.dtype](&view_, lanes_.get(), &has_nan);
   }
   if (has_nan) {
     status_ = TS_ROW_NAN;
@@ -365,7 +375,7 @@ int64_t ChainRow::merge_patches(int64_t n, float from) {
 // Lists the tokens of the dense row with from <= z < below; of the patched ones also those that are larger.
 void ChainRow::list_from(float from, float below) {
   from = std::max(from, -FLT_MAX);  // a quotient may be -inf of a value that is not, and -inf also stands behind the row's end
-  n_ = kernels_->collect(&rest(), lanes_.get(), least(from), below == HUGE_VALF ? below : least(below), ids_.get(), z_.get());
+  n_ = kernels_->collect[view_.dtype](&rest(), lanes_.get(), least(from), below == HUGE_VALF ? below : least(below), ids_.get(), z_.get());
   for (int32_t t = 0; t < dense_divisors_; ++t) kernels_->divide(z_.get(), n_, divisors_[(size_t)t]);
   n_ = merge_patches(n_, from);
   list_weighed_ = false;
@@ -508,6 +518,52 @@ void ChainRow::dense_top_p(double p) {
   narrow({-FLT_MAX, HUGE_VALF}, total, limit);
 }
 
+// With the mass of the row known the lanes' maxima alone may reach what has to stay, the share p: then the boundary is not below
+// the least of these. False where it takes too many of them.
+bool ChainRow::guess_by_lanes(double p, Bracket *bracket) {
+  const int64_t lanes = vocab_ / kBlock * kLanes;
+  if (scan_mass_ < 0 || vocab_ < 1024) return false;
+  float *e = lane_e_.at_least(lanes + kLanes);
+  const float divisor = dense_divisors_ ? divisors_[0] : 1.0f;
+  kernels_->exps(lanes_.get(), lanes, max_ * divisor, 1 / divisor, e);
+  int64_t under = 0;
+  const float whole = kernels_->below(e, lanes, HUGE_VALF, &under), allowed = whole - (float)(p * scan_mass_ * 1.0001);
+  if (!(allowed > 0)) return false;
+  // How much more than what is allowed lies below a depth, as a logarithm; false position as in guess(), since few looks do here.
+  constexpr float kNear = 0.08f, kFew = 128, kDeepest = 44;
+  const auto excess = [&](float depth) {
+    return rough_log(std::max(kernels_->below(e, lanes, ts_exp(-depth), &under) / allowed, 1e-30f));
+  };
+  float shallow = 0, left = rough_log(whole / allowed), deep = 6, right = excess(deep);
+  while (right > 0 && deep < kDeepest) {
+    shallow = deep;
+    left = right;
+    deep = std::min(1.5f * deep, kDeepest);
+    right = excess(deep);
+  }
+  if (right > 0) return false;
+  int64_t above = lanes - under;
+  int last = 0;
+  for (int step = 0; step < 8 && right < -kNear && (float)above > kFew; ++step) {
+    const float share = (left + kNear / 2) / (left - right);
+    const float depth = shallow + std::min(std::max(share, 0.03f), 0.97f) * (deep - shallow), found = excess(depth);
+    if (found > 0) {
+      shallow = depth;
+      left = found;
+      if (last == 1) right /= 2;
+      last = 1;
+    } else {
+      deep = depth;
+      right = found;
+      above = lanes - under;
+      if (last == -1) left /= 2;
+      last = -1;
+    }
+  }
+  *bracket = {max_ - deep, HUGE_VALF};
+  return above <= lanes / 2;
+}
+
 // Guesses values between which the boundary of top-p lies, from the lanes' maxima and a sample of the other tokens.
 // `dropped`: the mass that goes, a share of the whole if it is below 0. A wrong guess costs time and nothing else.
 ChainRow::Bracket ChainRow::guess(double dropped, int attempt) {
@@ -582,17 +638,6 @@ ChainRow::Bracket ChainRow::guess(double dropped, int attempt) {
     }
     return deep;
   };
-  if (dropped < 0 && scan_mass_ >= 0) {
-    // With the mass of the row known the lanes' maxima alone may reach what has to stay: then the boundary is not below.
-    const float whole = mass_below(-1);
-    allowed = whole - (float)((1 + dropped) * scan_mass_ * 1.0001);
-    if (allowed > 0) {
-      const float deep = depth_of_boundary(whole, 4, 2);
-      mass_below(deep);
-      if (lanes - lanes_below <= lanes / 6) return {max_ - deep, HUGE_VALF};
-    }
-    allowed = (float)dropped;
-  }
   look_at_sample();
   float whole = 20 * allowed;
   if (dropped < 0) {
@@ -645,7 +690,7 @@ double ChainRow::doubt_of(double mass) const {
   // by 2^-24 d; the mean of d under the weights is their entropy less log(mass), so at most log(vocab / mass). Then come
   // the fused step (2^-26), exp and 2^f themselves and the float32 sums of a block: together below 8e-7. The weights' own
   // rounding is half a step each.
-  const double deep = log((double)vocab_ / fmax(mass, 1e-9));
+  const double deep = log_bound((double)vocab_ / std::max(mass, 1e-9));
   return mass * 1.1 * (0x1p-24 * (fabs((double)max_) + 3 * deep) + 8e-7) + (double)vocab_ / plan_->scale;
 }
 
@@ -654,7 +699,7 @@ bool ChainRow::rough_below(float from, uint64_t *low, uint64_t *high) {
   if (!kernels_->rough || dense_divisors_ > 1 || !gentle(dense_divisors_ ? divisors_[0] : 1.0f) || fabsf(max_) > 1e4f) return false;
   const double mass = kernels_->rough(&rest(), max_, least(from)), error = doubt_of(mass);
   const uint64_t patched = patched_weights(max_, from);
-  *low = patched + (uint64_t)(fmax(0.0, mass - error) * plan_->scale);
+  *low = patched + (uint64_t)(std::max(0.0, mass - error) * plan_->scale);
   *high = patched + (uint64_t)((mass + error) * plan_->scale) + 1;
   return true;
 }
@@ -663,7 +708,7 @@ bool ChainRow::rough_below(float from, uint64_t *low, uint64_t *high) {
 bool ChainRow::rough_rest(uint64_t *low, uint64_t *high) {
   const double mass = scan_mass_, error = doubt_of(mass);
   if (mass < 0 || fabsf(max_) > 1e4f) return false;
-  const uint64_t listed = weigh_list(), least = (uint64_t)(fmax(0.0, mass - error) * plan_->scale);
+  const uint64_t listed = weigh_list(), least = (uint64_t)(std::max(0.0, mass - error) * plan_->scale);
   const uint64_t most = (uint64_t)((mass + error) * plan_->scale) + 1;
   *low = least > listed ? least - listed : 0;
   *high = most > listed ? most - listed : 0;
@@ -676,7 +721,8 @@ bool ChainRow::rough_rest(uint64_t *low, uint64_t *high) {
 bool ChainRow::quick_top_p(double p) {
   const bool asked = (args_->logp_raw && !plan_->raw_differs) || (args_->logp_processed && !plan_->processed_differs);
   if (asked || total_known_) return false;
-  const Bracket bracket = hinted_ ? hint_ : guess(p - 1, 0);
+  Bracket bracket = hint_;
+  if (!hinted_ && !guess_by_lanes(p, &bracket)) bracket = guess(p - 1, 0);
   if (bracket.above == HUGE_VALF) {
     list_from(bracket.from, bracket.above);
     uint64_t low, high;

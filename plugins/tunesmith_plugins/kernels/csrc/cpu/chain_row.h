@@ -116,7 +116,8 @@ class ChainRow {
   struct Bracket {
     float from, above;
   };
-  TS_WARM_TOP_P Bracket guess(double dropped, int attempt);
+  TS_WARM_TOP_P bool guess_by_lanes(double p, Bracket *bracket);
+  TS_APART Bracket guess(double dropped, int attempt);
   TS_WARM_TOP_P double doubt_of(double mass) const;
   bool rough_below(float from, uint64_t *low, uint64_t *high);
   TS_WARM_TOP_P bool rough_rest(uint64_t *low, uint64_t *high);
@@ -128,10 +129,10 @@ class ChainRow {
   bool shallow_top_p(double p, Bracket bracket);
   bool find_between(Bracket bracket, uint64_t above, uint64_t between, uint64_t least, uint64_t most, float smallest);
   struct FlatDraw;
-  TS_WARM_TOP_P bool flat_row(double p);
-  TS_WARM_TOP_P bool guess_flat(double dropped, TsPowers *powers, float *from, float *below, double *enough);
-  TS_WARM_TOP_P bool flat_draw(double p, const TsPowers &powers, float from, float below, TsFlat *flat);
-  TS_WARM_TOP_P int64_t flat_token(const TsFlat &flat, const FlatDraw &draw, int64_t ties);
+  TS_WARM_FLAT bool flat_row(double p);
+  TS_WARM_FLAT bool guess_flat(double dropped, TsPowers *powers, float *from, float *below, double *enough);
+  TS_WARM_FLAT bool flat_draw(double p, const TsPowers &powers, float from, float below, TsFlat *flat);
+  TS_WARM_FLAT int64_t flat_token(const TsFlat &flat, const FlatDraw &draw, int64_t ties);
   TS_WARM_LISTS float boundary(uint64_t running, uint64_t limit, uint64_t *before);
   TS_WARM void keep_beyond(float threshold, uint64_t ties);
   TS_WARM float kth_of_lanes(int64_t k);

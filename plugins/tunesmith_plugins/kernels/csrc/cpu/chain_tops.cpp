@@ -24,7 +24,7 @@ void ChainRow::tops() {
     view_.marks = plan_->patches ? patches_.marks() : nullptr;
     view_.flagged = plan_->patches ? patches_.flagged() : nullptr;
     uint8_t has_nan = 0;
-    rest_max_ = kernels_->scan(&view_, lanes_.get(), &has_nan);
+    rest_max_ = kernels_->scan[view_.dtype](&view_, lanes_.get(), &has_nan);
   }
   if (processed && apart_) {
     list_apart();

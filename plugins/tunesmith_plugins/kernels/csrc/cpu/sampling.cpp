@@ -77,20 +77,21 @@ TS_WARM int32_t check(const ts_sample_args &a) {
   return TS_OK;
 }
 
-// Where code is. What a function does with float32 stands first in it; the rest, 16-bit logits and the end of a row, is many
-// times as long.
+// Where code is. What a function does with whole blocks stands first in it; the rest, marked tokens and the end of a row, is
+// as long again.
 struct Code {
   const void *begin;
   int64_t bytes;
 };
 
+TS_WARM ChainRow &worker() {
+  static thread_local ChainRow row;
+  return row;
+}
+
 // Asks for what only some chains run: a penalty of the history, top-p on a dense row, top-p or min-p on a list. Sooner, from
 // ts_warm_code, it helps less.
 TS_WARM void ask_for_steps(const ts_sample_args &a, const TsSampling &kernels) {
-#if defined(__GNUC__)
-  const auto ask = [](const void *begin, int64_t bytes) {
-    for (int64_t at = 0; begin && at < bytes; at += 64) __builtin_prefetch((const char *)begin + at, 0, 2);
-  };
   bool dense = true, edits = false, top_p = false, lists = false;
   for (int64_t s = 0; s < a.step_count; ++s) {
     const int32_t op = a.steps[s].op;
@@ -99,19 +100,17 @@ TS_WARM void ask_for_steps(const ts_sample_args &a, const TsSampling &kernels) {
     if (op == TS_MIN_P) lists = true;
     if (!ts_is_edit(op)) dense = false;
   }
-  if (edits) ask(TS_WARM_BOUNDS(ts_warm_edits));
+  if (edits) ts_ask_for(TS_WARM_BOUNDS(ts_warm_edits));
   if (top_p | lists) {
-    ask(TS_WARM_BOUNDS(ts_warm_lists));
-    ask((const void *)kernels.exps, 1600);
-    ask((const void *)kernels.weights, 2560);
+    ts_ask_for(TS_WARM_BOUNDS(ts_warm_lists));
+    ts_ask_for((const void *)kernels.exps, 1792);
+    ts_ask_for((const void *)kernels.weights, 2880);
   }
   if (top_p) {
-    ask(TS_WARM_BOUNDS(ts_warm_top_p));
-    ask((const void *)kernels.scan_rough, 2112);
-    ask((const void *)kernels.below, 1536);
+    ts_ask_for(TS_WARM_BOUNDS(ts_warm_top_p));
+    ts_ask_for((const void *)kernels.scan_rough[a.dtype], 6336);
+    ts_ask_for((const void *)kernels.below, 1536);
   }
-  asm volatile("");  // else a function that only does this counts as one that does nothing, and is left out
-#endif
 }
 
 // Rows of a call shared among threads; the code of the first one that fails, or TS_OK.
@@ -123,8 +122,7 @@ struct Call {
 
   int32_t run_row(int64_t row) const {
     return ts_guard([this, row]() -> int32_t {
-      static thread_local ChainRow worker;
-      worker.run(args, plan, kernels, row);
+      worker().run(args, plan, kernels, row);
       return TS_OK;
     });
   }
@@ -151,6 +149,7 @@ extern "C" TS_WARM int32_t ts_sample(const ts_sample_args *args) {
     const TsSampling *kernels = ts_sampling();
     if (!kernels) return TS_UNSUPPORTED;
     ask_for_steps(*args, *kernels);
+    ts_ask_for(&worker(), sizeof(ChainRow));
     Call call = {*args, ChainPlan(*args), *kernels};
     if (args->threads > 1 && args->batch > 1 && worth_sharing(*args)) {
       ts_parallel(
@@ -223,12 +222,16 @@ extern "C" int32_t ts_exp_row(const float *z, int64_t n, float max, int64_t voca
 extern "C" int32_t ts_warm_code(int64_t *words) {
   const TsSampling *kernels = ts_sampling();
   if (!kernels) return TS_UNSUPPORTED;
-  const Code ranges[TS_WARM_RANGES] = {{TS_WARM_BOUNDS(ts_warm)},
-                                       {(const void *)kernels->scan, 2176},
-                                       {(const void *)kernels->collect, 1216},
-                                       {(const void *)kernels->divide, 448},
-                                       {(const void *)kernels->kth, 1216},
-                                       {(const void *)kernels->kth_of_lanes, 256}};
+  Code ranges[TS_WARM_RANGES] = {{TS_WARM_BOUNDS(ts_warm)},
+                                 {(const void *)kernels->divide, 448},
+                                 {(const void *)kernels->kth, 1344},
+                                 {(const void *)kernels->kth_of_few, 256},
+                                 {(const void *)kernels->kth_of_lanes, 256}};
+  for (int dtype = 0; dtype < 3; ++dtype) {
+    Code *const typed = ranges + TS_WARM_COMMON + dtype * TS_WARM_TYPED;
+    typed[0] = {(const void *)kernels->scan[dtype], 2304};
+    typed[1] = {(const void *)kernels->collect[dtype], 1216};
+  }
   for (int i = 0; i < TS_WARM_RANGES; ++i) {
     words[2 * i] = (int64_t)(intptr_t)ranges[i].begin;
     words[2 * i + 1] = ranges[i].bytes;

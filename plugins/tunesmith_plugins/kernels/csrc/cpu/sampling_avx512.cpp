@@ -194,4 +194,4 @@ TS_LANES uint32_t below_bound(W low, W high, uint64_t bound) {
 #include "sampling_shallow.h"
 #include "sampling_flat.h"
 
-extern const TsSampling ts_sampling_avx512 = {scan, scan_rough, collect, mass, split, shallow, &flat_loops, rough, sample, kth, kth_of_lanes, weights, weights_below, exps, divide, green, below};
+extern const TsSampling ts_sampling_avx512 = {TS_BY_TYPE(scan), TS_BY_TYPE(scan_rough), TS_BY_TYPE(collect), mass, split, shallow, &flat_loops, rough, sample, kth, kth_of_few, kth_of_lanes, weights, weights_below, exps, divide, green, below};

@@ -7,6 +7,9 @@
 #include "numeric.h"
 #include "tunesmith.h"
 
+// The versions of a loop for the types of logits, which are numbered from 0.
+#define TS_BY_TYPE(loop) {loop<TS_F32>, loop<TS_BF16>, loop<TS_F16>}
+
 // One copy of a function: code that is not in the caches costs more than a call.
 #if defined(_MSC_VER) && !defined(__clang__)
 #define TS_ONCE __declspec(noinline)
@@ -117,10 +120,11 @@ TS_LANES float largest(const F &v) {
   return result;
 }
 
-float scan(const TsRow *row, float *lanes, uint8_t *has_nan) {
+template <int D>
+TS_ONCE float scan(const TsRow *row, float *lanes, uint8_t *has_nan) {
   F best = set1(-HUGE_VALF);
   M unordered = no_lane();
-  over_row<kScanStreams>(*row, Scan{lanes, &best, &unordered});
+  over_blocks<D, kScanStreams>(*row, Scan{lanes, &best, &unordered});
   if (bits_of(unordered)) *has_nan = 1;
   return largest(best);
 }
@@ -204,23 +208,21 @@ TS_LANES void over_reaching(const TsRow &row, const float *lanes, const F &from,
   }
 }
 
-template <bool Below>
-TS_LANES int64_t collect_of(const TsRow &row, const float *lanes, float from, float below, int32_t *ids, float *x) {
+template <int D>
+TS_ONCE int64_t collect_between(const TsRow *row, const float *lanes, float from, float below, int32_t *ids, float *x) {
   int64_t count = 0;
-  const Collect<Below> block = {set1(from), set1(below), ids, x, &count};
-  if (row.dtype == TS_F32) over_reaching<TS_F32>(row, lanes, block.from, block);
-  else if (row.dtype == TS_BF16) over_reaching<TS_BF16>(row, lanes, block.from, block);
-  else over_reaching<TS_F16>(row, lanes, block.from, block);
+  const Collect<true> block = {set1(from), set1(below), ids, x, &count};
+  over_reaching<D>(*row, lanes, block.from, block);
   return count;
 }
 
-TS_ONCE int64_t collect_between(const TsRow *row, const float *lanes, float from, float below, int32_t *ids, float *x) {
-  return collect_of<true>(*row, lanes, from, below, ids, x);
-}
-
+template <int D>
 TS_ONCE int64_t collect(const TsRow *row, const float *lanes, float from, float below, int32_t *ids, float *x) {
-  if (below < HUGE_VALF) return collect_between(row, lanes, from, below, ids, x);
-  return collect_of<false>(*row, lanes, from, below, ids, x);
+  if (below < HUGE_VALF) return collect_between<D>(row, lanes, from, below, ids, x);
+  int64_t count = 0;
+  const Collect<false> block = {set1(from), set1(below), ids, x, &count};
+  over_reaching<D>(*row, lanes, block.from, block);
+  return count;
 }
 
 #if !defined(TS_POWERS)  // an instruction set that multiplies by powers of two says so, and may take a - b * c in one step

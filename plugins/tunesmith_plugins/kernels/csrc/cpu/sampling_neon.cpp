@@ -94,4 +94,4 @@ TS_LANES void squeeze(float *x, const M &m, uint32_t bits, const F &v) {
 #include "sampling_select.h"
 #include "watermark.h"
 
-extern const TsSampling ts_sampling_neon = {scan, nullptr, collect, mass, split, nullptr, nullptr, nullptr, sample, kth, kth_of_lanes, weights, weights_below, exps, divide, green, below};
+extern const TsSampling ts_sampling_neon = {TS_BY_TYPE(scan), {}, TS_BY_TYPE(collect), mass, split, nullptr, nullptr, nullptr, sample, kth, kth_of_few, kth_of_lanes, weights, weights_below, exps, divide, green, below};

@@ -1,8 +1,8 @@
 // An estimate of a row's mass with fused multiply-adds, at a third of what the weights themselves cost. Included after
 // sampling_lanes.h by the versions that have the instructions. Its error is bounded (ChainRow::doubt_of), so a
 // decision that the bound leaves open is made by the weights, and no token ever depends on the estimate.
-#include "load.h"
 #include "numeric.h"
+#include "powers.h"
 
 namespace {
 
@@ -29,7 +29,7 @@ struct Powers {
   }
   // The sum of exp(x / divisor - max) from that of the powers.
   double mass(double sum, double whole, double divisor, double max) const {
-    return sum * exp2(whole - (double)factor * (max * divisor));
+    return sum * ts_exp_double((whole - (double)factor * (max * divisor)) * kLn2);
   }
 };
 
@@ -105,47 +105,55 @@ struct ScanRough {
   }
 };
 
-TS_ONCE void scan_rough_of(const TsRow &row, const ScanRough &block) { over_row<kScanStreams>(row, block); }
-
 constexpr int64_t kHead = 8 * kBlock;  // tokens that a row is judged by
 constexpr float kRemoved = -1e4f;      // what some masks set instead of -inf, or less
 
-float scan_rough(const TsRow *row, float *lanes, uint8_t *has_nan, double *mass, bool judge) {
+// The largest of a row's first tokens: of a block, or of as many as it takes to find one that no mask removed.
+template <int D>
+TS_LANES float first_of(const TsRow &row) {
+  F best = set1(-HUGE_VALF);
+  if (row.n < kBlock) {
+    const Tail tail(row, 0);
+    for (int g = 0; g < kBlockGroups; ++g) best = max(load_f32(tail.x + g * kLanes), best);
+    return largest(best);
+  }
+  float first = -HUGE_VALF;
+  for (int64_t i = 0; i + kBlock <= row.n && i < kHead && !(first > kRemoved); i += kBlock) {
+    for (int g = 0; g < kBlockGroups; ++g) best = max(load<D>((const char *)row.x + i * size_of(D), g), best);
+    first = largest(best);
+  }
+  return first;
+}
+
+template <int D>
+TS_ONCE float scan_rough(const TsRow *row, float *lanes, uint8_t *has_nan, double *mass, bool judge) {
   *mass = -1;
   const double divisor = row->divisor_count ? row->divisors[0] : 1.0;
   const auto value_of = [row](float x) { return (double)(row->divisor_count ? x / row->divisors[0] : x); };
-  float first = -HUGE_VALF;  // somewhere near the maximum
-  for (int64_t i = 0; i < row->n && i < (first > kRemoved ? kBlock : kHead); ++i) {
-    const float x = ts_load_one(row->x, i, row->dtype);
-    first = x > first ? x : first;
-  }
-  const double whole = nearbyint((double)first / (divisor * kLn2));
-  if (!Powers::fits(whole)) return scan(row, lanes, has_nan);
+  const double whole = nearbyint((double)first_of<D>(*row) / (divisor * kLn2));  // somewhere near the maximum
+  if (!Powers::fits(whole)) return scan<D>(row, lanes, has_nan);
   const Powers powers(divisor, whole);
   F best = set1(-HUGE_VALF);
   M unordered = no_lane();
   Doubles sums = zero_doubles();
   TsRow part = *row;
   part.n = row->n < kHead ? row->n : kHead;
-  scan_rough_of(part, ScanRough{powers, lanes, &best, &unordered, &sums});
-  float most = largest(best);
+  float most;
   bool estimated = true;
-  if (row->n > kHead) {
-    part.x = (const char *)row->x + kHead * (row->dtype == TS_F32 ? 4 : 2);
-    part.n = row->n - kHead;
-    float *rest = lanes + kHead / kBlock * kLanes;
+  for (int64_t begin = 0;;) {  // the head, then the rest
+    over_blocks<D, kScanStreams>(part, ScanRough{powers, lanes + begin / kBlock * kLanes, &best, &unordered, &sums});
+    most = largest(best);
+    if (begin + part.n == row->n) break;
+    begin = part.n;
+    part.x = (const char *)row->x + begin * size_of(D);
+    part.n = row->n - begin;
     estimated = powers.mass(sum_of(sums), whole, divisor, value_of(most)) < kHead / 50;
-    if (estimated) {
-      scan_rough_of(part, ScanRough{powers, rest, &best, &unordered, &sums});
-      most = largest(best);
-    } else if (judge) {
-      *mass = kFlat;
-      return most;
-    } else {
-      const float other = scan(&part, rest, has_nan);
-      most = other > most ? other : most;
-      *mass = kFlat;
-    }
+    if (estimated) continue;
+    *mass = kFlat;
+    if (judge) return most;
+    const float other = scan<D>(&part, lanes + begin / kBlock * kLanes, has_nan);
+    most = other > most ? other : most;
+    break;
   }
   if (bits_of(unordered)) *has_nan = 1;
   const double max = value_of(most);

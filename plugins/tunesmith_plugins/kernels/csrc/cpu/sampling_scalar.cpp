@@ -88,4 +88,4 @@ inline void squeeze(float *x, M m, uint32_t bits, const F &v) {
 #include "sampling_select.h"
 #include "watermark.h"
 
-extern const TsSampling ts_sampling_scalar = {scan, nullptr, collect, mass, split, nullptr, nullptr, nullptr, sample, kth, kth_of_lanes, weights, weights_below, exps, divide, green, below};
+extern const TsSampling ts_sampling_scalar = {TS_BY_TYPE(scan), {}, TS_BY_TYPE(collect), mass, split, nullptr, nullptr, nullptr, sample, kth, kth_of_few, kth_of_lanes, weights, weights_below, exps, divide, green, below};

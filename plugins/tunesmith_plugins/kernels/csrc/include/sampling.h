@@ -84,18 +84,22 @@ struct TsFlatLoops {
   void (*kept)(TsFlat *flat, const float *u, int64_t blocks, float bound, float beyond);
 };
 
+// A loop over a row of logits, a version for every type of them (ts_dtype, 0 to 2).
+template <typename Loop>
+using TsByType = Loop *[3];
+
 struct TsSampling {
   // Writes the largest x of every lane of every block, ceil(n / 256) * 16 of them; returns the largest of all. Sets
   // *has_nan if any token, marked or not, is a NaN (the maxima then mean nothing).
-  float (*scan)(const TsRow *row, float *lanes, uint8_t *has_nan);
+  TsByType<float(const TsRow *row, float *lanes, uint8_t *has_nan)> scan;
   // The same of a row without marks and with one divisor at most, and *mass becomes the sum of exp(f(x) - largest f) over
   // the row, nearly; below 0 where there is none, kFlat if the row looks too flat for an estimate to be of use; with
   // `judge` that is then all that it does, and what it returns is the largest of the first tokens. Null where that is not
   // quicker than scan and rough.
-  float (*scan_rough)(const TsRow *row, float *lanes, uint8_t *has_nan, double *mass, bool judge);
+  TsByType<float(const TsRow *row, float *lanes, uint8_t *has_nan, double *mass, bool judge)> scan_rough;
   // Writes id and x of every token with from <= x < below, in ascending order of ids; returns how many. There is room for
   // two more.
-  int64_t (*collect)(const TsRow *row, const float *lanes, float from, float below, int32_t *ids, float *x);
+  TsByType<int64_t(const TsRow *row, const float *lanes, float from, float below, int32_t *ids, float *x)> collect;
   // Returns the weights' sum of the tokens with x >= from; blocks[b] gets the sum of block b unless it is null.
   uint64_t (*mass)(const TsRow *row, float max, int bits, float from, uint64_t *blocks);
   // The same of those with x >= below in one pass with what else top-p asks of a flat row: *total gets the weights' sum of
@@ -116,6 +120,8 @@ struct TsSampling {
   int64_t (*sample)(const TsRow *row, const float *lanes, int64_t stride, float *x);
   // The k-th largest of x, 1 <= k <= n, none of them a NaN. There is room for 2 n + 32 values.
   float (*kth)(const float *x, int64_t n, int64_t k, float *room);
+  // The same of 32 values at most, without room.
+  float (*kth_of_few)(const float *x, int64_t n, int64_t k);
   // A value that at least k of the `count` maxima of scan reach, 1 <= k <= count: not much less than the k-th largest. There
   // is room for 3 count + 32 values.
   float (*kth_of_lanes)(const float *lanes, int64_t count, int64_t k, float *room);

@@ -180,8 +180,11 @@ TS_API int32_t ts_sample(const ts_sample_args *args);
  * status, logp_raw, logp_processed, logp_truncated. */
 TS_API int32_t ts_sample_words(const int64_t *words, int64_t count);
 /* Where the code is that a usual call of ts_sample runs: TS_WARM_RANGES times an address and a number of bytes, for callers
- * that ask for it before they need it. Depends on the instruction set chosen. */
-#define TS_WARM_RANGES 6
+ * that ask for it before they need it: TS_WARM_COMMON for all, then TS_WARM_TYPED for every type of logits, 0 to 2. Depends
+ * on the instruction set chosen. */
+#define TS_WARM_COMMON 5
+#define TS_WARM_TYPED 2
+#define TS_WARM_RANGES (TS_WARM_COMMON + 3 * TS_WARM_TYPED)
 TS_API int32_t ts_warm_code(int64_t *words);
 /* The same of a call of ts_int8_linears with one row. */
 #define TS_INT8_WARM_RANGES 6

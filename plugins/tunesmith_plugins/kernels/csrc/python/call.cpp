@@ -74,15 +74,17 @@ PyObject *call_released(PyObject *, PyObject *const *args, Py_ssize_t given) {
 // What setup() gave, for as long as the process lives.
 enum {
   kTensor, kParameter, kFloat32, kBfloat16, kFloat16, kInt64, kUint8, kThreads, kModes, kStack, kTransforms, kGradients, kEmpty, kRefuse,
-  kExchange, kHeld
+  kInference, kExchange, kHeld
 };
 PyObject *held[kHeld];
 PyObject *is_neg;          // Tensor.is_neg
-PyCFunction quick_is_neg;  // what it calls, where that is plain: finding it out anew after other work takes a microsecond
+// What it calls, where that is plain (finding it out anew after other work takes a microsecond), and what is_inference_mode_enabled is.
+PyCFunction quick_is_neg, quick_inference;
 PyObject *n_dtype, *n_shape, *n_stride, *n_data_ptr, *n_is_cpu, *n_in_mode;
 PyObject *empty_options[3];  // {"dtype": ..., "device": "cpu"} for int64, uint8, float32
 int64_t sample_words = 0, linears_words = 0;
 int64_t warm_code[2 * TS_WARM_RANGES];  // an address and a number of bytes, each
+int32_t last_dtype = 0;                 // of logits: the next are likely of the same type
 int64_t warm_int8[2 * TS_INT8_WARM_RANGES];
 const Exchange *exchange = nullptr;  // null: tensors are read through their attributes
 
@@ -200,6 +202,7 @@ Found logits_of(PyObject *logits, int64_t *words) {
   const Found sign = plain_sign(logits);
   if (sign != kFine) return sign;
   words[5] = view.data;
+  last_dtype = view.dtype;
   words[6] = view.shape[0], words[7] = view.shape[1], words[8] = view.stride[0], words[9] = view.dtype;
   return kFine;
 }
@@ -225,16 +228,27 @@ struct PlanHead {
   int64_t history;  // whether it is read
 };
 
+// Has the processor fetch what will be read; of any address.
+void ask_for(const void *begin, int64_t bytes) {
+#if defined(__GNUC__)
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)begin + at, 0, 2);
+#else
+  (void)begin, (void)bytes;
+#endif
+}
+
 // Takes the arguments of sample() apart.
 Found sample_arguments(PyObject *const *args, int64_t *words) {
   const void *steps = PyLong_AsVoidPtr(args[0]);
   if (!steps) return PyErr_Occurred() ? kError : kUnusual;
   const PlanHead *plan = (const PlanHead *)steps - 1;
+  ask_for(plan, 512);
   Found found = logits_of(args[1], words);
   if (found == kFine) found = unseen();
   if (found != kFine) return found;
   const int64_t batch = words[6];
   if (plan->batch >= 0 && plan->batch != batch) return kUnusual;
+  for (int64_t i = 0; i < plan->count; ++i) ask_for(((const ts_step *)steps)[i].values, 8);
   words[0] = (int64_t)(intptr_t)steps, words[1] = plan->count;
   const int greedy = PyObject_IsTrue(args[7]);
   if (greedy < 0) return kError;
@@ -248,72 +262,16 @@ Found sample_arguments(PyObject *const *args, int64_t *words) {
   }
   if (!plan->history) return kFine;
   found = ids_of(args[5], 2, batch, words + 13, words + 15);
+  if (found == kFine) ask_for((const void *)(intptr_t)words[13], words[15] * 8 < 4096 ? words[15] * 8 : 4096);
   if (found == kFine && args[6] != Py_None) found = ids_of(args[6], 1, batch, words + 14, nullptr);
   return found;
 }
 
-// The outputs of a call: one piece of memory for all, which goes when the last tensor on it goes.
-constexpr int kOutputs = 5;
-constexpr struct {
-  uint8_t code, bits;
-  int empty;  // which of empty_options
-} kinds[kOutputs] = {{kCodeInteger, 64, 0}, {kCodeUnsigned, 8, 1}, {kCodeFloat, 32, 2}, {kCodeFloat, 32, 2}, {kCodeFloat, 32, 2}};
+}  // namespace
 
-struct Outputs {
-  std::atomic<int32_t> tensors;
-  int64_t shape, stride;
-  Managed managed[kOutputs];
-};
+#include "outputs.h"
 
-void release(Managed *managed) {
-  Outputs *outputs = (Outputs *)managed->context;
-  if (outputs->tensors.fetch_sub(1, std::memory_order_acq_rel) == 1) free(outputs);
-}
-
-// Makes wanted outputs, and puts their addresses into words; false: an exception is set.
-bool exchange_outputs(int64_t batch, const bool *wanted, PyObject **made, int64_t *words) {
-  constexpr size_t kAlign = 64;
-  size_t size = sizeof(Outputs) + kAlign, offset[kOutputs];
-  int32_t count = 0;
-  for (int i = 0; i < kOutputs; ++i) {
-    if (!wanted[i]) continue;
-    offset[i] = size;
-    size += ((size_t)batch * kinds[i].bits / 8 + kAlign - 1) / kAlign * kAlign;
-    ++count;
-  }
-  Outputs *outputs = (Outputs *)malloc(size);
-  if (!outputs) return PyErr_NoMemory(), false;
-  new (&outputs->tensors) std::atomic<int32_t>(count);
-  outputs->shape = batch, outputs->stride = 1;
-  for (int i = 0; i < kOutputs; ++i) {
-    if (!wanted[i]) continue;
-    char *data = (char *)outputs + offset[i];
-    data -= (uintptr_t)data % kAlign;
-    outputs->managed[i] = {{kMajor, kMinor}, outputs, release, 0,
-                           {data, kHostMemory, 0, 1, kinds[i].code, kinds[i].bits, 1, &outputs->shape, &outputs->stride, 0}};
-    words[16 + i] = (int64_t)(intptr_t)data;
-  }
-  for (int i = 0; i < kOutputs; ++i) {
-    if (!wanted[i]) continue;
-    void *tensor = nullptr;
-    // Whether a tensor that could not be made let go of its memory is not known: better never freed than freed twice.
-    if (exchange->to_python(&outputs->managed[i], &tensor)) return false;
-    made[i] = (PyObject *)tensor;
-  }
-  return true;
-}
-
-bool empty_outputs(int64_t batch, const bool *wanted, PyObject **made, int64_t *words) {
-  for (int i = 0; i < kOutputs; ++i) {
-    if (!wanted[i]) continue;
-    PyObject *args = Py_BuildValue("(L)", (long long)batch);
-    if (!args) return false;
-    made[i] = PyObject_Call(held[kEmpty], args, empty_options[kinds[i].empty]);
-    Py_DECREF(args);
-    if (!made[i] || !number_of(PyObject_CallMethodObjArgs(made[i], n_data_ptr, nullptr), words + 16 + i)) return false;
-  }
-  return true;
-}
+namespace {
 
 // A tuple of the class with the outputs, whose references it takes over; None in place of null.
 PyObject *result_of(PyObject *type, PyObject **made) {
@@ -333,19 +291,13 @@ PyObject *result_of(PyObject *type, PyObject **made) {
 // Asks for the library's code. Between two tokens of a model the caches are used for other things, and the library is too
 // far off for the processor to guess what comes: line after line would be waited for.
 void ask_for_code(const int64_t *code, int ranges) {
-#if defined(__GNUC__)
-  for (int i = 0; i < ranges; ++i) {
-    const char *begin = (const char *)(intptr_t)code[2 * i];
-    for (int64_t at = 0; at < code[2 * i + 1]; at += 64) __builtin_prefetch(begin + at, 0, 2);
-  }
-  for (int at = 0; at < 512; at += 64) __builtin_prefetch((const char *)(intptr_t)quick_is_neg + at, 0, 2);
-#else
-  (void)code, (void)ranges;
-#endif
+  for (int i = 0; i < ranges; ++i) ask_for((const void *)(intptr_t)code[2 * i], code[2 * i + 1]);
+  ask_for((const void *)(intptr_t)quick_is_neg, 512);
 }
 
 PyObject *sample(PyObject *, PyObject *const *args, Py_ssize_t given) {
-  ask_for_code(warm_code, TS_WARM_RANGES);
+  ask_for_code(warm_code, TS_WARM_COMMON);
+  ask_for_code(warm_code + 2 * (TS_WARM_COMMON + last_dtype * TS_WARM_TYPED), TS_WARM_TYPED);
   int64_t words[21] = {};
   if (given != 13 || !sample_words || !PyType_Check(args[12]) ||
       !PyType_IsSubtype((PyTypeObject *)args[12], &PyTuple_Type)) {
@@ -363,7 +315,7 @@ PyObject *sample(PyObject *, PyObject *const *args, Py_ssize_t given) {
   }
   PyObject *made[kOutputs] = {};
   int32_t code = -1;
-  if ((exchange ? exchange_outputs : empty_outputs)(words[6], wanted, made, words)) {
+  if ((exchange ? stocked_outputs : empty_outputs)(words[6], wanted, made, words)) {
     const Function function = (Function)(intptr_t)sample_words;
     if (words[6] * words[7] < kBrief) {
       code = function(words, 21);
@@ -387,7 +339,12 @@ PyObject *sample(PyObject *, PyObject *const *args, Py_ssize_t given) {
 
 namespace {
 
-// Sets is_neg and quick_is_neg; false: an exception is set.
+// What an object calls without arguments; null where that is not plain.
+PyCFunction plain_function(PyObject *object) {
+  return PyCFunction_Check(object) && PyCFunction_GetFlags(object) == METH_NOARGS ? PyCFunction_GetFunction(object) : nullptr;
+}
+
+// Sets is_neg, quick_is_neg and quick_inference; false: an exception is set.
 bool set_up_sign() {
   PyObject *method = PyObject_GetAttrString(held[kTensor], "is_neg"), *before = is_neg;
   if (!method) return false;
@@ -395,8 +352,8 @@ bool set_up_sign() {
   Py_XDECREF(before);
   PyObject *size = Py_BuildValue("(i)", 1), *one = size ? PyObject_Call(held[kEmpty], size, empty_options[2]) : nullptr;
   PyObject *bound = one ? PyObject_GetAttrString(one, "is_neg") : nullptr;
-  const bool plain = bound && PyCFunction_Check(bound) && PyCFunction_GetFlags(bound) == METH_NOARGS;
-  quick_is_neg = plain ? PyCFunction_GetFunction(bound) : nullptr;
+  quick_is_neg = bound ? plain_function(bound) : nullptr;
+  quick_inference = plain_function(held[kInference]);
   const bool fine = bound != nullptr;
   Py_XDECREF(bound);
   Py_XDECREF(one);
@@ -443,7 +400,7 @@ PyObject *setup(PyObject *, PyObject *const *args, Py_ssize_t given) {
 PyMethodDef methods[] = {
     {"setup", (PyCFunction)(void *)setup, METH_FASTCALL,
      "setup(Tensor, Parameter, float32, bfloat16, float16, int64, uint8, get_num_threads, names of the module of modes, "
-     "dispatch_stack, transforms, is_grad_enabled, empty, refuse, __dlpack_c_exchange_api__ or None, addresses of "
+     "dispatch_stack, transforms, is_grad_enabled, empty, refuse, is_inference_mode_enabled, __dlpack_c_exchange_api__ or None, addresses of "
      "ts_sample_words, ts_int8_linears_words, ts_warm_code and ts_int8_warm_code): whether tensors are exchanged through DLPack."},
     {"sample", (PyCFunction)(void *)sample, METH_FASTCALL,
      "sample(plan, logits, seed, stream, position, history, lengths, greedy, draw, raw, processed, truncated, result): a "

@@ -659,8 +659,8 @@ void sums_of_rows() {
       uint64_t all = 0;
       const uint64_t above = kernels->split(&row, max, bits, lowest, from, one.get(), between.get(), ends.get(), &all);
       uint8_t has_nan = 0;
-      kernels->scan(&row, lanes.get(), &has_nan);
-      const int64_t found = kernels->collect(&row, lanes.get(), lowest, from, ids.get(), listed.get());
+      kernels->scan[row.dtype](&row, lanes.get(), &has_nan);
+      const int64_t found = kernels->collect[row.dtype](&row, lanes.get(), lowest, from, ids.get(), listed.get());
       REQUIRE(ends[blocks - 1] == found && same(between.get(), listed.get(), found));
       for (int64_t b = 0, at = 0; b < blocks; ++b) {
         while (at < found && ids[at] < (b + 1) * kBlock) ++at;
@@ -693,7 +693,7 @@ void sums_of_rows() {
       if (!row.marks) {
         auto again = exactly<float>(blocks * kLanes);
         double estimate = -1;
-        const float most = kernels->scan_rough(&row, again.get(), &has_nan, &estimate, false);
+        const float most = kernels->scan_rough[row.dtype](&row, again.get(), &has_nan, &estimate, false);
         REQUIRE(most == top && !has_nan && same(again.get(), lanes.get(), blocks * kLanes));
         flat += estimate < 0;
         if (estimate >= 0) {
@@ -1050,6 +1050,7 @@ void selections() {
       std::vector<float> sorted(x.get(), x.get() + n);
       std::sort(sorted.begin(), sorted.end(), descending);
       REQUIRE(kernels->kth(x.get(), n, k, room.get()) == sorted[(size_t)k - 1]);
+      if (n <= 2 * kLanes) REQUIRE(kernels->kth_of_few(x.get(), n, k) == sorted[(size_t)k - 1]);
 
       const int64_t count = (n + kLanes - 1) / kLanes * kLanes, wanted = std::min(k, count);
       auto lanes = exactly<float>(count), more = exactly<float>(3 * count + 2 * kLanes);
