@@ -100,8 +100,10 @@ def why_not_offered(use: str, group: str) -> str | None:
     if own:
         return None
     try:
-        version = metadata.version(dist)
-    except metadata.PackageNotFoundError:
+        version: str | None = metadata.version(dist)
+    except (metadata.PackageNotFoundError, KeyError):
+        return None
+    if version is None:  # an empty folder that was left of it, which Python takes for a distribution
         return None
     return (
         f"{dist} {version} is installed and offers no component. Name the config class in its pyproject.toml, "

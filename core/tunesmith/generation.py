@@ -120,7 +120,7 @@ def generate(
         completions: How many of each prompt, as streams 0, 1, ...
         stream: Return an iterator that gives every completion in pieces while it is written. Leaving it early ends the work.
         report: Called once at the end with the speed; ``print`` shows it.
-        runtime: Device, progress bar; None means the defaults.
+        runtime: Device, progress bar; None means the defaults, on the device of a model that is in memory.
 
     Returns:
         Completions in the order of prompts, then of streams, then as the decoder gave them (all standard ones give one
@@ -131,8 +131,8 @@ def generate(
         MissingPower: If the engine cannot do what is asked for.
         NumericError: If the model gives NaN or infinity.
     """
-    runtime = runtime or Runtime()
-    lm = _model(lm, runtime)
+    lm = _model(lm, runtime or Runtime())
+    runtime = runtime or Runtime(device=str(lm.device))  # what decoders load lies where the model does
     given = _list_of(prompts)
     names = _names(given, ids)
     count = len(given)

@@ -91,7 +91,7 @@ def run(
         config: The benchmark.
         items: At most so many, evenly spaced over the benchmark (variants of an item not counted); 0 means all.
         engine: None means ``tunesmith/transformers``.
-        runtime: None means the default runtime.
+        runtime: None means the default runtime, on the model's device.
         seed: Seed of generation and of resampling.
         confidence: Level of the intervals.
         taken: Names of other runs beside which this one will stand; one more of a name gets a number.
@@ -102,7 +102,7 @@ def run(
     """
     from tunesmith.runtime import Runtime
 
-    runtime = runtime or Runtime()
+    runtime = runtime or Runtime(device=str(lm.device))
     benchmark: Benchmark = config.build()
     benchmark.setup(runtime)
     chosen = choose(benchmark, benchmark.items(runtime), items)

@@ -98,7 +98,7 @@ def evaluate(
         examples: At least one.
         metrics: At least one.
         generation: Engine, decoder, sampler and limits; None is greedy with at most 64 new tokens.
-        runtime: None means the default runtime.
+        runtime: None means the default runtime, on the model's device.
         seed: Seed of generation and of resampling.
         confidence: Level of the intervals.
         resamples: Bootstrap resamples; 0 gives no intervals.
@@ -108,7 +108,7 @@ def evaluate(
     """
     from tunesmith.runtime import Runtime
 
-    runtime = runtime or Runtime()
+    runtime = runtime or Runtime(device=str(lm.device))
     if not examples:
         raise ConfigError(["there are no examples to evaluate on"], "evaluate")
     built = build(metrics, runtime)

@@ -110,7 +110,7 @@ def followers(text: Sequence[int], longest: int, most: int) -> list[int]:
 
 @define(eq=False)
 class Draft(Proposer):
-    """Proposes what a smaller model draws.
+    """Proposes what a smaller model draws, which may be on another device than the judge.
 
     Attributes:
         model: It; its cache lacks the last token, or the last two of every row.
@@ -122,13 +122,15 @@ class Draft(Proposer):
     draw: Draw
     vocab: int
     _cache: Any = None
+    _device: torch.device | None = None
     _seen: int = 0
     _last: torch.Tensor | None = None
     _unread: torch.Tensor | None = None
 
     def begin(self, members: Sequence[Row]) -> None:
         """Read the prompts."""
-        _, self._cache = self.model.begin([m.request.prompt_ids for m in members])
+        logits, self._cache = self.model.begin([m.request.prompt_ids for m in members])
+        self._device = logits.device
         self._unread = None
 
     def propose(self, members: Sequence[Row], token: torch.Tensor, rows: Rows, room: torch.Tensor) -> Proposals:
@@ -138,7 +140,7 @@ class Draft(Proposer):
         count = int(room.max())
         values = noise(rows, count, (0,))[0]
         for place in range(count):
-            logits = self._read(token)
+            logits = self._read(token).to(token.device)
             token, weights, state = self.draw(fitted(logits, self.vocab), rows, values[:, place])
             ids.append(token)
             if weights is not None:
@@ -158,9 +160,10 @@ class Draft(Proposer):
             self._unread = self._last
             return
         if bool(whole.any()):
-            _, self._cache = self.model.step(self._last, self._cache)
+            assert self._last is not None
+            _, self._cache = self.model.step(self._last.to(self._device), self._cache)
             self._seen += 1
-        self._cache = self.model.crop(self._cache, self._seen - 1 - accepted)
+        self._cache = self.model.crop(self._cache, (self._seen - 1 - accepted).to(self._device))
 
     def select(self, index: torch.Tensor) -> None:
         """Keep the cache of these rows."""
@@ -172,10 +175,10 @@ class Draft(Proposer):
         """Return the next logits (batch, vocab) after a token, and after the one before it where that was left out."""
         before, self._unread = self._unread, None
         if before is None:
-            logits, self._cache = self.model.step(token, self._cache)
+            logits, self._cache = self.model.step(token.to(self._device), self._cache)
             return logits
-        both = torch.stack([before, token], dim=1)
-        logits, self._cache = self.model.extend(both, torch.full_like(token, 2), self._cache)
+        both = torch.stack([before, token], dim=1).to(self._device)
+        logits, self._cache = self.model.extend(both, both.new_full((len(both),), 2), self._cache)
         return logits[:, -1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -159,7 +160,7 @@ def many_candidates(sample: Sample, vocab: int) -> None:
         logits[1, vocab // 2] = 0
         for candidates in (2048, 2049, 4095, vocab - 1, vocab):
             second = torch.tensor([candidates, candidates, candidates - 1, vocab + 9]).double()
-            steps = [Step("mirostat", torch.rand(4).double() * 3 + vocab**0.5 / 8, second=second)]
+            steps = [Step("mirostat", torch.rand(4).double() * 3 + 0.72 * math.log2(vocab), second=second)]
             found = assert_equal_to_cpu(sample, logits, steps, inputs(4, vocab), 20)
             kept = kernels.apply_chain(logits, steps).logits > -torch.inf
             sizes |= set(kept.sum(1)[found.sample.status == kernels.Status.OK].tolist())
