@@ -133,7 +133,6 @@ def _call_sample(
     links = _links(steps)
     workspace = None
     if library.on_device:
-        _check_from_device(steps, lengths, width, position if token is not None and not greedy else None)
         size = library.sample_workspace(batch, vocab, width)
         workspace = torch.empty(size, dtype=torch.uint8, device=logits.device)
     arguments = loader.SampleArgs(
@@ -150,13 +149,16 @@ def _call_sample(
             if pair is not None:
                 setattr(arguments, f"top_{name}_ids", pair[0].data_ptr())
                 setattr(arguments, f"top_{name}", pair[1].data_ptr())
-    library.check(library.sample(ctypes.byref(arguments)))
+    code = library.sample(ctypes.byref(arguments))
+    if code and library.on_device:  # it knows the row; which parameter it is, is said here
+        _check_from_device(steps, lengths, width, position if token is not None and not greedy else None)
+    library.check(code)
 
 
 def _check_from_device(
     steps: Sequence[Step], history_lengths: Tensor | None, width: int, position: Tensor | None
 ) -> None:
-    """Check what the library cannot look at; it is copied to the CPU together, which waits once.
+    """Say what is wrong with parameters that the library refused; they are copied to the CPU together.
 
     Args:
         steps: the chain.

@@ -61,7 +61,7 @@ def test_they_are_refused_before_a_device_has_them(
     check_refusals(lambda logits, steps, **given: kernels.sample_chain(logits, steps, **given), CHAINS[chain])
 
 
-def test_a_call_copies_what_is_checked_from_the_device_once(
+def test_a_device_looks_at_parameters_itself_and_they_are_copied_to_say_what_is_wrong(
     native: dict[str, Any], emulated: loader.Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels.chain, "_library_for", lambda device, steps: emulated)
@@ -78,7 +78,52 @@ def test_a_call_copies_what_is_checked_from_the_device_once(
         for greedy in (False, True):
             copies = 0
             kernels.sample_chain(torch.randn(2, 9), steps, greedy=greedy, **given([3, 4]))
-            assert copies == (1 if steps or not greedy else 0)
+            assert copies == 0
+    with pytest.raises(ValueError, match="row 1: position -1"):
+        kernels.sample_chain(torch.randn(2, 9), CHAINS["penalty"], **given([3, -1]))
+    assert copies == 1
+
+
+@pytest.mark.parametrize("op", [*reference.OPS])
+def test_every_parameter_out_of_range_is_refused_by_a_device(
+    native: dict[str, Any], emulated: loader.Library, monkeypatch: pytest.MonkeyPatch, op: str
+) -> None:
+    monkeypatch.setattr(kernels.chain, "_library_for", lambda device, steps: emulated)
+    width = {"mask": 1, "watermark": 2}.get(op, 3)
+    lists = op in reference.NEED_IDS or op == "mask"
+    ids = torch.ones(2, width, dtype=torch.int32 if op == "mask" else torch.int64) if lists else None
+    amounts = torch.ones(2, width) if op == "bias" else None
+    second = {"dynamic_temperature": [[2.0, 1.0]] * 2, "top_p_ties": [[1.0, 0.0]] * 2}.get(op, [1.0] * 2)
+    second = torch.tensor(second).double() if op in reference.NEED_SECOND else None
+
+    def draw(value: float = 1.0, second: torch.Tensor | None = second, **changed: Any) -> Any:
+        steps = [
+            Step(
+                op,
+                torch.tensor([1.0, value]).double(),
+                changed.get("ids", ids),
+                changed.get("amounts", amounts),
+                second,
+            )
+        ]
+        return kernels.sample_chain(torch.randn(2, 9), steps, **given([3, 4]))
+
+    assert draw().token.shape == (2,)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        with pytest.raises(ValueError, match=rf"{op}, row 1: .* outside the allowed range"):
+            draw(value)
+    if second is not None:
+        for column in range(second[0].numel()):
+            wrong = second.clone()
+            wrong.view(2, -1)[1, column] = -3
+            with pytest.raises(ValueError, match=rf"{op}, row 1: .* outside the allowed range of its second"):
+                draw(second=wrong)
+    if amounts is not None:
+        with pytest.raises(ValueError, match="amounts must be finite"):
+            draw(amounts=torch.tensor([[1.0] * 3, [1.0, 1.0, torch.inf]]))
+    if op == "watermark":
+        with pytest.raises(ValueError, match="ids before must be 1 or more"):
+            draw(ids=torch.tensor([[5, 1], [5, 0]]))
 
 
 @pytest.mark.gpu

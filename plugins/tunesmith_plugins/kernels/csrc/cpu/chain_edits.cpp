@@ -8,37 +8,11 @@
 #include "chain_row.h"
 #include "edits.h"
 #include "load.h"
+#include "ranges.h"
 
 // ---- what a step may hold ---------------------------------------------------------------------------------------
 
-bool ts_fits(int32_t op, double v) {
-  switch (op) {
-    case TS_REPETITION_PENALTY:
-    case TS_TEMPERATURE:
-    case TS_DYNAMIC_TEMPERATURE:
-      return (float)v > 0 && (float)v < HUGE_VALF;
-    case TS_TOP_K:
-    case TS_TOP_K_LOW:
-      return v == floor(v) && fabs(v) < 0x1p53;
-    case TS_PRESENCE_PENALTY:
-    case TS_FREQUENCY_PENALTY:
-    case TS_BIAS:
-    case TS_WATERMARK:
-      return fabs((float)v) <= FLT_MAX;
-    case TS_MIROSTAT:
-      return fabs(v) <= DBL_MAX;
-    case TS_LENGTH_DECAY:
-      return v >= -1 && v <= DBL_MAX;
-    case TS_TOP_N_SIGMA:
-      return v >= 0 && v <= DBL_MAX;
-    case TS_BAN:
-    case TS_ALLOW:
-    case TS_MASK:
-      return v == 0 || v == 1;
-    default:
-      return v >= 0 && v <= 1;
-  }
-}
+bool ts_fits(int32_t op, double v) { return ts_in_range(op, v); }
 
 const char *ts_range(int32_t op) {
   switch (op) {
@@ -69,19 +43,7 @@ const char *ts_range(int32_t op) {
   }
 }
 
-bool ts_second_fits(int32_t op, int32_t column, double v) {
-  switch (op) {
-    case TS_XTC:
-      return v == 0 || v == 1;
-    case TS_WATERMARK:
-      return v >= 0 && v <= 1;
-    case TS_DYNAMIC_TEMPERATURE:
-      return column == 0 ? (float)v > 0 && (float)v < HUGE_VALF : v > 0 && v <= DBL_MAX;
-    default:
-      if (op == TS_TOP_P_TIES && column == 1) return v == TS_TIES_HIGH || v == TS_TIES_LOW || v == TS_TIES_ALL;
-      return v == floor(v) && v >= 1 && v < 0x1p53;
-  }
-}
+bool ts_second_fits(int32_t op, int32_t column, double v) { return ts_second_in_range(op, column, v); }
 
 const char *ts_second_range(int32_t op, int32_t column) {
   switch (op) {

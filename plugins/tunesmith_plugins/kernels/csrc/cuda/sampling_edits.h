@@ -13,9 +13,12 @@ struct Listed {
   int64_t length;
 };
 
-__device__ inline void divide(const Row &row, float divisor) {
-  for (int64_t i = threadIdx.x; i < row.vocab; i += kThreads) row.z[i] = row.z[i] / divisor;
-  __syncthreads();
+// Quotients are in the order of what was divided, so the bounds are those of the quotients.
+__device__ TS_NOINLINE inline void divide(Row &row, float divisor) {
+  row.change([divisor](int, float value) { return value / divisor; });
+  row.max = row.max / divisor;
+  row.floor = row.floor / divisor;
+  row.lowest = row.lowest / divisor;
 }
 
 __device__ inline void clear_marks(const Row &row, uint32_t *marks) {
@@ -23,7 +26,7 @@ __device__ inline void clear_marks(const Row &row, uint32_t *marks) {
   __syncthreads();
 }
 
-__device__ inline void edit(const Row &row, int32_t op, const Listed &listed, double value, uint32_t *marks) {
+__device__ TS_NOINLINE inline void edit(const Row &row, int32_t op, const Listed &listed, double value, uint32_t *marks) {
   clear_marks(row, marks);
   for (int64_t j = threadIdx.x; j < listed.length; j += kThreads) {
     const int64_t id = listed.ids[j];
@@ -42,24 +45,18 @@ __device__ inline void edit(const Row &row, int32_t op, const Listed &listed, do
 }
 
 // Drops the listed tokens, or all others.
-__device__ inline void remove(const Row &row, bool ban, const Listed &listed, uint32_t *marks) {
+__device__ TS_NOINLINE inline void remove(const Row &row, bool ban, const Listed &listed, uint32_t *marks) {
   clear_marks(row, marks);
   for (int64_t j = threadIdx.x; j < listed.length; j += kThreads) {
     const int64_t id = listed.ids[j];
     if (id >= 0 && id < row.vocab) atomicOr(marks + id / 32, 1u << (id % 32));
   }
   __syncthreads();
-  for (int64_t i = threadIdx.x; i < row.vocab; i += kThreads) {
-    if ((bool)(marks[i / 32] >> (i % 32) & 1) == ban) row.z[i] = -infinity();
-  }
-  __syncthreads();
+  row.change([&](int i, float value) { return (bool)(marks[i / 32] >> (i % 32) & 1) == ban ? -infinity() : value; });
 }
 
-__device__ inline void mask(const Row &row, const int32_t *words, int64_t count) {
-  for (int64_t i = threadIdx.x; i < row.vocab; i += kThreads) {
-    if (!ts_allowed(words, count, i)) row.z[i] = -infinity();
-  }
-  __syncthreads();
+__device__ TS_NOINLINE inline void mask(const Row &row, const int32_t *words, int64_t count) {
+  row.change([&](int i, float value) { return ts_allowed(words, count, i) ? value : -infinity(); });
 }
 
 }  // namespace

@@ -10,21 +10,21 @@ namespace {
 // The likeliest tokens in order, some at a time so that they fit into the room of a block.
 class Ranked {
  public:
-  __device__ explicit Ranked(const Row &row) : row_(row), keys_(bucket_room()) {}
+  __device__ explicit Ranked(Row &row) : row_(row), keys_((unsigned long long *)bucket_room()) {}
 
   // Goes on to those from rank `first` (0 is the likeliest) to before first + size, which is at most kBuckets; everything
   // before was asked for in turn, or nothing yet.
   __device__ void go_on(int64_t first, int64_t size) {
-    __shared__ unsigned long long next;
-    const uint32_t last = row_.kth_key(first + size);
+    __shared__ uint32_t next;
+    const uint32_t last = kth_key(row_, first + size);
     if (threadIdx.x == 0) next = 0;
     __syncthreads();
     uint64_t reached = 0;
-    for (int64_t i = threadIdx.x; i < row_.vocab; i += kThreads) {
-      const uint32_t key = row_.key(i);
+    row_.each([&](int, float value) {
+      const uint32_t key = Row::key_of(value);
       reached += key >= before_;
-      if (last < key && key < before_) keys_[atomicAdd(&next, 1)] = (uint32_t)~key;
-    }
+      if (last < key && key < before_) keys_[atomicAdd(&next, 1u)] = (uint32_t)~key;
+    });
     reached = block_sum(reached);
     const int64_t between = (int64_t)next, left = (int64_t)reached - first;  // `left` of those at before_ have not been seen
     for (int64_t i = between + threadIdx.x; i < size; i += kThreads)
@@ -37,14 +37,15 @@ class Ranked {
   __device__ float value(int64_t place) const { return key_to_float(~(uint32_t)keys_[place]); }
 
  private:
-  const Row &row_;
+  Row &row_;
   unsigned long long *const keys_;  // upside down, so that the likeliest comes first
   uint32_t before_ = ~(uint32_t)0;  // the last key so far
 };
 
 // Products are worked out side by side; one thread adds them up, in order.
-__device__ inline double zipf_k(const Row &row, int64_t count, double bits) {
-  __shared__ double weighted_parts[kThreads], squares_parts[kThreads], sums[2];
+__device__ inline double zipf_k(Row &row, int64_t count, double bits) {
+  __shared__ double sums[2];
+  double *weighted_parts = (double *)list_room()->items, *squares_parts = (double *)list_room()->z;  // no search is under way
   Ranked ranked(row);
   double weighted = 0, squares = 0;
   float last = row.max;  // of the part before
@@ -75,11 +76,11 @@ __device__ inline double zipf_k(const Row &row, int64_t count, double bits) {
   return ts_zipf_k(sums[0], sums[1], row.vocab, bits);
 }
 
-__device__ inline void mirostat(const Row &row, double bits, double candidates) {
+__device__ TS_NOINLINE inline void mirostat(Row &row, double bits, double candidates) {
   const int64_t finite = row.finite();
   const double k = zipf_k(row, candidates < (double)finite ? (int64_t)candidates : finite, bits);
   if (k >= (double)row.vocab) return;
-  const uint32_t border = row.kth_key((int64_t)k);
+  const uint32_t border = kth_key(row, (int64_t)k);
   // All of the likeliest stay.
   if (border == ts_order_key(row.max)) return row.keep(border, 0, kAllTies);
   keep_low(row, border, (int64_t)k);

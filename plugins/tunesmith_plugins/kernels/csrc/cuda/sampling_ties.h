@@ -10,13 +10,13 @@ struct Count {
   uint64_t above, at;
 };
 
-__device__ inline Count count_from(const Row &row, uint32_t border) {
+__device__ TS_NOINLINE inline Count count_from(const Row &row, uint32_t border) {
   Count found = {0, 0};
-  for (int64_t i = threadIdx.x; i < row.vocab; i += kThreads) {
-    const uint32_t key = row.key(i);
+  row.each([&](int, float value) {
+    const uint32_t key = Row::key_of(value);
     found.above += key > border;
     found.at += key == border;
-  }
+  });
   found.above = block_sum(found.above);
   found.at = block_sum(found.at);
   return found;
@@ -27,25 +27,27 @@ __device__ inline void keep_low(const Row &row, uint32_t border, int64_t k) {
   row.keep(border, 0, (uint64_t)k - count_from(row, border).above);
 }
 
-__device__ inline void top_k_low(const Row &row, double k) {
+__device__ TS_NOINLINE inline void top_k_low(Row &row, double k) {
   if (k < 1 || k >= (double)row.vocab) return;
-  keep_low(row, row.kth_key((int64_t)k), (int64_t)k);
+  keep_low(row, kth_key(row, (int64_t)k), (int64_t)k);
 }
 
 // second: how many tokens stay at least, and the rule.
-__device__ inline void top_p_ties(const Row &row, double p, const double *second) {
+__device__ TS_NOINLINE inline void top_p_ties(Row &row, double p, const double *second) {
   if (p >= 1 || second[0] >= (double)row.vocab) return;
   const uint64_t fewest = (uint64_t)second[0];
   const int32_t rule = (int32_t)second[1];
-  Border border = top_p_border(row, p);
-  Count count = count_from(row, border.key);
-  if (count.above + count.at - border.go < fewest) {
-    border.key = row.kth_key((int64_t)fewest);
-    count = count_from(row, border.key);
-    border.go = count.above + count.at - fewest;
+  const Cut cut = top_p_cut(row, p);
+  uint32_t border = cut.border.key;
+  uint64_t go = cut.go;
+  Count count = count_from(row, border);
+  if (count.above + count.at - go < fewest) {
+    border = kth_key(row, (int64_t)fewest);
+    count = count_from(row, border);
+    go = count.above + count.at - fewest;
   }
-  if (rule == TS_TIES_HIGH) return row.keep(border.key, border.go, kAllTies);
-  row.keep(border.key, 0, rule == TS_TIES_LOW ? count.at - border.go : kAllTies);
+  if (rule == TS_TIES_HIGH) return row.keep(border, go, kAllTies);
+  row.keep(border, 0, rule == TS_TIES_LOW ? count.at - go : kAllTies);
 }
 
 }  // namespace

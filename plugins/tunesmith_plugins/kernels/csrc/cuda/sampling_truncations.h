@@ -1,52 +1,52 @@
 // Truncations of a row in device memory: the limits of truncations.h, and sums over integers to find them.
 #pragma once
 
-#include "sampling_row.h"
+#include "sampling_search.h"
 #include "truncations.h"
 
 namespace {
 
 constexpr uint64_t kAllTies = ~(uint64_t)0;
 
-__device__ inline void top_k(const Row &row, double k) {
-  if (k < 1 || k >= (double)row.vocab) return;
-  row.keep(row.kth_key((int64_t)k), 0, kAllTies);
-}
-
-// What lies below `key` goes, and `go` of the tokens at it.
-struct Border {
-  uint32_t key;
+// What comes before the border goes, and `go` of the tokens at it.
+struct Cut {
+  Border border;
   uint64_t go;
 };
 
-__device__ inline Border top_p_border(const Row &row, double p) {
-  const uint64_t all = row.total(), limit = ts_top_p_limit(p, all);
-  Border border = {ts_order_key(row.max), 0};
-  if (limit >= all) {
-    for (int64_t i = threadIdx.x; i < row.vocab; i += kThreads) border.go += row.key(i) == border.key;
-    border.go = block_sum(border.go) - 1;
-  } else {
-    uint64_t below;
-    border.key = key_beyond(
-        row.vocab, limit, [&](int64_t i) { return row.key(i); }, [&](int64_t i) { return row.weight(i); }, &below);
-    border.go = (limit - below) / row.weight_of(key_to_float(border.key));
-  }
-  return border;
+__device__ TS_NOINLINE inline void cut_off(Row &row, const Cut &cut) {
+  if (row.listed && row.may_list) become_list(row, cut.border.place + (int)cut.go, row.listed);
+  else row.keep(cut.border.key, cut.go, kAllTies);
 }
 
-__device__ inline void top_p(const Row &row, double p) {
-  if (p >= 1) return;
-  const Border border = top_p_border(row, p);
-  row.keep(border.key, border.go, kAllTies);
+__device__ inline void top_k(Row &row, double k) {
+  if (k < 1 || k >= (double)row.vocab) return;
+  cut_off(row, {kth_border(row, (int64_t)k), 0});
 }
 
-__device__ inline void min_p(const Row &row, double p) {
-  row.drop_if([&](float z) { return (double)ts_exp(z - row.max) < p; });
+__device__ TS_NOINLINE inline Cut top_p_cut(Row &row, double p) {
+  uint64_t all, limit = 0;
+  const auto aim = [&](uint64_t sum) {  // one token stays, whatever the limit is
+    limit = ts_top_p_limit(p, sum);
+    return limit = limit < sum ? limit : sum - 1;
+  };
+  const Border border = border_beyond(row, Weights(row), aim, &all);
+  return {border, (limit - border.below) / row.weight_of(key_to_float(border.key))};
 }
 
-__device__ inline double mean_depth(const Row &row, uint64_t total) {
+__device__ inline void top_p(Row &row, double p) {
+  if (p < 1) cut_off(row, top_p_cut(row, p));
+}
+
+__device__ TS_NOINLINE inline void min_p(const Row &row, double p) {
+  const float max = row.max;
+  row.drop_if([max, p](float z) { return (double)ts_exp(z - max) < p; });
+}
+
+__device__ TS_NOINLINE inline double mean_depth(const Row &row, uint64_t total) {
+  const Scale scale = row.weigh();
   uint64_t sum = 0;
-  for (int64_t i = threadIdx.x; i < row.vocab; i += kThreads) sum += row.depth_of(row.z[i]);
+  row.each([&](int, float value) { sum += scale.depth(value); });
   return ts_mean_depth(block_sum(sum), total);
 }
 
@@ -58,32 +58,32 @@ __device__ inline void top_a(const Row &row, double value) {
   if (value > 0) min_p(row, ts_top_a_least(value, ts_mass(row.total(), row.scale)));
 }
 
-__device__ inline void eta(const Row &row, double value) {
+__device__ TS_NOINLINE inline void eta(const Row &row, double value) {
   if (!ts_eta_cuts(value)) return;
   const uint64_t total = row.total();
   const double least = ts_least_likely(value, ts_mass(total, row.scale));
   const double depth = ts_eta_depth(value, mean_depth(row, total));
-  row.drop_if([&](float z) {
-    const float d = z - row.max;
+  const float max = row.max;
+  row.drop_if([=](float z) {
+    const float d = z - max;
     return !ts_eta_keeps(d, ts_exp(d), least, depth);
   });
 }
 
-__device__ inline void top_n_sigma(const Row &row, double n) {
-  uint64_t lowest = ts_order_key(row.max), first = 0, second = 0, finite = 0;
-  for (int64_t i = threadIdx.x; i < row.vocab; i += kThreads) {
-    const uint32_t key = row.key(i);
-    if (row.z[i] > -infinity() && key < lowest) lowest = key;
-  }
-  const double highest = row.max, extent = highest - (double)key_to_float((uint32_t)block_least(lowest));
-  const double inverse = ts_sigma_inverse(extent);
-  for (int64_t i = threadIdx.x; i < row.vocab; i += kThreads) {
-    if (!(row.z[i] > -infinity())) continue;
-    const double u = (highest - (double)row.z[i]) * inverse;
+__device__ TS_NOINLINE inline void top_n_sigma(const Row &row, double n) {
+  float least = row.max;
+  row.each([&](int, float value) {
+    if (value > -infinity() && value < least) least = value;
+  });
+  const double highest = row.max, extent = highest - (double)-block_max(-least), inverse = ts_sigma_inverse(extent);
+  uint64_t first = 0, second = 0, finite = 0;
+  row.each([&](int, float value) {
+    if (!(value > -infinity())) return;
+    const double u = (highest - (double)value) * inverse;
     first += ts_fixed(u, row.scale);
     second += ts_fixed(u * u, row.scale);
     ++finite;
-  }
+  });
   first = block_sum(first);
   second = block_sum(second);
   const double bound = ts_sigma_bound(n, highest, extent, first, second, (int64_t)block_sum(finite), row.scale);
@@ -91,21 +91,21 @@ __device__ inline void top_n_sigma(const Row &row, double n) {
 }
 
 // May drop the likeliest token.
-__device__ inline void typical(Row &row, double mass, double least) {
+__device__ TS_NOINLINE inline void typical(Row &row, double mass, double least) {
   if (mass >= 1) return;
   const uint64_t total = row.total(), wanted = ts_typical_wanted(mass, total);
   const double depth = mean_depth(row, total);
-  const auto key = [&](int64_t i) { return ts_order_key(ts_typical_distance(row.z[i] - row.max, depth)); };
+  const auto key = [&](float value) { return ts_order_key(ts_typical_distance(value - row.max, depth)); };
   uint64_t below;
-  uint32_t bound = key_beyond(row.vocab, wanted - 1, key, [&](int64_t i) { return row.weight(i); }, &below);
+  uint32_t bound = key_beyond(row, wanted - 1, key, Weights(row), &below);
   const int64_t finite = row.finite(), fewest = least < (double)finite ? (int64_t)least : finite;
   if (fewest > 1) {
-    const uint32_t other = key_beyond(row.vocab, (uint64_t)(fewest - 1), key, [](int64_t) { return (uint64_t)1; }, &below);
+    const uint32_t other = key_beyond(row, (uint64_t)(fewest - 1), key, Ones(row), &below);
     bound = other > bound ? other : bound;
   }
   const float furthest = key_to_float(bound);
   row.drop_if([&](float z) { return !(ts_typical_distance(z - row.max, depth) <= furthest); });
-  row.max = row.maximum();
+  row.look();
 }
 
 // Some of the tokens, the likeliest first: all whose key is above `last`, and `ties` of those at it.
@@ -114,15 +114,16 @@ struct Likeliest {
   uint64_t ties, weight, depth;
 };
 
-__device__ inline Likeliest likeliest(const Row &row, int64_t count) {
-  Likeliest found = {row.kth_key(count), 0, 0, 0};
+__device__ TS_NOINLINE inline Likeliest likeliest(Row &row, int64_t count) {
+  Likeliest found = {kth_key(row, count), 0, 0, 0};
+  const Scale scale = row.weigh();
   uint64_t above = 0;
-  for (int64_t i = threadIdx.x; i < row.vocab; i += kThreads) {
-    if (row.key(i) <= found.last) continue;
+  row.each([&](int, float value) {
+    if (Row::key_of(value) <= found.last) return;
     ++above;
-    found.weight += row.weight(i);
-    found.depth += row.depth_of(row.z[i]);
-  }
+    found.weight += scale.weight(value);
+    found.depth += scale.depth(value);
+  });
   found.ties = (uint64_t)count - block_sum(above);
   const float value = key_to_float(found.last);
   found.weight = block_sum(found.weight) + found.ties * row.weight_of(value);
@@ -132,11 +133,11 @@ __device__ inline Likeliest likeliest(const Row &row, int64_t count) {
 
 // The likeliest tokens, equals by id, while what they spend is within the limit, and always one. Goes down the keys as
 // key_beyond goes up, by 8 bits at a time, since it needs two sums.
-__device__ inline void top_h(const Row &row, double h, double candidates) {
+__device__ TS_NOINLINE inline void top_h(Row &row, double h, double candidates) {
   constexpr int kDigit = 256;
   __shared__ uint32_t found;
   __shared__ uint64_t sums[2];
-  unsigned long long *weights = bucket_room(), *depths = weights + kDigit;
+  Buckets &buckets = *bucket_room();  // the weights, and behind them the depths
   const int64_t finite = row.finite();
   const Likeliest all = likeliest(row, candidates < (double)finite ? (int64_t)candidates : finite);
   const double log_mass = ts_log(ts_mass(all.weight, row.scale));
@@ -144,21 +145,21 @@ __device__ inline void top_h(const Row &row, double h, double candidates) {
   const uint64_t end = (uint32_t)~all.last;  // keys upside down, so that the likeliest comes first
   uint64_t prefix = 0, weight = 0, depth = 0;
   for (int shift = 24; shift >= 0; shift -= 8) {
-    for (int b = threadIdx.x; b < kDigit; b += kThreads) weights[b] = depths[b] = 0;
-    __syncthreads();
-    for (int64_t i = threadIdx.x; i < row.vocab; i += kThreads) {
-      const uint64_t key = (uint32_t)~row.key(i);
-      if (key > end || key >> (shift + 8) != prefix >> (shift + 8)) continue;  // behind `end` nothing is asked for
-      atomicAdd(weights + (key >> shift) % kDigit, (unsigned long long)row.weight(i));
-      atomicAdd(depths + (key >> shift) % kDigit, (unsigned long long)row.depth_of(row.z[i]));
-    }
+    buckets.clear(2 * kDigit);
+    const Scale scale = row.weigh();
+    row.each([&](int, float value) {
+      const uint64_t key = (uint32_t)~Row::key_of(value);
+      if (key > end || key >> (shift + 8) != prefix >> (shift + 8)) return;  // behind `end` nothing is asked for
+      buckets.add((int)((key >> shift) % kDigit), scale.weight(value));
+      buckets.add((int)((key >> shift) % kDigit) + kDigit, scale.depth(value));
+    });
     __syncthreads();
     if (threadIdx.x == 0) {
       const uint64_t stop = prefix >> (shift + 8) == end >> (shift + 8) ? (end >> shift) % kDigit : kDigit - 1;
       uint64_t b = 0;
-      for (; b < stop && ts_top_h_spent(log_mass, weight + weights[b], depth + depths[b]) <= limit; ++b) {
-        weight += weights[b];
-        depth += depths[b];
+      for (; b < stop && ts_top_h_spent(log_mass, weight + buckets.sum((int)b), depth + buckets.sum((int)b + kDigit)) <= limit; ++b) {
+        weight += buckets.sum((int)b);
+        depth += buckets.sum((int)b + kDigit);
       }
       found = (uint32_t)b;
       sums[0] = weight;
@@ -184,17 +185,16 @@ __device__ inline void top_h(const Row &row, double h, double candidates) {
 }
 
 // Drops the likeliest tokens on purpose.
-__device__ inline void xtc(Row &row, double threshold) {
+__device__ TS_NOINLINE inline void xtc(Row &row, double threshold) {
   const double mass = ts_mass(row.total(), row.scale), least = threshold * mass, log_mass = ts_log(mass);
   if (least > 1) return;
-  uint64_t bound = ts_order_key(row.max);
-  for (int64_t i = threadIdx.x; i < row.vocab; i += kThreads) {
-    const uint32_t key = row.key(i);
-    if (key < bound && row.z[i] > -infinity() && ts_xtc_choice(row.z[i] - row.max, least, log_mass)) bound = key;
-  }
-  const float lowest = key_to_float((uint32_t)block_least(bound));
+  float bound = row.max;
+  row.each([&](int, float value) {
+    if (value < bound && value > -infinity() && ts_xtc_choice(value - row.max, least, log_mass)) bound = value;
+  });
+  const float lowest = -block_max(-bound);
   row.drop_if([&](float z) { return z > lowest; });
-  row.max = row.maximum();
+  row.look();
 }
 
 }  // namespace

@@ -7,17 +7,14 @@
 namespace {
 
 // ids: the key, and how many of the `length` ids before decide.
-__device__ inline void watermark(const Row &row, const Row &processed, const int64_t *ids, const int64_t *history, int64_t length,
+__device__ TS_NOINLINE inline void watermark(const Row &row, const Row &processed, const int64_t *ids, const int64_t *history, int64_t length,
                                  double gamma, float delta) {
   const int64_t key = ids[0], context = ids[1];
   if (length < context) return;
   const uint64_t stream = ts_watermark_stream(key, history + length - context, context), bound = ts_green_bound(gamma);
-  for (int64_t i = threadIdx.x; i < row.vocab; i += kThreads) {
-    if (!ts_is_green(key, stream, bound, i)) continue;
-    row.z[i] = row.z[i] + delta;
-    processed.z[i] = processed.z[i] + delta;
-  }
-  __syncthreads();
+  const auto raised = [&](int i, float value) { return ts_is_green(key, stream, bound, i) ? value + delta : value; };
+  row.change(raised);
+  if (processed.z) processed.change(raised);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <math.h>
+#include <stdlib.h>
 #include <stdint.h>
 #include <string.h>
 #include <ucontext.h>
@@ -34,6 +35,9 @@
 #define __shared__ static
 #define __forceinline__ inline
 #define TS_UNROLL(times)
+#define TS_BOUNDS(threads)
+#define TS_NOINLINE
+#define TS_PARAMETER const
 
 constexpr int kMostThreads = 64;
 constexpr size_t kFiberStack = 256 << 10;
@@ -125,6 +129,7 @@ inline void __syncthreads() { block_barrier->wait(); }
 inline unsigned long long atomicAdd(unsigned long long *at, unsigned long long value) {
   return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
 }
+inline uint32_t atomicAdd(uint32_t *at, uint32_t value) { return __atomic_fetch_add(at, value, __ATOMIC_RELAXED); }
 inline uint32_t atomicOr(uint32_t *at, uint32_t value) { return __atomic_fetch_or(at, value, __ATOMIC_RELAXED); }
 
 struct alignas(16) uint4 {
@@ -134,6 +139,15 @@ struct alignas(16) uint4 {
 // The lanes of a warp lay down their operands, and each adds up its own four results.
 constexpr int kMostWarps = 8;
 inline std::vector<Barrier> warp_barriers;
+inline uint64_t ts_shuffle(uint64_t value, unsigned lane) {
+  static uint64_t values[kMostWarps][32];
+  const unsigned warp = threadIdx.x / 32;
+  values[warp][threadIdx.x % 32] = value;
+  warp_barriers[warp].wait();
+  const uint64_t other = values[warp][lane % 32 % fiber_count];
+  warp_barriers[warp].wait();
+  return other;
+}
 inline void mma_m16n8k32(int32_t (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
   static uint32_t operands[kMostWarps][32][6];
   const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -155,6 +169,11 @@ typedef int cudaError_t;
 constexpr cudaError_t cudaSuccess = 0;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char *cudaGetErrorString(cudaError_t) { return ""; }
+typedef void *cudaStream_t;
+constexpr unsigned cudaHostAllocPortable = 1, cudaHostAllocMapped = 2;
+inline cudaError_t cudaHostAlloc(void **memory, size_t size, unsigned) { return *memory = malloc(size), cudaSuccess; }
+inline cudaError_t cudaFreeHost(void *memory) { return free(memory), cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess; }
 
 inline const std::function<void()> *launched = nullptr;  // what every thread does in every block
@@ -191,7 +210,7 @@ inline void run_grid(unsigned grid, int threads, const std::function<void()> &ke
   Barrier barrier(threads);
   block_barrier = &barrier;
   warp_barriers.clear();
-  for (int warp = 0; warp < threads / 32; ++warp) warp_barriers.emplace_back(32);
+  for (int warp = 0; warp * 32 < threads; ++warp) warp_barriers.emplace_back(threads < 32 ? threads : 32);
   launched = &kernel;
   launched_blocks = grid;
   for (; fiber_count < (unsigned)threads; ++fiber_count) {
