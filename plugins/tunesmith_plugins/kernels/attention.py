@@ -72,8 +72,9 @@ def int8_attention(
         torch.get_num_threads(), room,
     )  # fmt: skip
     space = None
-    if library.on_device:
-        space = torch.empty(batch * heads * queries * time, dtype=torch.float32, device=q.device)
+    if library.on_device:  # as csrc/cuda/attention.cu counts it
+        each = 8 * size + 4 * time + 8 * -(-time // 64) + 24
+        space = torch.empty(batch * heads * queries * each, dtype=torch.uint8, device=q.device)
     before = () if space is None else (space.data_ptr(), space.nbytes)
     _call_on(library, "int8_attention_words", q, (*before, *words), True)
     return out

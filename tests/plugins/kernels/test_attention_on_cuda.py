@@ -20,6 +20,23 @@ SHAPES = (
     (1, 2, 1, 1, 1030, 97),
     (1, 8, 1, 2, 40, 128),
     (3, 1, 2, 1, 5, 300),
+    (1, 10, 1, 2, 200, 64),  # five queries a head of the cache: a block for four, and one for the fifth
+    (1, 6, 3, 2, 65, 144),  # nine
+    (2, 1, 1, 1, 66, 600),  # more channels than a block of the emulation takes at a time
+)
+MANY = (
+    (130, 1, 1, 1, 130, 16),  # so many queries that a block takes 128 tokens
+    (100, 2, 1, 2, 260, 8),  # 256
+    (193, 1, 1, 1, 513, 8),  # 512
+    (
+        2,
+        5,
+        1,
+        1,
+        5,
+        1984,
+    ),  # the widest heads of which four queries share a block, and the narrowest of which they do not
+    (2, 5, 1, 1, 5, 2000),
 )
 
 
@@ -64,18 +81,28 @@ def attend_everywhere(attend: Callable[..., Tensor], device: str) -> None:
                 given = (x, *parts, mask)
                 expected = kernels.int8_attention(*given)  # type: ignore[arg-type]
                 assert same_bits(attend(*moved(given, device)), expected), (tuple(q.shape), time, odd)
+    for batch, heads, queries, kv_heads, time, size in MANY:
+        q = torch.randn(batch, heads, queries, size)
+        q[0, 0, 0, 0] = torch.nan
+        k, k_scale, v, v_scale = (*cache(batch, kv_heads, time + 3, size), *cache(batch, kv_heads, time + 3, size))
+        room = (q, k[:, :, :time], k_scale[:, :, :time], v[:, :, :time], v_scale[:, :, :time])
+        expected = kernels.int8_attention(*room)
+        there = moved((q, k, k_scale, v, v_scale), device)
+        found = attend(there[0], *(part[:, :, :time] for part in there[1:] if part is not None))
+        assert same_bits(found, expected), (batch, heads, time, size)
     for scales, value in ((1, torch.nan), (1, torch.inf), (3, torch.nan), (3, -torch.inf)):
         q, parts = torch.randn(2, 4, 1, 16), [*cache(2, 2, 130, 16), *cache(2, 2, 130, 16)]
         parts[scales][1, 0, 100] = value
         expected = kernels.int8_attention(q, *parts)
         assert same_bits(attend(*moved((q, *parts), device)), expected)
         assert expected.isnan().all((2, 3)).tolist() == [[False] * 4, [True, True, False, False]]
-    time, size = 1500, 64  # the largest sums
-    ones = torch.ones(1, 1, time, 1)
-    for extreme in (-128, 127):
-        k = torch.full((1, 1, time, size), extreme, dtype=torch.int8)
-        given = (torch.full((1, 1, 1, size), -3.0), k, ones, k, ones)
-        assert same_bits(attend(*moved(given, device)), kernels.int8_attention(*given))
+    for batch, time, size in ((1, 1500, 64), (193, 512, 8), (1, 3, 8192)):  # the largest sums
+        ones = torch.ones(batch, 1, time, 1)
+        for extreme in (-128, 127):
+            for sign in (-3.0, 3.0):
+                k = torch.full((batch, 1, time, size), extreme, dtype=torch.int8)
+                given = (torch.full((batch, 1, 1, size), sign), k, ones, k, ones)
+                assert same_bits(attend(*moved(given, device)), kernels.int8_attention(*given))
     k = torch.randint(-128, 128, (1 + 2 * 9 * 8,), dtype=torch.int8)[1:].view(
         1, 2, 9, 8
     )  # not where 4 divides the address
@@ -164,14 +191,14 @@ def test_what_does_not_fit_is_refused_by_the_cuda_library(native: dict[str, Any]
     _, released, _, _ = int8_ops._entry()
     address, room = emulated.address("ts_cuda_int8_attention_words"), torch.zeros(64).data_ptr()
     words = [room, room, 1, 1, 1, 1, 4, 8, *[room] * 4, None, 0, 0, 0, 1.0, 1, 4]
-    with pytest.raises(ValueError, match="attention needs 16 bytes of work space"):
-        emulated.check(released(address, None, room, 15, *words))
+    with pytest.raises(ValueError, match="attention needs 112 bytes of work space"):
+        emulated.check(released(address, None, room, 111, *words))
     with pytest.raises(ValueError, match="attention takes 19 words, not 18"):
-        emulated.check(released(address, None, room, 16, *words[:-1]))
+        emulated.check(released(address, None, room, 112, *words[:-1]))
     with pytest.raises(ValueError, match="whole groups of heads"):
-        emulated.check(released(address, None, room, 16, *words[:5], 2, *words[6:]))
+        emulated.check(released(address, None, room, 112, *words[:5], 2, *words[6:]))
     with pytest.raises(ValueError, match="room for 3 tokens a head cannot hold 4"):
-        emulated.check(released(address, None, room, 16, *words[:-1], 3))
+        emulated.check(released(address, None, room, 112, *words[:-1], 3))
     with pytest.raises(ValueError, match="2 tokens behind 3 do not fit a room of 4"):
         emulated.check(released(emulated.address("ts_cuda_int8_append_words"), None, 1, 1, 2, 8, 0, 4, 3, *[room] * 12))
     with pytest.raises(ValueError, match="an even head_dim"):
@@ -193,6 +220,52 @@ def test_appending_on_a_gpu_has_the_bits_of_the_cpu() -> None:
 def test_attention_on_a_gpu_has_the_bits_of_the_cpu() -> None:
     assert loader.cuda() is not None, kernels.info()["cuda_reason"]
     attend_everywhere(kernels.int8_attention, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(1, 32, 1, 8, 4096, 128), (4, 12, 8, 12, 1024, 64), (2, 8, 3, 1, 40000, 72)])
+def test_long_caches_on_a_gpu_have_the_bits_of_the_cpu(shape: tuple[int, ...]) -> None:
+    batch, heads, queries, kv_heads, time, size = shape
+    torch.manual_seed(0)
+    given = (
+        torch.randn(batch, heads, queries, size),
+        *cache(batch, kv_heads, time, size),
+        *cache(batch, kv_heads, time, size),
+    )
+    assert same_bits(kernels.int8_attention(*moved(given, "cuda")), kernels.int8_attention(*given))  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+def test_attention_on_a_gpu_can_be_captured_in_a_graph() -> None:
+    given = (torch.randn(2, 8, 1, 64), *cache(2, 2, 300, 64), *cache(2, 2, 300, 64))
+    there = moved(given, "cuda")
+    assert there[0] is not None
+    kernels.int8_attention(*there)  # type: ignore[arg-type]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = kernels.int8_attention(*there)  # type: ignore[arg-type]
+    for factor in (1.0, -2.0):
+        q = given[0] * factor
+        there[0].copy_(q)
+        kernels.int8_attention(*moved((torch.randn(4, 8, 1, 64), *cache(4, 2, 500, 64), *cache(4, 2, 500, 64)), "cuda"))  # type: ignore[arg-type]
+        graph.replay()
+        assert same_bits(found, kernels.int8_attention(q, *given[1:]))
+
+
+@pytest.mark.gpu
+def test_attention_on_several_streams_has_the_bits_of_the_cpu() -> None:
+    torch.manual_seed(0)
+    given = [(torch.randn(2, 8, 1, 64), *cache(2, 2, 700, 64), *cache(2, 2, 700, 64)) for _ in range(4)]
+    there = [moved(one, "cuda") for one in given]
+    torch.cuda.synchronize()
+    streams, found = [torch.cuda.Stream() for _ in given], []
+    for _ in range(20):
+        for stream, one in zip(streams, there, strict=True):
+            with torch.cuda.stream(stream):
+                found.append(kernels.int8_attention(*one))  # type: ignore[arg-type]
+    torch.cuda.synchronize()
+    expected = [kernels.int8_attention(*one) for one in given]
+    assert all(same_bits(one, expected[i % len(expected)]) for i, one in enumerate(found))
 
 
 @pytest.mark.gpu

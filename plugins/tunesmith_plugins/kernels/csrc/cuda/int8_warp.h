@@ -2,6 +2,7 @@
 #pragma once
 
 #include "int8.h"
+#include "warp.h"
 
 #if !defined(TS_CUDA_ON_CPU)
 // c (16 x 8) += a (16 x 32) * b (32 x 8), the operands spread over the lanes as the PTX manual says of m16n8k32.
@@ -14,7 +15,7 @@ __device__ inline void mma_m16n8k32(int32_t (&c)[4], uint32_t a0, uint32_t a1, u
 
 namespace {
 
-constexpr int kWarps = kThreads / 32, kChannels = 16;
+constexpr int kChannels = 16;
 constexpr int64_t kChunk = 64;  // steps of k a warp takes at once
 
 // Adds the products over [from, to) in strides of `step`. A lane reads 16 bytes that lie together where the manual wants

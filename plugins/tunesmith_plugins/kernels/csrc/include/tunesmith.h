@@ -240,8 +240,8 @@ TS_API int32_t ts_cuda_int8_linears(const ts_int8_args *args, void *workspace, i
 TS_API int32_t ts_cuda_int8_linears_words(const int64_t *words, int64_t count);
 /* Words: cuda_stream and those of ts_rotary_words. */
 TS_API int32_t ts_cuda_rotary_words(const int64_t *words, int64_t count);
-/* Words: cuda_stream, workspace, workspace_bytes (4 * batch * heads * queries * time at least) and those of
- * ts_int8_attention_words, of which threads means nothing here. */
+/* Words: cuda_stream, workspace (aligned to 8 bytes), workspace_bytes (batch * heads * queries times 8 * size + 4 * time +
+ * 8 * ceil(time / 64) + 24 at least) and those of ts_int8_attention_words, of which threads means nothing here. */
 TS_API int32_t ts_cuda_int8_attention_words(const int64_t *words, int64_t count);
 /* Words: cuda_stream and those of ts_int8_append_words. */
 TS_API int32_t ts_cuda_int8_append_words(const int64_t *words, int64_t count);

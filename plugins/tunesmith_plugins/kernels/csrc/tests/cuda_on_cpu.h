@@ -132,9 +132,34 @@ inline unsigned long long atomicAdd(unsigned long long *at, unsigned long long v
 inline uint32_t atomicAdd(uint32_t *at, uint32_t value) { return __atomic_fetch_add(at, value, __ATOMIC_RELAXED); }
 inline uint32_t atomicOr(uint32_t *at, uint32_t value) { return __atomic_fetch_or(at, value, __ATOMIC_RELAXED); }
 
+inline int32_t atomicAdd(int32_t *at, int32_t value) { return __atomic_fetch_add(at, value, __ATOMIC_RELAXED); }
+template <typename T>
+T __ldcg(const T *at) {  // past the first cache, of which there is none here
+  return *(const volatile T *)at;
+}
+inline void __threadfence() {}  // blocks run one after the other
+
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+
+// A half of the four bytes of b, as signed numbers, times the two signed halves of a.
+inline int32_t bytes_by_halves(int32_t a, int32_t b, int32_t c, int first) {
+  for (int i = 0; i < 2; ++i) c += (int32_t)(int16_t)((uint32_t)a >> (16 * i)) * (int8_t)((uint32_t)b >> (8 * (first + i)));
+  return c;
+}
+inline int32_t __dp2a_lo(int32_t a, int32_t b, int32_t c) { return bytes_by_halves(a, b, c, 0); }
+inline int32_t __dp2a_hi(int32_t a, int32_t b, int32_t c) { return bytes_by_halves(a, b, c, 2); }
+// Four of the eight bytes of x and y, by the digits of `which`.
+inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t which) {
+  const uint64_t eight = (uint64_t)y << 32 | x;
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) result |= (uint32_t)(eight >> (8 * (which >> (4 * i) & 7)) & 255) << (8 * i);
+  return result;
+}
 
 // The lanes of a warp lay down their operands, and each adds up its own four results.
 constexpr int kMostWarps = 8;
@@ -163,6 +188,29 @@ inline void mma_m16n8k32(int32_t (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
     }
   }
   warp_barriers[warp].wait();
+}
+
+// Every lane lays down its value and reads those of the others; all lanes of a warp take part.
+template <typename Read>
+uint32_t among_lanes(uint32_t value, Read read) {
+  static uint32_t values[kMostWarps][32];
+  const unsigned warp = threadIdx.x / 32;
+  values[warp][threadIdx.x % 32] = value;
+  warp_barriers[warp].wait();
+  const uint32_t found = read(values[warp]);
+  warp_barriers[warp].wait();
+  return found;
+}
+inline uint32_t __reduce_max_sync(unsigned, uint32_t value) {
+  return among_lanes(value, [](const uint32_t *values) {
+    uint32_t most = 0;
+    for (int i = 0; i < 32; ++i) most = values[i] > most ? values[i] : most;
+    return most;
+  });
+}
+inline uint32_t __shfl_xor_sync(unsigned, uint32_t value, int lanes) {
+  const unsigned other = threadIdx.x % 32 ^ (unsigned)lanes;
+  return among_lanes(value, [other](const uint32_t *values) { return values[other]; });
 }
 
 typedef int cudaError_t;

@@ -161,23 +161,28 @@ void rows() {
 
 int64_t word(const void *pointer) { return (int64_t)(intptr_t)pointer; }
 
+// As tunesmith.h says it.
+int64_t attention_space(int64_t tasks, int64_t time, int64_t size) { return tasks * (8 * size + 4 * time + 8 * ((time + 63) / 64) + 24); }
+
 // The cache may begin at any address.
 void attention() {
   int cases = 0;
-  for (const int64_t size : {1, 15, 16, 65, 128}) {
+  for (const int64_t size : {1, 15, 16, 65, 128, 2000}) {
     for (const int64_t time : {1, 7, 64, 600}) {
-      const int64_t batch = 2, heads = 4, kv_heads = 2, queries = 2, tasks = batch * heads * queries, tokens = batch * kv_heads * time;
+      if (size * time > 200000) continue;
+      const int64_t shift = (cases / 2 + cases / 8) % 2, batch = 2, heads = 6, kv_heads = 2, queries = 2, tasks = batch * heads * queries, tokens = batch * kv_heads * time;
       Guarded<float> q(tasks * size), k_scale(tokens), v_scale(tokens), mask(queries * time), out(tasks * size), out2(tasks * size);
-      Guarded<int8_t> k(tokens * size + 1), v(tokens * size);
-      Guarded<float> workspace(tasks * time);
+      Guarded<int8_t> k(tokens * size + shift), v(tokens * size);
+      const int64_t space = attention_space(tasks, time, size);
+      Guarded<int64_t> workspace(space / 8 + 1);
       for (int64_t i = 0; i < tasks * size; ++i) q[i] = real(-3, 3);
       q[size / 2] = NAN;
       for (int64_t i = 0; i < tokens; ++i) k_scale[i] = real(.001, .02), v_scale[i] = real(.001, .02);
-      for (int64_t i = 0; i < tokens * size; ++i) k[i + 1] = (int8_t)pick(-128, 127), v[i] = (int8_t)pick(-128, 127);
+      for (int64_t i = 0; i < tokens * size; ++i) k[i + shift] = (int8_t)pick(-128, 127), v[i] = (int8_t)pick(-128, 127);
       for (int64_t i = 0; i < queries * time; ++i) mask[i] = pick(0, 3) ? real(-2, 2) : -INFINITY;
       const double scale = 0.3;
-      int64_t words[3 + 19] = {0, word(workspace.get()), tasks * time * 4, word(q.get()), word(out.get()), batch, heads, queries, kv_heads,
-                               time, size, word(k.get() + 1), word(k_scale.get()), word(v.get()), word(v_scale.get()), word(mask.get()),
+      int64_t words[3 + 19] = {0, word(workspace.get()), space, word(q.get()), word(out.get()), batch, heads, queries, kv_heads,
+                               time, size, word(k.get() + shift), word(k_scale.get()), word(v.get()), word(v_scale.get()), word(mask.get()),
                                0, 0, time, 0, 1, time};
       memcpy(words + 3 + 16, &scale, sizeof scale);
       for (const bool masked : {false, true}) {
