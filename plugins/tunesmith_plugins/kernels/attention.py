@@ -42,9 +42,9 @@ def int8_attention(
         )
     batch, heads, queries, size = q.shape
     kv_heads, time = k.shape[1:3]
-    shape = (batch, kv_heads, time)
-    right = all(tuple(t.shape) == (*shape, size) for t in (k, v)) and heads % max(kv_heads, 1) == 0 and time > 0
-    if not right or any(tuple(t.shape) != (*shape, 1) or t.dtype != torch.float32 for t in (k_scale, v_scale)):
+    shape, one = (batch, kv_heads, time, size), (batch, kv_heads, time, 1)
+    right = k.shape == shape == v.shape and heads % max(kv_heads, 1) == 0 and time > 0
+    if not right or k_scale.shape != one or v_scale.shape != one or not k_scale.dtype is v_scale.dtype is torch.float32:
         raise ValueError(f"k {tuple(k.shape)}, v {tuple(v.shape)} and their scales do not fit q {tuple(q.shape)}")
     scale = size**-0.5 if scale is None else scale
     if mask is not None:
@@ -56,10 +56,13 @@ def int8_attention(
     parts = (k, k_scale, v, v_scale)
     others = (*parts, mask)
     library = (loader.cpu() if q.is_cpu else loader.cuda() if q.is_cuda else None) if _plain(q, *others) else None
-    if library is None or any(t is not None and t.device != q.device for t in others):
+    where, on_cpu = q.get_device(), q.is_cpu
+    if library is None or any(t is not None and (t.get_device() != where or t.is_cpu != on_cpu) for t in others):
         return reference.attention(q, *parts, mask, scale)
-    q = q.detach().resolve_neg().contiguous()
-    k, k_scale, v, v_scale = (part.resolve_neg() for part in parts)
+    if q.requires_grad or q.is_neg() or not q.is_contiguous():
+        q = q.detach().resolve_neg().contiguous()
+    if k.is_neg() or k_scale.is_neg() or v.is_neg() or v_scale.is_neg():
+        k, k_scale, v, v_scale = (part.resolve_neg() for part in parts)
     room = _room(k, k_scale, v, v_scale)
     if room is None:
         k, k_scale, v, v_scale = (part.contiguous() for part in (k, k_scale, v, v_scale))
@@ -71,25 +74,23 @@ def int8_attention(
         v.data_ptr(), v_scale.data_ptr(), None if mask is None else mask.data_ptr(), *strides, float(scale),
         torch.get_num_threads(), room,
     )  # fmt: skip
-    space = None
+    space = 0
     if library.on_device:  # as csrc/cuda/attention.cu counts it
-        each = 8 * size + 4 * time + 8 * -(-time // 64) + 24
-        space = torch.empty(batch * heads * queries * each, dtype=torch.uint8, device=q.device)
-    before = () if space is None else (space.data_ptr(), space.nbytes)
-    _call_on(library, "int8_attention_words", q, (*before, *words), True)
+        space = batch * heads * queries * (8 * size + 4 * time + 8 * -(-time // 64) + 24)
+    _call_on(library, "int8_attention_words", q, words, True, space)
     return out
 
 
 def _room(*parts: Tensor) -> int | None:
     """Return how many tokens lie from one head to the next in all parts alike, None where they do not."""
-    _, heads, time, size = parts[0].shape
     if all(part.is_contiguous() for part in parts):
-        return time
-    found = parts[0].stride(1) // size
+        return parts[0].shape[2]
+    batch, heads, time, size = parts[0].shape
+    found = parts[0].stride(1) // size if heads > 1 else parts[0].stride(0) // size if batch > 1 else time
     for part in parts:
         size = part.shape[3]
         strides = (heads * found * size, found * size, size, 1)
-        if any(
+        if part.stride() != strides and any(
             length > 1 and step != right for length, step, right in zip(part.shape, part.stride(), strides, strict=True)
         ):
             return None

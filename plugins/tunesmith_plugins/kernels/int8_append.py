@@ -54,11 +54,9 @@ def int8_append_(
         raise ValueError(f"{fresh} tokens at {first} do not fit a store for {room}")
     plain = _plain(k, v, k_store, k_scales, v_store, v_scales) and k.dtype in _DTYPES
     library = (loader.cpu() if k.is_cpu else loader.cuda() if k.is_cuda else None) if plain else None
-    device = k.device
-    if (
-        library is None
-        or not device == v.device == k_store.device == k_scales.device == v_store.device == v_scales.device
-    ):
+    where, on_cpu = k.get_device(), k.is_cpu
+    others = (v, k_store, k_scales, v_store, v_scales)
+    if library is None or any(t.get_device() != where or t.is_cpu != on_cpu for t in others):
         for states, store, scales in ((k, k_store, k_scales), (v, v_store, v_scales)):
             integers, steps = reference.quantize_states(states)
             store.narrow(-2, first, fresh).copy_(integers)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from . import loader
+from .cuda_calls import queue
 
 ALIGN = 16
 """n and k of a weight on a CUDA device are padded to multiples of it, for reads of 16 bytes and for cublasLt."""
@@ -31,7 +33,7 @@ def call(
     """Queue ``ts_cuda_int8_linears_words`` on the current stream of the device of ``x``.
 
     Args:
-        run: ``run(address, *words)``, as of :func:`loader.words_call`.
+        run: ``run(address, *words)``, as ``held`` of :func:`loader.words_call`.
         address: of the function.
         library: the CUDA library, for the work space and the messages.
         words: those of ``ts_int8_linears_words``.
@@ -43,13 +45,14 @@ def call(
         RuntimeError: CUDA reported an error.
     """
     _, rows, k, _, _, mode, group_size, *_ = words
-    with torch.cuda.device_of(x):
-        size = library.int8_workspace(rows, k, mode, group_size, widest)
-        workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
-        stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else None
-        code = run(address, stream, workspace.data_ptr(), size, *words)
+    code = queue(run, address, x, _space(library, rows, k, mode, group_size, widest), words)
     if code:
         library.check(code)
+
+
+@functools.lru_cache(maxsize=1024)
+def _space(library: loader.Library, rows: int, k: int, mode: int, group_size: int, widest: int) -> int:
+    return int(library.int8_workspace(rows, k, mode, group_size, widest))
 
 
 def use_cublaslt(use: bool) -> bool:
@@ -64,4 +67,5 @@ def use_cublaslt(use: bool) -> bool:
     library = loader.cuda()
     if library is None:
         raise RuntimeError(f"tunesmith's CUDA library is not loaded: {loader.info()['cuda_reason']}")
+    _space.cache_clear()
     return bool(library.cublaslt(int(use)))

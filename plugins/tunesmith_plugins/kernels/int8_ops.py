@@ -127,8 +127,8 @@ def _native_linears(
             before = pointer
         products += n
     if x.is_cuda:
-        _, released, address, library = _entry("ts_cuda_int8_linears_words")
-        int8_cuda.call(released, address, library, words, x, max(weight.n for weight in weights))
+        held, _, address, library = _entry("ts_cuda_int8_linears_words")
+        int8_cuda.call(held, address, library, words, x, max(weight.n for weight in weights))
     else:
         _call_words(words, products * rows * k)
     return outs
@@ -198,7 +198,8 @@ def _native_linear(
     static: tuple[float, int] | None = None,
 ) -> Tensor:
     """Do what ``_native_linears`` does for one layer, in as few steps as possible."""
-    if not x.is_cpu:
+    on_cpu = x.is_cpu
+    if mode == _MIXED and not on_cpu:
         return _native_linears(x, [weight], [bias], [activation], mode, static)[0]
     step, zero_point = static or (None, None)
     data, scale, sums, n, k, group_size = weight
@@ -213,13 +214,17 @@ def _native_linear(
         if bias.dtype is not torch.float32 or not bias.is_contiguous() or bias.is_neg():
             bias = bias.detach().float().resolve_neg().contiguous()
         added = bias.data_ptr()
-    held, released, address, library = _entry()
-    call = held if rows * n * k < _WORTH_RELEASING else released
-    code = call(
-        address, x.data_ptr(), rows, k, k, _DTYPES[x.dtype], mode, group_size, step, zero_point, torch.get_num_threads(),
+    words = (
+        x.data_ptr(), rows, k, k, _DTYPES[x.dtype], mode, group_size, step, zero_point, torch.get_num_threads(),
         None, None, None, None, None,
         data.data_ptr(), scale.data_ptr(), sums.data_ptr(), added, out.data_ptr(), n, n, _CODES[activation], None, None,
     )  # fmt: skip
+    if not on_cpu:
+        held, _, address, library = _entry("ts_cuda_int8_linears_words")
+        int8_cuda.call(held, address, library, words, x, n)
+        return out
+    held, released, address, library = _entry()
+    code = (held if rows * n * k < _WORTH_RELEASING else released)(address, *words)
     if code:
         library.check(code)
     return out
@@ -258,13 +263,19 @@ def _ready(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str
         return False
     if bias is None:
         return True
-    here = bias.is_cpu if x.is_cpu else bias.device == x.device
+    here = bias.is_cpu if x.is_cpu else bias.is_cuda and bias.get_device() == x.get_device()
     return bias.ndim == 1 and bias.size(0) == weight.n and here and bias.is_floating_point()
 
 
 def _on_cuda(x: Tensor, weight: PackedWeight) -> bool:
     data = weight.data
-    return x.is_cuda and data.device == x.device and tuple(data.shape) == int8_cuda.padded_shape(weight.n, weight.k)
+    where = x.get_device()
+    return (
+        x.is_cuda
+        and data.is_cuda
+        and data.get_device() == where
+        and data.shape == int8_cuda.padded_shape(weight.n, weight.k)
+    )
 
 
 def _as_is(tensor: Tensor, x: Tensor, dtype: torch.dtype) -> bool:

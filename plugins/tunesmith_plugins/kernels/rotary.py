@@ -23,9 +23,13 @@ def rotary_(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> No
     learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     plain = not learns and _plain(q, k, cos, sin)
     library = (loader.cpu() if q.is_cpu else loader.cuda() if q.is_cuda else None) if plain else None
+    where, on_cpu = q.get_device(), q.is_cpu
     if (
         library is None
-        or not all(t.device == q.device and t.dtype is torch.float32 and t.ndim == 3 for t in (q, k, cos, sin))
+        or any(
+            t.get_device() != where or t.is_cpu != on_cpu or t.dtype is not torch.float32 or t.ndim != 3
+            for t in (q, k, cos, sin)
+        )
         or not (q.is_contiguous() and k.is_contiguous())
         or q.is_neg()
         or k.is_neg()
@@ -33,7 +37,7 @@ def rotary_(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> No
         or sin.is_neg()
         or q.shape[:2] != k.shape[:2]
         or cos.shape != sin.shape
-        or tuple(cos.shape) not in ((1, q.size(1), head_dim), (*q.shape[:2], head_dim))
+        or cos.shape not in ((1, q.size(1), head_dim), (*q.shape[:2], head_dim))
         or q.size(2) % head_dim
         or k.size(2) % head_dim
         or not q.size(0) * q.size(1)

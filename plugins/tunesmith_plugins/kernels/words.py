@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from . import loader
-from .tensors import _stream
+from .cuda_calls import queue
 
 _WORTH_RELEASING = 1 << 16
 """Products of a call from which other Python threads get to run meanwhile (some 5 us)."""
@@ -25,19 +25,18 @@ def _call_words(words: list[int | float | None], products: int) -> None:
 
 
 def _call_on(
-    library: loader.Library, name: str, like: torch.Tensor, words: Sequence[int | float | None], release: bool
-) -> None:
-    """Call ``ts_`` and the name; of a CUDA library ``ts_cuda_`` and the name, with the stream of a tensor's device before the words.
+    library: loader.Library, name: str, like: torch.Tensor, words: Sequence[int | float | None], release: bool, space: int = 0
+) -> None:  # fmt: skip
+    """Call ``ts_`` and the name; of a CUDA library ``ts_cuda_`` and the name, queued as :func:`.cuda_calls.queue` says.
 
-    With ``release`` other Python threads run meanwhile.
+    With ``release`` other Python threads run while a library of the CPU is at work; ``space`` are the bytes of work space of the other.
     """
-    held, released, address, _ = _entry(f"{'ts_cuda_' if library.on_device else 'ts_'}{name}")
-    call = released if release else held
-    if not library.on_device:
-        code = call(address, *words)
+    if library.on_device:
+        held, _, address, _ = _entry(f"ts_cuda_{name}")
+        code = queue(held, address, like, space, words)
     else:
-        with torch.cuda.device_of(like):
-            code = call(address, _stream(like.device), *words)
+        held, released, address, _ = _entry(f"ts_{name}")
+        code = (released if release else held)(address, *words)
     if code:
         library.check(code)
 
@@ -50,7 +49,8 @@ def _entry(name: str = "ts_int8_linears_words") -> tuple[Callable[..., int], Cal
     found, address = loader.words_call(), library.address(name)
     if found is not None:
         return found.held, found.released, address, library
-    function = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64)(address)
+    kind = ctypes.PYFUNCTYPE if library.on_device else ctypes.CFUNCTYPE  # the first holds on to the interpreter
+    function = kind(ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64)(address)
 
     def slowly(_: int, *words: int | float | None) -> int:
         bits = [
