@@ -8,13 +8,30 @@ namespace {
 constexpr int64_t kMostSums = 64 << 20;  // bytes of int32 sums from cublasLt at a time
 constexpr int64_t kFewRows = 16;         // up to so many quantised rows the kernel of int8_product.cu is the better one
 
-__global__ void finish(const int32_t *sums, int64_t channels, int64_t first, int64_t count, TsCudaTail tail, int per_row) {
-  const int64_t size = count * tail.layer.n;
-  const int64_t at = (int64_t)blockIdx.x * kThreads + (int64_t)threadIdx.x;
-  if (at >= size) return;
-  const int64_t i = at / tail.layer.n, column = at % tail.layer.n;
+// Four columns a thread.
+__global__ void finish(const int32_t *sums, int64_t channels, int64_t first, unsigned count, TsCudaTail tail, int per_row) {
+  const unsigned n = (unsigned)tail.layer.n, across = (n + 3) / 4, at = blockIdx.x * (unsigned)kThreads + threadIdx.x, i = at / across;
+  if (i >= count) return;
+  const unsigned column = at % across * 4;
+  const int64_t row = first + i, place = row * tail.layer.out_stride + column;
   const int32_t *found = sums + i * per_row * channels + column;
-  write_result(tail, first + i, column, dequantised(tail, first + i, column, found[0], per_row == 2 ? found[channels] : 0));
+  const uint4 nothing = {0, 0, 0, 0}, one = *(const uint4 *)found, two = per_row == 2 ? *(const uint4 *)(found + channels) : nothing;
+  const uint32_t ones[] = {one.x, one.y, one.z, one.w}, twos[] = {two.x, two.y, two.z, two.w};
+  float y[4] = {};
+  TS_UNROLL(4)
+  for (unsigned j = 0; j < 4; ++j)
+    if (column + j < n) y[j] = finished(tail, row, column + j, dequantised(tail, row, column + j, (int32_t)ones[j], (int32_t)twos[j]));
+  const bool full = column + 4 <= n;
+  if (full && tail.dtype == TS_F32 && (uintptr_t)((float *)tail.layer.out + place) % 16 == 0) {
+    *(uint4 *)((float *)tail.layer.out + place) = {float_to_bits(y[0]), float_to_bits(y[1]), float_to_bits(y[2]), float_to_bits(y[3])};
+  } else if (full && tail.dtype == TS_BF16 && (uintptr_t)((uint16_t *)tail.layer.out + place) % 8 == 0) {
+    *(uint2 *)((uint16_t *)tail.layer.out + place) = {ts_float_to_bf16(y[0]) | (uint32_t)ts_float_to_bf16(y[1]) << 16,
+                                                      ts_float_to_bf16(y[2]) | (uint32_t)ts_float_to_bf16(y[3]) << 16};
+  } else {
+    TS_UNROLL(4)
+    for (unsigned j = 0; j < 4; ++j)
+      if (column + j < n) ts_store(tail.layer.out, place + j, tail.dtype, y[j]);
+  }
 }
 
 // Where things lie in the workspace.
@@ -48,7 +65,8 @@ int32_t by_cublaslt(const TsCudaRows &rows, const TsCudaTail &tail, int64_t rows
     const int8_t *q = rows.q + first * rows.per_row * rows.stride;
     if (!ts_cublaslt_product(q, count * rows.per_row, tail.layer.weight, channels, rows.stride, sums, stream))
       return first ? ts_cuda_fail(TS_INTERNAL, "cublasLt refused row %lld of a product that it had begun", (long long)first) : TS_UNSUPPORTED;
-    TS_LAUNCH(finish, (unsigned)((count * tail.layer.n + kThreads - 1) / kThreads), stream, sums, channels, first, count, tail, rows.per_row);
+    const int64_t fours = count * ((tail.layer.n + 3) / 4);  // of at most kMostSums, or a few rows of a weight: within 32 bits
+    TS_LAUNCH(finish, (unsigned)((fours + kThreads - 1) / kThreads), stream, sums, channels, first, (unsigned)count, tail, rows.per_row);
     const int32_t code = ts_cuda_launched();
     if (code != TS_OK) return code;
   }
@@ -79,6 +97,10 @@ extern "C" int32_t ts_cuda_int8_linears(const ts_int8_args *args, void *workspac
     return ts_cuda_fail(TS_INVALID, "the workspace has %lld bytes, %lld are needed", (long long)workspace_bytes, (long long)space.total);
   char *base = (char *)workspace;
   const TsCudaRows rows = {(int8_t *)base, (float *)(base + space.scale), (int32_t *)(base + space.zero_point), a.rows, space.stride, space.per_row};
+  if (a.layer_count == 1) {
+    code = ts_cuda_few_rows(a, rows, {a.layers[0], rows.scale, rows.zero_point, a.dtype, a.mode == TS_WEIGHT_ONLY, a.k > TS_MAX_K_12}, stream);
+    if (code != TS_UNSUPPORTED) return code;
+  }
   code = ts_cuda_make_rows(a, rows, stream);
   for (int64_t i = 0; i < a.layer_count && code == TS_OK; ++i) {
     if (!a.layers[i].n) continue;

@@ -25,6 +25,9 @@ struct TsCudaTail {
 
 // x to rows (int8_rows.cu), with the norm that may come first.
 int32_t ts_cuda_make_rows(const ts_int8_args &args, const TsCudaRows &rows, void *stream);
+// The same, products and tail of one layer in one kernel of int8_product.cu, where rows are few and short. TS_UNSUPPORTED: they are
+// not, or there is a norm, and nothing was done.
+int32_t ts_cuda_few_rows(const ts_int8_args &args, const TsCudaRows &rows, const TsCudaTail &tail, void *stream);
 // Products and tail by the kernel of int8_product.cu, and by that of int8_groups.cu for weights with a scale a group.
 int32_t ts_cuda_product(const TsCudaRows &rows, const TsCudaTail &tail, void *stream);
 int32_t ts_cuda_groups(const TsCudaRows &rows, const TsCudaTail &tail, int64_t k, int64_t group_size, void *stream);
@@ -43,13 +46,18 @@ __device__ inline float dequantised(const TsCudaTail &t, int64_t row, int64_t co
   return ts_dequantize(first, t.zero_point[row] - kOffset, t.layer.sum[column], row_scale, scale);
 }
 
-__device__ inline void write_result(const TsCudaTail &t, int64_t row, int64_t column, float y) {
+// With the bias and what follows it.
+__device__ inline float finished(const TsCudaTail &t, int64_t row, int64_t column, float y) {
   const int64_t at = row * t.layer.out_stride + column;
   if (t.layer.bias) y = y + t.layer.bias[column];
   y = ts_activate(y, t.layer.activation);
   if (t.layer.multiply) y = y * ts_load(t.layer.multiply, at, t.dtype);
   if (t.layer.residual) y = y + ts_load(t.layer.residual, at, t.dtype);
-  ts_store(t.layer.out, at, t.dtype, y);
+  return y;
+}
+
+__device__ inline void write_result(const TsCudaTail &t, int64_t row, int64_t column, float y) {
+  ts_store(t.layer.out, row * t.layer.out_stride + column, t.dtype, finished(t, row, column, y));
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// Rows to bytes, one block a row: the norm, the range, the quantisation.
-#include "int8.h"
+// Rows to bytes, one block a row: the norm, the range, the quantisation (int8_row.h).
 #include "int8_call.h"
+#include "int8_row.h"
 
 namespace {
 
@@ -8,11 +8,6 @@ struct Work {
   ts_int8_args a;
   TsCudaRows rows;
   int offset;  // taken from every q in 8 bits
-};
-
-// What the norm does to a row: (x - centre) * factor * weight + bias.
-struct Norm {
-  float centre, factor;
 };
 
 // Sums in float64 over eight lanes, each in order, so that they have the bits of the CPU.
@@ -48,50 +43,34 @@ __device__ Norm norm_of(const ts_int8_args &a, const void *x) {
   return norm;
 }
 
-__device__ float value(const ts_int8_args &a, const void *x, int64_t i, const Norm &norm) {
-  const float v = ts_load(x, i, a.dtype);
-  if (!a.norm) return v;
-  const float y = (v - norm.centre) * norm.factor * a.norm_weight[i];
-  return a.norm_bias ? y + a.norm_bias[i] : y;
-}
-
 __global__ void make_rows(Work work) {
   const ts_int8_args &a = work.a;
-  const int64_t row = blockIdx.x;
-  const char *x = (const char *)a.x + row * a.row_stride * (a.dtype == TS_F32 ? 4 : 2);
-  Norm norm = {0, 1};
-  if (a.norm) norm = norm_of(a, x);
-  float low = 0, high = 0;
-  uint64_t bad = 0;
-  for (int64_t i = threadIdx.x; i < a.k; i += kThreads) {
-    const float v = value(a, x, i, norm);
-    bad += (float_to_bits(v) & 0x7f800000u) == 0x7f800000u;
-    low = v < low ? v : low;
-    high = v > high ? v : high;
-  }
-  bad = block_sum(bad);
-  low = -block_max(-low);
-  high = block_max(high);
-  float scale = a.static_scale;
-  if (a.mode == TS_DYNAMIC) scale = ts_row_scale(low, high);
-  if (a.mode == TS_WEIGHT_ONLY) scale = ts_row_scale_12(low, high);
-  const float inverse = 1.0f / scale;
-  const int32_t zero = bad || a.mode == TS_WEIGHT_ONLY ? 0 : a.mode == TS_STATIC ? a.static_zero_point : ts_row_zero_point(low, inverse);
+  const int64_t index = blockIdx.x, stride = work.rows.stride;
+  Row row = row_of(a, index);
+  if (a.norm) row.norm = norm_of(a, row.x);
+  uint32_t keys[2];
+  widen(a, row, 4 * (int64_t)threadIdx.x, 4 * kThreads, keys);
+  for (uint32_t &key : keys) key = block_most(key);
+  const Codes codes = codes_of(a, keys);
   if (threadIdx.x == 0) {
-    work.rows.scale[row] = bad ? bits_to_float(0x7fc00000u) : scale;
-    work.rows.zero_point[row] = zero;
+    work.rows.scale[index] = codes.scale;
+    work.rows.zero_point[index] = codes.zero_point;
   }
-  int8_t *q = work.rows.q + row * work.rows.per_row * work.rows.stride;
-  for (int64_t i = threadIdx.x; i < work.rows.stride; i += kThreads) {
-    const float v = i < a.k ? value(a, x, i, norm) : 0;
-    if (i < a.k && a.norm_out) ts_store(a.norm_out, row * a.k + i, a.dtype, v);
-    const bool there = i < a.k && !bad;
-    if (a.mode == TS_WEIGHT_ONLY) {
-      const int32_t bits = there ? ts_quantize_12(v, inverse) : 2048;
-      q[i] = (int8_t)((bits >> 6) - 32);
-      q[work.rows.stride + i] = (int8_t)(bits & 63);
-    } else {
-      q[i] = there ? (int8_t)(ts_quantize_clamped(v, inverse, zero) - work.offset) : 0;
+  int8_t *q = work.rows.q + index * work.rows.per_row * stride;
+  const bool whole = stride % 4 == 0 && (uintptr_t)q % 4 == 0;  // as all but rows for a caller of their own
+  for (int64_t i = 4 * (int64_t)threadIdx.x; i < stride; i += 4 * kThreads) {
+    float v[4];
+    uint32_t packed[2];
+    four_of(a, row, i, v);
+    for (int j = 0; j < 4 && a.norm_out; ++j)
+      if (i + j < a.k) ts_store(a.norm_out, index * a.k + i + j, a.dtype, v[j]);
+    four_codes(a, codes, work.offset, i, v, packed);
+    TS_UNROLL(2)
+    for (int half = 0; half < 2; ++half) {
+      if (half >= work.rows.per_row) continue;
+      if (whole) *(uint32_t *)(q + half * stride + i) = packed[half];
+      for (int j = 0; j < 4 && !whole; ++j)
+        if (i + j < stride) q[half * stride + i + j] = (int8_t)(packed[half] >> (8 * j));
     }
   }
 }

@@ -137,6 +137,7 @@ template <typename T>
 T __ldcg(const T *at) {  // past the first cache, of which there is none here
   return *(const volatile T *)at;
 }
+inline void ask_for(const void *line) { (void)*(const volatile char *)line; }  // must be there, as for a read
 inline void __threadfence() {}  // blocks run one after the other
 
 struct alignas(16) uint4 {

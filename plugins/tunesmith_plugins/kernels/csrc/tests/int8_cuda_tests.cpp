@@ -69,7 +69,7 @@ void shapes() {
   for (const int32_t use : {0, 1}) {
     REQUIRE(ts_cuda_cublaslt(use) == use);
     const int64_t before = fake_cublaslt_products;
-    for (const int64_t rows : {1, 7, 8, 9, 16, 17, 33, 65}) {
+    for (const int64_t rows : {1, 2, 3, 5, 7, 8, 9, 16, 17, 33, 65}) {
       if (use && rows < 9) continue;  // nothing new
       for (const int64_t n : {1, 16, 33}) {
         for (const int64_t k : {1, 16, 63, 129}) linear_case(rows, n, k, (int32_t)(cases % 3), 0, 0), ++cases;
@@ -81,6 +81,8 @@ void shapes() {
     for (const int64_t k : {1, 32, 33, 200})
       for (const int64_t rows : {1, 8, 9}) linear_case(rows, 18, k, TS_WEIGHT_ONLY, group, 0), ++cases;
   linear_case(2, 3, TS_MAX_K_12 + 1, TS_WEIGHT_ONLY, 0, 0);
+  for (const int64_t k : {1024, 1025}) linear_case(16, 17, k, TS_DYNAMIC, 0, 0);  // few rows that a block just has room for, or not
+  for (const int64_t k : {2032, 2050}) linear_case(8, 17, k, TS_STATIC, 0, 0), linear_case(3, 17, k, TS_WEIGHT_ONLY, 0, 0);
   for (const int extreme : {1, 2}) {  // the largest sums that can occur
     linear_case(1, 1, TS_MAX_K, TS_DYNAMIC, 0, extreme);
     linear_case(17, 1, TS_MAX_K, TS_DYNAMIC, 0, extreme);
@@ -148,7 +150,7 @@ void rows() {
     Guarded<float> x(3 * k), scale(3), scale2(3);
     Guarded<uint8_t> q(3 * k), q2(3 * k);
     Guarded<int32_t> zero(3), zero2(3);
-    for (int64_t i = 0; i < 3 * k; ++i) x[i] = i < k ? NAN : real(-2, 3);
+    for (int64_t i = 0; i < 3 * k; ++i) x[i] = i == k / 2 ? NAN : real(-2, 3);
     ts_quantize_args args = {x.get(), 3, k, k, TS_F32, 0, q.get(), scale.get(), zero.get(), nullptr};
     REQUIRE(ts_quantize_rows(&args) == TS_OK);
     args.q = q2.get(), args.scale = scale2.get(), args.zero_point = zero2.get();
