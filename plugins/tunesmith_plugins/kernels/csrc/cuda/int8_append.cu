@@ -1,19 +1,19 @@
 // New keys and values rounded to 8 bits on a CUDA device, a block a row of a head: the arithmetic of int8_append.h.
 #include "int8_append.h"
 
-#include "block.h"
+#include "warp.h"
 
 namespace {
 
 __global__ void append(TsAppend a) {
   const TsAppendRow at = ts_append_row(a, blockIdx.x);
   const char *x = (const char *)at.states->x + at.from * (a.dtype == TS_F32 ? 4 : 2);
-  uint64_t least = kMagnitude;
+  uint32_t most = 0;
   for (int64_t i = threadIdx.x; i < a.size; i += kThreads) {
-    const uint64_t left = kMagnitude - (float_to_bits(load_one(x, i, a.dtype)) & kMagnitude);
-    least = left < least ? left : least;
+    const uint32_t magnitude = float_to_bits(load_one(x, i, a.dtype)) & kMagnitude;
+    most = magnitude > most ? magnitude : most;
   }
-  const uint32_t most = kMagnitude - (uint32_t)block_least(least);
+  most = block_most(most);
   const float scale = ts_state_scale(most);
   if (threadIdx.x == 0) at.states->scale[at.to] = scale;
   for (int64_t i = threadIdx.x; i < a.size; i += kThreads)
