@@ -1,7 +1,8 @@
 """Everything that wants a GPU, in one command: the tests of equal bits, the checks of compute-sanitizer, and how fast it is.
 
-1. ``pytest -m gpu tests/plugins/kernels``: sampling, int8 layers, attention and rotary positions give the CPU's bits.
-2. The smaller ones of these tests under memcheck, racecheck, initcheck and synccheck, where compute-sanitizer is on the path.
+1. ``pytest -m gpu tests/plugins/kernels tests/plugins/test_on_gpu.py``: sampling, int8 layers, attention and rotary positions give
+   the CPU's bits; models generate, learn and are made smaller there as on the CPU.
+2. The smaller ones of the kernels' tests under memcheck, racecheck, initcheck and synccheck, where compute-sanitizer is on the path.
 3. Sampling, int8 layers and attention over an int8 cache beside what torch has, called in turn (A B C A B C ...), every call
    waited for, Python included: the 25th percentiles, as ratios. Every cell is first compared with the CPU's result.
 
@@ -31,6 +32,7 @@ from tunesmith_plugins import kernels
 from tunesmith_plugins.kernels import Step
 
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/plugins/kernels"]
+MODELS = "tests/plugins/test_on_gpu.py"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 CHAINS: dict[str, dict[str, float]] = {
     "a": {"temperature": TEMPERATURE, "top_k": K},
@@ -167,7 +169,7 @@ def main() -> None:
         if not state["cuda"]:
             raise SystemExit(f"the CUDA library is not loaded ({state['cuda_reason']}): nothing was run")
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, cublasLt {state['cublaslt']}")
-        held = options.no_tests or run(PYTEST)
+        held = options.no_tests or run([*PYTEST, MODELS])
         held &= options.no_sanitizer or sanitized()
     if not options.no_benchmark:
         print("\n25th percentiles: ours, and how many times as long the others take")

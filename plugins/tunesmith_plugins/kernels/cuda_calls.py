@@ -22,7 +22,9 @@ _current: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.cu
 _capturing: Callable[[], bool] = torch.cuda.is_current_stream_capturing
 
 
-def queue(run: Callable[..., int], address: int, like: Tensor, size: int, words: Sequence[int | float | None]) -> int:
+def queue(
+    run: Callable[..., int], address: int, like: Tensor, size: int | None, words: Sequence[int | float | None]
+) -> int:
     """Call a function of the CUDA library on the current stream of a tensor's device, and return its status code.
 
     Args:
@@ -30,12 +32,12 @@ def queue(run: Callable[..., int], address: int, like: Tensor, size: int, words:
             another thread queues anything, since both may have the same work space.
         address: of the function, whose words begin with the stream and, if it wants work space, that and its bytes.
         like: on the device.
-        size: bytes of work space; 0: none is wanted.
+        size: bytes of work space, which may be 0; None: the function has none among its words.
         words: what follows.
     """
     index = like.get_device()
     if index < 0:  # the library compiled for the CPU, in tests
-        if not size:
+        if size is None:
             return run(address, None, *words)
         memory = torch.empty(size, dtype=torch.uint8)
         return run(address, None, memory.data_ptr(), size, *words)
@@ -43,7 +45,7 @@ def queue(run: Callable[..., int], address: int, like: Tensor, size: int, words:
         with torch.cuda.device(index):
             return queue(run, address, like, size, words)
     stream = _stream_of(index)
-    if not size:
+    if size is None:
         return run(address, stream, *words)
     memory, place = work_space(size, like.device, index, stream)
     return run(address, stream, place, size, *words)

@@ -25,11 +25,12 @@ def _call_words(words: list[int | float | None], products: int) -> None:
 
 
 def _call_on(
-    library: loader.Library, name: str, like: torch.Tensor, words: Sequence[int | float | None], release: bool, space: int = 0
+    library: loader.Library, name: str, like: torch.Tensor, words: Sequence[int | float | None], release: bool, space: int | None = None
 ) -> None:  # fmt: skip
     """Call ``ts_`` and the name; of a CUDA library ``ts_cuda_`` and the name, queued as :func:`.cuda_calls.queue` says.
 
-    With ``release`` other Python threads run while a library of the CPU is at work; ``space`` are the bytes of work space of the other.
+    With ``release`` other Python threads run while a library of the CPU is at work; ``space`` are the bytes of work space of the
+    other, None: it takes none.
     """
     if library.on_device:
         held, _, address, _ = _entry(f"ts_cuda_{name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_a_call_is_queued_on_the_stream_of_the_device_of_its_tensor(
         return 3
 
     where: torch.Tensor = Somewhere()  # type: ignore[assignment]
-    assert cuda_calls.queue(run, 9, where, 0, (7, None)) == 3
+    assert cuda_calls.queue(run, 9, where, None, (7, None)) == 3
     assert cuda_calls.queue(run, 9, where, 64, [7]) == 3
     place = cuda_calls._kept[1, 101][1]
     assert called == [(1, (9, 101, 7, None)), (1, (9, 101, place, 64, 7))]
@@ -95,5 +96,20 @@ def test_the_stream_is_the_one_that_torch_is_on() -> None:
     like, seen = torch.zeros(1, device="cuda"), []
     for stream in (torch.cuda.Stream(), torch.cuda.default_stream()):
         with torch.cuda.stream(stream):
-            cuda_calls.queue(lambda *words: seen.append(words[1]) or 0, 0, like, 0, ())
+            cuda_calls.queue(lambda *words: seen.append(words[1]) or 0, 0, like, None, ())
         assert seen[-1] == stream.cuda_stream
+
+
+@pytest.mark.parametrize(("size", "leading"), [(None, 1), (0, 3), (64, 3)])
+def test_a_function_with_work_space_is_told_of_it_though_it_be_empty(size: int | None, leading: int) -> None:
+    """As of a layer of no rows; what other functions begin with is the stream alone."""
+    seen: list[Any] = []
+
+    def run(address: int, *words: Any) -> int:
+        seen.append(words)
+        return 7
+
+    assert cuda_calls.queue(run, 1, torch.zeros(2), size, (3, None, 5)) == 7
+    assert len(seen[0]) == leading + 3
+    assert seen[0][leading:] == (3, None, 5)
+    assert leading == 1 or seen[0][2] == size

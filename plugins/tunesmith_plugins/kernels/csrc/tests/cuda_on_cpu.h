@@ -162,9 +162,10 @@ inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t which) {
   return result;
 }
 
-// The lanes of a warp lay down their operands, and each adds up its own four results.
 constexpr int kMostWarps = 8;
 inline std::vector<Barrier> warp_barriers;
+
+// The value of another lane of the warp, whose number is taken modulo 32.
 inline uint64_t ts_shuffle(uint64_t value, unsigned lane) {
   static uint64_t values[kMostWarps][32];
   const unsigned warp = threadIdx.x / 32;
@@ -174,6 +175,8 @@ inline uint64_t ts_shuffle(uint64_t value, unsigned lane) {
   warp_barriers[warp].wait();
   return other;
 }
+
+// The lanes of a warp lay down their operands, and each adds up its own four results.
 inline void mma_m16n8k32(int32_t (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
   static uint32_t operands[kMostWarps][32][6];
   const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
