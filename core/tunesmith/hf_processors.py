@@ -9,6 +9,7 @@ import attrs
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from tunesmith import row_parameters
 from tunesmith.errors import ConfigError, NumericError
 from tunesmith.hf_rows import RowOptions, with_generated
 from tunesmith.kinds.sampler import (
@@ -24,7 +25,6 @@ from tunesmith.kinds.sampler import (
     Stateful,
 )
 from tunesmith.registry import samplers
-from tunesmith.row_parameters import check_names
 
 WHERE = "logits_processors"
 
@@ -35,12 +35,10 @@ def links_of(sampler: Sampler) -> Mapping[str, Link]:
     Raises:
         ConfigError: For a sampler that is neither, or that would draw greedily: here transformers draws.
     """
-    if isinstance(sampler, Link):
-        return {_name(sampler): sampler}
-    links = getattr(sampler, "links", None)
-    if sampler.deterministic:
+    links = row_parameters.links_of(sampler)
+    if sampler.deterministic and not isinstance(sampler, Link):
         problem = "draws greedily, but here transformers draws: leave greedy out and call generate with do_sample=False"
-    elif not isinstance(links, Mapping) or not all(isinstance(link, Link) for link in links.values()):
+    elif links is None:
         problem = "is not made of links, so it cannot be taken apart into processors"
     else:
         return links
@@ -171,7 +169,7 @@ class Memory:
         self._rows: Rows | None = None
         self._raw = self._processed = self._after = torch.empty(0, 0)
         self._finished = torch.empty(0, dtype=torch.bool)
-        check_names(links, progress.options.parameters, WHERE)
+        row_parameters.check_names(links, progress.options.parameters, WHERE)
 
     def apply(self, name: str, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return the scores after one link; finished rows are left alone."""
@@ -210,7 +208,7 @@ class Memory:
         link, own = self._links[name], self._own(name)
         if name not in self._fused:
             return link.apply(scores, own).to(scores.dtype)
-        alone = {f"{_name(link)}.{field}": values for field, values in own.parameters.items()}
+        alone = {f"{link.config.link_name}.{field}": values for field, values in own.parameters.items()}
         found = self._fused[name].apply_links(scores, attrs.evolve(own, parameters=alone))
         bad = (found.status != STATUS_OK)[:, None]
         return torch.where(bad, torch.nan, found.logits).to(scores.dtype)
@@ -272,10 +270,6 @@ class DrawProcessor(LogitsProcessor):  # type: ignore[misc]
         self._state = draw.state
         only = torch.full_like(scores, -torch.inf).scatter(1, draw.token.clamp(min=0)[:, None], 0.0)
         return torch.where(finished[:, None], scores, only)
-
-
-def _name(link: Link) -> str:
-    return link.config.name_in_chain or type(link.config).__name__
 
 
 def _fused(link: Link) -> Applies | None:

@@ -434,7 +434,9 @@ def _class_with_another_head(config: Any) -> Any:
     architecture = str((getattr(config, "architectures", None) or [""])[0])
     if architecture.endswith(("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration")):
         return None
-    return None if _head_of(config) == "classification" else getattr(transformers, architecture, None)
+    found = None if _head_of(config) == "classification" else getattr(transformers, architecture, None)
+    # the name comes from a file, and may be that of anything in the package
+    return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
 
 
 def _auto_class(family: Family, head: Head) -> Any:

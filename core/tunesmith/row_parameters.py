@@ -62,7 +62,7 @@ def check(sampler: Sampler, parameters: Mapping[str, Sequence[float]], where: st
 def links_of(sampler: Sampler) -> Mapping[str, Link] | None:
     """Return name to link of a link, or of a sampler that has ``links``; None for any other."""
     if isinstance(sampler, Link):
-        return {sampler.config.name_in_chain or type(sampler.config).__name__: sampler}
+        return {sampler.config.link_name: sampler}
     links = getattr(sampler, "links", None)
     if isinstance(links, Mapping) and all(isinstance(link, Link) for link in links.values()):
         return links

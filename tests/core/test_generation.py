@@ -10,10 +10,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tunesmith import hf
 from tunesmith.cli.generate import generate as command
-from tunesmith.errors import ConfigError, MissingPower
+from tunesmith.errors import ConfigError, MissingPower, TunesmithError
 from tunesmith.generation import generate, prompt_ids
 from tunesmith.kinds.decoder import Completion, Decoder, DecoderConfig
-from tunesmith.lm import load
+from tunesmith.lm import LM, load
+from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins.engines import Scripted, Transformers
 from tunesmith_plugins.samplers import Chain, Temperature, TopK
@@ -531,3 +532,15 @@ def test_a_real_encoder_decoder_transliterates_as_in_transformers(real_models, b
     for completion, ids in zip(ours, prompt_ids(lm, prompts), strict=True):
         theirs = lm.model.generate(torch.tensor([ids]), max_new_tokens=24, num_beams=beams, do_sample=False)[0, 1:]
         assert tuple(theirs.tolist()) == completion.token_ids
+
+
+@pytest.mark.parametrize(("given", "device"), [(None, "cuda:1"), (Runtime(seed=3), "cpu")])
+def test_what_is_loaded_lies_beside_the_model_unless_a_runtime_says_otherwise(monkeypatch, given, device):
+    seen = []
+    monkeypatch.setattr(LM, "device", property(lambda self: torch.device("cuda", 1)))
+    monkeypatch.setattr(
+        Transformers().build().__class__, "generate", lambda self, *work: iter(seen.append(work[-1]) or ())
+    )
+    with pytest.raises(TunesmithError, match="returned nothing"):
+        generate(tiny_lm(), PROMPTS, runtime=given)
+    assert seen[0].device == device

@@ -39,6 +39,11 @@ class SamplerConfig(Config):
     kind: ClassVar[str] = "sampler"
     name_in_chain: ClassVar[str] = ""
 
+    @property
+    def link_name(self) -> str:
+        """The name by which per-row parameters address this link, before a number tells it from another of that name."""
+        return self.name_in_chain or type(self).__name__
+
 
 def seed_bits(seed: int) -> int:
     """Return the int64 with the bits of an unsigned 64-bit seed, as :attr:`Rows.seed` holds it; such an int64 stays as it is.

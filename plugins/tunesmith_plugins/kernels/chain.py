@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from . import loader, reference
+from .cuda_calls import device_of, stream_of
 from .steps import Step, _check_step, _links, _reads_history
-from .tensors import _native, _pointer, _rows, _stream
+from .tensors import _native, _pointer, _rows
 
 _LOGITS = {torch.float32: loader.F32, torch.bfloat16: loader.BF16, torch.float16: loader.F16}
 
@@ -141,7 +142,7 @@ def _call_sample(
         position=_pointer(position), draw=draw, history=_pointer(history), history_lengths=_pointer(lengths),
         history_width=width, token=_pointer(token), status=status.data_ptr(), logp_raw=_pointer(logps[0]),
         logp_processed=_pointer(logps[1]), logp_truncated=_pointer(logps[2]), out_logits=_pointer(out),
-        workspace=_pointer(workspace), cuda_stream=_stream(logits.device), threads=torch.get_num_threads(),
+        workspace=_pointer(workspace), cuda_stream=stream_of(logits), threads=torch.get_num_threads(),
     )  # fmt: skip
     if top:
         arguments.top_count = top
@@ -149,7 +150,8 @@ def _call_sample(
             if pair is not None:
                 setattr(arguments, f"top_{name}_ids", pair[0].data_ptr())
                 setattr(arguments, f"top_{name}", pair[1].data_ptr())
-    code = library.sample(ctypes.byref(arguments))
+    with device_of(logits):
+        code = library.sample(ctypes.byref(arguments))
     if code and library.on_device:  # it knows the row; which parameter it is, is said here
         _check_from_device(steps, lengths, width, position if token is not None and not greedy else None)
     library.check(code)

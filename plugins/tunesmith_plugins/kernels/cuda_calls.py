@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -22,6 +23,21 @@ _current: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.cu
 _capturing: Callable[[], bool] = torch.cuda.is_current_stream_capturing
 
 
+_HERE = nullcontext()
+
+
+def device_of(like: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which the device of a tensor is the current one, as whoever launches a kernel there needs it."""
+    index = like.get_device()
+    return _HERE if index < 0 or _current() == index else torch.cuda.device(index)
+
+
+def stream_of(like: Tensor) -> int | None:
+    """Return torch's current stream on the device of a tensor; None on the CPU."""
+    index = like.get_device()
+    return None if index < 0 else _stream_of(index)
+
+
 def queue(
     run: Callable[..., int], address: int, like: Tensor, size: int | None, words: Sequence[int | float | None]
 ) -> int:
@@ -35,20 +51,16 @@ def queue(
         size: bytes of work space, which may be 0; None: the function has none among its words.
         words: what follows.
     """
-    index = like.get_device()
-    if index < 0:  # the library compiled for the CPU, in tests
+    with device_of(like):
+        stream = stream_of(like)
         if size is None:
-            return run(address, None, *words)
-        memory = torch.empty(size, dtype=torch.uint8)
-        return run(address, None, memory.data_ptr(), size, *words)
-    if _current() != index:
-        with torch.cuda.device(index):
-            return queue(run, address, like, size, words)
-    stream = _stream_of(index)
-    if size is None:
-        return run(address, stream, *words)
-    memory, place = work_space(size, like.device, index, stream)
-    return run(address, stream, place, size, *words)
+            return run(address, stream, *words)
+        if stream is None:  # the library compiled for the CPU, in tests
+            memory = torch.empty(size, dtype=torch.uint8)
+            place = memory.data_ptr()
+        else:
+            memory, place = work_space(size, like.device, like.get_device(), stream)
+        return run(address, stream, place, size, *words)
 
 
 def work_space(size: int, device: torch.device, index: int, stream: int) -> tuple[Tensor, int]:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from . import int8_reference as reference
 from . import loader
-from .tensors import _native, _plain, _rows, _stream
+from .cuda_calls import device_of, stream_of
+from .tensors import _native, _plain, _rows
 
 _DTYPES = {torch.float32: loader.F32, torch.bfloat16: loader.BF16}
 
@@ -45,9 +46,9 @@ def _quantize_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     zero_point = torch.empty(rows, dtype=torch.int32, device=x.device)
     arguments = loader.QuantizeArgs(
         x=x.data_ptr(), rows=rows, k=k, row_stride=x.stride(0), dtype=_DTYPES[x.dtype], q=q.data_ptr(),
-        scale=scale.data_ptr(), zero_point=zero_point.data_ptr(), cuda_stream=_stream(x.device),
+        scale=scale.data_ptr(), zero_point=zero_point.data_ptr(), cuda_stream=stream_of(x),
     )  # fmt: skip
-    with torch.cuda.device_of(x):
+    with device_of(x):
         library.check(library.quantize_rows(ctypes.byref(arguments)))
     return q, scale, zero_point
 

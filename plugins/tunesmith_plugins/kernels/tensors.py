@@ -45,10 +45,6 @@ def _native(device: torch.device) -> loader.Library | None:
     return library
 
 
-def _stream(device: torch.device) -> int | None:
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
-
-
 def _rows(x: Tensor) -> Tensor:
     """Return x as memory shows it: each row dense, and no sign that only torch knows of (as of a conjugate's imaginary part)."""
     x = x.resolve_neg()

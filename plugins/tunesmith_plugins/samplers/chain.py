@@ -138,10 +138,9 @@ def named_links(links: Sequence[Sampler]) -> dict[str, Link]:
     """
     found: dict[str, Link] = {}
     for link in links:
-        kind = type(link.config)
         if not isinstance(link, Link):
-            raise ConfigError([f"{kind.__name__} is no link and cannot stand in a chain"], "sampler chain")
-        name = first = link.config.name_in_chain or kind.__name__
+            raise ConfigError([f"{type(link.config).__name__} is no link and cannot stand in a chain"], "sampler chain")
+        name = first = link.config.link_name
         count = 1
         while name in found:
             count += 1

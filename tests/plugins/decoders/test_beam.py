@@ -51,25 +51,30 @@ def test_sequences_and_scores_are_those_of_transformers(lm, beams, penalty, stop
         assert completion.score == pytest.approx(sum(completion.logp) / length**penalty)
 
 
+def assert_like_transformers(lm, completion, ids, **options):
+    """A completion by three beams and eight tokens is that of transformers, with its score."""
+    ids = torch.tensor([ids])
+    theirs = lm.model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=8,
+        do_sample=False,
+        num_beams=3,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **options,
+    )
+    new = theirs.sequences[0, ids.shape[1] if lm.family == "decoder" else 1 :].tolist()
+    assert tuple(new[: len(completion.token_ids)]) == completion.token_ids
+    assert completion.score == pytest.approx(theirs.sequences_scores.item(), abs=1e-4)
+
+
 @pytest.mark.parametrize("least", [1, 4])
 def test_a_minimum_of_tokens_makes_no_beam_likelier(lm, least):
     """What the ends that come too early have is not shared out among the other tokens, as in transformers."""
     ours = generate(lm, PROMPTS, max_new_tokens=8, min_new_tokens=least, decoder="beam(beams=3)")
     for completion, ids in zip(ours, prompt_ids(lm, PROMPTS), strict=True):
-        ids = torch.tensor([ids])
-        theirs = lm.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=8,
-            min_new_tokens=least,
-            do_sample=False,
-            num_beams=3,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-        new = theirs.sequences[0, ids.shape[1] if lm.family == "decoder" else 1 :].tolist()
-        assert tuple(new[: len(completion.token_ids)]) == completion.token_ids
-        assert completion.score == pytest.approx(theirs.sequences_scores.item(), abs=1e-4)
+        assert_like_transformers(lm, completion, ids, min_new_tokens=least)
 
 
 def test_a_minimum_that_leaves_no_token_is_an_error_that_names_the_request():
@@ -98,20 +103,7 @@ def test_what_a_constraint_forbids_is_forbidden_in_a_search_as_in_transformers(l
         assert all(c.finish == "eos" for c in ours)
         return
     for completion, ids in zip(ours, prompt_ids(lm, PROMPTS), strict=True):
-        ids = torch.tensor([ids])
-        theirs = lm.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=8,
-            do_sample=False,
-            num_beams=3,
-            return_dict_in_generate=True,
-            output_scores=True,
-            **CONSTRAINTS[spec],
-        )
-        new = theirs.sequences[0, ids.shape[1] if lm.family == "decoder" else 1 :].tolist()
-        assert tuple(new[: len(completion.token_ids)]) == completion.token_ids
-        assert completion.score == pytest.approx(theirs.sequences_scores.item(), abs=1e-4)
+        assert_like_transformers(lm, completion, ids, **CONSTRAINTS[spec])
 
 
 def test_constraints_of_rows_and_of_other_searches(lm):

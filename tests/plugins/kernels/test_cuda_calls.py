@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 
-from tunesmith_plugins.kernels import cuda_calls
+from tunesmith_plugins import kernels
+from tunesmith_plugins.kernels import chain, cuda_calls, int8_rows
 
 CPU = torch.device("cpu")
 
@@ -113,3 +115,44 @@ def test_a_function_with_work_space_is_told_of_it_though_it_be_empty(size: int |
     assert len(seen[0]) == leading + 3
     assert seen[0][leading:] == (3, None, 5)
     assert leading == 1 or seen[0][2] == size
+
+
+@pytest.mark.parametrize("call", ["sample_chain", "quantize_rows"])
+def test_what_launches_kernels_does_so_with_the_device_of_its_tensor_the_current_one(
+    monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Else a tensor on another device than the current one would be read by kernels of this one."""
+    current: list[Any] = []
+
+    class Device:
+        on_device = True
+
+        def sample_workspace(self, *_: int) -> int:
+            return 16
+
+        def launched(self, _: Any) -> int:
+            assert current, "launched on whichever device is the current one"
+            current.append("launched")
+            return 0
+
+        sample = quantize_rows = launched
+
+        def check(self, code: int) -> None:
+            assert code == 0
+
+    @contextmanager
+    def entered(like: torch.Tensor) -> Iterator[None]:
+        current.append(like)
+        yield
+        assert current.pop() == "launched"
+        current.append("left")
+
+    for module in (chain, int8_rows):
+        monkeypatch.setattr(module, "device_of", entered)
+    monkeypatch.setattr(chain, "_library_for", lambda device, steps: Device())
+    monkeypatch.setattr(int8_rows, "_native", lambda device: Device())
+    if call == "sample_chain":
+        kernels.sample_chain(torch.randn(2, 9), [], greedy=True)
+    else:
+        kernels.quantize_rows(torch.randn(2, 9))
+    assert current[-1] == "left"

@@ -62,46 +62,13 @@ struct Row {
   // f(place, value) for those of the threads' tokens: some wide reads are on their way before any is looked at.
   template <typename Each>
   __device__ void each(Each f) const {
-    constexpr int kAhead = 2;
-    const int n = (int)vocab, wide = n / 4;
-    float *const from = z;
-    for (int begin = (int)threadIdx.x; begin < wide; begin += kAhead * kThreads) {
-      Four some[kAhead];
-      TS_UNROLL(2)
-      for (int u = 0; u < kAhead; ++u) {
-        if (begin + u * kThreads < wide) some[u] = ((const Four *)from)[begin + u * kThreads];
-      }
-      TS_UNROLL(2)
-      for (int u = 0; u < kAhead; ++u) {
-        if (begin + u * kThreads >= wide) break;
-        TS_UNROLL(4)
-        for (int j = 0; j < 4; ++j) f(4 * (begin + u * kThreads) + j, some[u].x[j]);
-      }
-    }
-    for (int i = 4 * wide + (int)threadIdx.x; i < n; i += kThreads) f(i, from[i]);
+    walk<false>([&](int i, float &value) { f(i, value); });
   }
 
   // Every value becomes f(place, value).
   template <typename Change>
   __device__ void change(Change f) const {
-    constexpr int kAhead = 2;
-    const int n = (int)vocab, wide = n / 4;
-    float *const from = z;
-    for (int begin = (int)threadIdx.x; begin < wide; begin += kAhead * kThreads) {
-      Four some[kAhead];
-      TS_UNROLL(2)
-      for (int u = 0; u < kAhead; ++u) {
-        if (begin + u * kThreads < wide) some[u] = ((const Four *)from)[begin + u * kThreads];
-      }
-      TS_UNROLL(2)
-      for (int u = 0; u < kAhead; ++u) {
-        if (begin + u * kThreads >= wide) break;
-        TS_UNROLL(4)
-        for (int j = 0; j < 4; ++j) some[u].x[j] = f(4 * (begin + u * kThreads) + j, some[u].x[j]);
-        ((Four *)from)[begin + u * kThreads] = some[u];
-      }
-    }
-    for (int i = 4 * wide + (int)threadIdx.x; i < n; i += kThreads) from[i] = f(i, from[i]);
+    walk<true>([&](int i, float &value) { value = f(i, value); });
     __syncthreads();
   }
 
@@ -141,10 +108,10 @@ struct Row {
     change([&](int, float value) { return goes(value) ? -infinity() : value; });
   }
 
-  // The place at which the sum of measure(value) over the tokens up to it, dropped ones left out, exceeds `aim(sum of all)`, *all of them; vocab if
+  // The place at which the sum of measure(value) over the tokens up to it, dropped ones left out, exceeds `aim(sum of all)`; vocab if
   // none does. A warp has a run of tokens of its own; that of the warp in whose run it happens is looked at again, by all.
   template <typename Measure, typename Aim>
-  __device__ int64_t place_beyond(Measure measure, Aim aim, uint64_t *all = nullptr) const {
+  __device__ int64_t place_beyond(Measure measure, Aim aim) const {
     __shared__ int32_t found;
     __shared__ uint64_t start;
     constexpr int kAhead = 2;
@@ -174,7 +141,6 @@ struct Row {
     }
     uint64_t before = block_before(own, &sum);
     const uint64_t target = aim(sum);
-    if (all) *all = sum;
     if (target >= sum) return n;
     if (before <= target && target < before + own) found = warp;
     __syncthreads();
@@ -228,6 +194,33 @@ struct Row {
 
   // value is this row's, or was before something was dropped. +0 for -0, so that its log-probability has the CPU's sign.
   __device__ float logp(float value, uint64_t of_total) const { return ts_logp(value + 0.0f, max, of_total, scale); }
+
+ private:
+  template <bool kWrites, typename Look>
+  __device__ void walk(Look look) const {
+    constexpr int kAhead = 2;
+    const int n = (int)vocab, wide = n / 4;
+    float *const from = z;
+    for (int begin = (int)threadIdx.x; begin < wide; begin += kAhead * kThreads) {
+      Four some[kAhead];
+      TS_UNROLL(2)
+      for (int u = 0; u < kAhead; ++u) {
+        if (begin + u * kThreads < wide) some[u] = ((const Four *)from)[begin + u * kThreads];
+      }
+      TS_UNROLL(2)
+      for (int u = 0; u < kAhead; ++u) {
+        if (begin + u * kThreads >= wide) break;
+        TS_UNROLL(4)
+        for (int j = 0; j < 4; ++j) look(4 * (begin + u * kThreads) + j, some[u].x[j]);
+        if (kWrites) ((Four *)from)[begin + u * kThreads] = some[u];
+      }
+    }
+    for (int i = 4 * wide + (int)threadIdx.x; i < n; i += kThreads) {
+      float value = from[i];
+      look(i, value);
+      if (kWrites) from[i] = value;
+    }
+  }
 };
 
 }  // namespace
