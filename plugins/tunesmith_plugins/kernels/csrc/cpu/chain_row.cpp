@@ -40,7 +40,7 @@ float penalised(float z, float penalty) {
 }  // namespace
 
 ChainPlan::ChainPlan(const ts_sample_args &args)
-    : bits(ts_weight_bits(args.vocab)), scale(bits_to_double((uint64_t)(1023 + ts_weight_bits(args.vocab)) << 52)) {
+    : in_line(ts_reads_in_line()), bits(ts_weight_bits(args.vocab)), scale(bits_to_double((uint64_t)(1023 + ts_weight_bits(args.vocab)) << 52)) {
   bool truncated = false;
   for (int64_t s = 0; s < args.step_count; ++s) {
     const int32_t op = args.steps[s].op;
@@ -146,7 +146,8 @@ void ChainRow::begin() {
     }
   }
   view_ = {source_, vocab_, plan_->patches ? patches_.marks() : nullptr, plan_->patches ? patches_.flagged() : nullptr,
-           nullptr, 0, args_->dtype};
+           nullptr, 0, args_->dtype, plan_->in_line, nullptr};
+  if (plan_->in_line && plan_->in_order && row_ + 1 < args_->batch) view_.next = ts_row(args_->logits, row_ + 1, args_->row_stride, args_->dtype);
   uint8_t has_nan = 0;
   scan_mass_ = -1;  // below: a top-p of 1 keeps the row dense, and other steps may change it before the next one
   const int32_t divided = plan_->top_p_first && args_->steps[0].op == TS_TEMPERATURE;

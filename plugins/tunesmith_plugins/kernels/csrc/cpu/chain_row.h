@@ -34,6 +34,8 @@ struct ChainPlan {
   bool raw_differs = false;       // the dense row is not the row as given
   bool top_p_first = false;       // a temperature at most, then top-p, and no log-probability that takes the whole mass
   bool drawn_only = false;        // ... then nothing, and a draw is all that is asked for
+  bool in_line;                   // see ts_reads_in_line
+  bool in_order = true;           // one thread runs all rows, one after the other
   bool processed_differs = false;  // an edit comes after a truncation, or the dense row lacks tokens
   int bits;
   double scale;

@@ -60,6 +60,18 @@ bool cpu_has_avx512() {
 }
 #endif
 
+#if defined(TS_HAVE_AVX2)
+bool cpu_is_amd() {
+#if defined(_MSC_VER) && !defined(__clang__)
+  int info[4];
+  __cpuid(info, 0);
+  return info[1] == 0x68747541 && info[3] == 0x69746e65 && info[2] == 0x444d4163;  // AuthenticAMD
+#else
+  return __builtin_cpu_is("amd");
+#endif
+}
+#endif
+
 #if defined(TS_HAVE_AMX)
 // AMX keeps its registers for a process only after the process has asked for them (Linux 5.16).
 bool cpu_has_amx() {
@@ -147,6 +159,15 @@ int32_t ts_fail(int32_t code, const char *format, ...) {
   vsnprintf(message, sizeof message, format, arguments);
   va_end(arguments);
   return code;
+}
+
+bool ts_reads_in_line() {
+#if defined(TS_HAVE_AVX2)
+  static const bool amd = cpu_is_amd();
+  return amd;
+#else
+  return false;
+#endif
 }
 
 const TsSampling *ts_sampling() {

@@ -116,7 +116,7 @@ TS_WARM void ask_for_steps(const ts_sample_args &a, const TsSampling &kernels) {
 // Rows of a call shared among threads; the code of the first one that fails, or TS_OK.
 struct Call {
   const ts_sample_args &args;
-  const ChainPlan plan;
+  ChainPlan plan;
   const TsSampling &kernels;
   std::atomic<int32_t> code{TS_OK};
 
@@ -152,6 +152,7 @@ extern "C" TS_WARM int32_t ts_sample(const ts_sample_args *args) {
     ts_ask_for(&worker(), sizeof(ChainRow));
     Call call = {*args, ChainPlan(*args), *kernels};
     if (args->threads > 1 && args->batch > 1 && worth_sharing(*args)) {
+      call.plan.in_order = false;
       ts_parallel(
           args->threads, args->batch,
           [](void *context, int64_t row) {

@@ -16,6 +16,7 @@ typedef __mmask16 M;
 constexpr int kTogether = 8;  // vectors in flight at once
 constexpr int kScanStreams = 4;  // parts of a row read side by side
 constexpr int64_t kScanAhead = 1024;  // elements between what is read and what is asked for ahead of time
+constexpr int64_t kScanAheadInLine = 4096;
 
 TS_LANES void prefetch(uintptr_t at) { _mm_prefetch((const char *)at, _MM_HINT_T0); }  // reads nothing: any address will do
 TS_LANES F set1(float v) { return _mm512_set1_ps(v); }
@@ -49,6 +50,11 @@ TS_LANES M less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 TS_LANES M unordered_lanes(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
 TS_LANES F where(M m, F yes, F no) { return _mm512_mask_blend_ps(m, no, yes); }
 TS_LANES F keep(M m, F a) { return _mm512_maskz_mov_ps(m, a); }
+
+#define TS_WORD_OF
+TS_LANES uint64_t word_of(M a, M b, M c, M d) {
+  return _cvtmask64_u64(_mm512_kunpackd(_mm512_kunpackw(d, c), _mm512_kunpackw(b, a)));
+}
 
 // Writes the chosen lanes one after the other, and their ids.
 TS_LANES void compress(int32_t *ids, float *x, M m, uint32_t, F v, int32_t first) {

@@ -72,6 +72,7 @@ TS_LANES float value_at(const char *x, int64_t i) {
 template <int kWay>
 struct Flat {
   TsPowers how;
+  int64_t ahead;
   float from, below;
   TsFlat *out;
   F *most;
@@ -106,7 +107,7 @@ struct Flat {
     for (int i = 0; i < kFour; ++i) whole[i] = rest[i] = set1(0.0f);
     for (int g = 0; g < kBlockGroups; g += kFour) {
       for (int line = 0; line < kFour * kLanes * size_of(D) / 64; ++line) {
-        prefetch((uintptr_t)x + (kScanAhead + g * kLanes) * size_of(D) + 64 * line);
+        prefetch((uintptr_t)x + (ahead + g * kLanes) * size_of(D) + 64 * line);
       }
       for (int i = 0; i < kFour; ++i) {
         const F v = load<D>(x, g + i);
@@ -161,7 +162,7 @@ bool flat_pass_of(const TsRow *row, const TsPowers &powers, float from, float be
   bool clamped = false, stopped = false;
   out->listed = 0;
   out->whole = out->rest = 0;
-  over_row<kScanStreams>(*row, Flat<kWay>{powers, from, below, out, &sums, &clamped, &stopped});
+  over_row<kScanStreams>(*row, Flat<kWay>{powers, ahead_of(*row), from, below, out, &sums, &clamped, &stopped});
   out->most = most(sums);
   return !stopped;
 }

@@ -75,6 +75,7 @@ double rough(const TsRow *row, float max, float below) {
 // What scan does and the whole mass with it: while the row comes from memory there is time for both.
 struct ScanRough {
   Powers powers;
+  int64_t ahead;
   float *lanes;
   F *best;
   M *unordered;
@@ -87,7 +88,7 @@ struct ScanRough {
     for (int g = 0; g < kBlockGroups; g += kTogether) {
       F v[kTogether], m[kTogether];
       for (int line = 0; line < kTogether * kLanes * size_of(D) / 64; ++line) {
-        prefetch((uintptr_t)x + (kScanAhead + g * kLanes) * size_of(D) + 64 * line);
+        prefetch((uintptr_t)x + (ahead + g * kLanes) * size_of(D) + 64 * line);
       }
       TS_TOGETHER m[i] = v[i] = load<D>(x, g + i);
       for (int i = 0; i < kTogether; i += 2) bad = either(bad, unordered_lanes(v[i], v[i + 1]));
@@ -141,7 +142,7 @@ TS_ONCE float scan_rough(const TsRow *row, float *lanes, uint8_t *has_nan, doubl
   float most;
   bool estimated = true;
   for (int64_t begin = 0;;) {  // the head, then the rest
-    over_blocks<D, kScanStreams>(part, ScanRough{powers, lanes + begin / kBlock * kLanes, &best, &unordered, &sums});
+    over_blocks<D, kScanStreams>(part, ScanRough{powers, ahead_of(*row), lanes + begin / kBlock * kLanes, &best, &unordered, &sums});
     most = largest(best);
     if (begin + part.n == row->n) break;
     begin = part.n;

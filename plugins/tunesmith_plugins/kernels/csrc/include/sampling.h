@@ -19,6 +19,8 @@ struct TsRow {
   const float *divisors;
   int32_t divisor_count;
   int32_t dtype;
+  bool in_line = false;        // a first read does not go through several parts side by side (ts_reads_in_line)
+  const void *next = nullptr;  // the row that is read after this one, or null
 };
 
 constexpr int kFraction = 29;
@@ -148,6 +150,9 @@ extern const TsSampling ts_sampling_avx512;
 #if defined(TS_HAVE_NEON)
 extern const TsSampling ts_sampling_neon;
 #endif
+
+// Whether this processor reads memory fastest from one place on, and asked for further ahead: AMD's does.
+bool ts_reads_in_line();
 
 // The chosen version, or null with a message set when TUNESMITH_ISA cannot be honoured.
 const TsSampling *ts_sampling();

@@ -647,7 +647,8 @@ void sums_of_rows() {
         flagged[id / kBlock] = 1;
       }
       const float divisor = (float)real(.2, 3);
-      const TsRow row = {x.get(), n, trial % 2 ? marks.get() : nullptr, flagged.get(), &divisor, trial % 3 ? 1 : 0, TS_F32};
+      const TsRow row = {x.get(), n, trial % 2 ? marks.get() : nullptr, flagged.get(), &divisor, trial % 3 ? 1 : 0, TS_F32,
+                         trial % 7 < 3, trial % 4 ? nullptr : x.get()};
       float top = x[0];
       for (int64_t i = 0; i < n; ++i) top = x[i] > top ? x[i] : top;
       const float max = row.divisor_count ? top / divisor : top, from = top - (float)real(0, 4 * spread);
@@ -659,7 +660,13 @@ void sums_of_rows() {
       uint64_t all = 0;
       const uint64_t above = kernels->split(&row, max, bits, lowest, from, one.get(), between.get(), ends.get(), &all);
       uint8_t has_nan = 0;
-      kernels->scan[row.dtype](&row, lanes.get(), &has_nan);
+      const float largest = kernels->scan[row.dtype](&row, lanes.get(), &has_nan);
+      {
+        TsRow other = row;  // read in another order
+        other.in_line = !row.in_line;
+        auto again = exactly<float>(blocks * kLanes);
+        REQUIRE(kernels->scan[row.dtype](&other, again.get(), &has_nan) == largest && same(again.get(), lanes.get(), blocks * kLanes));
+      }
       const int64_t found = kernels->collect[row.dtype](&row, lanes.get(), lowest, from, ids.get(), listed.get());
       REQUIRE(ends[blocks - 1] == found && same(between.get(), listed.get(), found));
       for (int64_t b = 0, at = 0; b < blocks; ++b) {
@@ -777,7 +784,7 @@ int64_t flat_estimates(const TsFlatLoops &flat) {
     if (top == removed) continue;
     apart += how.offset != 0;
     const float from = (float)(shift - real(0, spread)), below = from + (float)real(0, spread), max = top / divisor;
-    const TsRow row = {x.get(), n, nullptr, nullptr, nullptr, 0, TS_F32};
+    const TsRow row = {x.get(), n, nullptr, nullptr, nullptr, 0, TS_F32, trial % 2 == 0};
     auto sums = exactly<double>(2 * blocks);
     auto spans = exactly<int32_t>(2 * blocks);
     auto listed = exactly<float>(room), u = exactly<float>(room), every = exactly<float>(blocks * kBlock), powers = exactly<float>(blocks * kBlock);
