@@ -41,6 +41,9 @@ struct ChainPlan {
   double scale;
 };
 
+// Divisors that estimates are good for.
+inline bool ts_gentle(float divisor) { return divisor >= 1e-4f && divisor <= 1e4f; }
+
 class ChainRow {
  public:
   TS_WARM void run(const ts_sample_args &args, const ChainPlan &plan, const TsSampling &kernels, int64_t row);
