@@ -175,6 +175,11 @@ const TsSampling *ts_sampling() {
   return entry ? entry->sampling : nullptr;
 }
 
+const TsWeightsAhead &ts_weights_ahead() {
+  static const TsWeightsAhead found = ts_reads_in_line() ? TsWeightsAhead{4096, 2048} : TsWeightsAhead{1536, 1024};
+  return found;
+}
+
 const TsInt8Kernels *ts_int8_kernels() {
   const Entry *entry = choice();
   return entry ? entry->int8 : nullptr;

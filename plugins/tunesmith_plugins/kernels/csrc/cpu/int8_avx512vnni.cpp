@@ -113,9 +113,10 @@ struct NoFetch {
 };
 
 // M rows against a panel; Split partial sums hide the latency of few rows.
-template <int M, int Split, int Ahead, typename Fetching = NoFetch>
+template <int M, int Split, typename Fetching = NoFetch>
 inline __attribute__((always_inline)) void tile(const uint8_t *a, int64_t stride, const int8_t *w, int64_t steps, int32_t *c,
                                                 Fetching fetch = {}) {
+  const int64_t ahead = ts_weights_ahead().tile;
   __m512i acc[Split][M][4];
 #pragma GCC unroll 8
   for (int s = 0; s < Split; ++s)
@@ -132,7 +133,7 @@ inline __attribute__((always_inline)) void tile(const uint8_t *a, int64_t stride
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
           v[j] = _mm512_loadu_si512(w + s * 256 + j * 64);
-          if (Ahead) _mm_prefetch((const char *)(w + s * 256 + j * 64 + Ahead), _MM_HINT_T0);
+          _mm_prefetch((const char *)(w + s * 256 + j * 64 + ahead), _MM_HINT_T0);
         }
 #pragma GCC unroll 8
         for (int i = 0; i < M; ++i) {
@@ -166,22 +167,21 @@ inline __attribute__((always_inline)) void tile(const uint8_t *a, int64_t stride
 }
 
 constexpr int kMostRows = 6;   // what 32 registers hold the sums of
-constexpr int kAhead = 1536;  // bytes of weights; what is read past the end of a panel is the next panel, or ignored
 
 void dots(const uint8_t *a, const uint8_t *, int64_t stride, int m, const int8_t *panel, int64_t steps, int32_t *c) {
   switch (m) {
     case 1:
-      return tile<1, 4, kAhead>(a, stride, panel, steps, c);
+      return tile<1, 4>(a, stride, panel, steps, c);
     case 2:
-      return tile<2, 2, kAhead>(a, stride, panel, steps, c);
+      return tile<2, 2>(a, stride, panel, steps, c);
     case 3:
-      return tile<3, 2, kAhead>(a, stride, panel, steps, c);
+      return tile<3, 2>(a, stride, panel, steps, c);
     case 4:
-      return tile<4, 1, kAhead>(a, stride, panel, steps, c);
+      return tile<4, 1>(a, stride, panel, steps, c);
     case 5:
-      return tile<5, 1, kAhead>(a, stride, panel, steps, c);
+      return tile<5, 1>(a, stride, panel, steps, c);
     default:
-      return tile<kMostRows, 1, kAhead>(a, stride, panel, steps, c);
+      return tile<kMostRows, 1>(a, stride, panel, steps, c);
   }
 }
 
@@ -190,15 +190,14 @@ constexpr int kRowsAhead = 24;  // with fewer a panel is worked on for no longer
 void dots_ahead(const uint8_t *a, const uint8_t *a_next, int64_t stride, int m, const int8_t *panel, int64_t steps, int32_t *c,
                 const TsAhead &ahead) {
   if (m < kMostRows) return dots(a, a_next, stride, m, panel, steps, c);
-  tile<kMostRows, 1, kAhead>(a, stride, panel, steps, c, Fetch{ahead.weights, ahead.lines});
+  tile<kMostRows, 1>(a, stride, panel, steps, c, Fetch{ahead.weights, ahead.lines});
 }
-
-constexpr int kSideAhead = 1024;  // bytes; of the distances from 256 to 2048 the one that read fastest
 
 // One row against several panels side by side, which memory delivers faster than one after the other: the processor itself
 // asks for what comes next in each of so many pages.
 template <int Panels>
 inline __attribute__((always_inline)) void side(const uint8_t *a, int64_t stride, const int8_t *w, int64_t panel_bytes, int64_t steps, int32_t *c) {
+  const int64_t ahead = ts_weights_ahead().side;
   __m512i acc[Panels][4];
 #pragma GCC unroll 4
   for (int p = 0; p < Panels; ++p)
@@ -212,7 +211,7 @@ inline __attribute__((always_inline)) void side(const uint8_t *a, int64_t stride
         const int8_t *at = w + p * panel_bytes;
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
-          _mm_prefetch((const char *)(at + j * 64 + kSideAhead), _MM_HINT_T0);
+          _mm_prefetch((const char *)(at + j * 64 + ahead), _MM_HINT_T0);
           dot4(acc[p][j], u, _mm512_loadu_si512(at + j * 64));
         }
       }
@@ -227,7 +226,7 @@ inline __attribute__((always_inline)) void side(const uint8_t *a, int64_t stride
 TS_APART void few_side(const uint8_t *a, int64_t stride, const int8_t *panel, int64_t panel_bytes, int count, int64_t steps, int32_t *c) {
   if (count == 3) return side<3>(a, stride, panel, panel_bytes, steps, c);
   if (count == 2) return side<2>(a, stride, panel, panel_bytes, steps, c);
-  tile<1, 4, kAhead>(a, stride, panel, steps, c);
+  tile<1, 4>(a, stride, panel, steps, c);
 }
 
 TS_APART void dots_side(const uint8_t *a, int64_t stride, const int8_t *panel, int64_t panel_bytes, int count, int64_t steps, int32_t *c) {
