@@ -1,5 +1,6 @@
 # `make demo` and `make test` are the two commands of README.md. pip's own variables (PIP_INDEX_URL, PIP_FIND_LINKS, ...) are
-# honoured because pip reads them itself; PYTHON chooses the interpreter.
+# honoured because pip reads them itself. PYTHON chooses the interpreter when an environment is made, so a second Python needs
+# an environment of another name: `make test PYTHON=python3.13 VENV_TEST=.venv-3.13`.
 PYTHON ?= python3
 VENV ?= .venv
 VENV_TEST ?= .venv-test
@@ -23,7 +24,8 @@ lint: $(VENV_TEST)/.installed
 	$(VENV_TEST)/bin/ruff format --check .
 	$(VENV_TEST)/bin/mypy
 
-# torch first and by its exact version: a looser request may bring several gigabytes of CUDA packages to a machine without a GPU
+# torch first and by its exact version: where pip is pointed to a CPU build too (2.13.0+cpu), it takes that, while a looser
+# request takes a newer CUDA build
 $(VENV)/.installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install $(PIP_ARGS) $$(grep '^torch==' constraints.txt)

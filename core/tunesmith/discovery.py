@@ -196,10 +196,12 @@ def _owners() -> tuple[list[str], list[Entry]]:
 
 def _name_of(dist: metadata.Distribution) -> str | None:
     try:
-        name: str | None = dist.metadata["Name"]
+        about = dist.metadata
+        # asked for first: a field that is not there is None in one Python, a warning in the next, an error in a later one
+        whole = "Name" in about and "Version" in about and about["Version"]
+        return (about["Name"] or None) if whole else None
     except Exception:  # newer Pythons raise for missing metadata, of several types
         return None
-    return name if name and dist.metadata["Version"] else None
 
 
 def _entries_of(dist: metadata.Distribution, name: str, version: str) -> list[Entry]:

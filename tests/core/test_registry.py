@@ -290,13 +290,16 @@ def test_an_unreadable_entry_points_file_hides_nobody_else(fake_distribution, qu
     assert [entry.dist for entry in discovery.discover().of_kind("") if entry.problem] == ["tunesmith-garbled"]
 
 
-def test_a_distribution_without_metadata_hides_nobody_else(fake_distribution, quadratic):
+@pytest.mark.parametrize("lines", [None, "", "Name: tunesmith-nameless\n", "Version: 1.0\n"])
+def test_a_distribution_without_metadata_hides_nobody_else(fake_distribution, quadratic, recwarn, lines):
     folder = fake_distribution("tunesmith-nameless", entry_points=sampler("x", "y:Z"))
-    (folder / "tunesmith_nameless-1.0.dist-info" / "METADATA").unlink()
+    about = folder / "tunesmith_nameless-1.0.dist-info" / "METADATA"
+    about.unlink() if lines is None else about.write_text(f"Metadata-Version: 2.1\n{lines}")
     registry.refresh()
     assert ts.samplers.get("quadratic").__name__ == "Quadratic"
     (entry,) = discovery.discover().of_kind("")
     assert str(folder) in str(entry.problem)
+    assert not [w for w in recwarn if issubclass(w.category, DeprecationWarning)], "a later Python would raise"
 
 
 def test_a_distribution_whose_entry_points_are_no_text_hides_nobody_else(fake_distribution, quadratic):
