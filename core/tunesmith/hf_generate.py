@@ -13,6 +13,7 @@ from tunesmith.given import is_one, whole
 from tunesmith.hf_rows import Parameters, RowOptions
 from tunesmith.kinds.engine import Throughput
 from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_OK, Applies, Link, Rows, Sampler, SamplerConfig
+from tunesmith.padding import reads_padding
 from tunesmith.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def custom_generate(
     ) -> Any:
         _check(generation_config)
         mask = None if model.config.is_encoder_decoder else model_kwargs.get("attention_mask")
+        _check_padding(model, mask)
         rows = options.first(input_ids, mask, generation_config.num_return_sequences or 1)
         watch = _Watch(streamer, report, _prompt_tokens(model, rows, model_kwargs))
         return _loop(
@@ -196,6 +198,17 @@ def _check(settings: Any) -> None:
             )
     if problems:
         raise ConfigError(problems, "custom_generate")
+
+
+def _check_padding(model: Any, mask: torch.Tensor | None) -> None:
+    if mask is not None and not bool(mask.all()) and reads_padding(model):
+        raise ConfigError(
+            [
+                f"{type(model).__name__} takes padding for text, so that a padded prompt gets another completion than alone; "
+                "give one prompt a call, or prompts of one length"
+            ],
+            "custom_generate",
+        )
 
 
 def _without_sampling(processors: Any, settings: Any) -> Any:
