@@ -117,7 +117,8 @@ def generate(
         seed: Seed of everything drawn.
         seeds: Seeds of the prompts, unsigned 64 bit, instead of those that follow from ``seed`` and the ids.
         parameters: ``"link.field"`` of the sampler to a number, or to one number a prompt: ``{"top_p.p": [0.5, 0.9]}``.
-        completions: How many of each prompt, as streams 0, 1, ...
+        completions: How many of each prompt, as streams 0, 1, ...: of a sampler that draws so many draws, of a beam search its
+            best texts. Where nothing is drawn (``greedy``, ``contrastive``) they are equal.
         stream: Return an iterator that gives every completion in pieces while it is written. Leaving it early ends the work.
         report: Called once at the end with the speed; ``print`` shows it.
         runtime: Device, progress bar; None means the defaults, on the device of a model that is in memory.

@@ -25,7 +25,8 @@ class Beam(DecoderConfig):
     """Beam search: keep the ``beams`` likeliest beginnings at every step.
 
     It draws nothing: of a sampler the edits count (temperature, penalties), its truncation and its draw do not, and one with a
-    memory is refused. The streams of a prompt are equal.
+    memory is refused. Stream 0 of a prompt gets the text of the highest score, stream 1 the next, and so on, all of one search;
+    more completions than beams are refused. Where constraints leave fewer texts than that, they begin anew after the last.
 
     Attributes:
         beams: How many.
@@ -35,6 +36,7 @@ class Beam(DecoderConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.beam:BeamDecoder"
+    revision: ClassVar[int] = 2
     beams: int = field(default=4, validator=v.ge(1))
     length_penalty: float = 1.0
     early_stopping: Literal["yes", "no", "never"] = "no"
