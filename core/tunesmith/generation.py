@@ -14,7 +14,7 @@ from attrs import evolve
 
 from tunesmith.component import Component, Config
 from tunesmith.errors import ConfigError, TunesmithError
-from tunesmith.given import each, is_one, one_each, real, token_ids, whole
+from tunesmith.given import each, is_one, mapping, one_each, real, token_ids, whole
 from tunesmith.hf_rows import Parameters
 from tunesmith.kinds.decoder import Completion, Decoder, DecoderConfig, Limits, Piece, Request
 from tunesmith.kinds.engine import Engine, EngineConfig, Throughput
@@ -146,7 +146,8 @@ def generate(
     completions = whole(completions, "completions", "generate")
     if completions < 1:
         raise ConfigError([f"completions must be at least 1, not {completions}"], "generate")
-    values = {k: each(v, count, f"values of {k!r}", "generate", real) for k, v in (parameters or {}).items()}
+    by_name = mapping(parameters or {}, "parameters", "generate")
+    values = {k: each(v, count, f"values of {k!r}", "generate", real) for k, v in by_name.items()}
     built: Engine = component(engine, "engine")
     built_decoder: Decoder = component(decoder, "decoder")
     negatives = _negatives(lm, given, negative_prompts, built_decoder)
@@ -333,6 +334,8 @@ def component(given: Config | Component[Any] | str | None, kind: str) -> Any:
 def _names(prompts: Sequence[Any], ids: Sequence[str] | None) -> list[str]:
     if ids is None:
         return [str(number) for number in range(len(prompts))]
+    if isinstance(ids, str):
+        ids = [ids]
     problems = []
     if len(ids) != len(prompts):
         problems.append(f"{len(ids)} ids for {len(prompts)} prompts")

@@ -91,7 +91,7 @@ class BeamDecoder(Decoder):
         if most > beams:
             raise ConfigError(
                 [
-                    f"{self.name} with beams={beams} finds no {most} texts of a prompt; take beams={most}, or fewer completions"
+                    f"{self.name} with beams={beams} finds no {most} texts of a prompt; take more beams, or fewer completions"
                 ],
                 self.name,
             )

@@ -76,7 +76,7 @@ def test_several_completions_are_the_best_texts_of_one_search_as_in_transformers
 
 
 def test_more_completions_than_beams_are_refused_and_than_texts_begin_anew(lm):
-    with pytest.raises(ConfigError, match="beams=3 finds no 4 texts of a prompt; take beams=4"):
+    with pytest.raises(ConfigError, match="beams=3 finds no 4 texts of a prompt; take more beams"):
         generate(lm, PROMPTS, decoder="beam(beams=3)", completions=4)
     only = "forced_tokens(at={0: 5, 1: 6, 2: 1})"
     found = generate(lm, PROMPTS[:1], decoder="beam(beams=3)", sampler=only, completions=3, max_new_tokens=4)
