@@ -8,7 +8,7 @@ from attrs import Attribute, field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.decoder import DecoderConfig
-from tunesmith_plugins.decoders.config import IMPLEMENTATIONS
+from tunesmith_plugins.decoders.config import IMPLEMENTATIONS, finite
 
 
 def _divides(config: Any, attribute: Attribute[int], value: int) -> None:
@@ -43,7 +43,7 @@ class DiverseBeam(DecoderConfig):
     beams: int = field(default=4, validator=v.ge(1))
     groups: int = field(default=2, validator=_divides)
     penalty: float = field(default=0.5, validator=[v.ge(0), v.lt(float("inf"))])
-    length_penalty: float = 1.0
+    length_penalty: float = field(default=1.0, validator=finite)
     early_stopping: Literal["yes", "no", "never"] = "no"
 
 

@@ -7,7 +7,7 @@ from tunesmith.errors import ConfigError, NumericError
 from tunesmith.generation import generate, prompt_ids
 from tunesmith.kinds.sampler import Draw
 from tunesmith.testing.models import tiny_lm
-from tunesmith_plugins.decoders import Beam
+from tunesmith_plugins.decoders import Beam, DiverseBeam
 from tunesmith_plugins.engines import Transformers
 
 PROMPTS = ["the cat sees a tree", "dog", "one two red"]
@@ -212,3 +212,10 @@ def test_a_sampler_with_a_memory_is_refused():
     engine.sync(tiny_lm())
     with pytest.raises(ConfigError, match="remembers"):
         list(engine.generate([Request(prompt_ids=(5,))], Beam().build(), Remembering(), Limits(), Runtime()))
+
+
+@pytest.mark.parametrize("make", [Beam, DiverseBeam])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_length_penalty_that_puts_texts_in_no_order_is_refused(make, value):
+    with pytest.raises(ValueError, match="'length_penalty' must be a finite number"):
+        make(length_penalty=value)
