@@ -334,8 +334,6 @@ def component(given: Config | Component[Any] | str | None, kind: str) -> Any:
 def _names(prompts: Sequence[Any], ids: Sequence[str] | None) -> list[str]:
     if ids is None:
         return [str(number) for number in range(len(prompts))]
-    if isinstance(ids, str):
-        ids = [ids]
     problems = []
     if len(ids) != len(prompts):
         problems.append(f"{len(ids)} ids for {len(prompts)} prompts")

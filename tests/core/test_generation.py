@@ -80,11 +80,12 @@ def test_an_engine_without_the_powers_is_refused_with_the_names_of_others():
         generate(tiny_lm(), PROMPTS, engine=Scripted(answers=("a",), repeat=True), completions=2)
 
 
-def test_ids_have_to_be_unique_and_complete(lm):
-    with pytest.raises(ConfigError, match="1 ids for 3 prompts"):
-        generate(lm, PROMPTS, ids="abc")
+def test_parameters_of_custom_generate_are_values_by_name():
     with pytest.raises(ConfigError, match="parameters: values by name were expected"):
         hf.custom_generate("top_k", parameters=[5])
+
+
+def test_ids_have_to_be_unique_and_complete():
     with pytest.raises(ConfigError, match="2 ids for 3 prompts"):
         generate(tiny_lm(), PROMPTS, ids=["a", "b"])
     with pytest.raises(ConfigError, match="not unique"):
