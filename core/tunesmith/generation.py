@@ -14,7 +14,7 @@ from attrs import evolve
 
 from tunesmith.component import Component, Config
 from tunesmith.errors import ConfigError, TunesmithError
-from tunesmith.given import each, is_one, one_each, real, token_ids, whole
+from tunesmith.given import each, is_one, mapping, one_each, real, token_ids, whole
 from tunesmith.hf_rows import Parameters
 from tunesmith.kinds.decoder import Completion, Decoder, DecoderConfig, Limits, Piece, Request
 from tunesmith.kinds.engine import Engine, EngineConfig, Throughput
@@ -117,7 +117,8 @@ def generate(
         seed: Seed of everything drawn.
         seeds: Seeds of the prompts, unsigned 64 bit, instead of those that follow from ``seed`` and the ids.
         parameters: ``"link.field"`` of the sampler to a number, or to one number a prompt: ``{"top_p.p": [0.5, 0.9]}``.
-        completions: How many of each prompt, as streams 0, 1, ...
+        completions: How many of each prompt, as streams 0, 1, ...: of a sampler that draws so many draws, of a beam search its
+            best texts. Where nothing is drawn (``greedy``, ``contrastive``) they are equal.
         stream: Return an iterator that gives every completion in pieces while it is written. Leaving it early ends the work.
         report: Called once at the end with the speed; ``print`` shows it.
         runtime: Device, progress bar; None means the defaults, on the device of a model that is in memory.
@@ -145,7 +146,8 @@ def generate(
     completions = whole(completions, "completions", "generate")
     if completions < 1:
         raise ConfigError([f"completions must be at least 1, not {completions}"], "generate")
-    values = {k: each(v, count, f"values of {k!r}", "generate", real) for k, v in (parameters or {}).items()}
+    by_name = mapping(parameters or {}, "parameters", "generate")
+    values = {k: each(v, count, f"values of {k!r}", "generate", real) for k, v in by_name.items()}
     built: Engine = component(engine, "engine")
     built_decoder: Decoder = component(decoder, "decoder")
     negatives = _negatives(lm, given, negative_prompts, built_decoder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tunesmith.errors import ConfigError
@@ -77,6 +77,17 @@ def token_ids(value: Any, size: int | None, what: str, where: str) -> tuple[int,
         wrong = next(token for token in ids if token < 0 or (size is not None and token >= size))
         raise ConfigError([f"{what} has the id {wrong}, and the model has {size} ids"], where)
     return ids
+
+
+def mapping(value: Any, what: str, where: str) -> Mapping[str, Any]:
+    """Return values by their names as they are.
+
+    Raises:
+        ConfigError: For anything but a mapping.
+    """
+    if not isinstance(value, Mapping):
+        raise ConfigError([f"{what}: values by name were expected, not {_shown(value)}"], where)
+    return value
 
 
 def is_one(value: Any) -> bool:

@@ -13,6 +13,8 @@ from tunesmith.given import is_one, whole
 from tunesmith.hf_rows import Parameters, RowOptions
 from tunesmith.kinds.engine import Throughput
 from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_OK, Applies, Link, Rows, Sampler, SamplerConfig
+from tunesmith.kinds.step_model import introduce
+from tunesmith.padding import reads_padding
 from tunesmith.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -59,10 +61,10 @@ def custom_generate(
         streamer: One of transformers' streamers; it is given the ids to begin with, then one id a row and step.
         report: Called once at the end with the speed; ``print`` shows it.
         stop_strings: A row ends with the token that completes one of these, as transformers' ``StopStringCriteria`` finds them.
-        tokenizer: The model's, needed for ``stop_strings``.
+        tokenizer: The model's, needed for ``stop_strings`` and for links that work on text (``structured``).
 
     Raises:
-        ConfigError: If one of ``stop_strings`` and ``tokenizer`` is given without the other.
+        ConfigError: If ``stop_strings`` are given without ``tokenizer``.
 
     Example:
         >>> model.generate(**inputs, custom_generate=custom_generate("top_p(p=0.9)", seed=7))  # doctest: +SKIP
@@ -82,6 +84,9 @@ def custom_generate(
     ) -> Any:
         _check(generation_config)
         mask = None if model.config.is_encoder_decoder else model_kwargs.get("attention_mask")
+        _check_padding(model, mask)
+        if tokenizer is not None:
+            introduce(built, tokenizer, _ends(generation_config))
         rows = options.first(input_ids, mask, generation_config.num_return_sequences or 1)
         watch = _Watch(streamer, report, _prompt_tokens(model, rows, model_kwargs))
         return _loop(
@@ -171,13 +176,10 @@ def _built(sampler: SamplerConfig | Sampler | str | None) -> Sampler:
 
 
 def _stops(strings: str | Sequence[str], tokenizer: Any) -> list[Any]:
-    if bool(strings) != (tokenizer is not None):
-        missing = "tokenizer" if strings else "stop_strings"
-        raise ConfigError(
-            [f"stop_strings and tokenizer come together; give {missing} too, or neither"], "custom_generate"
-        )
     if not strings:
         return []
+    if tokenizer is None:
+        raise ConfigError(["stop_strings are found with the model's tokenizer; give tokenizer too"], "custom_generate")
     from transformers import StopStringCriteria
 
     return [StopStringCriteria(tokenizer, strings if isinstance(strings, str) else list(strings))]
@@ -186,7 +188,10 @@ def _stops(strings: str | Sequence[str], tokenizer: Any) -> list[Any]:
 def _check(settings: Any) -> None:
     problems = [f"{name} is not given by custom_generate" for name in UNSUPPORTED if getattr(settings, name, False)]
     if (settings.num_beams or 1) > 1:
-        problems.append("num_beams > 1 has no meaning with a sampler; use tunesmith's beam decoder or leave it out")
+        problems.append(
+            f"num_beams={settings.num_beams} has no meaning with a sampler; use tunesmith's beam decoder, or give num_beams=1 "
+            "(the model's own generation config may ask for beams)"
+        )
     else:
         mode = str(getattr(settings.get_generation_mode(), "value", ""))
         if mode not in ("greedy_search", "sample"):
@@ -196,6 +201,17 @@ def _check(settings: Any) -> None:
             )
     if problems:
         raise ConfigError(problems, "custom_generate")
+
+
+def _check_padding(model: Any, mask: torch.Tensor | None) -> None:
+    if mask is not None and not bool(mask.all()) and reads_padding(model):
+        raise ConfigError(
+            [
+                f"{type(model).__name__} takes padding for text, so that a padded prompt gets another completion than alone; "
+                "give one prompt a call, or prompts of one length"
+            ],
+            "custom_generate",
+        )
 
 
 def _without_sampling(processors: Any, settings: Any) -> Any:
@@ -334,6 +350,12 @@ def _prompt_tokens(model: Any, rows: Rows, model_kwargs: dict[str, Any]) -> int:
         return int(rows.prompt_lengths.sum())
     mask = model_kwargs.get("attention_mask")
     return int(mask.sum()) if mask is not None else int(model_kwargs["encoder_outputs"][0].shape[:2].numel())
+
+
+def _ends(settings: Any) -> list[int]:
+    """Return the ids that end a text."""
+    given = settings.eos_token_id
+    return [] if given is None else [int(given)] if is_one(given) else [int(end) for end in given]
 
 
 def _filler(settings: Any) -> int:

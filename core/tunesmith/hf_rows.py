@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve, frozen
 
 from tunesmith.errors import ConfigError
-from tunesmith.given import each, is_one, one_each, real, whole
+from tunesmith.given import each, is_one, mapping, one_each, real, whole
 from tunesmith.kinds.sampler import Rows, Sampler, seed_bits
 from tunesmith.row_parameters import check as check_parameters
 from tunesmith.runtime import derive_seed
@@ -36,6 +36,7 @@ class RowOptions:
 
     def check(self, sampler: Sampler) -> None:
         """Raise ConfigError for parameters that a sampler has not, or whose values its configs refuse."""
+        mapping(self.parameters, "parameters", self.where)
         counts = {name: len(value) for name, value in self.parameters.items() if not is_one(value)}  # type: ignore[arg-type]
         if len(set(counts.values())) > 1:
             found = ", ".join(f"{count} of {name!r}" for name, count in counts.items())

@@ -114,6 +114,29 @@ class Unstorable(SamplerConfig):
     names: Any = frozenset()
 
 
+@define(kw_only=True)
+class Changeable:
+    """A value of a config that is none: it can be changed behind the config's back.
+
+    Attributes:
+        share: A number.
+    """
+
+    share: float = 0.5
+
+
+@frozen(kw_only=True)
+class HoldsChangeable(SamplerConfig):
+    """Itself frozen.
+
+    Attributes:
+        inner: What is not.
+    """
+
+    impl: ClassVar[str] = f"{HERE}:Plain"
+    inner: Changeable = Factory(Changeable)
+
+
 @frozen(kw_only=True)
 class OptionalWithDefault(SamplerConfig):
     """None could not be told from the default in TOML.
@@ -214,6 +237,7 @@ def registered(isolated_registry):
         ("check_every_option_is_a_field", OfDataclasses(share=0.25), "share of OfDataclasses; decorate"),
         ("check_fields_are_keyword_only", Positional(), "share"),
         ("check_field_types_can_be_stored", Unstorable(), "cannot be stored"),
+        ("check_field_types_can_be_stored", HoldsChangeable(), "Changeable can be changed"),
         ("check_field_types_can_be_stored", OptionalWithDefault(), "default to None"),
         ("check_every_field_is_documented", Silent(), "share"),
         ("check_it_is_registered", Good(), "in this process only"),

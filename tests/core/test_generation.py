@@ -80,6 +80,11 @@ def test_an_engine_without_the_powers_is_refused_with_the_names_of_others():
         generate(tiny_lm(), PROMPTS, engine=Scripted(answers=("a",), repeat=True), completions=2)
 
 
+def test_parameters_of_custom_generate_are_values_by_name():
+    with pytest.raises(ConfigError, match="parameters: values by name were expected"):
+        hf.custom_generate("top_k", parameters=[5])
+
+
 def test_ids_have_to_be_unique_and_complete():
     with pytest.raises(ConfigError, match="2 ids for 3 prompts"):
         generate(tiny_lm(), PROMPTS, ids=["a", "b"])
@@ -202,6 +207,7 @@ def test_numbers_come_from_numpy_and_torch_as_from_python_and_are_never_cut(lm):
         ({"seeds": [2**64, 0, 1]}, "64 bits"),
         ({"stop": 5}, "'stop' is a tuple of strings"),
         ({"parameters": {"top_k.k": "5"}}, "values of 'top_k.k': a number was expected"),
+        ({"parameters": [5]}, "parameters: values by name were expected"),
         ({"parameters": {"top_k.k": 2.5}}, "'k' must be a whole number: 2.5"),
         ({"parameters": {"top_k.k": [5, -1, 5]}}, "top_k.k=-1: 'k' must be >= 0"),
         ({"parameters": {"top_k.ties": 1}}, "'top_k.ties' is the same for all rows"),
@@ -384,11 +390,15 @@ def test_custom_generate_stops_where_transformers_own_loop_stops(lm):
     assert not any(row[5:])  # padding
 
 
-def test_stop_strings_of_custom_generate_and_their_tokenizer_come_together(lm):
+def test_stop_strings_of_custom_generate_need_a_tokenizer():
     with pytest.raises(ConfigError, match="give tokenizer too"):
         hf.custom_generate("greedy", stop_strings="a")
-    with pytest.raises(ConfigError, match="give stop_strings too"):
-        hf.custom_generate("greedy", tokenizer=lm.tokenizer)
+
+
+def test_beams_that_the_models_own_settings_ask_for_are_named(lm):
+    inputs = padded(lm, PROMPTS[:1])
+    with pytest.raises(ConfigError, match="num_beams=2 has no meaning with a sampler.* give num_beams=1"):
+        lm.model.generate(**inputs, num_beams=2, max_new_tokens=2, custom_generate=hf.custom_generate())
 
 
 def test_custom_generate_gives_scores_where_they_are_asked_for(lm):

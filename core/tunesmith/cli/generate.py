@@ -20,7 +20,13 @@ import click
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--min-new-tokens", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--stop", multiple=True, help="A string that ends a completion; may be given often.")
-@click.option("--completions", type=click.IntRange(min=1), default=1, show_default=True, help="Of each prompt.")
+@click.option(
+    "--completions",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Of each prompt: draws, or the best of a beam search.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ...")
 @click.option("--stream", is_flag=True, help="Write a completion while it is drawn; with several, use --json too.")

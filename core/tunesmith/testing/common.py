@@ -296,6 +296,9 @@ def _type_problems(kind: Any) -> list[str]:
     if isinstance(kind, type) and issubclass(kind, Config):
         return []
     if isinstance(kind, type) and attrs.has(kind):
+        # a config's own class is frozen by its base, whatever decorates it; a plain value's is not, and has then no hash
+        if kind.__hash__ is None:
+            return [f"{kind.__name__} can be changed and has no hash; decorate it with attrs.frozen(kw_only=True)"]
         return [f"{name}: {p}" for name, inner in field_types(kind).items() for p in _type_problems(inner)]
     return [f"{kind} cannot be stored; see tunesmith.component.Config for the types that can"]
 

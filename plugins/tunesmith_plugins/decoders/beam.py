@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
 from attrs import define, evolve, field
 
-from tunesmith.errors import NumericError
+from tunesmith.errors import ConfigError, NumericError
 from tunesmith.kinds.decoder import Completion, Decoder, Limits, Request, StepModel
 from tunesmith.kinds.sampler import Rows, Sampler
 from tunesmith.runtime import Runtime
@@ -79,19 +79,41 @@ class BeamDecoder(Decoder):
     def decode(
         self, step_model: StepModel, requests: Sequence[Request], sampler: Sampler, limits: Limits, runtime: Runtime
     ) -> Iterator[Completion]:
-        """Yield the best completion of every request, with its score.
+        """Yield a text of every request's search, with its score: of stream 0 the best, of stream 1 the next, and so on.
 
         Raises:
-            ConfigError: For a sampler with a memory of its own.
+            ConfigError: For a sampler with a memory of its own, or more streams than there are beams.
             NumericError: For NaN or infinite logits.
         """
         candidates = Candidates.of(sampler, self.name)
-        for members in batches(requests, step_model, limits, rows=self.config.beams):
-            yield from self._search(step_model, members, candidates, limits)
+        beams = self.config.beams
+        most = 1 + max((request.stream for request in requests), default=0)
+        if most > beams:
+            raise ConfigError(
+                [
+                    f"{self.name} with beams={beams} finds no {most} texts of a prompt; take more beams, or fewer completions"
+                ],
+                self.name,
+            )
+        owners = list(_alike(requests, sampler, limits).values())
+        searched = [requests[numbers[0]] for numbers in owners]
+        ended: dict[int, list[_Search]] = {}
+        for members in batches(searched, step_model, limits, rows=beams):
+            for search in self._search(step_model, members, candidates, limits):
+                mine = ended.setdefault(search.request, [])
+                mine.append(search)
+                if len(mine) < self.groups:
+                    continue
+                texts = _best_first(ended.pop(search.request))
+                for number in owners[search.request]:
+                    request = requests[number]
+                    own = texts[request.stream % len(texts)]  # constraints may have left fewer texts than beams
+                    yield evolve(own, request=number, id=request.id, stream=request.stream)
 
     def _search(
         self, model: StepModel, members: list[Row], candidates: Candidates, limits: Limits
-    ) -> Iterator[Completion]:
+    ) -> Iterator[_Search]:
+        """Yield the searches as they end, one a request and group."""
         members = [member for member in members for _ in range(self.groups)]
         logits, cache = model.begin([member.request.prompt_ids for member in members])
         rows = new_rows(members, model, limits, logits.device)
@@ -101,7 +123,7 @@ class BeamDecoder(Decoder):
         while True:
             for search in searches:
                 if not search.open:
-                    yield search.finished[0][1]
+                    yield search
             if live is None:
                 return
             searches = live.searches
@@ -230,3 +252,25 @@ class BeamDecoder(Decoder):
             length = limits.most(search.beams[0].row.request)
         attainable: float = best / length**penalty
         return attainable > search.finished[-1][0]
+
+
+def _alike(requests: Sequence[Request], sampler: Sampler, limits: Limits) -> dict[Hashable, list[int]]:
+    """Return the places of requests that one search answers: the streams of a prompt are texts of one."""
+    same: dict[Hashable, list[int]] = {}
+    for number, request in enumerate(requests):
+        stream = request.stream if sampler.stochastic else 0
+        prompt = tuple(request.prompt_ids), request.negative_ids
+        key = (prompt, request.seed, stream, tuple(sorted(request.parameters.items())), limits.most(request))
+        same.setdefault(key, []).append(number)
+    return same
+
+
+def _best_first(searches: Sequence[_Search]) -> list[Completion]:
+    """Return the texts of a request's groups: the best one of every group, then the second of every group, and so on."""
+    found = [
+        (place, -score, search.group, completion)
+        for search in searches
+        for place, (score, completion) in enumerate(search.finished)
+    ]
+    found.sort(key=lambda text: text[:3])
+    return [text[3] for text in found]

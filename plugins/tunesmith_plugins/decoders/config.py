@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from math import isfinite
+from typing import Any, ClassVar, Literal
 
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.decoder import DecoderConfig
 from tunesmith.kinds.reward_model import RewardModelConfig
 
 IMPLEMENTATIONS = "tunesmith_plugins.decoders"
+
+
+def finite(config: Any, attribute: Attribute[float], value: float) -> None:
+    """Refuse NaN and infinity."""
+    if not isfinite(value):
+        raise ValueError(f"{attribute.name!r} must be a finite number: {value}")
 
 
 @frozen(kw_only=True)
@@ -25,7 +32,8 @@ class Beam(DecoderConfig):
     """Beam search: keep the ``beams`` likeliest beginnings at every step.
 
     It draws nothing: of a sampler the edits count (temperature, penalties), its truncation and its draw do not, and one with a
-    memory is refused. The streams of a prompt are equal.
+    memory is refused. Stream 0 of a prompt gets the text of the highest score, stream 1 the next, and so on, all of one search;
+    more completions than beams are refused. Where constraints leave fewer texts than that, they begin anew after the last.
 
     Attributes:
         beams: How many.
@@ -35,8 +43,9 @@ class Beam(DecoderConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.beam:BeamDecoder"
+    revision: ClassVar[int] = 2
     beams: int = field(default=4, validator=v.ge(1))
-    length_penalty: float = 1.0
+    length_penalty: float = field(default=1.0, validator=finite)
     early_stopping: Literal["yes", "no", "never"] = "no"
 
 

@@ -8,7 +8,7 @@ from attrs import Attribute, field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.decoder import DecoderConfig
-from tunesmith_plugins.decoders.config import IMPLEMENTATIONS
+from tunesmith_plugins.decoders.config import IMPLEMENTATIONS, finite
 
 
 def _divides(config: Any, attribute: Attribute[int], value: int) -> None:
@@ -26,9 +26,9 @@ class DiverseBeam(DecoderConfig):
     of a later group by ``penalty`` for every beam that took it.
 
     The penalty decides what is kept, as in the paper's equation 5; it is not part of a text's score, which is that of
-    ``beam``. Each group finds a text. Stream 0 of a prompt gets the one of the highest score, stream 1 the next, and so on,
-    beginning anew after the last; ``Completion.details["group"]`` says whose it is. Ask for ``completions=groups`` to have
-    all, which is one search.
+    ``beam``. Stream 0 of a prompt gets the best text of the group whose score is the highest, stream 1 that of the next group,
+    and so on; then come the groups' second texts. ``Completion.details["group"]`` says whose it is. Ask for
+    ``completions=groups`` to have the best of each; it is one search. More completions than beams are refused.
 
     Attributes:
         beams: How many, of all groups together.
@@ -39,10 +39,11 @@ class DiverseBeam(DecoderConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.diverse_beam:DiverseBeamDecoder"
+    revision: ClassVar[int] = 2
     beams: int = field(default=4, validator=v.ge(1))
     groups: int = field(default=2, validator=_divides)
     penalty: float = field(default=0.5, validator=[v.ge(0), v.lt(float("inf"))])
-    length_penalty: float = 1.0
+    length_penalty: float = field(default=1.0, validator=finite)
     early_stopping: Literal["yes", "no", "never"] = "no"
 
 
@@ -53,7 +54,8 @@ class Contrastive(DecoderConfig):
     state and those of everything before it. Text that repeats itself looks like itself.
 
     What stands before a token is, for a decoder-only model, prompt and completion; for an encoder-decoder the start token
-    and the completion. Draws nothing: of a sampler the edits count, and one with a memory is refused.
+    and the completion. Draws nothing: of a sampler the edits count, and one with a memory is refused. It finds one text, so that
+    several completions of a prompt are equal.
 
     Attributes:
         top_k: Candidates at every step; each of them is run through the model. 1 is greedy.

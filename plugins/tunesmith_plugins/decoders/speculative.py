@@ -286,7 +286,7 @@ def _check_rolls_back(model: Any, what: str) -> None:
         raise ConfigError(
             [
                 f"the cache of {what} forgets or mixes what it has read (a sliding window or a recurrent state), so that "
-                "tokens cannot be taken back; use the decoder 'stepwise'"
+                "tokens cannot be taken back, or it reads no several at once (ProphetNet); use the decoder 'stepwise'"
             ],
             "speculative",
         )

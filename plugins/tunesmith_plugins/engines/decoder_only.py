@@ -10,6 +10,7 @@ from attrs import evolve, frozen
 
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
+from tunesmith.padding import reads_padding
 from tunesmith_plugins.engines import caches, rollback
 from tunesmith_plugins.engines.stepping import Stepping, padded, positions_of, smallest, tokenizer_limit
 
@@ -55,8 +56,11 @@ class DecoderOnly(Stepping):
                 ],
                 "engine transformers",
             )
-        # RWKV has the argument and does not look at it
-        self.masks = "attention_mask" in self.accepted and "state" not in self.accepted
+        self.masks = not reads_padding(self.base)
+        if self.base.config.model_type == "recurrent_gemma":
+            # it keeps its states in its modules and gives none back: asked to keep them, it reads a prompt of one token as more
+            # of whatever it read last
+            self.use_cache = False
         self.joins = self.rolls_back = caches.plain(self.base.config)
         self.places = positions_of(self.base.config)
         if self.places is not None:

@@ -13,6 +13,7 @@ import torch
 from attrs import evolve, frozen
 from transformers.modeling_outputs import BaseModelOutput
 
+from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
 from tunesmith_plugins.engines import caches, places, rollback
 from tunesmith_plugins.engines.stepping import (
@@ -59,6 +60,17 @@ class EncoderDecoder(Stepping):
 
     def __init__(self, lm: LM, batch_size: int, max_length: int | None = None, **options: Any) -> None:
         super().__init__(lm, batch_size, **options)
+        # ProphetNet's decoder mixes up distances where it reads several tokens at once: what it makes of the first ones
+        # changes with how many follow. Token by token, over its cache, it is right.
+        one_by_one = self.base.config.model_type == "prophetnet"
+        if one_by_one and not self.use_cache:
+            raise ConfigError(
+                [
+                    f"{type(self.base).__name__} writes as it was trained only over its cache, since transformers' code reads "
+                    "several tokens at once wrongly; leave kv_cache=False out"
+                ],
+                "engine transformers",
+            )
         positions = positions_of(self.base.config)
         self.max_length = positions
         self.prompt_length = smallest(max_length, positions, tokenizer_limit(lm.tokenizer))
@@ -69,8 +81,9 @@ class EncoderDecoder(Stepping):
         # Padding between a prefix and the text would change how far they are apart.
         apart = places.relative(self.base.get_decoder()) and not any(a.cached_tokens for a in lm.adapters)
         known = self.table is not None or apart
-        self.rolls_back = caches.plain(self.base.config)
-        self.joins = known and "decoder_attention_mask" in self.accepted and self.rolls_back
+        plain = caches.plain(self.base.config)
+        self.rolls_back = plain and not one_by_one
+        self.joins = known and "decoder_attention_mask" in self.accepted and plain
 
     def context(self, prompt: Sequence[int]) -> Sequence[int]:
         """Return the start token."""

@@ -139,6 +139,13 @@ class _Half(Int8Cache):
     alone = False
 
 
+def holds_any(config: Any) -> bool:
+    """Return whether any layer of a model's cache would be int8; not with sliding windows or recurrent states in all of them."""
+    made = cache_for(config)
+    own = made.self_attention_cache if isinstance(made, EncoderDecoderCache) else made
+    return not own.layers or any(isinstance(layer, Int8Layer) for layer in own.layers)
+
+
 def cache_for(config: Any) -> Int8Cache | EncoderDecoderCache:
     """Return an empty cache for a model: one for an encoder-decoder's own tokens and one for what it reads."""
     if getattr(config, "is_encoder_decoder", False):

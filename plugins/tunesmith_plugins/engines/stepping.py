@@ -40,6 +40,9 @@ class Stepping(Watched, ABC):
 
     Attributes:
         steps: How often rows were extended by a token so far.
+
+    Raises:
+        ConfigError: For ``int8_cache`` with a model of which no layer's cache can be kept so.
     """
 
     joins = False
@@ -65,6 +68,8 @@ class Stepping(Watched, ABC):
         self.accepted = frozenset(inspect.signature(self.base.forward).parameters)
         self.vocab_size = vocabulary_of(self.base)
         self.eos_token_ids = eos_ids(lm)
+        if int8_cache:
+            self._check_int8_holds_something()
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Decode without special tokens, so that a decoder-only model's prompt and completion read on without a gap.
@@ -128,6 +133,18 @@ class Stepping(Watched, ABC):
         else:
             with torch.no_grad():
                 yield
+
+    def _check_int8_holds_something(self) -> None:
+        from tunesmith_plugins.engines import int8_cache
+
+        if not int8_cache.holds_any(self.base.config):
+            raise ConfigError(
+                [
+                    f"every layer of {type(self.base).__name__} keeps a sliding window or a state, which stays in floating "
+                    "point; leave cache='int8' out"
+                ],
+                "engine transformers",
+            )
 
     def fresh(self) -> Any:
         """Return an empty cache, None if the model is to make its own."""

@@ -15,6 +15,7 @@ from tunesmith_plugins.samplers import (
     Epsilon,
     Eta,
     FrequencyPenalty,
+    Greedy,
     MinP,
     PresencePenalty,
     RepetitionPenalty,
@@ -66,15 +67,16 @@ def vllm(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> Chain:
-    """Return vLLM's order: penalties, temperature, then min-p before top-k before top-p."""
+    """Return vLLM's order: penalties, temperature, then min-p before top-k before top-p. A temperature of 0 is greedy."""
     return _chain(
         repetition_penalty != 1.0 and RepetitionPenalty(penalty=repetition_penalty),
         frequency_penalty != 0.0 and FrequencyPenalty(penalty=frequency_penalty),
         presence_penalty != 0.0 and PresencePenalty(penalty=presence_penalty),
-        temperature != 1.0 and Temperature(temperature=temperature),
+        temperature not in (0.0, 1.0) and Temperature(temperature=temperature),
         min_p > 0 and MinP(p=min_p),
         top_k > 0 and TopK(k=top_k),
         top_p < 1.0 and TopP(p=top_p),
+        temperature == 0.0 and Greedy(),
     )
 
 
@@ -97,7 +99,7 @@ def llamacpp(
     """Return llama.cpp's order: penalties, DRY, top-n-sigma, top-k, typical, top-p, min-p, XTC, and the temperature last.
 
     Truncation therefore looks at the probabilities of temperature 1. Penalties look at the last ``repeat_last_n`` ids, the
-    prompt's too. top-k keeps exactly k.
+    prompt's too. top-k keeps exactly k. A temperature of 0 or below takes the likeliest of what is left.
     """
     window = repeat_last_n
     return _chain(
@@ -111,7 +113,7 @@ def llamacpp(
         top_p < 1.0 and TopP(p=top_p, ties="low"),
         min_p > 0 and MinP(p=min_p),
         xtc_probability > 0 and XTC(probability=xtc_probability, threshold=xtc_threshold),
-        temperature != 1.0 and Temperature(temperature=temperature),
+        Greedy() if temperature <= 0 else temperature != 1.0 and Temperature(temperature=temperature),
     )
 
 

@@ -1,12 +1,14 @@
 """Links against repetition of whole sequences: no-repeat-n-gram and DRY.
 
-Both look through each row's history in Python: the time is linear in the history and does not depend on the vocabulary.
+Both look through each distinct history of a call once, in Python: the time is linear in the history and does not depend on
+the vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -16,14 +18,15 @@ from tunesmith_plugins.kernels.reference_edits import bounded
 from tunesmith_plugins.samplers.thresholds import drop
 
 T = TypeVar("T", int, float)
+K = TypeVar("K", bound=Hashable)
 
 
-def last_ids(link: Link, rows: Rows) -> list[list[int]]:
+def last_ids(link: Link, rows: Rows) -> list[tuple[int, ...]]:
     """Return the ids of each row's history that are within the link's window."""
     lengths, windows = rows.history_lengths.tolist(), link.value(rows, "window", torch.int64).tolist()
     found = []
     for ids, length, window in zip(rows.history.tolist(), lengths, windows, strict=True):
-        found.append(ids[max(0, length - window) if window else 0 : length])
+        found.append(tuple(ids[max(0, length - window) if window else 0 : length]))
     return found
 
 
@@ -70,11 +73,22 @@ def matches(history: Sequence[int], breakers: frozenset[int]) -> dict[int, int]:
     return found
 
 
-def padded(lists: Sequence[list[T]], fill: T, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def padded(lists: Sequence[list[T]], fill: T, dtype: torch.dtype) -> torch.Tensor:
     """Return lists of numbers as one tensor (len(lists), longest)."""
     longest = max(map(len, lists), default=0)
     whole = [one + [fill] * (longest - len(one)) for one in lists]
-    return torch.tensor(whole, dtype=dtype, device=device).reshape(len(lists), longest)
+    return torch.tensor(whole, dtype=dtype).reshape(len(lists), longest)
+
+
+def distinct(keys: Sequence[K]) -> tuple[list[K], torch.Tensor]:
+    """Return every key once, and for each of ``keys`` which of those it is, (len(keys),) int64."""
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return list(numbers), torch.tensor([numbers[key] for key in keys], dtype=torch.int64)
+
+
+def inside(ids: torch.Tensor, vocab: int) -> torch.Tensor:
+    """Return ids with ``vocab`` in place of those that are no column of the logits."""
+    return ids.masked_fill((ids < 0) | (ids >= vocab), vocab)
 
 
 class NoRepeatNgramLink(Link):
@@ -85,19 +99,21 @@ class NoRepeatNgramLink(Link):
     varies = True
 
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-        gone = torch.zeros(logits.shape, dtype=torch.bool)
-        for row, ids in enumerate(self._banned(rows)):
-            gone[row, [token for token in ids if 0 <= token < logits.shape[1]]] = True
-        return drop(logits, gone.to(logits.device))
+        batch, vocab = logits.shape
+        gone = torch.zeros((batch, vocab + 1), dtype=torch.bool)
+        gone.scatter_(1, inside(self._banned(rows), vocab), True)
+        return drop(logits, gone[:, :vocab].to(logits.device))
 
     def lower(self, rows: Rows) -> Step:
         device = rows.seed.device
-        ids = padded(self._banned(rows), -1, torch.int64, device)
-        return Step(op="ban", values=torch.ones(len(rows), dtype=torch.int64, device=device), ids=ids)
+        ones = torch.ones(len(rows), dtype=torch.int64, device=device)
+        return Step(op="ban", values=ones, ids=self._banned(rows).to(device))
 
-    def _banned(self, rows: Rows) -> list[list[int]]:
+    def _banned(self, rows: Rows) -> torch.Tensor:
+        """Return the ids that each row may not write, (batch, most of them) filled up with -1, on the CPU."""
         sizes = self.value(rows, "size", torch.int64).tolist()
-        return [list(banned(history, size)) for history, size in zip(last_ids(self, rows), sizes, strict=True)]
+        found, which = distinct(list(zip(last_ids(self, rows), sizes, strict=True)))
+        return padded([list(banned(history, size)) for history, size in found], -1, torch.int64)[which]
 
 
 class DryLink(Link):
@@ -106,34 +122,31 @@ class DryLink(Link):
     varies = True
 
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-        penalty = torch.zeros(logits.shape)
-        for row, penalties in enumerate(self._penalties(rows)):
-            for token, amount in penalties.items():
-                if 0 <= token < logits.shape[1]:
-                    penalty[row, token] = amount
-        return logits.float() - bounded(penalty).to(logits.device)
+        batch, vocab = logits.shape
+        ids, amounts = self._penalties(rows)
+        penalty = torch.zeros((batch, vocab + 1)).scatter_(1, inside(ids, vocab), amounts)
+        return logits.float() - penalty[:, :vocab].to(logits.device)
 
     def lower(self, rows: Rows) -> Step:
-        device, penalties = rows.seed.device, self._penalties(rows)
-        return Step(
-            op="bias",
-            values=torch.full((len(rows),), -1.0, dtype=torch.float64, device=device),
-            ids=padded([list(each) for each in penalties], -1, torch.int64, device),
-            amounts=bounded(padded([list(each.values()) for each in penalties], 0.0, torch.float32, device)),
-        )
+        device = rows.seed.device
+        ids, amounts = self._penalties(rows)
+        minus = torch.full((len(rows),), -1.0, dtype=torch.float64, device=device)
+        return Step(op="bias", values=minus, ids=ids.to(device), amounts=amounts.to(device))
 
-    def _penalties(self, rows: Rows) -> list[dict[int, float]]:
-        """Return, for each row, token to what it loses."""
+    def _penalties(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return for each row ids and what they lose, both (batch, most of them) filled up with -1 and 0, on the CPU."""
+        breakers, walk = frozenset(self.config.breakers), cache(matches)
         multipliers, bases = (self.value(rows, name, torch.float64).tolist() for name in ("multiplier", "base"))
         allowed = self.value(rows, "allowed_length", torch.int64).tolist()
-        breakers = frozenset(self.config.breakers)
+        keys, which = distinct(list(zip(last_ids(self, rows), multipliers, bases, allowed, strict=True)))
         found: list[dict[int, float]] = []
-        for row, history in enumerate(last_ids(self, rows)):
+        for history, multiplier, base, free in keys:
             penalties: dict[int, float] = {}
-            for token, length in matches(history, breakers).items():
-                if length >= allowed[row]:
+            for token, length in walk(history, breakers).items():
+                if length >= free:
                     # the power is bounded so that a long loop gives a large finite penalty instead of an error
-                    power = min((length - allowed[row]) * math.log(bases[row]), 80.0)
-                    penalties[token] = multipliers[row] * math.exp(power)
+                    penalties[token] = multiplier * math.exp(min((length - free) * math.log(base), 80.0))
             found.append(penalties)
-        return found
+        ids = padded([list(each) for each in found], -1, torch.int64)
+        amounts = padded([list(each.values()) for each in found], 0.0, torch.float32)
+        return ids[which], bounded(amounts)[which]

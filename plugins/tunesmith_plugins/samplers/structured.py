@@ -64,7 +64,10 @@ class StructuredLink(Link):
             self._tokenizer, self._ends = found, frozenset({found.eos_token_id} - {None})
         if self._tokenizer is None:
             raise ConfigError(
-                ["no engine has said which tokenizer the model has; set 'tokenizer' to its folder or name"],
+                [
+                    "nobody has said which tokenizer the model has; set 'tokenizer' to its folder or name, or give it to "
+                    "custom_generate(tokenizer=)"
+                ],
                 "structured",
             )
         return tokens_of(self._tokenizer, self._ends)

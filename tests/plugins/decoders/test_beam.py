@@ -7,7 +7,7 @@ from tunesmith.errors import ConfigError, NumericError
 from tunesmith.generation import generate, prompt_ids
 from tunesmith.kinds.sampler import Draw
 from tunesmith.testing.models import tiny_lm
-from tunesmith_plugins.decoders import Beam
+from tunesmith_plugins.decoders import Beam, DiverseBeam
 from tunesmith_plugins.engines import Transformers
 
 PROMPTS = ["the cat sees a tree", "dog", "one two red"]
@@ -49,6 +49,38 @@ def test_sequences_and_scores_are_those_of_transformers(lm, beams, penalty, stop
         if beams > 1:
             assert completion.score == pytest.approx(theirs.sequences_scores.item(), abs=1e-4)
         assert completion.score == pytest.approx(sum(completion.logp) / length**penalty)
+
+
+@pytest.mark.parametrize("stopping", STOPPING)
+def test_several_completions_are_the_best_texts_of_one_search_as_in_transformers(lm, stopping):
+    ours = generate(lm, PROMPTS, max_new_tokens=8, decoder=Beam(beams=4, early_stopping=stopping), completions=3)
+    for number, ids in enumerate(prompt_ids(lm, PROMPTS)):
+        mine, ids = ours[3 * number : 3 * number + 3], torch.tensor([ids])
+        theirs = lm.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=8,
+            do_sample=False,
+            num_beams=4,
+            num_return_sequences=3,
+            early_stopping=STOPPING[stopping],
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        assert [c.stream for c in mine] == [0, 1, 2]
+        assert len({c.token_ids for c in mine}) == 3
+        assert [c.score for c in mine] == pytest.approx(theirs.sequences_scores.tolist(), abs=1e-4)
+        for completion, row in zip(mine, theirs.sequences.tolist(), strict=True):
+            new = row[ids.shape[1] if lm.family == "decoder" else 1 :]
+            assert tuple(new[: len(completion.token_ids)]) == completion.token_ids
+
+
+def test_more_completions_than_beams_are_refused_and_than_texts_begin_anew(lm):
+    with pytest.raises(ConfigError, match="beams=3 finds no 4 texts of a prompt; take more beams"):
+        generate(lm, PROMPTS, decoder="beam(beams=3)", completions=4)
+    only = "forced_tokens(at={0: 5, 1: 6, 2: 1})"
+    found = generate(lm, PROMPTS[:1], decoder="beam(beams=3)", sampler=only, completions=3, max_new_tokens=4)
+    assert [c.token_ids for c in found] == [(5, 6, 1)] * 3
 
 
 def assert_like_transformers(lm, completion, ids, **options):
@@ -158,6 +190,8 @@ def test_more_beams_find_likelier_texts_than_greedy(lm):
 
 def test_a_sampler_with_a_memory_is_refused():
     class Remembering:
+        stochastic = False
+
         def sample(self, logits, rows, *, top=0, logp=()):
             none = torch.zeros(len(logits))
             ids = torch.zeros(len(logits), dtype=torch.int64)
@@ -178,3 +212,10 @@ def test_a_sampler_with_a_memory_is_refused():
     engine.sync(tiny_lm())
     with pytest.raises(ConfigError, match="remembers"):
         list(engine.generate([Request(prompt_ids=(5,))], Beam().build(), Remembering(), Limits(), Runtime()))
+
+
+@pytest.mark.parametrize("make", [Beam, DiverseBeam])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_length_penalty_that_puts_texts_in_no_order_is_refused(make, value):
+    with pytest.raises(ValueError, match="'length_penalty' must be a finite number"):
+        make(length_penalty=value)

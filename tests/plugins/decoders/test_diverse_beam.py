@@ -91,7 +91,7 @@ def test_one_group_is_beam_search(lm):
 
 def test_without_a_penalty_all_groups_are_small_beam_searches(lm):
     found = generate(lm, PROMPTS, decoder=DiverseBeam(beams=6, groups=3, penalty=0.0), completions=3, max_new_tokens=6)
-    beam = generate(lm, PROMPTS, decoder=Beam(beams=2), completions=3, max_new_tokens=6)
+    beam = [c for c in generate(lm, PROMPTS, decoder=Beam(beams=2), max_new_tokens=6) for _ in range(3)]
     assert [c.token_ids for c in found] == [c.token_ids for c in beam]
     assert [c.score for c in found] == pytest.approx([c.score for c in beam], abs=1e-5)
 
@@ -168,9 +168,14 @@ def test_streams_of_one_prompt_are_one_search():
     decoder = DiverseBeam(beams=4, groups=2).build()
     found = list(decoder.decode(Counted(), requests, component(None, "sampler"), Limits(max_new_tokens=3), Runtime()))
     assert rows == [3 * 2]
-    by_request = {c.request: c.token_ids for c in found}
+    by_request = {c.request: c for c in found}
     assert len(by_request) == 12
-    assert all(by_request[n] == by_request[n + 2] for n in range(12) if n % 4 < 2), "streams begin anew after the last"
+    for first in range(0, 12, 4):
+        best, other, *seconds = [by_request[first + n] for n in range(4)]
+        assert best.score >= other.score
+        assert {best.details["group"], other.details["group"]} == {0, 1}
+        of_group = {c.details["group"]: c for c in (best, other)}
+        assert all(c.score < of_group[c.details["group"]].score for c in seconds), "the groups' second texts follow"
 
 
 def test_mistakes_are_said(lm):

@@ -169,12 +169,22 @@ def test_votes_are_those_of_the_streams_drawn_one_by_one(family):
         assert completion.token_ids == drawn[6 * number + mine.index(completion.details["answer"])].token_ids
 
 
-def test_a_greedy_sampler_and_beam_agree_with_themselves():
+def test_a_greedy_sampler_agrees_with_itself():
     lm = tiny_lm()
-    for decoder in (Stepwise(), Beam(beams=2)):
-        found = generate(lm, PROMPTS, decoder=SelfConsistency(n=3, answer="text", decoder=decoder), max_new_tokens=4)
-        plain = generate(lm, PROMPTS, decoder=decoder, max_new_tokens=4)
-        assert [(c.text, c.score) for c in found] == [(c.text, 1.0) for c in plain]
+    found = generate(lm, PROMPTS, decoder=SelfConsistency(n=3, answer="text", decoder=Stepwise()), max_new_tokens=4)
+    plain = generate(lm, PROMPTS, max_new_tokens=4)
+    assert [(c.text, c.score) for c in found] == [(c.text, 1.0) for c in plain]
+
+
+def test_the_best_texts_of_a_beam_search_vote():
+    lm = tiny_lm()
+    voting = SelfConsistency(n=3, answer="text", decoder=Beam(beams=3))
+    found = generate(lm, PROMPTS, decoder=voting, max_new_tokens=4)
+    best = generate(lm, PROMPTS, decoder=Beam(beams=3), completions=3, max_new_tokens=4)
+    for number, elected in enumerate(found):
+        texts = [c.text for c in best[3 * number : 3 * number + 3]]
+        assert elected.details["votes"] == {text: texts.count(text) for text in texts}
+        assert len(set(texts)) > 1
 
 
 def test_negative_prompts_reach_the_inner_decoder():

@@ -8,6 +8,7 @@ import transformers
 
 from tunesmith.errors import ConfigError
 from tunesmith.generation import component, generate, prompt_ids
+from tunesmith.hf_generate import custom_generate
 from tunesmith.kinds.decoder import Limits, Request
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
@@ -171,6 +172,10 @@ def test_a_first_token_that_the_generation_config_forces_comes_first():
     "kept", [{}, {"kv_cache": False}, {"cache": "int8"}], ids=["float cache", "no cache", "int8 cache"]
 )
 def test_tokens_do_not_depend_on_the_size_of_the_batch(lm, kept, request):
+    if "cache" in kept and request.node.callspec.params["lm"] == "mistral with a window":
+        with pytest.raises(ConfigError, match="leave cache='int8' out"):
+            generate(lm, PROMPTS, engine=Transformers(**kept))
+        return
     # many ends, so that rows leave and enter a running batch at all times
     settings = lm.model.generation_config
     before, settings.eos_token_id = settings.eos_token_id, [1, *range(8, 20)]
@@ -307,6 +312,58 @@ def test_a_model_that_cannot_tell_padding_reads_rows_of_one_length_only():
     assert generate(lm, PROMPTS[1:2] * 2, max_new_tokens=5)[1].token_ids == alone[1].token_ids
     with pytest.raises(ConfigError, match="cannot tell padding from text"):
         generate(lm, PROMPTS, max_new_tokens=5)
+
+
+def recurrent_gemma():
+    config = transformers.RecurrentGemmaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, lru_width=32, **SIZES
+    )
+    model = spread(transformers.RecurrentGemmaForCausalLM(config), 0.3)
+    with torch.no_grad():
+        for block in model.model.layers[:2]:
+            block.temporal_block.linear_x.bias.fill_(1.0)  # what padding brings into the convolution
+    return LM(model=model, tokenizer=tiny_tokenizer(), family="decoder")
+
+
+def test_a_model_that_looks_at_padding_in_a_part_of_it_reads_rows_of_one_length_only():
+    lm = recurrent_gemma()
+    ids = [list(row) for row in prompt_ids(lm, PROMPTS[:2])]
+    width = max(map(len, ids))
+    padded = torch.tensor([[0] * (width - len(row)) + row for row in ids])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids])
+    assert not mask.all()
+    for decoder in ("stepwise", "contrastive", "beam"):
+        with pytest.raises(ConfigError, match="cannot tell padding from text"):
+            generate(lm, ids, max_new_tokens=3, decoder=decoder)
+    with pytest.raises(ConfigError, match="takes padding for text"):
+        lm.model.generate(padded, attention_mask=mask, max_new_tokens=3, custom_generate=custom_generate())
+    assert min(map(len, ids)) == 1  # of which it would make more of the last text
+    alone = generate(lm, ids, max_new_tokens=5, engine="transformers(batch_size=1)")
+    for row, found in zip(ids, alone, strict=True):
+        one = torch.tensor([row])
+        for way in ({"do_sample": False}, {"custom_generate": custom_generate()}):
+            theirs = lm.model.generate(
+                one, attention_mask=torch.ones_like(one), max_new_tokens=5, use_cache=False, **way
+            )
+            assert tuple(theirs[0, len(row) :].tolist()) == found.token_ids
+
+
+def test_a_decoder_that_reads_several_tokens_at_once_wrongly_needs_its_cache():
+    sizes = {"hidden_size": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "decoder_start_token_id": 1}
+    layers = {"num_encoder_layers": 2, "num_decoder_layers": 2}
+    heads = {"num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4}
+    config = transformers.ProphetNetConfig(
+        max_position_embeddings=64, **sizes, **layers, **heads, **{**SIZES, "pad_token_id": 0}
+    )
+    model = spread(transformers.ProphetNetForConditionalGeneration(config), 0.3)
+    lm = LM(model=model, tokenizer=tiny_tokenizer(), family="encoder-decoder")
+    for found, ids in zip(generate(lm, PROMPTS, max_new_tokens=8), prompt_ids(lm, PROMPTS), strict=True):
+        theirs = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0, 1:]
+        assert tuple(theirs.tolist()) == found.token_ids
+    with pytest.raises(ConfigError, match="leave kv_cache=False out"):
+        generate(lm, PROMPTS, engine="transformers(kv_cache=false)")
+    with pytest.raises(ConfigError, match="use the decoder 'stepwise'"):
+        generate(lm, PROMPTS, decoder="speculative")
 
 
 def test_a_model_that_predicts_at_mapped_places_is_refused():

@@ -361,3 +361,21 @@ def test_the_order_of_vllm_makes_a_difference():
             after = link.build().apply(after, rows)
         counts[name] = len(kept(after[0]))
     assert counts == {"hf": 3, "vllm": 2}
+
+
+@pytest.mark.parametrize("preset", [presets.vllm, presets.llamacpp])
+def test_a_temperature_of_0_is_greedy_behind_the_penalties(preset):
+    logits = torch.tensor([[0.0, 3.0, 2.9, 1.0]]).expand(64, -1)
+    zeros = torch.zeros(64, dtype=torch.int64)
+    one = torch.ones_like(zeros)
+    rows = Rows(
+        seed=torch.arange(64),
+        stream=zeros,
+        position=one,
+        history=one[:, None],
+        history_lengths=one,
+        prompt_lengths=zeros,
+    )
+    assert set(preset(temperature=0.0).build().sample(logits, rows).token.tolist()) == {1}
+    penalised = preset(temperature=0.0, presence_penalty=1.0, top_p=0.5).build()
+    assert set(penalised.sample(logits, rows).token.tolist()) == {2}

@@ -5,7 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 
+from tunesmith.generation import component
+from tunesmith.kinds.sampler import Rows
+from tunesmith_plugins.samplers import repeats
 from tunesmith_plugins.samplers.repeats import banned, matches
 
 
@@ -50,3 +54,24 @@ def test_an_ngram_is_banned_where_the_history_has_it(seed: int) -> None:
         places = range(len(history) - size + 1) if size >= 1 else []
         expected = {history[i + size - 1] for i in places if history[i : i + size - 1] == start}
         assert banned(history, size) == expected
+
+
+@pytest.mark.parametrize("name", ["no_repeat_ngram(size=2)", "dry(allowed_length=1)"])
+@pytest.mark.parametrize("way", ["apply", "lower"])
+def test_rows_of_one_history_share_one_walk(monkeypatch, name, way):
+    histories = torch.tensor([[1, 2, 3, 1, 2], [2, 2, 1, 2, 9]]).repeat_interleave(4, dim=0)
+    lengths = torch.tensor([5, 5, 4, 4, 5, 5, 4, 4])
+    zeros = torch.zeros(8, dtype=torch.int64)
+    rows = Rows(
+        seed=zeros, stream=zeros, position=zeros, history=histories, history_lengths=lengths, prompt_lengths=zeros
+    )
+    walked = []
+    walk = repeats.repetitions
+    monkeypatch.setattr(repeats, "repetitions", lambda ids: walked.append(tuple(ids)) or walk(ids))
+    link, logits = component(name, "sampler"), torch.arange(5.0).expand(8, -1)
+    found = link.apply(logits, rows) if way == "apply" else link.lower(rows).ids
+    assert len(walked) == len(set(walked)) == 4
+    for row in range(8):
+        one = rows.select(torch.tensor([row]))
+        alone = link.apply(logits[:1], one) if way == "apply" else link.lower(one).ids
+        assert {*found[row].tolist()} - {-1} == {*alone[0].tolist()} - {-1}

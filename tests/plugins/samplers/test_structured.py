@@ -11,6 +11,7 @@ pytest.importorskip("llguidance", reason="the extra 'structured' is not installe
 
 from tunesmith.errors import ConfigError, NumericError, PluginLoadError
 from tunesmith.generation import component, generate, prompt_ids
+from tunesmith.hf_generate import custom_generate
 from tunesmith.kinds.decoder import Limits, Request
 from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_OK, Rows
 from tunesmith.lm import LM
@@ -236,6 +237,17 @@ def test_a_tokenizer_may_be_named(lm, tmp_path):
     byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
     named = Structured(regex=DATE, tokenizer=str(tmp_path / "tokenizer"))
     assert [c.token_ids for c in written(lm, named, 3)] == [c.token_ids for c in written(lm, Structured(regex=DATE), 3)]
+
+
+def test_custom_generate_is_given_the_tokenizer(lm):
+    sampler = Structured(regex=DATE)
+    for prompt in prompt_ids(lm, ["dog", "no fish"]):
+        (ours,) = generate(lm, [prompt], sampler=sampler, seeds=[5], max_new_tokens=12)
+        draw = custom_generate(sampler, seed=[5], tokenizer=lm.tokenizer)
+        ids = torch.tensor([prompt])
+        found = lm.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, custom_generate=draw)
+        new = found[0, len(prompt) if lm.family == "decoder" else 1 :]
+        assert tuple(new.tolist()) == ours.token_ids
 
 
 @pytest.mark.realdata
