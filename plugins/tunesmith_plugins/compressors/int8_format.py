@@ -295,15 +295,15 @@ class Int8Quantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: nn.Module, **unused: object) -> nn.Module:
         for name, module in model.named_modules():
-            if isinstance(module, Int8Weight):
+            if isinstance(module, Int8Weight) and not module.weight.is_meta:  # there are no numbers on "meta"
                 check_numbers(name, module)
             if isinstance(module, Int8Embedding):
                 module.dtype = model.dtype  # type: ignore[assignment]
             if isinstance(module, (Int8Linear, Int8TiedLinear)) and module.bias is not None:
                 module.bias.requires_grad_(False)
-        if self._compares is not None:
+        if self._compares is not None and model.device.type != "meta":
             self._compares()
-            self._compares = None
+        self._compares = None
         if self.quantization_config.experts:
             saved_as_named(model)
         integers = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Int8Weight)}
