@@ -51,7 +51,7 @@ VERSION = 3
 """The newest. Version 0, of tunesmith 0.1, had the names of dynamic layers and nothing else; version 2 added held weights,
 version 3 experts. A model is written as the lowest that has all that it needs."""
 NO_FLOAT16 = (
-    "int8 layers run in float32 or bfloat16: this float16 model becomes float32; the integers are the same, and "
+    "int8 layers run in float32 or bfloat16: this %s model becomes float32; the integers are the same, and "
     "dtype=torch.bfloat16 takes half the memory for what stays float."
 )
 
@@ -222,10 +222,10 @@ class Int8Quantizer(HfQuantizer):
         self.__dict__.update(state | {"_model": None if model is None else weakref.ref(model)})
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Return the type that the model runs in: float32 in place of float16, in which integer layers do not multiply."""
-        if dtype != torch.float16:
+        """Return the type that the model runs in: float32 in place of float16 and float64, in which integer layers do not multiply."""
+        if dtype not in (torch.float16, torch.float64):
             return dtype
-        log.warning(NO_FLOAT16)
+        log.warning(NO_FLOAT16, str(dtype).removeprefix("torch."))
         return torch.float32
 
     def _process_model_before_weight_loading(
@@ -453,9 +453,11 @@ def saved_as_named(model: Any) -> None:
 
 
 def without_float16(model: Any) -> None:
-    """Make what is float16 in ``model`` float32, in place."""
-    if any(tensor.dtype == torch.float16 for tensor in (*model.parameters(), *model.buffers())):
-        log.warning(NO_FLOAT16)
+    """Make a model of float16 or float64 float32, in place."""
+    types = {tensor.dtype for tensor in (*model.parameters(), *model.buffers())}
+    wrong = next((dtype for dtype in (torch.float16, torch.float64) if dtype in types), None)
+    if wrong is not None:
+        log.warning(NO_FLOAT16, str(wrong).removeprefix("torch."))
         model.float()
         model.config.dtype = torch.float32
 

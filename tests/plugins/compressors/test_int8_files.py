@@ -183,6 +183,19 @@ def test_a_float16_model_becomes_one_that_runs_and_says_so(make, tmp_path, kind,
     assert torch.equal(logits(evolve(small, model=again)), logits(expected))
 
 
+def test_a_float64_model_becomes_float32_too(make, tmp_path, caplog):
+    lm = make("llama")
+    lm.model.double().save_pretrained(tmp_path / "float")
+    small, _ = Int8(measure_rows=0, rounding="nearest").build().compress(lm, runtime=RUNTIME)
+    assert "this float64 model becomes float32" in caplog.text
+    small.save(tmp_path / "int8")
+    read = type(lm.model).from_pretrained(tmp_path / "int8", dtype=torch.float64)
+    quick = Int8QuantizationConfig.on_load(Int8())
+    made = type(lm.model).from_pretrained(tmp_path / "float", quantization_config=quick)
+    for model in (read, made):
+        assert torch.equal(logits(evolve(small, model=model)), logits(small))
+
+
 def test_calibration_of_a_float16_model_is_that_of_float32(make):
     data = [Example(id="0", prompt="a b c d e", targets=("f g h",))]
     lm = make("t5")
