@@ -62,7 +62,7 @@ def compress(
     """
     built = _built(compressor)
     if save is not None:
-        check_place(Path(save))  # said before the work, which would be lost
+        check_place(Path(save), WHERE)  # said before the work, which would be lost
     lm = _handle(model, tokenizer, runtime)
     runtime = runtime or Runtime(device=str(lm.device))
     larger = None if teacher is None else _handle(teacher, tokenizer or lm.tokenizer, runtime)

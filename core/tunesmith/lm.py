@@ -6,6 +6,7 @@ annotations elsewhere can name :class:`LM` for nothing.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -306,24 +307,31 @@ def load(
         )
     new_head = _set_labels(config, labels)
     placed = {"device_map": device_map} if device_map else {}
+    made: Any = _auto_class(family, head or _head_of(config))
     saved = _class_with_another_head(config) if as_saved and head is None and labels is None else None
     try:
         with _no_bars(), _no_load_report(new_head or saved is not None):
-            model, info = _auto_class(family, head or _head_of(config)).from_pretrained(
+            if saved is not None:
+                # without data: which weights are missing is known before one is read
+                empty = made.from_pretrained(
+                    source,
+                    config=copy.deepcopy(config),
+                    use_safetensors=True,
+                    device_map="meta",
+                    output_loading_info=True,
+                    **options,
+                )
+                made = saved if empty[1]["missing_keys"] else made
+            model = made.from_pretrained(
                 source,
                 config=config,
                 dtype=runtime.torch_dtype,
                 use_safetensors=True,
                 ignore_mismatched_sizes=new_head,
-                output_loading_info=True,
                 **placed,
                 **options,
             )
-        if saved is not None and info["missing_keys"]:
-            with _no_bars():
-                model = saved.from_pretrained(
-                    source, config=config, dtype=runtime.torch_dtype, use_safetensors=True, **placed, **options
-                )
+        if made is saved:
             family = family_of_model(model)
     except (OSError, SafetensorError) as cause:
         raise ArtifactError(f"the weights of {str(source)!r} cannot be read: {cause}") from cause

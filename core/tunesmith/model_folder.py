@@ -34,8 +34,12 @@ _ADAPTER = "adapter_config.json"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|generation_config\.json")
 
 
-def check_place(folder: Path) -> None:
+def check_place(folder: Path, where: str) -> None:
     """Check that a model can be saved to ``folder``, which need not be there yet.
+
+    Args:
+        folder: The place.
+        where: Who is going to save it, at the head of messages.
 
     Raises:
         ConfigError: If it is a file or lies under one, may not be written to, or holds an adapter of peft's, which
@@ -43,15 +47,16 @@ def check_place(folder: Path) -> None:
     """
     place = next((at for at in (folder, *folder.parents) if at.exists()), Path())
     if not place.is_dir():
-        raise ConfigError([f"{place} is a file, and the model is saved to a folder; give another name @ save"])
+        raise ConfigError([f"{place} is a file, and the model is saved to a folder; give another name @ save"], where)
     if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError([f"{place} may not be written to; give another folder @ save"])
+        raise ConfigError([f"{place} may not be written to; give another folder @ save"], where)
     if (folder / _ADAPTER).is_file():
         raise ConfigError(
             [
                 f"{folder} holds an adapter ({_ADAPTER}), which from_pretrained would put on the model that is saved there; "
                 "give another folder, or take the adapter out of this one @ save"
-            ]
+            ],
+            where,
         )
 
 
@@ -69,7 +74,7 @@ def replaced(folder: Path, tokenizer: bool) -> Iterator[Path]:
     Raises:
         ConfigError: As :func:`check_place`.
     """
-    check_place(folder)
+    check_place(folder, "LM.save")
     folder.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:

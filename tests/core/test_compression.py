@@ -9,7 +9,8 @@ import peft
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, T5Config, T5EncoderModel
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, T5Config, T5EncoderModel, core_model_loading
 
 import tunesmith as ts
 import tunesmith.hf
@@ -156,7 +157,7 @@ def test_the_command_saves_what_the_call_returns(tmp_path, capsys):
 def test_a_file_in_the_place_of_the_folder_is_refused_before_the_work(tmp_path):
     (tmp_path / "taken").write_text("")
     model = gpt2()
-    with pytest.raises(ConfigError, match="taken is a file.*another name @ save"):
+    with pytest.raises(ConfigError, match=r"^compress: 1 problem\n.*taken is a file.*another name @ save"):
         ts.compress(model, save=tmp_path / "taken")
     with pytest.raises(ConfigError, match="taken is a file.*another name @ save"):
         ts.compress(model, save=tmp_path / "taken" / "in" / "it")
@@ -178,6 +179,29 @@ def test_a_folder_with_another_head_keeps_it(tmp_path, kind):
     assert (found - exact).norm() < 0.05 * exact.norm()
     assert main(["compress", str(tmp_path / "m"), "wanda", "--output", str(tmp_path / "b"), *_texts(tmp_path)]) == 0
     assert transformers.AutoConfig.from_pretrained(tmp_path / "b").architectures == [kind]
+
+
+@pytest.mark.parametrize("kind", ["BertForTokenClassification", "LlamaModel", "T5Model", "BertForMaskedLM"])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_weights_are_read_once_whatever_the_head(tmp_path, monkeypatch, kind, quantized):
+    """A T5 body has all that T5ForConditionalGeneration needs: the head is tied. Others keep the class that was saved."""
+    config = tiny_lm({"L": "decoder", "T": "encoder-decoder"}.get(kind[0], "encoder")).model.config
+    model = getattr(transformers, kind)(config).eval()
+    ts.compress(model, save=tmp_path) if quantized else model.save_pretrained(tmp_path)
+    read = []
+    copied = core_model_loading._materialize_copy
+
+    def counted(tensor, device=None, dtype=None):
+        found = copied(tensor, device, dtype)
+        read.extend([found.shape] if found.device.type != "meta" else [])
+        return found
+
+    monkeypatch.setattr(core_model_loading, "_materialize_copy", counted)
+    loaded = ts.lm.load(tmp_path, as_saved=True)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert len(read) == len(file.keys())
+    assert type(loaded.model).__name__ == ("T5ForConditionalGeneration" if kind == "T5Model" else kind)
+    assert not any(tensor.is_meta for tensor in loaded.model.state_dict().values())
 
 
 def test_a_model_with_an_adapter_of_peft_in_it_is_not_taken_for_a_plain_one(tmp_path):
@@ -219,7 +243,7 @@ def test_a_folder_with_an_adapter_is_refused_before_the_work_and_one_with_a_mode
     model.save_pretrained(tmp_path / "lora")
     assert (tmp_path / "lora/adapter_config.json").is_file()
     model = gpt2()
-    with pytest.raises(ConfigError, match="lora holds an adapter"):
+    with pytest.raises(ConfigError, match=r"^compress: 1 problem\n.*lora holds an adapter"):
         ts.compress(model, save=tmp_path / "lora")
     assert not getattr(model, "is_quantized", False)
     gpt2().save_pretrained(tmp_path / "float", max_shard_size="10KB")

@@ -5,6 +5,8 @@ Imported at run time only.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -38,6 +40,7 @@ class Evaluation:
         truncated: What was cut at the model's limit, to the number of examples it was cut of.
         seed: Seed of generation and resampling.
         confidence: Level of the intervals.
+        vocabulary: What stands for the tokens that the model reads texts in: the same for equal vocabularies.
     """
 
     metrics: dict[str, Metric]
@@ -48,12 +51,13 @@ class Evaluation:
     truncated: dict[str, int] = field(factory=dict)
     seed: int = 0
     confidence: float = 0.95
+    vocabulary: str = ""
 
     def compare(self, versus: Evaluation | Mapping[str, Table]) -> dict[str, Comparison]:
         """Return paired comparisons of this with another evaluation on the same examples, Holm-adjusted as one family.
 
         Raises:
-            DataError: If examples or signatures differ.
+            DataError: If examples or signatures differ, or vocabularies whose tokens a metric counts.
             ConfigError: If they share no metric.
         """
         others = versus.tables if isinstance(versus, Evaluation) else versus
@@ -114,7 +118,10 @@ def evaluate(
     built = build(metrics, runtime)
     needs = frozenset[str]().union(*(m.needs for m in built.values()))
     columns = collect(lm, examples, needs, generation or Greedily(), runtime, seed)
-    tables, results = measure(built, columns.batch, confidence=confidence, seed=seed, resamples=resamples)
+    vocabulary = vocabulary_of(lm.tokenizer)
+    tables, results = measure(
+        built, columns.batch, confidence=confidence, seed=seed, resamples=resamples, vocabulary=vocabulary
+    )
     return Evaluation(
         metrics=built,
         tables=tables,
@@ -124,7 +131,14 @@ def evaluate(
         truncated={**columns.truncated, **_cut(built)},
         seed=seed,
         confidence=confidence,
+        vocabulary=vocabulary,
     )
+
+
+def vocabulary_of(tokenizer: Any) -> str:
+    """Return what stands for a tokenizer's vocabulary: a part of the SHA-256 of its tokens and their ids."""
+    text = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def evaluate_texts(
@@ -204,12 +218,18 @@ def build(metrics: Sequence[MetricConfig], runtime: Runtime) -> dict[str, Metric
 
 
 def measure(
-    metrics: Mapping[str, Metric], batch: Batch, *, confidence: float, seed: int, resamples: int = RESAMPLES
+    metrics: Mapping[str, Metric],
+    batch: Batch,
+    *,
+    confidence: float,
+    seed: int,
+    resamples: int = RESAMPLES,
+    vocabulary: str = "",
 ) -> tuple[dict[str, Table], dict[str, Result]]:
-    """Return the rows and the scores of a batch by every metric."""
+    """Return the rows and the scores of a batch by every metric; ``vocabulary`` as of :class:`Evaluation`."""
     tables: dict[str, Table] = {}
     results: dict[str, Any] = {}
     for name, metric in metrics.items():
-        tables[name] = statistics.make(metric, batch)
+        tables[name] = statistics.make(metric, batch, vocabulary)
         results[name] = statistics.compute(tables[name], metric, confidence=confidence, seed=seed, resamples=resamples)
     return tables, results

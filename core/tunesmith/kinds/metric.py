@@ -56,6 +56,8 @@ class Metric(Component[Any]):
         shares: Those of the scores that are shares of examples, each counted as 0 or 1: they get an interval made for shares.
         higher_is_better: Direction of the main score, for reports.
         words: What verdicts call a better and a worse system by this metric.
+        counts_tokens: Whether scores are of a token of the model's own vocabulary, so that only models with one vocabulary
+            compare.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"prediction", "references"})
@@ -63,6 +65,7 @@ class Metric(Component[Any]):
     shares: ClassVar[frozenset[str]] = frozenset()
     higher_is_better: ClassVar[bool] = True
     words: ClassVar[tuple[str, str]] = ("better", "worse")
+    counts_tokens: ClassVar[bool] = False
 
     @property
     def truncated(self) -> Mapping[str, int]:

@@ -133,7 +133,7 @@ def compare(
         permutations: Most permutations; at most 1000 where the metric is not additive.
 
     Raises:
-        DataError: If signatures, ids or groups differ; the message names the first difference.
+        DataError: If signatures, vocabularies, ids or groups differ; the message names the first difference.
     """
     check_metric(table, metric)
     _check_pair(table, versus)
@@ -167,6 +167,11 @@ def _check_pair(table: Table, versus: Table) -> None:
         raise DataError(
             f"scores of different metrics cannot be compared: {table.signature} and {versus.signature}. "
             "Evaluate both with the same metric."
+        )
+    if table.vocabulary != versus.vocabulary:
+        raise DataError(
+            f"{table.signature}: the two models have different vocabularies, so a text has other tokens for each of them, and "
+            "scores of a token cannot be compared. Take one that counts none, such as perplexity(per='byte')."
         )
     if table.ids != versus.ids:
         only = sorted(set(table.ids) ^ set(versus.ids))

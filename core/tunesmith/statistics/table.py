@@ -27,6 +27,7 @@ class Table:
         columns: Names of the columns.
         metric: ``tunesmith.spec.dump`` of the metric's config.
         signature: The metric's signature.
+        vocabulary: What stands for the vocabulary whose tokens the metric counts; ``""`` if it counts none.
     """
 
     ids: tuple[str, ...]
@@ -35,6 +36,7 @@ class Table:
     columns: tuple[str, ...]
     metric: Mapping[str, Any]
     signature: str
+    vocabulary: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -42,8 +44,8 @@ class Table:
     def equals(self, other: Table) -> bool:
         """Return whether all of it is equal, the values bit for bit."""
         return (
-            (self.ids, self.groups, self.columns, self.signature)
-            == (other.ids, other.groups, other.columns, other.signature)
+            (self.ids, self.groups, self.columns, self.signature, self.vocabulary)
+            == (other.ids, other.groups, other.columns, other.signature, other.vocabulary)
             and dict(self.metric) == dict(other.metric)
             and self.values.tobytes() == other.values.tobytes()
         )
@@ -55,9 +57,9 @@ class Table:
         return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
-def make(metric: Metric, batch: Batch) -> Table:
+def make(metric: Metric, batch: Batch, vocabulary: str = "") -> Table:
     """Return the rows that ``metric`` gives for a batch of columns, ``"id"`` and, if there is one, ``"group"`` among
-    them.
+    them. ``vocabulary`` is that of the model, which metrics that count tokens keep.
 
     Raises:
         DataError: If a column that the metric needs is missing, columns differ in length, or an id is there twice.
@@ -85,7 +87,8 @@ def make(metric: Metric, batch: Batch) -> Table:
     if bad.size:
         raise NumericError(f"{name}: the row of example {ids[bad[0]]!r} is not finite: {values[bad[0]].tolist()}.")
     groups = [str(g) for g in batch["group"]] if "group" in batch else [""] * len(ids)
-    return _ordered(ids, values, groups, metric.columns, dump(metric.config), metric.signature)
+    counted = vocabulary if metric.counts_tokens else ""
+    return _ordered(ids, values, groups, metric.columns, dump(metric.config), metric.signature, counted)
 
 
 def _ordered(
@@ -95,6 +98,7 @@ def _ordered(
     columns: Sequence[str],
     metric: Mapping[str, Any],
     signature: str,
+    vocabulary: str,
 ) -> Table:
     """Sort by id. An id that is there twice must have the same row and group both times."""
     order = sorted(range(len(ids)), key=lambda i: ids[i])
@@ -118,6 +122,7 @@ def _ordered(
         columns=tuple(columns),
         metric=dict(metric),
         signature=signature,
+        vocabulary=vocabulary,
     )
 
 
@@ -125,7 +130,7 @@ def merge(tables: Sequence[Table]) -> Table:
     """Return the union by id. Tables of shards, in any order, give the table of one pass bit for bit.
 
     Raises:
-        DataError: If there is no table, signatures or columns differ, or an id has unequal rows.
+        DataError: If there is no table, signatures, columns or vocabularies differ, or an id has unequal rows.
     """
     if not tables:
         raise DataError("there is no table to merge.")
@@ -133,6 +138,8 @@ def merge(tables: Sequence[Table]) -> Table:
     for other in tables[1:]:
         if (other.signature, other.columns) != (first.signature, first.columns):
             raise DataError(f"tables of different metrics cannot be merged: {first.signature} and {other.signature}.")
+        if other.vocabulary != first.vocabulary:
+            raise DataError(f"{first.signature}: rows that count tokens of different vocabularies cannot be merged.")
     return _ordered(
         [i for t in tables for i in t.ids],
         np.concatenate([t.values for t in tables]),
@@ -140,6 +147,7 @@ def merge(tables: Sequence[Table]) -> Table:
         first.columns,
         first.metric,
         first.signature,
+        first.vocabulary,
     )
 
 
@@ -153,6 +161,7 @@ def save(table: Table, path: Path) -> None:
         "metric": dict(table.metric),
         "signature": table.signature,
         "rows": len(table),
+        **({"vocabulary": table.vocabulary} if table.vocabulary else {}),
     }
     lines = [json.dumps(head, ensure_ascii=False, sort_keys=True)]
     for key, group, row in zip(table.ids, table.groups, table.values, strict=True):
@@ -173,6 +182,7 @@ def load(path: Path) -> Table:
         groups = [r.get("group", "") for r in records]
         if len(records) != head["rows"]:
             raise ValueError(f"{len(records)} of {head['rows']} rows are left")
-        return _ordered([r["id"] for r in records], values, groups, head["columns"], head["metric"], head["signature"])
+        names = head["columns"], head["metric"], head["signature"], head.get("vocabulary", "")
+        return _ordered([r["id"] for r in records], values, groups, *names)
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise ArtifactError(f"{path} is no whole table of a metric ({cause}); evaluate again.") from cause

@@ -50,12 +50,23 @@ def divergence(log_p: torch.Tensor, log_q: torch.Tensor, kind: str, beta: float 
 
     Jensen-Shannon is that of Agarwal et al. (2024), equation 1: divided by ``beta`` it goes to the forward KL as beta goes to 0,
     divided by ``1 - beta`` to the reverse KL as beta goes to 1.
+
+    A log-probability may be ``-inf``, as where tokens are masked: ``0 log 0`` is 0, and its gradient 0. The forward KL is ``inf``
+    where the student has no probability and the teacher has some, the reverse KL where it is the other way round;
+    Jensen-Shannon is finite.
     """
     if kind == "forward_kl":
-        return (log_p.exp() * (log_p - log_q)).sum(-1)
+        return _kl(log_p, log_q)
     if kind == "reverse_kl":
-        return (log_q.exp() * (log_q - log_p)).sum(-1)
+        return _kl(log_q, log_p)
     share = torch.tensor(beta, dtype=log_p.dtype, device=log_p.device)
-    log_m = torch.logaddexp(log_p + share.log(), log_q + (1 - share).log())
-    to_teacher, to_student = (log_p.exp() * (log_p - log_m)).sum(-1), (log_q.exp() * (log_q - log_m)).sum(-1)
-    return beta * to_teacher + (1 - beta) * to_student
+    # logaddexp has no gradient where neither has any probability
+    neither = log_p.isneginf() & log_q.isneginf()
+    theirs, mine = log_p.masked_fill(neither, 0), log_q.masked_fill(neither, 0)
+    log_m = torch.logaddexp(theirs + share.log(), mine + (1 - share).log())
+    return beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
+
+
+def _kl(log_a: torch.Tensor, log_b: torch.Tensor) -> torch.Tensor:
+    """Return ``sum a (log a - log b)`` over the last dimension, with ``0 log 0 = 0``."""
+    return (log_a.exp() * (log_a - log_b).masked_fill(log_a.isneginf(), 0)).sum(-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -41,7 +42,7 @@ from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, build, che
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
 from tunesmith_plugins.compressors.int8_weight import Int8Weight, quantize, row_blocks
 from tunesmith_plugins.compressors.layers import let_go_of_files
-from tunesmith_plugins.compressors.mapped_pages import let_go_of_pages
+from tunesmith_plugins.compressors.mapped_pages import MappedPages
 
 log = logging.getLogger("tunesmith.compressors")
 
@@ -50,7 +51,7 @@ VERSION = 3
 """The newest. Version 0, of tunesmith 0.1, had the names of dynamic layers and nothing else; version 2 added held weights,
 version 3 experts. A model is written as the lowest that has all that it needs."""
 NO_FLOAT16 = (
-    "int8 layers run in float32 or bfloat16: this float16 model becomes float32; the integers are the same, and "
+    "int8 layers run in float32 or bfloat16: this %s model becomes float32; the integers are the same, and "
     "dtype=torch.bfloat16 takes half the memory for what stays float."
 )
 
@@ -202,6 +203,7 @@ class Int8Quantizer(HfQuantizer):
             )
         self._quantizes: dict[str, bool] = {}
         self._splits: dict[str, str] = {}
+        self._pages = MappedPages(())
         self._compares: Callable[[], None] | None = None
         self._model: weakref.ref[nn.Module] | None = None
         self._trained: frozenset[str] = frozenset()
@@ -220,10 +222,10 @@ class Int8Quantizer(HfQuantizer):
         self.__dict__.update(state | {"_model": None if model is None else weakref.ref(model)})
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Return the type that the model runs in: float32 in place of float16, in which integer layers do not multiply."""
-        if dtype != torch.float16:
+        """Return the type that the model runs in: float32 in place of float16 and float64, in which integer layers do not multiply."""
+        if dtype not in (torch.float16, torch.float64):
             return dtype
-        log.warning(NO_FLOAT16)
+        log.warning(NO_FLOAT16, str(dtype).removeprefix("torch."))
         return torch.float32
 
     def _process_model_before_weight_loading(
@@ -244,6 +246,7 @@ class Int8Quantizer(HfQuantizer):
             layout = with_heads(layout, model, tensors_in(files, model))
         else:
             assert config._compressor is not None
+            self._pages = MappedPages(checkpoint_files or ())
             for target in _different(model, checkpoint_files or ()):
                 model.all_tied_weights_keys.pop(target)
             layout = layout_of(model, config._compressor)
@@ -278,10 +281,18 @@ class Int8Quantizer(HfQuantizer):
 
     def update_weight_conversions(self, weight_conversions: list[Any], *rest: Any) -> list[Any]:
         """Return what is done to the tensors of a file before they reach the model: nothing where its experts were saved one
-        by one, under the names that they have here."""
+        by one, under the names that they have here; pages of the file are let go of between two steps."""
         if self.pre_quantized and self.quantization_config.experts:
             return [each for each in weight_conversions if not isinstance(each, WeightConverter)]
-        return weight_conversions
+        if self.pre_quantized:
+            return weight_conversions
+        found = []
+        for each in weight_conversions:
+            if isinstance(each, WeightConverter):
+                each = deepcopy(each)
+                each.operations = [step for own in each.operations for step in (_LetGo(self._pages), own)]
+            found.append(each)
+        return found
 
     def param_needs_quantization(self, model: Any, param_name: str, **unused: object) -> bool:
         """Say whether a tensor of a float model becomes int8 as it is read."""
@@ -291,19 +302,19 @@ class Int8Quantizer(HfQuantizer):
 
     def get_quantize_ops(self) -> ConversionOps:
         """Return what makes it int8."""
-        return _Quantize(self._quantizes, self._splits)
+        return _Quantize(self._quantizes, self._splits, self._pages)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **unused: object) -> nn.Module:
         for name, module in model.named_modules():
-            if isinstance(module, Int8Weight):
+            if isinstance(module, Int8Weight) and not module.weight.is_meta:  # there are no numbers on "meta"
                 check_numbers(name, module)
             if isinstance(module, Int8Embedding):
                 module.dtype = model.dtype  # type: ignore[assignment]
             if isinstance(module, (Int8Linear, Int8TiedLinear)) and module.bias is not None:
                 module.bias.requires_grad_(False)
-        if self._compares is not None:
+        if self._compares is not None and not next(model.parameters()).is_meta:
             self._compares()
-            self._compares = None
+        self._compares = None
         if self.quantization_config.experts:
             saved_as_named(model)
         integers = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Int8Weight)}
@@ -349,16 +360,39 @@ def _trains(model: nn.Module) -> frozenset[str]:
     return frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
+class _LetGo(ConversionOps):
+    """Nothing to the tensors; what has been read of their files leaves the memory.
+
+    Args:
+        pages: Of the files; None: of none.
+    """
+
+    def __init__(self, pages: MappedPages | None) -> None:
+        self.pages = pages
+
+    def convert(self, input_dict: dict[str, Any], **unused: object) -> dict[str, Any]:
+        """Return what is given."""
+        if self.pages is not None:
+            self.pages.let_go()
+        return input_dict
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """Nothing at all: when the model is saved, its files are long closed."""
+        return _LetGo(None)
+
+
 class _Quantize(ConversionOps):
     """A float weight, as it comes from a file, to integers and scales.
 
     Args:
         transposed: Names of layers to whether their weights are (inputs, outputs).
         experts: Names of tensors that hold all experts of a module, to the module's.
+        pages: Of the files.
     """
 
-    def __init__(self, transposed: Mapping[str, bool], experts: Mapping[str, str]) -> None:
-        self.transposed, self.experts = transposed, experts
+    def __init__(self, transposed: Mapping[str, bool], experts: Mapping[str, str], pages: MappedPages) -> None:
+        self.transposed, self.experts, self.pages = transposed, experts, pages
 
     def convert(
         self,
@@ -381,7 +415,7 @@ class _Quantize(ConversionOps):
                     missing_keys.discard(name)
             else:
                 made |= self._made(model, name, weight)
-            let_go_of_pages(weight)
+        self.pages.let_go()
         return made
 
     def _made(self, model: Any, name: str, weight: Tensor) -> dict[str, Tensor]:
@@ -419,9 +453,11 @@ def saved_as_named(model: Any) -> None:
 
 
 def without_float16(model: Any) -> None:
-    """Make what is float16 in ``model`` float32, in place."""
-    if any(tensor.dtype == torch.float16 for tensor in (*model.parameters(), *model.buffers())):
-        log.warning(NO_FLOAT16)
+    """Make a model of float16 or float64 float32, in place."""
+    types = {tensor.dtype for tensor in (*model.parameters(), *model.buffers())}
+    wrong = next((dtype for dtype in (torch.float16, torch.float64) if dtype in types), None)
+    if wrong is not None:
+        log.warning(NO_FLOAT16, str(wrong).removeprefix("torch."))
         model.float()
         model.config.dtype = torch.float32
 

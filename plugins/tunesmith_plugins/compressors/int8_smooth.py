@@ -85,16 +85,25 @@ def smooth(
         layers: Names of the layers that will be quantized with their activations.
         largest: ``max|X_j|`` by layer.
         alpha: See :func:`factors`.
-        explicit: Also layers for which nothing can be folded.
+        explicit: Also layers for which nothing can be folded. Layers that share a weight stay as they are.
 
     Returns:
         What inputs of layers still have to be multiplied by, and what those of folded layers have been multiplied by.
     """
     vectors: dict[str, Tensor] = {}
     folded: dict[str, Tensor] = {}
-    wanted = [name for name in layers if name in largest]
+    places: dict[int, int] = {}
+    for _, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, (nn.Linear, Conv1D)):
+            places[id(module.weight)] = places.get(id(module.weight), 0) + 1
+
+    def alone(name: str) -> bool:
+        """Whether a layer's weight is that of no other place, whose inputs would have to be divided by the same."""
+        return places.get(id(model.get_submodule(name).weight), 0) < 2
+
+    wanted = [name for name in layers if name in largest and alone(name)]
     for norm_name, fed in foldable(model):
-        if not any(name in wanted for name in fed) or not all(name in largest for name in fed):
+        if not any(name in wanted for name in fed) or not all(name in largest and alone(name) for name in fed):
             continue
         fed_layers = [model.get_submodule(name) for name in fed]
         scale = factors(largest[fed[0]], [_weight(layer) for layer in fed_layers], alpha)

@@ -1,37 +1,47 @@
-"""Giving memory back that a mapped file takes while its tensors are read."""
+"""Giving memory back that mapped files take while a model is read."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from torch import Tensor
+Span = tuple[int, int]
+"""The first address, and the one behind the last."""
 
 
-def let_go_of_pages(tensor: Tensor) -> None:
-    """Tell the system that the part of a file in which ``tensor`` lies is not needed for now.
+class MappedPages:
+    """What of a model's files is in memory through mappings that are made from now on.
 
     A file that is read through a mapping stays in the process's memory, page by page, until it is closed, and transformers
-    closes the files of a model when all of it has been loaded. The tensor keeps its values: who reads it again reads the
-    file again; for tensors that nobody has written to. Does nothing where the tensor is not in a mapped file, and off Linux.
+    closes the files of a model when all of it has been loaded. Mappings that were there before belong to others, who may have
+    written to them, and are let alone. Does nothing off Linux.
+
+    Args:
+        files: Their paths.
     """
-    if sys.platform != "linux" or tensor.device.type != "cpu" or not tensor.numel():
-        return
-    storage = tensor.untyped_storage()
-    start = tensor.data_ptr() if tensor.is_contiguous() else storage.data_ptr()
-    end = start + (tensor.numel() * tensor.element_size() if tensor.is_contiguous() else storage.nbytes())
-    first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
-    if first < last and _in_file(first, last):
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
+    def __init__(self, files: Sequence[str]) -> None:
+        self._files = frozenset(os.path.realpath(file) for file in files)
+        self._others = tuple(self._mapped())
 
-def _in_file(first: int, last: int) -> bool:
-    """Whether addresses lie in one mapping of a file: memory of other kinds would lose what it holds."""
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
-        addresses, _, _, _, inode, *_ = line.split()  # see proc(5)
-        low, high = (int(part, 16) for part in addresses.split("-"))
-        if low <= first and last <= high:
-            return inode != "0"
-    return False
+    def let_go(self) -> None:
+        """Tell the system that none of it is needed for now: who reads it again reads the file again.
+
+        Tensors keep their values, unless somebody has written to them.
+        """
+        for low, high in self._mapped():
+            if not any(low < end and start < high for start, end in self._others):
+                ctypes.CDLL(None).madvise(ctypes.c_void_p(low), ctypes.c_size_t(high - low), mmap.MADV_DONTNEED)
+
+    def _mapped(self) -> Iterator[Span]:
+        if sys.platform != "linux" or not self._files:
+            return
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
+            addresses, *rest = line.split(maxsplit=5)  # see proc(5)
+            if len(rest) == 5 and rest[4] in self._files:
+                low, high = (int(part, 16) for part in addresses.split("-"))
+                yield low, high

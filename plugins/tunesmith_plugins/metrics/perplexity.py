@@ -23,6 +23,11 @@ class PerplexityMetric(Metric):
         """Losses; words and bytes are counted in the text itself."""
         return frozenset({"token_losses"}) if self.config.per == "token" else frozenset({"token_losses", "references"})
 
+    @property
+    def counts_tokens(self) -> bool:  # type: ignore[override]
+        """A text has other tokens in another vocabulary; words and bytes are the same in all."""
+        return bool(self.config.per == "token")
+
     def rows(self, batch: Batch) -> np.ndarray:
         """Add up each example's losses and count its units."""
         losses = batch["token_losses"]

@@ -211,16 +211,18 @@ def _curves(contents: Mapping[str, Content]) -> Iterator[Series]:
 
 
 def _against_size(numbers: Mapping[str, Mapping[str, Any]], measured: _Measured, size: str) -> Iterator[Scatter]:
-    points = []
-    title = ""
-    for key, found in numbers.items():
-        if found.get(size) and key in measured.evaluations:
-            metric, result = next(iter(measured.evaluations[key].results.items()))
-            title = score_name(metric, next(iter(result.scores)))
-            score = result.main
-            points.append(Point(label=key, x=float(found[size]), y=score.value, y_low=score.low, y_high=score.high))
-    if len(points) > 1:
-        yield Scatter(title=f"{title} against {size}", x_label=size, y_label=title, points=tuple(points))
+    if not measured.evaluations:
+        return
+    metric, result = next(iter(next(iter(measured.evaluations.values())).results.items()))
+    title = score_name(metric, next(iter(result.scores)))
+    for group in side_by_side.alike(measured.evaluations, metric):
+        points = []
+        for key, found in numbers.items():
+            if found.get(size) and key in group:
+                score = measured.evaluations[key].results[metric].main
+                points.append(Point(label=key, x=float(found[size]), y=score.value, y_low=score.low, y_high=score.high))
+        if len(points) > 1:
+            yield Scatter(title=f"{title} against {size}", x_label=size, y_label=title, points=tuple(points))
 
 
 def _model(context: StageContext, key: str, config: Any) -> Path | None:

@@ -69,9 +69,12 @@ class RecipeStage(CompareStage):
         name = score_name(metric, next(iter(result.scores)))
         better = next(iter(measured.evaluations.values())).metrics[metric].higher_is_better
         steps, dtype = self._steps(context, measured.evaluations)
-        own = _verdicts(steps, name, dtype)
+        groups = side_by_side.alike(measured.evaluations, metric)
+        one_vocabulary = len({evaluation.vocabulary for evaluation in measured.evaluations.values()}) == 1
+        compares = any({steps[0].name, steps[-1].name} <= set(group) for group in groups)
+        own = _verdicts(steps, name, dtype, compares=compares, one_vocabulary=one_vocabulary)
         # the paired ones are in the scores
-        _content(context, steps, name, better, own, dtype, self.config).write(context.artifact("report"))
+        _content(context, steps, name, better, own, dtype, self.config, groups).write(context.artifact("report"))
         numbers = [asdict(step) for step in steps]
         (context.artifact("report") / NUMBERS).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
         return {"steps": numbers, "dtype": dtype, "verdicts": [*own, *shown.verdicts]}
@@ -121,14 +124,30 @@ def frontier(points: Sequence[tuple[str, float, float]], *, less_x: bool, less_y
     )
 
 
-def _verdicts(steps: Sequence[Step], name: str, dtype: str) -> list[str]:
+def _verdicts(
+    steps: Sequence[Step], name: str, dtype: str, *, compares: bool = True, one_vocabulary: bool = True
+) -> list[str]:
+    """Return what all steps together did.
+
+    Args:
+        steps: From the start on.
+        name: Of the score.
+        dtype: What is not quantized counts as this.
+        compares: Whether the scores of the first and the last compare.
+        one_vocabulary: Whether all steps read the same tokens.
+    """
     first, last = steps[0], steps[-1]
     ratios = sorted(after / before for before, after in zip(first.rates, last.rates, strict=True))
+    quality = f"{name} went from {first.quality:.4g} to {last.quality:.4g}" if compares else f"{name} does not compare"
     found = [
         f"After all steps the weights take {last.weights / first.weights:.0%} of the bytes (what is not quantized in {dtype}), the "
         f"model gives {statistics.median(ratios):.2f} times the tokens a second ({ratios[0]:.2f} to {ratios[-1]:.2f} over the "
-        f"rounds), and {name} went from {first.quality:.4g} to {last.quality:.4g}."
+        f"rounds), and {quality}."
     ]
+    if not one_vocabulary:
+        found.append(
+            "A step changes the vocabulary: tokens before and after it are not of the same length, nor is a second's text."
+        )
     if last.peak and first.peak:
         found.append(f"A process that runs it peaks at {last.peak / 1e6:.0f} MB instead of {first.peak / 1e6:.0f} MB.")
     return found
@@ -142,6 +161,7 @@ def _content(
     verdicts: Sequence[str],
     dtype: str,
     config: Any,
+    groups: Sequence[Sequence[str]],
 ) -> Content:
     columns = ("after", "kB of weights", "kB of files", "peak MB", "of that the model", "tokens a second", name)
     rows = tuple(
@@ -162,23 +182,29 @@ def _content(
         "interval is from the slowest to the fastest round. Memory: the peak of a process that loads the model and does the same "
         "work; less what it had before it loaded it. Layers and further plots stand with each step."
     )
-    against = {"kB of weights": [s.weights / 1000 for s in steps], "tokens a second": [s.speed for s in steps]}
+    against = {
+        "kB of weights": {s.name: s.weights / 1000 for s in steps},
+        "tokens a second": {s.name: s.speed for s in steps},
+    }
     scatters = tuple(
         Scatter(
             title=f"{name} against {label}",
             x_label=label,
             y_label=name,
             points=tuple(
-                Point(label=s.name, x=x, y=s.quality, y_low=s.low, y_high=s.high)
-                for s, x in zip(steps, values, strict=True)
+                Point(label=s.name, x=values[s.name], y=s.quality, y_low=s.low, y_high=s.high)
+                for s in steps
+                if s.name in group
             ),
             frontier=frontier(
-                [(s.name, x, s.quality) for s, x in zip(steps, values, strict=True)],
+                [(s.name, values[s.name], s.quality) for s in steps if s.name in group],
                 less_x=label != "tokens a second",
                 less_y=not better,
             ),
         )
         for label, values in against.items()
+        for group in groups
+        if len(group) > 1
     )
     return Content(
         verdicts=tuple(verdicts),

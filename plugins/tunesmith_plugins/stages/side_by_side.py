@@ -25,7 +25,10 @@ SAFE = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def compare(evaluations: Evaluations, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str, str], Comparison]:
-    """Return paired comparisons, Holm-adjusted over all of the pairs and metrics together."""
+    """Return paired comparisons, Holm-adjusted over all of the pairs and metrics together.
+
+    Scores of a token are compared where the tokens are the same (see :func:`alike`).
+    """
     found = {
         (label, versus, metric): statistics.compare(
             table,
@@ -36,8 +39,28 @@ def compare(evaluations: Evaluations, pairs: Sequence[tuple[str, str]]) -> dict[
         )
         for label, versus in pairs
         for metric, table in evaluations[label].tables.items()
+        if table.vocabulary == evaluations[versus].tables[metric].vocabulary
     }
     return statistics.adjust(found)
+
+
+def alike(evaluations: Evaluations, metric: str) -> tuple[tuple[str, ...], ...]:
+    """Return the labels in groups whose scores by ``metric`` compare: one, but where it counts tokens of several vocabularies."""
+    groups: dict[str, list[str]] = {}
+    for label, evaluation in evaluations.items():
+        groups.setdefault(evaluation.tables[metric].vocabulary, []).append(label)
+    return tuple(map(tuple, groups.values()))
+
+
+def about_vocabularies(evaluations: Evaluations) -> Iterator[str]:
+    """Yield a sentence for every metric whose scores do not all compare."""
+    for metric, result in next(iter(evaluations.values())).results.items():
+        first, *others = alike(evaluations, metric)
+        for group in others:
+            yield (
+                f"{', '.join(group)}, {score_name(metric, next(iter(result.scores)))}: not comparable with {', '.join(first)}, "
+                "since it is of a token and the vocabulary is another one; perplexity(per='byte') compares."
+            )
 
 
 def tables(evaluations: Evaluations, compared: Compared, what: str) -> Iterator[Table]:
@@ -91,6 +114,7 @@ def verdicts(evaluations: Evaluations, compared: Compared) -> tuple[str, ...]:
         for (label, versus, metric), comparison in compared.items()
         if metric == main or versus == reference
     ]
+    found += about_vocabularies(evaluations)
     for label, evaluation in evaluations.items():
         found += [f"{label}: {sentence}" for sentence in about_truncation(evaluation)]
     return tuple(found)

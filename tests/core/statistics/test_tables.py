@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tunesmith.errors import ArtifactError, DataError, NumericError
 from tunesmith.kinds.metric import Metric
-from tunesmith.statistics import load, make, merge, save
-from tunesmith_plugins.metrics import Rouge, TokenF1
+from tunesmith.statistics import compare, load, make, merge, save
+from tunesmith_plugins.metrics import Perplexity, Rouge, TokenF1
 
 TEXTS = ["the cat sat on the mat", "a dog", "", "birds sing here", "no", "two red houses", "the mat sat"]
 
@@ -58,6 +58,25 @@ def test_one_id_with_two_different_rows_is_an_error_that_names_it() -> None:
 def test_tables_of_two_metrics_do_not_merge() -> None:
     with pytest.raises(DataError, match="different metrics"):
         merge([make(TokenF1().build(), batch([1])), make(Rouge().build(), batch([2]))])
+
+
+@pytest.mark.parametrize(("per", "counted"), [("token", True), ("byte", False)])
+def test_rows_that_count_tokens_keep_their_vocabulary_and_mix_with_no_other(
+    tmp_path: Path, per: str, counted: bool
+) -> None:
+    metric, rows = Perplexity(per=per).build(), {"id": ["a"], "token_losses": [(1.0, 2.0)], "references": [("x y",)]}
+    one, two = (make(metric, rows, vocabulary=name) for name in ("one", "two"))
+    save(one, tmp_path / "rows.jsonl")
+    assert load(tmp_path / "rows.jsonl").equals(one)
+    assert one.equals(two) is not counted
+    if counted:
+        with pytest.raises(DataError, match="different vocabularies cannot be merged"):
+            merge([one, two])
+        with pytest.raises(DataError, match=r"different vocabularies.*perplexity\(per='byte'\)"):
+            compare(one, two, metric)
+    else:
+        assert merge([one, two]).equals(one)
+        assert compare(one, two, metric).main.value.value == 0
 
 
 def test_a_file_gives_the_same_bits_back(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tunesmith.data.encoding import IGNORED
 from tunesmith.data.records import Example
-from tunesmith.errors import ConfigError
+from tunesmith.errors import ConfigError, NumericError
 from tunesmith.generation import generate
 from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
@@ -82,6 +82,67 @@ def test_jensen_shannon_goes_to_both_kls():
     near_1 = divergence(log_p, log_q, "jensen_shannon", 1 - 1e-6) / 1e-6
     assert torch.allclose(near_0, divergence(log_p, log_q, "forward_kl"), rtol=1e-4)
     assert torch.allclose(near_1, divergence(log_p, log_q, "reverse_kl"), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize("who", ["both", "teacher", "student"])
+def test_masked_tokens_have_the_limit_of_small_probabilities(kind, who):
+    """0 log 0 is 0; where only one has no probability the KL from the other is infinite, and Jensen-Shannon never is."""
+    teacher, student = normal(3, 6), normal(3, 6, seed=1)
+    masked = [logits for logits, name in ((teacher, "teacher"), (student, "student")) if who in (name, "both")]
+    for logits in masked:
+        logits[:, [1, 4]] = -math.inf
+    student.requires_grad_()
+
+    def value(kept, mine):
+        return divergence(kept.log_softmax(-1), mine.log_softmax(-1), kind, 0.3)
+
+    found = value(teacher, student)
+    if (kind, who) in (("forward_kl", "student"), ("reverse_kl", "teacher")):
+        assert (found == math.inf).all()
+        return
+    near = student.detach().clamp_min(-60).requires_grad_()
+    expected = value(teacher.clamp_min(-60), near)
+    assert torch.allclose(found, expected, rtol=1e-9)
+    (slope,) = torch.autograd.grad(found.sum(), student)
+    (limit,) = torch.autograd.grad(expected.sum(), near)
+    assert torch.allclose(slope, limit, atol=1e-9)
+
+
+@pytest.mark.parametrize(("kind", "masks"), [("forward_kl", "student"), ("reverse_kl", "teacher")])
+def test_a_token_that_one_of_the_two_masks_ends_the_training_with_a_word_about_it(make, kind, masks):
+    models = {"student": make("t5").model, "teacher": make("t5", seed=1).model}
+    head = models[masks].lm_head
+    bias = torch.zeros(head.out_features).index_fill(0, torch.tensor([4]), -math.inf)
+    models[masks].set_submodule("lm_head", torch.nn.Linear(head.in_features, head.out_features))
+    models[masks].lm_head.load_state_dict({"weight": head.weight.detach(), "bias": bias})
+    for name, chunk in ((kind, 0), (kind, 4), ("jensen_shannon", 4)):
+        loss = DistillationLoss(models["teacher"], Divergence(kind=name), shifted=False, chunk=chunk)
+        if name == kind:
+            with pytest.raises(NumericError, match=f"the {masks} has no probability"):
+                loss(models["student"], batch_of(make("t5")))
+            continue
+        value = loss(models["student"], batch_of(make("t5")))
+        value.backward()
+        assert value.isfinite()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in models["student"].parameters())
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_masked_tokens_in_chunks_are_those_of_the_whole(kind):
+    hidden, weight = normal(5, 4).requires_grad_(), normal(9, 4, seed=1).requires_grad_()
+    bias = torch.zeros(9, dtype=torch.float64)
+    bias[[0, 7]] = -math.inf
+    theirs, head = normal(5, 9, seed=2).index_fill(1, torch.tensor([0, 7]), -math.inf), lambda logits: logits
+    loss, labels = Divergence(kind=kind, soft=0.5, hard=0.5, temperature=2.0), torch.arange(1, 6)
+    whole = loss(functional.linear(hidden, weight, bias), theirs, labels).sum()
+    expected = torch.autograd.grad(whole, (hidden, weight))
+    found = chunked_loss(hidden, weight, bias, labels, loss, 2, teacher=(theirs, head))
+    assert whole.isfinite()
+    assert torch.allclose(found, whole)
+    for slope, limit in zip(torch.autograd.grad(found, (hidden, weight)), expected, strict=True):
+        assert limit.isfinite().all()
+        assert torch.allclose(slope, limit)
 
 
 @pytest.mark.parametrize(

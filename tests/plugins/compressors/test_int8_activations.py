@@ -359,3 +359,26 @@ def test_an_outlier_layer_compiles_whole_exports_and_trains(threshold):
         gradients.append(learning.grad)
     assert torch.allclose(*gradients, atol=1e-5)
     assert gradients[0].abs().max() > 1
+
+
+@pytest.mark.parametrize("how", ["module", "weight"])
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+def test_smoothing_leaves_alone_what_two_places_share(make, how, activations):
+    """Each would divide its own inputs, and both would multiply the one weight."""
+    lm = make("llama")
+    first, second = lm.model.model.layers[:2]
+    if how == "module":
+        second.mlp.up_proj, second.self_attn.o_proj = first.mlp.up_proj, first.self_attn.o_proj
+    else:
+        second.mlp.up_proj.weight, second.self_attn.o_proj.weight = (
+            first.mlp.up_proj.weight,
+            first.self_attn.o_proj.weight,
+        )
+    ids = torch.arange(4, 20)[None]
+    with torch.no_grad():
+        exact = lm.model(input_ids=ids).logits
+        data = [Example(id=str(i), prompt="", targets=("a b c d e f g h i j k l m n o p",)) for i in range(2)]
+        config = SmoothQuant(activations=activations, measure_rows=0)
+        small, _ = config.build().compress(lm, data=data, runtime=RUNTIME)
+        found = small.model(input_ids=ids).logits
+    assert (found - exact).norm() < 0.05 * exact.norm()

@@ -15,19 +15,20 @@ import transformers
 from attrs import evolve
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from tunesmith.data.records import Example
 from tunesmith.errors import ArtifactError, ConfigError, TunesmithError
 from tunesmith.lm import load
 from tunesmith.runtime import Runtime
 from tunesmith_plugins import kernels
-from tunesmith_plugins.compressors import Int8, Int8WeightOnly, Scheme, SmoothQuant
+from tunesmith_plugins.compressors import Int8, Int8WeightOnly, Scheme, SmoothQuant, int8_format
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8TiedLinear, packed_rows
 from tunesmith_plugins.compressors.int8_format import Int8QuantizationConfig
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
 from tunesmith_plugins.compressors.int8_weight import Int8Weight
 from tunesmith_plugins.compressors.layers import stored_bytes
-from tunesmith_plugins.compressors.mapped_pages import let_go_of_pages
+from tunesmith_plugins.compressors.mapped_pages import MappedPages
 
 RUNTIME = Runtime(progress=False)
 IDS = torch.tensor([[4, 5, 6, 7, 8, 1], [9, 10, 11, 12, 13, 1]])
@@ -180,6 +181,19 @@ def test_a_float16_model_becomes_one_that_runs_and_says_so(make, tmp_path, kind,
     read.save_pretrained(tmp_path / "int8")
     again = auto.from_pretrained(tmp_path / "int8", dtype=torch.float16)
     assert torch.equal(logits(evolve(small, model=again)), logits(expected))
+
+
+def test_a_float64_model_becomes_float32_too(make, tmp_path, caplog):
+    lm = make("llama")
+    lm.model.double().save_pretrained(tmp_path / "float")
+    small, _ = Int8(measure_rows=0, rounding="nearest").build().compress(lm, runtime=RUNTIME)
+    assert "this float64 model becomes float32" in caplog.text
+    small.save(tmp_path / "int8")
+    read = type(lm.model).from_pretrained(tmp_path / "int8", dtype=torch.float64)
+    quick = Int8QuantizationConfig.on_load(Int8())
+    made = type(lm.model).from_pretrained(tmp_path / "float", quantization_config=quick)
+    for model in (read, made):
+        assert torch.equal(logits(evolve(small, model=model)), logits(small))
 
 
 def test_calibration_of_a_float16_model_is_that_of_float32(make):
@@ -428,35 +442,66 @@ def test_what_stays_float_does_not_keep_the_files_of_the_float_model_in_memory(m
     assert logits(small).isfinite().all()
 
 
+def resident(folder):
+    """KiB in memory of the files in a folder."""
+    found, here = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0] and ":" not in line.split()[0]:
+            here = str(folder) in line
+        elif here and line.startswith("Rss:"):
+            found += int(line.split()[1])
+    return found
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked to")
-def test_what_was_quantized_leaves_the_mapped_file_again(tmp_path):
+def test_what_was_read_leaves_the_mapped_file_again_but_not_that_of_others(tmp_path):
     weight = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0))
-    save_file({"w": weight, "small": weight[:2, :3].clone()}, tmp_path / "m.safetensors")
-
-    def resident():
-        """KiB of the file in memory."""
-        found, here = 0, False
-        for line in Path("/proc/self/smaps").read_text().splitlines():
-            if "-" in line.split()[0] and ":" not in line.split()[0]:
-                here = line.endswith(str(tmp_path / "m.safetensors"))
-            elif here and line.startswith("Rss:"):
-                found += int(line.split()[1])
-        return found
-
+    save_file({"w": weight}, tmp_path / "m.safetensors")
+    (tmp_path / "link").symlink_to(tmp_path / "m.safetensors")
     with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
-        mapped = file.get_slice("w")[...]
-        before = mapped.sum()
-        assert resident() >= 4096
-        let_go_of_pages(mapped.T)  # as of GPT-2
-        assert resident() < 300
-        assert torch.equal(mapped, weight)
-        let_go_of_pages(mapped)
-        assert resident() < 300
-        assert mapped.sum() == before
-        let_go_of_pages(file.get_slice("small")[...])
-    copy = weight.clone()
-    let_go_of_pages(copy)
-    assert torch.equal(copy, weight)
+        theirs = file.get_slice("w")[...]
+        theirs += 1  # nowhere but in this mapping
+        pages = MappedPages([str(tmp_path / "link")])
+        with safe_open(tmp_path / "link", framework="pt") as again:
+            mapped = again.get_slice("w")[...]
+            assert torch.equal(mapped, weight)
+            assert resident(tmp_path) >= 2 * 4096
+            pages.let_go()
+            assert resident(tmp_path) < 4096 + 300
+            assert torch.equal(mapped, weight)
+        assert torch.equal(theirs, weight + 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked to")
+@pytest.mark.parametrize("kind", ["experts one by one", "another type"])
+def test_of_a_model_that_is_quantized_while_it_is_read_few_pages_are_in_memory(tmp_path, monkeypatch, kind):
+    size = {
+        "vocab_size": 300,
+        "hidden_size": 256,
+        "intermediate_size": 256,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
+    if kind == "experts one by one":
+        config = transformers.MixtralConfig(**size, num_hidden_layers=4, num_local_experts=4)
+    else:
+        config = transformers.LlamaConfig(**size, num_hidden_layers=8)
+    model = AutoModelForCausalLM.from_config(config)
+    model.to(torch.bfloat16 if kind == "another type" else torch.float32).save_pretrained(tmp_path)
+    most = []
+    convert = int8_format._Quantize.convert
+
+    def watched(self, *given, **named):
+        most.append(resident(tmp_path))
+        return convert(self, *given, **named)
+
+    monkeypatch.setattr(int8_format._Quantize, "convert", watched)
+    int8_format.register_with_transformers()
+    config = Int8QuantizationConfig.on_load(Int8())
+    AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config, dtype=torch.float32)
+    file = (tmp_path / "model.safetensors").stat().st_size / 1024
+    assert max(most) < file / 3
+    assert resident(tmp_path) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from attrs import evolve
 
 import tunesmith as ts
 from tunesmith.errors import PipelineError
@@ -16,7 +17,7 @@ from tunesmith.runtime import Runtime
 from tunesmith.testing.models import WORDS, tiny_lm
 from tunesmith_plugins.compressors import Distill, Int8, Structured
 from tunesmith_plugins.metrics import Perplexity
-from tunesmith_plugins.stages import Compress, Evaluate, Export, FineTune, Generation, Recipe
+from tunesmith_plugins.stages import Compare, Compress, Evaluate, Export, FineTune, Generation, Recipe
 from tunesmith_plugins.stages import recipe_measures as measures
 from tunesmith_plugins.stages.recipe import NUMBERS, frontier
 from tunesmith_plugins.stages.training.memory import peak_bytes
@@ -111,6 +112,69 @@ def test_every_verdict_stands_once_in_the_stage_and_all_in_the_summary(run):
     shown = stage_content(run.stages["small"]).verdicts
     assert len(set(shown)) == len(shown) == 6  # one of all steps, three against the start, two against the first step
     assert sorted(shown) == sorted(run.summary["small"]["verdicts"])
+
+
+@pytest.mark.parametrize("per", ["token", "byte"])
+def test_a_score_of_a_token_is_not_compared_across_vocabularies(folder, per):
+    """Half of the words are gone, so the test's texts are other tokens; bytes are what they were."""
+    steps = (
+        Compress(name="cut", compressor=Structured(vocabulary="used"), items=4),
+        Compress(name="int8", compressor=Int8(measure_rows=0)),
+    )
+    data = ts.Data(source=str(folder / "data"), prompt="{x} ?", target="{y}")
+    metric = Perplexity(per=per)
+    shared = {"metrics": (metric,), "data": data}
+    base = str(folder / "encoder-decoder")
+    stages = (
+        Compare(
+            name="beside", branches={"cut": evolve(steps[0], name=""), "int8": evolve(steps[1], name="")}, **shared
+        ),
+        Recipe(
+            name="small",
+            steps=steps,
+            start=base,
+            memory=False,
+            speed_items=1,
+            generation=Generation(max_new_tokens=2),
+            **shared,
+        ),
+        Evaluate(name="before", start=base, metrics=(metric,)),
+        Evaluate(
+            name="after", start=ts.output("small", "cut"), metrics=(metric,), versus=ts.output("before", "scores")
+        ),
+    )
+    pipeline = ts.Pipeline(base=base, data=data, stages=stages)
+    if per == "token":
+        with pytest.raises(PipelineError, match=r"different vocabularies.*perplexity\(per='byte'\)"):
+            pipeline.run(folder / per, progress=False, threads=1)
+        run = evolve(pipeline, stages=stages[:2]).run(folder / per, progress=False, threads=1)
+    else:
+        run = pipeline.run(folder / per, progress=False, threads=1)
+    told = run.summary["small"]["verdicts"]
+    shown = content.read(run.output("small", "report"))
+    beside = run.summary["beside"]["verdicts"]
+    assert any("A step changes the vocabulary" in sentence for sentence in told)
+    groups = [[point.label for point in plot.points] for plot in shown.scatters]
+    pairs = {(record["of"], other) for record in scores(run, "small") for other in record["versus"] or ()}
+    if per == "byte":
+        assert groups == [["start", "cut", "int8"]] * 2
+        assert pairs == {("cut", "start"), ("int8", "start"), ("int8", "cut")}
+        assert not any("not comparable" in sentence for sentence in (*told, *beside))
+        assert "perplexity went from" in told[0]
+        return
+    assert groups == [["cut", "int8"]] * 2
+    assert {label for plot in shown.scatters for label in plot.frontier} <= {"cut", "int8"}
+    assert pairs == {("int8", "cut")}
+    assert any("cut, int8, perplexity: not comparable with start" in sentence for sentence in told)
+    assert "perplexity does not compare" in told[0]
+    assert any("cut, perplexity: not comparable with start, int8" in sentence for sentence in beside)
+    assert {(record["of"], other) for record in scores(run, "beside") for other in record["versus"] or ()} == {
+        ("int8", "start")
+    }
+
+
+def scores(run, stage):
+    return json.loads((run.output(stage, "scores") / "scores.json").read_text())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "auto"])
