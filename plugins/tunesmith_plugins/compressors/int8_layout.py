@@ -27,6 +27,15 @@ LINEAR: dict[str, type[Int8Linear]] = {
 """The class of every kind of scheme."""
 _PLAIN = frozenset(("transformers.models.falcon.modeling_falcon.FalconLinear",))
 """Subclasses of linear layers that compute the same in another way."""
+_READ_APART: dict[str, tuple[str, ...]] = {
+    "falcon_mamba": ("lm_head", "dt_proj"),
+    "jamba": ("dt_proj",),
+    "mamba": ("lm_head", "dt_proj"),
+    "mamba2": ("lm_head",),
+    "xlstm": ("lm_head",),
+}
+"""Types of models, to layers whose weight their code reads past the layer: it multiplies with it, or gives the layer numbers of
+the weight's type, which would be integers. They stay as they are."""
 
 
 @frozen(kw_only=True)
@@ -53,15 +62,16 @@ class Layout:
 def layout_of(model: nn.Module, config: QuantizerConfig) -> Layout:
     """Return what ``config`` makes of ``model``; its weights may still be on the device ``"meta"``.
 
-    An embedding and everything tied to it become int8 together or not at all.
+    An embedding and everything tied to it become int8 together or not at all. What a model's code reads past its layer stays.
 
     Raises:
         ConfigError: If a pattern of ``skip`` or ``modules`` names nothing, or there is nothing to quantize.
     """
     modules = modules_of(model)
     _check_patterns(modules, config)
-    groups = _tied_groups(model, modules)
-    together = {name for group in groups for name in group}
+    apart = _read_apart(model, modules)
+    groups = [group for group in _tied_groups(model, modules) if apart.isdisjoint(group)]
+    together = {name for group in groups for name in group} | apart
     layers = {}
     for name, module in modules.items():
         if name not in together and _is_linear(module):
@@ -166,6 +176,13 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, Conv1D)) and (
         kind.forward in (nn.Linear.forward, Conv1D.forward) or f"{kind.__module__}.{kind.__qualname__}" in _PLAIN
     )
+
+
+def _read_apart(model: Any, modules: Mapping[str, nn.Module]) -> frozenset[str]:
+    """Return the names of what a model's code reads past the layer, and of embeddings that share a weight with it."""
+    last = _READ_APART.get(getattr(model.config, "model_type", ""), ())
+    found = {name for name in modules if name.rpartition(".")[2] in last}
+    return frozenset(found.union(*(group for group in _tied_groups(model, modules) if found.intersection(group))))
 
 
 def scheme_of(name: str, config: QuantizerConfig) -> Scheme:

@@ -42,7 +42,8 @@ def warn(left: Mapping[str, Parameter], model: nn.Module, config: QuantizerConfi
         more = f" and {len(largest) - 3} more" if len(largest) > 3 else ""
         warnings.warn(
             f"{share:.0%} of the weights stay floating point, since int8 takes Linear and Conv1D layers, token embeddings and "
-            f"experts that lie as transformers' own do: {', '.join(largest[:3])}{more}. The report's summary names all as float_weights",
+            f"experts that lie as transformers' own do, read by nothing but their layer: {', '.join(largest[:3])}{more}. "
+            "The report's summary names all as float_weights",
             stacklevel=4,
         )
 
