@@ -311,17 +311,8 @@ def load(
     saved = _class_with_another_head(config) if as_saved and head is None and labels is None else None
     try:
         with _no_bars(), _no_load_report(new_head or saved is not None):
-            if saved is not None:
-                # without data: which weights are missing is known before one is read
-                empty = made.from_pretrained(
-                    source,
-                    config=copy.deepcopy(config),
-                    use_safetensors=True,
-                    device_map="meta",
-                    output_loading_info=True,
-                    **options,
-                )
-                made = saved if empty[1]["missing_keys"] else made
+            if saved is not None and _lacks_weights(made, source, config, runtime, options):
+                made = saved
             model = made.from_pretrained(
                 source,
                 config=config,
@@ -433,6 +424,16 @@ def _head_of(config: Any) -> Head:
     """Return the head that a transformers config says the model was saved with."""
     architecture = str((getattr(config, "architectures", None) or [""])[0])
     return "classification" if architecture.endswith("ForSequenceClassification") else "lm"
+
+
+def _lacks_weights(made: Any, source: Any, config: Any, runtime: Runtime, options: dict[str, Any]) -> bool:
+    """Return whether a class would have to make up weights that a folder has not; none is read, where that can be told without."""
+    asked = {"config": copy.deepcopy(config), "dtype": runtime.torch_dtype, "use_safetensors": True, **options}
+    try:
+        _, info = made.from_pretrained(source, **asked, device_map="meta", output_loading_info=True)
+    except Exception:  # of a quantizer or a model's own code, to which an empty model means nothing
+        _, info = made.from_pretrained(source, **{**asked, "config": copy.deepcopy(config)}, output_loading_info=True)
+    return bool(info["missing_keys"])
 
 
 def _class_with_another_head(config: Any) -> Any:

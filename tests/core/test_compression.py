@@ -204,6 +204,19 @@ def test_weights_are_read_once_whatever_the_head(tmp_path, monkeypatch, kind, qu
     assert not any(tensor.is_meta for tensor in loaded.model.state_dict().values())
 
 
+def test_a_folder_whose_model_cannot_be_made_without_data_keeps_its_head_too(tmp_path, monkeypatch):
+    transformers.LlamaModel(tiny_lm("decoder").model.config).save_pretrained(tmp_path)
+    whole = transformers.PreTrainedModel.from_pretrained.__func__
+
+    def refusing(cls, *args, device_map=None, **options):
+        if device_map == "meta":
+            raise RuntimeError("this needs numbers")
+        return whole(cls, *args, device_map=device_map, **options)
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(refusing))
+    assert type(ts.lm.load(tmp_path, as_saved=True).model) is transformers.LlamaModel
+
+
 def test_a_model_with_an_adapter_of_peft_in_it_is_not_taken_for_a_plain_one(tmp_path):
     tiny_lm("decoder").save(tmp_path / "base")
     options = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")

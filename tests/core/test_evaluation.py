@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from attrs import evolve
 from click.testing import CliRunner
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from tunesmith import continuation
 from tunesmith.cli.evaluate import evaluate as command
@@ -23,6 +26,7 @@ from tunesmith.evaluation import (
     write_scores,
 )
 from tunesmith.evaluation.losses import token_losses
+from tunesmith.evaluation.scores import vocabulary_of
 from tunesmith.kinds.metric import MetricConfig
 from tunesmith.lm import LM
 from tunesmith.registry import metrics, samplers
@@ -285,6 +289,30 @@ def test_comparisons_of_other_examples_or_metrics_are_refused(two, tmp_path: Pat
     )
     with pytest.raises(ConfigError, match="no metric in common"):
         other.compare(two[0])
+
+
+def test_a_score_of_other_tokens_is_left_out_of_a_comparison_and_the_report_says_so(two, tmp_path: Path) -> None:
+    table = two[0].tables["perplexity"]
+    assert table.vocabulary == two[1].tables["perplexity"].vocabulary != ""
+    other = evolve(two[0], tables={**two[0].tables, "perplexity": evolve(table, vocabulary="other")})
+    compared = write_scores(tmp_path / "one", two[1], versus=other, label="tuned", versus_label="base")
+    assert list(compared) == ["rouge"]
+    assert any("perplexity: not comparable with base" in sentence for sentence in read(tmp_path / "one").verdicts)
+    alone = evolve(other, tables={"perplexity": other.tables["perplexity"]})
+    with pytest.raises(DataError, match="different vocabularies"):
+        two[1].compare(alone)
+    write_scores(tmp_path / "two", two[1], versus=two[0])
+    assert not any("not comparable" in sentence for sentence in read(tmp_path / "two").verdicts)
+
+
+def test_tokens_added_for_padding_or_chats_make_no_other_vocabulary() -> None:
+    tokenizer = tiny_lm("decoder").tokenizer
+    before = vocabulary_of(tokenizer)
+    tokenizer.add_tokens(["<|turn|>"], special_tokens=True)
+    assert len(tokenizer) > tokenizer.vocab_size
+    assert vocabulary_of(tokenizer) == before
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "the": 1, "cat": 2}, unk_token="[UNK]"))
+    assert vocabulary_of(PreTrainedTokenizerFast(tokenizer_object=words)) != before
 
 
 def test_damaged_scores_are_an_error(two, tmp_path: Path) -> None:

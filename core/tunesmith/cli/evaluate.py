@@ -78,6 +78,7 @@ def evaluate(
     from tunesmith.data import Data, load_examples
     from tunesmith.evaluation import Greedily, read_tables, write_generations, write_scores
     from tunesmith.evaluation import evaluate as measure
+    from tunesmith.evaluation.artifact import about_other_tokens
     from tunesmith.evaluation.head import head_for
     from tunesmith.lm import load
     from tunesmith.runtime import Runtime
@@ -99,14 +100,15 @@ def evaluate(
     lm = load(model, runtime=runtime, head=head_for(configs))
     examples = load_examples(data, chosen, runtime, items=items, shots=shots or None, tokenizer=lm.tokenizer)
     found = measure(lm, examples, configs, generation=generation, runtime=runtime, seed=seed, confidence=confidence)
-    compared = found.compare(read_tables(versus)) if versus is not None else {}
+    tables = read_tables(versus) if versus is not None else {}
+    compared = found.compare(tables) if versus is not None else {}
     if out is not None:
         write_scores(out, found, versus=versus, label=model, versus_label=str(versus or ""))
         write_generations(out, found, sampler)
-    _print(found, compared, as_json)
+    _print(found, compared, about_other_tokens(found, tables, str(versus)), as_json)
 
 
-def _print(found: Evaluation, compared: dict[str, Comparison], as_json: bool) -> None:
+def _print(found: Evaluation, compared: dict[str, Comparison], left_out: list[str], as_json: bool) -> None:
     if as_json:
         record = {
             "scores": {name: result.as_json() for name, result in found.results.items()},
@@ -126,6 +128,8 @@ def _print(found: Evaluation, compared: dict[str, Comparison], as_json: bool) ->
     for name, comparison in compared.items():
         shown = score_name(name, next(iter(comparison.differences)))
         click.echo(comparison.verdict(versus="the earlier evaluation", name=shown))
+    for sentence in left_out:
+        click.echo(sentence)
 
 
 command = evaluate

@@ -47,13 +47,14 @@ def write_scores(
     """
     others = read_tables(versus) if isinstance(versus, Path) else versus
     compared = evaluation.compare(others) if others is not None else {}
+    left_out = about_other_tokens(evaluation, others or {}, versus_label)
     (folder / "rows").mkdir(parents=True, exist_ok=True)
     for name, table in evaluation.tables.items():
         statistics.save(table, folder / "rows" / f"{name}.jsonl")
     records = [_record(name, result, compared.get(name)) for name, result in evaluation.results.items()]
     text = json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
-    content(evaluation, compared, label=label, versus_label=versus_label).write(folder)
+    content(evaluation, compared, label=label, versus_label=versus_label, left_out=left_out).write(folder)
     return compared
 
 
@@ -103,14 +104,19 @@ def _record(name: str, result: Result, comparison: Comparison | None) -> dict[st
 
 
 def content(
-    evaluation: Evaluation, compared: Mapping[str, Comparison], *, label: str = "", versus_label: str = ""
+    evaluation: Evaluation,
+    compared: Mapping[str, Comparison],
+    *,
+    label: str = "",
+    versus_label: str = "",
+    left_out: Sequence[str] = (),
 ) -> Content:
-    """Return what the report shows: verdicts, one table of scores with intervals, samples."""
+    """Return what the report shows: verdicts, sentences on what was not compared, one table of scores with intervals, samples."""
     verdicts = [
         _sentence(c.verdict(subject=label, versus=versus_label, name=score_name(name, next(iter(c.differences)))))
         for name, c in compared.items()
     ]
-    verdicts += about_truncation(evaluation)
+    verdicts += [*left_out, *about_truncation(evaluation)]
     rows = []
     for name, result in evaluation.results.items():
         for key, score in result.scores.items():
@@ -152,6 +158,17 @@ def about_intervals(evaluations: Sequence[Evaluation]) -> str:
     if without:
         said += f" No interval: {', '.join(without)}."
     return said.strip()
+
+
+def about_other_tokens(
+    evaluation: Evaluation, versus: Evaluation | Mapping[str, Table], versus_label: str = ""
+) -> list[str]:
+    """Return a sentence for every score that does not compare with ``versus``, since it is of other tokens."""
+    return [
+        f"{score_name(name, next(iter(evaluation.results[name].scores)))}: not comparable with {versus_label or 'the other'}, since it "
+        "is of a token and the vocabulary is another one; perplexity(per='byte') compares."
+        for name in evaluation.of_other_tokens(versus)
+    ]
 
 
 def about_truncation(evaluation: Evaluation) -> list[str]:

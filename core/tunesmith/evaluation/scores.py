@@ -6,7 +6,6 @@ Imported at run time only.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -56,8 +55,10 @@ class Evaluation:
     def compare(self, versus: Evaluation | Mapping[str, Table]) -> dict[str, Comparison]:
         """Return paired comparisons of this with another evaluation on the same examples, Holm-adjusted as one family.
 
+        Metrics that count tokens of another vocabulary (:meth:`of_other_tokens`) are left out where there are others.
+
         Raises:
-            DataError: If examples or signatures differ, or vocabularies whose tokens a metric counts.
+            DataError: If examples or signatures differ, or the vocabularies of all metrics.
             ConfigError: If they share no metric.
         """
         others = versus.tables if isinstance(versus, Evaluation) else versus
@@ -75,9 +76,14 @@ class Evaluation:
                     confidence=self.confidence,
                     seed=self.seed,
                 )
-                for name in shared
+                for name in ([n for n in shared if n not in self.of_other_tokens(others)] or shared)
             }
         )
+
+    def of_other_tokens(self, versus: Evaluation | Mapping[str, Table]) -> list[str]:
+        """Return the names of metrics that count tokens, of which another evaluation counted those of another vocabulary."""
+        others = versus.tables if isinstance(versus, Evaluation) else versus
+        return [name for name, table in self.tables.items() if name in others and not table.counts_as(others[name])]
 
 
 def evaluate(
@@ -136,8 +142,12 @@ def evaluate(
 
 
 def vocabulary_of(tokenizer: Any) -> str:
-    """Return what stands for a tokenizer's vocabulary: a part of the SHA-256 of its tokens and their ids."""
-    text = json.dumps(sorted(tokenizer.get_vocab().items()))
+    """Return what stands for a tokenizer's vocabulary: a part of the SHA-256 of its tokens and their ids.
+
+    Added tokens are left out: a token for padding or chats changes nothing of a text.
+    """
+    added = tokenizer.get_added_vocab()
+    text = repr(sorted(item for item in tokenizer.get_vocab().items() if item[0] not in added))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -168,7 +168,7 @@ def _check_pair(table: Table, versus: Table) -> None:
             f"scores of different metrics cannot be compared: {table.signature} and {versus.signature}. "
             "Evaluate both with the same metric."
         )
-    if table.vocabulary != versus.vocabulary:
+    if not table.counts_as(versus):
         raise DataError(
             f"{table.signature}: the two models have different vocabularies, so a text has other tokens for each of them, and "
             "scores of a token cannot be compared. Take one that counts none, such as perplexity(per='byte')."

@@ -27,7 +27,8 @@ class Table:
         columns: Names of the columns.
         metric: ``tunesmith.spec.dump`` of the metric's config.
         signature: The metric's signature.
-        vocabulary: What stands for the vocabulary whose tokens the metric counts; ``""`` if it counts none.
+        vocabulary: What stands for the vocabulary whose tokens the metric counts; ``""`` if it counts none, or if that was not
+            kept.
     """
 
     ids: tuple[str, ...]
@@ -40,6 +41,10 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def counts_as(self, other: Table) -> bool:
+        """Return whether rows of both are of the same tokens, as far as is known."""
+        return not (self.vocabulary and other.vocabulary) or self.vocabulary == other.vocabulary
 
     def equals(self, other: Table) -> bool:
         """Return whether all of it is equal, the values bit for bit."""
@@ -138,7 +143,7 @@ def merge(tables: Sequence[Table]) -> Table:
     for other in tables[1:]:
         if (other.signature, other.columns) != (first.signature, first.columns):
             raise DataError(f"tables of different metrics cannot be merged: {first.signature} and {other.signature}.")
-        if other.vocabulary != first.vocabulary:
+        if not all(other.counts_as(each) for each in tables):
             raise DataError(f"{first.signature}: rows that count tokens of different vocabularies cannot be merged.")
     return _ordered(
         [i for t in tables for i in t.ids],
@@ -147,7 +152,7 @@ def merge(tables: Sequence[Table]) -> Table:
         first.columns,
         first.metric,
         first.signature,
-        first.vocabulary,
+        next((t.vocabulary for t in tables if t.vocabulary), ""),
     )
 
 

@@ -312,7 +312,7 @@ class Int8Quantizer(HfQuantizer):
                 module.dtype = model.dtype  # type: ignore[assignment]
             if isinstance(module, (Int8Linear, Int8TiedLinear)) and module.bias is not None:
                 module.bias.requires_grad_(False)
-        if self._compares is not None and not next(model.parameters()).is_meta:
+        if self._compares is not None and not all(weight.is_meta for weight in model.parameters()):
             self._compares()
         self._compares = None
         if self.quantization_config.experts:

@@ -39,7 +39,7 @@ def compare(evaluations: Evaluations, pairs: Sequence[tuple[str, str]]) -> dict[
         )
         for label, versus in pairs
         for metric, table in evaluations[label].tables.items()
-        if table.vocabulary == evaluations[versus].tables[metric].vocabulary
+        if table.counts_as(evaluations[versus].tables[metric])
     }
     return statistics.adjust(found)
 

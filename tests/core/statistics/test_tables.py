@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,6 +70,9 @@ def test_rows_that_count_tokens_keep_their_vocabulary_and_mix_with_no_other(
     save(one, tmp_path / "rows.jsonl")
     assert load(tmp_path / "rows.jsonl").equals(one)
     assert one.equals(two) is not counted
+    old = evolve(one, vocabulary="")  # saved before vocabularies were kept
+    assert merge([old, two]).vocabulary == two.vocabulary
+    assert compare(old, two, metric).main.value.value == 0
     if counted:
         with pytest.raises(DataError, match="different vocabularies cannot be merged"):
             merge([one, two])
