@@ -86,7 +86,7 @@ def custom_generate(
         mask = None if model.config.is_encoder_decoder else model_kwargs.get("attention_mask")
         _check_padding(model, mask)
         if tokenizer is not None:
-            introduce(built, tokenizer, _ends(generation_config))
+            introduce(built, tokenizer, _ends(generation_config.eos_token_id, "custom_generate"))
         rows = options.first(input_ids, mask, generation_config.num_return_sequences or 1)
         watch = _Watch(streamer, report, _prompt_tokens(model, rows, model_kwargs))
         return _loop(
@@ -153,12 +153,11 @@ def logits_processors(
     built = _built(sampler)
     options = RowOptions(where=where, seed=seed, parameters=parameters or {})
     options.check(built)
-    ends: Any = () if eos_token_id is None else (eos_token_id,) if is_one(eos_token_id) else eos_token_id
     copies = whole(completions, "completions", where)
     if copies < 1:
         raise ConfigError([f"completions must be at least 1, not {copies}"], where)
     mask = None if attention_mask is None else torch.as_tensor(attention_mask)
-    progress = Progress(options, mask, copies, [whole(end, "eos_token_id", where) for end in ends])
+    progress = Progress(options, mask, copies, _ends(eos_token_id, where))
     if draw:
         return Processors([DrawProcessor(built, progress)], progress)
     links = links_of(built)
@@ -352,10 +351,10 @@ def _prompt_tokens(model: Any, rows: Rows, model_kwargs: dict[str, Any]) -> int:
     return int(mask.sum()) if mask is not None else int(model_kwargs["encoder_outputs"][0].shape[:2].numel())
 
 
-def _ends(settings: Any) -> list[int]:
-    """Return the ids that end a text."""
-    given = settings.eos_token_id
-    return [] if given is None else [int(given)] if is_one(given) else [int(end) for end in given]
+def _ends(given: Any, where: str) -> list[int]:
+    """Return the ids that end a text: of none, one, or several."""
+    ends = () if given is None else (given,) if is_one(given) else given
+    return [whole(end, "eos_token_id", where) for end in ends]
 
 
 def _filler(settings: Any) -> int:

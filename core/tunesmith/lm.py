@@ -428,12 +428,16 @@ def _head_of(config: Any) -> Head:
 
 def _lacks_weights(made: Any, source: Any, config: Any, runtime: Runtime, options: dict[str, Any]) -> bool:
     """Return whether a class would have to make up weights that a folder has not; none is read, where that can be told without."""
-    asked = {"config": copy.deepcopy(config), "dtype": runtime.torch_dtype, "use_safetensors": True, **options}
+
+    def missing(**placed: str) -> bool:
+        own = copy.deepcopy(config)
+        asked = {"config": own, "dtype": runtime.torch_dtype, "use_safetensors": True, "output_loading_info": True}
+        return bool(made.from_pretrained(source, **asked, **placed, **options)[1]["missing_keys"])
+
     try:
-        _, info = made.from_pretrained(source, **asked, device_map="meta", output_loading_info=True)
-    except Exception:  # of a quantizer or a model's own code, to which an empty model means nothing
-        _, info = made.from_pretrained(source, **{**asked, "config": copy.deepcopy(config)}, output_loading_info=True)
-    return bool(info["missing_keys"])
+        return missing(device_map="meta")
+    except (RuntimeError, ValueError):  # of code that needs numbers, or a quantizer that wants another device
+        return missing()
 
 
 def _class_with_another_head(config: Any) -> Any:

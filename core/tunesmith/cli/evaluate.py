@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from tunesmith.statistics import Comparison
 
 
+EARLIER = "the earlier evaluation"
+
+
 @click.command(name="evaluate")
 @click.argument("model")
 @click.option("--data", "source", required=True, help="A file, a folder with one file a split, or a hub name.")
@@ -100,12 +103,12 @@ def evaluate(
     lm = load(model, runtime=runtime, head=head_for(configs))
     examples = load_examples(data, chosen, runtime, items=items, shots=shots or None, tokenizer=lm.tokenizer)
     found = measure(lm, examples, configs, generation=generation, runtime=runtime, seed=seed, confidence=confidence)
-    tables = read_tables(versus) if versus is not None else {}
-    compared = found.compare(tables) if versus is not None else {}
+    tables = None if versus is None else read_tables(versus)
+    compared = {} if tables is None else found.compare(tables)
     if out is not None:
-        write_scores(out, found, versus=versus, label=model, versus_label=str(versus or ""))
+        write_scores(out, found, versus=tables, label=model, versus_label=str(versus or ""))
         write_generations(out, found, sampler)
-    _print(found, compared, about_other_tokens(found, tables, str(versus)), as_json)
+    _print(found, compared, about_other_tokens(found, tables or {}, EARLIER), as_json)
 
 
 def _print(found: Evaluation, compared: dict[str, Comparison], left_out: list[str], as_json: bool) -> None:
@@ -114,6 +117,7 @@ def _print(found: Evaluation, compared: dict[str, Comparison], left_out: list[st
             "scores": {name: result.as_json() for name, result in found.results.items()},
             "truncated": found.truncated,
             "versus": {name: comparison.as_json() for name, comparison in compared.items()},
+            "not_compared": left_out,
         }
         click.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
         return
@@ -127,7 +131,7 @@ def _print(found: Evaluation, compared: dict[str, Comparison], left_out: list[st
         click.echo(f"{count} of {len(found.examples)} {what} were cut at the model's limit")
     for name, comparison in compared.items():
         shown = score_name(name, next(iter(comparison.differences)))
-        click.echo(comparison.verdict(versus="the earlier evaluation", name=shown))
+        click.echo(comparison.verdict(versus=EARLIER, name=shown))
     for sentence in left_out:
         click.echo(sentence)
 

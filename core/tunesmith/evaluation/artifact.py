@@ -165,10 +165,17 @@ def about_other_tokens(
 ) -> list[str]:
     """Return a sentence for every score that does not compare with ``versus``, since it is of other tokens."""
     return [
-        f"{score_name(name, next(iter(evaluation.results[name].scores)))}: not comparable with {versus_label or 'the other'}, since it "
-        "is of a token and the vocabulary is another one; perplexity(per='byte') compares."
+        not_comparable(score_name(name, next(iter(evaluation.results[name].scores))), versus_label or "the other")
         for name in evaluation.of_other_tokens(versus)
     ]
+
+
+def not_comparable(what: str, versus: str) -> str:
+    """Return the sentence on a score of a token whose vocabulary is another one."""
+    return (
+        f"{what}: not comparable with {versus}, since it is of a token and the vocabulary is another one; "
+        "perplexity(per='byte') compares."
+    )
 
 
 def about_truncation(evaluation: Evaluation) -> list[str]:

@@ -67,6 +67,7 @@ class Evaluation:
             raise ConfigError(
                 [f"no metric in common: {', '.join(self.tables)} and {', '.join(others)}"], "comparison of scores"
             )
+        other_tokens = self.of_other_tokens(others)
         return statistics.adjust(
             {
                 name: statistics.compare(
@@ -76,7 +77,7 @@ class Evaluation:
                     confidence=self.confidence,
                     seed=self.seed,
                 )
-                for name in ([n for n in shared if n not in self.of_other_tokens(others)] or shared)
+                for name in ([each for each in shared if each not in other_tokens] or shared)
             }
         )
 

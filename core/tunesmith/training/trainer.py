@@ -52,6 +52,7 @@ class Job:
         loss: None: the model's own.
         early_stopping: Evaluations without a better validation loss before it stops; 0: never.
         identity: A digest of whatever must be the same when it goes on from a checkpoint; "" where the folder says that.
+        infinite: What an infinite loss comes from and what to do, for the message; "": what is said of any loss that is no number.
         measured: What the loss has measured since the last call, for the log; None: nothing but the loss.
     """
 
@@ -63,6 +64,7 @@ class Job:
     loss: Loss | None = None
     early_stopping: int = 0
     identity: str = ""
+    infinite: str = ""
     measured: Callable[[], dict[str, float]] | None = None
 
 
@@ -137,11 +139,12 @@ class _Own:
             NumericError: Naming the step.
         """
         loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
-        if not math.isfinite(float(loss)):
+        value = float(loss)
+        if not math.isfinite(value):
             step = self.state.global_step + 1  # type: ignore[attr-defined]
-            raise NumericError(
-                f"step {step} of the training: the loss is {float(loss)}; lower the learning rate or look at the data."
-            )
+            known = self.job.infinite if value == math.inf else ""
+            advice = known or "lower the learning rate or look at the data."
+            raise NumericError(f"step {step} of the training: the loss is {value}; {advice}")
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -141,14 +141,16 @@ class DistillCompressor(Compressor):
         with ExitStack() as stack:
             stack.enter_context(_projected(teacher, student, layers))
             folder = runtime.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            loss = self._loss(teacher, student, layers)
             job = Job(
                 model=student.model,
                 arguments=training_arguments(self._settings(), folder, runtime, config.steps),
                 items=_stream(rows, task, config.steps * config.batch_size * accumulation(config.arguments), runtime),
                 collate=task.collate(),
                 validation=Fixed(validation, runtime.seed, task.noise) if validation else None,
-                loss=self._loss(teacher, student, layers),
+                loss=loss,
                 early_stopping=config.early_stopping,
+                infinite=loss.infinite,
             )
             trained = train(job, runtime)
         student.model.to(runtime.device if not hasattr(student.model, "hf_device_map") else student.device)

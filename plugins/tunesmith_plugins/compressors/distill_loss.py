@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 from torch import nn
 
 from tunesmith.data.encoding import IGNORED
-from tunesmith.errors import ConfigError, NumericError
+from tunesmith.errors import ConfigError
 from tunesmith_plugins.compressors.distill_chunked import chunked_loss
 from tunesmith_plugins.compressors.distill_divergence import Divergence
 from tunesmith_plugins.compressors.distill_heads import Headless, arguments, unwrapped
@@ -72,11 +72,7 @@ class DistillationLoss:
         self.classes, self.hidden, self.layers, self.on_policy = classes, hidden, layers, on_policy
 
     def __call__(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the sum over the items.
-
-        Raises:
-            NumericError: If it is infinite.
-        """
+        """Return the sum over the items."""
         if self.chunk and isinstance(model, nn.DataParallel):
             raise ConfigError(
                 ["several GPUs in one process cannot work in chunks; use accelerate launch, or set chunk=0"], "distill"
@@ -99,15 +95,20 @@ class DistillationLoss:
         per_token = torch.ones(len(labels), device=labels.device)
         if policy is not None:
             per_token = per_token / valid.sum(1).clamp_min(1)
-        total = self._sum(model, batch, labels, valid, per_token, divergence)
-        if bool(total.isposinf()):
-            who, other = ("teacher", "student") if divergence.kind == "reverse_kl" else ("student", "teacher")
-            raise NumericError(
-                f"the distillation loss is infinite: the {who} has no probability (logits of -inf) for a token for which the "
-                f"{other}, or an answer of the data, has some. Mask the same tokens in both, or take soft=1 and "
-                "divergence='jensen_shannon', which is finite then."
-            )
-        return total
+        return self._sum(model, batch, labels, valid, per_token, divergence)
+
+    @property
+    def infinite(self) -> str:
+        """What an infinite loss comes from, and what to do."""
+        student = "the student has no probability (logits of -inf) for a token for which the teacher, or an answer of the data, has some"
+        teacher = (
+            "the teacher has no probability (logits of -inf) for a token for which the student has some, or the student none for an "
+            "answer of the data"
+        )
+        return (
+            f"{teacher if self.divergence.kind == 'reverse_kl' else student}. Mask the same tokens in both, or take soft=1 and "
+            "divergence='jensen_shannon', which is finite then."
+        )
 
     def items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the number of target tokens, or of examples that have any."""

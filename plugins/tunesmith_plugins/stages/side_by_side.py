@@ -10,7 +10,7 @@ from typing import Any
 
 from tunesmith import statistics
 from tunesmith.evaluation import Evaluation
-from tunesmith.evaluation.artifact import about_intervals, about_truncation
+from tunesmith.evaluation.artifact import about_intervals, about_truncation, not_comparable
 from tunesmith.report.cells import score_name
 from tunesmith.report.content import Table
 from tunesmith.statistics import Comparison
@@ -57,10 +57,8 @@ def about_vocabularies(evaluations: Evaluations) -> Iterator[str]:
     for metric, result in next(iter(evaluations.values())).results.items():
         first, *others = alike(evaluations, metric)
         for group in others:
-            yield (
-                f"{', '.join(group)}, {score_name(metric, next(iter(result.scores)))}: not comparable with {', '.join(first)}, "
-                "since it is of a token and the vocabulary is another one; perplexity(per='byte') compares."
-            )
+            what = f"{', '.join(group)}, {score_name(metric, next(iter(result.scores)))}"
+            yield not_comparable(what, ", ".join(first))
 
 
 def tables(evaluations: Evaluations, compared: Compared, what: str) -> Iterator[Table]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from attrs import evolve
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -118,14 +119,18 @@ def test_a_token_that_one_of_the_two_masks_ends_the_training_with_a_word_about_i
     models[masks].lm_head.load_state_dict({"weight": head.weight.detach(), "bias": bias})
     for name, chunk in ((kind, 0), (kind, 4), ("jensen_shannon", 4)):
         loss = DistillationLoss(models["teacher"], Divergence(kind=name), shifted=False, chunk=chunk)
-        if name == kind:
-            with pytest.raises(NumericError, match=f"the {masks} has no probability"):
-                loss(models["student"], batch_of(make("t5")))
-            continue
         value = loss(models["student"], batch_of(make("t5")))
+        if name == kind:
+            assert value == math.inf
+            assert loss.infinite.startswith(f"the {masks} has no probability")
+            continue
         value.backward()
         assert value.isfinite()
         assert all(p.grad is None or p.grad.isfinite().all() for p in models["student"].parameters())
+    student, teacher = (evolve(make("t5"), model=models[name]) for name in ("student", "teacher"))
+    rule = Distill(steps=2, batch_size=4, divergence=kind).build()
+    with pytest.raises(NumericError, match=f"step 1 of the training: the loss is inf; the {masks} has no probability"):
+        rule.compress(student, data=EXAMPLES, teacher=teacher, runtime=RUNTIME)
 
 
 @pytest.mark.parametrize("kind", DIVERGENCES)

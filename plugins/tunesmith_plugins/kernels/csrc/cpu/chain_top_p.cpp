@@ -21,6 +21,34 @@ float rough_log(float v) {
 }
 double log_bound(double v) { return (double)((int64_t)(double_to_bits(v) >> 52) - 1022) * kLn2; }
 
+// Two depths between which something falls through 0, brought together by false position, with a step of the side that lasts
+// halved (the Illinois rule).
+struct Depths {
+  float shallow, left, deep, right;  // depths, and how much is there: above 0 at the one, at most 0 at the other
+  int last = 0;                      // the side that moved
+
+  // Where to look next, for a place where it is about -near / 2.
+  float between(float near) const {
+    const float share = (left + near / 2) / (left - right);
+    return shallow + std::min(std::max(share, 0.03f), 0.97f) * (deep - shallow);
+  }
+  // Takes what was found there; true if that moved the deep end.
+  bool take(float depth, float found) {
+    if (found > 0) {
+      shallow = depth;
+      left = found;
+      if (last == 1) right /= 2;
+      last = 1;
+      return false;
+    }
+    deep = depth;
+    right = found;
+    if (last == -1) left /= 2;
+    last = -1;
+    return true;
+  }
+};
+
 }  // namespace
 
 // In ascending order (ties: lowest id first), drops tokens while the mass so far is at most (1 - p) of the whole, but
@@ -78,33 +106,20 @@ bool ChainRow::guess_by_lanes(double p, Bracket *bracket) {
   const auto excess = [&](float depth) {
     return rough_log(std::max(kernels_->below(e, lanes, ts_exp(-depth), &under) / allowed, 1e-30f));
   };
-  float shallow = 0, left = rough_log(whole / allowed), deep = 6, right = excess(deep);
-  while (right > 0 && deep < kDeepest) {
-    shallow = deep;
-    left = right;
-    deep = std::min(1.5f * deep, kDeepest);
-    right = excess(deep);
+  Depths ends = {0, rough_log(whole / allowed), 6, excess(6)};
+  while (ends.right > 0 && ends.deep < kDeepest) {
+    ends.shallow = ends.deep;
+    ends.left = ends.right;
+    ends.deep = std::min(1.5f * ends.deep, kDeepest);
+    ends.right = excess(ends.deep);
   }
-  if (right > 0) return false;
+  if (ends.right > 0) return false;
   int64_t above = lanes - under;
-  int last = 0;
-  for (int step = 0; step < 8 && right < -kNear && (float)above > kFew; ++step) {
-    const float share = (left + kNear / 2) / (left - right);
-    const float depth = shallow + std::min(std::max(share, 0.03f), 0.97f) * (deep - shallow), found = excess(depth);
-    if (found > 0) {
-      shallow = depth;
-      left = found;
-      if (last == 1) right /= 2;
-      last = 1;
-    } else {
-      deep = depth;
-      right = found;
-      above = lanes - under;
-      if (last == -1) left /= 2;
-      last = -1;
-    }
+  for (int step = 0; step < 8 && ends.right < -kNear && (float)above > kFew; ++step) {
+    const float depth = ends.between(kNear);
+    if (ends.take(depth, excess(depth))) above = lanes - under;
   }
-  *bracket = {max_ - deep, HUGE_VALF};
+  *bracket = {max_ - ends.deep, HUGE_VALF};
   return above <= lanes / 2;
 }
 
@@ -151,36 +166,24 @@ ChainRow::Bracket ChainRow::guess(double dropped, int attempt) {
     const float mass = mass_below(depth);
     return logf(fmaxf((mass + doubt * error) / allowed, 1e-30f));
   };
-  // A depth at which it is a little less, where the mass of everything is `whole`. False position, with a step of the side
-  // that lasts halved (the Illinois rule), until the deeper side is near or few tokens are above it.
+  // A depth at which it is a little less, where the mass of everything is `whole`: the deeper end, once it is near or few tokens
+  // are above it.
   const auto depth_of_boundary = [&](float whole, float deep, float further) {
     constexpr float kNear = 0.04f, kFew = 128;
-    float shallow = 0, left = logf(whole / allowed), right;
-    while ((right = excess(deep)) > 0 && deep < kDeepest) {
-      shallow = deep;
-      left = right;
-      deep = fminf(further * deep, kDeepest);
+    Depths ends = {0, logf(whole / allowed), deep, excess(deep)};
+    while (ends.right > 0 && ends.deep < kDeepest) {
+      ends.shallow = ends.deep;
+      ends.left = ends.right;
+      ends.deep = fminf(further * ends.deep, kDeepest);
       further = fminf(further * further, 2);
+      ends.right = excess(ends.deep);
     }
-    int last = 0;
-    bool near = right >= -kNear || number_above() <= kFew;
+    bool near = ends.right >= -kNear || number_above() <= kFew;
     for (int step = 0; step < 12 && !near; ++step) {
-      const float share = (left + kNear / 2) / (left - right);
-      const float depth = shallow + fminf(fmaxf(share, 0.03f), 0.97f) * (deep - shallow), found = excess(depth);
-      if (found > 0) {
-        shallow = depth;
-        left = found;
-        if (last == 1) right /= 2;
-        last = 1;
-      } else {
-        deep = depth;
-        right = found;
-        near = found >= -kNear || number_above() <= kFew;
-        if (last == -1) left /= 2;
-        last = -1;
-      }
+      const float depth = ends.between(kNear);
+      if (ends.take(depth, excess(depth))) near = ends.right >= -kNear || number_above() <= kFew;
     }
-    return deep;
+    return ends.deep;
   };
   look_at_sample();
   float whole = 20 * allowed;

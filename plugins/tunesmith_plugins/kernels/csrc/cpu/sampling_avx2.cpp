@@ -26,7 +26,6 @@ typedef F M;  // all bits of a lane set or none
 constexpr int kTogether = 2;  // vectors in flight at once
 constexpr int kScanStreams = 1;
 constexpr int64_t kScanAhead = 1024;  // elements between what is read and what is asked for ahead of time
-constexpr int64_t kScanAheadInLine = 4096;
 
 TS_LANES void prefetch(uintptr_t at) { _mm_prefetch((const char *)at, _MM_HINT_T0); }  // reads nothing: any address will do
 TS_LANES F set1(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }

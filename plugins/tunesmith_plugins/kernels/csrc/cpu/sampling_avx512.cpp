@@ -16,7 +16,6 @@ typedef __mmask16 M;
 constexpr int kTogether = 8;  // vectors in flight at once
 constexpr int kScanStreams = 4;  // parts of a row read side by side
 constexpr int64_t kScanAhead = 1024;  // elements between what is read and what is asked for ahead of time
-constexpr int64_t kScanAheadInLine = 4096;
 
 TS_LANES void prefetch(uintptr_t at) { _mm_prefetch((const char *)at, _MM_HINT_T0); }  // reads nothing: any address will do
 TS_LANES F set1(float v) { return _mm512_set1_ps(v); }

@@ -72,6 +72,7 @@ TS_LANES void over_row(const TsRow &row, Block block) {
   else over_blocks<TS_F16, kStreams>(row, block);
 }
 
+constexpr int64_t kScanAheadInLine = 4096;  // elements, on processors that read rows so
 TS_LANES int64_t ahead_of(const TsRow &row) { return row.in_line ? kScanAheadInLine : kScanAhead; }
 
 struct Scan {

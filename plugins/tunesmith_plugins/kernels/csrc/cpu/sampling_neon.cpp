@@ -20,7 +20,6 @@ typedef I M;  // all bits of a lane set or none
 constexpr int kTogether = 2;  // vectors in flight at once
 constexpr int kScanStreams = 1;
 constexpr int64_t kScanAhead = 1024;  // elements between what is read and what is asked for ahead of time
-constexpr int64_t kScanAheadInLine = 4096;
 
 #define TS_EACH(Type, value)                     \
   Type result;                                   \

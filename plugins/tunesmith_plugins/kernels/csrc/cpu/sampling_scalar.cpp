@@ -22,7 +22,6 @@ struct M {
 constexpr int kTogether = 1;  // vectors in flight at once
 constexpr int kScanStreams = 1;
 constexpr int64_t kScanAhead = 1024;
-constexpr int64_t kScanAheadInLine = 4096;
 
 #define TS_EACH(Type, value)                        \
   Type result;                                      \

@@ -18,32 +18,13 @@
 #define TS_GUARD_PAGES
 #endif
 
+#include "checks.h"
 #include "int8_math.h"
 #include "tunesmith.h"
 
-#define REQUIRE(condition)                                                     \
-  do {                                                                         \
-    if (!(condition)) {                                                        \
-      fprintf(stderr, "%s:%d: %s does not hold (%s)\n", __FILE__, __LINE__, #condition, ts_last_error()); \
-      exit(1);                                                                 \
-    }                                                                          \
-  } while (0)
-
 namespace {
 
-std::mt19937_64 generator(20250301);
-
-inline int64_t pick(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
 inline float real(double low, double high) { return (float)std::uniform_real_distribution<double>(low, high)(generator); }
-
-inline std::vector<std::string> instruction_sets() {
-  std::vector<std::string> names(1);
-  for (const char *c = ts_isa_available(); *c; ++c) {
-    if (*c == ',') names.emplace_back();
-    else names.back() += *c;
-  }
-  return names;
-}
 
 // An array whose end is the end of what may be touched.
 template <typename T>
