@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from int8_contenders import FLOATS, OURS, VNNI, contenders, forced
+from int8_contenders import FLOATS, OURS, VNNI, contenders, forced, ours
 from int8_kept import Kept
 from int8_machine import Machine
 from int8_models import models
@@ -35,6 +35,9 @@ from tunesmith_plugins import kernels
 
 LAYERS = ((512, 512), (768, 3072), (2048, 8192), (4096, 4096), (4096, 32000))
 ROWS = (1, 4, 16, 128, 512)
+CALL = 16
+"""Inputs and outputs of a layer so small that its time is that of a call: what is left of a read's share after it is the most that
+a layer of one row can have."""
 
 
 def processor() -> str:
@@ -66,7 +69,13 @@ def measure_cell(
     for job in jobs.values():
         job()
     rounds = rounds_for(time.perf_counter() - start, budget, least, max(least, 200))
-    found = in_turn(jobs, rounds, {VNNI: lambda: forced("avx512")})
+    within = {VNNI: lambda: forced("avx512")}
+    found = in_turn(jobs, rounds, within)
+    if machine is not None and len(x) == 1:
+        small = nn.Linear(CALL, CALL).eval().requires_grad_(False)
+        call, one = ours(small, False), torch.randn(1, CALL)
+        # in our place among the others: a call finds the caches as they leave them
+        found["machine call"] = in_turn(jobs | {"tunesmith": lambda: call(one)}, rounds, within)["tunesmith"]
     return {name: {"p25": p25, "median": median, "rounds": rounds} for name, (p25, median) in found.items()}
 
 
@@ -134,6 +143,8 @@ def _print_cell(row: dict[str, Any]) -> None:
         peak = Machine.vnni_operations(threads) / times["machine vnni"]["p25"]
         read = times["machine read"]["p25"]
         words += f" = {100 * operations / peak:4.0f} % of vpdpbusd ({peak / 1e9:.0f}), read {100 * read / ours:4.0f} %"
+        if "machine call" in times:
+            words += f" of at most {100 * _read_at_most(times):.0f} %"
     print(words, flush=True)
     others = ", ".join(
         f"{name} {value / ours:.2f}x" for name, value in sorted(rivals.items(), key=lambda item: item[1])
@@ -145,8 +156,8 @@ def layer_goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Judge the cells against the goals, for each number of threads."""
     goals: list[dict[str, Any]] = []
 
-    def judge(name: str, value: float, least: float) -> None:
-        goals.append({"goal": name, "value": value, "least": least, "pass": bool(value >= least)})
+    def judge(name: str, value: float, least: float, **more: float) -> None:
+        goals.append({"goal": name, "value": value, "least": least, "pass": bool(value >= least), **more})
 
     for threads in sorted({row["threads"] for row in rows}):
         mine = [row for row in rows if row["threads"] == threads]
@@ -175,10 +186,10 @@ def layer_goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 if contender == VNNI and not shares:  # measured apart only where AMX serves the other calls
                     continue
                 judge(f"{where}: share of the vpdpbusd peak, M >= 128, {contender}", geometric_mean(shares), 0.80)
-            one = [
-                row["times"]["machine read"]["p25"] / row["times"]["tunesmith"]["p25"] for row in mine if row["m"] == 1
-            ]
-            judge(f"{where}: share of the streaming read, M = 1", geometric_mean(one), 0.85)
+            one = [row["times"] for row in mine if row["m"] == 1]
+            share = geometric_mean(times["machine read"]["p25"] / times["tunesmith"]["p25"] for times in one)
+            most = {"most": geometric_mean(map(_read_at_most, one))} if all("machine call" in t for t in one) else {}
+            judge(f"{where}: share of the streaming read, M = 1", share, 0.85, **most)
     error = [
         min(v for name, v in row["error"].items() if name.startswith("quantize_dynamic")) / row["error"]["tunesmith"]
         for row in rows
@@ -186,6 +197,12 @@ def layer_goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
     judge("quantize_dynamic's output error over ours", geometric_mean(error), 2.0)
     return goals
+
+
+def _read_at_most(times: dict[str, Any]) -> float:
+    """Return the share of a read that calling leaves, were everything else done while the weights are read."""
+    read = times["machine read"]["p25"]
+    return float(read / (read + times["machine call"]["p25"]))
 
 
 def _peak_share(row: dict[str, Any], threads: int, contender: str) -> float:
@@ -196,7 +213,8 @@ def _peak_share(row: dict[str, Any], threads: int, contender: str) -> float:
 def _print_goals(goals: list[dict[str, Any]]) -> None:
     for goal in goals:
         value = "not measured" if math.isnan(goal["value"]) else f"{goal['value']:.2f}"
-        print(f"{'pass' if goal['pass'] else 'FAIL'}  {goal['goal']}: {value} (goal {goal['least']:g})")
+        beyond = f"; {goal['most']:.2f} were all but the call done while reading" if "most" in goal else ""
+        print(f"{'pass' if goal['pass'] else 'FAIL'}  {goal['goal']}: {value} (goal {goal['least']:g}{beyond})")
 
 
 def main() -> int:

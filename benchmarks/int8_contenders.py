@@ -70,7 +70,7 @@ def forced(isa: str) -> Iterator[None]:
         kernels.set_isa(before)
 
 
-def _ours(layer: nn.Linear, weight_only: bool) -> Call:
+def ours(layer: nn.Linear, weight_only: bool) -> Call:
     weight = kernels.quantize_weight(layer.weight)
     packed, bias = kernels.pack_weight(weight.q, weight.scale), layer.bias.detach()
     if weight_only:
@@ -101,10 +101,10 @@ def contenders(layer: nn.Linear, compiled: bool) -> tuple[dict[str, Call], dict[
             makers["torchao weight-only compiled"] = lambda: _torchao(layer, True, True)
     if importlib.util.find_spec("bitsandbytes"):
         makers["bitsandbytes"] = lambda: _bitsandbytes(layer)
-    makers["tunesmith"] = lambda: _ours(layer, False)
-    makers["tunesmith weight-only"] = lambda: _ours(layer, True)
+    makers["tunesmith"] = lambda: ours(layer, False)
+    makers["tunesmith weight-only"] = lambda: ours(layer, True)
     if "amx" in kernels.info()["isa_available"]:  # called with the instruction set forced, see forced()
-        makers[VNNI] = lambda: _ours(layer, False)
+        makers[VNNI] = lambda: ours(layer, False)
     ready: dict[str, Call] = {}
     absent = {name: "not installed" for name in ("torchao", "bitsandbytes") if importlib.util.find_spec(name) is None}
     for name, make in makers.items():

@@ -15,7 +15,8 @@
 
 namespace {
 
-constexpr double kWorthSharing = 2e6;  // bytes of the cache; less is done by the calling thread
+constexpr double kWorthSharing = 2e6;       // bytes of the cache; less is done by the calling thread
+constexpr double kBytesAMicrosecond = 2e4;  // of one thread, roughly
 
 // Scales that are not finite stand for rows that were not. A loop of its own, which compilers turn into vectors.
 bool all_finite(const float *scales, int64_t count) {
@@ -105,8 +106,9 @@ extern "C" int32_t ts_int8_attention_words(const int64_t *words, int64_t count) 
   if (read != TS_OK) return read;
   const TsAttention &a = call.a;
   const int64_t tasks = a.batch * a.heads * a.queries;
-  const bool share = (double)tasks * (double)a.time * (double)a.size * 2 > kWorthSharing;
-  ts_parallel(share && words[17] > 0 ? (int32_t)words[17] : 1, tasks, one_task, &call);
+  const double bytes = (double)tasks * (double)a.time * (double)a.size * 2;
+  const bool share = bytes > kWorthSharing;
+  ts_parallel(share && words[17] > 0 ? (int32_t)words[17] : 1, tasks, bytes / kBytesAMicrosecond, one_task, &call);
   const int32_t failed = call.code.load(std::memory_order_relaxed);
   return failed == TS_OK ? TS_OK : ts_fail(failed, "a thread ran out of memory, or failed otherwise, in attention");
 }

@@ -374,18 +374,22 @@ TS_WARM_INT8 int32_t linears(const ts_int8_args *args) {
     work.kinds[0].count = rows;
     work.kind_count = 1;
     work.any_wide.store(false, std::memory_order_relaxed);
-    const bool share_rows = ts_quantize_cost((double)(rows * per_row), (double)k_padded) > (team ? kWorthSharingRows : kWorthWaking);
-    ts_parallel(share_rows ? threads : 1, work.kinds[0].blocks(), quantize_task, &work);
+    const auto quantize = [&](const Rows &kind) {
+      const double cost = ts_quantize_cost((double)(kind.count * kind.per_row), (double)k_padded);
+      ts_parallel(cost > (team ? kWorthSharingRows : kWorthWaking) ? threads : 1, kind.blocks(), cost, quantize_task, &work);
+    };
+    quantize(work.kinds[0]);
     if (work.any_wide.load(std::memory_order_relaxed) && work.code.load(std::memory_order_relaxed) == TS_OK) {
       split_rows(work, scratch, rows);
-      ts_parallel(share_rows ? threads : 1, work.kinds[1].blocks(), quantize_task, &work);
+      quantize(work.kinds[1]);
     }
     const int32_t failed = work.code.load(std::memory_order_relaxed);
     if (failed != TS_OK) return ts_fail(failed, "a thread ran out of memory, or failed otherwise, in a row of x");
     double quantised = 0;
     for (int kind = 0; kind < work.kind_count; ++kind) quantised += (double)(work.kinds[kind].count * work.kinds[kind].per_row);
     const double products = kernels->tile_rows == kMostTileRows ? kTileProducts : kProducts;
-    const bool share = ts_product_cost((double)columns, quantised, (double)k_padded, products) > (team ? kWorthSharing : kWorthWaking);
+    const double cost = ts_product_cost((double)columns, quantised, (double)k_padded, products);
+    const bool share = cost > (team ? kWorthSharing : kWorthWaking);
     work.panels_a_task = share && threads > 1 ? columns / kPanel / (threads * 8) : columns / kPanel;
     if (work.panels_a_task < 1) work.panels_a_task = 1;
     // One row takes panels side by side, unless that would leave threads without work.
@@ -393,7 +397,7 @@ TS_WARM_INT8 int32_t linears(const ts_int8_args *args) {
       work.panels_a_task = up(work.panels_a_task, kSideBySide);
     int64_t tasks = 0;
     for (int64_t i = 0; i < a.layer_count; ++i) tasks += work.tasks_of(i);
-    ts_parallel(share ? threads : 1, tasks, product_task, &work);
+    ts_parallel(share ? threads : 1, tasks, cost, product_task, &work);
   }
   return TS_OK;
 }

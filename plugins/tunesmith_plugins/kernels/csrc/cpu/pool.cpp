@@ -89,12 +89,16 @@ class Pool {
 
 // Whether a team is worth its while. Its threads wait for one another: where one of them sleeps, or others have its core, a
 // call takes longer than it would have alone, by milliseconds at worst. After that no call is shared for eight times as long as
-// was lost, and twice that for every loss that no gain has made up for.
+// was lost, and twice that for every loss that no gain has made up for; but one that takes more than eight times as long as was
+// lost is: the rows of a layer that were quantised in vain by two threads do not leave its products to one.
 class Patience {
  public:
   using Clock = std::chrono::steady_clock;
 
-  bool out(Clock::time_point now) const { return now < until_; }
+  // `cost`: roughly what the call takes alone, in microseconds; 0: not known.
+  bool out(Clock::time_point now, double cost) const {
+    return now < until_ && cost < 8 * std::chrono::duration<double, std::micro>(lost_).count();
+  }
   // A call from start to end, whose caller did some pieces of all until `done`.
   void learn(Clock::time_point start, Clock::time_point done, Clock::time_point end, int64_t some, int64_t all) {
     const Clock::duration alone = some ? (done - start) * all / some : Clock::duration::max();
@@ -102,13 +106,15 @@ class Patience {
       losses_ -= losses_ > 0;
       return;
     }
-    const Clock::duration pause = (end - start - alone) * (int64_t(8) << losses_), longest = std::chrono::seconds(1);
+    lost_ = end - start - alone;
+    const Clock::duration pause = lost_ * (int64_t(8) << losses_), longest = std::chrono::seconds(1);
     until_ = end + (pause < longest ? pause : longest);
     losses_ += losses_ < 10;
   }
 
  private:
   Clock::time_point until_{};
+  Clock::duration lost_{};  // by the last call that lost
   int losses_ = 0;  // less the gains since
 };
 
@@ -175,7 +181,7 @@ extern "C" void ts_use_team(ts_team function) {
 
 bool ts_has_team() { return team.load(std::memory_order_relaxed) != nullptr; }
 
-void ts_parallel(int32_t threads, int64_t count, void (*body)(void *, int64_t), void *context) {
+void ts_parallel(int32_t threads, int64_t count, double cost, void (*body)(void *, int64_t), void *context) {
   if (threads <= 1 || count <= 1) {
     for (int64_t index = 0; index < count; ++index) body(context, index);
     return;
@@ -192,7 +198,7 @@ void ts_parallel(int32_t threads, int64_t count, void (*body)(void *, int64_t), 
     return;
   }
   const Patience::Clock::time_point start = Patience::Clock::now();
-  if (patience.out(start)) {
+  if (patience.out(start, cost)) {
     team_taken.store(false, std::memory_order_release);
     job.work();
     return;

@@ -128,15 +128,17 @@ struct Call {
   }
 };
 
-// Waking a thread takes some 50 us, one that waits for work takes some up at once; and what one row takes is known roughly: a
-// third of a nanosecond for a weight, a tenth for a look.
-bool worth_sharing(const ts_sample_args &a) {
+// Waking a thread takes some 50 us, one that waits for work takes some up at once.
+double worth_sharing() { return ts_has_team() ? 25 : 200; }
+
+// What a call takes is known roughly, in microseconds: a third of a nanosecond for a weight, a tenth for a look.
+double cost_of(const ts_sample_args &a) {
   bool weighs = a.logp_raw || a.logp_processed || a.top_count || a.step_count == 0;
   for (int64_t s = 0; s < a.step_count && !weighs; ++s) {
     if (a.steps[s].op == TS_TOP_P || a.steps[s].op >= TS_EPSILON) weighs = true;
     if (!ts_is_edit(a.steps[s].op) && a.steps[s].op != TS_BAN && a.steps[s].op != TS_MASK) break;
   }
-  return (double)a.batch * (double)a.vocab * (weighs ? .6 : .15) > (ts_has_team() ? 25e3 : 200e3);
+  return (double)a.batch * (double)a.vocab * (weighs ? .6e-3 : .15e-3);
 }
 
 }  // namespace
@@ -151,10 +153,11 @@ extern "C" TS_WARM int32_t ts_sample(const ts_sample_args *args) {
     ask_for_steps(*args, *kernels);
     ts_ask_for(&worker(), sizeof(ChainRow));
     Call call = {*args, ChainPlan(*args), *kernels};
-    if (args->threads > 1 && args->batch > 1 && worth_sharing(*args)) {
+    const double cost = args->threads > 1 && args->batch > 1 ? cost_of(*args) : 0;
+    if (cost > worth_sharing()) {
       call.plan.in_order = false;
       ts_parallel(
-          args->threads, args->batch,
+          args->threads, args->batch, cost,
           [](void *context, int64_t row) {
             Call &shared = *(Call *)context;
             const int32_t code = shared.run_row(row);

@@ -330,7 +330,7 @@ void pool() {
     const int before = teams;
     std::vector<int> seen(1000);
     for (int turn = 0; turn < 50; ++turn) {
-      ts_parallel(4, (int64_t)seen.size(), [](void *context, int64_t index) { ++((std::vector<int> *)context)->operator[]((size_t)index); }, &seen);
+      ts_parallel(4, (int64_t)seen.size(), 0, [](void *context, int64_t index) { ++((std::vector<int> *)context)->operator[]((size_t)index); }, &seen);
     }
     for (const int count : seen) REQUIRE(count == 50);
     REQUIRE(own ? teams == before : teams > before);  // not 50: patience
@@ -347,20 +347,24 @@ void patience() {
   };
   ts_use_team(slow);
   std::vector<int> seen(50);
-  const auto turn = [&] {
-    ts_parallel(2, (int64_t)seen.size(), [](void *context, int64_t index) { ++((std::vector<int> *)context)->operator[]((size_t)index); }, &seen);
+  const auto turn = [&](double cost = 0) {
+    ts_parallel(2, (int64_t)seen.size(), cost, [](void *context, int64_t index) { ++((std::vector<int> *)context)->operator[]((size_t)index); }, &seen);
   };
   int before = teams, turns = 0;
   const auto asked = [&] { return teams - before; };
   for (const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(100); std::chrono::steady_clock::now() < end; ++turns) turn();
   REQUIRE(asked() == 1 && turns > 10);  // 20 ms lost: alone for 160 ms or more
-  std::this_thread::sleep_for(std::chrono::milliseconds(300));
-  turn(), ++turns;
+  turn(100e3), ++turns;
+  REQUIRE(asked() == 1);
+  turn(1e6), ++turns;  // beside a second, 20 ms are little
   REQUIRE(asked() == 2);
+  std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  turn(), ++turns;
+  REQUIRE(asked() == 3);
   for (const int count : seen) REQUIRE(count == turns);
   ts_use_team(slow);  // as any other, it is asked at once
   turn();
-  REQUIRE(asked() == 3);
+  REQUIRE(asked() == 4);
   ts_use_team(nullptr);
   puts("patience: a team that is waited for longer than the work takes is let be, and asked again");
 }
