@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     )
     from .attention import int8_attention
     from .int8_append import int8_append_
-    from .int8_ops import Norm, fused_linears, int8_linear, int8_linears, weight_only_linear
+    from .int8_calls import Norm
+    from .int8_ops import fused_linears, int8_linear, int8_linears, weight_only_linear
     from .int8_rows import QuantizedRows, quantize_rows
     from .int8_weights import PackedWeight, QuantizedWeight, pack_weight, packed_to, quantize_weight, unpack_weight
     from .loader import info, set_isa
@@ -48,7 +49,8 @@ _MODULES = (
 )  # fmt: skip
 _HOME = {
     "info": "loader", "set_isa": "loader", "int8_attention": "attention", "int8_append_": "int8_append", "rotary_": "rotary",
-    **dict.fromkeys(("Norm", "fused_linears", "int8_linear", "int8_linears", "weight_only_linear"), "int8_ops"),
+    "Norm": "int8_calls",
+    **dict.fromkeys(("fused_linears", "int8_linear", "int8_linears", "weight_only_linear"), "int8_ops"),
     **dict.fromkeys(("QuantizedRows", "quantize_rows"), "int8_rows"),
     **dict.fromkeys(("PackedWeight", "QuantizedWeight", "pack_weight", "packed_to", "quantize_weight", "unpack_weight"), "int8_weights"),
 }  # fmt: skip

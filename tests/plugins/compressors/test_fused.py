@@ -114,13 +114,13 @@ def test_a_model_in_bfloat16_is_fused_too(native_library: None, name: str, monke
     model.to(torch.bfloat16)
     before = outputs(model)
     calls = []
-    real = kernels.int8_ops._native_linears
+    real = kernels.int8_ops.native_linears
 
     def counted(x: torch.Tensor, *rest: Any) -> list[torch.Tensor]:
         calls.append(x.dtype)
         return real(x, *rest)
 
-    monkeypatch.setattr(kernels.int8_ops, "_native_linears", counted)
+    monkeypatch.setattr(kernels.int8_ops, "native_linears", counted)
     assert fuse(model) == layers
     after = outputs(model)
     assert after.dtype == torch.bfloat16

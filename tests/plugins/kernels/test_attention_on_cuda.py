@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tunesmith_plugins import kernels
-from tunesmith_plugins.kernels import int8_ops, loader, words
+from tunesmith_plugins.kernels import loader, words
 
 SHAPES = (
     (1, 1, 1, 1, 1, 1),
@@ -154,7 +154,7 @@ def through_cuda(
 ) -> Callable[..., Callable[..., Any]]:
     """A function of the kernels with the emulated library in the place of the CPU's, and what it called."""
     called: list[str] = []
-    held, released, _, _ = int8_ops._entry()
+    held, released, _, _ = words._entry()
 
     def entry(name: str) -> tuple[Callable[..., int], Callable[..., int], int, loader.Library]:
         called.append(name)
@@ -188,17 +188,17 @@ def test_rotary_has_the_bits_of_the_cpu(through_cuda: Callable[..., Callable[...
 
 
 def test_what_does_not_fit_is_refused_by_the_cuda_library(native: dict[str, Any], emulated: loader.Library) -> None:
-    _, released, _, _ = int8_ops._entry()
+    _, released, _, _ = words._entry()
     address, room = emulated.address("ts_cuda_int8_attention_words"), torch.zeros(64).data_ptr()
-    words = [room, room, 1, 1, 1, 1, 4, 8, *[room] * 4, None, 0, 0, 0, 1.0, 1, 4]
+    given = [room, room, 1, 1, 1, 1, 4, 8, *[room] * 4, None, 0, 0, 0, 1.0, 1, 4]
     with pytest.raises(ValueError, match="attention needs 112 bytes of work space"):
-        emulated.check(released(address, None, room, 111, *words))
+        emulated.check(released(address, None, room, 111, *given))
     with pytest.raises(ValueError, match="attention takes 19 words, not 18"):
-        emulated.check(released(address, None, room, 112, *words[:-1]))
+        emulated.check(released(address, None, room, 112, *given[:-1]))
     with pytest.raises(ValueError, match="whole groups of heads"):
-        emulated.check(released(address, None, room, 112, *words[:5], 2, *words[6:]))
+        emulated.check(released(address, None, room, 112, *given[:5], 2, *given[6:]))
     with pytest.raises(ValueError, match="room for 3 tokens a head cannot hold 4"):
-        emulated.check(released(address, None, room, 112, *words[:-1], 3))
+        emulated.check(released(address, None, room, 112, *given[:-1], 3))
     with pytest.raises(ValueError, match="2 tokens behind 3 do not fit a room of 4"):
         emulated.check(released(emulated.address("ts_cuda_int8_append_words"), None, 1, 1, 2, 8, 0, 4, 3, *[room] * 12))
     with pytest.raises(ValueError, match="an even head_dim"):

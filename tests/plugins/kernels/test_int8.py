@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tunesmith_plugins import kernels
 from tunesmith_plugins.kernels import int8_reference as reference
-from tunesmith_plugins.kernels import loader
+from tunesmith_plugins.kernels import loader, words
 
 
 def layer(n: int, k: int, seed: int = 0) -> tuple[Tensor, kernels.QuantizedWeight, Tensor]:
@@ -504,12 +504,12 @@ def test_without_the_quick_call_ctypes_gives_the_same(native: dict[str, Any], mo
     norm = kernels.Norm(torch.rand(30), None, 1e-5)
     arguments = (x, [packed(weight)], [bias])
     expected = kernels.int8_linear(x, packed(weight), bias), kernels.fused_linears(*arguments, norm=norm)[0]
-    kernels.int8_ops._entry.cache_clear()
+    words._entry.cache_clear()
     monkeypatch.setattr(kernels.loader, "words_call", lambda: None)
     try:
         found = kernels.int8_linear(x, packed(weight), bias), kernels.fused_linears(*arguments, norm=norm)[0]
     finally:
-        kernels.int8_ops._entry.cache_clear()
+        words._entry.cache_clear()
     assert all(map(torch.equal, found, expected))
 
 

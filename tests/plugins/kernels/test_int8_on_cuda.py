@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tunesmith_plugins import kernels
-from tunesmith_plugins.kernels import int8_cuda, int8_ops, loader
+from tunesmith_plugins.kernels import int8_calls, int8_cuda, loader, words
 
 
 def made(n: int, k: int, group_size: int | None = None) -> tuple[Tensor, Tensor]:
@@ -35,20 +35,20 @@ def same(found: Tensor, expected: Tensor) -> bool:
 
 @pytest.fixture
 def through_cuda(emulated: loader.Library, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Tensor]]:
-    """``_native_linears`` with the emulated library in the place of the CPU's."""
+    """``native_linears`` with the emulated library in the place of the CPU's."""
     address = emulated.address("ts_cuda_int8_linears_words")
-    _, released, _, _ = int8_ops._entry()
+    _, released, _, _ = words._entry()
 
     def linears(x: Tensor, weights: list[kernels.PackedWeight], *rest: Any, **more: Any) -> list[Tensor]:
         widest = max(weight.n for weight in weights)
 
-        def call_words(words: list[int | float | None], products: int) -> None:
-            int8_cuda.call(released, address, emulated, words, x, widest)
+        def call_words(given: list[int | float | None], products: int) -> None:
+            int8_cuda.call(released, address, emulated, given, x, widest)
 
         there = [weight._replace(data=int8_cuda.pack(kernels.unpack_weight(weight))) for weight in weights]
         with monkeypatch.context() as patch:
-            patch.setattr(int8_ops, "_call_words", call_words)
-            return int8_ops._native_linears(x, there, *rest, **more)
+            patch.setattr(int8_calls, "_call_words", call_words)
+            return int8_calls.native_linears(x, there, *rest, **more)
 
     return linears
 
@@ -104,16 +104,16 @@ def test_rows_of_two_kinds_are_done_in_two_calls(
     x[::3, 5] = 400.0
     weight, other = (kernels.pack_weight(*made(21, k)) for _ in range(2))
     residual = torch.randn(18, 21)
-    linears = int8_ops._native_linears
+    linears = int8_calls.native_linears
 
     def call(*arguments: Any) -> list[Tensor]:
         with monkeypatch.context() as patch:
-            patch.setattr(int8_ops, "_native_linears", linears)
+            patch.setattr(int8_calls, "native_linears", linears)
             return through_cuda(*arguments)
 
-    monkeypatch.setattr(int8_ops, "_native_linears", call)
-    (found,) = int8_ops._mixed_in_two(x, [weight], [bias], ["silu"], None, None, False, residual)
-    _, gated = int8_ops._mixed_in_two(x, [weight, other], [bias, None], ["gelu", None], norm, None, True, None)
+    monkeypatch.setattr(int8_calls, "native_linears", call)
+    (found,) = int8_calls._mixed_in_two(x, [weight], [bias], ["silu"], None, None, False, residual)
+    _, gated = int8_calls._mixed_in_two(x, [weight, other], [bias, None], ["gelu", None], norm, None, True, None)
     monkeypatch.undo()
     assert same(found, kernels.fused_linears(x, [weight], [bias], ["silu"], residual=residual, mixed=True)[0])
     expected = kernels.fused_linears(
@@ -123,12 +123,12 @@ def test_rows_of_two_kinds_are_done_in_two_calls(
 
 
 def test_a_refusal_comes_with_the_message_of_the_cuda_library(emulated: loader.Library) -> None:
-    _, released, _, _ = int8_ops._entry()
+    _, released, _, _ = words._entry()
     address = emulated.address("ts_cuda_int8_linears_words")
     x = torch.zeros(1)
-    words = [x.data_ptr(), 1, 70000, 70000, 0, 0, 0, *[None] * 8]
+    given = [x.data_ptr(), 1, 70000, 70000, 0, 0, 0, *[None] * 8]
     with pytest.raises(ValueError, match="70000 is above 65792"):
-        int8_cuda.call(released, address, emulated, words, x, 1)
+        int8_cuda.call(released, address, emulated, given, x, 1)
 
 
 def test_rows_are_quantised_with_the_bits_of_the_cpu(native: dict[str, Any], emulated: loader.Library) -> None:
