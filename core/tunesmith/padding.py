@@ -1,4 +1,9 @@
-"""Whether a decoder-only model tells padding from text."""
+"""Whether a decoder-only model tells padding from text.
+
+By name, and not by reading a padded prompt once to see: that costs two passes of the model for every ``generate``, runs its
+hooks and what its modules remember, and has to tell a real difference from that of rounding, which in bfloat16 and where
+padding shares an expert with text is no smaller than what a short convolution makes of one place of padding.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from tunesmith.kinds.decoder import Completion, Decoder, Limits, Request, StepMo
 from tunesmith.kinds.sampler import Rows, Sampler
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.decoders.batch import Row, advanced, batches, check, new_rows
+from tunesmith_plugins.decoders.ranking import Rank, best_first, rank_of
 from tunesmith_plugins.decoders.searching import Candidates
 from tunesmith_plugins.decoders.stops import Stops, stops_of
 
@@ -36,14 +37,14 @@ class _Search:
         beams: Running beginnings, best first.
         request: The place of its request.
         group: Which of the request's groups it is.
-        finished: Score and completion of the best finished ones, best first.
+        finished: Rank and completion of the best finished ones, best first.
         open: Whether a running one may still become better than the finished ones.
     """
 
     beams: list[_Beam]
     request: int
     group: int = 0
-    finished: list[tuple[float, Completion]] = field(factory=list)
+    finished: list[tuple[Rank, Completion]] = field(factory=list)
     open: bool = True
 
 
@@ -95,8 +96,9 @@ class BeamDecoder(Decoder):
                 ],
                 self.name,
             )
-        owners = list(_alike(requests, sampler, limits).values())
-        searched = [requests[numbers[0]] for numbers in owners]
+        owners = list(_alike(requests, limits).values())
+        # of a sampler that draws the noise is that of stream 0, whichever streams are asked for
+        searched = [evolve(requests[numbers[0]], stream=0) for numbers in owners]
         ended: dict[int, list[_Search]] = {}
         for members in batches(searched, step_model, limits, rows=beams):
             for search in self._search(step_model, members, candidates, limits):
@@ -104,7 +106,7 @@ class BeamDecoder(Decoder):
                 mine.append(search)
                 if len(mine) < self.groups:
                     continue
-                texts = _best_first(ended.pop(search.request))
+                texts = best_first([search.finished for search in ended.pop(search.request)])
                 for number in owners[search.request]:
                     request = requests[number]
                     own = texts[request.stream % len(texts)]  # constraints may have left fewer texts than beams
@@ -234,10 +236,10 @@ class BeamDecoder(Decoder):
         return parents
 
     def _finish(self, search: _Search, total: float, completion: Completion) -> None:
-        score = total / len(completion.token_ids) ** self.config.length_penalty
+        rank = rank_of(total, len(completion.token_ids), self.config.length_penalty)
         details = {"group": search.group} if self.groups > 1 else {}
-        search.finished.append((score, evolve(completion, score=score, details=details)))
-        search.finished.sort(key=lambda f: -f[0])
+        search.finished.append((rank, evolve(completion, score=rank.score, details=details)))
+        search.finished.sort(key=lambda f: f[0], reverse=True)  # of equals the one that ended first
         del search.finished[self.width :]
 
     def _may_improve(self, search: _Search, limits: Limits) -> bool:
@@ -250,27 +252,14 @@ class BeamDecoder(Decoder):
         length = len(search.beams[0].row.token_ids)
         if self.config.early_stopping == "never" and penalty > 0:
             length = limits.most(search.beams[0].row.request)
-        attainable: float = best / length**penalty
-        return attainable > search.finished[-1][0]
+        return rank_of(best, length, penalty) > search.finished[-1][0]
 
 
-def _alike(requests: Sequence[Request], sampler: Sampler, limits: Limits) -> dict[Hashable, list[int]]:
+def _alike(requests: Sequence[Request], limits: Limits) -> dict[Hashable, list[int]]:
     """Return the places of requests that one search answers: the streams of a prompt are texts of one."""
     same: dict[Hashable, list[int]] = {}
     for number, request in enumerate(requests):
-        stream = request.stream if sampler.stochastic else 0
         prompt = tuple(request.prompt_ids), request.negative_ids
-        key = (prompt, request.seed, stream, tuple(sorted(request.parameters.items())), limits.most(request))
+        key = (prompt, request.seed, tuple(sorted(request.parameters.items())), limits.most(request))
         same.setdefault(key, []).append(number)
     return same
-
-
-def _best_first(searches: Sequence[_Search]) -> list[Completion]:
-    """Return the texts of a request's groups: the best one of every group, then the second of every group, and so on."""
-    found = [
-        (place, -score, search.group, completion)
-        for search in searches
-        for place, (score, completion) in enumerate(search.finished)
-    ]
-    found.sort(key=lambda text: text[:3])
-    return [text[3] for text in found]

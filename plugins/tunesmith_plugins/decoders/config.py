@@ -31,13 +31,15 @@ class Stepwise(DecoderConfig):
 class Beam(DecoderConfig):
     """Beam search: keep the ``beams`` likeliest beginnings at every step.
 
-    It draws nothing: of a sampler the edits count (temperature, penalties), its truncation and its draw do not, and one with a
-    memory is refused. Stream 0 of a prompt gets the text of the highest score, stream 1 the next, and so on, all of one search;
-    more completions than beams are refused. Where constraints leave fewer texts than that, they begin anew after the last.
+    It draws nothing: of a sampler the edits (temperature, penalties) and the constraints count; other truncation (top-p, XTC ...)
+    has no part, which a warning says, nor has the draw, and a sampler with a memory is refused. Stream 0 of a prompt gets the
+    text of the highest score, stream 1 the next, and so on, all of one search; more completions than beams are refused. Where
+    constraints leave fewer texts than that, they begin anew after the last.
 
     Attributes:
         beams: How many.
-        length_penalty: A finished text's score is the sum of its log-probabilities over its length to this power.
+        length_penalty: A finished text's score is the sum of its log-probabilities over its length to this power. Any finite
+            number: texts whose scores no float can tell apart are told apart by logarithms.
         early_stopping: ``"yes"`` stops as soon as there are ``beams`` finished texts, ``"no"`` when no running one is
             likely to become better, ``"never"`` when none possibly can.
     """

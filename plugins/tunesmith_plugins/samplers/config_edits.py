@@ -9,7 +9,7 @@ from attrs import Attribute, field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.sampler import SamplerConfig
-from tunesmith.typecheck import check_fields
+from tunesmith.typecheck import check_fields, check_values
 from tunesmith_plugins.samplers.config_constraints import ids_not_negative
 
 IMPLEMENTATIONS = "tunesmith_plugins.samplers"
@@ -105,7 +105,7 @@ class Dry(SamplerConfig):
     base: float = field(default=1.75, validator=[v.ge(1), v.lt(float("inf"))])
     allowed_length: int = field(default=2, validator=v.ge(1))
     window: int = field(default=0, validator=v.ge(0))
-    breakers: tuple[int, ...] = ()
+    breakers: tuple[int, ...] = field(default=(), validator=ids_not_negative)
 
 
 @frozen(kw_only=True)
@@ -132,6 +132,9 @@ class BiasedSequence:
 
     tokens: tuple[int, ...] = field(validator=v.min_len(1))
     bias: float = field(validator=FINITE)
+
+    def __attrs_pre_init__(self, *positional: Any, **values: Any) -> None:
+        check_values(type(self), values)
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)
