@@ -1,8 +1,8 @@
 """Whether a decoder-only model tells padding from text.
 
-By name, and not by reading a padded prompt once to see: that costs two passes of the model for every ``generate``, runs its
-hooks and what its modules remember, and has to tell a real difference from that of rounding, which in bfloat16 and where
-padding shares an expert with text is no smaller than what a short convolution makes of one place of padding.
+By name, and not by reading a padded prompt once to see what comes out: that is two passes more for every model that is handed to
+``generate``, with whatever its hooks count and its modules remember (RecurrentGemma's state would be the probe's); rounding differs
+too where padding shares an expert with text, so that a bound had to be guessed; and weights that are still small show nothing.
 """
 
 from __future__ import annotations

@@ -198,7 +198,10 @@ def test_numbers_come_from_numpy_and_torch_as_from_python_and_are_never_cut(lm):
     [
         ({"max_new_tokens": 4.0}, "max_new_tokens: a whole number was expected, not float 4.0"),
         ({"max_new_tokens": None}, "max_new_tokens: a whole number was expected, not NoneType"),
+        ({"max_new_tokens": 0}, "max_new_tokens of prompt 0 must be at least 1, not 0"),
+        ({"max_new_tokens": [3, 0, 3]}, "max_new_tokens of prompt 1 must be at least 1, not 0"),
         ({"min_new_tokens": 2.5}, "min_new_tokens: a whole number"),
+        ({"min_new_tokens": -1}, "min_new_tokens must be at least 0, not -1"),
         ({"completions": 0}, "completions must be at least 1"),
         ({"completions": True}, "completions: a whole number"),
         ({"seed": 1.5}, "seed: a whole number"),
@@ -218,6 +221,14 @@ def test_numbers_come_from_numpy_and_torch_as_from_python_and_are_never_cut(lm):
 def test_what_is_no_such_number_is_refused_in_the_callers_words(lm, options, message):
     with pytest.raises(ConfigError, match=message):
         generate(lm, PROMPTS, **{"sampler": HOT, "max_new_tokens": 2, **options})
+
+
+@pytest.mark.parametrize(
+    "prompt", [b"ab", bytearray(b"ab"), [True, 5], torch.tensor([True, True]), np.array([True, False])], ids=repr
+)
+def test_bytes_and_masks_are_no_ids(lm, prompt):
+    with pytest.raises(ConfigError, match="prompt 1 is neither a text nor a list of token ids"):
+        generate(lm, [[5], prompt], max_new_tokens=2)
 
 
 def test_negative_prompts_may_be_token_ids(lm):

@@ -19,6 +19,7 @@ from tunesmith.row_parameters import check as check_parameters
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.engines.decoder_only import DecoderOnly
 from tunesmith_plugins.engines.encoder_decoder import EncoderDecoder
+from tunesmith_plugins.engines.peft_models import check_adapters
 from tunesmith_plugins.engines.stepping import smallest
 
 WHERE = "engine transformers"
@@ -110,6 +111,7 @@ class TransformersEngine(Engine):
 
     def _begun(self, requests: Sequence[Request], sampler: Sampler, limits: Limits) -> tuple[list[Request], Limits]:
         """Check what was asked for and tell the sampler of the tokenizer; return what the model has positions for."""
+        check_adapters(self.lm.model)
         check_rows(sampler, requests)
         found = self._fitted(requests, limits)
         introduce(sampler, self.lm.tokenizer, self.step_model.eos_token_ids)
@@ -121,6 +123,7 @@ class TransformersEngine(Engine):
 
         if not pairs:
             return []
+        check_adapters(self.lm.model)
         model = self.step_model
         prompts = []
         for number, (prompt, completion) in enumerate(pairs):

@@ -38,7 +38,6 @@ from tunesmith_plugins.samplers import (
     Typical,
 )
 
-
 P = ParamSpec("P")
 
 Range = tuple[str, Callable[[float], bool]]
@@ -192,9 +191,7 @@ def llamacpp(
         penalised
         and frequency_penalty != 0.0
         and FrequencyPenalty(penalty=frequency_penalty, window=window, prompt=True),
-        penalised
-        and presence_penalty != 0.0
-        and PresencePenalty(penalty=presence_penalty, window=window, prompt=True),
+        penalised and presence_penalty != 0.0 and PresencePenalty(penalty=presence_penalty, window=window, prompt=True),
         dry_multiplier > 0 and Dry(multiplier=dry_multiplier),
         top_n_sigma is not None and top_n_sigma > 0 and TopNSigma(n=top_n_sigma),
         top_k > 0 and TopK(k=top_k, ties="low"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tunesmith import hf
+from tunesmith.errors import ConfigError
 from tunesmith.generation import component, generate, prompt_ids
 from tunesmith.kinds.decoder import Limits, Request
 from tunesmith.lm import LM
@@ -170,3 +171,41 @@ def test_in_transformers_generate_too(lm):
             assert written(lm.model, do_sample=False, logits_processor=links) == written(
                 alike.model, do_sample=False, repetition_penalty=1.3
             ), state
+
+
+AROUND = {
+    "PROMPT_TUNING": lambda task: peft.PromptTuningConfig(task_type=task, num_virtual_tokens=3),
+    "P_TUNING": lambda task: peft.PromptEncoderConfig(task_type=task, num_virtual_tokens=3, encoder_hidden_size=16),
+    "PREFIX_TUNING": lambda task: peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=3),
+    # "the cat"; peft has it for decoder-only models alone
+    "an activated LoRA": lambda task: peft.LoraConfig(task_type=task, r=2, alora_invocation_tokens=[5, 15]),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [*((kind, "decoder") for kind in AROUND), *((kind, "encoder-decoder") for kind in list(AROUND)[:3])],
+)
+def test_what_works_around_generate_is_refused_step_by_step_and_runs_in_transformers_loop(kind, family):
+    plain, lm = tiny_lm(family, seed=1), tiny_lm(family, seed=1)
+    task = "CAUSAL_LM" if family == "decoder" else "SEQ_2_SEQ_LM"
+    generator = torch.Generator().manual_seed(0)
+    model = peft.get_peft_model(lm.model, AROUND[kind](task)).eval()
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.add_(torch.randn(parameter.shape, generator=generator))
+    given = (model, lm.tokenizer)
+    engine = component(None, "engine")
+    engine.sync(LM(model=model, tokenizer=lm.tokenizer, family=family))
+    for ask in (lambda: generate(given, PROMPTS, max_new_tokens=4), lambda: engine.score([([7, 9, 5], [6])])):
+        with pytest.raises(ConfigError, match=f"{kind}.* wrong one token at a time; .*custom_generate"):
+            ask()
+    side = "left" if family == "decoder" else "right"
+    inputs = lm.tokenizer(PROMPTS, return_tensors="pt", padding=True, padding_side=side)
+    inputs = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "max_new_tokens": 5}
+    theirs = model.generate(**inputs, do_sample=False)
+    assert torch.equal(theirs, model.generate(**inputs, custom_generate=hf.custom_generate("greedy")))
+    assert not torch.equal(theirs[:, -5:], plain.model.generate(**inputs, do_sample=False)[:, -5:])
+    with model.disable_adapter():
+        off = [c.token_ids for c in generate(given, PROMPTS, max_new_tokens=4)]
+    assert off == [c.token_ids for c in generate(plain, PROMPTS, max_new_tokens=4)]

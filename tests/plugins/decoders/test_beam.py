@@ -183,7 +183,9 @@ def test_the_samplers_edits_count_and_its_truncation_does_not(lm):
     assert found("chain(links=[repetition_penalty(penalty=50.0)])") != plain
 
 
-@pytest.mark.parametrize("sampler", ["xtc(threshold=0.01, probability=1.0)", "chain(links=[temperature, top_p(p=0.5), xtc])"])
+@pytest.mark.parametrize(
+    "sampler", ["xtc(threshold=0.01, probability=1.0)", "chain(links=[temperature, top_p(p=0.5), xtc])"]
+)
 def test_with_a_sampler_that_draws_it_is_one_search_without_the_draws_and_says_so(lm, monkeypatch, caplog, sampler):
     from tunesmith_plugins.engines.stepping import Stepping
 

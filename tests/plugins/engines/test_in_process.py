@@ -546,4 +546,10 @@ def test_what_is_wrong_is_said_when_it_is_asked_for():
     engine.sync(gpt2())
     for ask in (engine.generate, engine.stream):
         with pytest.raises(ConfigError, match="request 0 has an empty prompt"):
-            ask([Request(prompt_ids=())], component(None, "decoder"), component(None, "sampler"), Limits(max_new_tokens=4), Runtime())
+            ask(
+                [Request(prompt_ids=())],
+                component(None, "decoder"),
+                component(None, "sampler"),
+                Limits(max_new_tokens=4),
+                Runtime(),
+            )

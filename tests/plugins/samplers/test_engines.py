@@ -250,9 +250,18 @@ def test_a_preset_keeps_and_values_what_the_engine_does(engine, options):
         (
             presets.hf,
             {"top_p": "0.9", "typical_p": 1.5, "min_p": False, "epsilon_cutoff": -0.1},
-            ["top_p: a number was expected", "typical_p must be above 0", "min_p: a number was", "epsilon_cutoff must be"],
+            [
+                "top_p: a number was expected",
+                "typical_p must be above 0",
+                "min_p: a number was",
+                "epsilon_cutoff must be",
+            ],
         ),
-        (presets.vllm, {"top_p": 0, "top_k": -2}, ["top_p must be above 0 and at most 1: 0", "top_k must be -1 or more: -2"]),
+        (
+            presets.vllm,
+            {"top_p": 0, "top_k": -2},
+            ["top_p must be above 0 and at most 1: 0", "top_k must be -1 or more: -2"],
+        ),
         (presets.vllm, {"temperature": -0.5, "min_p": None}, ["temperature must be 0 or more", "min_p: a number was"]),
         (presets.vllm, {"frequency_penalty": math.inf}, ["frequency_penalty must be a finite number: inf"]),
         (presets.llamacpp, {"repeat_last_n": -2}, ["repeat_last_n must be -1 or more: -2"]),
