@@ -136,6 +136,9 @@ def test_numbers_and_ids_of_any_kind(decoder, inputs):
         ({"parameters": {"top_p.p": [0.5, 2.0]}}, "top_p.p=2: 'p' must be <= 1"),
         ({"parameters": {"top_p.p": [0.5, 0.6], "top_k.k": [1, 2, 3]}}, "2 of 'top_p.p', 3 of 'top_k.k'"),
         ({"parameters": {"top_p.p": None}}, "a number was expected"),
+        ({"seed": "1"}, "seed: a whole number was expected, not str '1'"),
+        ({"seed": None}, "seed: a whole number was expected, not NoneType"),
+        ({"seed": [1, 2.5]}, "seeds: a whole number was expected, not float 2.5"),
     ],
 )
 def test_parameters_are_looked_at_when_they_are_given(make, options, message):
