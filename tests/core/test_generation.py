@@ -518,6 +518,12 @@ def test_the_command_reads_files_and_standard_input_and_says_what_is_missing(fol
     assert "every line is empty" in CliRunner().invoke(command, [folder], input="\n").output
     assert "not both" in CliRunner().invoke(command, [folder, "-p", "a", "--file", str(file)]).output
     assert "cannot be read" in CliRunner().invoke(command, [folder, "--file", str(tmp_path / "none")]).output
+    file.write_bytes("\ufeffdog\n\nthe cat\n".encode())
+    marked = CliRunner().invoke(command, [folder, "--file", str(file), "--max-new-tokens", "3", "--json"])
+    assert lines == [line for line in marked.output.splitlines() if line.startswith("{")]
+    file.write_bytes(b"\xff\xfed\x00")
+    assert f"{file} is not UTF-8 text" in CliRunner().invoke(command, [folder, "--file", str(file)]).output
+    assert "standard input is not UTF-8 text" in CliRunner().invoke(command, [folder], input=b"\xff\n").output
 
 
 def test_the_command_finds_a_wrong_name_before_it_reads_the_model():
