@@ -144,8 +144,13 @@ def generate(
     most = each(max_new_tokens, count, "max_new_tokens", "generate", whole)
     min_new_tokens = whole(min_new_tokens, "min_new_tokens", "generate")
     completions = whole(completions, "completions", "generate")
+    too_few = [f"max_new_tokens of prompt {n} must be at least 1, not {m}" for n, m in enumerate(most) if m < 1]
+    if min_new_tokens < 0:
+        too_few.append(f"min_new_tokens must be at least 0, not {min_new_tokens}")
     if completions < 1:
-        raise ConfigError([f"completions must be at least 1, not {completions}"], "generate")
+        too_few.append(f"completions must be at least 1, not {completions}")
+    if too_few:
+        raise ConfigError(too_few, "generate")
     by_name = mapping(parameters or {}, "parameters", "generate")
     values = {k: each(v, count, f"values of {k!r}", "generate", real) for k, v in by_name.items()}
     built: Engine = component(engine, "engine")

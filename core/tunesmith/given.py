@@ -58,7 +58,7 @@ def token_ids(value: Any, size: int | None, what: str, where: str) -> tuple[int,
     """Return token ids as a tuple of ints.
 
     Args:
-        value: A list, an array or a tensor of whole numbers.
+        value: A list, an array or a tensor of whole numbers; True is none.
         size: How many ids the model can read, None for any.
         what: How a message calls them.
         where: Who was asked.
@@ -67,6 +67,11 @@ def token_ids(value: Any, size: int | None, what: str, where: str) -> tuple[int,
         ConfigError: If they are no ids, or the model lacks one.
     """
     try:
+        # a mask that was taken for ids, or a text's bytes, would be read as whole numbers
+        if isinstance(value, (bytes, bytearray)) or str(getattr(value, "dtype", "")).endswith("bool"):
+            raise TypeError
+        if isinstance(value, (list, tuple)) and any(type(token) is bool for token in value):
+            raise TypeError
         ids = tuple(map(operator.index, value))
     except (TypeError, ValueError):
         problem = (

@@ -83,7 +83,8 @@ def custom_generate(
         **model_kwargs: Any,
     ) -> Any:
         _check(generation_config)
-        mask = None if model.config.is_encoder_decoder else model_kwargs.get("attention_mask")
+        # of what a decoder begins with, which an encoder-decoder is seldom given a mask for
+        mask = model_kwargs.get("decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask")
         _check_padding(model, mask)
         if tokenizer is not None:
             introduce(built, tokenizer, _ends(generation_config.eos_token_id, "custom_generate"))
@@ -360,7 +361,7 @@ def _ends(given: Any, where: str) -> list[int]:
 def _filler(settings: Any) -> int:
     for value in (settings.pad_token_id, settings.eos_token_id):
         if value is not None:
-            return int(value[0] if isinstance(value, (list, tuple)) else value)
+            return int(value if is_one(value) else value[0])
     return 0
 
 

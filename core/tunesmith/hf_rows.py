@@ -35,7 +35,8 @@ class RowOptions:
     parameters: Parameters
 
     def check(self, sampler: Sampler) -> None:
-        """Raise ConfigError for parameters that a sampler has not, or whose values its configs refuse."""
+        """Raise ConfigError for seeds that are none, and parameters that a sampler has not or whose values its configs refuse."""
+        self._seeds(1 if is_one(self.seed) else len(self.seed))  # type: ignore[arg-type]
         mapping(self.parameters, "parameters", self.where)
         counts = {name: len(value) for name, value in self.parameters.items() if not is_one(value)}  # type: ignore[arg-type]
         if len(set(counts.values())) > 1:

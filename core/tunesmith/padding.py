@@ -1,4 +1,9 @@
-"""Whether a decoder-only model tells padding from text."""
+"""Whether a decoder-only model tells padding from text.
+
+By name, and not by reading a padded prompt once to see what comes out: that is two passes more for every model that is handed to
+``generate``, with whatever its hooks count and its modules remember (RecurrentGemma's state would be the probe's); rounding differs
+too where padding shares an expert with text, so that a bound had to be guessed; and weights that are still small show nothing.
+"""
 
 from __future__ import annotations
 

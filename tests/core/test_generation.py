@@ -198,7 +198,10 @@ def test_numbers_come_from_numpy_and_torch_as_from_python_and_are_never_cut(lm):
     [
         ({"max_new_tokens": 4.0}, "max_new_tokens: a whole number was expected, not float 4.0"),
         ({"max_new_tokens": None}, "max_new_tokens: a whole number was expected, not NoneType"),
+        ({"max_new_tokens": 0}, "max_new_tokens of prompt 0 must be at least 1, not 0"),
+        ({"max_new_tokens": [3, 0, 3]}, "max_new_tokens of prompt 1 must be at least 1, not 0"),
         ({"min_new_tokens": 2.5}, "min_new_tokens: a whole number"),
+        ({"min_new_tokens": -1}, "min_new_tokens must be at least 0, not -1"),
         ({"completions": 0}, "completions must be at least 1"),
         ({"completions": True}, "completions: a whole number"),
         ({"seed": 1.5}, "seed: a whole number"),
@@ -218,6 +221,14 @@ def test_numbers_come_from_numpy_and_torch_as_from_python_and_are_never_cut(lm):
 def test_what_is_no_such_number_is_refused_in_the_callers_words(lm, options, message):
     with pytest.raises(ConfigError, match=message):
         generate(lm, PROMPTS, **{"sampler": HOT, "max_new_tokens": 2, **options})
+
+
+@pytest.mark.parametrize(
+    "prompt", [b"ab", bytearray(b"ab"), [True, 5], torch.tensor([True, True]), np.array([True, False])], ids=repr
+)
+def test_bytes_and_masks_are_no_ids(lm, prompt):
+    with pytest.raises(ConfigError, match="prompt 1 is neither a text nor a list of token ids"):
+        generate(lm, [[5], prompt], max_new_tokens=2)
 
 
 def test_negative_prompts_may_be_token_ids(lm):
@@ -507,6 +518,12 @@ def test_the_command_reads_files_and_standard_input_and_says_what_is_missing(fol
     assert "every line is empty" in CliRunner().invoke(command, [folder], input="\n").output
     assert "not both" in CliRunner().invoke(command, [folder, "-p", "a", "--file", str(file)]).output
     assert "cannot be read" in CliRunner().invoke(command, [folder, "--file", str(tmp_path / "none")]).output
+    file.write_bytes("\ufeffdog\n\nthe cat\n".encode())
+    marked = CliRunner().invoke(command, [folder, "--file", str(file), "--max-new-tokens", "3", "--json"])
+    assert lines == [line for line in marked.output.splitlines() if line.startswith("{")]
+    file.write_bytes(b"\xff\xfed\x00")
+    assert f"{file} is not UTF-8 text" in CliRunner().invoke(command, [folder, "--file", str(file)]).output
+    assert "standard input is not UTF-8 text" in CliRunner().invoke(command, [folder], input=b"\xff\n").output
 
 
 def test_the_command_finds_a_wrong_name_before_it_reads_the_model():

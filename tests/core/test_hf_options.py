@@ -136,6 +136,9 @@ def test_numbers_and_ids_of_any_kind(decoder, inputs):
         ({"parameters": {"top_p.p": [0.5, 2.0]}}, "top_p.p=2: 'p' must be <= 1"),
         ({"parameters": {"top_p.p": [0.5, 0.6], "top_k.k": [1, 2, 3]}}, "2 of 'top_p.p', 3 of 'top_k.k'"),
         ({"parameters": {"top_p.p": None}}, "a number was expected"),
+        ({"seed": "1"}, "seed: a whole number was expected, not str '1'"),
+        ({"seed": None}, "seed: a whole number was expected, not NoneType"),
+        ({"seed": [1, 2.5]}, "seeds: a whole number was expected, not float 2.5"),
     ],
 )
 def test_parameters_are_looked_at_when_they_are_given(make, options, message):
@@ -157,3 +160,41 @@ def test_a_row_that_has_no_token_left_is_told_from_broken_logits(decoder, inputs
         NumericError, match="row 0 of the batch: no finite value is left at new token 0. Do the sampler's"
     ):
         decoder.model.generate(**inputs, max_new_tokens=2, custom_generate=none)
+
+
+def test_padding_before_what_a_decoder_begins_with_is_no_history():
+    lm = tiny_lm("encoder-decoder")
+    given = lm.tokenizer(PROMPTS[:2], return_tensors="pt", padding=True)
+    inputs = {"input_ids": given["input_ids"], "attention_mask": given["attention_mask"]}
+    begun = torch.tensor([[0, 0, 7], [0, 5, 6]])  # of the first row one is padding; T5 begins with what it pads with
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    spec = "chain(links=[frequency_penalty(penalty=2.0, prompt=true), temperature])"
+    draw = hf.custom_generate(spec, seed=[3, 4])
+    options = {"max_new_tokens": 4, "return_dict_in_generate": True, "output_scores": True}
+    together = lm.model.generate(
+        **inputs, decoder_input_ids=begun, decoder_attention_mask=mask, custom_generate=draw, **options
+    )
+    alone = lm.model.generate(
+        input_ids=inputs["input_ids"][:1],
+        attention_mask=inputs["attention_mask"][:1],
+        decoder_input_ids=begun[:1, 1:],
+        custom_generate=hf.custom_generate(spec, seed=[3]),
+        **options,
+    )
+    assert together.sequences[0, 1:].tolist() == alone.sequences[0].tolist()
+    for ours, theirs in zip(together.scores, alone.scores, strict=True):
+        assert torch.allclose(ours[0], theirs[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("ends", [[9, 8], torch.tensor([9, 8]), np.array([9, 8]), 9, torch.tensor(9)], ids=repr)
+def test_rows_that_have_ended_are_filled_up_whatever_kind_of_list_the_ends_are(decoder, inputs, ends, monkeypatch):
+    monkeypatch.setattr(decoder.model.generation_config, "pad_token_id", None)
+    ended = hf.custom_generate(
+        "chain(links=[min_length(end=[9, 8]), max_length(end=[9])])",
+        parameters={"min_length.tokens": [0, 1, 2], "max_length.tokens": [1, 2, 3]},
+    )
+    found = decoder.model.generate(**inputs, max_new_tokens=3, eos_token_id=ends, custom_generate=ended)
+    new = found[:, inputs["input_ids"].shape[1] :].tolist()
+    assert new[0] == [9, 9, 9]
+    assert new[1][1:] == [9, 9]
+    assert new[2][2] == 9

@@ -20,6 +20,12 @@ def test_tokens_may_be_any_whole_numbers(kind):
         assert check(draw, batch=8, vocab=50) == check(SOUND, batch=8, vocab=50)
 
 
+@pytest.mark.parametrize("kind", [torch.Tensor.numpy, torch.Tensor.tolist])
+def test_a_row_and_its_probabilities_may_be_arrays_and_lists(kind):
+    expected = follows(SOUND, ROW, ROW.softmax(-1), count=2**12)
+    assert follows(SOUND, kind(ROW), kind(ROW.softmax(-1)), count=2**12) == expected
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

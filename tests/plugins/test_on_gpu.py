@@ -79,6 +79,14 @@ def test_drawn_texts_are_those_of_the_cpu(family: Any, sampler: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_texts_of_beams_that_draw_are_those_of_the_cpu(family: Any) -> None:
+    """As above: the same numbers choose among nearly the same weights."""
+    options = {"sampler": HOT, "seed": 3, "decoder": "beam(beams=3, draws=true)", "max_new_tokens": 6}
+    found, expected = (tokens(lm, **options) for lm in (there(tiny_lm(family)), tiny_lm(family)))
+    assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_cache_of_integers_serves_there_too(family: Any, size: int) -> None:
     """Rows come and go, tokens are taken back; the texts do not depend on how many share a cache."""

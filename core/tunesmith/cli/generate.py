@@ -113,13 +113,13 @@ def _prompts(prompts: tuple[str, ...], file: Path | None) -> list[str]:
         return list(prompts)
     if file is None and sys.stdin.isatty():
         raise click.UsageError("no prompt; give --prompt TEXT, --file FILE, or text on standard input")
-    if file is not None:
-        try:
-            text = file.read_text(encoding="utf-8")
-        except OSError as error:
-            raise click.UsageError(f"{file} cannot be read: {error.strerror}") from error
-    else:
-        text = sys.stdin.read()
+    try:
+        # a mark of the byte order, as some editors write it, is no part of the first prompt
+        text = sys.stdin.read() if file is None else file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise click.UsageError(f"{file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{file or 'standard input'} is not UTF-8 text: {error}") from error
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise click.UsageError("there is no prompt: every line is empty")

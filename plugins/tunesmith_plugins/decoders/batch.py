@@ -10,7 +10,17 @@ from attrs import define, evolve
 
 from tunesmith.errors import NumericError
 from tunesmith.kinds.decoder import Completion, Limits, Request, StepModel
-from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_NAN, STATUS_OK, STATUS_POSINF, Draw, Rows, RowState, seed_bits
+from tunesmith.kinds.sampler import (
+    STATUS_EMPTY,
+    STATUS_NAN,
+    STATUS_OK,
+    STATUS_POSINF,
+    Applied,
+    Draw,
+    Rows,
+    RowState,
+    seed_bits,
+)
 from tunesmith.scoring import pad
 from tunesmith_plugins.decoders.stops import Stops
 
@@ -149,7 +159,7 @@ def without_end(logits: torch.Tensor, model: StepModel, rows: Rows, limits: Limi
     return logits
 
 
-def check(draw: Draw, rows: Rows, members: Sequence[Row]) -> None:
+def check(draw: Draw | Applied, rows: Rows, members: Sequence[Row]) -> None:
     """Raise NumericError if a row has no token.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Beam search, with the results of transformers' own."""
+"""Beam search, with the results of transformers' own, and beam sampling."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from tunesmith.kinds.decoder import Completion, Decoder, Limits, Request, StepMo
 from tunesmith.kinds.sampler import Rows, Sampler
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.decoders.batch import Row, advanced, batches, check, new_rows
+from tunesmith_plugins.decoders.beam_sampling import Drawing, Extension
+from tunesmith_plugins.decoders.ranking import Rank, best_first, rank_of
 from tunesmith_plugins.decoders.searching import Candidates
 from tunesmith_plugins.decoders.stops import Stops, stops_of
 
@@ -36,14 +38,14 @@ class _Search:
         beams: Running beginnings, best first.
         request: The place of its request.
         group: Which of the request's groups it is.
-        finished: Score and completion of the best finished ones, best first.
+        finished: Rank and completion of the best finished ones, best first.
         open: Whether a running one may still become better than the finished ones.
     """
 
     beams: list[_Beam]
     request: int
     group: int = 0
-    finished: list[tuple[float, Completion]] = field(factory=list)
+    finished: list[tuple[Rank, Completion]] = field(factory=list)
     open: bool = True
 
 
@@ -59,22 +61,25 @@ class _Live:
 
 class BeamDecoder(Decoder):
     """Beam search over the log-probabilities after the sampler's edits, without what its constraints forbid; the rest of its
-    truncation and its draw have no part in it.
+    truncation and its draw have no part in it, unless the config says that it ``draws``.
 
     Attributes:
         name: How messages call it.
+        draws: Whether extensions are drawn.
         groups: How many searches there are a request, each with ``width`` beams.
         width: Beams of a search.
         penalty: What a token costs a search for every beam of the request's earlier groups that took it at this step.
     """
 
     name: ClassVar[str] = "beam search"
+    draws = False
     groups = 1
     penalty = 0.0
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.width: int = config.beams // self.groups
+        self.draws = getattr(config, "draws", self.draws)
 
     def decode(
         self, step_model: StepModel, requests: Sequence[Request], sampler: Sampler, limits: Limits, runtime: Runtime
@@ -82,10 +87,11 @@ class BeamDecoder(Decoder):
         """Yield a text of every request's search, with its score: of stream 0 the best, of stream 1 the next, and so on.
 
         Raises:
-            ConfigError: For a sampler with a memory of its own, or more streams than there are beams.
+            ConfigError: For a sampler with a memory of its own, one that draws nothing where it is to draw, or more streams
+                than there are beams.
             NumericError: For NaN or infinite logits.
         """
-        candidates = Candidates.of(sampler, self.name)
+        candidates = Drawing.of(sampler, self.name) if self.draws else Candidates.of(sampler, self.name)
         beams = self.config.beams
         most = 1 + max((request.stream for request in requests), default=0)
         if most > beams:
@@ -95,8 +101,9 @@ class BeamDecoder(Decoder):
                 ],
                 self.name,
             )
-        owners = list(_alike(requests, sampler, limits).values())
-        searched = [requests[numbers[0]] for numbers in owners]
+        owners = list(_alike(requests, limits).values())
+        # the noise is that of stream 0, whichever streams are asked for: all of them are texts of one search
+        searched = [evolve(requests[numbers[0]], stream=0) for numbers in owners]
         ended: dict[int, list[_Search]] = {}
         for members in batches(searched, step_model, limits, rows=beams):
             for search in self._search(step_model, members, candidates, limits):
@@ -104,14 +111,14 @@ class BeamDecoder(Decoder):
                 mine.append(search)
                 if len(mine) < self.groups:
                     continue
-                texts = _best_first(ended.pop(search.request))
+                texts = best_first([search.finished for search in ended.pop(search.request)])
                 for number in owners[search.request]:
                     request = requests[number]
                     own = texts[request.stream % len(texts)]  # constraints may have left fewer texts than beams
                     yield evolve(own, request=number, id=request.id, stream=request.stream)
 
     def _search(
-        self, model: StepModel, members: list[Row], candidates: Candidates, limits: Limits
+        self, model: StepModel, members: list[Row], candidates: Candidates | Drawing, limits: Limits
     ) -> Iterator[_Search]:
         """Yield the searches as they end, one a request and group."""
         members = [member for member in members for _ in range(self.groups)]
@@ -137,32 +144,24 @@ class BeamDecoder(Decoder):
         cache: Any,
         rows: Rows,
         searches: list[_Search],
-        candidates: Candidates,
+        candidates: Candidates | Drawing,
         limits: Limits,
         stops: Stops | None,
     ) -> _Live | None:
         """Extend every search by one token; return those that go on."""
         keep = max(2, 1 + len(model.eos_token_ids)) * self.width
-        # Tokens of earlier groups may fall behind others, and ends that come too early away. As in transformers' beam search
-        # the others do not share out what those have: a beam does not become likelier because it may not end.
-        early = len(model.eos_token_ids) if limits.min_new_tokens else 0
-        top = min(keep + (self.groups - 1) * self.width + early, logits.shape[1])
-        draw = candidates.likeliest(logits, rows, top)
-        check(draw, rows, [beam.row for search in searches for beam in search.beams])
-        assert draw.top is not None
-        ids, logps = (tensor.tolist() for tensor in draw.top)
+        found = self._extensions(model, logits, rows, searches, candidates, limits, keep)
         parents: list[int] = []
         tokens: list[int] = []
         going: list[_Search] = []
         taken: Counter[int] = Counter()
         first = 0
-        for number, search in enumerate(searches):
+        for number, (search, own) in enumerate(zip(searches, found, strict=True)):
             if number and search.request != searches[number - 1].request:
                 taken.clear()
             places = range(first, first + len(search.beams))
             first += len(search.beams)
-            found = [list(zip(ids[p], logps[p], strict=True)) for p in places]
-            chosen = self._choose(search, found, taken, keep, model, limits, stops)
+            chosen = self._choose(search, own, taken, keep, model, limits, stops)
             if search.open:
                 going.append(search)
                 parents += [places[parent] for parent in chosen]
@@ -173,10 +172,40 @@ class BeamDecoder(Decoder):
         token = torch.tensor(tokens, dtype=torch.int64, device=logits.device)
         return _Live(going, advanced(rows.select(index), token, None), model.select(cache, index), token)
 
+    def _extensions(
+        self,
+        model: StepModel,
+        logits: torch.Tensor,
+        rows: Rows,
+        searches: list[_Search],
+        candidates: Candidates | Drawing,
+        limits: Limits,
+        keep: int,
+    ) -> list[list[Extension]]:
+        """Return what each search may be extended by: the likeliest tokens of each beam, or draws in their order."""
+        members = [beam.row for search in searches for beam in search.beams]
+        if isinstance(candidates, Drawing):
+            totals = [[beam.total for beam in search.beams] for search in searches]
+            drawn, found = candidates.extensions(logits, rows, totals, keep, sorted(_barred(model, members[0], limits)))
+            check(drawn, rows, members)
+            return found
+        # Tokens of earlier groups may fall behind others, and ends that come too early away. As in transformers' beam search
+        # the others do not share out what those have: a beam does not become likelier because it may not end.
+        early = len(model.eos_token_ids) if limits.min_new_tokens else 0
+        top = min(keep + (self.groups - 1) * self.width + early, logits.shape[1])
+        draw = candidates.likeliest(logits, rows, top)
+        check(draw, rows, members)
+        assert draw.top is not None
+        of_rows = iter(zip(*(tensor.tolist() for tensor in draw.top), strict=True))
+        return [
+            [(n, *found) for n in range(len(search.beams)) for found in zip(*next(of_rows), strict=True)]
+            for search in searches
+        ]
+
     def _choose(
         self,
         search: _Search,
-        found: Sequence[Sequence[tuple[int, float]]],
+        found: Sequence[Extension],
         taken: Counter[int],
         keep: int,
         model: StepModel,
@@ -187,7 +216,7 @@ class BeamDecoder(Decoder):
 
         Args:
             search: The search.
-            found: For each of its beams next tokens and their log-probabilities.
+            found: What its beams may be extended by.
             taken: How many beams of earlier groups took a token at this step; this one's, ended ones too, are added.
             keep: So many extensions are looked at.
             model: Says what ends a text.
@@ -198,11 +227,10 @@ class BeamDecoder(Decoder):
             NumericError: If none of the beams may go on with any token.
         """
         first = search.beams[0].row
-        barred = model.eos_token_ids if len(first.token_ids) < limits.min_new_tokens else frozenset()
+        barred = _barred(model, first, limits)
         candidates = [
-            (beam.total + logp - self.penalty * taken[token], parent, token, logp)
-            for parent, beam in enumerate(search.beams)
-            for token, logp in found[parent]
+            (search.beams[parent].total + logp - self.penalty * taken[token], parent, token, logp)
+            for parent, token, logp in found
             if logp > NOWHERE and token not in barred
         ]
         if not candidates:
@@ -210,34 +238,33 @@ class BeamDecoder(Decoder):
                 f"request {first.number} {first.request.id!r}, new token {len(first.token_ids)}: all that is left ends the text, "
                 f"which min_new_tokens={limits.min_new_tokens} forbids. Ask for fewer, or loosen the sampler's links."
             )
-        candidates.sort(key=lambda c: (-c[0], c[1], c[2]))
-        beams: list[_Beam] = []
-        parents: list[int] = []
+        if not self.draws:  # the order of draws says which of them may end a text
+            candidates.sort(key=lambda c: (-c[0], c[1], c[2]))
+        running: list[tuple[float, int, _Beam]] = []
         took: list[int] = []
         full = self.config.early_stopping == "yes" and len(search.finished) >= self.width
-        for rank, (_, parent, token, logp) in enumerate(candidates[:keep]):
+        for rank, (weighed, parent, token, logp) in enumerate(candidates[:keep]):
             total = search.beams[parent].total + logp
             before = search.beams[parent].row
             row = Row(before.number, before.request, [*before.token_ids, token], [*before.logp, logp])
             ended = row.completion(model, limits, stops)
             if ended is None:
-                if len(beams) < self.width:
-                    beams.append(_Beam(row, total))
-                    parents.append(parent)
-                    took.append(token)
+                running.append((weighed, parent, _Beam(row, total)))
             elif rank < self.width and not full:  # the others only stand by
                 self._finish(search, total, ended)
                 took.append(token)
-        taken.update(took)
-        search.beams = beams
-        search.open = bool(beams) and self._may_improve(search, limits)
-        return parents
+        running.sort(key=lambda r: -r[0])
+        del running[self.width :]
+        search.beams = [beam for _, _, beam in running]
+        taken.update([*took, *(beam.row.token_ids[-1] for beam in search.beams)])
+        search.open = bool(search.beams) and self._may_improve(search, limits)
+        return [parent for _, parent, _ in running]
 
     def _finish(self, search: _Search, total: float, completion: Completion) -> None:
-        score = total / len(completion.token_ids) ** self.config.length_penalty
+        rank = rank_of(total, len(completion.token_ids), self.config.length_penalty)
         details = {"group": search.group} if self.groups > 1 else {}
-        search.finished.append((score, evolve(completion, score=score, details=details)))
-        search.finished.sort(key=lambda f: -f[0])
+        search.finished.append((rank, evolve(completion, score=rank.score, details=details)))
+        search.finished.sort(key=lambda f: f[0], reverse=True)  # of equals the one that ended first
         del search.finished[self.width :]
 
     def _may_improve(self, search: _Search, limits: Limits) -> bool:
@@ -250,27 +277,19 @@ class BeamDecoder(Decoder):
         length = len(search.beams[0].row.token_ids)
         if self.config.early_stopping == "never" and penalty > 0:
             length = limits.most(search.beams[0].row.request)
-        attainable: float = best / length**penalty
-        return attainable > search.finished[-1][0]
+        return rank_of(best, length, penalty) > search.finished[-1][0]
 
 
-def _alike(requests: Sequence[Request], sampler: Sampler, limits: Limits) -> dict[Hashable, list[int]]:
+def _barred(model: StepModel, row: Row, limits: Limits) -> frozenset[int]:
+    """Return what may not follow a row: the ends of texts while it is too short. The rows of a batch are of one length."""
+    return model.eos_token_ids if len(row.token_ids) < limits.min_new_tokens else frozenset()
+
+
+def _alike(requests: Sequence[Request], limits: Limits) -> dict[Hashable, list[int]]:
     """Return the places of requests that one search answers: the streams of a prompt are texts of one."""
     same: dict[Hashable, list[int]] = {}
     for number, request in enumerate(requests):
-        stream = request.stream if sampler.stochastic else 0
         prompt = tuple(request.prompt_ids), request.negative_ids
-        key = (prompt, request.seed, stream, tuple(sorted(request.parameters.items())), limits.most(request))
+        key = (prompt, request.seed, tuple(sorted(request.parameters.items())), limits.most(request))
         same.setdefault(key, []).append(number)
     return same
-
-
-def _best_first(searches: Sequence[_Search]) -> list[Completion]:
-    """Return the texts of a request's groups: the best one of every group, then the second of every group, and so on."""
-    found = [
-        (place, -score, search.group, completion)
-        for search in searches
-        for place, (score, completion) in enumerate(search.finished)
-    ]
-    found.sort(key=lambda text: text[:3])
-    return [text[3] for text in found]

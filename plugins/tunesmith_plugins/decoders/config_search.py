@@ -28,18 +28,20 @@ class DiverseBeam(DecoderConfig):
     The penalty decides what is kept, as in the paper's equation 5; it is not part of a text's score, which is that of
     ``beam``. Stream 0 of a prompt gets the best text of the group whose score is the highest, stream 1 that of the next group,
     and so on; then come the groups' second texts. ``Completion.details["group"]`` says whose it is. Ask for
-    ``completions=groups`` to have the best of each; it is one search. More completions than beams are refused.
+    ``completions=groups`` to have the best of each; it is one search. Groups may find the same text: it is given once, and
+    whoever comes later gives its next one. More completions than beams are refused; where there are fewer different texts than
+    completions, they begin anew after the last.
 
     Attributes:
         beams: How many, of all groups together.
         groups: How many; 1 is ``beam``.
-        penalty: Strength of the diversity, in units of log-probability; 0 makes all groups equal.
+        penalty: Strength of the diversity, in units of log-probability; 0 makes all groups the same search.
         length_penalty: As for ``beam``.
         early_stopping: As for ``beam``, in each group.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.diverse_beam:DiverseBeamDecoder"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     beams: int = field(default=4, validator=v.ge(1))
     groups: int = field(default=2, validator=_divides)
     penalty: float = field(default=0.5, validator=[v.ge(0), v.lt(float("inf"))])

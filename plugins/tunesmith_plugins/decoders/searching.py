@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from tunesmith.errors import ConfigError
 from tunesmith.kinds.sampler import Draw, Rows, Sampler, Stateful
 from tunesmith.registry import samplers
 from tunesmith.row_parameters import links_of
+
+logger = logging.getLogger("tunesmith.decoders")
 
 
 @frozen(kw_only=True, eq=False)
@@ -30,7 +33,7 @@ class Candidates:
 
     @classmethod
     def of(cls, sampler: Sampler, who: str) -> Candidates:
-        """Take the parts of a sampler that a search keeps to.
+        """Take the parts of a sampler that a search keeps to; the others, if there are any, are named in a warning.
 
         Raises:
             ConfigError: For a link with a memory of what was drawn.
@@ -38,6 +41,9 @@ class Candidates:
         links = links_of(sampler) or {}
         if any(isinstance(link, Stateful) for link in links.values()):
             raise _remembers(who)
+        unused = [name for name, link in links.items() if link.truncates and not link.constrains]
+        if unused:
+            logger.warning("%s draws nothing, so these of the sampler do nothing: %s", who, ", ".join(unused))
         chain: Any = None
         if any(link.constrains for link in links.values()):
             chain = samplers.create("tunesmith/chain").build()

@@ -19,6 +19,7 @@ from tunesmith.row_parameters import check as check_parameters
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.engines.decoder_only import DecoderOnly
 from tunesmith_plugins.engines.encoder_decoder import EncoderDecoder
+from tunesmith_plugins.engines.peft_models import check_adapters
 from tunesmith_plugins.engines.stepping import smallest
 
 WHERE = "engine transformers"
@@ -87,30 +88,34 @@ class TransformersEngine(Engine):
     def generate(
         self, requests: Sequence[Request], decoder: Decoder, sampler: Sampler, limits: Limits, runtime: Runtime
     ) -> Iterator[Completion]:
-        """Yield completions as they finish.
+        """Return an iterator of completions as they finish; it keeps to the model that is in use now.
 
         Raises:
             ConfigError: For an empty prompt, ids that the model has not, per-row parameters that the sampler has not, or limits
                 that leave no room for a prompt.
         """
-        check_rows(sampler, requests)
-        fitted, limits = self._fitted(requests, limits)
-        introduce(sampler, self.lm.tokenizer, self.step_model.eos_token_ids)
-        yield from decoder.decode(self.step_model, fitted, sampler, limits, runtime)
+        fitted, limits = self._begun(requests, sampler, limits)
+        return decoder.decode(self.step_model, fitted, sampler, limits, runtime)
 
     def stream(
         self, requests: Sequence[Request], decoder: Decoder, sampler: Sampler, limits: Limits, runtime: Runtime
     ) -> Iterator[Piece]:
-        """Yield completions in pieces while they are written.
+        """Return an iterator of completions in pieces while they are written; it keeps to the model that is in use now.
 
         Raises:
             ConfigError: For an empty prompt, ids that the model has not, per-row parameters that the sampler has not, or limits
                 that leave no room for a prompt.
         """
+        fitted, limits = self._begun(requests, sampler, limits)
+        return decoder.stream(self.step_model, fitted, sampler, limits, runtime)
+
+    def _begun(self, requests: Sequence[Request], sampler: Sampler, limits: Limits) -> tuple[list[Request], Limits]:
+        """Check what was asked for and tell the sampler of the tokenizer; return what the model has positions for."""
+        check_adapters(self.lm.model)
         check_rows(sampler, requests)
-        fitted, limits = self._fitted(requests, limits)
+        found = self._fitted(requests, limits)
         introduce(sampler, self.lm.tokenizer, self.step_model.eos_token_ids)
-        yield from decoder.stream(self.step_model, fitted, sampler, limits, runtime)
+        return found
 
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """Return the log-probability of every completion token; prompts that do not fit are cut."""
@@ -118,6 +123,7 @@ class TransformersEngine(Engine):
 
         if not pairs:
             return []
+        check_adapters(self.lm.model)
         model = self.step_model
         prompts = []
         for number, (prompt, completion) in enumerate(pairs):

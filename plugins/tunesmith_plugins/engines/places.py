@@ -8,12 +8,13 @@ positions that are too large for younger rows; a hook takes the row's padding of
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from attrs import define
+from attrs import define, field
 
 ARGUMENT = "position_ids"
 
@@ -33,22 +34,27 @@ def table(decoder: torch.nn.Module) -> torch.nn.Embedding | None:
 
 @define(eq=False)
 class _Shift:
-    """Hooks around the table for one call of the model."""
+    """Hooks around the table for one call of the model. Calls of other threads pass: one model may write in several."""
 
     table: torch.nn.Embedding
     padding: torch.Tensor
     time: int = 0
+    thread: int = field(factory=threading.get_ident)
 
     def before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the call with one position a token of every row, in one line as the table expects them."""
+        if threading.get_ident() != self.thread:
+            return None
         given = kwargs[ARGUMENT]
         self.time = given.shape[-1]
         last = self.table.num_embeddings - 1 - int(getattr(self.table, "offset", 0))
         own = (given.reshape(1, -1) - self.padding[:, None]).clamp(min=0, max=last)
         return args, {**kwargs, ARGUMENT: own.flatten()}
 
-    def after(self, module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+    def after(self, module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
         """Return the vectors (batch, time, width)."""
+        if threading.get_ident() != self.thread:
+            return None
         return output.reshape(len(self.padding), self.time, -1)
 
 

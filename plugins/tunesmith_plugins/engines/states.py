@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,11 +47,14 @@ class Watched:
     @contextmanager
     def _watching(self) -> Iterator[list[torch.Tensor]]:
         seen: list[torch.Tensor] = []
+        thread = threading.get_ident()  # one model may write in several, whose states are none of ours
 
-        def ask(_: Any, args: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            return args, {**named, "output_hidden_states": True}
+        def ask(_: Any, args: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+            return (args, {**named, "output_hidden_states": True}) if threading.get_ident() == thread else None
 
         def look(_: Any, args: Any, output: Any) -> None:
+            if threading.get_ident() != thread:
+                return
             states = getattr(output, "decoder_hidden_states", None) or getattr(output, "hidden_states", None)
             if states:
                 seen.append(states[-1])

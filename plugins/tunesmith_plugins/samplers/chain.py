@@ -10,6 +10,7 @@ import attrs
 import torch
 
 from tunesmith.errors import ConfigError
+from tunesmith.given import whole
 from tunesmith.kinds.sampler import LOGPS, Applied, Draw, Link, Rows, RowState, Sampler
 from tunesmith.row_parameters import check_names
 from tunesmith.runtime import Runtime
@@ -161,10 +162,12 @@ def run(
     """Run named links over logits (batch, vocab) and draw; ``plans`` keeps what was lowered for the next call.
 
     Raises:
-        ConfigError: For a per-row parameter that no link of this chain has.
+        ConfigError: For a per-row parameter that no link of this chain has, or a ``top`` that is no number of tokens.
         ValueError: For a parameter outside its range, logits of another shape or type, or an unknown name in ``logp``.
     """
     logp = _checked(logits, logp)
+    if top and whole(top, "top", "sample") < 0:
+        raise ConfigError([f"top must be 0 or more, not {top}"], "sample")
     if rows.parameters:
         check_parameters(links, rows)
     if not logits.shape[0]:

@@ -10,6 +10,8 @@ from attrs import validators as v
 from tunesmith.kinds.sampler import SamplerConfig
 
 IMPLEMENTATIONS = "tunesmith_plugins.samplers"
+MOST = v.le(2**53 - 1)
+"""Of a count: rows carry theirs as float64, which holds no larger whole number for certain."""
 
 
 @frozen(kw_only=True)
@@ -45,7 +47,7 @@ class TopK(SamplerConfig):
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.truncation:TopKLink"
     name_in_chain: ClassVar[str] = "top_k"
-    k: int = field(default=50, validator=v.ge(0))
+    k: int = field(default=50, validator=[v.ge(0), MOST])
     ties: Literal["hf", "low", "all"] = "hf"
 
 
@@ -66,7 +68,7 @@ class TopP(SamplerConfig):
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.truncation:TopPLink"
     name_in_chain: ClassVar[str] = "top_p"
     p: float = field(default=0.9, validator=[v.gt(0), v.le(1)])
-    min_keep: int = field(default=1, validator=v.ge(1))
+    min_keep: int = field(default=1, validator=[v.ge(1), MOST])
     ties: Literal["hf", "low", "all"] = "hf"
 
 
@@ -98,7 +100,7 @@ class RepetitionPenalty(SamplerConfig):
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.edits:RepetitionPenaltyLink"
     name_in_chain: ClassVar[str] = "repetition_penalty"
     penalty: float = field(default=1.1, validator=[v.gt(0), v.lt(float("inf"))])
-    window: int = field(default=0, validator=v.ge(0))
+    window: int = field(default=0, validator=[v.ge(0), MOST])
 
 
 @frozen(kw_only=True)

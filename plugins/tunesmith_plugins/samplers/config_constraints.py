@@ -8,6 +8,7 @@ from attrs import Attribute, field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.sampler import SamplerConfig
+from tunesmith_plugins.samplers.config import MOST
 
 IMPLEMENTATIONS = "tunesmith_plugins.samplers"
 
@@ -24,7 +25,8 @@ def _sequences(_: Any, attribute: Attribute[Any], value: tuple[tuple[int, ...], 
 
 
 def _places(_: Any, attribute: Attribute[Any], value: dict[str | int, int]) -> None:
-    if any(not (place.isascii() and place.isdigit()) for place in map(str, value)) or any(
+    # a number of more digits is no position, and too long for Python to read
+    if any(not (place.isascii() and place.isdigit() and len(place) <= 18) for place in map(str, value)) or any(
         token < 0 for token in value.values()
     ):
         raise ValueError(f"{attribute.name!r}: positions (from 0) to token ids, not {value}")
@@ -41,8 +43,8 @@ class NoRepeatNgram(SamplerConfig):
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.repeats:NoRepeatNgramLink"
     name_in_chain: ClassVar[str] = "no_repeat_ngram"
-    size: int = field(default=3, validator=v.ge(0))
-    window: int = field(default=0, validator=v.ge(0))
+    size: int = field(default=3, validator=[v.ge(0), MOST])
+    window: int = field(default=0, validator=[v.ge(0), MOST])
 
 
 @frozen(kw_only=True)
@@ -83,7 +85,7 @@ class MinLength(SamplerConfig):
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.lengths:MinLengthLink"
     name_in_chain: ClassVar[str] = "min_length"
     end: tuple[int, ...] = field(validator=[v.min_len(1), ids_not_negative])
-    tokens: int = field(default=1, validator=v.ge(0))
+    tokens: int = field(default=1, validator=[v.ge(0), MOST])
 
 
 @frozen(kw_only=True)
@@ -98,7 +100,7 @@ class MaxLength(SamplerConfig):
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.lengths:MaxLengthLink"
     name_in_chain: ClassVar[str] = "max_length"
     end: tuple[int, ...] = field(validator=[v.min_len(1), ids_not_negative])
-    tokens: int = field(default=256, validator=v.ge(1))
+    tokens: int = field(default=256, validator=[v.ge(1), MOST])
 
 
 @frozen(kw_only=True)

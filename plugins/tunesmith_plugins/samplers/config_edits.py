@@ -9,7 +9,8 @@ from attrs import Attribute, field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.sampler import SamplerConfig
-from tunesmith.typecheck import check_fields
+from tunesmith.typecheck import check_fields, check_values
+from tunesmith_plugins.samplers.config import MOST
 from tunesmith_plugins.samplers.config_constraints import ids_not_negative
 
 IMPLEMENTATIONS = "tunesmith_plugins.samplers"
@@ -63,7 +64,7 @@ class PresencePenalty(SamplerConfig):
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.counts:PresencePenaltyLink"
     name_in_chain: ClassVar[str] = "presence_penalty"
     penalty: float = field(default=0.5, validator=FINITE)
-    window: int = field(default=0, validator=v.ge(0))
+    window: int = field(default=0, validator=[v.ge(0), MOST])
     prompt: bool = False
 
 
@@ -80,7 +81,7 @@ class FrequencyPenalty(SamplerConfig):
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.counts:FrequencyPenaltyLink"
     name_in_chain: ClassVar[str] = "frequency_penalty"
     penalty: float = field(default=0.5, validator=FINITE)
-    window: int = field(default=0, validator=v.ge(0))
+    window: int = field(default=0, validator=[v.ge(0), MOST])
     prompt: bool = False
 
 
@@ -103,9 +104,9 @@ class Dry(SamplerConfig):
     name_in_chain: ClassVar[str] = "dry"
     multiplier: float = field(default=0.8, validator=[v.ge(0), v.lt(float("inf"))])
     base: float = field(default=1.75, validator=[v.ge(1), v.lt(float("inf"))])
-    allowed_length: int = field(default=2, validator=v.ge(1))
-    window: int = field(default=0, validator=v.ge(0))
-    breakers: tuple[int, ...] = ()
+    allowed_length: int = field(default=2, validator=[v.ge(1), MOST])
+    window: int = field(default=0, validator=[v.ge(0), MOST])
+    breakers: tuple[int, ...] = field(default=(), validator=ids_not_negative)
 
 
 @frozen(kw_only=True)
@@ -132,6 +133,9 @@ class BiasedSequence:
 
     tokens: tuple[int, ...] = field(validator=v.min_len(1))
     bias: float = field(validator=FINITE)
+
+    def __attrs_pre_init__(self, *positional: Any, **values: Any) -> None:
+        check_values(type(self), values)
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)
@@ -165,7 +169,7 @@ class LengthDecay(SamplerConfig):
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.lengths:LengthDecayLink"
     name_in_chain: ClassVar[str] = "length_decay"
     end: tuple[int, ...] = field(validator=[v.min_len(1), ids_not_negative])
-    start: int = field(default=0, validator=v.ge(0))
+    start: int = field(default=0, validator=[v.ge(0), MOST])
     factor: float = field(default=1.01, validator=[v.gt(0), v.lt(float("inf"))])
 
 

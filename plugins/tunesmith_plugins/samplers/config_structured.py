@@ -9,6 +9,7 @@ from attrs import Attribute, field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.sampler import SamplerConfig
+from tunesmith.typecheck import check_fields, check_values
 
 IMPLEMENTATIONS = "tunesmith_plugins.samplers"
 Language = Literal["json_schema", "regex", "lark", "gbnf"]
@@ -45,6 +46,9 @@ class Format:
     language: Language = "regex"
     text: str = field(validator=_is_of_its_language)
 
+    def __attrs_pre_init__(self, *positional: Any, **values: Any) -> None:
+        check_values(type(self), values)
+
 
 @frozen(kw_only=True)
 class Structured(SamplerConfig):
@@ -78,6 +82,7 @@ class Structured(SamplerConfig):
     tokenizer: str = ""
 
     def __attrs_post_init__(self) -> None:
+        check_fields(self)
         given = [name for name in (*LANGUAGES, "formats") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(f"give one of {', '.join(LANGUAGES)} and formats, not {given or 'none'}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from attrs import field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.sampler import SamplerConfig
+from tunesmith_plugins.samplers.config import MOST
 
 IMPLEMENTATIONS = "tunesmith_plugins.samplers"
 
@@ -27,7 +28,7 @@ class Typical(SamplerConfig):
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.entropy:TypicalLink"
     name_in_chain: ClassVar[str] = "typical"
     mass: float = field(default=0.9, validator=[v.gt(0), v.le(1)])
-    min_keep: int = field(default=1, validator=v.ge(1))
+    min_keep: int = field(default=1, validator=[v.ge(1), MOST])
 
 
 @frozen(kw_only=True)
@@ -99,7 +100,7 @@ class TopH(SamplerConfig):
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.entropy:TopHLink"
     name_in_chain: ClassVar[str] = "top_h"
     h: float = field(default=0.4, validator=[v.gt(0), v.le(1)])
-    candidates: int = field(default=100, validator=v.ge(1))
+    candidates: int = field(default=100, validator=[v.ge(1), MOST])
 
 
 @frozen(kw_only=True)
@@ -139,5 +140,5 @@ class Mirostat(SamplerConfig):
     name_in_chain: ClassVar[str] = "mirostat"
     tau: float = field(default=5.0, validator=[v.gt(0), v.lt(float("inf"))])
     eta: float = field(default=0.1, validator=[v.ge(0), v.le(1)])
-    version: int = field(default=2, validator=v.in_([1, 2]))
-    candidates: int = field(default=100, validator=v.ge(2))
+    version: Literal[1, 2] = 2
+    candidates: int = field(default=100, validator=[v.ge(2), MOST])

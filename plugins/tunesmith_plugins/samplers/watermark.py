@@ -80,8 +80,10 @@ def detect(token_ids: Sequence[int], config: Watermark, *, prompt_ids: Sequence[
         prompt_ids: Ids before the text; they are context and are not tested.
 
     Raises:
-        DataError: If no token has enough ids before it, or something among the ids is none.
+        DataError: If no token has enough ids before it, something among the ids is none, or ``config`` is no watermark.
     """
+    if not isinstance(config, Watermark):
+        raise DataError(f"config: a Watermark was expected, of a chain the link itself, not {type(config).__name__}.")
     before, text = _ids(prompt_ids, "prompt_ids"), _ids(token_ids, "token_ids")
     whole = [*before, *text]
     first = max(len(before), config.context)
@@ -103,6 +105,9 @@ def detect(token_ids: Sequence[int], config: Watermark, *, prompt_ids: Sequence[
 def _ids(given: Sequence[int], what: str) -> list[int]:
     """Return ids as ints: tensors of one number are equal to none of their kind, and every pair would count."""
     try:
-        return list(map(operator.index, given))
+        found = list(map(operator.index, given))
     except (TypeError, ValueError):
         raise DataError(f"{what}: a list of token ids was expected, one text's, not {type(given).__name__}.") from None
+    if found and min(found) < 0:
+        raise DataError(f"{what}: {min(found)} is no token id; leave padding out.")
+    return found

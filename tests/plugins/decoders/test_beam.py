@@ -1,13 +1,20 @@
 """Side by side with transformers' own beam search."""
 
+import json
+import math
+
 import pytest
 import torch
+from attrs import frozen
 
 from tunesmith.errors import ConfigError, NumericError
 from tunesmith.generation import generate, prompt_ids
-from tunesmith.kinds.sampler import Draw
+from tunesmith.kinds.decoder import Limits, Request
+from tunesmith.kinds.sampler import Draw, Link, SamplerConfig
+from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins.decoders import Beam, DiverseBeam
+from tunesmith_plugins.decoders.ranking import rank_of
 from tunesmith_plugins.engines import Transformers
 
 PROMPTS = ["the cat sees a tree", "dog", "one two red"]
@@ -176,6 +183,57 @@ def test_the_samplers_edits_count_and_its_truncation_does_not(lm):
     assert found("chain(links=[repetition_penalty(penalty=50.0)])") != plain
 
 
+@pytest.mark.parametrize(
+    "sampler", ["xtc(threshold=0.01, probability=1.0)", "chain(links=[temperature, top_p(p=0.5), xtc])"]
+)
+def test_with_a_sampler_that_draws_it_is_one_search_without_the_draws_and_says_so(lm, monkeypatch, caplog, sampler):
+    from tunesmith_plugins.engines.stepping import Stepping
+
+    read = []
+    begin = Stepping.begin
+    monkeypatch.setattr(Stepping, "begin", lambda self, prompts: (read.append(len(prompts)), begin(self, prompts))[1])
+    options = {"decoder": "beam(beams=4)", "max_new_tokens": 8, "completions": 4}
+    plain = generate(lm, PROMPTS, **options)
+    assert not caplog.messages
+    found = generate(lm, PROMPTS, sampler=sampler, **options)
+    assert [c.token_ids for c in found] == [c.token_ids for c in plain]
+    assert read == [3, 3], "a search a prompt, not one a completion"
+    assert "beam search draws nothing, so these of the sampler do nothing" in caplog.text
+    assert "xtc" in caplog.text
+    assert ("top_p" in caplog.text) == ("top_p" in sampler)
+
+
+class Noise(Link):
+    """An edit that draws: adds noise of the row's own to all logits."""
+
+    stochastic = True
+
+    def apply(self, logits, rows):
+        return logits + 3 * torch.sin(100 * rows.uniform(1)[:, None] * torch.arange(1, 1 + logits.shape[1]))
+
+
+@frozen(kw_only=True)
+class NoiseConfig(SamplerConfig):
+    impl = "test"
+    name_in_chain = "noise"
+
+
+def test_a_search_by_edits_that_draw_is_one_search_too_and_does_not_hang_on_who_asks(lm):
+    options = {"decoder": "beam(beams=3)", "max_new_tokens": 6, "sampler": Noise(NoiseConfig())}
+    found = generate(lm, PROMPTS, seeds=[1, 2, 3], completions=3, **options)
+    other = generate(lm, PROMPTS, seeds=[4, 5, 6], completions=3, **options)
+    assert [c.token_ids for c in found] != [c.token_ids for c in other]
+    for number in range(3):
+        mine = found[3 * number : 3 * number + 3]
+        assert [c.score for c in mine] == sorted((c.score for c in mine), reverse=True)
+        assert len({c.token_ids for c in mine}) == 3
+    engine, decoder = Transformers().build(), Beam(beams=3).build()
+    engine.sync(lm)
+    alone = [Request(prompt_ids=prompt_ids(lm, PROMPTS)[1], seed=2, stream=2)]
+    (one,) = engine.generate(alone, decoder, options["sampler"], Limits(max_new_tokens=6), Runtime())
+    assert one.token_ids == found[5].token_ids
+
+
 def test_more_beams_find_likelier_texts_than_greedy(lm):
     options = {"max_new_tokens": 6, "min_new_tokens": 6}
     wide = generate(lm, PROMPTS, decoder="beam(beams=12, early_stopping='never')", **options)
@@ -205,13 +263,41 @@ def test_a_sampler_with_a_memory_is_refused():
                 state={"a": object()},
             )
 
-    from tunesmith.kinds.decoder import Limits, Request
-    from tunesmith.runtime import Runtime
-
     engine = Transformers().build()
     engine.sync(tiny_lm())
     with pytest.raises(ConfigError, match="remembers"):
         list(engine.generate([Request(prompt_ids=(5,))], Beam().build(), Remembering(), Limits(), Runtime()))
+
+
+@pytest.mark.parametrize("make", [Beam, DiverseBeam])
+@pytest.mark.parametrize("stopping", STOPPING)
+def test_a_huge_length_penalty_takes_the_longest_or_the_shortest_of_what_was_found(lm, make, stopping):
+    """As a moderate one does already that outweighs all log-probabilities; scores are what a float holds."""
+    for huge, enough in ((1e6, 250.0), (-1e6, -250.0), (1.7e308, 250.0), (-1.7e308, -250.0)):
+        options = {"max_new_tokens": 8, "completions": 4}
+        found = generate(lm, PROMPTS, decoder=make(length_penalty=huge, early_stopping=stopping), **options)
+        moderate = generate(lm, PROMPTS, decoder=make(length_penalty=enough, early_stopping=stopping), **options)
+        assert [c.token_ids for c in found] == [c.token_ids for c in moderate]
+        json.dumps([c.score for c in found], allow_nan=False)
+        if make is Beam:
+            lengths = [len(c.token_ids) for c in found]
+            for first in range(0, len(found), 4):
+                assert lengths[first : first + 4] == sorted(lengths[first : first + 4], reverse=huge > 0)
+
+
+def test_ranks_beyond_what_a_float_holds_are_in_the_order_of_their_scores():
+    totals = [-0.0, -1e-9, -0.5, -3.0, -3.0000001, -250.0]
+    for penalty in (5.0, -5.0, 0.3):  # these a float holds
+        pairs = [(total, length) for total in totals[1:] for length in (1, 2, 7, 50)]
+        exact = sorted(pairs, key=lambda p: p[0] / p[1] ** penalty)
+        assert sorted(pairs, key=lambda p: rank_of(*p, penalty)) == exact
+    for penalty in (1e6, -1e6):
+        pairs = [(total, length) for total in totals for length in (2, 7, 50)]
+        logs = {p: math.inf if p[0] == 0 else penalty * math.log(p[1]) - math.log(-p[0]) for p in pairs}
+        ranks = [rank_of(*pair, penalty) for pair in sorted(pairs, key=logs.__getitem__)]
+        assert ranks == sorted(ranks)
+        assert all(math.isfinite(rank.score) for rank in ranks)
+        assert len(set(ranks)) == len(totals[1:]) * 3 + 1  # a total of 0 is a score of 0, whatever the length
 
 
 @pytest.mark.parametrize("make", [Beam, DiverseBeam])

@@ -5,11 +5,14 @@ import torch
 
 from tunesmith.errors import ConfigError
 from tunesmith.generation import component, generate, prompt_ids
-from tunesmith.kinds.decoder import Limits, Request
+from tunesmith.kinds.decoder import Completion, Limits, Request
 from tunesmith.runtime import Runtime
 from tunesmith.testing import conformance
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins.decoders import Beam, DiverseBeam
+from tunesmith_plugins.decoders.batch import Row
+from tunesmith_plugins.decoders.ranking import Rank, best_first
+from tunesmith_plugins.decoders.searching import Candidates
 
 PROMPTS = ["the cat sees a tree", "dog", "one two red"]
 
@@ -89,11 +92,52 @@ def test_one_group_is_beam_search(lm):
     assert not any(c.details for c in one)
 
 
-def test_without_a_penalty_all_groups_are_small_beam_searches(lm):
-    found = generate(lm, PROMPTS, decoder=DiverseBeam(beams=6, groups=3, penalty=0.0), completions=3, max_new_tokens=6)
-    beam = [c for c in generate(lm, PROMPTS, decoder=Beam(beams=2), max_new_tokens=6) for _ in range(3)]
+def test_without_a_penalty_all_groups_are_one_small_beam_search_whose_texts_are_given_once(lm):
+    options = {"max_new_tokens": 6, "completions": 2}
+    found = generate(lm, PROMPTS, decoder=DiverseBeam(beams=6, groups=3, penalty=0.0), **options)
+    beam = generate(lm, PROMPTS, decoder=Beam(beams=2), **options)
     assert [c.token_ids for c in found] == [c.token_ids for c in beam]
     assert [c.score for c in found] == pytest.approx([c.score for c in beam], abs=1e-5)
+    again = generate(lm, PROMPTS, decoder=DiverseBeam(beams=6, groups=3, penalty=0.0), **{**options, "completions": 3})
+    for number in range(len(PROMPTS)):
+        first, _, third = again[3 * number : 3 * number + 3]
+        assert third.token_ids == first.token_ids, "there are but two different texts, which begin anew"
+
+
+def test_groups_that_agree_give_different_texts(lm):
+    """transformers' group beam search gave such a text as often as there were groups that found it."""
+    decoder = DiverseBeam(beams=6, groups=3, penalty=0.05)
+    found = generate(lm, PROMPTS, decoder=decoder, completions=3, max_new_tokens=6)
+    engine = component(None, "engine")
+    engine.sync(lm)
+    agreed = 0
+    for number, ids in enumerate(prompt_ids(lm, PROMPTS)):
+        mine = found[3 * number : 3 * number + 3]
+        assert len({c.token_ids for c in mine}) == 3
+        built = decoder.build()
+        members = [Row(0, Request(prompt_ids=ids))]
+        limits, sampler = Limits(max_new_tokens=6), component(None, "sampler")
+        searches = list(built._search(engine.step_model, members, Candidates.of(sampler, built.name), limits))
+        bests = [search.finished[0][1].token_ids for search in searches]
+        agreed += len(set(bests)) < 3
+        assert mine[0].token_ids in bests
+        assert set(bests) <= {c.token_ids for c in mine}
+    assert agreed, "of these models some groups agree"
+
+
+def text_of(tokens, score, group):
+    return Rank(score), Completion(
+        request=0, id="", stream=0, token_ids=tokens, text="", finish="eos", score=score, details={"group": group}
+    )
+
+
+def test_a_text_is_given_once_and_each_group_has_its_turn():
+    first = [text_of((1,), -1.0, 0), text_of((2,), -1.5, 0), text_of((3,), -9.0, 0)]
+    second = [text_of((1,), -1.0, 1), text_of((4,), -2.0, 1), text_of((2,), -3.0, 1)]
+    third = [text_of((5,), -1.2, 2), text_of((4,), -2.0, 2), text_of((1,), -7.0, 2)]
+    ordered = best_first([first, second, third])
+    assert [c.token_ids for c in ordered] == [(1,), (5,), (4,), (2,), (3,)]
+    assert [c.details["group"] for c in ordered] == [0, 2, 1, 0, 0]
 
 
 def test_a_large_penalty_keeps_groups_of_one_beam_apart_at_every_step():
@@ -136,7 +180,8 @@ class Table:
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_groups_with_room_for_every_text_find_the_best_of_all_texts(groups):
-    """The penalty steers what is kept; where all is kept, every group finds the optimum over all texts."""
+    """The penalty steers what is kept; where all is kept, every group finds the optimum over all texts, and gives what the groups
+    before it have not given."""
     model, power, length = Table(), 0.7, 4
     texts = [t for n in range(1, length) for t in itertools.product(range(1, 5), repeat=n - 1)]
     every = [(*t, 0) for t in texts] + list(itertools.product(range(1, 5), repeat=length - 1))
@@ -151,7 +196,7 @@ def test_groups_with_room_for_every_text_find_the_best_of_all_texts(groups):
     limits = Limits(max_new_tokens=length)
     for found in decoder.decode(model, requests, component(None, "sampler"), limits, Runtime()):
         prompt = requests[found.request].prompt_ids[0]
-        best = max(every, key=lambda t: model.score(t, prompt, power))
+        best = sorted(every, key=lambda t: -model.score(t, prompt, power))[found.stream]
         assert found.token_ids == best
         assert found.score == pytest.approx(model.score(best, prompt, power), abs=1e-5)
 
@@ -165,7 +210,7 @@ def test_streams_of_one_prompt_are_one_search():
             return super().begin(prompts)
 
     requests = [Request(prompt_ids=(p,), stream=s) for p in (2, 4, 1) for s in range(4)]
-    decoder = DiverseBeam(beams=4, groups=2).build()
+    decoder = DiverseBeam(beams=4, groups=2, penalty=5.0).build()  # large enough for four different texts
     found = list(decoder.decode(Counted(), requests, component(None, "sampler"), Limits(max_new_tokens=3), Runtime()))
     assert rows == [3 * 2]
     by_request = {c.request: c for c in found}

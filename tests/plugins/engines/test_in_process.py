@@ -1,4 +1,5 @@
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import attrs
 import numpy as np
@@ -14,7 +15,7 @@ from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith.spec import parse
 from tunesmith.testing.models import tiny_lm, tiny_tokenizer
-from tunesmith_plugins.engines import Transformers
+from tunesmith_plugins.engines import Transformers, places
 
 PROMPTS = ["the cat sees a tree", "dog", "one two red and blue fish in the house", "no fish"]
 HOT = "chain(links=[temperature(temperature=1.5), top_p(p=0.95)])"
@@ -499,3 +500,56 @@ def test_rows_go_on_alike_after_padding_is_cut_off_or_put_before_them(adapter):
     torch.testing.assert_close(model.step(token, cut)[0], expected)
     joined = model.join([model.begin([short])[1], model.begin([long])[1]])
     torch.testing.assert_close(model.step(token.expand(2), joined)[0][:1], expected)
+
+
+def elsewhere(work):
+    """Return what another thread makes of a call, while this one waits where it is."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+def test_threads_that_write_with_one_model_do_not_meet_in_its_table_of_positions():
+    lm = bart()
+    expected = [c.token_ids for c in generate(lm, PROMPTS, max_new_tokens=5)]
+    table = places.table(lm.model.get_decoder())
+    with places.shifted(table, torch.tensor([3, 0])):
+        assert [c.token_ids for c in elsewhere(lambda: generate(lm, PROMPTS, max_new_tokens=5))] == expected
+        shown = table(torch.zeros(2, 2, dtype=torch.int64), position_ids=torch.tensor([4, 5]))
+    offset = table.offset
+    assert torch.equal(shown[0], table.weight[torch.tensor([1, 2]) + offset])
+    assert torch.equal(shown[1], table.weight[torch.tensor([4, 5]) + offset])
+
+
+def test_states_are_those_of_the_thread_that_asked():
+    lm = gpt2()
+    engine = component(None, "engine")
+    engine.sync(lm)
+    with engine.step_model._watching() as seen:
+        other = elsewhere(lambda: lm.model(torch.tensor([[5, 6, 7]])))
+        assert other.hidden_states is None
+        assert not seen
+        lm.model(torch.tensor([[5, 6]]))
+        assert [states.shape[1] for states in seen] == [2]
+
+
+def test_a_stream_keeps_to_the_model_that_it_was_begun_with():
+    first, second, engine = gpt2(), bart(), component(None, "engine")
+    expected = [c.token_ids for c in generate(first, PROMPTS, max_new_tokens=6)]
+    begun = generate(first, PROMPTS, engine=engine, max_new_tokens=6, stream=True)
+    generate(second, PROMPTS, engine=engine, max_new_tokens=6)
+    done = {p.request: p.completion.token_ids for p in begun if p.completion is not None}
+    assert [done[number] for number in range(len(PROMPTS))] == expected
+
+
+def test_what_is_wrong_is_said_when_it_is_asked_for():
+    engine = component(None, "engine")
+    engine.sync(gpt2())
+    for ask in (engine.generate, engine.stream):
+        with pytest.raises(ConfigError, match="request 0 has an empty prompt"):
+            ask(
+                [Request(prompt_ids=())],
+                component(None, "decoder"),
+                component(None, "sampler"),
+                Limits(max_new_tokens=4),
+                Runtime(),
+            )

@@ -10,6 +10,7 @@ from tunesmith import philox
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.sampler import Link, Rows, SamplerConfig
 from tunesmith.runtime import Runtime
+from tunesmith.spec import parse
 from tunesmith.testing.samplers import chi_square_limit, logits_of, rows_of
 from tunesmith_plugins.kernels import reference
 from tunesmith_plugins.samplers import Chain, Greedy, MinP, RepetitionPenalty, Temperature, TopK, TopP
@@ -285,6 +286,18 @@ def test_the_likeliest_are_those_after_edits_with_equals_by_id():
     draw = Chain(links=(Temperature(temperature=2.0), TopK(k=1))).build().sample(logits, rows_of(1, 5), top=4)
     assert draw.top[0].tolist() == [[1, 2, 4, 0]]
     torch.testing.assert_close(draw.top[1], (logits / 2).log_softmax(-1)[:, [1, 2, 4, 0]])
+
+
+@pytest.mark.parametrize("spec", ["greedy", "top_k(k=5)", "chain(links=[mirostat])"])
+def test_a_number_of_likeliest_tokens_that_is_none_is_named(spec):
+    sampler = parse(spec, "sampler").build()
+    for top, message in (
+        (-1, "top must be 0 or more, not -1"),
+        (2.5, "top: a whole number was expected"),
+        (True, "bool True"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            sampler.sample(logits_of(2), rows_of(2), top=top)
 
 
 def test_a_row_that_an_unknown_link_empties_is_reported():

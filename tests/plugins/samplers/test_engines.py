@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from attrs import evolve
 
+from tunesmith.errors import ConfigError
 from tunesmith.testing.samplers import logits_of, rows_of
-from tunesmith_plugins.samplers import presets
+from tunesmith_plugins.samplers import Chain, presets
 
 VOCAB = 61
 
@@ -124,11 +125,12 @@ def vllm(z, ids, new, o):
 
 def llamacpp(z, ids, new, o):
     z = z.copy()
-    for token, times in Counter(ids[-64:]).items():
+    last = o.get("repeat_last_n", 64)
+    for token, times in Counter(ids if last < 0 else ids[len(ids) - min(last, len(ids)) :]).items():
         repeat = o.get("repeat_penalty", 1.0)
         z[token] = z[token] * repeat if z[token] <= 0 else z[token] / repeat
         z[token] -= times * o.get("frequency_penalty", 0.0) + o.get("presence_penalty", 0.0)
-    if "top_n_sigma" in o:
+    if o.get("top_n_sigma", -1) > 0:
         finite = z[np.isfinite(z)]
         z = drop(z, z < finite.max() - o["top_n_sigma"] * math.sqrt(((finite - finite.mean()) ** 2).mean()))
     listed = sorted((i for i in range(len(z)) if np.isfinite(z[i])), key=lambda i: (-z[i], i))[: o.get("top_k", 40)]
@@ -191,6 +193,10 @@ CASES = {
         (
             {},
             {"repeat_penalty": 1.3, "frequency_penalty": 0.2, "presence_penalty": 0.3},
+            {"repeat_penalty": 1.3, "presence_penalty": 0.3, "repeat_last_n": 3},
+            {"repeat_penalty": 1.3, "frequency_penalty": 0.2, "presence_penalty": 0.3, "repeat_last_n": 0},
+            {"repeat_penalty": 1.3, "frequency_penalty": 0.2, "presence_penalty": 0.3, "repeat_last_n": -1},
+            {"top_n_sigma": -1.0},
             {"top_n_sigma": 1.2, "top_k": 30, "top_p": 0.99, "min_p": 0.01},
             {"top_k": 5, "top_p": 0.9999},
             {"typical_p": 0.6, "top_k": 20, "top_p": 1.0, "min_p": 0.0},
@@ -229,3 +235,54 @@ def test_a_preset_keeps_and_values_what_the_engine_does(engine, options):
             kept, wanted = np.flatnonzero(np.isfinite(found)), np.flatnonzero(np.isfinite(expected))
             assert kept.tolist() == wanted.tolist(), f"row {row}"
             np.testing.assert_allclose(found[kept], expected[kept], rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("preset", "options", "messages"),
+    [
+        (presets.hf, {"top_k": "5"}, ["top_k: a whole number was expected, not str '5'"]),
+        (presets.hf, {"top_k": True}, ["top_k: a whole number was expected, not bool True"]),
+        (presets.hf, {"top_k": 5.0}, ["top_k: a whole number was expected, not float 5.0"]),
+        (presets.hf, {"top_k": None}, ["top_k: a whole number was expected, not NoneType None"]),
+        (presets.hf, {"top_k": -1}, ["top_k must be 0 or more: -1"]),
+        (presets.hf, {"temperature": 0}, ["temperature must be above 0: 0.0"]),
+        (presets.hf, {"top_p": math.nan}, ["top_p must be a finite number: nan"]),
+        (
+            presets.hf,
+            {"top_p": "0.9", "typical_p": 1.5, "min_p": False, "epsilon_cutoff": -0.1},
+            [
+                "top_p: a number was expected",
+                "typical_p must be above 0",
+                "min_p: a number was",
+                "epsilon_cutoff must be",
+            ],
+        ),
+        (
+            presets.vllm,
+            {"top_p": 0, "top_k": -2},
+            ["top_p must be above 0 and at most 1: 0", "top_k must be -1 or more: -2"],
+        ),
+        (presets.vllm, {"temperature": -0.5, "min_p": None}, ["temperature must be 0 or more", "min_p: a number was"]),
+        (presets.vllm, {"frequency_penalty": math.inf}, ["frequency_penalty must be a finite number: inf"]),
+        (presets.llamacpp, {"repeat_last_n": -2}, ["repeat_last_n must be -1 or more: -2"]),
+        (presets.llamacpp, {"xtc_probability": -0.5}, ["xtc_probability must be from 0 to 1: -0.5"]),
+        (presets.llamacpp, {"top_n_sigma": "1"}, ["top_n_sigma: a number was expected, not str '1'"]),
+    ],
+    ids=str,
+)
+def test_options_of_a_wrong_kind_or_out_of_range_are_all_named(preset, options, messages):
+    with pytest.raises(ConfigError) as found:
+        preset(**options)
+    assert found.value.where == f"presets.{preset.__name__}"
+    assert len(found.value.problems) == len(messages)
+    for problem, message in zip(found.value.problems, messages, strict=True):
+        assert problem.startswith(message)
+
+
+def test_numbers_of_numpy_and_whole_numbers_are_numbers():
+    assert presets.hf(top_k=np.int64(5), top_p=np.float32(0.5), temperature=2) == presets.hf(
+        top_k=5, top_p=0.5, temperature=2.0
+    )
+    assert presets.hf(top_h=None, min_p=None) == presets.hf()
+    assert presets.vllm(top_k=-1) == Chain()
+    assert presets.llamacpp(top_n_sigma=0.0, repeat_penalty=1.5, repeat_last_n=0) == presets.llamacpp()

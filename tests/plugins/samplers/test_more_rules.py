@@ -262,6 +262,10 @@ def test_the_detector_counts_pairs_once_whatever_holds_the_ids():
     for wrong in (torch.tensor([ids]), [1.5, 2.0], "text"):
         with pytest.raises(DataError, match="a list of token ids was expected"):
             detect(wrong, config)
+    with pytest.raises(DataError, match="-100 is no token id; leave padding out"):
+        detect([*ids, -100, -100], config)
+    with pytest.raises(DataError, match="a Watermark was expected, of a chain the link itself, not Chain"):
+        detect(ids, Chain(links=(config,)))
 
 
 def test_the_kernel_marks_what_the_detector_calls_green_by_the_values_of_each_row():

@@ -34,8 +34,8 @@ def follows(
 
     Args:
         draw: What draws.
-        row: Logits (vocab,), float32.
-        probabilities: (vocab,) float64; None means the softmax of ``row``.
+        row: Logits (vocab,), float32; an array or a list of numbers will do.
+        probabilities: (vocab,) float64, likewise; None means the softmax of ``row``.
         count: How many draws.
         over: Whether seeds or positions run.
         first: Where they begin.
@@ -47,6 +47,7 @@ def follows(
         ConfigError: If ``row`` or ``probabilities`` are none that could be drawn from.
         NumericError: If the sampler gives anything but a token a row.
     """
+    row = torch.as_tensor(row)
     p = _weights(row, probabilities)
     p = p / p.sum()
     running, still = torch.arange(first, first + count), torch.full((count,), other)
