@@ -282,7 +282,11 @@ def load(
         bare = folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES)
         tokenizer = None if bare else transformers.AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError) as cause:
-        raise ConfigError([f"{str(source)!r} holds no model that can be loaded: {cause}"], "tunesmith.load") from cause
+        if folder.is_dir():
+            problem = f"{str(source)!r} holds no model that can be loaded: {cause}"
+        else:
+            problem = f"{_no_folder(folder)}, and the hub gives no such model: {cause}{_near_folder(folder)}"
+        raise ConfigError([problem], "tunesmith.load") from cause
     family = family_of(config)
     if head == "classification" and labels is None and config.architectures and _head_of(config) != head:
         raise ConfigError(
@@ -343,11 +347,7 @@ def _check_source(source: str | Path, revision: str | None, runtime: Runtime) ->
             else "no hub is asked for it (offline, or HF_HUB_OFFLINE is set) and the hub's cache does not have it; give a "
             "folder, or go online once"
         )
-        siblings = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
-        near = get_close_matches(folder.name, siblings, 1)
-        hint = f". Did you mean {str(folder.parent / near[0])!r}?" if near else ""
-        looked = "" if folder.is_absolute() else f" (looked from {Path.cwd()})"
-        raise ConfigError([f"there is no model folder {str(source)!r}{looked}, and {why}{hint}"], "tunesmith.load")
+        raise ConfigError([f"{_no_folder(folder)}, and {why}{_near_folder(folder)}"], "tunesmith.load")
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise ConfigError(
             [
@@ -356,6 +356,33 @@ def _check_source(source: str | Path, revision: str | None, runtime: Runtime) ->
             ],
             "tunesmith.load",
         )
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ConfigError(
+            [f"{str(source)!r} holds no model: it has no config.json{_models_in(folder)}"], "tunesmith.load"
+        )
+
+
+def _no_folder(folder: Path) -> str:
+    looked = "" if folder.is_absolute() else f" (looked from {Path.cwd()})"
+    return f"there is no model folder {str(folder)!r}{looked}"
+
+
+def _near_folder(folder: Path) -> str:
+    siblings = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+    near = get_close_matches(folder.name, siblings, 1)
+    return f". Did you mean {str(folder.parent / near[0])!r}?" if near else ""
+
+
+def _models_in(folder: Path) -> str:
+    """Return where models lie in a folder that is none itself, as in that of a run."""
+    places = {
+        file.parent
+        for at in ("*", "stages/*/*")
+        for name in ("config.json", ADAPTED)
+        for file in folder.glob(f"{at}/{name}")
+    }
+    shown = ", ".join(repr(str(place)) for place in sorted(places)[:5])
+    return f"; models lie in {shown}{' ...' if len(places) > 5 else ''}" if places else "; give the folder of a model"
 
 
 def _check_device(device: str) -> None:

@@ -134,10 +134,13 @@ def _print(found: Evaluation, compared: dict[str, Comparison], left_out: list[st
         return
     from tunesmith.report.cells import score_name
 
+    width = max(
+        32, *(len(score_name(name, score)) for name, result in found.results.items() for score in result.scores)
+    )
     for name, result in found.results.items():
         for score, value in result.scores.items():
-            click.echo(f"{score_name(name, score):32} {value}")
-        click.echo(f"{'':32} n = {result.n}, {result.signature}")
+            click.echo(f"{score_name(name, score):{width}} {value}")
+        click.echo(f"{'':{width}} n = {result.n}, {result.signature}")
     for what, count in found.truncated.items():
         click.echo(f"{count} of {len(found.examples)} {what} were cut at the model's limit")
     for name, comparison in compared.items():
