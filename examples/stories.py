@@ -129,9 +129,9 @@ def pipeline(arguments: argparse.Namespace, files: dict[str, Path]) -> ts.Pipeli
 
 
 def print_texts(run: ts.Run) -> None:
-    lines = (run.output("samplers", "generations") / "generations.jsonl").read_text(encoding="utf-8").splitlines()
-    for record in map(json.loads, lines):
-        print(f"\n[{record['sampler']}] {record['prompt']}{record['text']}")
+    with (run.output("samplers", "generations") / "generations.jsonl").open(encoding="utf-8") as stream:
+        for record in map(json.loads, stream):
+            print(f"\n[{record['sampler']}] {record['prompt']}{record['text']}")
 
 
 def print_perplexities(run: ts.Run) -> None:

@@ -184,7 +184,8 @@ def train(
 
 def rank(generations: Path, scorer: reward.RewardModel, rankings: Path) -> None:
     """Rank the completions of every prompt by reward; equal rewards are ties."""
-    rows = [json.loads(line) for line in generations.read_text(encoding="utf-8").splitlines()]
+    with generations.open(encoding="utf-8") as stream:
+        rows = [json.loads(line) for line in stream]
     scores = scorer.score([row["prompt"] for row in rows], [row["text"] for row in rows])
     scored = sorted(zip(rows, scores, strict=True), key=lambda pair: (pair[0]["id"], -pair[1]))
     lines = []

@@ -48,7 +48,7 @@ def compress(
             on this machine. Compressors without data do without.
         data: Examples to calibrate or train on: :class:`tunesmith.Data`, of which the split ``train`` is read, examples, or texts.
             A text is what a decoder or encoder reads; an encoder-decoder reads it and answers it.
-        teacher: For distillation the larger model, as ``model``; ``model`` is the student then.
+        teacher: For distillation the larger model, as ``model``; ``model`` is the student then. Other compressors refuse one.
         runtime: Seed, and device and dtype of what is loaded (a model in memory keeps its own); None means the defaults.
         save: Folder to save to, readable by ``from_pretrained`` after ``import tunesmith.hf`` and by :func:`tunesmith.load`.
             A model that is there is replaced; an adapter of peft's there is an error.
@@ -58,22 +58,22 @@ def compress(
         The smaller model.
 
     Raises:
-        ConfigError: For a wrong name or option, a model that cannot be compressed so, or data that are missing.
+        ConfigError: For a wrong name or option, a model that cannot be compressed so, data that are missing, or a teacher of
+            whom the compressor learns nothing.
     """
     built = _built(compressor)
+    if teacher is not None and not built.uses_teacher:
+        raise ConfigError(
+            [f"{type(built.config).__name__} learns from no teacher; leave it out, or use distill @ teacher"], WHERE
+        )
+    _check_data(built, data is not None)
     if save is not None:
         check_place(Path(save), WHERE)  # said before the work, which would be lost
     lm = _handle(model, tokenizer, runtime)
     runtime = runtime or Runtime(device=str(lm.device))
     larger = None if teacher is None else _handle(teacher, tokenizer or lm.tokenizer, runtime)
     examples = None if data is None else _examples(data, lm, runtime)
-    if built.needs_data and not examples:
-        raise ConfigError(
-            [
-                f"{type(built.config).__name__} learns from examples; give some texts or examples as data=[...] (a command: --data)"
-            ],
-            WHERE,
-        )
+    _check_data(built, bool(examples))
     if examples and lm.tokenizer is None:
         raise ConfigError(["the model came without its tokenizer, which data need; give it as tokenizer="], WHERE)
     built.setup(runtime)
@@ -98,6 +98,16 @@ def _built(given: CompressorConfig | Compressor | str) -> Compressor:
             [f"a config, a short spelling or a built compressor was expected, not {given!r}"], "compressor"
         )
     return built
+
+
+def _check_data(built: Compressor, there: bool) -> None:
+    if built.needs_data and not there:
+        raise ConfigError(
+            [
+                f"{type(built.config).__name__} learns from examples; give some texts or examples as data=[...] (a command: --data)"
+            ],
+            WHERE,
+        )
 
 
 def _handle(given: Any, tokenizer: Any, runtime: Runtime | None) -> LM:

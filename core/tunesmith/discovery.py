@@ -83,7 +83,7 @@ def normalise(name: str) -> str:
 
 
 def why_not_offered(use: str, group: str) -> str | None:
-    """Return why a distribution that is installed does not offer a full id, if its metadata shows the mistake.
+    """Return why no distribution offers a full id and what to do about it; None if it lies in the name behind the slash.
 
     Args:
         use: A name; only ``"distribution/name"`` has a distribution to look at.
@@ -93,7 +93,10 @@ def why_not_offered(use: str, group: str) -> str | None:
     dist = normalise(owner)
     if not slash or dist == LOCAL:
         return None
-    own = [entry for entry in discover().entries if entry.dist == dist]
+    found = discover()
+    if dist in found.disabled:
+        return f"TUNESMITH_DISABLE_PLUGINS disables {dist}. Take it out of that variable to use it."
+    own = [entry for entry in found.entries if entry.dist == dist]
     for entry in own:
         if not entry.kind and entry.name == name:
             return f"{dist} {entry.version} names it, and {entry.problem}"
@@ -102,9 +105,12 @@ def why_not_offered(use: str, group: str) -> str | None:
     try:
         version: str | None = metadata.version(dist)
     except (metadata.PackageNotFoundError, KeyError):
-        return None
-    if version is None:  # an empty folder that was left of it, which Python takes for a distribution
-        return None
+        version = None
+    if version is None:  # also of an empty folder that was left of it, which Python takes for a distribution
+        return (
+            f"no plugin distribution {dist!r} is installed. If it exists, run `pip install {dist}`; `tunesmith plugins list` "
+            "shows what is installed."
+        )
     return (
         f"{dist} {version} is installed and offers no component. Name the config class in its pyproject.toml, "
         f'[project.entry-points."{group}"], and install it again: `pip install` is what writes entry points down.'

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -258,6 +259,8 @@ def load(
     """
     runtime = runtime or Runtime()
     _check_device(runtime.device)
+    if str(source).startswith("~"):
+        source = Path(source).expanduser()
     folder = Path(source)
     if (folder / ADAPTED).is_file():
         return _load_adapted(folder, runtime, head, labels, device_map)
@@ -267,23 +270,7 @@ def load(
     from tunesmith import hf
 
     hf.register()
-    is_path = str(source).startswith((".", "/", "~"))
-    if not folder.is_dir() and (is_path or (runtime.offline and not hf.is_cached(str(source), revision))):
-        why = (
-            "a path is never looked up on a hub; give the folder's right path"
-            if is_path
-            else "no hub is asked for it (offline, or HF_HUB_OFFLINE is set) and the hub's cache does not have it; give a "
-            "folder, or go online once"
-        )
-        raise ConfigError([f"there is no model folder {str(source)!r}, and {why}"], "tunesmith.load")
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise ConfigError(
-            [
-                f"{str(source)!r} is an adapter of peft without its base; load the two with peft.PeftModel.from_pretrained, and save what "
-                "merge_and_unload() returns"
-            ],
-            "tunesmith.load",
-        )
+    _check_source(source, revision, runtime)
     options: dict[str, Any] = {
         "local_files_only": runtime.offline,
         "trust_remote_code": runtime.allow_code,
@@ -295,7 +282,11 @@ def load(
         bare = folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES)
         tokenizer = None if bare else transformers.AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError) as cause:
-        raise ConfigError([f"{str(source)!r} holds no model that can be loaded: {cause}"], "tunesmith.load") from cause
+        if folder.is_dir():
+            problem = f"{str(source)!r} holds no model that can be loaded: {cause}"
+        else:
+            problem = f"{_no_folder(folder)}, and the hub gives no such model: {cause}{_near_folder(folder)}"
+        raise ConfigError([problem], "tunesmith.load") from cause
     family = family_of(config)
     if head == "classification" and labels is None and config.architectures and _head_of(config) != head:
         raise ConfigError(
@@ -332,6 +323,66 @@ def load(
         model.to(runtime.device)
     model.eval()
     return LM(model=model, tokenizer=tokenizer, family=family, origin=None if new_head else str(source))
+
+
+def _check_source(source: str | Path, revision: str | None, runtime: Runtime) -> None:
+    """Check that there is a folder with a whole model, or a name that a hub may be asked for.
+
+    Raises:
+        ConfigError: If there is neither.
+    """
+    from tunesmith import hf
+
+    folder = Path(source)
+    if folder.is_file():
+        raise ConfigError(
+            [f"{str(source)!r} is a file; give the folder of the model, {str(folder.parent)!r}"], "tunesmith.load"
+        )
+    # a hub name has one slash at most
+    is_path = str(source).startswith((".", "/")) or str(source).count("/") > 1
+    if not folder.is_dir() and (is_path or (runtime.offline and not hf.is_cached(str(source), revision))):
+        why = (
+            "a path is never looked up on a hub; give the folder's right path"
+            if is_path
+            else "no hub is asked for it (offline, or HF_HUB_OFFLINE is set) and the hub's cache does not have it; give a "
+            "folder, or go online once"
+        )
+        raise ConfigError([f"{_no_folder(folder)}, and {why}{_near_folder(folder)}"], "tunesmith.load")
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ConfigError(
+            [
+                f"{str(source)!r} is an adapter of peft without its base; load the two with peft.PeftModel.from_pretrained, and save what "
+                "merge_and_unload() returns"
+            ],
+            "tunesmith.load",
+        )
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ConfigError(
+            [f"{str(source)!r} holds no model: it has no config.json{_models_in(folder)}"], "tunesmith.load"
+        )
+
+
+def _no_folder(folder: Path) -> str:
+    looked = "" if folder.is_absolute() else f" (looked from {Path.cwd()})"
+    return f"there is no model folder {str(folder)!r}{looked}"
+
+
+def _near_folder(folder: Path) -> str:
+    siblings = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+    near = get_close_matches(folder.name, siblings, 1)
+    return f". Did you mean {str(folder.parent / near[0])!r}?" if near else ""
+
+
+def _models_in(folder: Path) -> str:
+    """Return where models lie in a folder that is none itself, as in that of a run."""
+    places = {
+        file.parent
+        for at in ("*", "stages/*/*")
+        for name in ("config.json", ADAPTED)
+        for file in folder.glob(f"{at}/{name}")
+    }
+    shown = ", ".join(repr(str(place)) for place in sorted(places)[:5])
+    return f"; models lie in {shown}{' ...' if len(places) > 5 else ''}" if places else "; give the folder of a model"
 
 
 def _check_device(device: str) -> None:

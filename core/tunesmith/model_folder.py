@@ -34,6 +34,25 @@ _ADAPTER = "adapter_config.json"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|generation_config\.json")
 
 
+def check_folder(folder: Path, what: str, option: str, where: str) -> None:
+    """Check that something can be written to ``folder``, which need not be there yet.
+
+    Args:
+        folder: The place.
+        what: What is going to be written, for messages: ``"the model is saved"``.
+        option: The option that names the folder.
+        where: Who is going to write it, at the head of messages.
+
+    Raises:
+        ConfigError: If it is a file or lies under one, or may not be written to.
+    """
+    place = next((at for at in (folder, *folder.parents) if at.exists()), Path())
+    if not place.is_dir():
+        raise ConfigError([f"{place} is a file, and {what} to a folder; give another name @ {option}"], where)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError([f"{place} may not be written to; give another folder @ {option}"], where)
+
+
 def check_place(folder: Path, where: str) -> None:
     """Check that a model can be saved to ``folder``, which need not be there yet.
 
@@ -42,14 +61,10 @@ def check_place(folder: Path, where: str) -> None:
         where: Who is going to save it, at the head of messages.
 
     Raises:
-        ConfigError: If it is a file or lies under one, may not be written to, or holds an adapter of peft's, which
-            ``from_pretrained`` would put on any model in it.
+        ConfigError: As :func:`check_folder`, or if it holds an adapter of peft's, which ``from_pretrained`` would put on any
+            model in it.
     """
-    place = next((at for at in (folder, *folder.parents) if at.exists()), Path())
-    if not place.is_dir():
-        raise ConfigError([f"{place} is a file, and the model is saved to a folder; give another name @ save"], where)
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError([f"{place} may not be written to; give another folder @ save"], where)
+    check_folder(folder, "the model is saved", "save", where)
     if (folder / _ADAPTER).is_file():
         raise ConfigError(
             [

@@ -204,31 +204,21 @@ class Registry(Generic[T]):
 
     def _unknown(self, use: str) -> str:
         kind = self.kind.name
-        found = discovery.discover()
         dist, slash, name = use.partition("/")
-        dist = discovery.normalise(dist)
         own = self.entries()
-        if slash and dist in found.disabled:
-            return f"{kind} {use!r}: TUNESMITH_DISABLE_PLUGINS disables {dist}. Take it out of that variable to use it."
         others = [k for k, registry in _REGISTRIES.items() if k != kind and registry._matching(use, registry.entries())]
         if others:
             return f"{use!r} is of the kind {others[0]}, not {kind}. Run `tunesmith plugins list --kind {kind}` to see those."
-        # several plugins of one name are told apart by their ids, so ids and short names are both candidates
-        names = sorted({entry.name for entry in own} | {entry.id for entry in own})
-        near = get_close_matches(use, names, 3, 0.6) or [e.id for e in own if slash and e.name == name][:3]
+        near = near_names(use, own)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        if slash and dist == LOCAL:
+        if slash and discovery.normalise(dist) == LOCAL:
             return f"no {kind} is registered as {use!r} in this process; call `register({name!r}, ...)` first.{hint}"
         reason = discovery.why_not_offered(use, self.kind.group)
         if reason is not None:
-            return f"no {kind} {use!r}: {reason}"
-        if slash and dist not in {entry.dist for entry in found.entries}:
-            return (
-                f"no {kind} {use!r}: no plugin distribution {dist!r} is installed.{hint} "
-                f"If it exists, run `pip install {dist}`; `tunesmith plugins list` shows what is installed."
-            )
+            return f"no {kind} {use!r}: {reason}{hint}"
         shown = ", ".join(sorted({entry.name for entry in own})) or "none"
-        off = f" (TUNESMITH_DISABLE_PLUGINS disables {', '.join(found.disabled)})" if found.disabled else ""
+        disabled = discovery.discover().disabled
+        off = f" (TUNESMITH_DISABLE_PLUGINS disables {', '.join(disabled)})" if disabled else ""
         return f"no {kind} named {use!r}.{hint} Installed: {shown}{off}."
 
     def _local_entry(self, name: str) -> Entry:
@@ -337,6 +327,16 @@ def registry_for(kind: str) -> Registry[Any]:
     near = get_close_matches(str(kind), list(_REGISTRIES), 1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     raise ConfigError([f"no kind of component is called {kind!r}. {hint}Kinds: {', '.join(_REGISTRIES)}."], "kind")
+
+
+def near_names(use: str, entries: Sequence[Entry]) -> list[str]:
+    """Return at most three short names and ids of entries that are near to ``use``, the nearest first."""
+    _, slash, name = use.partition("/")
+    # several plugins of one name are told apart by their ids, so ids and short names are both candidates
+    names = sorted({entry.name for entry in entries} | {entry.id for entry in entries})
+    if slash:  # a distribution is the longer part of most ids, and would make near all that it offers
+        names = [each for each in names if get_close_matches(name, [each.rpartition("/")[2]], 1, 0.7)]
+    return get_close_matches(use, names, 3, 0.6) or [entry.id for entry in entries if slash and entry.name == name][:3]
 
 
 def name_of(cls: type[Config]) -> str:

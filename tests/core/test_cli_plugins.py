@@ -101,6 +101,27 @@ def test_a_near_command_is_suggested(capsys):
     assert "Did you mean 'plugins'?" in capsys.readouterr().err
 
 
+def test_a_command_that_stands_elsewhere_is_named(capsys):
+    assert main(["plugins", "new", "square-cut"]) == 2
+    assert "Did you mean 'tunesmith new-plugin'?" in capsys.readouterr().err
+
+
+def test_a_name_without_its_kind_is_compared_with_those_of_every_kind(capsys):
+    assert main(["plugins", "show", "tunesmith/ruge"]) == 1
+    assert "no metric named 'tunesmith/ruge'. Did you mean tunesmith/rouge? " in capsys.readouterr().err
+    # all that they have in common is the distribution
+    assert main(["plugins", "show", "tunesmith/quadratic"]) == 1
+    assert capsys.readouterr().err.startswith("error: no component is called 'tunesmith/quadratic'. Run `tunesmith")
+
+
+def test_a_distribution_that_is_not_there_is_named_without_its_kind_too(quadratic, monkeypatch, capsys):
+    assert main(["plugins", "check", "tunesmith-cubic/cubic"]) == 1
+    assert "no plugin distribution 'tunesmith-cubic' is installed. If it exists, run `pip" in capsys.readouterr().err
+    monkeypatch.setenv("TUNESMITH_DISABLE_PLUGINS", "tunesmith-quadratic")
+    assert main(["plugins", "check", "tunesmith-quadratic/quadratic"]) == 1
+    assert "TUNESMITH_DISABLE_PLUGINS disables tunesmith-quadratic" in capsys.readouterr().err
+
+
 def test_an_error_is_one_message_and_status_1_and_a_traceback_with_debug(capsys):
     assert main(["plugins", "show", "tpo_p"]) == 1
     captured = capsys.readouterr()

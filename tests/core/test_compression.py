@@ -152,9 +152,19 @@ def test_the_command_saves_what_the_call_returns(tmp_path, capsys):
     assert ts.load(tmp_path / "b").fingerprint == expected.fingerprint
     assert main(calibrated) == 1
     assert "give some texts or examples" in capsys.readouterr().err
+    assert main([*calibrated, "--prompt", "{text}"]) == 2
+    assert "what to take of --data" in capsys.readouterr().err
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused_before_the_work(tmp_path):
+def test_a_teacher_of_whom_nothing_is_learned_is_refused(tmp_path, capsys):
+    with pytest.raises(ConfigError, match="Int8 learns from no teacher; leave it out, or use distill @ teacher"):
+        ts.compress(tiny_lm(), "int8", teacher=tiny_lm())
+    command = ["compress", str(tmp_path), "int8", "--output", str(tmp_path / "a"), "--teacher", str(tmp_path)]
+    assert main(command) == 1
+    assert "learns from no teacher" in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_the_work(tmp_path, capsys):
     (tmp_path / "taken").write_text("")
     model = gpt2()
     with pytest.raises(ConfigError, match=r"^compress: 1 problem\n.*taken is a file.*another name @ save"):
@@ -162,6 +172,9 @@ def test_a_file_in_the_place_of_the_folder_is_refused_before_the_work(tmp_path):
     with pytest.raises(ConfigError, match="taken is a file.*another name @ save"):
         ts.compress(model, save=tmp_path / "taken" / "in" / "it")
     assert not getattr(model, "is_quantized", False)
+    command = ["compress", "no-model", "int8", "--output", str(tmp_path / "taken" / "in")]
+    assert main(command) == 1
+    assert "taken is a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["BertForTokenClassification", "BertForQuestionAnswering", "BertModel", "LlamaModel"])

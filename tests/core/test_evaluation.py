@@ -394,6 +394,15 @@ def test_the_command_prints_scores_with_intervals(files: tuple[str, str], tmp_pa
     assert as_json["scores"]["rouge"]["n"] == 3
 
 
+def test_the_command_finds_wrong_places_before_it_reads_anything(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    common = ["no-model", "--data", "no-data", "--metric", "rouge"]
+    with pytest.raises(ConfigError, match="taken is a file, and scores are written to a folder.*@ --out"):
+        run(*common, "--out", str(tmp_path / "taken" / "in"))
+    with pytest.raises(ArtifactError, match="holds no scores"):
+        run(*common, "--versus", str(tmp_path))
+
+
 def test_the_command_finds_wrong_names_before_it_reads_anything() -> None:
     with pytest.raises(ConfigError, match="Did you mean rouge"):
         run("no-model", "--data", "no-data", "--metric", "rougr")

@@ -515,6 +515,16 @@ def test_the_command_reads_files_and_standard_input_and_says_what_is_missing(fol
     lines = [line for line in from_file.output.splitlines() if line.startswith("{")]
     assert len(lines) == 2
     assert lines == [line for line in from_input.output.splitlines() if line.startswith("{")]
+    (tmp_path / "bom.txt").write_bytes("\ufeffdog\r\nthe\u2028cat\n".encode())
+    marked = CliRunner().invoke(
+        command, [folder, "--file", str(tmp_path / "bom.txt"), "--max-new-tokens", "3", "--json"]
+    )
+    first, second = marked.stdout.rstrip("\n").split("\n")
+    assert json.loads(first) == json.loads(lines[0])
+    assert json.loads(second)["prompt"] == "the\u2028cat"
+    (tmp_path / "latin.txt").write_bytes("M\xfcll\n".encode("latin-1"))
+    for given, options in (["", ["--file", str(tmp_path / "latin.txt")]], [b"M\xfcll\n", []]):
+        assert "is not UTF-8 text" in CliRunner().invoke(command, [folder, *options], input=given).output
     assert "every line is empty" in CliRunner().invoke(command, [folder], input="\n").output
     assert "not both" in CliRunner().invoke(command, [folder, "-p", "a", "--file", str(file)]).output
     assert "cannot be read" in CliRunner().invoke(command, [folder, "--file", str(tmp_path / "none")]).output
@@ -524,6 +534,14 @@ def test_the_command_reads_files_and_standard_input_and_says_what_is_missing(fol
     file.write_bytes(b"\xff\xfed\x00")
     assert f"{file} is not UTF-8 text" in CliRunner().invoke(command, [folder, "--file", str(file)]).output
     assert "standard input is not UTF-8 text" in CliRunner().invoke(command, [folder], input=b"\xff\n").output
+
+
+def test_the_command_takes_a_type_of_weights(folder):
+    given = [folder, "-p", PROMPTS[0], "--max-new-tokens", "4", "--json"]
+    (row,) = CliRunner().invoke(command, [*given, "--dtype", "bfloat16"], catch_exceptions=False).stdout.splitlines()
+    lm = load(folder, runtime=Runtime(dtype="bfloat16"))
+    assert json.loads(row)["logp"] == list(generate(lm, PROMPTS[:1], max_new_tokens=4)[0].logp)
+    assert json.loads(row)["logp"] != list(generate(load(folder), PROMPTS[:1], max_new_tokens=4)[0].logp)
 
 
 def test_the_command_finds_a_wrong_name_before_it_reads_the_model():

@@ -243,6 +243,38 @@ def test_a_missing_folder_is_named(tmp_path):
         load("somebody/something", runtime=Runtime(offline=True))
 
 
+def test_near_folders_home_and_files_in_the_place_of_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tiny_lm("decoder").save(tmp_path / "runs" / "small" / "model")
+    assert load("~/runs/small/model").origin == str(tmp_path / "runs" / "small" / "model")
+    with pytest.raises(ConfigError, match=r"looked from .*never looked up.*Did you mean 'runs/small/model'\?"):
+        load("runs/small/modle")  # too many slashes for a hub name
+    with pytest.raises(ConfigError, match=r"'runs/small/model/config.json' is a file; give .*'runs/small/model'"):
+        load("runs/small/model/config.json")
+    with pytest.raises(
+        ConfigError, match=r"'runs/small' holds no model: it has no config.json; models lie in 'runs/small/model'"
+    ):
+        load("runs/small")
+    with pytest.raises(ConfigError, match=r"no config.json; give the folder of a model"):
+        load("runs")
+
+
+def test_a_name_that_neither_a_folder_nor_the_hub_has_is_named(tmp_path, monkeypatch):
+    """The hub's own words speak of the network, and whoever mistyped a folder's name did not think of it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-model").mkdir()
+
+    def lost(*given, **named):
+        raise OSError("no network")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lost)
+    with pytest.raises(
+        ConfigError, match=r"no model folder 'my-modle' \(looked from .*no network. Did you mean 'my-model'"
+    ):
+        load("my-modle", runtime=Runtime(offline=False))
+
+
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
 def test_a_device_that_is_not_there_is_named(tmp_path, device):
     tiny_lm("decoder").save(tmp_path)

@@ -132,10 +132,13 @@ def test_an_existing_folder_is_left_alone(tmp_path, capsys):
 
 
 def test_the_command_says_what_to_do_next(tmp_path, capsys):
-    assert main(["new-plugin", "square-cut", "--kind", "samplers", "--into", str(tmp_path)]) == 0
+    assert main(["new-plugin", "square-cut", "--kind", "samplers", "--into", str(tmp_path / "my plugins")]) == 0
     out = capsys.readouterr().out
     assert "pip install -e" in out
-    assert "Apache License" in (tmp_path / "tunesmith-square-cut" / "LICENSE").read_text(encoding="utf-8")
+    assert f"cd '{tmp_path}/my plugins/tunesmith-square-cut'" in out
+    assert "Apache License" in (tmp_path / "my plugins" / "tunesmith-square-cut" / "LICENSE").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.exhaustive

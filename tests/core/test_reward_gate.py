@@ -17,7 +17,7 @@ from tunesmith import reward, reward_gate
 from tunesmith.cli import main
 from tunesmith.errors import ConfigError, DataError
 from tunesmith.kinds.reward_model import RewardModel, RewardModelConfig
-from tunesmith.reward_gate import Case, Gate, Suite, check
+from tunesmith.reward_gate import Case, Gate, Suite, check, read
 from tunesmith.runtime import Runtime
 from tunesmith.spec import parse
 
@@ -205,6 +205,12 @@ def test_a_wrong_file_of_cases_is_named_with_its_line(tmp_path: Path, line: str,
     path.write_text(line)
     with pytest.raises(DataError, match=problem):
         check(ByRule(keyword), Gate(suites=(), cases=str(path)))
+
+
+def test_a_file_of_cases_may_have_a_mark_and_line_separators_within_texts(tmp_path: Path) -> None:
+    (tmp_path / "cases.jsonl").write_text('\ufeff{"better": "a\u2028b", "worse": "c"}\n', encoding="utf-8")
+    (case,) = read(tmp_path / "cases.jsonl").cases
+    assert case.better == "a\u2028b"
 
 
 def test_wrong_settings_are_refused(tmp_path: Path) -> None:

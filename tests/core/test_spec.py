@@ -305,6 +305,14 @@ def test_a_bad_file_is_a_config_error_that_names_it(tmp_path, name, content, mes
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.toml"])
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path, name):
+    config = ts.samplers.create("top_p", p=0.5)
+    spec.write(config, tmp_path / name)
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes())
+    assert spec.read(tmp_path / name, SamplerConfig) == config
+
+
 def test_a_missing_file_is_a_config_error_that_names_it(tmp_path):
     with pytest.raises(ConfigError, match=r"nothing\.json.*\n.*No such file"):
         spec.read(tmp_path / "nothing.json", SamplerConfig)

@@ -52,22 +52,21 @@ def compress(
     as_json: bool,
 ) -> None:
     """Make MODEL, a folder or a hub name, smaller with COMPRESSOR, e.g. int8 or 'int8_weight_only(group_size=32)'."""
+    if not source and (prompt or target or items):
+        raise click.UsageError("--prompt, --target and --items say what to take of --data; give that too")
     from tunesmith import compression
     from tunesmith.data import Data, load_examples
-    from tunesmith.lm import load
     from tunesmith.runtime import Runtime
     from tunesmith.spec import parse
 
     config = parse(compressor, "compressor")  # wrong names are found before anything is read
     runtime = Runtime(device=device, dtype=dtype, seed=seed)
-    lm = load(model, runtime=runtime, as_saved=True)
     examples = None
     if source:
-        data = Data(source=source, prompt=prompt, target=target)
-        examples = load_examples(data, split, runtime, items=items, tokenizer=lm.tokenizer)
+        examples = load_examples(Data(source=source, prompt=prompt, target=target), split, runtime, items=items)
     reports: list[CompressionReport] = []
     compression.compress(
-        lm, config, data=examples, teacher=teacher, runtime=runtime, save=output, report=reports.append
+        model, config, data=examples, teacher=teacher, runtime=runtime, save=output, report=reports.append
     )
     found = reports[0]
     if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -41,6 +41,13 @@ EARLIER = "the earlier evaluation"
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ...")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the float weights; auto: as in the folder.",
+)
 @click.option("--allow-code", is_flag=True, help="Let components run Python code that they name (hf_evaluate).")
 @click.option(
     "--versus", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Scores written by --out."
@@ -68,6 +75,7 @@ def evaluate(
     confidence: float,
     seed: int,
     device: str,
+    dtype: Any,
     allow_code: bool,
     versus: Path | None,
     out: Path | None,
@@ -84,10 +92,11 @@ def evaluate(
     from tunesmith.evaluation.artifact import about_other_tokens
     from tunesmith.evaluation.head import head_for
     from tunesmith.lm import load
+    from tunesmith.model_folder import check_folder
     from tunesmith.runtime import Runtime
     from tunesmith.spec import parse
 
-    # wrong names are found before anything is read
+    # wrong names and places are found before the work
     configs = tuple(parse(text, "metric") for text in metrics)
     generation = Greedily(
         engine=parse(engine, "engine"),
@@ -97,13 +106,15 @@ def evaluate(
         min_new_tokens=min_new_tokens,
         stop=stop,
     )
-    runtime = Runtime(device=device, seed=seed, allow_code=allow_code)
+    if out is not None:
+        check_folder(out, "scores are written", "--out", "evaluate")
+    tables = None if versus is None else read_tables(versus)
+    runtime = Runtime(device=device, dtype=dtype, seed=seed, allow_code=allow_code)
     data = Data(source=source, prompt=prompt, target=target, references=references)
-    chosen = split or ("all" if Path(source).is_file() else "test")
+    chosen = split or ("all" if Path(source).expanduser().is_file() else "test")
     lm = load(model, runtime=runtime, head=head_for(configs))
     examples = load_examples(data, chosen, runtime, items=items, shots=shots or None, tokenizer=lm.tokenizer)
     found = measure(lm, examples, configs, generation=generation, runtime=runtime, seed=seed, confidence=confidence)
-    tables = None if versus is None else read_tables(versus)
     compared = {} if tables is None else found.compare(tables)
     if out is not None:
         write_scores(out, found, versus=tables, label=model, versus_label=str(versus or ""))
@@ -123,10 +134,13 @@ def _print(found: Evaluation, compared: dict[str, Comparison], left_out: list[st
         return
     from tunesmith.report.cells import score_name
 
+    width = max(
+        32, *(len(score_name(name, score)) for name, result in found.results.items() for score in result.scores)
+    )
     for name, result in found.results.items():
         for score, value in result.scores.items():
-            click.echo(f"{score_name(name, score):32} {value}")
-        click.echo(f"{'':32} n = {result.n}, {result.signature}")
+            click.echo(f"{score_name(name, score):{width}} {value}")
+        click.echo(f"{'':{width}} n = {result.n}, {result.signature}")
     for what, count in found.truncated.items():
         click.echo(f"{count} of {len(found.examples)} {what} were cut at the model's limit")
     for name, comparison in compared.items():

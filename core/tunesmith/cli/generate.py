@@ -29,6 +29,13 @@ import click
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ...")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the float weights; auto: as in the folder.",
+)
 @click.option("--stream", is_flag=True, help="Write a completion while it is drawn; with several, use --json too.")
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON object a completion (--stream: a piece of one) and line."
@@ -41,6 +48,7 @@ def generate(
     decoder: str,
     engine: str,
     device: str,
+    dtype: Any,
     stream: bool,
     as_json: bool,
     **limits: Any,
@@ -60,7 +68,7 @@ def generate(
 
     # wrong names are found before the model is read
     parts = {k: parse(text, k) for k, text in {"sampler": sampler, "decoder": decoder, "engine": engine}.items()}
-    runtime = Runtime(device=device)
+    runtime = Runtime(device=device, dtype=dtype)
     lm = load(model, runtime=runtime)
     options: dict[str, Any] = {"ids": _ids(given), "runtime": runtime, "report": _report, **parts, **limits}
     if stream:
@@ -113,14 +121,15 @@ def _prompts(prompts: tuple[str, ...], file: Path | None) -> list[str]:
         return list(prompts)
     if file is None and sys.stdin.isatty():
         raise click.UsageError("no prompt; give --prompt TEXT, --file FILE, or text on standard input")
+    name = "standard input" if file is None else str(file)
     try:
-        # a mark of the byte order, as some editors write it, is no part of the first prompt
-        text = sys.stdin.read() if file is None else file.read_text(encoding="utf-8-sig")
+        text = sys.stdin.read().removeprefix("\ufeff") if file is None else file.read_text(encoding="utf-8-sig")
+        text.encode()  # in some locales what is no text on standard input arrives as surrogates
     except OSError as error:
-        raise click.UsageError(f"{file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"{file or 'standard input'} is not UTF-8 text: {error}") from error
-    lines = [line for line in text.splitlines() if line.strip()]
+        raise click.UsageError(f"{name} cannot be read: {error.strerror}") from error
+    except UnicodeError as error:
+        raise click.UsageError(f"{name} is not UTF-8 text ({error}); convert it") from error
+    lines = [line for line in text.split("\n") if line.strip()]  # splitlines also splits at rarer characters
     if not lines:
         raise click.UsageError("there is no prompt: every line is empty")
     return lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import click
@@ -18,14 +18,21 @@ class LazyGroup(click.Group):
     Args:
         refs: The commands.
         more: Further commands, asked for when a name is not among ``refs`` and for ``--help``; cannot replace any.
+        elsewhere: Names that people look for here, to what they have to write.
     """
 
     def __init__(
-        self, *args: Any, refs: Iterable[CommandRef] = (), more: Callable[[], list[CommandRef]] = list, **kwargs: Any
+        self,
+        *args: Any,
+        refs: Iterable[CommandRef] = (),
+        more: Callable[[], list[CommandRef]] = list,
+        elsewhere: Mapping[str, str] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._refs = {ref.name: ref for ref in refs}
         self._more = more
+        self._elsewhere = dict(elsewhere or {})
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands, sorted."""
@@ -48,7 +55,8 @@ class LazyGroup(click.Group):
         from difflib import get_close_matches
 
         if args and self._find(args[0]) is None and not args[0].startswith("-"):
-            near = get_close_matches(args[0], self.list_commands(ctx), 1)
+            other = self._elsewhere.get(args[0])
+            near = [other] if other else get_close_matches(args[0], self.list_commands(ctx), 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             ctx.fail(f"There is no command {args[0]!r}.{hint}")
         return super().resolve_command(ctx, args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -33,7 +34,7 @@ def new_plugin(name: str, kind: str, into: Path) -> None:
     """
     folder = write_plugin(name, registry_for(kind).kind, into)
     click.echo(f"{folder} is ready. Next:")
-    click.echo(f"  cd {folder}")
+    click.echo(f"  cd {shlex.quote(str(folder))}")
     click.echo("  pip install -e '.[test]'")
     click.echo("  pytest")
 

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -60,18 +61,35 @@ def read_file(path: Path, document_separator: str) -> list[Record]:
     return records
 
 
+def lines(path: Path) -> list[str]:
+    """Return the lines of a UTF-8 file, gzipped or not, without their ends and without a byte order mark.
+
+    ``str.splitlines`` is not for JSON lines: it also cuts at line separators that may stand inside a JSON text.
+
+    Raises:
+        OSError: If it cannot be read.
+        UnicodeDecodeError: If it is no UTF-8.
+    """
+    return _text(path).split("\n")
+
+
 def _suffix(path: Path) -> str:
     return Path(path.name[:-3]).suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
 
 
 def _text(path: Path) -> str:
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    raw = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            raw = gzip.decompress(raw)
+        except (EOFError, zlib.error) as cause:  # of a file that was cut or damaged; gzip's other errors are OSErrors
+            raise gzip.BadGzipFile(str(cause)) from cause
     return raw.decode("utf-8-sig")
 
 
 def _jsonl(path: Path, _: str) -> Iterator[Record]:
     problems: list[str] = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(lines(path), start=1):
         if not line.strip():
             continue
         try:

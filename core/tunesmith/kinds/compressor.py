@@ -54,7 +54,7 @@ class Compressor(Component[Any]):
     needs_data: ClassVar[bool] = False
     """True if ``compress`` cannot work without ``data``."""
     uses_teacher: ClassVar[bool] = True
-    """False if a teacher would change nothing: then the stage refuses one before it loads anything."""
+    """False if a teacher would change nothing: then one is refused before anything is loaded."""
 
     @abstractmethod
     def compress(

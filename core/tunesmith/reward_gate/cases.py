@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from attrs import frozen
 
+from tunesmith.data.readers import lines
 from tunesmith.errors import ConfigError, DataError
 
 FOLDER = Path(__file__).with_name("suites")
@@ -90,12 +91,12 @@ def read(path: str | Path) -> Suite:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        rows = lines(path)
     except (OSError, UnicodeDecodeError) as cause:
         raise DataError(f"{path}: these cases cannot be read ({cause}).") from cause
     found: list[Case] = []
     seen: set[str] = set()
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(rows, 1):
         if line.strip():
             case = _case(line, f"{path}:{number}", number)
             if case.id in seen:

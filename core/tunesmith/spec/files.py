@@ -37,7 +37,7 @@ def read_data(path: str | os.PathLike[str]) -> Any:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError([f"larger than {MAX_BYTES} bytes; is it the right file?"], str(path))
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as cause:
         raise ConfigError([f"cannot be read: {cause.strerror or cause}"], str(path)) from cause
     except UnicodeDecodeError as cause:

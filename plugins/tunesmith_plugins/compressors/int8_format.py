@@ -11,7 +11,6 @@ from typing import Any
 
 import attrs
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.pytorch_utils import Conv1D
@@ -33,14 +32,14 @@ from tunesmith_plugins.compressors.int8_files import (
     check_files,
     check_numbers,
     names_in,
-    opened,
     places_of_experts,
     renamed,
     tensors_in,
 )
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, build, check_places, layout_of, tie, with_heads
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
-from tunesmith_plugins.compressors.int8_weight import Int8Weight, quantize, row_blocks
+from tunesmith_plugins.compressors.int8_reading import LetGo, Quantize, untied
+from tunesmith_plugins.compressors.int8_weight import Int8Weight
 from tunesmith_plugins.compressors.layers import let_go_of_files
 from tunesmith_plugins.compressors.mapped_pages import MappedPages
 
@@ -247,7 +246,7 @@ class Int8Quantizer(HfQuantizer):
         else:
             assert config._compressor is not None
             self._pages = MappedPages(checkpoint_files or ())
-            for target in _different(model, checkpoint_files or ()):
+            for target in untied(model, checkpoint_files or ()):
                 model.all_tied_weights_keys.pop(target)
             layout = layout_of(model, config._compressor)
             self._split(model, layout)
@@ -290,7 +289,7 @@ class Int8Quantizer(HfQuantizer):
         for each in weight_conversions:
             if isinstance(each, WeightConverter):
                 each = deepcopy(each)
-                each.operations = [step for own in each.operations for step in (_LetGo(self._pages), own)]
+                each.operations = [step for own in each.operations for step in (LetGo(self._pages), own)]
             found.append(each)
         return found
 
@@ -302,7 +301,7 @@ class Int8Quantizer(HfQuantizer):
 
     def get_quantize_ops(self) -> ConversionOps:
         """Return what makes it int8."""
-        return _Quantize(self._quantizes, self._splits, self._pages)
+        return Quantize(self._quantizes, self._splits, self._pages)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **unused: object) -> nn.Module:
         for name, module in model.named_modules():
@@ -360,74 +359,6 @@ def _trains(model: nn.Module) -> frozenset[str]:
     return frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
-class _LetGo(ConversionOps):
-    """Nothing to the tensors; what has been read of their files leaves the memory.
-
-    Args:
-        pages: Of the files; None: of none.
-    """
-
-    def __init__(self, pages: MappedPages | None) -> None:
-        self.pages = pages
-
-    def convert(self, input_dict: dict[str, Any], **unused: object) -> dict[str, Any]:
-        """Return what is given."""
-        if self.pages is not None:
-            self.pages.let_go()
-        return input_dict
-
-    @property
-    def reverse_op(self) -> ConversionOps:
-        """Nothing at all: when the model is saved, its files are long closed."""
-        return _LetGo(None)
-
-
-class _Quantize(ConversionOps):
-    """A float weight, as it comes from a file, to integers and scales.
-
-    Args:
-        transposed: Names of layers to whether their weights are (inputs, outputs).
-        experts: Names of tensors that hold all experts of a module, to the module's.
-        pages: Of the files.
-    """
-
-    def __init__(self, transposed: Mapping[str, bool], experts: Mapping[str, str], pages: MappedPages) -> None:
-        self.transposed, self.experts, self.pages = transposed, experts, pages
-
-    def convert(
-        self,
-        input_dict: dict[str, Any],
-        model: Any = None,
-        missing_keys: set[str] | None = None,
-        **unused: object,
-    ) -> dict[str, Tensor]:
-        """Return the tensors of the layers whose weights are given."""
-        made: dict[str, Tensor] = {}
-        for name, value in input_dict.items():
-            weight = value[0] if isinstance(value, list) else value
-            if name in self.experts:
-                place = self.experts[name]
-                whole, own = model.get_submodule(place), name.removeprefix(f"{place}.")
-                for part, tensor in whole.split(own, weight):
-                    made |= self._made(model, f"{place}.{part}", tensor)
-                whole.register_parameter(own, None)
-                if missing_keys is not None:
-                    missing_keys.discard(name)
-            else:
-                made |= self._made(model, name, weight)
-        self.pages.let_go()
-        return made
-
-    def _made(self, model: Any, name: str, weight: Tensor) -> dict[str, Tensor]:
-        """Return the tensors that are kept for one of a file; a copy of what stays float, which may be a part of a large one."""
-        layer = name.removesuffix(".weight")
-        if layer not in self.transposed:
-            return {name: weight.clone(memory_format=torch.contiguous_format)}
-        rows = weight.T if self.transposed[layer] else weight
-        integers, scale = quantize(rows, model.get_submodule(layer).group_size)
-        return {name: integers, f"{name}_scale": scale}
-
-
 def announce(model: Any, layout: Layout) -> None:
     """Tell transformers which modules of ``model`` are quantized, so that ``save_pretrained`` writes it down."""
     modules = ((name, model.get_submodule(name)) for name in layout.layers)
@@ -460,29 +391,6 @@ def without_float16(model: Any) -> None:
         log.warning(NO_FLOAT16, str(wrong).removeprefix("torch."))
         model.float()
         model.config.dtype = torch.float32
-
-
-def _different(model: Any, files: Sequence[str]) -> list[str]:
-    """Return the weights that the model's config ties to another one while the files have a different one for each: then
-    transformers does not tie them either."""
-    where: dict[str, str] = {}
-    for file in files:
-        if file.endswith(".safetensors"):
-            with opened(file) as weights:
-                where |= dict.fromkeys(weights.keys(), file)
-
-    def equal(first: str, second: str) -> bool:
-        with safe_open(where[first], framework="pt") as one, safe_open(where[second], framework="pt") as other:
-            mine, its = one.get_slice(first), other.get_slice(second)
-            if mine.get_shape() != its.get_shape():
-                return False
-            rows, columns = mine.get_shape()
-            return all(torch.equal(mine[part], its[part]) for part in row_blocks(rows, columns))
-
-    pairs = model.all_tied_weights_keys.items()
-    both = [(target, source) for target, source in pairs if target in where and source in where]
-    with torch.device("cpu"):  # transformers makes models on "meta"
-        return [target for target, source in both if target.endswith(".weight") and not equal(target, source)]
 
 
 def register_with_transformers() -> None:

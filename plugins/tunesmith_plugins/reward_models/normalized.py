@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
+from tunesmith.data.readers import lines
 from tunesmith.errors import ArtifactError, ConfigError, DataError
 from tunesmith.kinds.reward_model import RewardModelConfig
 from tunesmith.runtime import Runtime
@@ -138,11 +139,13 @@ def read_generations(path: Path) -> list[dict[str, Any]]:
     """
     path = path / FILE if path.is_dir() else path
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as cause:
+        given = lines(path)
+    except (OSError, UnicodeDecodeError) as cause:
         raise DataError(f"{path}: there are no generations to read ({cause}).") from cause
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(given, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except ValueError as cause:

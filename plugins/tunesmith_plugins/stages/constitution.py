@@ -38,14 +38,14 @@ def read_principles(path: Path) -> list[Principle]:
         DataError: Naming file, entry and field.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as cause:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as cause:
         raise DataError(f"{path}: the principles cannot be read ({cause}).") from cause
     try:
         if path.suffix == ".toml":
             rows = tomllib.loads(text).get("principles", [])
         elif path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             raise DataError(f"{path}: principles come from a .toml or a .jsonl file, not from {path.suffix or 'this'}.")
     except (tomllib.TOMLDecodeError, json.JSONDecodeError) as cause:

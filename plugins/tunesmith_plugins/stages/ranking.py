@@ -10,6 +10,7 @@ from typing import Any
 
 from attrs import frozen
 
+from tunesmith.data.readers import lines
 from tunesmith.data.records import Preference
 from tunesmith.errors import ArtifactError, DataError
 
@@ -58,7 +59,7 @@ def candidates(folder: Path) -> dict[str, Item]:
     rows = []
     path = folder / FILE
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in filter(str.strip, lines(path)):
             row = json.loads(line)
             rows.append((str(row["id"]), row["prompt"], str(row.get("sampler") or ""), int(row["stream"]), row["text"]))
     except (OSError, ValueError, KeyError, TypeError) as cause:
@@ -86,11 +87,11 @@ def read_rankings(path: Path, items: Mapping[str, Item]) -> list[Ranking]:
         DataError: Naming file, line and what is wrong.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as cause:
+        rows = lines(path)
+    except (OSError, UnicodeDecodeError) as cause:
         raise DataError(f"{path}: the rankings cannot be read ({cause}).") from cause
     found: dict[tuple[str, str], Ranking] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(rows, 1):
         if line.strip():
             place = f"{path}, line {number}"
             try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, TextIO
 
+from tunesmith.data.readers import lines
 from tunesmith.errors import DataError, PipelineError
 from tunesmith.runtime import derive_seed
 from tunesmith_plugins.stages.ranking import Item, check
@@ -77,8 +78,8 @@ def _answered(typed: Path) -> set[str]:
     """Ids in the file; a line that a crash cut off is taken away."""
     if not typed.is_file():
         return set()
-    whole = [line for line in typed.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    typed.write_text("".join(whole), encoding="utf-8")
+    whole = lines(typed)[:-1]
+    typed.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
     return {str(json.loads(line)["id"]) for line in whole}
 
 

@@ -128,6 +128,14 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
     assert load_examples(data(tmp_path / "x.csv"), "train")[0].prompt == "1"
 
 
+def test_a_compressed_file_that_was_cut_or_damaged_is_named(tmp_path):
+    whole = gzip.compress(b'{"q": "1", "a": "2"}\n' * 50)
+    for number, damaged in enumerate((whole[:-12], whole[:12] + b"\xff" * 8 + whole[20:], b"no gzip")):
+        (tmp_path / f"{number}.jsonl.gz").write_bytes(damaged)
+        with pytest.raises(DataError, match=rf"{number}.jsonl.gz: cannot be read: "):
+            load_examples(data(tmp_path / f"{number}.jsonl.gz"), "train")
+
+
 def test_long_fields_are_read(tmp_path):
     write(tmp_path / "x.csv", [{"q": "w " * 200_000, "a": "b"}])
     assert len(load_examples(data(tmp_path / "x.csv"), "train")[0].prompt) == 400_000

@@ -22,7 +22,7 @@ from tunesmith.errors import ArtifactError, ConfigError, TunesmithError
 from tunesmith.lm import load
 from tunesmith.runtime import Runtime
 from tunesmith_plugins import kernels
-from tunesmith_plugins.compressors import Int8, Int8WeightOnly, Scheme, SmoothQuant, int8_format
+from tunesmith_plugins.compressors import Int8, Int8WeightOnly, Scheme, SmoothQuant, int8_format, int8_reading
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8TiedLinear, packed_rows
 from tunesmith_plugins.compressors.int8_format import Int8QuantizationConfig
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
@@ -489,13 +489,13 @@ def test_of_a_model_that_is_quantized_while_it_is_read_few_pages_are_in_memory(t
     model = AutoModelForCausalLM.from_config(config)
     model.to(torch.bfloat16 if kind == "another type" else torch.float32).save_pretrained(tmp_path)
     most = []
-    convert = int8_format._Quantize.convert
+    convert = int8_reading.Quantize.convert
 
     def watched(self, *given, **named):
         most.append(resident(tmp_path))
         return convert(self, *given, **named)
 
-    monkeypatch.setattr(int8_format._Quantize, "convert", watched)
+    monkeypatch.setattr(int8_reading.Quantize, "convert", watched)
     int8_format.register_with_transformers()
     config = Int8QuantizationConfig.on_load(Int8())
     AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config, dtype=torch.float32)

@@ -150,8 +150,9 @@ def test_the_scale_is_kept_in_the_artifact(functions: str, tmp_path: Path) -> No
 
 def test_a_scale_from_written_completions_or_by_hand(functions: str, tmp_path: Path) -> None:
     length = Function(target=f"{functions}:length")
-    rows = [{"prompt": p, "text": c} for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
-    (tmp_path / "generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"prompt": f"\u2028{p}", "text": c} for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]  # as stages write them
+    (tmp_path / "generations.jsonl").write_text("".join(lines), encoding="utf-8")
     for where in (tmp_path, tmp_path / "generations.jsonl"):
         model: Any = reward.ready(Normalized(reward=length, generations=str(where)), CODE)
         assert not model.needs_reference()

@@ -168,7 +168,8 @@ def test_what_is_missing_is_said(given: StageContext, principles: str) -> None:
 
 def test_principles_come_from_toml_or_jsonl(tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text(TOML)
-    (tmp_path / "p.jsonl").write_text('{"critique": "is it true ?", "revision": "make it true ."}\n')
+    line = '\ufeff{"critique": "is it true ?", "revision": "make it true .", "comparison": "a\u2028is it true ?"}\n'
+    (tmp_path / "p.jsonl").write_text(line, encoding="utf-8")
     assert [p.name for p in read_principles(tmp_path / "p.toml")] == ["happy"]
     (plain,) = read_principles(tmp_path / "p.jsonl")
     assert (plain.name, plain.revision) == ("1", "make it true .")

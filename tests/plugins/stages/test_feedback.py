@@ -120,6 +120,19 @@ def test_generations_with_nothing_to_compare_are_refused(tmp_path: Path) -> None
         run_with(tmp_path, [], rows(2, 1))
 
 
+def test_line_separators_within_texts_end_no_record(tmp_path: Path) -> None:
+    """As the generate stage and other tools write them: JSON leaves them as they are."""
+    given = context(tmp_path, rows())
+    file = given.inputs["generations"] / "generations.jsonl"
+    texts = [json.dumps({**row, "text": f"one\u2028{row['text']}"}, ensure_ascii=False) for row in rows()]
+    file.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    rankings = tmp_path / "rankings.jsonl"
+    ranking = {"id": "p0", "ranking": [[0], [1], [2]], "annotator": "a\u0085b"}
+    rankings.write_text("\ufeff" + json.dumps(ranking, ensure_ascii=False), encoding="utf-8")
+    Feedback(name="f", generations=GENERATIONS, rankings=str(rankings)).build().run(given)
+    assert load_preferences(tmp_path / "out" / "preferences")[0].chosen == "one\u2028warm text 0.0"
+
+
 # --- typed in the terminal
 
 

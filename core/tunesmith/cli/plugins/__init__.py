@@ -17,6 +17,7 @@ _COMMANDS = (
 @click.group(
     cls=LazyGroup,
     refs=[CommandRef(name=n, target=f"tunesmith.cli.plugins.{target}", help=line) for n, target, line in _COMMANDS],
+    elsewhere={"new": "tunesmith new-plugin"},
 )
 def plugins() -> None:
     """List, show and check components."""
