@@ -62,7 +62,8 @@ class DistillCompressor(Compressor):
                 data, cut_texts = teacher_texts(
                     teacher, data, beams=self.config.beams, max_new_tokens=self.config.max_new_tokens, runtime=runtime
                 )
-            summary = self._train(teacher, student, data, runtime)
+            with _as_it_was(teacher.model):
+                summary = self._train(teacher, student, data, runtime)
         if self.config.texts == "teacher":
             summary["teacher_texts_cut"] = cut_texts
         report = CompressionReport(
@@ -101,7 +102,10 @@ class DistillCompressor(Compressor):
             given=config.arguments,
             validates=config.validation > 0,
             early_stopping=config.early_stopping,
-            owners={"device_map": "the Compress stage, which loads the model"},
+            owners={
+                "device_map": "the Compress stage, which loads the model",
+                "label_smoothing_factor": "'soft': the labels of a distillation are as smooth as the teacher's distributions",
+            },
         )
 
     def _train(self, teacher: LM, student: LM, data: Sequence[Example], runtime: Runtime) -> dict[str, Any]:
@@ -196,6 +200,18 @@ class DistillCompressor(Compressor):
             layers=layers,
             on_policy=policy if config.on_policy else None,
         )
+
+
+@contextmanager
+def _as_it_was(model: Any) -> Iterator[None]:
+    """Let a model be frozen and put into evaluation within, and not for ever: it may be somebody's who goes on training it."""
+    trained, training = [p for p in model.parameters() if p.requires_grad], model.training
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        model.train(training)
 
 
 @contextmanager
