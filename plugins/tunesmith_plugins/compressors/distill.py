@@ -47,7 +47,7 @@ class DistillCompressor(Compressor):
             ConfigError: Without data, or if teacher and student do not share vocabulary and family, or for arguments that
                 the trainer does not take, or where a method does not fit the models.
         """
-        data = needed_examples(data, "distillation", "to train on")
+        data = needed_examples(lm, data, "distillation", "to train on")
         check(self._settings())
         lm = merged(lm, "distillation")
         teacher = lm if teacher is None or teacher.model is lm.model else teacher
@@ -139,7 +139,8 @@ class DistillCompressor(Compressor):
             _check_prompts(student, rows)
         layers = pairings(teacher.model, student.model, config.layer_map, bool(classes)) if config.hidden else []
         if config.chunk and not classes:
-            some = task.collate()([Fixed(rows, runtime.seed, task.noise)[0]])
+            longest = max(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+            some = task.collate()([Fixed(rows, runtime.seed, task.noise)[longest]])
             heads.check(heads.Headless(teacher.model), some, "teacher")
             heads.check(heads.Headless(student.model), some, "student")
         with ExitStack() as stack:

@@ -37,7 +37,7 @@ class Int8StaticCompressor(Int8Compressor):
         Raises:
             ConfigError: Also without data, or if the examples do not reach a layer that is to have a static range.
         """
-        data = needed_examples(data, "int8 with calibration")
+        data = needed_examples(lm, data, "int8 with calibration")
         lm, layout, before = self.planned(lm, teacher)
         with runtime.activated():
             own = [name for name in layout.layers if name not in layout.tied]

@@ -47,7 +47,7 @@ def calibration_batches(
     Raises:
         ConfigError: If there is no data.
     """
-    data = needed_examples(data, method)
+    data = needed_examples(lm, data, method)
     limit = most_tokens(lm, max_length)
     lengths = Lengths(input=limit, target=limit)
     task = (
