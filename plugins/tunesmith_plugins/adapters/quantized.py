@@ -91,7 +91,7 @@ def stood_in(model: torch.nn.Module) -> Iterator[None]:
                 setattr(parent, name, real[child])
         for module in model.modules():
             if isinstance(module, BaseTunerLayer) and is_quantized(module.get_base_layer()):
-                module.merge = _refuse_merge  # type: ignore[method-assign, assignment]
+                module.merge = _refuse_merge
     _check_copies(model)
 
 
