@@ -99,4 +99,5 @@ def span_noise(tokenizer: Any, length: int) -> Noise:
 def padded(rows: Sequence[Sequence[int]], value: int, width: int = 0) -> torch.Tensor:
     """Return (rows, longest) int64, or as wide as ``width``, filled with ``value`` on the right."""
     longest = max(width, *(len(row) for row in rows))
-    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
+    # empty rows would be floats
+    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=torch.long)

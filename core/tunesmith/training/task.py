@@ -8,7 +8,7 @@ from typing import Any, Literal
 from attrs import define, field, frozen
 
 from tunesmith.data import encoding
-from tunesmith.data.encoding import Lengths, Row, Truncation
+from tunesmith.data.encoding import IGNORED, Lengths, Row, Truncation
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError, DataError
 from tunesmith.lm import LM
@@ -89,10 +89,10 @@ class Task:
             self.noise = batches.span_noise(tokenizer, spans.raw_length(lengths.input, lengths.target))
 
     def rows(self, examples: Sequence[Example], cut: Truncation) -> list[Row]:
-        """Return the rows of examples, counting in ``cut`` what did not fit.
+        """Return the rows of examples, counting in ``cut`` what did not fit; without those that have no token to read.
 
         Raises:
-            DataError: If no row is left.
+            DataError: If no row is left, or none has a token to predict.
         """
         tokenizer, lengths = self.lm.tokenizer, self.limits.lengths
         match self.objective:
@@ -107,7 +107,10 @@ class Task:
                 rows = encoding.raw(examples, tokenizer, spans.raw_length(lengths.input, lengths.target), cut)
             case "classification":
                 rows = encoding.classification(examples, tokenizer, lengths, cut, self.labels)
-        if not rows:
+        rows = [row for row in rows if row.input_ids]
+        first = 1 if self.objective == "causal" else 0  # nothing stands before a first token
+        asked = any(label != IGNORED for row in rows for label in row.labels[first:])
+        if not rows or not (asked or self.objective == "span_corruption"):  # spans are chosen later
             raise DataError("the data gives no row to train on: all texts are empty.")
         return rows
 

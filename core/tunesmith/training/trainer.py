@@ -48,8 +48,8 @@ class Job:
         arguments: Of :func:`tunesmith.training.arguments.training_arguments`.
         items: A data set whose items come in their order (:class:`tunesmith.training.stream.Stream`).
         collate: Items to a batch of tensors.
+        loss: Of a batch.
         validation: A data set for the validation loss, or None.
-        loss: None: the model's own.
         early_stopping: Evaluations without a better validation loss before it stops; 0: never.
         identity: A digest of whatever must be the same when it goes on from a checkpoint; "" where the folder says that.
         infinite: What an infinite loss comes from and what to do, for the message; "": what is said of any loss that is no number.
@@ -60,8 +60,8 @@ class Job:
     arguments: Any
     items: Any
     collate: Callable[[Sequence[Any]], dict[str, torch.Tensor]]
+    loss: Loss
     validation: Any = None
-    loss: Loss | None = None
     early_stopping: int = 0
     identity: str = ""
     infinite: str = ""
@@ -103,18 +103,16 @@ class _Own:
 
     def __init__(self, job: Job, **options: Any) -> None:
         self.job = job
+        self._evaluated = torch.zeros(2, dtype=torch.float64)
         super().__init__(**options)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return InOrder(len(self.train_dataset))  # type: ignore[attr-defined]
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
-        loss = self.job.loss
-        if loss is None:
-            return super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
         if not batch_samples:
             return None
-        count = torch.stack([loss.items(batch).float() for batch in batch_samples]).sum().to(device)
+        count = torch.stack([self.job.loss.items(batch).float() for batch in batch_samples]).sum().to(device)
         if self.args.world_size > 1 and self.model.training:  # type: ignore[attr-defined]
             count = self.accelerator.gather(count).sum()  # type: ignore[attr-defined]
         return count
@@ -123,14 +121,27 @@ class _Own:
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the loss of a batch: its share of the loss of all batches of the step."""
-        loss = self.job.loss
-        if loss is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
-        count = loss.items(inputs) if num_items_in_batch is None else num_items_in_batch
-        value = loss(model, inputs) / count.to(self.args.device).clamp(min=1e-12)  # type: ignore[attr-defined]
+        count = self.job.loss.items(inputs) if num_items_in_batch is None else num_items_in_batch
+        total = self.job.loss(model, inputs)
+        value = total / count.to(self.args.device).clamp(min=1e-12)  # type: ignore[attr-defined]
         if model.training:
             value = value * self.args.world_size  # type: ignore[attr-defined] # gradients are averaged over processes
+        else:
+            self._evaluated += torch.stack([part.detach().sum().cpu().double() for part in (total, count)])
         return (value, {}) if return_outputs else value
+
+    def evaluation_loop(
+        self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **options: Any
+    ) -> Any:
+        """Do what the Trainer does, with the loss of all items together and not the mean over batches, whatever these have."""
+        self._evaluated.zero_()
+        output = super().evaluation_loop(  # type: ignore[misc]
+            dataloader, description, *args, metric_key_prefix=metric_key_prefix, **options
+        )
+        every = self.accelerator.gather(self._evaluated.float().to(self.args.device)[None])  # type: ignore[attr-defined]
+        total, count = every.double().sum(0).tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = total / max(count, 1e-12)
+        return output
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         """Do what the Trainer does, and stop at a loss that is no number.
@@ -269,8 +280,7 @@ def train(job: Job, runtime: Runtime) -> Trained:
         data_collator=job.collate,
         callbacks=callbacks,
     )
-    if job.loss is not None:
-        trainer.model_accepts_loss_kwargs = True  # or the Trainer would divide by the batches of a step once more
+    trainer.model_accepts_loss_kwargs = True  # or the Trainer would divide by the batches of a step once more
     trainer.remove_callback(PrinterCallback)  # it prints every step; the report has them all
     with _main_first(arguments):
         found = newest_sealed(Path(arguments.output_dir))

@@ -92,10 +92,7 @@ class InjectedAdapter(Attachment):
         """
         for module in self._own:
             if quantized.is_quantized(module.get_base_layer()):
-                raise TunesmithError(
-                    "an adapter cannot be folded into int8 weights: they would have to be rounded again. Keep it on top (save "
-                    "and load know how), or train it on the model before int8, merge it, and compress the result."
-                )
+                raise TunesmithError(quantized.NOT_MERGED)
             if isinstance(module.base_layer, BaseTunerLayer):
                 raise TunesmithError("another adapter lies between this one and the weights; merge that one first.")
             if self.name not in _active(module):

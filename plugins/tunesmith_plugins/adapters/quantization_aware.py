@@ -17,6 +17,7 @@ from tunesmith_plugins import kernels
 from tunesmith_plugins.adapters.full import WholeModel
 from tunesmith_plugins.compressors.config_int8 import Int8, QuantizerConfig, Scheme
 from tunesmith_plugins.compressors.fused import fuse, unfuse
+from tunesmith_plugins.compressors.int8_format import without_float16
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, layout_of
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
 from tunesmith_plugins.compressors.int8_weight import quantize
@@ -48,7 +49,7 @@ class QuantizationAwareAdapter(WholeModel):
         return found
 
     def attach(self, lm: LM, runtime: Runtime) -> LM:
-        """Make all weights trainable and put the rounding in.
+        """Make all weights trainable and put the rounding in. What was float16 or float64 is float32 then, as in int8.
 
         Raises:
             TunesmithError: As :class:`~tunesmith_plugins.adapters.full.FullAdapter` does.
@@ -65,6 +66,7 @@ class QuantizationAwareAdapter(WholeModel):
             )
         attached = super().attach(lm, runtime)
         model = lm.model
+        without_float16(model)
         for name in (*self.layout.embeddings, *self.layout.tied):
             if name not in self.layout.layers:
                 model.set_submodule(name, RoundedEmbedding(model.get_submodule(name)))

@@ -63,7 +63,7 @@ class Distill(CompressorConfig):
         arguments: Further ``TrainingArguments`` (bf16, gradient_checkpointing, report_to, weight_decay ...), passed through.
     """
 
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.distill:DistillCompressor"
     keep_every: int = field(default=2, validator=v.ge(1))
     student: dict[str, bool | int | float | str] = field(factory=dict)

@@ -47,7 +47,7 @@ class DistillCompressor(Compressor):
             ConfigError: Without data, or if teacher and student do not share vocabulary and family, or for arguments that
                 the trainer does not take, or where a method does not fit the models.
         """
-        data = needed_examples(data, "distillation", "to train on")
+        data = needed_examples(lm, data, "distillation", "to train on")
         check(self._settings())
         lm = merged(lm, "distillation")
         teacher = lm if teacher is None or teacher.model is lm.model else teacher
@@ -62,7 +62,8 @@ class DistillCompressor(Compressor):
                 data, cut_texts = teacher_texts(
                     teacher, data, beams=self.config.beams, max_new_tokens=self.config.max_new_tokens, runtime=runtime
                 )
-            summary = self._train(teacher, student, data, runtime)
+            with _as_it_was(teacher.model):
+                summary = self._train(teacher, student, data, runtime)
         if self.config.texts == "teacher":
             summary["teacher_texts_cut"] = cut_texts
         report = CompressionReport(
@@ -101,7 +102,10 @@ class DistillCompressor(Compressor):
             given=config.arguments,
             validates=config.validation > 0,
             early_stopping=config.early_stopping,
-            owners={"device_map": "the Compress stage, which loads the model"},
+            owners={
+                "device_map": "the Compress stage, which loads the model",
+                "label_smoothing_factor": "'soft': the labels of a distillation are as smooth as the teacher's distributions",
+            },
         )
 
     def _train(self, teacher: LM, student: LM, data: Sequence[Example], runtime: Runtime) -> dict[str, Any]:
@@ -135,7 +139,8 @@ class DistillCompressor(Compressor):
             _check_prompts(student, rows)
         layers = pairings(teacher.model, student.model, config.layer_map, bool(classes)) if config.hidden else []
         if config.chunk and not classes:
-            some = task.collate()([Fixed(rows, runtime.seed, task.noise)[0]])
+            longest = max(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+            some = task.collate()([Fixed(rows, runtime.seed, task.noise)[longest]])
             heads.check(heads.Headless(teacher.model), some, "teacher")
             heads.check(heads.Headless(student.model), some, "student")
         with ExitStack() as stack:
@@ -196,6 +201,18 @@ class DistillCompressor(Compressor):
             layers=layers,
             on_policy=policy if config.on_policy else None,
         )
+
+
+@contextmanager
+def _as_it_was(model: Any) -> Iterator[None]:
+    """Let a model be frozen and put into evaluation within, and not for ever: it may be somebody's who goes on training it."""
+    trained, training = [p for p in model.parameters() if p.requires_grad], model.training
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        model.train(training)
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class GPTQCompressor(Int8Compressor):
             ConfigError: Also without data.
             NumericError: If the second moments of a layer's inputs cannot be inverted.
         """
-        data = needed_examples(data, "GPTQ")
+        data = needed_examples(lm, data, "GPTQ")
         lm, layout, before = self.planned(lm, teacher)
         with runtime.activated():
             return self.convert(

@@ -19,6 +19,7 @@ from tunesmith_plugins.compressors.examples import needed_examples
 from tunesmith_plugins.compressors.int8 import Int8Compressor, Seen
 from tunesmith_plugins.compressors.int8_layout import Layout
 from tunesmith_plugins.compressors.int8_ranges import Inputs
+from tunesmith_plugins.compressors.prune_calibration import check_finite
 
 log = logging.getLogger("tunesmith.compressors")
 
@@ -36,12 +37,13 @@ class Int8StaticCompressor(Int8Compressor):
         Raises:
             ConfigError: Also without data, or if the examples do not reach a layer that is to have a static range.
         """
-        data = needed_examples(data, "int8 with calibration")
+        data = needed_examples(lm, data, "int8 with calibration")
         lm, layout, before = self.planned(lm, teacher)
         with runtime.activated():
             own = [name for name in layout.layers if name not in layout.tied]
             inputs = int8_ranges.observe(lm, data, own, self.config, runtime)
             layout = _dynamic_where_unseen(layout, inputs)
+            _check_seen(layout, inputs)  # SmoothQuant changes weights next
             layout, seen = self.calibrated(lm, layout, inputs, data, runtime)
         return self.convert(lm, layout, before, seen, runtime)
 
@@ -61,17 +63,7 @@ class Int8StaticCompressor(Int8Compressor):
         runtime: Runtime,
     ) -> Seen:
         """Return ``seen`` with the ranges of all static layers; ``inputs`` are those after any smoothing."""
-        static = [name for name, scheme in layout.layers.items() if scheme.kind == "static" and name not in layout.tied]
-        missing = [name for name in static if name not in inputs]
-        if missing:
-            raise ConfigError(
-                [
-                    f"no example reaches the layer {name!r}; name it in skip, or in modules as dynamic"
-                    for name in missing
-                ],
-                "int8",
-            )
-        chosen = {name: inputs[name] for name in static}
+        chosen = {name: inputs[name] for name in _static(layout)}
         if self.config.ranges != "minmax":
             int8_ranges.count(lm, data, chosen, seen.smooth, self.config, runtime)
         ranges = {name: int8_ranges.static_range(found, self.config) for name, found in chosen.items()}
@@ -115,6 +107,26 @@ def _dynamic_where_unseen(layout: Layout, inputs: dict[str, Inputs]) -> Layout:
             unseen[0],
         )
     return evolve(layout, layers={**layout.layers, **dict.fromkeys(unseen, Scheme())})
+
+
+def _static(layout: Layout) -> list[str]:
+    return [name for name, scheme in layout.layers.items() if scheme.kind == "static" and name not in layout.tied]
+
+
+def _check_seen(layout: Layout, inputs: dict[str, Inputs]) -> None:
+    """Check that there is something to choose ranges and factors by.
+
+    Raises:
+        ConfigError: Naming static layers that no example reaches.
+        NumericError: Naming the first layer of which an input is no number.
+    """
+    missing = [name for name in _static(layout) if name not in inputs]
+    if missing:
+        raise ConfigError(
+            [f"no example reaches the layer {name!r}; name it in skip, or in modules as dynamic" for name in missing],
+            "int8",
+        )
+    check_finite({name: found.largest for name, found in inputs.items()})
 
 
 def _rows(inputs: dict[str, Inputs]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith_plugins import kernels
-from tunesmith_plugins.compressors.int8_weight import Int8Weight, quantize
+from tunesmith_plugins.compressors.int8_weight import Int8Weight, float_linear, quantize
 
 
 class Int8Embedding(Int8Weight):
@@ -129,6 +129,10 @@ class Int8TiedLinear(_Tied):
     def packed(self) -> kernels.PackedWeight:
         """Return the embedding's weight as the kernels want it."""
         return self.source.packed()
+
+    def as_float(self, dtype: torch.dtype = torch.float32) -> nn.Linear:
+        """Return a float layer that computes the same but for what happens to activations; its weight is its own."""
+        return float_linear(self.source.dequantized(), self.bias, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., out_features) for (..., in_features), in the input's dtype."""

@@ -238,7 +238,8 @@ def _tied_groups(model: Any, modules: Mapping[str, nn.Module]) -> list[list[str]
     by_name = {name: group for group in groups.values() for name in group}
     for target, source in _declared(model):  # before weights are loaded, equal ones are only said to be
         first, second = by_name.get(source), by_name.get(target)
-        if first is not None and second is not None and first is not second:
+        # with numbers, they are tied if they are one tensor: a head that was trained apart is not, whatever the config says
+        if first and second and first is not second and _on_meta(modules[first[0]]) and _on_meta(modules[second[0]]):
             first.extend(second)
             for name in second:
                 by_name[name] = first
@@ -256,6 +257,10 @@ def _declared(model: Any) -> Iterator[tuple[str, str]]:
     for target, source in getattr(model, "all_tied_weights_keys", {}).items():
         if target.endswith(".weight") and source.endswith(".weight"):
             yield target.removesuffix(".weight"), source.removesuffix(".weight")
+
+
+def _on_meta(module: Any) -> bool:
+    return bool(module.weight.is_meta)
 
 
 def vocabulary_size(model: Any) -> int:

@@ -12,7 +12,7 @@ from tunesmith_plugins import kernels
 from tunesmith_plugins.compressors.config_int8 import Kind, Scheme
 from tunesmith_plugins.compressors.int8_held import without
 from tunesmith_plugins.compressors.int8_outliers import outlier_product, outliers
-from tunesmith_plugins.compressors.int8_weight import Int8Weight, quantize
+from tunesmith_plugins.compressors.int8_weight import Int8Weight, float_linear, quantize
 
 Mode = str | tuple[float, int]
 
@@ -119,6 +119,11 @@ class Int8Linear(Int8Weight):
             for row, column, value in zip(*self.held_index.tolist(), self.held_value, strict=True):
                 found[places == row, column] += value
         return found
+
+    def as_float(self, dtype: torch.dtype = torch.float32) -> nn.Linear:
+        """Return a float layer that computes the same but for what happens to activations."""
+        weight = self.dequantized()
+        return float_linear(weight if self.smooth is None else weight * self.smooth, self.bias, dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         exact = {name: self._buffers[name] for name in self.exact}

@@ -95,6 +95,16 @@ class Int8Weight(nn.Module):
             self.weight, self._packed = self.weight_int8(), None
 
 
+def float_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Linear:
+    """Return a linear layer with copies of ``weight`` (outputs, inputs) and ``bias`` in a type."""
+    outputs, inputs = weight.shape
+    made = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
+    made.weight = nn.Parameter(weight.to(dtype, copy=True))
+    if bias is not None:
+        made.bias = nn.Parameter(bias.detach().to(dtype, copy=True))
+    return made
+
+
 def quantize(weight: Tensor, group_size: int = 0) -> tuple[Tensor, Tensor]:
     """Quantize ``weight`` (rows, columns) symmetrically to int8: absmax / 127 of a row, or of a group of columns in it.
 

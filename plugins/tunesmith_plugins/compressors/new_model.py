@@ -20,8 +20,15 @@ _OF_A_PLACE = ("training", "gradient_checkpointing", "has_relative_attention_bia
 def fill(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """Give a model weights in the types in which they come.
 
-    What is not among them keeps its own type: rotary frequencies are float32 in a bfloat16 model too.
+    What is not among them keeps its own type: rotary frequencies are float32 in a bfloat16 model too. Names that share a weight
+    by the config get weights of their own where theirs differ, as a head has that was trained apart from the embeddings.
     """
+    shared: dict[int, str] = {}
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        known = shared.setdefault(id(parameter), name)
+        if known != name and not torch.equal(state[known], state[name]):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, nn.Parameter(parameter.detach().clone()))
     as_types(model, {name: tensor.dtype for name, tensor in state.items()})
     model.load_state_dict(state)
 

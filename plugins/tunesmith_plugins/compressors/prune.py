@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tunesmith.errors import ConfigError
+from tunesmith.errors import ConfigError, NumericError
 from tunesmith.kinds.compressor import CompressionReport
 from tunesmith.lm import LM
 from tunesmith_plugins.compressors.config_prune import numbers
@@ -44,6 +44,7 @@ def layers_to_prune(lm: LM, skip: tuple[str, ...], pattern: str) -> list[Named]:
 
     Raises:
         ConfigError: If there is none, or if the inputs of one are no multiple of the pattern's m.
+        NumericError: If one has a weight that is NaN or infinite, of which no size says whether it goes.
     """
     layers = list(linear_layers(lm.model, skip))
     if not layers:
@@ -55,6 +56,9 @@ def layers_to_prune(lm: LM, skip: tuple[str, ...], pattern: str) -> list[Named]:
             raise ConfigError(
                 [f"the inputs of {name} are no multiple of {group}; name it in skip @ pattern" for name in odd[:5]]
             )
+    for name, layer in layers:
+        if not bool(layer.weight.isfinite().all()):
+            raise NumericError(f"{name} has weights that are NaN or infinite; name it in skip to leave it as it is.")
     return layers
 
 

@@ -15,7 +15,7 @@ from tunesmith.continuation import positions
 from tunesmith.data import encoding
 from tunesmith.data.encoding import Lengths, Row, Truncation
 from tunesmith.data.records import Example
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, NumericError
 from tunesmith.lm import LM
 from tunesmith.training.batches import Collate
 from tunesmith.training.stream import Fixed
@@ -47,7 +47,7 @@ def calibration_batches(
     Raises:
         ConfigError: If there is no data.
     """
-    data = needed_examples(data, method)
+    data = needed_examples(lm, data, method)
     limit = most_tokens(lm, max_length)
     lengths = Lengths(input=limit, target=limit)
     task = (
@@ -191,6 +191,20 @@ def observe(lm: LM, visit: Visit, batches: Sequence[Batch], see: Mapping[str, Ca
     finally:
         for handle in handles:
             handle.remove()
+
+
+def check_finite(inputs: Mapping[str, torch.Tensor]) -> None:
+    """Check what was found of the inputs of layers, by their names.
+
+    Raises:
+        NumericError: Naming the first of which something is NaN or infinite.
+    """
+    for name, found in inputs.items():
+        if not bool(found.isfinite().all()):
+            raise NumericError(
+                f"{name}: its inputs on the examples hold NaN or infinity; look at the weights of what stands before it, or at the "
+                "examples."
+            )
 
 
 class Enough(Exception):

@@ -35,7 +35,7 @@ class SparseGPTCompressor(Compressor):
 
         Raises:
             ConfigError: Without data, or where a pattern does not fit a layer.
-            NumericError: If the second moments cannot be inverted.
+            NumericError: If weights are NaN or infinite, or the second moments cannot be inverted.
         """
         config = self.config
         lm = merged(lm, "SparseGPT", teacher=teacher)

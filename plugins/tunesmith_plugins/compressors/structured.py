@@ -12,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.data.records import Example
-from tunesmith.errors import ConfigError
+from tunesmith.errors import ConfigError, NumericError
 from tunesmith.kinds.compressor import CompressionReport, Compressor
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
@@ -252,7 +252,16 @@ class StructuredCompressor(Compressor):
 
 
 def _kept(scores: torch.Tensor, share: float) -> torch.Tensor:
-    """Return the numbers of the units that stay, ascending."""
+    """Return the numbers of the units that stay, ascending.
+
+    Raises:
+        NumericError: If a score is no number.
+    """
+    if not bool(scores.isfinite().all()):
+        raise NumericError(
+            "the scores of heads, channels or layers hold NaN or infinity, so they have no order; look at the model's weights and, "
+            "where scores come from examples, at these."
+        )
     return torch.argsort(scores, stable=True)[_gone(share, len(scores)) :].sort().values.cpu()
 
 

@@ -29,7 +29,7 @@ def cut_vocabulary(lm: LM, data: Sequence[Example] | None, cut: Cut) -> tuple[An
     Raises:
         ConfigError: Without data, or for a tokenizer that cannot be cut so; nothing is changed then.
     """
-    data = needed_examples(data, 'vocabulary="used"', "that show what is used")
+    data = needed_examples(lm, data, 'vocabulary="used"', "that show what is used")
     tokenizer, config = lm.tokenizer, lm.model.config
     if not getattr(tokenizer, "is_fast", False):
         raise ConfigError(["a tokenizer that is no fast one (tokenizers) cannot be cut @ vocabulary"])

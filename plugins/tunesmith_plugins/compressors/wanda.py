@@ -12,7 +12,7 @@ from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors.layers import merged, stored_bytes
 from tunesmith_plugins.compressors.prune import finished, layers_to_prune, matrix, outside_pattern, row, smallest
-from tunesmith_plugins.compressors.prune_calibration import calibration_batches, observe, visits
+from tunesmith_plugins.compressors.prune_calibration import calibration_batches, check_finite, observe, visits
 
 
 class WandaCompressor(Compressor):
@@ -31,6 +31,7 @@ class WandaCompressor(Compressor):
 
         Raises:
             ConfigError: Without data, or where a pattern does not fit a layer.
+            NumericError: If weights, or inputs of a layer on the data, are NaN or infinite.
         """
         config = self.config
         lm = merged(lm, "Wanda pruning", teacher=teacher)
@@ -44,6 +45,7 @@ class WandaCompressor(Compressor):
         for visit in runtime.track(blocks, "Wanda"):
             seen = {name: InputNorms(matrix(layer)) for name, layer in visit.layers}
             observe(lm, visit, batches, {name: norms.add for name, norms in seen.items()})
+            check_finite({name: norms.squares for name, norms in seen.items()})
             for name, layer in visit.layers:
                 weight, squares = matrix(layer), seen[name].squares
                 mask = wanda_mask(weight, squares, config.share, config.pattern)

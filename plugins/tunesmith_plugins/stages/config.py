@@ -176,6 +176,7 @@ class FineTune(StageConfig):
         measure_in_child: Train in a process of its own, so that the reported peak memory is this training's alone.
     """
 
+    revision: ClassVar[int] = 2
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.fine_tune:FineTuneStage"
     produces: ClassVar[Mapping[str, str]] = {"model": "model", "report": "report"}
     adapter: AdapterConfig | None = None

@@ -22,7 +22,7 @@ from tunesmith.training.arguments import Settings
 from tunesmith.training.stream import Fixed, Stream
 from tunesmith.training.task import Limits, Task, objective_of
 from tunesmith_plugins.stages.training.content import Outcome
-from tunesmith_plugins.stages.training.losses import Loss, loss_of
+from tunesmith_plugins.stages.training.losses import Loss, OwnLoss, loss_of
 from tunesmith_plugins.stages.training.memory import peak_bytes
 
 VALIDATION = "validation"
@@ -124,6 +124,7 @@ class FineTuneStage(Stage):
             items=stream,
             collate=task.collate(),
             validation=validation,
+            loss=OwnLoss(shifted=task.objective == "causal", smoothing=given.label_smoothing_factor),
             early_stopping=config.early_stopping,
         )
         trained = train(job, runtime)

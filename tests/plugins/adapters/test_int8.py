@@ -211,5 +211,120 @@ def test_adapters_that_peft_makes_itself_go_around_integer_layers(tmp_path, conf
         read = PeftModel.from_pretrained(again.model, str(tmp_path / "adapter"))
     with torch.no_grad():
         assert torch.equal(read.eval()(**batch(lm)).logits, tuned.eval()(**batch(lm)).logits)
-    with pytest.raises(RuntimeError):
-        tuned.merge_and_unload()
+    for safe in (False, True):
+        with pytest.raises(TunesmithError, match="cannot be folded into int8 weights"):
+            tuned.merge_and_unload(safe_merge=safe)
+
+
+def test_peft_does_not_merge_into_integers_that_are_not_packed_yet():
+    """``safe_merge`` casts what it adds to the type of the weights, which would be nothing at all."""
+    lm = int8("decoder")
+    lm.model.to("cpu")  # unpacks
+    with stood_in(lm.model):
+        tuned = get_peft_model(lm.model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    integers = {m: m.weight_int8().clone() for m in lm.model.modules() if isinstance(m, Int8Linear)}
+    assert all(module._packed is None for module in integers)
+    for merge in (tuned.merge_adapter, tuned.merge_and_unload):
+        for safe in (False, True):
+            with pytest.raises(TunesmithError, match="cannot be folded into int8 weights"):
+                merge(safe_merge=safe)
+    assert all(torch.equal(module.weight_int8(), before) for module, before in integers.items())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": True},
+        *({"init_lora_weights": name} for name in ("pissa", "pissa_niter_4", "olora", "mica")),
+    ],
+    ids=str,
+)
+def test_methods_that_read_the_weights_are_refused_and_leave_the_model(options):
+    lm = int8("decoder")
+    before, modules = logits(lm), list(lm.model.modules())
+    with pytest.raises(TunesmithError, match="these are int8"), stood_in(lm.model):
+        get_peft_model(lm.model, LoraConfig(target_modules=["q_proj"], **options))
+    assert list(lm.model.modules()) == modules
+    assert torch.equal(logits(lm), before)
+
+
+@pytest.mark.parametrize(
+    "options", [{"use_rslora": True}, {"init_lora_weights": "gaussian"}, {"init_lora_weights": "orthogonal"}], ids=str
+)
+def test_methods_that_do_not_read_them_train(options):
+    lm = int8("decoder")
+    with stood_in(lm.model):
+        tuned = get_peft_model(lm.model, LoraConfig(r=4, lora_alpha=2, target_modules=["q_proj"], **options))
+    parameters = [p for p in tuned.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in parameters]
+    tuned(**batch(lm)).loss.backward()
+    torch.optim.SGD(parameters, lr=1.0).step()
+    assert any(not torch.equal(p, old) for p, old in zip(parameters, before, strict=True))
+    (layer,) = (m for n, m in lm.model.named_modules() if n.endswith("layers.0.self_attn.q_proj"))
+    x = torch.randn(3, layer.in_features)
+    scale = 1.0 if options.get("use_rslora") else 0.5  # alpha over the root of the rank, or over the rank
+    update = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    with torch.no_grad():
+        assert torch.allclose(layer(x), layer.base_layer(x) + scale * x @ update.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_layer_in_modules_to_save_trains_as_a_float_copy(tmp_path, family):
+    """peft copies the layer; a copy of what stands in its place would be all zeros."""
+    lm = int8(family)
+    lm.save(tmp_path / "base")
+    before = logits(lm)
+    name, head = next((n, m) for n, m in lm.model.named_modules() if m is lm.model.get_output_embeddings())
+    target = {"encoder": "query", "decoder": "q_proj", "encoder-decoder": "q"}[family]
+    config = LoraConfig(target_modules=[target], modules_to_save=[name])
+    with stood_in(lm.model):
+        tuned = get_peft_model(lm.model, config)
+    copy_ = lm.model.get_submodule(name).modules_to_save["default"]
+    assert lm.model.get_submodule(name).original_module is head
+    source = getattr(head, "source", head)
+    assert torch.equal(copy_.weight, source.dequantized())
+    assert all(p.requires_grad for p in copy_.parameters())
+    tuned.eval()
+    with torch.no_grad():
+        found = tuned(**batch(lm)).logits
+        assert 0 < float((found - before).norm() / before.norm()) < 0.02  # its activations are not rounded
+        with tuned.disable_adapter():
+            assert torch.equal(tuned(**batch(lm)).logits, before)
+    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        tuned(**batch(lm)).loss.backward()
+        optimizer.step()
+    assert not torch.equal(copy_.weight, source.dequantized())
+    tuned.save_pretrained(tmp_path / "adapter")
+    again = load(tmp_path / "base")
+    unfuse(again.model)
+    with stood_in(again.model):
+        read = PeftModel.from_pretrained(again.model, str(tmp_path / "adapter"))
+    with torch.no_grad():
+        assert torch.equal(read.eval()(**batch(lm)).logits, tuned(**batch(lm)).logits)
+        with read.disable_adapter():
+            assert torch.equal(read(**batch(lm)).logits, before)
+
+
+def test_a_float_copy_is_of_the_models_type():
+    lm = tiny_lm("decoder")
+    lm.model.to(torch.bfloat16)
+    lm, _ = Int8().build().compress(lm, runtime=RUNTIME)
+    with stood_in(lm.model):
+        tuned = get_peft_model(lm.model, LoraConfig(target_modules=["q_proj"]))  # its own weights are float32
+    with stood_in(lm.model):
+        tuned.add_adapter("two", LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head", "down_proj"]))
+    tuned.set_adapter("two")
+    assert lm.model.lm_head.modules_to_save["two"].weight.dtype == torch.bfloat16
+    tuned(**batch(lm)).loss.backward()
+    assert lm.model.lm_head.modules_to_save["two"].weight.grad.isfinite().all()
+
+
+def test_int8_embeddings_are_no_copies_to_train():
+    lm = int8("decoder")
+    with (
+        pytest.raises(TunesmithError, match="is an int8 Int8Embedding, of which no float copy can be trained"),
+        stood_in(lm.model),
+    ):
+        get_peft_model(lm.model, LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"]))

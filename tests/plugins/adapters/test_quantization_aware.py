@@ -78,6 +78,18 @@ def test_trained_and_compressed_it_computes_the_same_bit_for_bit(tmp_path, famil
     assert torch.equal(logits(load(tmp_path)), trained)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
+def test_a_model_of_a_type_that_int8_does_not_run_in_trains_in_float32(dtype):
+    lm = tiny_lm("decoder")
+    lm.model.to(dtype)
+    _, lm = attached(lm)
+    assert lm.model.dtype == torch.float32
+    lm.model(**batch(lm)).loss.backward()
+    trained = logits(lm)
+    small, _ = Int8().build().compress(lm, runtime=RUNTIME)
+    assert torch.equal(logits(small), trained)
+
+
 def test_the_gradient_is_that_of_the_rounded_product():
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)

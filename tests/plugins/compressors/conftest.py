@@ -60,9 +60,12 @@ CLASSES = {
 def make() -> Callable[[str], LM]:
     """Return a maker of tiny models by architecture."""
 
-    def build(kind: str, seed: int = 0) -> LM:
+    def build(kind: str, seed: int = 0, tied: bool | None = None) -> LM:
         torch.manual_seed(seed)
-        model = CLASSES[kind](_config(kind)).eval()
+        wanted = _config(kind)
+        if tied is not None:
+            wanted.tie_word_embeddings = tied
+        model = CLASSES[kind](wanted).eval()
         config = model.config
         config.architectures = [CLASSES[kind].__name__]
         return LM(model=model, tokenizer=_tokenizer(), family=family_of(config))

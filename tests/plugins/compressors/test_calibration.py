@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from tunesmith.data.records import Example
-from tunesmith.errors import ConfigError
+from tunesmith.errors import ConfigError, NumericError
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors import GPTQ, Int8, Int8Static, Magnitude, SmoothQuant, SparseGPT, Structured, Wanda
@@ -103,3 +103,32 @@ def test_a_teacher_is_refused_where_nobody_learns_from_it(make, compressor):
     assert not built.uses_teacher
     with pytest.raises(ConfigError, match="learns from no teacher"):
         built.compress(make("gpt2"), data=LONG, teacher=make("gpt2"), runtime=RUNTIME)
+
+
+@pytest.mark.parametrize("compressor", CALIBRATED, ids=lambda c: type(c).__name__)
+def test_inputs_that_are_no_numbers_are_an_error(make, compressor):
+    lm = make("gpt2")
+    lm.model.transformer.h[2].ln_1.weight.data[3] = float("nan")
+    with pytest.raises(NumericError):
+        compressor.build().compress(lm, data=LONG, runtime=RUNTIME)
+
+
+@pytest.mark.parametrize(
+    "compressor",
+    [
+        Magnitude(),
+        Magnitude(scope="global"),
+        Wanda(),
+        SparseGPT(block_size=32),
+        Structured(ffn=0.5),
+        Structured(layers=0.5),
+    ],
+    ids=str,
+)
+def test_weights_that_are_no_numbers_are_not_pruned_by_size(make, compressor):
+    lm = make("gpt2")
+    lm.model.transformer.h[2].mlp.c_fc.weight.data[3, 5] = float("nan")
+    before = lm.model.transformer.h[0].mlp.c_fc.weight.clone()
+    with pytest.raises(NumericError):
+        compressor.build().compress(lm, data=LONG, runtime=RUNTIME)
+    assert torch.equal(lm.model.transformer.h[0].mlp.c_fc.weight, before)

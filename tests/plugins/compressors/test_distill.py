@@ -114,6 +114,8 @@ def test_it_says_what_is_missing(make):
         Distill().build().compress(make("t5"), data=EXAMPLES, teacher=make("llama"), runtime=RUNTIME)
     with pytest.raises(ConfigError, match="is decided by the Compress stage"):
         Distill(arguments={"device_map": "auto"}).build().compress(make("t5"), data=EXAMPLES, runtime=RUNTIME)
+    with pytest.raises(ConfigError, match="is decided by 'soft'"):
+        Distill(arguments={"label_smoothing_factor": 0.1}).build().compress(make("t5"), data=EXAMPLES, runtime=RUNTIME)
     with pytest.raises(ConfigError, match="cannot pack"):
         Distill(packing=True).build().compress(make("t5"), data=EXAMPLES, runtime=RUNTIME)
 
@@ -167,3 +169,13 @@ def test_checkpoints_hold_no_pickle(make, tmp_path):
     runtime = Runtime(folder=tmp_path, progress=False)
     Distill(steps=2, batch_size=4).build().compress(make("t5"), data=EXAMPLES, runtime=runtime)
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".safetensors"}
+
+
+def test_a_teacher_can_go_on_training(make):
+    teacher = make("llama")
+    teacher.model.train()
+    teacher.model.model.embed_tokens.requires_grad_(False)
+    Distill(steps=1).build().compress(make("llama", 1), data=EXAMPLES[:4], teacher=teacher, runtime=RUNTIME)
+    assert teacher.model.training
+    frozen = [name for name, parameter in teacher.model.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["model.embed_tokens.weight"]

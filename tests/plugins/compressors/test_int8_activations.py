@@ -382,3 +382,12 @@ def test_smoothing_leaves_alone_what_two_places_share(make, how, activations):
         small, _ = config.build().compress(lm, data=data, runtime=RUNTIME)
         found = small.model(input_ids=ids).logits
     assert (found - exact).norm() < 0.05 * exact.norm()
+
+
+def test_smoothquant_changes_nothing_where_a_static_layer_is_never_reached(make):
+    lm = make("bert")
+    lm.model.extra = torch.nn.Linear(32, 32)
+    before = logits(lm)
+    with pytest.raises(ConfigError, match="no example reaches the layer 'extra'"):
+        SmoothQuant(activations="static").build().compress(lm, data=EXAMPLES, runtime=RUNTIME)
+    assert torch.equal(logits(lm), before)

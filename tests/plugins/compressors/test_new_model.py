@@ -5,10 +5,12 @@ import torch
 import transformers
 from torch import nn
 
+from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.compressors import Structured
+from tunesmith_plugins.adapters import QuantizationAware
+from tunesmith_plugins.compressors import GPTQ, Distill, Int8, Int8WeightOnly, Structured
 from tunesmith_plugins.compressors.student import every_nth, from_config
 
 IDS = torch.tensor([[4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]])
@@ -102,3 +104,36 @@ def test_depths_under_other_names(kind):
     student = every_nth(LM(model=model, tokenizer=None, family="encoder"), 2)
     assert student.model.config.n_layers == 2
     assert student.parameter_count() < LM(model=model, tokenizer=None, family="encoder").parameter_count()
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama", "gpt2", "bert"])
+@pytest.mark.parametrize(
+    ("config", "tolerance"),
+    [
+        (Structured(ffn=0.001), 0.0),  # no channel goes
+        (Structured(vocabulary="used"), 0.0),
+        (Distill(keep_every=1, steps=1, learning_rate=1e-12), 1e-5),
+        (Int8(), 0.03),
+        (Int8WeightOnly(), 0.03),
+        (GPTQ(), 0.03),
+        ("quantization-aware", 0.03),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_head_that_was_trained_apart_stays_apart_whatever_the_config_says(make, tmp_path, kind, config, tolerance):
+    """As peft's ``modules_to_save`` leaves one behind, and files in which the two differ."""
+    lm = make(kind, tied=True)
+    head = lm.model.get_output_embeddings()
+    assert head.weight is lm.model.get_input_embeddings().weight
+    head.weight = nn.Parameter(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(3)) * 0.3)
+    exact = logits(lm.model)
+    text = "a b c d e f g h i j k l m n o p q r s t u v w x y z"
+    data = [Example(id=str(n), prompt=text, targets=(text,)) for n in range(2)]
+    if config == "quantization-aware":
+        lm = QuantizationAware().build().attach(lm, RUNTIME)
+        config = Int8()
+    small, _ = config.build().compress(lm, data=data, runtime=RUNTIME)
+    found = logits(small.model)
+    assert (found - exact).abs().max() <= tolerance * exact.abs().max()
+    small.save(tmp_path)
+    assert torch.equal(logits(load(tmp_path).model), found)

@@ -259,6 +259,71 @@ def test_training_arguments_pass_through(run, caplog):
     assert state["log_history"][0]["learning_rate"] == 0.0  # warmup
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("family", "objective"),
+    [
+        ("encoder-decoder", "auto"),
+        ("decoder", "auto"),
+        ("encoder", "auto"),
+        ("decoder", "classification"),
+        ("encoder", "classification"),
+    ],
+)
+def test_steps_of_several_batches_are_steps_of_one_large_batch(run, tmp_path, family, objective, smoothing):
+    """Even where batches have different numbers of tokens, and plain texts, whose first token nobody predicts."""
+    classes = objective == "classification"
+    rows = [
+        {"x": "the cat sees" * (i % 3), "y": ("no", "yes")[i % 2] if classes else "good dog bird " * (1 + 3 * (i % 4))}
+        for i in range(16)
+    ]
+    if family != "decoder" or classes:
+        rows = [{**row, "x": f"the cat {row['x']}"} for row in rows]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = Data(source=str(tmp_path / "train.jsonl"), prompt="{x}", target="{y}")
+
+    def trained(batch_size, **arguments):
+        given = {"optim": "sgd", "max_grad_norm": 0.0, "label_smoothing_factor": smoothing, **arguments}
+        config = FineTune(
+            name="x", data=data, objective=objective, batch_size=batch_size, steps=2, learning_rate=0.1, arguments=given
+        )
+        summary, context = run(family, config, name=f"of-{batch_size}")
+        return summary, load(context.out / "model").model.state_dict()
+
+    large, one = trained(8)
+    small, several = trained(2, gradient_accumulation_steps=4)
+    assert small["first_loss"] == pytest.approx(large["first_loss"], rel=1e-4)
+    assert all(torch.allclose(one[name], several[name], atol=2e-5) for name in one)
+
+
+def test_the_validation_loss_is_a_mean_over_labels_however_batches_are_cut(run, tmp_path):
+    rows = [{"x": "the cat sees", "y": "good dog bird " * (1 + 4 * (i % 3))} for i in range(7)]
+    for split in ("train", "validation"):
+        (tmp_path / "uneven").mkdir(exist_ok=True)
+        (tmp_path / "uneven" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = Data(source=str(tmp_path / "uneven"), prompt="{x}", target="{y}")
+    config = evolve(BASE, data=data, batch_size=2, steps=1, learning_rate=1e-12, arguments={"eval_steps": 1})
+    summary, context = run("encoder-decoder", config)
+    (series,) = content.read(context.out / "report").series
+    assert series.y["validation"] == (pytest.approx(summary["validation_loss"]["before"], rel=1e-6),)
+
+
+def test_smoothed_labels_are_those_of_torch(run, folder):
+    """The loss before any step, by hand: cross-entropy with a tenth of each label spread evenly, over the answer's tokens."""
+    config = evolve(BASE, batch_size=32, steps=1, validation="", arguments={"label_smoothing_factor": 0.1})
+    summary, _ = run("encoder-decoder", config)
+    lm = load(folder / "encoder-decoder")
+    losses = []
+    for line in (folder / "first" / "train.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        ids = torch.tensor([lm.tokenizer(record["x"] + " ?")["input_ids"]])
+        labels = torch.tensor([[*lm.tokenizer(record["y"])["input_ids"], lm.tokenizer.eos_token_id]])
+        with torch.no_grad():
+            every = lm.model(input_ids=ids, labels=labels).logits[0]
+        losses += torch.nn.functional.cross_entropy(every, labels[0], label_smoothing=0.1, reduction="none").tolist()
+    assert summary["first_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
 def test_checkpointed_activations_change_no_gradient(run):
     config = evolve(BASE, adapter=LoRA(), steps=4)
     plain, _ = run("decoder", config, name="plain")

@@ -2,16 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.data import Example, encoding
 from tunesmith.data.encoding import Lengths, Row, Truncation
 from tunesmith.errors import ConfigError, DataError
-from tunesmith.testing.models import WORDS, tiny_tokenizer
+from tunesmith.testing.models import WORDS, tiny_lm, tiny_tokenizer
 from tunesmith.training import batches, spans
 from tunesmith.training.packing import pack
 from tunesmith.training.stream import Stream
+from tunesmith.training.task import Limits, Task, objective_of
 
 TOKENIZER = tiny_tokenizer()
 END = TOKENIZER.eos_token_id
@@ -72,6 +74,22 @@ def test_an_unknown_class_is_named():
             Truncation(),
             ("no", "yes"),
         )
+
+
+@pytest.mark.parametrize("family", ["encoder", "decoder", "encoder-decoder"])
+def test_empty_texts_give_nothing_to_train_on(family):
+    limits = Limits(lengths=Lengths(input=9, target=9))
+    task = Task(objective=objective_of(family, "auto"), lm=tiny_lm(family), limits=limits)
+    empty, full = Example(id="a", prompt="", targets=("",)), Example(id="b", prompt="yes ", targets=("no",))
+    rows = task.rows([empty, full], Truncation())
+    assert all(row.input_ids for row in rows)
+    assert task.collate()(rows)["input_ids"].dtype == torch.long
+    with pytest.raises(DataError, match="no row to train on"):
+        task.rows([empty], Truncation())
+
+
+def test_a_batch_of_empty_rows_is_of_integers():
+    assert batches.padded([[], []], 0).dtype == torch.long
 
 
 @given(st.integers(2, 600), st.integers(0, 2**32))
