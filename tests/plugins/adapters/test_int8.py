@@ -10,7 +10,7 @@ from attrs import evolve
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from transformers import Trainer, TrainingArguments
 
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import ConfigError, TunesmithError
 from tunesmith.kinds.stage import StageContext
 from tunesmith.lm import load
 from tunesmith.runtime import Runtime
@@ -211,5 +211,5 @@ def test_adapters_that_peft_makes_itself_go_around_integer_layers(tmp_path, conf
         read = PeftModel.from_pretrained(again.model, str(tmp_path / "adapter"))
     with torch.no_grad():
         assert torch.equal(read.eval()(**batch(lm)).logits, tuned.eval()(**batch(lm)).logits)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ConfigError, match="is int8"):
         tuned.merge_and_unload()
