@@ -90,10 +90,10 @@ class _Watched(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight itself for the layer, and one that tells who reads it for all others."""
-        own: Tensor = nn.Module.__getattr__(self, "weight")
+        own: Any = nn.Module.__getattr__(self, "weight")
         if self.__dict__["_inside"]:
             return own
-        seen = own.as_subclass(_SeenWeight)
+        seen: _SeenWeight = own.as_subclass(_SeenWeight)
         seen.__dict__.update(own.__dict__, layer=self)
         return seen
 

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import (
@@ -353,8 +354,7 @@ class Int8Quantizer(HfQuantizer):
         if self._compares is not None and not all(weight.is_meta for weight in model.parameters()):
             self._compares()
         self._compares = None
-        if self.quantization_config.experts:
-            saved_as_named(model)
+        saved_as_named(model)
         integers = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Int8Weight)}
         let_go_of_files(model, integers)  # those are let go of when they are packed
         fuse(model)
@@ -480,14 +480,17 @@ def announce(model: Any, layout: Layout) -> None:
     model.hf_quantizer.watch(model)
     model.is_quantized = True
     model.quantization_method = METHOD
-    if layout.experts:
-        saved_as_named(model)
+    saved_as_named(model)
 
 
 def saved_as_named(model: Any) -> None:
-    """Let ``save_pretrained`` write tensors under the names that they have in the model: by itself it gathers experts into the
-    tensors of the architecture's first checkpoints."""
-    model._weight_conversions = []
+    """Let ``save_pretrained`` write tensors under the names that they have in the model, where by itself it gathers experts, or
+    queries, keys and values (NomicBert), into the tensors of the architecture's first checkpoints: a range is none of a part."""
+    found = getattr(model, "_weight_conversions", None)
+    if any(
+        isinstance(each, WeightConverter) for each in found or get_model_conversion_mapping(model, add_legacy=False)
+    ):
+        model._weight_conversions = []
 
 
 def _tied_already(model: Any) -> None:

@@ -69,7 +69,7 @@ def layout_of(model: nn.Module, config: QuantizerConfig) -> Layout:
             alone -= {target, source}
     apart = read_apart(model, {name: modules[name] for name in modules if name in together or name in alone})
     groups = [group for group in groups if apart.isdisjoint(group)]
-    layers = {}
+    layers: dict[str, Scheme] = {}
     for places in same_modules({name: modules[name] for name in modules if name in alone - apart}):
         scheme = _scheme_of_all(places, config)
         if scheme.kind != "float":

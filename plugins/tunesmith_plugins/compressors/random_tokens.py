@@ -50,7 +50,7 @@ def random_batch(lm: LM, seed: int) -> Batch:
 
 def tokens_of(model: Any) -> int:
     """Return how many tokens a model knows: the rows of its table, where that is one, or what its config states."""
-    return int(getattr(model.get_input_embeddings(), "num_embeddings", None) or getattr(model.config, "vocab_size", 1))
+    return int(getattr(model.get_input_embeddings(), "num_embeddings", getattr(model.config, "vocab_size", 1)))
 
 
 def _stated(config: Any, *names: str) -> list[int]:
