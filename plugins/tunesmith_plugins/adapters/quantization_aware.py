@@ -18,7 +18,7 @@ from tunesmith_plugins.adapters.full import WholeModel
 from tunesmith_plugins.compressors.config_int8 import Int8, QuantizerConfig, Scheme
 from tunesmith_plugins.compressors.fused import fuse, unfuse
 from tunesmith_plugins.compressors.int8_format import without_float16
-from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, layout_of
+from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, layout_of, same_modules
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
 from tunesmith_plugins.compressors.int8_weight import quantize
 from tunesmith_plugins.kernels import int8_reference
@@ -70,8 +70,10 @@ class QuantizationAwareAdapter(WholeModel):
         for name in (*self.layout.embeddings, *self.layout.tied):
             if name not in self.layout.layers:
                 model.set_submodule(name, RoundedEmbedding(model.get_submodule(name)))
-        for name, scheme in self.layout.layers.items():
-            model.set_submodule(name, RoundedLinear(model.get_submodule(name), scheme))
+        for places in same_modules({name: model.get_submodule(name) for name in self.layout.layers}):
+            rounded = RoundedLinear(model.get_submodule(places[0]), self.layout.layers[places[0]])
+            for name in places:
+                model.set_submodule(name, rounded)
         fuse(model)  # as the int8 model will be: fused norms and activations round otherwise than torch's
         return attached
 

@@ -171,17 +171,22 @@ def is_fused(module: Any) -> bool:
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
     """Return all modules by name, those too that :func:`split` would make; nothing is changed."""
     found: dict[str, nn.Module] = {}
+    parts: dict[nn.Module, SplitExperts] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         found[name] = module
         if is_fused(module):
-            found |= {f"{name}.{own}": part for own, part in SplitExperts(module).named_modules() if own}
+            if module not in parts:
+                parts[module] = SplitExperts(module)
+            found |= {f"{name}.{own}": part for own, part in parts[module].named_modules() if own}
     return found
 
 
 def split(model: nn.Module, names: Sequence[str]) -> None:
     """Put linear layers into the places of the experts ``names``, which have their weights."""
     for name in names:
-        model.set_submodule(name, SplitExperts(model.get_submodule(name)))
+        experts = model.get_submodule(name)
+        if not isinstance(experts, SplitExperts):  # through another name of the same module
+            model.set_submodule(name, SplitExperts(experts))
 
 
 def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

@@ -22,7 +22,7 @@ from tunesmith_plugins.compressors.experts import modules_of, split
 from tunesmith_plugins.compressors.fused import fuse
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding
 from tunesmith_plugins.compressors.int8_held import outlying, without
-from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, layout_of, tie
+from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, layout_of, same_modules, tie
 from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8StaticLinear
 from tunesmith_plugins.compressors.int8_report import Line
 from tunesmith_plugins.compressors.int8_rounding import rounded_for
@@ -103,6 +103,7 @@ class Int8Compressor(Compressor):
         """
         int8_format.register_with_transformers()
         lm = merged(lm, "int8", self.config, teacher)
+        int8_format.without_rescaling(lm.model)
         layout = layout_of(lm.model, self.config)
         modules: dict[str, Any] = modules_of(lm.model)
         for name in (*layout.embeddings, *(name for name in layout.layers if name not in layout.tied)):
@@ -118,11 +119,10 @@ class Int8Compressor(Compressor):
         """Do what ``replace`` of :meth:`convert` does: each layer is rounded for its inputs behind the int8 ones before it."""
         lines = {}
 
-        def meet(own: Sequence[str], inputs: Tensor) -> None:
-            for name in own:
-                group = layout.layers[name].group_size
-                seen = self.seen_with(lm.model, name, group, inputs) if len(inputs) else Seen()
-                lines[name] = self.replaced(lm.model, name, layout, seen)
+        def meet(name: str, inputs: Tensor) -> None:
+            group = layout.layers[name].group_size
+            seen = self.seen_with(lm.model, name, group, inputs) if len(inputs) else Seen()
+            lines[name] = self.replaced(lm.model, name, layout, seen)
 
         for name in in_passing(lm, names, batch, meet):
             lines[name] = self.replaced(lm.model, name, layout, Seen())
@@ -159,11 +159,12 @@ class Int8Compressor(Compressor):
             seen: What calibration found.
             runtime: Shows progress.
             replace: Puts integer layers in the places of those it gets the names of and returns their lines of the report, in
-                that order; None: each by itself.
+                that order; None: each by itself. It gets the first name of a layer that stands in several places.
         """
         model, (count, size) = lm.model, before
         let_go_of_files(model, {f"{name}.weight" for name in (*layout.layers, *layout.embeddings)})
-        own = [name for name in layout.layers if name not in layout.tied]
+        own = same_modules({name: model.get_submodule(name) for name in layout.layers if name not in layout.tied})
+        firsts = [places[0] for places in own]
         lines = []
         for name in layout.embeddings:
             table = model.get_submodule(name)
@@ -177,9 +178,13 @@ class Int8Compressor(Compressor):
                 lines.append(int8_report.tied_line(head, layer, tied, self.config.measure_rows))
             del table, heads
         if replace is not None:
-            lines += replace(own)
+            found = replace(firsts)
         else:
-            lines += [self.replaced(model, name, layout, seen) for name in runtime.track(own, "int8")]
+            found = [self.replaced(model, name, layout, seen) for name in runtime.track(firsts, "int8")]
+        for places, line in zip(own, found, strict=True):
+            for name in places[1:]:
+                model.set_submodule(name, model.get_submodule(places[0]))
+            lines += [line | {"name": name} for name in places]
         left = int8_left.left_float(model)
         int8_left.warn(left, model, self.config)
         int8_format.announce(model, layout)

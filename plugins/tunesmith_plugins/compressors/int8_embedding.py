@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith_plugins import kernels
-from tunesmith_plugins.compressors.int8_weight import Int8Weight, float_linear, quantize
+from tunesmith_plugins.compressors.int8_weight import RUNS_IN, Int8Weight, float_linear, in_float32, quantize
 
 
 class Int8Embedding(Int8Weight):
     """A table of int8 rows with a scale each; a lookup dequantizes the rows it fetches and no others.
 
     Attributes:
-        dtype: Floating-point type of what comes out; it follows a cast of the model.
         embed_scale: What rows are multiplied by, as in models that scale their embeddings.
+        empty: No numbers of the type of what comes out. It is in no file: models are asked for the type and device of their
+            parameters, and of OLMo's all others are integers.
     """
 
     def __init__(
@@ -30,7 +31,8 @@ class Int8Embedding(Int8Weight):
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, device=device)
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.padding_idx, self.embed_scale, self.dtype = padding_idx, embed_scale, dtype
+        self.padding_idx, self.embed_scale = padding_idx, embed_scale
+        self.empty = nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False)
 
     @classmethod
     def like(cls, layer: nn.Embedding, device: Any = None) -> Int8Embedding:
@@ -45,12 +47,23 @@ class Int8Embedding(Int8Weight):
         """Quantize the rows of ``layer``."""
         made = cls.like(layer, device="meta")
         made.weight, made.weight_scale = quantize(layer.weight)
+        made.dtype = layer.weight.dtype
         return made
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of what comes out; it follows a cast of the model."""
+        return self.empty.dtype
+
+    @dtype.setter
+    def dtype(self, value: torch.dtype) -> None:
+        """Also puts it where the integers are."""
+        self.empty = nn.Parameter(torch.empty(0, dtype=value, device=self.weight_scale.device), requires_grad=False)
 
     def look_up(self, ids: Tensor, embed_scale: float) -> Tensor:
         """Return (..., embedding_dim) for ids (...), with a factor of the caller's own."""
         if self._packed is None:
-            rows = self.weight[ids]
+            rows = self.weight_int8()[ids]
         else:
             rows = packed_rows(self._packed, ids)
         return (rows * (self.weight_scale[ids] * embed_scale).unsqueeze(-1)).to(self.dtype)
@@ -59,9 +72,12 @@ class Int8Embedding(Int8Weight):
         """Return (..., embedding_dim) for ids (...)."""
         return self.look_up(ids, self.embed_scale)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.weight_scale.device)).dtype
-        return super()._apply(fn, recurse)
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        del destination[f"{prefix}empty"]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict | {f"{prefix}empty": self.empty}, prefix, *rest)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}"
@@ -71,7 +87,12 @@ class _Tied(nn.Module):
     """Something that uses the integers of an embedding elsewhere in the model and keeps none of its own.
 
     The embedding is not a submodule, so its tensors have one name in files.
+
+    Attributes:
+        place: As that of an Int8Weight.
     """
+
+    place: str = ""
 
     def __init__(self, source: Int8Embedding) -> None:
         super().__init__()
@@ -90,7 +111,7 @@ class _Tied(nn.Module):
     @weight.setter
     def weight(self, value: Tensor) -> None:
         """Accept what is there already: models tie their weights again and again."""
-        if value is not self.source.weight:
+        if getattr(value, "layer", None) is not self.source and value is not self.source.weight:
             raise AttributeError("this layer has the int8 weight of the embedding; it cannot have another one")
 
     @property
@@ -136,6 +157,8 @@ class Int8TiedLinear(_Tied):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., out_features) for (..., in_features), in the input's dtype."""
+        if x.dtype not in RUNS_IN:
+            return in_float32(self, self.place, x)
         if self.mode == "weight_only":
             return kernels.weight_only_linear(x, self.packed(), self.bias)
         return kernels.int8_linear(x, self.packed(), self.bias, mixed=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -12,6 +13,8 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import (
@@ -27,7 +30,7 @@ from tunesmith_plugins.compressors import int8_checksums
 from tunesmith_plugins.compressors.config_int8 import QuantizerConfig, Scheme
 from tunesmith_plugins.compressors.experts import split
 from tunesmith_plugins.compressors.fused import fuse
-from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8TiedLinear
+from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8TiedEmbedding, Int8TiedLinear
 from tunesmith_plugins.compressors.int8_files import (
     check_files,
     check_numbers,
@@ -53,6 +56,9 @@ NO_FLOAT16 = (
     "int8 layers run in float32 or bfloat16: this %s model becomes float32; the integers are the same, and "
     "dtype=torch.bfloat16 takes half the memory for what stays float."
 )
+
+INTEGER = (Int8Weight, Int8TiedEmbedding, Int8TiedLinear)
+"""Classes of modules whose weight is integers, of their own or another's."""
 
 
 class Int8QuantizationConfig(QuantizationConfigMixin):
@@ -207,10 +213,42 @@ class Int8Quantizer(HfQuantizer):
         self._model: weakref.ref[nn.Module] | None = None
         self._trained: frozenset[str] = frozenset()
 
-    def watch(self, model: nn.Module) -> None:
-        """Remember what of ``model`` would train as it is now: see :attr:`is_qat_trainable`."""
+    def watch(self, model: Any) -> None:
+        """Take charge of an int8 model: remember what of it would train as it is now (see :attr:`is_qat_trainable`), and tell
+        its integer layers where they are, for what they have to say."""
         # a model that kept itself alive would stay in memory until the next round of garbage collection
         self._model, self._trained = weakref.ref(model), _trains(model)
+        model.resize_token_embeddings = self.resize_token_embeddings
+        for name, module in model.named_modules():
+            if isinstance(module, INTEGER):
+                module.place = name
+            if isinstance(module, PreTrainedModel) and module._tied_weights_keys:
+                _tied_already(module)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *rest: Any, **options: Any) -> nn.Module:
+        """Do what the model's own method does where nothing has to be resized that is int8.
+
+        Raises:
+            ConfigError: Where something would have to be.
+        """
+        model: Any = None if self._model is None else self._model()
+        pad_to = options.get("pad_to_multiple_of", rest[0] if rest else None)
+        tables = (model.get_input_embeddings(), model.get_output_embeddings())
+        for table in tables:
+            if isinstance(table, INTEGER):
+                tokens = table.weight.shape[0]
+                asked = tokens if new_num_tokens is None else new_num_tokens
+                asked += -asked % (pad_to or 1)
+                if asked != tokens:
+                    raise ConfigError(
+                        [
+                            f"{table.place} is int8 and keeps its {tokens} tokens, and {asked} are asked for; resize the float "
+                            "model, train its new tokens, and compress it then"
+                        ],
+                        "resize_token_embeddings",
+                    )
+        found: nn.Module = type(model).resize_token_embeddings(model, new_num_tokens, *rest, **options)
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are part of those of the model, which they find again by this."""
@@ -246,6 +284,7 @@ class Int8Quantizer(HfQuantizer):
         else:
             assert config._compressor is not None
             self._pages = MappedPages(checkpoint_files or ())
+            without_rescaling(model)
             for target in untied(model, checkpoint_files or ()):
                 model.all_tied_weights_keys.pop(target)
             layout = layout_of(model, config._compressor)
@@ -314,8 +353,7 @@ class Int8Quantizer(HfQuantizer):
         if self._compares is not None and not all(weight.is_meta for weight in model.parameters()):
             self._compares()
         self._compares = None
-        if self.quantization_config.experts:
-            saved_as_named(model)
+        saved_as_named(model)
         integers = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Int8Weight)}
         let_go_of_files(model, integers)  # those are let go of when they are packed
         fuse(model)
@@ -330,7 +368,7 @@ class Int8Quantizer(HfQuantizer):
         """Return what ``save_pretrained`` writes, and put its checksums into the config, which it writes afterwards."""
         if getattr(model, "_hf_peft_config_loaded", False):  # the adapter's weights alone are saved
             return None, {}
-        state = model.state_dict()
+        state = _each_place_its_own(model, model.state_dict())
         config = model.config.quantization_config
         config.checksums = int8_checksums.of_state(model, state)
         if config.checksums:
@@ -373,14 +411,54 @@ def announce(model: Any, layout: Layout) -> None:
     model.hf_quantizer.watch(model)
     model.is_quantized = True
     model.quantization_method = METHOD
-    if layout.experts:
-        saved_as_named(model)
+    saved_as_named(model)
 
 
 def saved_as_named(model: Any) -> None:
-    """Let ``save_pretrained`` write tensors under the names that they have in the model: by itself it gathers experts into the
-    tensors of the architecture's first checkpoints."""
-    model._weight_conversions = []
+    """Let ``save_pretrained`` write tensors under the names that they have in the model, where by itself it gathers experts, or
+    queries, keys and values (NomicBert), into the tensors of the architecture's first checkpoints: a range is none of a part."""
+    found = getattr(model, "_weight_conversions", None)
+    if any(
+        isinstance(each, WeightConverter) for each in found or get_model_conversion_mapping(model, add_legacy=False)
+    ):
+        model._weight_conversions = []
+
+
+def _tied_already(model: Any) -> None:
+    """Let transformers tie what is left to tie when it is asked to again: it looks for parameters, and integers are none."""
+    integers = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, INTEGER)]
+    model._tied_weights_keys = {
+        target: source
+        for target, source in model._tied_weights_keys.items()
+        if not any(re.search(pattern, name) for pattern in (target, source) for name in integers)
+    }
+
+
+def _each_place_its_own(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state with copies for modules that stand in several places, unless the model's class says so, too: a model that
+    is read from files has a module of its own in each."""
+    declared = getattr(model, "all_tied_weights_keys", {})
+    seen: set[nn.Module] = set()
+    for place, module in model.named_modules(remove_duplicate=False):
+        if module in seen:
+            for name, _ in (
+                *module.named_parameters(place, recurse=False),
+                *module.named_buffers(place, recurse=False),
+            ):
+                if name in state and name not in declared:
+                    state[name] = state[name].clone()
+        seen.add(module)
+    return state
+
+
+def without_rescaling(model: Any) -> None:
+    """Let RWKV keep its weights as its files have them: in evaluation it divides those of later blocks, for the sake of float16,
+    which integer layers do not run in, and multiplies others by it."""
+    for module in model.modules():
+        if hasattr(module, "layers_are_rescaled"):
+            training, module.training = module.training, True
+            module._rescale_layers()
+            module.config.rescale_every, module.training = 0, training
 
 
 def without_float16(model: Any) -> None:

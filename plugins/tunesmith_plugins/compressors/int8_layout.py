@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.errors import ConfigError
 from tunesmith_plugins.compressors.config_int8 import QuantizerConfig, Scheme
 from tunesmith_plugins.compressors.experts import is_fused, modules_of
+from tunesmith_plugins.compressors.int8_apart import read_apart
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8TiedEmbedding, Int8TiedLinear
 from tunesmith_plugins.compressors.int8_linear import (
     Int8Linear,
@@ -27,15 +28,6 @@ LINEAR: dict[str, type[Int8Linear]] = {
 """The class of every kind of scheme."""
 _PLAIN = frozenset(("transformers.models.falcon.modeling_falcon.FalconLinear",))
 """Subclasses of linear layers that compute the same in another way."""
-_READ_APART: dict[str, tuple[str, ...]] = {
-    "falcon_mamba": ("lm_head", "dt_proj"),
-    "jamba": ("dt_proj",),
-    "mamba": ("lm_head", "dt_proj"),
-    "mamba2": ("lm_head",),
-    "xlstm": ("lm_head",),
-}
-"""Types of models, to layers whose weight their code reads past the layer: it multiplies with it, or gives the layer numbers of
-the weight's type, which would be integers. They stay as they are."""
 
 
 @frozen(kw_only=True)
@@ -69,15 +61,20 @@ def layout_of(model: nn.Module, config: QuantizerConfig) -> Layout:
     """
     modules = modules_of(model)
     _check_patterns(modules, config)
-    apart = _read_apart(model, modules)
-    groups = [group for group in _tied_groups(model, modules) if apart.isdisjoint(group)]
-    together = {name for group in groups for name in group} | apart
-    layers = {}
-    for name, module in modules.items():
-        if name not in together and _is_linear(module):
-            scheme = scheme_of(name, config)
-            if scheme.kind != "float":
-                layers[name] = scheme
+    groups = _tied_groups(model, modules)
+    together = {name for group in groups for name in group}
+    alone = {name for name, module in modules.items() if name not in together and _is_linear(module)}
+    for target, source in _declared(model):  # I-BERT's table is none that is known, and files have its weight alone
+        if (target in alone) != (source in alone):
+            alone -= {target, source}
+    apart = read_apart(model, {name: modules[name] for name in modules if name in together or name in alone})
+    groups = [group for group in groups if apart.isdisjoint(group)]
+    layers: dict[str, Scheme] = {}
+    for places in same_modules({name: modules[name] for name in modules if name in alone - apart}):
+        scheme = _scheme_of_all(places, config)
+        if scheme.kind != "float":
+            layers |= dict.fromkeys(places, scheme)
+    layers = {name: layers[name] for name in modules if name in layers}
     embeddings, tied = [], {}
     for group in groups if config.embeddings else ():
         if any(scheme_of(name, config).kind == "float" for name in group):
@@ -111,6 +108,8 @@ def tie(layout: Layout, model: nn.Module) -> None:
     for name, origin in layout.tied.items():
         source, here = model.get_submodule(origin), model.get_submodule(name)
         assert isinstance(source, Int8Embedding)
+        if here is source:  # one module in two places
+            continue
         if name in layout.layers:
             model.set_submodule(name, Int8TiedLinear(source, getattr(here, "bias", None), layout.layers[name].kind))
         else:
@@ -178,19 +177,38 @@ def _is_linear(module: nn.Module) -> bool:
     )
 
 
-def _read_apart(model: Any, modules: Mapping[str, nn.Module]) -> frozenset[str]:
-    """Return the names of what a model's code reads past the layer, and of embeddings that share a weight with it."""
-    last = _READ_APART.get(getattr(model.config, "model_type", ""), ())
-    found = {name for name in modules if name.rpartition(".")[2] in last}
-    return frozenset(found.union(*(group for group in _tied_groups(model, modules) if found.intersection(group))))
-
-
 def scheme_of(name: str, config: QuantizerConfig) -> Scheme:
     """Return what ``config`` wants for the layer of a name, if it can be had."""
     if any(names(pattern, name) for pattern in config.skip):
         return Scheme(kind="float")
     found = _pattern(name, config)
     return config.scheme if found is None else config.modules[found]
+
+
+def same_modules(modules: Mapping[str, nn.Module]) -> list[list[str]]:
+    """Return the names of each module together, in the order of their first ones: one layer may stand in several places."""
+    found: dict[int, list[str]] = {}
+    for name, module in modules.items():
+        found.setdefault(id(module), []).append(name)
+    return list(found.values())
+
+
+def _scheme_of_all(places: list[str], config: QuantizerConfig) -> Scheme:
+    """Return what ``config`` wants for a layer that stands in ``places``; it stays float in all if it does in one.
+
+    Raises:
+        ConfigError: If it wants several things.
+    """
+    schemes = {name: scheme_of(name, config) for name in places}
+    if any(scheme.kind == "float" for scheme in schemes.values()):
+        return Scheme(kind="float")
+    first, *others = schemes.items()
+    for name, scheme in others:
+        if scheme != first[1]:
+            raise ConfigError(
+                [f"modules: {first[0]} and {name} are one layer in two places; give both the same scheme"]
+            )
+    return first[1]
 
 
 def _pattern(name: str, config: QuantizerConfig) -> str | None:

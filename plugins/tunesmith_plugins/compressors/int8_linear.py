@@ -12,7 +12,7 @@ from tunesmith_plugins import kernels
 from tunesmith_plugins.compressors.config_int8 import Kind, Scheme
 from tunesmith_plugins.compressors.int8_held import without
 from tunesmith_plugins.compressors.int8_outliers import outlier_product, outliers
-from tunesmith_plugins.compressors.int8_weight import Int8Weight, float_linear, quantize
+from tunesmith_plugins.compressors.int8_weight import RUNS_IN, Int8Weight, float_linear, in_float32, quantize
 
 Mode = str | tuple[float, int]
 
@@ -94,6 +94,8 @@ class Int8Linear(Int8Weight):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., out_features) for (..., in_features), in the input's dtype."""
+        if x.dtype not in RUNS_IN:
+            return in_float32(self, self.place, x)
         x = x if self.smooth is None else x * self.smooth.to(x.dtype)
         return self.add_held(self.multiply(x), x)
 

@@ -9,10 +9,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from tunesmith.errors import ConfigError
 from tunesmith_plugins import kernels
+from tunesmith_plugins.compressors.int8_shown import ShownWeight, read_past
 
 BLOCK = 2**20
 """Numbers that are quantized at a time."""
+RUNS_IN = (torch.float32, torch.bfloat16)
+"""Types that the kernels take and give."""
 
 
 class Int8Weight(nn.Module):
@@ -23,13 +27,12 @@ class Int8Weight(nn.Module):
     (rows, groups).
 
     Attributes:
-        weight: The plain integers, or, once packed, a tensor of their shape and type without data (on the device
-            ``"meta"``): models ask layers for ``weight.dtype`` (T5 does) and ``weight.shape``.
         weight_scale: As in files; it stays float32 whatever type the model is cast to.
+        place: Its name in the model, once it is there.
     """
 
-    weight: Tensor
     weight_scale: Tensor
+    place: str = ""
 
     def __init__(self, rows: int, columns: int, group_size: int = 0, device: Any = None) -> None:
         super().__init__()
@@ -39,16 +42,45 @@ class Int8Weight(nn.Module):
         self.register_buffer("weight_scale", torch.zeros(shape, dtype=torch.float32, device=device))
         self._packed: kernels.PackedWeight | None = None
 
+    @property
+    def weight(self) -> Tensor:
+        """The plain integers (rows, columns), or, once packed, a tensor of their shape and type without data (on the device
+        ``"meta"``).
+
+        In a model it tells its shape, type and device (T5 asks for them) and raises a ConfigError for whoever computes with it.
+        """
+        plain = self._buffers.get("weight")
+        if plain is None:
+            raise AttributeError("weight")
+        return ShownWeight.of(self, plain) if self.place and not torch.compiler.is_compiling() else plain
+
+    @weight.setter
+    def weight(self, value: Tensor) -> None:
+        """For type checkers: torch puts tensors among the buffers without asking."""
+        self._buffers["weight"] = value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ShownWeight):  # models tie their weights again and again
+            if name == "weight" and value.layer is self:
+                return
+            raise ConfigError([read_past(value.layer.place, f"ties {self.place or name} to its weight")], "int8")
+        super().__setattr__(name, value)
+
     def packed(self) -> kernels.PackedWeight:
         """Return the weight as the kernels want it; the plain integers are gone afterwards."""
         if self._packed is None:
-            self._packed = kernels.pack_weight(self.weight, self.weight_scale, self.group_size or None)
-            self.weight = torch.empty_like(self.weight, device="meta")
+            plain = self.weight_int8()
+            self._packed = kernels.pack_weight(plain, self.weight_scale, self.group_size or None)
+            self.weight = torch.empty_like(plain, device="meta")
         return self._packed
 
     def weight_int8(self) -> Tensor:
         """Return the plain integers (rows, columns)."""
-        return self.weight if self._packed is None else kernels.unpack_weight(self._packed)
+        if self._packed is not None:
+            return kernels.unpack_weight(self._packed)
+        plain = self._buffers["weight"]
+        assert plain is not None
+        return plain
 
     def held_weights(self, nonzero: bool) -> int:
         """See :class:`tunesmith.lm.HoldsWeights`."""
@@ -103,6 +135,19 @@ def float_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.
     if bias is not None:
         made.bias = nn.Parameter(bias.detach().to(dtype, copy=True))
     return made
+
+
+def in_float32(layer: nn.Module, place: str, x: Tensor) -> Tensor:
+    """Return what a layer gives for numbers of a type that its kernels do not take, in that type; ``place`` is its name.
+
+    Raises:
+        ConfigError: For whole numbers.
+    """
+    if not x.is_floating_point():
+        what = f"gives it numbers of type {str(x.dtype).removeprefix('torch.')}, as if they had to be of the type of its weight"
+        raise ConfigError([read_past(place or type(layer).__name__, what)], "int8")
+    found: Tensor = layer.forward(x.float())
+    return found.to(x.dtype)
 
 
 def quantize(weight: Tensor, group_size: int = 0) -> tuple[Tensor, Tensor]:

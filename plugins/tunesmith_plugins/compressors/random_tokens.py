@@ -20,7 +20,7 @@ decoder's texts begin with all shorter ones."""
 def random_batch(lm: LM, seed: int) -> Batch:
     """Return texts of one length: random tokens, with what the tokenizer (where there is one) puts around any text."""
     texts, length = SHAPES[lm.family]
-    count = lm.model.get_input_embeddings().num_embeddings
+    count = tokens_of(lm.model)
     generator = torch.Generator().manual_seed(seed)
     ends = _stated(lm.model.config, "eos_token_id")
     special = {*ends, *_stated(lm.model.config, "bos_token_id", "pad_token_id", "decoder_start_token_id")}
@@ -46,6 +46,11 @@ def random_batch(lm: LM, seed: int) -> Batch:
         start = getattr(lm.model.config, "decoder_start_token_id", None)
         batch["decoder_input_ids"] = with_tokens([0 if start is None else start], chosen[1], [])
     return batch
+
+
+def tokens_of(model: Any) -> int:
+    """Return how many tokens a model knows: the rows of its table, where that is one, or what its config states."""
+    return int(getattr(model.get_input_embeddings(), "num_embeddings", getattr(model.config, "vocab_size", 1)))
 
 
 def _stated(config: Any, *names: str) -> list[int]:
@@ -76,41 +81,38 @@ def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
     return nothing[:same], nothing[same:]
 
 
-def in_passing(lm: LM, names: Sequence[str], batch: Batch, meet: Callable[[Sequence[str], Tensor], None]) -> set[str]:
+def in_passing(lm: LM, names: Sequence[str], batch: Batch, meet: Callable[[str, Tensor], None]) -> set[str]:
     """Run the model once; when it comes to a layer, replace that and go on with what stands in its place.
 
     Args:
         lm: The model.
-        names: Of layers.
+        names: Of layers, each once.
         batch: The model's arguments.
-        meet: Called with all names of a layer and its inputs (tokens, features); has to put others in their places.
+        meet: Called with a layer's name and its inputs (tokens, features); has to put another in its place.
 
     Returns:
         The names of layers that were not met.
     """
     model, left = lm.model, set(names)
-    together: dict[int, list[str]] = {}
-    for name in names:
-        together.setdefault(id(model.get_submodule(name)), []).append(name)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    last = next((own[0] for own in together.values() if model.get_submodule(own[0]) is head), None)
+    last = next((name for name in names if model.get_submodule(name) is head), None)
     del head
 
-    def stand_in(own: list[str]) -> None:
+    def stand_in(name: str) -> None:
         def met(*given: Any, **named: Any) -> Any:
             x = given[0] if given else next(iter(named.values()))
-            del model.get_submodule(own[0]).forward
+            del model.get_submodule(name).forward
             rows = x.detach().flatten(0, -2)
-            meet(own, rows[rows.isfinite().all(-1)])
-            left.difference_update(own)
-            if not left or own[0] == last:  # logits of all positions are large, and nobody reads them
+            meet(name, rows[rows.isfinite().all(-1)])
+            left.discard(name)
+            if not left or name == last:  # logits of all positions are large, and nobody reads them
                 raise Enough
-            return model.get_submodule(own[0])(x)
+            return model.get_submodule(name)(x)
 
-        model.get_submodule(own[0]).forward = met
+        model.get_submodule(name).forward = met
 
-    for own in together.values():
-        stand_in(own)
+    for name in names:
+        stand_in(name)
     try:
         with lm.evaluating():
             forward(model, batch)

@@ -239,9 +239,9 @@ def test_each_layer_is_rounded_for_what_the_int8_layers_before_it_give(make, mon
     original = random_tokens.in_passing
 
     def watching(lm, names, batch, meet):
-        def and_look(own, inputs):
-            seen[own[0]] = inputs.clone()
-            meet(own, inputs)
+        def and_look(name, inputs):
+            seen[name] = inputs.clone()
+            meet(name, inputs)
 
         return original(lm, names, batch, and_look)
 
