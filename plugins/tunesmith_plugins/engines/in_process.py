@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import TypeVar
 
 from attrs import evolve
 
@@ -22,6 +23,7 @@ from tunesmith_plugins.engines.encoder_decoder import EncoderDecoder
 from tunesmith_plugins.engines.peft_models import check_adapters
 from tunesmith_plugins.engines.stepping import smallest
 
+T = TypeVar("T")
 WHERE = "engine transformers"
 logger = logging.getLogger("tunesmith.engines")
 
@@ -94,8 +96,8 @@ class TransformersEngine(Engine):
             ConfigError: For an empty prompt, ids that the model has not, per-row parameters that the sampler has not, or limits
                 that leave no room for a prompt.
         """
-        fitted, limits = self._begun(requests, sampler, limits)
-        return decoder.decode(self.step_model, fitted, sampler, limits, runtime)
+        fitted, limits = self._checked(requests, sampler, limits)
+        return _introduced(self.step_model, sampler, decoder.decode(self.step_model, fitted, sampler, limits, runtime))
 
     def stream(
         self, requests: Sequence[Request], decoder: Decoder, sampler: Sampler, limits: Limits, runtime: Runtime
@@ -106,16 +108,14 @@ class TransformersEngine(Engine):
             ConfigError: For an empty prompt, ids that the model has not, per-row parameters that the sampler has not, or limits
                 that leave no room for a prompt.
         """
-        fitted, limits = self._begun(requests, sampler, limits)
-        return decoder.stream(self.step_model, fitted, sampler, limits, runtime)
+        fitted, limits = self._checked(requests, sampler, limits)
+        return _introduced(self.step_model, sampler, decoder.stream(self.step_model, fitted, sampler, limits, runtime))
 
-    def _begun(self, requests: Sequence[Request], sampler: Sampler, limits: Limits) -> tuple[list[Request], Limits]:
-        """Check what was asked for and tell the sampler of the tokenizer; return what the model has positions for."""
+    def _checked(self, requests: Sequence[Request], sampler: Sampler, limits: Limits) -> tuple[list[Request], Limits]:
+        """Check what was asked for; return what the model has positions for."""
         check_adapters(self.lm.model)
         check_rows(sampler, requests)
-        found = self._fitted(requests, limits)
-        introduce(sampler, self.lm.tokenizer, self.step_model.eos_token_ids)
-        return found
+        return self._fitted(requests, limits)
 
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """Return the log-probability of every completion token; prompts that do not fit are cut."""
@@ -206,6 +206,12 @@ class TransformersEngine(Engine):
         if lost:
             self.truncated += lost
             logger.warning("%d of %d prompts were longer than %s tokens and were cut", lost, total, room)
+
+
+def _introduced(model: DecoderOnly | EncoderDecoder, sampler: Sampler, written: Iterator[T]) -> Iterator[T]:
+    """Yield what is written, having told the sampler of the tokenizer: not before, since it may serve another model till then."""
+    introduce(sampler, model.lm.tokenizer, model.eos_token_ids)
+    yield from written
 
 
 def check_rows(sampler: Sampler, requests: Sequence[Request]) -> None:

@@ -153,6 +153,22 @@ def test_lengths_and_formats_hold_together(lm):
     assert {(c.text, c.finish) for c in cut} == {("aa", "length")}
 
 
+def test_a_sampler_that_serves_two_models_knows_the_tokens_of_the_one_that_writes():
+    """Both texts were asked for before either was written."""
+    first, second = byte_tokenizer(), byte_tokenizer()
+    pieces = first.get_vocab()
+    swapped = {piece: {pieces["1"]: pieces["x"], pieces["x"]: pieces["1"]}.get(n, n) for piece, n in pieces.items()}
+    inner = json.loads(second.backend_tokenizer.to_str())
+    inner["model"]["vocab"] = swapped
+    other = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=second.backend_tokenizer.from_str(json.dumps(inner)), bos_token="<s>", eos_token="</s>"
+    )
+    models = [model_with(first, "decoder"), model_with(other, "decoder")]
+    sampler, engine = component("structured(regex='1{3}')", "sampler"), component(None, "engine")
+    asked = [generate(lm, ["a"], sampler=sampler, engine=engine, max_new_tokens=8, stream=True) for lm in models]
+    assert ["".join(piece.text for piece in stream) for stream in asked] == ["111", "111"]
+
+
 def test_a_dead_end_is_an_empty_row():
     lm = model_with(byte_tokenizer(), "decoder")
     with pytest.raises(NumericError, match="no finite value"):
