@@ -1,10 +1,13 @@
 """Wanda and SparseGPT: against their definitions in numpy, exact solutions in float64, and models of every family."""
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
 import torch
+import transformers
+from attrs import evolve
 
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError, NumericError
@@ -297,3 +300,17 @@ def test_it_says_what_is_wrong(make):
     lm.model.model.embed_tokens.weight.data[5] = float("nan")
     with pytest.raises(NumericError, match=r"self_attn\.\w_proj: the second moments"):
         SparseGPT().build().compress(lm, data=DATA, runtime=RUNTIME)
+
+
+@pytest.mark.parametrize("config", [Magnitude(), Wanda(), SparseGPT(block_size=32)], ids=lambda c: type(c).__name__)
+def test_experts_that_stay_as_they_are_are_told(make, config):
+    sizes = {"vocab_size": 30, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "pad_token_id": 0}
+    mixture = transformers.MixtralConfig(
+        **sizes, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, eos_token_id=1
+    )
+    lm = evolve(make("llama"), model=transformers.MixtralForCausalLM(mixture).eval())
+    with pytest.warns(UserWarning, match=r"\d\d% of the weights are not pruned.*mlp.experts"):
+        config.build().compress(lm, data=DATA, runtime=RUNTIME)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config.build().compress(make("llama"), data=DATA, runtime=RUNTIME)
