@@ -123,9 +123,10 @@ def check(headless: Headless, batch: dict[str, torch.Tensor], who: str) -> None:
         given = arguments(headless.core, few)
         exact = headless.model(**given).logits
         hidden, _ = headless(given)
-        apart = headless.logits(hidden.flatten(0, 1)).view_as(exact)
+        apart = headless.logits(hidden.flatten(0, -2)).flatten()
     headless.core.train(training)
-    if not torch.allclose(apart, exact, rtol=1e-3, atol=1e-3):
+    # ProphetNet's output layer sees several streams and shows one
+    if apart.shape != exact.flatten().shape or not torch.allclose(apart, exact.flatten(), rtol=1e-3, atol=1e-3):
         raise ConfigError(
             [
                 f"the {who}, a {type(headless.core).__name__}, does something to its logits behind the output layer, so they "

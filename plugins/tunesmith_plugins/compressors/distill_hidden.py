@@ -64,7 +64,7 @@ def pairings(teacher: Any, student: Any, layer_map: Sequence[int], classes: bool
 
 def _depth(config: Any, outputs: str) -> int:
     names = {
-        "encoder_hidden_states": ("num_layers", "encoder_layers"),
+        "encoder_hidden_states": ("num_layers", "num_encoder_layers", "encoder_layers"),
         "decoder_hidden_states": ("num_decoder_layers", "decoder_layers"),
     }.get(outputs, ("num_hidden_layers",))
     return int(next(getattr(config, name) for name in names if getattr(config, name, None) is not None))

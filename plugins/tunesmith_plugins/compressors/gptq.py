@@ -58,7 +58,7 @@ class GPTQCompressor(Int8Compressor):
             lm, data[: config.examples] if config.examples else data, max_length=config.max_length,
             batch_size=config.batch_size, seed=runtime.seed, method="GPTQ",
         )  # fmt: skip
-        blocks, unseen = visits(lm, [(name, lm.model.get_submodule(name)) for name in names], batches[0])
+        blocks, unseen = visits(lm, [(name, lm.model.get_submodule(name)) for name in names], batches)
         lines = {}
         for _ in runtime.track(range(len(blocks)), "gptq"):
             visit = blocks.pop(0)  # or it would keep the float layers whose places integer ones have taken

@@ -11,7 +11,9 @@ from torch import nn
 
 from tunesmith.errors import ConfigError
 
-BY_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type", "attention_layers", "no_rope_layers")
+BY_LAYER = (
+    "layer_types", "mlp_layer_types", "layers_block_type", "attention_layers", "no_rope_layers", "attention_window",
+)  # fmt: skip
 """Fields of transformers' configs with an entry for every layer of a decoder or encoder."""
 _OF_A_PLACE = ("training", "gradient_checkpointing", "has_relative_attention_bias")
 """What does not go with a layer: T5's first one has the position biases, whichever it is."""
@@ -45,7 +47,9 @@ def fields_by_layer(config: Any, kept: Sequence[int]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in BY_LAYER:
         value = getattr(config, name, None)
-        if isinstance(value, (list, tuple)):
+        own = getattr(type(config), name, None)
+        follows = isinstance(own, property) and own.fset is None  # from the number of layers
+        if isinstance(value, (list, tuple)) and not follows:
             found[name] = [value[number] for number in kept if number < len(value)]
     if "attention_layers" in found:  # GPT-Neo reads it from this
         found["attention_types"] = [[found["attention_layers"], 1]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from tunesmith.kinds.compressor import CompressionReport
 from tunesmith.lm import LM
 from tunesmith_plugins.compressors.config_prune import numbers
 from tunesmith_plugins.compressors.layers import linear_layers, stored_bytes
+
+LARGE = 0.1
+"""Share of a model's weights that is worth a warning where they cannot be pruned."""
 
 Named = tuple[str, nn.Linear | Conv1D]
 
@@ -59,7 +63,21 @@ def layers_to_prune(lm: LM, skip: tuple[str, ...], pattern: str) -> list[Named]:
     for name, layer in layers:
         if not bool(layer.weight.isfinite().all()):
             raise NumericError(f"{name} has weights that are NaN or infinite; name it in skip to leave it as it is.")
+    _warn_of_others(lm.model)
     return layers
+
+
+def _warn_of_others(model: nn.Module) -> None:
+    """Warn if a large share of the weights lies in tensors of three and more dimensions, which no pruner here takes."""
+    weights = dict(model.named_parameters())
+    others = [name for name, weight in weights.items() if weight.dim() > 2]
+    share = sum(weights[name].numel() for name in others) / sum(weight.numel() for weight in weights.values())
+    if share >= LARGE:
+        warnings.warn(
+            f"{share:.0%} of the weights are not pruned, since they lie in no linear layer: {others[0]} and {len(others) - 1} more "
+            "(the experts of mixtures do)",
+            stacklevel=4,
+        )
 
 
 def row(name: str, weight: torch.Tensor, relative_error: float) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class Visit:
 
     Attributes:
         layers: Its layers that are pruned, in the order in which they run.
-        last: What runs last: one of them, or the experts of which some are.
+        last: What runs last: one of them, or the experts of which some are; "" where that differs from pass to pass.
         calls: How often that runs in one pass.
     """
 
@@ -115,13 +115,15 @@ class Visit:
     calls: int
 
 
-def visits(lm: LM, layers: Sequence[Named], batch: Batch) -> tuple[list[Visit], list[str]]:
-    """Return the blocks in the order in which a pass meets them, and the names of layers that it does not meet.
+def visits(lm: LM, layers: Sequence[Named], batches: Sequence[Batch]) -> tuple[list[Visit], list[str]]:
+    """Return the blocks in the order in which a pass meets them, and the names of layers that no batch meets.
 
-    Which experts a pass meets is up to the batch: those that ``experts`` has split are met all together or not at all.
+    The first batch meets all layers of most models. Which experts a pass meets is up to the batch: those that ``experts`` has
+    split are met all together or not at all, and others when a token is sent to them.
     """
     order: dict[str, int] = {}
     calls: dict[str, int] = {}
+    calls_of_one: dict[str, int] = {}
     handles = []
     wholes = {name: _whole(lm.model, name) for name, _ in layers}
     met_as = {name: lm.model.get_submodule(name) for name in dict.fromkeys(wholes.values())}
@@ -132,9 +134,15 @@ def visits(lm: LM, layers: Sequence[Named], batch: Batch) -> tuple[list[Visit], 
             calls[name] = calls.get(name, 0) + 1
 
         handles.append(layer.register_forward_pre_hook(met))
+    always: set[str] = set()
     try:
         with lm.evaluating():
-            forward(lm.model, batch)
+            for batch in batches:
+                forward(lm.model, batch)
+                if not always:
+                    always, calls_of_one = set(order), dict(calls)
+                if len(order) == len(met_as):
+                    break
     finally:
         for handle in handles:
             handle.remove()
@@ -143,8 +151,10 @@ def visits(lm: LM, layers: Sequence[Named], batch: Batch) -> tuple[list[Visit], 
     for name, layer in sorted(known, key=lambda named: order[wholes[named[0]]]):
         match = _BLOCK.fullmatch(name)
         groups.setdefault(match[1] if match else name, []).append((name, layer))
-    lasts = [(group, wholes[group[-1][0]]) for group in groups.values()]
-    found = [Visit(layers=tuple(group), last=last, calls=calls[last]) for group, last in lasts]
+    found = []
+    for group in groups.values():
+        last = wholes[group[-1][0]] if all(wholes[name] in always for name, _ in group) else ""
+        found.append(Visit(layers=tuple(group), last=last, calls=calls_of_one.get(last, 0)))
     return found, [name for name, _ in layers if wholes[name] not in order]
 
 
@@ -179,7 +189,8 @@ def observe(lm: LM, visit: Visit, batches: Sequence[Batch], see: Mapping[str, Ca
         if not left[0]:
             raise Enough
 
-    handles.append(lm.model.get_submodule(visit.last).register_forward_hook(done))
+    if visit.last:
+        handles.append(lm.model.get_submodule(visit.last).register_forward_hook(done))
     try:
         with lm.evaluating():
             for batch in batches:

@@ -44,7 +44,7 @@ class SparseGPTCompressor(Compressor):
         batches = calibration_batches(
             lm, data, max_length=config.max_length, batch_size=config.batch_size, seed=runtime.seed, method="SparseGPT"
         )
-        blocks, unseen = visits(lm, layers, batches[0])
+        blocks, unseen = visits(lm, layers, batches)
         rows = []
         for visit in runtime.track(blocks, "SparseGPT"):
             seen = {name: SecondMoments(matrix(layer)) for name, layer in visit.layers}

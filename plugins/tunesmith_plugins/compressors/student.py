@@ -24,7 +24,8 @@ from tunesmith_plugins.compressors.new_model import as_types, check_kinds, field
 from tunesmith_plugins.compressors.prune_calibration import is_classifier
 
 STACKS = (
-    "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers", "num_hidden_layers", "n_layer", "n_layers",
+    "num_layers", "num_encoder_layers", "num_decoder_layers", "encoder_layers", "decoder_layers", "num_hidden_layers", "n_layer",
+    "n_layers",
 )  # fmt: skip
 """Names under which transformers' configs keep the depth of a stack."""
 _AUTO: dict[str, Any] = {
@@ -53,7 +54,16 @@ def every_nth(lm: LM, keep_every: int) -> LM:
         setattr(config, name, value)
     for name, depth in depths.items():
         setattr(config, name, len(range(0, depth, keep_every)))
-    student: nn.Module = type(lm.model)(config)
+    try:
+        student: nn.Module = type(lm.model)(config)
+    except (KeyError, ValueError, TypeError, StrictDataclassError) as cause:
+        raise ConfigError(
+            [
+                f"keep_every: a {config.model_type} model with fewer layers cannot be made by changing {', '.join(stacks)} in its "
+                f"config ({' '.join(str(cause).split())}); give the student's config or a teacher"
+            ],
+            "distill",
+        ) from cause
 
     def origin(name: str) -> str:
         match = _LAYER.fullmatch(name)
@@ -61,6 +71,15 @@ def every_nth(lm: LM, keep_every: int) -> LM:
 
     check_kinds(student, lm.model, origin, "keep_every")
     source = lm.model.state_dict()
+    lost = [name for name in student.state_dict() if origin(name) not in source]
+    if lost:
+        raise ConfigError(
+            [
+                f"keep_every: the layers of {config.model_type} models are not counted by {', '.join(stacks)} alone ({lost[0]} has no "
+                "place to come from); give the student's config or a teacher"
+            ],
+            "distill",
+        )
     fill(student, {name: source[origin(name)].detach().clone() for name in student.state_dict()})
     student.to(lm.device)
     student.generation_config = copy.deepcopy(getattr(lm.model, "generation_config", None))  # type: ignore[assignment]

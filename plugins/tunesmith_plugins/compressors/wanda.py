@@ -40,7 +40,7 @@ class WandaCompressor(Compressor):
         batches = calibration_batches(
             lm, data, max_length=config.max_length, batch_size=config.batch_size, seed=runtime.seed, method="Wanda"
         )
-        blocks, unseen = visits(lm, layers, batches[0])
+        blocks, unseen = visits(lm, layers, batches)
         rows = []
         for visit in runtime.track(blocks, "Wanda"):
             seen = {name: InputNorms(matrix(layer)) for name, layer in visit.layers}

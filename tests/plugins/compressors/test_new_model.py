@@ -96,6 +96,78 @@ def test_layers_that_compute_by_their_number_stay_where_they_are(make):
     assert small.model.config.n_inner == 64
 
 
+SEQ2SEQ = {
+    "vocab_size": 30, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1, "decoder_start_token_id": 1, "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "depths"),
+    [
+        ("MambaForCausalLM", {"vocab_size": 30, "hidden_size": 32, "num_hidden_layers": 4, "state_size": 4}, {"num_hidden_layers": 2}),
+        (
+            "LEDForConditionalGeneration",
+            {
+                **SEQ2SEQ, "d_model": 32, "encoder_layers": 4, "decoder_layers": 2, "encoder_attention_heads": 4,
+                "decoder_attention_heads": 4, "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64,
+                "attention_window": [4, 8, 8, 4],
+            },
+            {"encoder_layers": 2, "decoder_layers": 1, "attention_window": [4, 8]},
+        ),
+        (
+            "ProphetNetForConditionalGeneration",
+            {
+                **SEQ2SEQ, "hidden_size": 32, "num_encoder_layers": 4, "num_decoder_layers": 2, "num_encoder_attention_heads": 4,
+                "num_decoder_attention_heads": 4, "max_position_embeddings": 64,
+            },
+            {"num_encoder_layers": 2, "num_decoder_layers": 1},
+        ),
+    ],
+    ids=["mamba", "led", "prophetnet"],
+)  # fmt: skip
+def test_depths_that_lists_or_other_fields_say_too(make, kind, sizes, depths):
+    cls = getattr(transformers, kind)
+    family = "decoder" if kind.startswith("Mamba") else "encoder-decoder"
+    lm = LM(model=cls(cls.config_class(**sizes)).eval(), tokenizer=make("t5").tokenizer, family=family)
+    student = every_nth(lm, 2)
+    assert {name: getattr(student.model.config, name) for name in depths} == depths
+    source = lm.model.state_dict()
+    for name, tensor in student.model.state_dict().items():
+        second = name.replace("layers.1.", "layers.2.")  # the second layer is the third one of the model
+        assert torch.equal(tensor, source[second]), name
+    assert torch.isfinite(logits(student.model)).all()
+
+
+def test_an_output_layer_that_shows_a_part_of_what_it_makes_is_told_of_chunks(make):
+    sizes = {
+        **SEQ2SEQ, "hidden_size": 32, "num_encoder_layers": 1, "num_decoder_layers": 1, "num_encoder_attention_heads": 4,
+        "num_decoder_attention_heads": 4, "max_position_embeddings": 64,
+    }  # fmt: skip
+    model = transformers.ProphetNetForConditionalGeneration(transformers.ProphetNetConfig(**sizes)).eval()
+    lm = LM(model=model, tokenizer=make("t5").tokenizer, family="encoder-decoder")
+    data = [Example(id=str(n), prompt="a b c", targets=("d e",)) for n in range(2)]
+    with pytest.raises(ConfigError, match="set chunk=0"):
+        Distill(steps=1).build().compress(lm, data=data, runtime=RUNTIME)
+    _, report = Distill(steps=1, chunk=0).build().compress(lm, data=data, runtime=RUNTIME)
+    assert report.summary["steps"] == 1
+
+
+def test_depths_that_the_config_does_not_explain_are_an_error_with_its_reason(make):
+    class Odd(transformers.LlamaForCausalLM):
+        def __init__(self, config):
+            if config.num_hidden_layers < 4:
+                raise ValueError("'pattern' says 4 layers")
+            super().__init__(config)
+
+    config = transformers.LlamaConfig(**SIZES, num_hidden_layers=4, num_key_value_heads=2, intermediate_size=64)
+    lm = LM(model=Odd(config), tokenizer=None, family="decoder")
+    with pytest.raises(
+        ConfigError, match="with fewer layers cannot be made by changing num_hidden_layers.*'pattern' says 4"
+    ):
+        every_nth(lm, 2)
+
+
 @pytest.mark.parametrize("kind", ["DistilBertForMaskedLM", "MptForCausalLM"])
 def test_depths_under_other_names(kind):
     sizes = {"dim": 32, "hidden_dim": 64} if kind.startswith("Distil") else {"d_model": 32}

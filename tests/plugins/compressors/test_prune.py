@@ -1,16 +1,20 @@
 """Wanda and SparseGPT: against their definitions in numpy, exact solutions in float64, and models of every family."""
 
 import itertools
+import warnings
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import transformers
+from attrs import evolve
 
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError, NumericError
 from tunesmith.lm import load
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.compressors import Magnitude, SparseGPT, Wanda
+from tunesmith_plugins.compressors import GPTQ, Magnitude, SparseGPT, Wanda
 from tunesmith_plugins.compressors.layers import linear_layers
 from tunesmith_plugins.compressors.prune import matrix, outside_pattern, smallest
 from tunesmith_plugins.compressors.prune_calibration import calibration_batches, forward, observe, visits
@@ -258,7 +262,7 @@ def test_calibration_has_no_padding_and_every_token_once(make):
 def test_nothing_behind_a_block_is_computed(make):
     lm = make("llama")
     batches = calibration_batches(lm, DATA, max_length=64, batch_size=4, seed=0, method="")
-    blocks, unseen = visits(lm, list(linear_layers(lm.model)), batches[0])
+    blocks, unseen = visits(lm, list(linear_layers(lm.model)), batches)
     assert not unseen
     names = [name for name, _ in blocks[1].layers]
     assert {name.split(".self_attn")[0].split(".mlp")[0] for name in names} == {"model.layers.1"}
@@ -297,3 +301,72 @@ def test_it_says_what_is_wrong(make):
     lm.model.model.embed_tokens.weight.data[5] = float("nan")
     with pytest.raises(NumericError, match=r"self_attn\.\w_proj: the second moments"):
         SparseGPT().build().compress(lm, data=DATA, runtime=RUNTIME)
+
+
+@pytest.mark.parametrize("config", [Magnitude(), Wanda(), SparseGPT(block_size=32)], ids=lambda c: type(c).__name__)
+def test_experts_that_stay_as_they_are_are_told(make, config):
+    sizes = {"vocab_size": 30, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "pad_token_id": 0}
+    mixture = transformers.MixtralConfig(
+        **sizes, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, eos_token_id=1
+    )
+    lm = evolve(make("llama"), model=transformers.MixtralForCausalLM(mixture).eval())
+    with pytest.warns(UserWarning, match=r"\d\d% of the weights are not pruned.*mlp.experts"):
+        config.build().compress(lm, data=DATA, runtime=RUNTIME)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config.build().compress(make("llama"), data=DATA, runtime=RUNTIME)
+
+
+@pytest.mark.parametrize("config", [Wanda(), SparseGPT(block_size=32), GPTQ()], ids=lambda c: type(c).__name__)
+def test_experts_that_a_later_batch_meets_are_seen_in_every_batch(make, config):
+    """Which of Switch Transformers' experts run is up to the tokens of a batch."""
+    sizes = {
+        "vocab_size": 30,
+        "d_model": 32,
+        "d_ff": 48,
+        "d_kv": 8,
+        "num_heads": 4,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
+    torch.manual_seed(0)
+    switch = transformers.SwitchTransformersConfig(
+        **sizes, num_layers=2, num_sparse_encoder_layers=1, num_decoder_layers=2, num_sparse_decoder_layers=1, num_experts=4,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    model = transformers.SwitchTransformersForConditionalGeneration(switch).eval()
+    lm = evolve(make("t5"), model=model)
+    data = [
+        Example(id=str(n), prompt=" ".join(letters), targets=("q",)) for n, letters in enumerate(["a", "bc", "defghij"])
+    ]
+    batches = calibration_batches(lm, data, max_length=64, batch_size=8, seed=0, method="")
+    experts = {n: m for n, m in model.named_modules() if n.endswith(".wi") and ".expert_" in n}
+    seen: list[dict[str, int]] = []
+    for batch in batches:
+        seen.append({})
+        handles = [
+            m.register_forward_pre_hook(
+                lambda _, x, n=n: seen[-1].update({n: seen[-1].get(n, 0) + x[0].flatten(0, -2).shape[0]})
+            )
+            for n, m in experts.items()
+        ]
+        with torch.no_grad():
+            forward(model, batch)
+        for handle in handles:
+            handle.remove()
+    every = {name: sum(one.get(name, 0) for one in seen) for one in seen for name in one}
+    assert len(every) > len(seen[0])  # later batches meet others
+    blocks, unseen = visits(lm, list(linear_layers(model)), batches)
+    assert {name for name in experts if name in unseen} == experts.keys() - every.keys()
+    counted = dict.fromkeys(every, 0)
+    for visit in blocks:
+
+        def count(name, x):
+            if name in counted:
+                counted[name] += len(x)
+
+        observe(lm, visit, batches, {name: partial(count, name) for name, _ in visit.layers})
+    assert counted == every
+    _, report = config.build().compress(lm, data=data, runtime=RUNTIME)
+    if not isinstance(config, GPTQ):
+        assert set(report.summary["not_met_by_the_data"]).isdisjoint(every)
