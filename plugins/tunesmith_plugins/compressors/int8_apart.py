@@ -7,6 +7,7 @@ head numbers of the type of ``lm_head.weight``; such layers stay as they are.
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,7 @@ from tunesmith_plugins.compressors.random_tokens import tokens_of
 
 TOKENS = 4
 """That the model is run on."""
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 NEAR = 0.02
 """Relative difference of outputs up to which they are the same but for the rounding of half precision."""
 
@@ -166,14 +168,20 @@ class _NoNumbers(TorchDispatchMode):
 
 @contextmanager
 def _as_it_is_used(model: nn.Module) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
+    modules = list(model.modules())
+    training = [module.training for module in modules]
+    # hooks are for the calls of whoever set them; their handles know the dictionaries themselves, which come back
+    hooks = [{name: getattr(module, name) for name in _HOOKS} for module in modules]
     try:
+        for module in modules:
+            module.__dict__.update({name: OrderedDict() for name in _HOOKS})
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _NoNumbers():
             model.eval()
             yield
     finally:
-        for module, was in training.items():
+        for module, was, own in zip(modules, training, hooks, strict=True):
             module.training = was
+            module.__dict__.update(own)
 
 
 def _run(model: Any) -> list[Tensor] | None:

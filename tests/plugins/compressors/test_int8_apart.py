@@ -215,3 +215,19 @@ def test_deberta_read_twice_says_what_it_cannot_do():
     model.z_steps = 2
     with pytest.raises(ConfigError, match=r"in_proj is int8.*skip=\('in_proj',\)"):
         model(input_ids=IDS)
+
+
+def test_the_run_is_none_of_the_hooks_business(make):
+    model = make("llama").model
+    calls: list[str] = []
+    handles = [model.register_forward_hook(lambda *_: calls.append("after"))]
+    handles += [module.register_forward_pre_hook(lambda *_: calls.append("before")) for module in model.modules()]
+    assert not read_apart(model, dict(model.named_modules()))
+    assert not calls
+    model(input_ids=IDS)
+    assert set(calls) == {"after", "before"}
+    for handle in handles:
+        handle.remove()
+    calls.clear()
+    model(input_ids=IDS)
+    assert not calls
