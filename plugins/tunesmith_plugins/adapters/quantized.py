@@ -89,9 +89,7 @@ def stood_in(model: torch.nn.Module) -> Iterator[None]:
         for parent, name, child in _children(model):
             if child in real:
                 setattr(parent, name, real[child])
-        for module in model.modules():
-            if isinstance(module, BaseTunerLayer) and is_quantized(module.get_base_layer()):
-                module.merge = _refuse_merge
+        _bar_merging(model)
     _check_copies(model)
 
 
@@ -139,6 +137,17 @@ class _StandIn(torch.nn.Linear):
         made: torch.nn.Module = layer.as_float(self._dtype)
         memo[id(self)] = made
         return made
+
+
+def _bar_merging(model: torch.nn.Module) -> None:
+    """Let no layer of an adapter merge that has one on integers: half an adapter would be in the weights when that raises."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    names = [{name for kind in layer.adapter_layer_names for name in getattr(layer, kind)} for layer in layers]
+    on_integers = [own for layer, own in zip(layers, names, strict=True) if is_quantized(layer.get_base_layer())]
+    barred = set[str]().union(*on_integers)
+    for layer, own in zip(layers, names, strict=True):
+        if own & barred:
+            layer.merge = _refuse_merge
 
 
 def _refuse_merge(*_: Any, **__: Any) -> None:
