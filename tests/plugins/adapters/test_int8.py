@@ -231,6 +231,19 @@ def test_peft_does_not_merge_into_integers_that_are_not_packed_yet():
     assert all(torch.equal(module.weight_int8(), before) for module, before in integers.items())
 
 
+def test_a_refused_merge_leaves_float_layers_too():
+    lm, _ = Int8(skip=("layers.0",)).build().compress(tiny_lm("decoder"), runtime=RUNTIME)
+    with stood_in(lm.model):
+        tuned = get_peft_model(lm.model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
+    unfuse(lm.model)
+    with torch.no_grad(), tuned.disable_adapter():
+        before = tuned(**batch(lm)).logits
+    with pytest.raises(TunesmithError, match="cannot be folded into int8 weights"):
+        tuned.merge_and_unload()
+    with torch.no_grad(), tuned.disable_adapter():
+        assert torch.equal(tuned(**batch(lm)).logits, before)
+
+
 @pytest.mark.parametrize(
     "options",
     [
