@@ -268,7 +268,7 @@ def test_a_preset_keeps_and_values_what_the_engine_does(engine, options):
         (presets.llamacpp, {"xtc_probability": -0.5}, ["xtc_probability must be from 0 to 1: -0.5"]),
         (presets.llamacpp, {"top_n_sigma": "1"}, ["top_n_sigma: a number was expected, not str '1'"]),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_options_of_a_wrong_kind_or_out_of_range_are_all_named(preset, options, messages):
     with pytest.raises(ConfigError) as found:
