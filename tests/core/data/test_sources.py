@@ -136,6 +136,15 @@ def test_a_compressed_file_that_was_cut_or_damaged_is_named(tmp_path):
             load_examples(data(tmp_path / f"{number}.jsonl.gz"), "train")
 
 
+def test_a_name_that_neither_a_folder_nor_the_hub_has_is_named(tmp_path, monkeypatch):
+    (tmp_path / "dialogues").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        DataError, match=r"there is no file or folder 'dialogs' \(looked from .*did you mean dialogues\?"
+    ):
+        load_examples(data("dialogs"), "train", Runtime(offline=True))
+
+
 def test_long_fields_are_read(tmp_path):
     write(tmp_path / "x.csv", [{"q": "w " * 200_000, "a": "b"}])
     assert len(load_examples(data(tmp_path / "x.csv"), "train")[0].prompt) == 400_000
