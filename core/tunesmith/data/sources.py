@@ -152,7 +152,7 @@ def _from_hub(data: Data, split: str, runtime: Runtime) -> Found:
         )
         raise DataError(
             f"{where}: {state}: {type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}. "
-            f"On this machine {_nothing_there(data.source)}"
+            f"On this machine {_nothing_there(str(data.source))}"
         ) from cause
     names = sorted(map(str, sets))
     named = [name for name in names if same_split(name, split)]
