@@ -269,6 +269,13 @@ def _list_of(prompts: Any) -> list[Any]:
 
 def _tokens(lm: LM, prompts: Sequence[Any], what: str = "prompt") -> list[tuple[int, ...]]:
     """Return the ids of prompts, some of which may be ids already; ``what`` is how messages call one."""
+    for place, prompt in enumerate(prompts):
+        if isinstance(prompt, str) and not prompt.isascii():
+            try:
+                prompt.encode()
+            except UnicodeEncodeError as cause:
+                half = f"{what} {place} holds half of a character (one of two surrogates) at place {cause.start}"
+                raise ConfigError([f"{half}, which no tokenizer reads"], "generate") from cause
     texts = iter(prompt_ids(lm, [prompt for prompt in prompts if isinstance(prompt, str)]))
     size, found = lm.readable_ids, []
     for place, prompt in enumerate(prompts):

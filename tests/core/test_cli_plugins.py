@@ -137,7 +137,7 @@ from tunesmith.hooks import CommandRef
 
 @hookimpl
 def tunesmith_commands():
-    return [CommandRef(name=n, target=f"hello_cli:{n}", help=f"Try {n}.") for n in ("hello", "stop", "full", "plugins", "odd")]
+    return [CommandRef(name=n, target=f"hello_cli:{n}", help=f"Try {n}.") for n in ("hello", "stop", "full", "closed", "plugins", "odd")]
 """
 HELLO = """
 import click
@@ -154,6 +154,10 @@ def stop():
 @click.command()
 def full():
     raise OSError(28, "No space left on device")
+
+@click.command()
+def closed():
+    raise PermissionError(13, "Permission denied", "a/file")
 
 def odd():
     pass
@@ -178,7 +182,11 @@ def test_a_plugin_adds_commands_and_replaces_none(fake_distribution, capsys):
     assert main(["stop"]) == 130
     assert "stopped" in capsys.readouterr().err
     assert main(["full"]) == 1
-    assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
+    assert capsys.readouterr().err.startswith("error: the disk is full (")
+    assert main(["closed"]) == 1
+    assert capsys.readouterr().err == (
+        "error: a/file cannot be used: Permission denied. Change its permissions or choose another folder.\n"
+    )
     assert main(["odd"]) == 1
     assert "not a click command" in capsys.readouterr().err
 

@@ -336,6 +336,16 @@ def test_what_cannot_be_done_is_refused_before_anything_is_trained(
     assert "score" not in output.err + output.out
 
 
+def test_a_file_that_may_not_be_written_is_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # the superuser may write anywhere
+    assert main(["exam", "ppo(steps=1,batch_size=8)", "--seeds", "1", "--json", str(tmp_path / "exam.json")]) == 1
+    output = capsys.readouterr()
+    assert "exam.json' may not be written; give another file" in output.err
+    assert "score" not in output.err + output.out
+
+
 def test_an_algorithm_of_the_other_family_is_refused() -> None:
     with pytest.raises(MissingPower, match=r"of the family decoder, and the policy seq2seq .*tabular or causal"):
         examine("trl_dpo", policy="seq2seq", seeds=1)

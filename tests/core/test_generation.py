@@ -550,6 +550,11 @@ def test_the_command_finds_a_wrong_name_before_it_reads_the_model():
     assert "top_p" in str(run.exception)
 
 
+def test_half_a_character_in_a_prompt_is_named(lm):
+    with pytest.raises(ConfigError, match="prompt 1 holds half of a character .* at place 2"):
+        generate(lm, ["the cat", "a \ud83d"])
+
+
 def test_an_empty_stop_string_is_refused(lm):
     with pytest.raises(ConfigError, match="'stop' holds an empty string"):
         generate(lm, ["a"], stop=["", "x"])

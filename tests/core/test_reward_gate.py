@@ -114,6 +114,10 @@ def test_a_constant_has_no_order_and_no_bias() -> None:
     }
 
 
+def test_a_score_of_0_is_shown_without_a_sign() -> None:
+    assert "scores 0, and" in reward_gate.explanation(check(ByRule(lambda text: -0.0)))
+
+
 def test_scale_and_offset_of_a_reward_change_nothing() -> None:
     def uneven(text: str) -> float:
         return keyword(text) + 0.01 * len(text)

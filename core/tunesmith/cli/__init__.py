@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -74,5 +75,8 @@ def main(args: Sequence[str] | None = None) -> int:
         # --debug belongs to the group and stands before the command
         if "--debug" in given:
             raise
-        click.echo(f"error: {error}", err=True)
+        from tunesmith.pipeline.faults import explain
+
+        told = str(error) if isinstance(error, TunesmithError) else explain(error, Path.cwd())
+        click.echo(f"error: {told}", err=True)
         return 1

@@ -25,6 +25,7 @@ _LIBRARIES = (
     "click",
     "datasets",
     "evaluate",
+    "llguidance",
     "numpy",
     "peft",
     "pluggy",

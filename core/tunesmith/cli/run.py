@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -41,4 +42,4 @@ def command(
         # what happened and how to go on was said by the run
         sys.exit(130)
     click.echo(f"finished: {run.folder}")
-    click.echo(f"`tunesmith report {folder}` writes a page with all results.")
+    click.echo(f"`tunesmith report {shlex.quote(str(folder))}` writes a page with all results.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,8 +95,8 @@ def rm(run: tuple[Path, ...], unused: bool, yes: bool) -> None:
         if list(find(folder, depth=0)) != [folder]:
             raise PipelineError(f"{folder} is not the folder of a run; nothing was removed.")
     for folder in run:
-        what = "unused results of" if unused else f"({_bytes(size(folder))})"
-        if not yes and not click.confirm(f"Remove {what} {folder}?" if unused else f"Remove {folder} {what}?"):
+        question = f"Remove unused results of {folder}?" if unused else f"Remove {folder} ({_bytes(size(folder))})?"
+        if not yes and not _agreed(question):
             continue
         if unused:
             click.echo(f"{folder}: {_bytes(remove_unused(folder))} freed")
@@ -103,6 +104,15 @@ def rm(run: tuple[Path, ...], unused: bool, yes: bool) -> None:
         left = remove(folder)
         kept = f"; kept, because it is not tunesmith's: {', '.join(path.name for path in left)}" if left else ""
         click.echo(f"{folder}: removed{kept}")
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return click.confirm(question)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise click.UsageError("there is nobody to ask; --yes removes without asking") from None
 
 
 def _bytes(count: int) -> str:

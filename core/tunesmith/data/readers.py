@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from tunesmith.errors import DataError
 
 TEXT = "text"
 """The only field of a record of a text file."""
+_HALF = "a text holds half of a character (one of two surrogates, as \\ud83d alone)"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SHOWN = 5  # malformed lines named in one message
 
 
@@ -102,6 +105,9 @@ def _jsonl(path: Path, _: str) -> Iterator[Record]:
         if not isinstance(value, dict):
             problems.append(f"line {number}: a record must be an object, not {type(value).__name__}")
             continue
+        if _has_half_a_character(line, value):
+            problems.append(f"line {number}: {_HALF}")
+            continue
         yield Record(value, f"{path}, line {number}")
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
@@ -109,8 +115,9 @@ def _jsonl(path: Path, _: str) -> Iterator[Record]:
 
 
 def _json(path: Path, _: str) -> Iterator[Record]:
+    whole = _text(path)
     try:
-        value = json.loads(_text(path))
+        value = json.loads(whole)
     except ValueError as error:
         raise DataError(f"{path}: malformed JSON: {error}.") from error
     if not isinstance(value, list):
@@ -120,7 +127,14 @@ def _json(path: Path, _: str) -> Iterator[Record]:
     for number, item in enumerate(value, start=1):
         if not isinstance(item, dict):
             raise DataError(f"{path}, item {number}: a record must be an object, not {type(item).__name__}.")
+        if _has_half_a_character(whole, item):
+            raise DataError(f"{path}, item {number}: {_HALF}. Correct the file.")
         yield Record(item, f"{path}, item {number}")
+
+
+def _has_half_a_character(written: str, value: Any) -> bool:
+    """Return whether a text in ``value`` holds one of two surrogates, which JSON can write down and no tokenizer reads."""
+    return "\\ud" in written.lower() and _SURROGATE.search(json.dumps(value, ensure_ascii=False)) is not None
 
 
 def _delimited(delimiter: str, quoting: Literal[0, 3]) -> Callable[[Path, str], Iterator[Record]]:

@@ -58,9 +58,7 @@ def find(data: Data, split: str, runtime: Runtime) -> Found:
     if path.is_dir():
         return _from_folder(path, data, split)
     if _looks_like_path(data.source):
-        near = difflib.get_close_matches(path.name, [p.name for p in _siblings(path)], n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else "."
-        raise DataError(f"there is no file or folder {data.source!r} (looked from {Path.cwd()}){hint}")
+        raise DataError(_nothing_there(data.source))
     return _from_hub(data, split, runtime)
 
 
@@ -130,6 +128,13 @@ def _looks_like_path(source: str) -> bool:
     return source.startswith((".", "/", "~")) or source.endswith(endings) or "\\" in source or source.count("/") > 1
 
 
+def _nothing_there(source: str) -> str:
+    path = Path(source).expanduser()
+    near = difflib.get_close_matches(path.name, [p.name for p in _siblings(path)], n=1)
+    hint = f"; did you mean {path.parent / near[0]}?" if near else "."
+    return f"there is no file or folder {source!r} (looked from {Path.cwd()}){hint}"
+
+
 def _siblings(path: Path) -> list[Path]:
     return list(path.parent.iterdir()) if path.parent.is_dir() else []
 
@@ -146,8 +151,8 @@ def _from_hub(data: Data, split: str, runtime: Runtime) -> Found:
             "no network is used (offline) and it is not in the cache" if runtime.offline else "it could not be loaded"
         )
         raise DataError(
-            f"{where}: {state}: {type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''} "
-            "Give a local file or folder as the source if you have one."
+            f"{where}: {state}: {type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}. "
+            f"On this machine {_nothing_there(str(data.source))}"
         ) from cause
     names = sorted(map(str, sets))
     named = [name for name in names if same_split(name, split)]

@@ -64,4 +64,4 @@ def _told(failure: Failure) -> str:
 
 
 def _number(score: float | None) -> str:
-    return "nothing" if score is None else f"{score:.3g}"
+    return "nothing" if score is None else f"{score + 0.0:.3g}"  # no sign before a zero

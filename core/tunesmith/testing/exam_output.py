@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,13 +100,15 @@ def check_plot(file: Path) -> None:
 
 
 def check_folder(file: Path, option: str) -> None:
-    """Check that the folder exists in which an option's file is to be written.
+    """Check that an option's file can be written.
 
     Raises:
-        ConfigError: If it does not.
+        ConfigError: If its folder does not exist, or one of the two may not be written to.
     """
     if not file.absolute().parent.is_dir():
         raise ConfigError([f"the folder of {str(file)!r} does not exist; make it first"], option)
+    if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+        raise ConfigError([f"{str(file)!r} may not be written; give another file"], option)
 
 
 def plot(exams: Sequence[Exam], file: Path, threshold: float | None = None) -> None:

@@ -136,6 +136,25 @@ def test_a_compressed_file_that_was_cut_or_damaged_is_named(tmp_path):
             load_examples(data(tmp_path / f"{number}.jsonl.gz"), "train")
 
 
+def test_a_name_that_neither_a_folder_nor_the_hub_has_is_named(tmp_path, monkeypatch):
+    (tmp_path / "dialogues").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        DataError, match=r"there is no file or folder 'dialogs' \(looked from .*did you mean dialogues\?"
+    ):
+        load_examples(data("dialogs"), "train", Runtime(offline=True))
+
+
+@pytest.mark.parametrize(("name", "text", "place"), [
+    ("x.jsonl", '{"q": "\\ud83d\\ude00", "a": "b"}\n{"q": "\\uD83D", "a": "b"}\n', "line 2"),
+    ("x.json", '[{"q": "\\ud83d\\ude00", "a": "b"}, {"q": "a", "a": ["\\ude00"]}]', "item 2"),
+])  # fmt: skip
+def test_half_a_character_is_named_before_a_tokenizer_meets_it(tmp_path, name, text, place):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=f"{place}: a text holds half of a character"):
+        load_examples(data(tmp_path / name), "train")
+
+
 def test_long_fields_are_read(tmp_path):
     write(tmp_path / "x.csv", [{"q": "w " * 200_000, "a": "b"}])
     assert len(load_examples(data(tmp_path / "x.csv"), "train")[0].prompt) == 400_000

@@ -128,6 +128,9 @@ def test_rm_asks_and_removes_only_what_is_its_own(file, tmp_path):
     call(run, file)
     (tmp_path / "runs/two/notes.txt").write_text("mine")
     call(runs, "rm", "runs/two", input="n\n")
+    alone = call(runs, "rm", "runs/two", input="")  # as from a script
+    assert alone.exit_code == 2
+    assert "there is nobody to ask; --yes removes" in alone.output
     assert (tmp_path / "runs/two/run.json").exists()
     assert "kept, because it is not tunesmith's: notes.txt" in call(runs, "rm", "runs/two", input="y\n").output
     assert [path.name for path in (tmp_path / "runs/two").iterdir()] == ["notes.txt"]
