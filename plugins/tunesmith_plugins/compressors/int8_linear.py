@@ -233,7 +233,7 @@ class Int8OutlierLinear(Int8Linear):
     def multiply(self, x: Tensor) -> Tensor:
         """See :meth:`Int8Linear.multiply`."""
         threshold = self.scheme.threshold
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or x.is_meta:
             small = super().multiply(torch.where(x.detach().abs() > threshold, 0, x))
             return small + outlier_product(x, self.packed(), threshold)
         large, columns, weight = outliers(x.detach(), self.packed(), threshold)

@@ -131,7 +131,7 @@ def mixed_linear(
     """Multiply rows in 8 bits, or in 12 where :func:`needs_12_bits` says so; arguments as of :func:`int8_linear`."""
     wide = needs_12_bits(x)
     y = int8_linear(x, qweight, scale, wsum, bias, activation)
-    if bool(wide.any()):
+    if not wide.is_meta and bool(wide.any()):  # there are shapes and no numbers on "meta"
         y[wide] = weight_only_linear(x[wide], qweight, scale, 0, bias, activation)
     return y
 

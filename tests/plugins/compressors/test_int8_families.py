@@ -192,6 +192,7 @@ ODD = {
     ("Olmo", "dynamic"),  # no parameter is left: its norms have none
     ("Rwkv", "dynamic"),  # changes weights past its layers when it is run
     ("NomicBert", "static"),  # files of float models have queries, keys and values in one tensor
+    ("MobileBert", "dynamic"),  # its head joins two weights
     ("IBert", "dynamic"),  # a table of its own kind, tied to the head
 }
 
