@@ -32,12 +32,11 @@ def encoder(make, head):
 
 
 def seen_by(lm):
-    """Return a list that all inputs of the model come to stand in, but for the tokens that int8 looks at its code with."""
+    """Return a list that all inputs of the model come to stand in."""
     seen = []
 
     def look(_, positional, named):
-        if named["input_ids"].tolist() != [[4, 5, 6, 7]]:
-            seen.append((named["input_ids"], named))
+        seen.append((named["input_ids"], named))
 
     lm.model.register_forward_pre_hook(look, with_kwargs=True)
     return seen
