@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tunesmith import continuation
 from tunesmith.cli.evaluate import evaluate as command
+from tunesmith.data.config import Data
 from tunesmith.data.records import Example
 from tunesmith.errors import ArtifactError, ConfigError, DataError, MissingPower
 from tunesmith.evaluation import (
@@ -355,6 +357,30 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert found.tables["rouge"].equals(whole.tables["rouge"])
     evaluate(tiny_lm("decoder", seed=9), examples(), wanted, generation=Greedily(max_new_tokens=3), runtime=runtime)
     assert len(calls) == 10, "another model must not get this one's texts"
+
+
+def test_models_and_metrics_may_be_named_as_on_the_command_line(tmp_path: Path) -> None:
+    lm = tiny_lm("decoder")
+    lm.save(tmp_path)
+    named = evaluate(str(tmp_path), examples(), ["rouge(types=['1'])"], generation=Greedily(max_new_tokens=3))
+    built = evaluate(lm, examples(), [metric("rouge", types=("1",))], generation=Greedily(max_new_tokens=3))
+    assert named.tables["rouge"].equals(built.tables["rouge"])
+    tiny_lm("encoder", head="classification", labels=("no", "yes")).save(tmp_path / "classes")
+    labelled = [evolve(example, targets=("yes",)) for example in examples()]
+    assert set(evaluate(tmp_path / "classes", labelled, "accuracy(of='classes')").results) == {"accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["a text"], "item 0 is no tunesmith.Example but str"),
+        ("a text", "a list of examples was expected, .* not one text"),
+        (Data(source="x.jsonl"), "a list of examples was expected, as tunesmith.data.load_examples returns, not Data"),
+    ],
+)
+def test_what_is_no_list_of_examples_is_refused(given: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        evaluate(tiny_lm("decoder"), given, ["rouge"])
 
 
 @pytest.fixture

@@ -8,17 +8,19 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
 from tunesmith import statistics
+from tunesmith.data.config import Data
+from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
 from tunesmith.evaluation.columns import Generating, Greedily, collect, of_texts
 from tunesmith.statistics.result import RESAMPLES
 
 if TYPE_CHECKING:
-    from tunesmith.data.records import Example
     from tunesmith.kinds.decoder import Completion
     from tunesmith.kinds.metric import Batch, Metric, MetricConfig
     from tunesmith.lm import LM
@@ -88,9 +90,9 @@ class Evaluation:
 
 
 def evaluate(
-    lm: LM,
+    lm: LM | str | Path,
     examples: Sequence[Example],
-    metrics: Sequence[MetricConfig],
+    metrics: Sequence[MetricConfig | str],
     *,
     generation: Generating | None = None,
     runtime: Runtime | None = None,
@@ -105,9 +107,9 @@ def evaluate(
     groups from a field ``group``.
 
     Args:
-        lm: The model.
-        examples: At least one.
-        metrics: At least one.
+        lm: The model; also a folder or hub name, which is loaded with the head that the metrics need.
+        examples: At least one, as :func:`tunesmith.data.load_examples` returns them.
+        metrics: At least one: configs or short spellings, such as ``"bleu(lowercase=true)"``.
         generation: Engine, decoder, sampler and limits; None is greedy with at most 64 new tokens.
         runtime: None means the default runtime, on the model's device.
         seed: Seed of generation and of resampling.
@@ -117,12 +119,18 @@ def evaluate(
     Raises:
         ConfigError, DataError: If a metric needs what the examples or the model do not have.
     """
+    from tunesmith.evaluation.head import head_for
+    from tunesmith.lm import load
     from tunesmith.runtime import Runtime
+    from tunesmith.spec import parse
 
+    _check_examples(examples)
+    given = [metrics] if isinstance(metrics, str) else metrics
+    configs = [parse(metric, "metric") if isinstance(metric, str) else metric for metric in given]
+    if isinstance(lm, (str, Path)):
+        lm = load(lm, runtime=runtime, head=head_for(configs))
     runtime = runtime or Runtime(device=str(lm.device))
-    if not examples:
-        raise ConfigError(["there are no examples to evaluate on"], "evaluate")
-    built = build(metrics, runtime)
+    built = build(configs, runtime)
     needs = frozenset[str]().union(*(m.needs for m in built.values()))
     columns = collect(lm, examples, needs, generation or Greedily(), runtime, seed)
     vocabulary = vocabulary_of(lm.tokenizer)
@@ -140,6 +148,19 @@ def evaluate(
         confidence=confidence,
         vocabulary=vocabulary,
     )
+
+
+def _check_examples(examples: Any) -> None:
+    if isinstance(examples, (str, Data)):
+        what = "one text" if isinstance(examples, str) else "Data"
+        raise ConfigError(
+            [f"a list of examples was expected, as tunesmith.data.load_examples returns, not {what}"], "evaluate"
+        )
+    if not examples:
+        raise ConfigError(["there are no examples to evaluate on"], "evaluate")
+    for place, example in enumerate(examples):
+        if not isinstance(example, Example):
+            raise ConfigError([f"item {place} is no tunesmith.Example but {type(example).__name__}"], "evaluate")
 
 
 def vocabulary_of(tokenizer: Any) -> str:
