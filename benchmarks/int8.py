@@ -188,7 +188,11 @@ def layer_goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 judge(f"{where}: share of the vpdpbusd peak, M >= 128, {contender}", geometric_mean(shares), 0.80)
             one = [row["times"] for row in mine if row["m"] == 1]
             share = geometric_mean(times["machine read"]["p25"] / times["tunesmith"]["p25"] for times in one)
-            most = {"most": geometric_mean(map(_read_at_most, one))} if all("machine call" in t for t in one) else {}
+            most = (
+                {"most": geometric_mean(map(_read_at_most, one))}
+                if one and all("machine call" in t for t in one)
+                else {}
+            )
             judge(f"{where}: share of the streaming read, M = 1", share, 0.85, **most)
     error = [
         min(v for name, v in row["error"].items() if name.startswith("quantize_dynamic")) / row["error"]["tunesmith"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from attrs import define
 
 from tunesmith.errors import ArtifactError, ConfigError, TunesmithError
+from tunesmith.evaluation_mode import evaluation_mode
 from tunesmith.model_folder import TOKENIZER_FILES, replaced
 from tunesmith.runtime import Runtime
 
@@ -116,13 +118,9 @@ class LM:
         """Dropout off and no gradients within; puts the training mode back."""
         import torch
 
-        before = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.model.train(before)
+        with evaluation_mode(self.model), torch.no_grad():
+            self.model.eval()  # parts too that train by themselves
+            yield
 
     def save(self, folder: str | Path, *, copy_base: bool = True) -> None:
         """Write a folder that :func:`load` reads; without adapters also one that ``from_pretrained`` reads.
@@ -260,7 +258,7 @@ def load(
     runtime = runtime or Runtime()
     _check_device(runtime.device)
     if str(source).startswith("~"):
-        source = Path(source).expanduser()
+        source = os.path.expanduser(source)  # which leaves ~name of nobody as it is
     folder = Path(source)
     if (folder / ADAPTED).is_file():
         return _load_adapted(folder, runtime, head, labels, device_map)
@@ -285,7 +283,9 @@ def load(
         if folder.is_dir():
             problem = f"{str(source)!r} holds no model that can be loaded: {cause}"
         else:
-            problem = f"{_no_folder(folder)}, and the hub gives no such model: {cause}{_near_folder(folder)}"
+            problem = (
+                f"{_no_folder(folder)}, and {str(source)!r} of the hub cannot be loaded: {cause}{_near_folder(folder)}"
+            )
         raise ConfigError([problem], "tunesmith.load") from cause
     family = family_of(config)
     if head == "classification" and labels is None and config.architectures and _head_of(config) != head:

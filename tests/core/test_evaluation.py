@@ -365,6 +365,8 @@ def test_models_and_metrics_may_be_named_as_on_the_command_line(tmp_path: Path) 
     named = evaluate(str(tmp_path), examples(), ["rouge(types=['1'])"], generation=Greedily(max_new_tokens=3))
     built = evaluate(lm, examples(), [metric("rouge", types=("1",))], generation=Greedily(max_new_tokens=3))
     assert named.tables["rouge"].equals(built.tables["rouge"])
+    once = evaluate(lm, iter(examples()), [metric("rouge", types=("1",))], generation=Greedily(max_new_tokens=3))
+    assert once.tables["rouge"].equals(built.tables["rouge"])
     tiny_lm("encoder", head="classification", labels=("no", "yes")).save(tmp_path / "classes")
     labelled = [evolve(example, targets=("yes",)) for example in examples()]
     assert set(evaluate(tmp_path / "classes", labelled, "accuracy(of='classes')").results) == {"accuracy"}
@@ -375,6 +377,7 @@ def test_models_and_metrics_may_be_named_as_on_the_command_line(tmp_path: Path) 
     [
         (["a text"], "item 0 is no tunesmith.Example but str"),
         ("a text", "a list of examples was expected, .* not one text"),
+        (Example(id="0", prompt="a"), "a list of examples was expected, .* not one example"),
         (Data(source="x.jsonl"), "a list of examples was expected, as tunesmith.data.load_examples returns, not Data"),
     ],
 )

@@ -8,6 +8,7 @@ import transformers
 from attrs import evolve
 
 from tunesmith.errors import ArtifactError, ConfigError
+from tunesmith.evaluation_mode import evaluation_mode
 from tunesmith.lm import ADAPTED, LM, family_of, load
 from tunesmith.registry import adapters, compressors
 from tunesmith.runtime import Runtime
@@ -208,6 +209,22 @@ def test_weights_that_are_no_parameters_count_as_what_they_stand_for_and_zeros_a
     assert lm.parameter_count(trainable=True) == before
 
 
+def test_evaluation_mode_ends_with_the_last_of_several_that_overlap():
+    lm = tiny_lm("decoder")
+    lm.model.train()
+    first, second = evaluation_mode(lm.model), evaluation_mode(lm.model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not any(module.training for module in lm.model.modules())
+    second.__exit__(None, None, None)
+    assert all(module.training for module in lm.model.modules())
+    lm.model.eval()
+    with lm.evaluating(), lm.evaluating():
+        pass
+    assert not lm.model.training
+
+
 def test_evaluating_puts_the_mode_back_even_after_an_error():
     lm = tiny_lm("decoder")
     lm.model.train()
@@ -348,3 +365,18 @@ def test_a_head_that_was_never_trained_is_no_classifier(tmp_path):
     with pytest.raises(ConfigError, match="saved without a classification head"):
         load(tmp_path, head="classification")
     assert load(tmp_path, head="classification", labels=["no", "yes"]).model.config.num_labels == 2
+
+
+def test_a_name_of_nobodys_home_is_no_folder():
+    with pytest.raises(ConfigError, match="~nobody-of-this-machine/model"):
+        load("~nobody-of-this-machine/model", runtime=Runtime(offline=True, progress=False))
+
+
+def test_what_the_hub_says_is_not_taken_for_a_missing_model(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("You are trying to access a gated repo.")
+
+    monkeypatch.setattr("tunesmith.lm._check_source", lambda *_: None)  # these tests may not go online
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
+    with pytest.raises(ConfigError, match="'some/model' of the hub cannot be loaded: You are trying to access a gated"):
+        load("some/model", runtime=Runtime(progress=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,7 @@ def evaluate(
     tables = None if versus is None else read_tables(versus)
     runtime = Runtime(device=device, dtype=dtype, seed=seed, allow_code=allow_code)
     data = Data(source=source, prompt=prompt, target=target, references=references)
-    chosen = split or ("all" if Path(source).expanduser().is_file() else "test")
+    chosen = split or ("all" if Path(os.path.expanduser(source)).is_file() else "test")
     lm = load(model, runtime=runtime, head=head_for(configs))
     examples = load_examples(data, chosen, runtime, items=items, shots=shots or None, tokenizer=lm.tokenizer)
     found = measure(lm, examples, configs, generation=generation, runtime=runtime, seed=seed, confidence=confidence)

@@ -105,7 +105,7 @@ def _jsonl(path: Path, _: str) -> Iterator[Record]:
         if not isinstance(value, dict):
             problems.append(f"line {number}: a record must be an object, not {type(value).__name__}")
             continue
-        if _has_half_a_character(line, value):
+        if _may_be_cut(line) and _has_half_a_character(value):
             problems.append(f"line {number}: {_HALF}")
             continue
         yield Record(value, f"{path}, line {number}")
@@ -124,17 +124,23 @@ def _json(path: Path, _: str) -> Iterator[Record]:
         raise DataError(
             f"{path}: must be a list of objects, not {type(value).__name__}; or write one object a line (.jsonl)."
         )
+    suspicious = _may_be_cut(whole)
     for number, item in enumerate(value, start=1):
         if not isinstance(item, dict):
             raise DataError(f"{path}, item {number}: a record must be an object, not {type(item).__name__}.")
-        if _has_half_a_character(whole, item):
+        if suspicious and _has_half_a_character(item):
             raise DataError(f"{path}, item {number}: {_HALF}. Correct the file.")
         yield Record(item, f"{path}, item {number}")
 
 
-def _has_half_a_character(written: str, value: Any) -> bool:
+def _may_be_cut(written: str) -> bool:
+    """Return whether JSON writes down a surrogate anywhere; asked of a text once, since most have none."""
+    return "\\ud" in written.lower()
+
+
+def _has_half_a_character(value: Any) -> bool:
     """Return whether a text in ``value`` holds one of two surrogates, which JSON can write down and no tokenizer reads."""
-    return "\\ud" in written.lower() and _SURROGATE.search(json.dumps(value, ensure_ascii=False)) is not None
+    return _SURROGATE.search(json.dumps(value, ensure_ascii=False)) is not None
 
 
 def _delimited(delimiter: str, quoting: Literal[0, 3]) -> Callable[[Path, str], Iterator[Record]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ def find(data: Data, split: str, runtime: Runtime) -> Found:
         raise DataError(
             f"{data.source} stands for what a stage makes, and only a pipeline that is run can tell where that is."
         )
-    path = Path(data.source).expanduser()
+    path = Path(os.path.expanduser(data.source))
     if path.is_file():
         return _from_file(path, data, split)
     if path.is_dir():
@@ -129,7 +130,7 @@ def _looks_like_path(source: str) -> bool:
 
 
 def _nothing_there(source: str) -> str:
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     near = difflib.get_close_matches(path.name, [p.name for p in _siblings(path)], n=1)
     hint = f"; did you mean {path.parent / near[0]}?" if near else "."
     return f"there is no file or folder {source!r} (looked from {Path.cwd()}){hint}"
@@ -150,9 +151,10 @@ def _from_hub(data: Data, split: str, runtime: Runtime) -> Found:
         state = (
             "no network is used (offline) and it is not in the cache" if runtime.offline else "it could not be loaded"
         )
+        told = str(cause).splitlines()[0].rstrip(".") if str(cause) else ""
         raise DataError(
-            f"{where}: {state}: {type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}. "
-            f"On this machine {_nothing_there(str(data.source))}"
+            f"{where}: {state}: {type(cause).__name__}: {told}. If it is a file or folder of this machine: "
+            f"{_nothing_there(str(data.source))}"
         ) from cause
     names = sorted(map(str, sets))
     named = [name for name in names if same_split(name, split)]

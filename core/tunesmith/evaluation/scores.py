@@ -124,7 +124,7 @@ def evaluate(
     from tunesmith.runtime import Runtime
     from tunesmith.spec import parse
 
-    _check_examples(examples)
+    examples = _listed(examples)
     given = [metrics] if isinstance(metrics, str) else metrics
     configs = [parse(metric, "metric") if isinstance(metric, str) else metric for metric in given]
     if isinstance(lm, (str, Path)):
@@ -150,17 +150,19 @@ def evaluate(
     )
 
 
-def _check_examples(examples: Any) -> None:
-    if isinstance(examples, (str, Data)):
-        what = "one text" if isinstance(examples, str) else "Data"
+def _listed(examples: Any) -> list[Example]:
+    if isinstance(examples, (str, Data, Example)):
+        what = "one text" if isinstance(examples, str) else "one example" if isinstance(examples, Example) else "Data"
         raise ConfigError(
             [f"a list of examples was expected, as tunesmith.data.load_examples returns, not {what}"], "evaluate"
         )
-    if not examples:
+    found = list(examples)
+    if not found:
         raise ConfigError(["there are no examples to evaluate on"], "evaluate")
-    for place, example in enumerate(examples):
+    for place, example in enumerate(found):
         if not isinstance(example, Example):
             raise ConfigError([f"item {place} is no tunesmith.Example but {type(example).__name__}"], "evaluate")
+    return found
 
 
 def vocabulary_of(tokenizer: Any) -> str:

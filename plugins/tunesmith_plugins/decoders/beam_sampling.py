@@ -86,7 +86,7 @@ def _drawn(logp: torch.Tensor, totals: torch.Tensor, values: torch.Tensor) -> li
     weights = (joint - joint.max()).exp()
     vocab, found = logp.shape[1], []
     for value in values:
-        if not bool(weights.any()):  # all are drawn, or nothing was possible
+        if not bool(weights.any()):  # all are drawn
             break
         place = int(pick(weights[None], value[None]))
         weights[place] = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TypeVar
 
@@ -97,7 +97,8 @@ class TransformersEngine(Engine):
                 that leave no room for a prompt.
         """
         fitted, limits = self._checked(requests, sampler, limits)
-        return _introduced(self.step_model, sampler, decoder.decode(self.step_model, fitted, sampler, limits, runtime))
+        model = self.step_model
+        return _introduced(model, sampler, lambda: decoder.decode(model, fitted, sampler, limits, runtime))
 
     def stream(
         self, requests: Sequence[Request], decoder: Decoder, sampler: Sampler, limits: Limits, runtime: Runtime
@@ -109,7 +110,8 @@ class TransformersEngine(Engine):
                 that leave no room for a prompt.
         """
         fitted, limits = self._checked(requests, sampler, limits)
-        return _introduced(self.step_model, sampler, decoder.stream(self.step_model, fitted, sampler, limits, runtime))
+        model = self.step_model
+        return _introduced(model, sampler, lambda: decoder.stream(model, fitted, sampler, limits, runtime))
 
     def _checked(self, requests: Sequence[Request], sampler: Sampler, limits: Limits) -> tuple[list[Request], Limits]:
         """Check what was asked for; return what the model has positions for."""
@@ -208,10 +210,10 @@ class TransformersEngine(Engine):
             logger.warning("%d of %d prompts were longer than %s tokens and were cut", lost, total, room)
 
 
-def _introduced(model: DecoderOnly | EncoderDecoder, sampler: Sampler, written: Iterator[T]) -> Iterator[T]:
+def _introduced(model: DecoderOnly | EncoderDecoder, sampler: Sampler, write: Callable[[], Iterator[T]]) -> Iterator[T]:
     """Yield what is written, having told the sampler of the tokenizer: not before, since it may serve another model till then."""
     introduce(sampler, model.lm.tokenizer, model.eos_token_ids)
-    yield from written
+    yield from write()
 
 
 def check_rows(sampler: Sampler, requests: Sequence[Request]) -> None:

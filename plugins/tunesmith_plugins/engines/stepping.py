@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tunesmith.errors import ConfigError
+from tunesmith.evaluation_mode import evaluation_mode
 from tunesmith.lm import LM
 from tunesmith.scoring import distinct, pad
 from tunesmith_plugins.engines import narrow
@@ -127,12 +128,8 @@ class Stepping(Watched, ABC):
     @contextmanager
     def quiet(self) -> Iterator[None]:
         """No dropout and no gradients; put back after every step, since a decoder's caller runs in between."""
-        if self.lm.model.training:
-            with self.lm.evaluating():
-                yield
-        else:
-            with torch.no_grad():
-                yield
+        with evaluation_mode(self.lm.model), torch.no_grad():
+            yield
 
     def _check_int8_holds_something(self) -> None:
         from tunesmith_plugins.engines import int8_cache

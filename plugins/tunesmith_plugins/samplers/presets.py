@@ -43,6 +43,8 @@ P = ParamSpec("P")
 Range = tuple[str, Callable[[float], bool]]
 """How messages call what an option may be, and whether a number is that."""
 
+LARGEST = 2**53 - 1
+"""Count of a sampler's config."""
 ABOVE_0: Range = ("above 0", lambda x: x > 0)
 FROM_0: Range = ("0 or more", lambda x: x >= 0)
 FROM_MINUS_1: Range = ("-1 or more", lambda x: x >= -1)
@@ -82,6 +84,8 @@ def _inside(number: float, name: str, allowed: Range | None, where: str) -> floa
     """Return an option's number if it is one that the option may have."""
     if isinstance(number, float) and not isfinite(number):
         raise ConfigError([f"{name} must be a finite number: {number}"], where)
+    if isinstance(number, int) and abs(number) > LARGEST:
+        raise ConfigError([f"{name} must be at most {LARGEST}: {number}"], where)
     if allowed is not None and not allowed[1](number):
         raise ConfigError([f"{name} must be {allowed[0]}: {number}"], where)
     return number

@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tunesmith.data import Data, load_examples
+from tunesmith.data import Data, load_examples, readers
 from tunesmith.errors import DataError
 from tunesmith.runtime import Runtime
 
@@ -219,3 +219,12 @@ def test_a_hub_name_with_one_split_can_be_divided(hub):
     parts = [load_examples(named, split) for split in ("train", "test")]
     assert sum(map(len, parts)) == 50
     assert all(parts)
+
+
+def test_a_large_file_is_looked_through_for_halves_of_characters_once(tmp_path, monkeypatch):
+    looked = []
+    look = readers._may_be_cut
+    monkeypatch.setattr(readers, "_may_be_cut", lambda text: looked.append(text) or look(text))
+    (tmp_path / "many.json").write_text(json.dumps([{"text": "\U0001f600"}] * 20), encoding="utf-8")
+    assert len(list(readers.read_file(tmp_path / "many.json", ""))) == 20
+    assert len(looked) == 1

@@ -15,6 +15,8 @@ from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith.spec import parse
 from tunesmith.testing.models import tiny_lm, tiny_tokenizer
+from tunesmith_plugins.decoders import Stepwise
+from tunesmith_plugins.decoders.stepwise import StepwiseDecoder
 from tunesmith_plugins.engines import Transformers, places
 
 PROMPTS = ["the cat sees a tree", "dog", "one two red and blue fish in the house", "no fish"]
@@ -553,3 +555,21 @@ def test_what_is_wrong_is_said_when_it_is_asked_for():
                 Limits(max_new_tokens=4),
                 Runtime(),
             )
+
+
+def test_a_decoder_that_is_no_generator_finds_a_sampler_that_knows_the_tokens():
+    class AtOnce(StepwiseDecoder):
+        def decode(self, step_model, requests, sampler, limits, runtime):
+            asked.append(known[-1] if known else None)
+            return iter(list(super().decode(step_model, requests, sampler, limits, runtime)))
+
+    asked, known = [], []
+    lm = tiny_lm("decoder")
+    engine = Transformers().build()
+    engine.sync(lm)
+    sampler = component("greedy", "sampler")
+    sampler.use_tokenizer = lambda tokenizer, end_ids: known.append(tokenizer)
+    given = [Request(prompt_ids=(4, 5), seed=0)], AtOnce(Stepwise()), sampler, Limits(max_new_tokens=2), Runtime()
+    assert len(list(engine.generate(*given))) == 1
+    assert list(engine.stream(*given))
+    assert asked[0] is lm.tokenizer

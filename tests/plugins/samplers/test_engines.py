@@ -245,6 +245,7 @@ def test_a_preset_keeps_and_values_what_the_engine_does(engine, options):
         (presets.hf, {"top_k": 5.0}, ["top_k: a whole number was expected, not float 5.0"]),
         (presets.hf, {"top_k": None}, ["top_k: a whole number was expected, not NoneType None"]),
         (presets.hf, {"top_k": -1}, ["top_k must be 0 or more: -1"]),
+        (presets.llamacpp, {"top_k": 2**60, "top_p": 2}, ["top_k must be at most 9007199254740991", "top_p must be"]),
         (presets.hf, {"temperature": 0}, ["temperature must be above 0: 0.0"]),
         (presets.hf, {"top_p": math.nan}, ["top_p must be a finite number: nan"]),
         (

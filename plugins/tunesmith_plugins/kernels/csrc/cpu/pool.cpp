@@ -106,10 +106,13 @@ class Patience {
       losses_ -= losses_ > 0;
       return;
     }
-    lost_ = end - start - alone;
-    const Clock::duration pause = lost_ * (int64_t(8) << losses_), longest = std::chrono::seconds(1);
-    until_ = end + (pause < longest ? pause : longest);
+    const Clock::duration lost = end - start - alone, longest = std::chrono::seconds(1);
+    const Clock::duration pause = lost * (int64_t(8) << losses_);
+    const Clock::time_point until = end + (pause < longest ? pause : longest);
     losses_ += losses_ < 10;
+    if (until <= until_) return;  // a long call within the pause of a greater loss
+    until_ = until;
+    lost_ = lost;
   }
 
  private:

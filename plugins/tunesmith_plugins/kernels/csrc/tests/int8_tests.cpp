@@ -340,10 +340,11 @@ void pool() {
 
 // A team that takes far longer than the work is let be for a while, and then asked again.
 void patience() {
+  static std::atomic<int> late{20};
   const auto slow = [](void (*body)(void *), void *context, unsigned, unsigned) {
     ++teams;
     body(context);
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    std::this_thread::sleep_for(std::chrono::milliseconds(late));
   };
   ts_use_team(slow);
   std::vector<int> seen(50);
@@ -356,8 +357,13 @@ void patience() {
   REQUIRE(asked() == 1 && turns > 10);  // 20 ms lost: alone for 160 ms or more
   turn(100e3), ++turns;
   REQUIRE(asked() == 1);
+  late = 1;
   turn(1e6), ++turns;  // beside a second, 20 ms are little
   REQUIRE(asked() == 2);
+  std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  turn(), ++turns;  // nor does the millisecond that this one lost end the pause of the 20
+  REQUIRE(asked() == 2);
+  late = 20;
   std::this_thread::sleep_for(std::chrono::milliseconds(500));
   turn(), ++turns;
   REQUIRE(asked() == 3);
