@@ -133,7 +133,10 @@ class _Own:
     def evaluation_loop(
         self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **options: Any
     ) -> Any:
-        """Do what the Trainer does, with the loss of all items together and not the mean over batches, whatever these have."""
+        """Do what the Trainer does, with the loss of all items together and not the mean over batches, whatever these have.
+
+        Of several processes the loader fills up the last batches with items that came before, and these count again.
+        """
         self._evaluated.zero_()
         output = super().evaluation_loop(  # type: ignore[misc]
             dataloader, description, *args, metric_key_prefix=metric_key_prefix, **options

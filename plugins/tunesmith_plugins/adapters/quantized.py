@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -140,19 +141,24 @@ class _StandIn(torch.nn.Linear):
 
 
 def _bar_merging(model: torch.nn.Module) -> None:
-    """Let no layer of an adapter merge that has one on integers: half an adapter would be in the weights when that raises."""
+    """Let no layer merge an adapter that lies on integers anywhere: half of it would be in the weights when that raises."""
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     names = [{name for kind in layer.adapter_layer_names for name in getattr(layer, kind)} for layer in layers]
     on_integers = [own for layer, own in zip(layers, names, strict=True) if is_quantized(layer.get_base_layer())]
     barred = set[str]().union(*on_integers)
     for layer, own in zip(layers, names, strict=True):
+        vars(layer).pop("merge", None)  # of adapters that were there before
         if own & barred:
-            layer.merge = _refuse_merge
+            layer.merge = partial(_merge, layer, frozenset(barred))
 
 
-def _refuse_merge(*_: Any, **__: Any) -> None:
-    """Stand for ``merge`` of a layer on integers; peft's own would add to them, or cast what it adds to int8."""
-    raise TunesmithError(NOT_MERGED)
+def _merge(
+    layer: Any, barred: frozenset[str], safe_merge: bool = False, adapter_names: Sequence[str] | None = None
+) -> None:
+    """Stand for ``merge`` of a layer; peft's own would add to the integers, or cast what it adds to int8."""
+    if barred.intersection(layer.active_adapters if adapter_names is None else adapter_names):
+        raise TunesmithError(NOT_MERGED)
+    type(layer).merge(layer, safe_merge=safe_merge, adapter_names=adapter_names)
 
 
 def _type_of(model: Any) -> torch.dtype:

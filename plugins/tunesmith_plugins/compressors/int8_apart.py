@@ -1,4 +1,5 @@
-"""Which weights a model's own code reads past their layers: found by running it once on a few tokens.
+"""Which weights a model's own code reads past their layers: found by running it on a few tokens, once, and once more
+for each kind of layer whose type is read.
 
 A layer that is int8 multiplies by itself and has no float weight for others. Mamba multiplies with ``dt_proj.weight``, gives its
 head numbers of the type of ``lm_head.weight``; such layers stay as they are.
@@ -7,6 +8,7 @@ head numbers of the type of ``lm_head.weight``; such layers stay as they are.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from tunesmith_plugins.compressors.int8_shown import DESCRIBES, DTYPE, SAME
 from tunesmith_plugins.compressors.prune_calibration import forward
 from tunesmith_plugins.compressors.random_tokens import tokens_of
 
+logger = logging.getLogger("tunesmith.compressors")
 TOKENS = 4
 """That the model is run on."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -168,20 +171,42 @@ class _NoNumbers(TorchDispatchMode):
 
 @contextmanager
 def _as_it_is_used(model: nn.Module) -> Iterator[None]:
-    modules = list(model.modules())
-    training = [module.training for module in modules]
-    # hooks are for the calls of whoever set them; their handles know the dictionaries themselves, which come back
-    hooks = [{name: getattr(module, name) for name in _HOOKS} for module in modules]
+    """In evaluation mode and without hooks, which are for the calls of whoever set them; the model is as it was afterwards.
+
+    Models keep things from a run: BigBird takes other attention for short texts from then on, Phi-3 rotary frequencies on the
+    device ``"meta"``.
+    """
+    kept = [_Kept(module) for module in model.modules()]
+    configs = {id(own.config): own.config for own in model.modules() if hasattr(own, "config")}
+    settings = [(config, dict(vars(config))) for config in configs.values() if hasattr(config, "__dict__")]
     try:
-        for module in modules:
-            module.__dict__.update({name: OrderedDict() for name in _HOOKS})
+        for module in list(model.modules()):
+            vars(module).update({name: OrderedDict() for name in _HOOKS})
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _NoNumbers():
             model.eval()
             yield
     finally:
-        for module, was, own in zip(modules, training, hooks, strict=True):
-            module.training = was
-            module.__dict__.update(own)
+        for each in kept:
+            each.put_back()
+        for config, own in settings:
+            vars(config).clear()
+            vars(config).update(own)
+
+
+class _Kept:
+    """What a module has at one time: its attributes, and by name its submodules, parameters and buffers."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.own = module, dict(vars(module))
+        self.inner = {name: dict(self.own[name]) for name in ("_modules", "_parameters", "_buffers")}
+
+    def put_back(self) -> None:
+        """Give the module that again, in the dictionaries that it had."""
+        vars(self.module).clear()
+        vars(self.module).update(self.own)
+        for name, inner in self.inner.items():
+            self.own[name].clear()
+            self.own[name].update(inner)
 
 
 def _run(model: Any) -> list[Tensor] | None:
@@ -192,7 +217,12 @@ def _run(model: Any) -> list[Tensor] | None:
         names = ("input_ids", "decoder_input_ids")
         batch = {name: ids for name in names if name in inspect.signature(model.forward).parameters}
         return [value for value in forward(model, batch).values() if isinstance(value, Tensor)]
-    except Exception:  # of any model's own code
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of any model's own code
+        logger.debug(
+            "%s does not read token ids alone, so weights read past layers are not found: %r", type(model), error
+        )
         return None
 
 

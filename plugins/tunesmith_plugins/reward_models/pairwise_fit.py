@@ -103,6 +103,7 @@ class Fit:
                 "weight_decay": "weight_decay",
                 "max_grad_norm": "max_grad_norm",
                 "save_steps": "checkpoint_every",
+                "label_smoothing_factor": "the weights of the preferences, which say how sure these are",
             },
         )
         check(self.settings)

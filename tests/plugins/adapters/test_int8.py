@@ -341,3 +341,22 @@ def test_int8_embeddings_are_no_copies_to_train():
         stood_in(lm.model),
     ):
         get_peft_model(lm.model, LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"]))
+
+
+def test_an_adapter_that_lies_on_float_layers_alone_is_merged():
+    lm = tiny_lm("decoder")
+    lm, _ = Int8(skip=("mlp",)).build().compress(lm, runtime=RUNTIME)
+    with stood_in(lm.model):
+        tuned = get_peft_model(lm.model, LoraConfig(target_modules=["q_proj", "up_proj"], init_lora_weights=False))
+    with stood_in(lm.model):
+        tuned.add_adapter("other", LoraConfig(target_modules=["up_proj"], init_lora_weights=False))
+    tuned.set_adapter("other")
+    tuned.eval()
+    expected = logits(lm)
+    tuned.merge_adapter(["other"])
+    assert torch.allclose(logits(lm), expected, atol=1e-4)
+    with pytest.raises(TunesmithError, match="cannot be folded into int8 weights"):
+        tuned.merge_adapter(["default"])
+    tuned.unmerge_adapter()
+    tuned.delete_adapter("default")
+    tuned.merge_adapter(["other"])

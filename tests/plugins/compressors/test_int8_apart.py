@@ -231,3 +231,34 @@ def test_the_run_is_none_of_the_hooks_business(make):
     calls.clear()
     model(input_ids=IDS)
     assert not calls
+
+
+BIG_BIRD = transformers.BigBirdConfig(
+    vocab_size=40, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+    max_position_embeddings=256, block_size=4, num_random_blocks=1,
+)  # fmt: skip
+PHI_3 = transformers.Phi3Config(
+    vocab_size=40, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0,
+    max_position_embeddings=512, original_max_position_embeddings=16,
+    rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [3.0] * 8},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [BIG_BIRD, PHI_3], ids=lambda config: config.model_type)
+def test_what_models_keep_from_a_run_is_not_kept(config, tmp_path):
+    """BigBird would take other attention from a short text on, Phi-3's frequencies would have no numbers."""
+    auto = transformers.AutoModelForMaskedLM if config is BIG_BIRD else transformers.AutoModelForCausalLM
+    torch.manual_seed(0)
+    model = auto.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    ids = torch.randint(4, 40, (1, 64))
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+    scheme = Int8QuantizationConfig.on_load(Int8WeightOnly(rounding="nearest"))
+    read = type(model).from_pretrained(tmp_path, quantization_config=scheme)
+    lm = LM(model=model, tokenizer=None, family="encoder" if config is BIG_BIRD else "decoder")
+    Int8WeightOnly(rounding="nearest").build().compress(lm, runtime=RUNTIME)
+    for small in (read, model):
+        assert getattr(small.config, "attention_type", "block_sparse") == "block_sparse"
+        with torch.no_grad():
+            assert (small(input_ids=ids).logits - expected).norm() < 0.05 * expected.norm()
