@@ -7,6 +7,7 @@ head numbers of the type of ``lm_head.weight``; such layers stay as they are.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections import OrderedDict
@@ -54,15 +55,42 @@ def read_apart(model: Any, modules: Mapping[str, nn.Module]) -> frozenset[str]:
     """Return the names of those of ``modules`` whose weight the model's code reads past the layer, to compute with it or to give
     other numbers its type in a way that integers would not bear.
 
-    The model may be on the device ``"meta"``. What only some ways to call it read is not found, and nothing where the model wants
-    more than token ids; an int8 layer whose weight is then read says so (see ``int8_shown``).
+    A copy without numbers is run, on the device ``"meta"``, which takes no memory and leaves the model alone; the model itself only
+    where its code needs numbers. What only some ways to call it read is not found, and nothing where the model wants more than token
+    ids; an int8 layer whose weight is then read says so (see ``int8_shown``).
     """
     own = set(model.modules())
-    watched = {name: module for name, module in modules.items() if module in own}
+    names = [name for name, module in modules.items() if module in own]
+    twin = _without_numbers(model)
+    found = None if twin is None else _read_apart(twin, names)
+    if found is None and not next(model.parameters()).is_meta:
+        found = _read_apart(model, names)
+    return found or frozenset()
+
+
+def _without_numbers(model: nn.Module) -> nn.Module | None:
+    """Return a copy of the model on the device ``"meta"``, None if it cannot be copied."""
+    tensors: dict[int, Tensor] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        empty = torch.empty_like(tensor, device="meta")
+        own = isinstance(tensor, nn.Parameter)
+        tensors[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if own else empty
+    try:
+        return copy.deepcopy(model, dict(tensors))
+    except Exception as error:  # of any model's own code
+        logger.debug("%s cannot be copied: %r", type(model), error)
+        return None
+
+
+def _read_apart(model: nn.Module, names: Sequence[str]) -> frozenset[str] | None:
+    """Do what :func:`read_apart` does by running this very model; None if it does not run."""
+    watched = {name: model.get_submodule(name) for name in names}
     log = _Log()
-    experts = {module: _Unasked for module in own if is_fused(module)}
+    experts = {module: _Unasked for module in model.modules() if is_fused(module)}
     with _watching({**experts, **dict.fromkeys(watched.values(), _Watched)}, log), _as_it_is_used(model):
         before = _run(model)
+        if before is None:
+            return None
         apart = set(log.data)
         for last in sorted(
             {name.rpartition(".")[2] for name, module in watched.items() if module in log.types - apart}

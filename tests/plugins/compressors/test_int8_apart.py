@@ -13,7 +13,7 @@ from tunesmith.errors import ConfigError
 from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm
-from tunesmith_plugins.compressors import Int8, Int8WeightOnly
+from tunesmith_plugins.compressors import Int8, Int8WeightOnly, int8_apart
 from tunesmith_plugins.compressors.int8_apart import read_apart
 from tunesmith_plugins.compressors.int8_format import Int8QuantizationConfig
 from tunesmith_plugins.compressors.int8_weight import Int8Weight
@@ -154,10 +154,7 @@ class Reading(transformers.LlamaForCausalLM):
                 assert isinstance(weight, torch.Tensor)
                 assert not weight.requires_grad
                 assert "ShownWeight" not in str(weight.dtype)
-        output = super().forward(input_ids=input_ids, **options)
-        if (how or self.how) == "scaled":
-            output.logits *= torch.tensor(0.7).to(layer.weight.dtype).float()
-        return output
+        return super().forward(input_ids=input_ids, **options)
 
 
 def reading(make, how="never"):
@@ -183,7 +180,7 @@ def test_what_some_ways_of_calling_read_is_an_error_that_names_the_layer(make, h
     kept.model(input_ids=IDS, how=how)
 
 
-@pytest.mark.parametrize("how", ["norm", "data", "mixed", "cat", "type", "scaled"])
+@pytest.mark.parametrize("how", ["norm", "data", "mixed", "cat", "type"])
 def test_what_every_call_reads_stays_float_by_itself(make, how):
     small, _ = Int8WeightOnly().build().compress(reading(make, how), runtime=RUNTIME)
     floats = {name for name, each in small.model.named_modules() if type(each) is nn.Linear}
@@ -264,3 +261,15 @@ def test_what_models_keep_from_a_run_is_not_kept(config, tmp_path):
         assert getattr(small.base_model, "attention_type", "block_sparse") == "block_sparse"
         with torch.no_grad():
             assert (small(input_ids=ids).logits - expected).norm() < 0.05 * expected.norm()
+
+
+def test_a_copy_without_numbers_is_run_and_the_model_only_where_its_code_needs_them(make, monkeypatch):
+    runs = []
+    run = int8_apart._run
+    monkeypatch.setattr(
+        int8_apart, "_run", lambda model: runs.append(next(model.parameters()).device.type) or run(model)
+    )
+    for lm, expected in ((make("llama"), ["meta"]), (reading(make, "described"), ["meta", "cpu"])):
+        assert not read_apart(lm.model, dict(lm.model.named_modules()))
+        assert runs == expected
+        runs.clear()
