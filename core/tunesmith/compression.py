@@ -62,10 +62,7 @@ def compress(
             whom the compressor learns nothing.
     """
     built = _built(compressor)
-    if teacher is not None and not built.uses_teacher:
-        raise ConfigError(
-            [f"{type(built.config).__name__} learns from no teacher; leave it out, or use distill @ teacher"], WHERE
-        )
+    check_teacher(built, teacher, WHERE)
     _check_data(built, data is not None)
     if save is not None:
         check_place(Path(save), WHERE)  # said before the work, which would be lost
@@ -98,6 +95,13 @@ def _built(given: CompressorConfig | Compressor | str) -> Compressor:
             [f"a config, a short spelling or a built compressor was expected, not {given!r}"], "compressor"
         )
     return built
+
+
+def check_teacher(compressor: Compressor, teacher: Any, where: str) -> None:
+    """Raise ConfigError, with ``where`` before it, for a teacher of whom the compressor learns nothing; None is no teacher."""
+    if teacher is not None and not compressor.uses_teacher:
+        name = type(compressor.config).__name__
+        raise ConfigError([f"{name} learns from no teacher; leave it out, or use distill @ teacher"], where)
 
 
 def _check_data(built: Compressor, there: bool) -> None:

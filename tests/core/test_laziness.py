@@ -77,6 +77,13 @@ def test_listing_plugins_calls_no_hook_and_needs_no_cattrs():
     assert "cattrs" not in found
 
 
+def test_registering_with_transformers_imports_no_code_of_models():
+    """It takes most of a second, and scipy, which whoever loads a model pays anyway."""
+    found = modules_after("import tunesmith.hf\nfrom tunesmith_plugins.compressors import int8_format")
+    assert "transformers" in found
+    assert not found & {"transformers.modeling_utils", "scipy"}
+
+
 def test_the_test_itself_sees_a_heavy_import():
     assert "numpy" in modules_after("import numpy")
 

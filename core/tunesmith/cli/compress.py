@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tunesmith.cli.options import dtype_option
+
 if TYPE_CHECKING:
     from tunesmith.kinds.compressor import CompressionReport
 
@@ -26,13 +28,7 @@ if TYPE_CHECKING:
 @click.option("--split", default="train", show_default=True)
 @click.option("--items", type=click.IntRange(min=0), default=0, show_default=True, help="At most so many; 0: all.")
 @click.option("--teacher", default=None, help="For distillation: the larger model; MODEL is the student then.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Of the float weights; auto: as in the folder.",
-)
+@dtype_option("float32", "bfloat16")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ...")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tunesmith.cli.options import dtype_option
+
 if TYPE_CHECKING:
     from tunesmith.evaluation import Evaluation
     from tunesmith.statistics import Comparison
@@ -42,13 +44,7 @@ EARLIER = "the earlier evaluation"
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ...")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Of the float weights; auto: as in the folder.",
-)
+@dtype_option("float32", "bfloat16", "float16")
 @click.option("--allow-code", is_flag=True, help="Let components run Python code that they name (hf_evaluate).")
 @click.option(
     "--versus", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Scores written by --out."

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from tunesmith.cli.options import dtype_option
+
 
 @click.command(name="generate")
 @click.argument("model")
@@ -29,13 +31,7 @@ import click
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ...")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Of the float weights; auto: as in the folder.",
-)
+@dtype_option("float32", "bfloat16", "float16")
 @click.option("--stream", is_flag=True, help="Write a completion while it is drawn; with several, use --json too.")
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON object a completion (--stream: a piece of one) and line."

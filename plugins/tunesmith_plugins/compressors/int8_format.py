@@ -13,7 +13,6 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.pytorch_utils import Conv1D
@@ -222,7 +221,7 @@ class Int8Quantizer(HfQuantizer):
         for name, module in model.named_modules():
             if isinstance(module, INTEGER):
                 module.place = name
-            if isinstance(module, PreTrainedModel) and module._tied_weights_keys:
+            if getattr(module, "_tied_weights_keys", None):  # of a whole model of transformers, or its body
                 _tied_already(module)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *rest: Any, **options: Any) -> nn.Module:

@@ -10,8 +10,9 @@ from attrs import validators as v
 from tunesmith.kinds.sampler import SamplerConfig
 
 IMPLEMENTATIONS = "tunesmith_plugins.samplers"
-MOST = v.le(2**53 - 1)
-"""Of a count: rows carry theirs as float64, which holds no larger whole number for certain."""
+LARGEST = 2**53 - 1
+"""Count: rows carry theirs as float64, which holds no larger whole number for certain."""
+MOST = v.le(LARGEST)
 
 
 @frozen(kw_only=True)

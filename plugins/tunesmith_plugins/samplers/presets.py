@@ -37,14 +37,13 @@ from tunesmith_plugins.samplers import (
     TopP,
     Typical,
 )
+from tunesmith_plugins.samplers.config import LARGEST
 
 P = ParamSpec("P")
 
 Range = tuple[str, Callable[[float], bool]]
 """How messages call what an option may be, and whether a number is that."""
 
-LARGEST = 2**53 - 1
-"""Count of a sampler's config."""
 ABOVE_0: Range = ("above 0", lambda x: x > 0)
 FROM_0: Range = ("0 or more", lambda x: x >= 0)
 FROM_MINUS_1: Range = ("-1 or more", lambda x: x >= -1)

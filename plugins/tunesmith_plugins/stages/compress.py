@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from tunesmith.compression import check_teacher
 from tunesmith.data import load_examples
-from tunesmith.errors import ConfigError, PipelineError
+from tunesmith.errors import PipelineError
 from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.lm import load
 from tunesmith.report.content import Content, Series, Table
@@ -26,13 +27,7 @@ class CompressStage(Stage):
             )
         runtime = context.runtime
         compressor = self.config.compressor.build()
-        if self.config.teacher is not None and not compressor.uses_teacher:
-            raise ConfigError(
-                [
-                    f"{type(self.config.compressor).__name__} learns from no teacher; leave it out, or use Distill @ teacher"
-                ],
-                context.name,
-            )
+        check_teacher(compressor, self.config.teacher, context.name)
         compressor.setup(runtime)
         placed = self.config.device_map or None
         lm = load(context.start, runtime=runtime, device_map=placed, as_saved=True)
