@@ -3,9 +3,10 @@
     python benchmarks/int8_memory.py [--layers N] [--width N] [--vocab N] [--shard SIZE]
 
 Writes a LLaMA of that shape with random weights to a temporary folder (float32, in shards), and runs each case in a fresh process:
-loading and running the float model; ``compress`` and ``save``; quantizing while it is read and saving; loading and running the int8
-model. Prints the largest resident memory of each (``ru_maxrss``), without that of a process which has imported everything and loaded
-nothing, and its ratio to the float model's whole process; the time after the imports; and the bytes on disk.
+loading and running the float model; ``compress`` and ``save``; both with a float model whose weights lie in no file; quantizing while
+it is read and saving; loading and running the int8 model. Prints the largest resident memory of each (``ru_maxrss``), without that of
+a process which has imported everything and loaded nothing, and its ratio to the float model's whole process; the time after the
+imports; and the bytes on disk.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ torch.set_num_threads(1)
 source, target = sys.argv[1:3]
 ids = torch.arange(8)[None]
 auto = transformers.AutoModelForCausalLM
+config = transformers.AutoConfig.from_pretrained(source)
 begun = time.process_time()
 """
 END = "\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time() - begun)"
@@ -44,6 +46,13 @@ small.model.save_pretrained(target)""",
 model = auto.from_pretrained(source)
 lm = LM(model=model, tokenizer=None, family="decoder")
 small, _ = Int8(rounding="nearest").build().compress(lm, runtime=Runtime(progress=False))
+small.model.save_pretrained(target)""",
+    "float model in memory of its own, made and run": """
+with torch.no_grad(): auto.from_config(config)(input_ids=ids)""",
+    "compress one in memory of its own and save": """
+model = auto.from_config(config)
+lm = LM(model=model, tokenizer=None, family="decoder")
+small, _ = Int8().build().compress(lm, runtime=Runtime(progress=False))
 small.model.save_pretrained(target)""",
     "quantize while reading, and save": """
 model = auto.from_pretrained(source, quantization_config=Int8QuantizationConfig.on_load(Int8()))

@@ -19,6 +19,7 @@ from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors import int8_format, int8_left, int8_report, int8_weight
 from tunesmith_plugins.compressors.config_int8 import Scheme
 from tunesmith_plugins.compressors.experts import modules_of, split
+from tunesmith_plugins.compressors.freed_memory import done_with, give_back
 from tunesmith_plugins.compressors.fused import fuse
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding
 from tunesmith_plugins.compressors.int8_held import outlying, without
@@ -27,6 +28,7 @@ from tunesmith_plugins.compressors.int8_linear import Int8Linear, Int8StaticLine
 from tunesmith_plugins.compressors.int8_report import Line
 from tunesmith_plugins.compressors.int8_rounding import rounded_for
 from tunesmith_plugins.compressors.layers import let_go_of_files, merged, stored_bytes
+from tunesmith_plugins.compressors.mapped_pages import let_go
 from tunesmith_plugins.compressors.prune import matrix
 from tunesmith_plugins.compressors.prune_calibration import Batch
 from tunesmith_plugins.compressors.random_tokens import in_passing, random_batch, reads
@@ -162,7 +164,10 @@ class Int8Compressor(Compressor):
                 that order; None: each by itself. It gets the first name of a layer that stands in several places.
         """
         model, (count, size) = lm.model, before
+        float_layers = [model.get_submodule(name) for name in (*layout.layers, *layout.embeddings)]
         let_go_of_files(model, {f"{name}.weight" for name in (*layout.layers, *layout.embeddings)})
+        let_go(matrix(layer) for layer in float_layers)  # calibration has read them all
+        del float_layers
         own = same_modules({name: model.get_submodule(name) for name in layout.layers if name not in layout.tied})
         firsts = [places[0] for places in own]
         lines = []
@@ -176,6 +181,8 @@ class Int8Compressor(Compressor):
             for head, layer in heads.items():
                 tied = model.get_submodule(head)
                 lines.append(int8_report.tied_line(head, layer, tied, self.config.measure_rows))
+            let_go([table.weight])
+            done_with(table.weight)
             del table, heads
         if replace is not None:
             found = replace(firsts)
@@ -190,6 +197,7 @@ class Int8Compressor(Compressor):
         int8_format.announce(model, layout)
         fuse(model)
         model.eval()
+        give_back()
         small = LM(model=model, tokenizer=lm.tokenizer, family=lm.family)
         report = CompressionReport(
             parameters=(count, small.parameter_count(nonzero=True)),
@@ -211,6 +219,8 @@ class Int8Compressor(Compressor):
             made.input_zero_point = torch.tensor(zero_point, dtype=torch.int32, device=made.weight.device)
         line = int8_report.linear_line(name, layer, made, seen.rows.get(name), self.config.measure_rows)
         model.set_submodule(name, made)
+        let_go([matrix(layer)])
+        done_with(matrix(layer))
         return line
 
     @staticmethod

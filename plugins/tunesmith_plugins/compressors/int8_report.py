@@ -22,6 +22,9 @@ CALLS = 5
 NO_NOISE = 200.0
 """What stands for infinitely many dB."""
 
+MEASURED = 2**17
+"""Weights whose noise is measured at a time, in float64."""
+
 Line = dict[str, Any]
 
 
@@ -34,7 +37,7 @@ def sqnr(exact: Tensor, approximate: Tensor) -> float:
 def weight_sqnr(weight: Tensor, made: Int8Weight) -> float:
     """Return the ratio of a layer's weights (rows, columns), a few rows at a time."""
     signal = noise = 0.0
-    for rows in row_blocks(*weight.shape):
+    for rows in row_blocks(*weight.shape, numbers=MEASURED):
         exact = weight[rows].double()
         signal += exact.square().sum().item()
         noise += (exact - made.dequantized(rows)).square().sum().item()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tunesmith.errors import ConfigError
 from tunesmith_plugins import kernels
 from tunesmith_plugins.compressors.int8_shown import ShownWeight, read_past
+from tunesmith_plugins.compressors.mapped_pages import let_go
 
 BLOCK = 2**20
 """Numbers that are quantized at a time."""
@@ -72,6 +73,7 @@ class Int8Weight(nn.Module):
             plain = self.weight_int8()
             self._packed = kernels.pack_weight(plain, self.weight_scale, self.group_size or None)
             self.weight = torch.empty_like(plain, device="meta")
+            let_go([plain])
         return self._packed
 
     def weight_int8(self) -> Tensor:
@@ -193,9 +195,9 @@ def _check_finite(weight: Tensor, part: slice) -> None:
         raise ValueError(f"row {row} of the weight has a NaN or infinite value")
 
 
-def row_blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Yield slices of rows that hold about a million numbers together."""
-    step = max(1, BLOCK // columns)
+def row_blocks(rows: int, columns: int, *, numbers: int = BLOCK) -> Iterator[slice]:
+    """Yield slices of rows that hold about so many numbers together."""
+    step = max(1, numbers // columns)
     return (slice(start, min(rows, start + step)) for start in range(0, rows, step))
 
 

@@ -19,16 +19,17 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.data.records import Example
 from tunesmith.errors import ArtifactError, ConfigError, TunesmithError
-from tunesmith.lm import load
+from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
 from tunesmith_plugins import kernels
 from tunesmith_plugins.compressors import Int8, Int8WeightOnly, Scheme, SmoothQuant, int8_format, int8_reading
+from tunesmith_plugins.compressors.int8 import Int8Compressor
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8TiedLinear, packed_rows
 from tunesmith_plugins.compressors.int8_format import Int8QuantizationConfig
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
 from tunesmith_plugins.compressors.int8_weight import Int8Weight
 from tunesmith_plugins.compressors.layers import stored_bytes
-from tunesmith_plugins.compressors.mapped_pages import MappedPages
+from tunesmith_plugins.compressors.mapped_pages import MappedPages, let_go
 
 RUNTIME = Runtime(progress=False)
 IDS = torch.tensor([[4, 5, 6, 7, 8, 1], [9, 10, 11, 12, 13, 1]])
@@ -473,19 +474,66 @@ def test_what_was_read_leaves_the_mapped_file_again_but_not_that_of_others(tmp_p
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked to")
+def test_a_tensor_that_is_done_with_leaves_its_mapped_file_unless_somebody_wrote_to_it(tmp_path):
+    size, generator = (512, 1024), torch.Generator().manual_seed(0)
+    exact = {name: torch.randn(size, generator=generator) for name in ("clean", "written", "turned")}
+    save_file(exact, tmp_path / "m.safetensors")
+    read = load_file(tmp_path / "m.safetensors")
+    for tensor in read.values():
+        tensor.sum()
+    read["written"][100, 100] = 7.0
+    assert resident(tmp_path) >= 3 * 2048
+    own = torch.ones(size)
+    let_go([read["clean"], read["turned"].T, read["written"], own, own[:0], torch.empty(3, device="meta")])
+    assert 2048 - 8 <= resident(tmp_path) <= 2048 + 24, "the written one's, and what stands at the borders"
+    exact["written"][100, 100] = 7.0
+    assert all(torch.equal(read[name], exact[name]) for name in exact)
+    assert torch.equal(own, torch.ones(size))
+
+
+SMALL = {
+    "vocab_size": 300,
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked to")
+@pytest.mark.parametrize("rounding", ["auto", "nearest"])
+def test_a_model_is_compressed_and_used_with_few_pages_of_its_files_in_memory(tmp_path, monkeypatch, rounding):
+    config = transformers.LlamaConfig(**SMALL, num_hidden_layers=8)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "float")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "float")
+    most = []
+    replaced = Int8Compressor.replaced
+
+    def watched(self, *given, **named):
+        most.append(resident(tmp_path / "float"))
+        return replaced(self, *given, **named)
+
+    monkeypatch.setattr(Int8Compressor, "replaced", watched)
+    file = (tmp_path / "float" / "model.safetensors").stat().st_size / 1024
+    small, _ = (
+        Int8(rounding=rounding).build().compress(LM(model=model, tokenizer=None, family="decoder"), runtime=RUNTIME)
+    )
+    assert len(most) == 8 * 7 + 1
+    assert max(most) < file / 6
+    small.model.save_pretrained(tmp_path / "int8")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "int8")
+    again.model(input_ids=torch.arange(8)[None])  # all but the head
+    file = (tmp_path / "int8" / "model.safetensors").stat().st_size / 1024
+    assert 300 * 256 / 1024 <= resident(tmp_path / "int8") < file / 6, "head and embedding are plain yet"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked to")
 @pytest.mark.parametrize("kind", ["experts one by one", "another type"])
 def test_of_a_model_that_is_quantized_while_it_is_read_few_pages_are_in_memory(tmp_path, monkeypatch, kind):
-    size = {
-        "vocab_size": 300,
-        "hidden_size": 256,
-        "intermediate_size": 256,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-    }
     if kind == "experts one by one":
-        config = transformers.MixtralConfig(**size, num_hidden_layers=4, num_local_experts=4)
+        config = transformers.MixtralConfig(**SMALL, num_hidden_layers=4, num_local_experts=4)
     else:
-        config = transformers.LlamaConfig(**size, num_hidden_layers=8)
+        config = transformers.LlamaConfig(**SMALL, num_hidden_layers=8)
     model = AutoModelForCausalLM.from_config(config)
     model.to(torch.bfloat16 if kind == "another type" else torch.float32).save_pretrained(tmp_path)
     most = []
