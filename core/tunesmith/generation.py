@@ -235,8 +235,8 @@ def _metered(
                 whole, tokens = whole + 1, tokens + len(completion.token_ids)
             yield result
         # the engine counts the steps of all calls since it got its model
-        own = engine.steps is not None and alone and turns.asked == call
-        steps = engine.steps - before if own else None
+        counted = engine.steps
+        steps = counted - before if counted is not None and alone and turns.asked == call else None
     if report is not None:
         report(
             Throughput(
@@ -363,7 +363,7 @@ def component(given: Config | Component[Any] | str | None, kind: str) -> Any:
 def _names(prompts: Sequence[Any], ids: Sequence[str] | None) -> list[str]:
     if ids is None:
         return [str(number) for number in range(len(prompts))]
-    if is_one(ids):
+    if not hasattr(ids, "__len__"):
         raise ConfigError([f"ids: a list of {len(prompts)} names was expected, not {type(ids).__name__}"], "generate")
     problems = []
     if len(ids) != len(prompts):
