@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from attrs import frozen
 
 from tunesmith.errors import PluginLoadError
-from tunesmith.typecheck import check_fields, check_values
+from tunesmith.typecheck import Checked
 
 if TYPE_CHECKING:
     from tunesmith.runtime import Runtime
@@ -24,7 +24,7 @@ API_VERSION = 1
 
 
 @frozen(kw_only=True)
-class Config:
+class Config(Checked):
     """Base of every component's configuration.
 
     Subclasses are ``attrs.frozen(kw_only=True)`` classes whose fields are bool, int, float, str, Literal, Enum,
@@ -43,13 +43,6 @@ class Config:
     revision: ClassVar[int] = 1
     api: ClassVar[int] = API_VERSION
     kind: ClassVar[str] = ""
-
-    def __attrs_pre_init__(self, *positional: Any, **values: Any) -> None:
-        # before the validators: "'>' not supported between 'str' and 'int'" helps nobody
-        check_values(type(self), values)
-
-    def __attrs_post_init__(self) -> None:
-        check_fields(self)
 
     def build(self) -> Any:
         """Return the component of this config. Imports its module; does no other I/O and loads no weights.

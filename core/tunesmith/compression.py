@@ -5,9 +5,11 @@ Imported at run time only; torch arrives with the compressor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+from attrs import evolve
 
 from tunesmith.component import Config
 from tunesmith.data.config import Data
@@ -15,7 +17,7 @@ from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.compressor import CompressionReport, Compressor, CompressorConfig
 from tunesmith.model_folder import check_place
-from tunesmith.runtime import Runtime
+from tunesmith.runtime import Runtime, checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,6 +64,9 @@ def compress(
             whom the compressor learns nothing.
     """
     built = _built(compressor)
+    checked(runtime, WHERE)
+    if report is not None and not callable(report):
+        raise ConfigError([f"it is called with what became smaller, as report=print, not {report!r} @ report"], WHERE)
     check_teacher(built, teacher, WHERE)
     _check_data(built, data is not None)
     if save is not None:
@@ -164,7 +169,7 @@ def _examples(data: Data | Iterable[str | Example], lm: LM, runtime: Runtime) ->
     if isinstance(data, Data):
         from tunesmith.data import load_examples
 
-        return load_examples(data, "train", runtime, tokenizer=lm.tokenizer)
+        return read_too(lm, load_examples(data, "train", runtime, tokenizer=lm.tokenizer))
     if isinstance(data, (str, Path, Mapping)):
         raise ConfigError(
             [
@@ -176,8 +181,7 @@ def _examples(data: Data | Iterable[str | Example], lm: LM, runtime: Runtime) ->
     found = []
     for place, item in enumerate(data):
         if isinstance(item, str):
-            prompt = item if lm.family == "encoder-decoder" else ""
-            item = Example(id=str(place), prompt=prompt, targets=(item,))
+            item = Example(id=str(place), prompt="", targets=(item,))
         if not isinstance(cast(object, item), Example):
             raise ConfigError(
                 [
@@ -186,4 +190,11 @@ def _examples(data: Data | Iterable[str | Example], lm: LM, runtime: Runtime) ->
                 WHERE,
             )
         found.append(item)
-    return found
+    return read_too(lm, found)
+
+
+def read_too(lm: LM, examples: Sequence[Example]) -> list[Example]:
+    """Return examples of which an encoder-decoder reads the plain texts too, since its encoder would see nothing of them."""
+    if lm.family != "encoder-decoder":
+        return list(examples)
+    return [evolve(e, prompt=e.targets[0]) if not e.prompt and e.targets else e for e in examples]

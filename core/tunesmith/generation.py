@@ -14,13 +14,14 @@ from attrs import evolve
 
 from tunesmith.component import Component, Config
 from tunesmith.errors import ConfigError, TunesmithError
-from tunesmith.given import each, is_one, mapping, one_each, real, token_ids, whole
+from tunesmith.given import each, half_a_character, is_one, mapping, one_each, real, token_ids, whole
 from tunesmith.hf_rows import Parameters
 from tunesmith.kinds.decoder import Completion, Decoder, DecoderConfig, Limits, Piece, Request
 from tunesmith.kinds.engine import Engine, EngineConfig, Throughput
 from tunesmith.kinds.sampler import Sampler, SamplerConfig
 from tunesmith.row_parameters import check as check_parameters
-from tunesmith.runtime import Runtime, derive_seed
+from tunesmith.runtime import Runtime, checked, derive_seed
+from tunesmith.turns import Turns, turns_of
 
 if TYPE_CHECKING:
     from tunesmith.lm import LM
@@ -112,7 +113,8 @@ def generate(
         decoder: Likewise; None means ``stepwise``.
         sampler: Likewise; None means ``greedy``.
         max_new_tokens: Most new tokens of a completion, one number for all prompts or one a prompt.
-        min_new_tokens: It cannot end of itself before so many.
+        min_new_tokens: It cannot end of itself before so many, at most ``max_new_tokens``; a prompt whose own number of these
+            is smaller ends there.
         stop: Strings that end a completion and are not part of it.
         seed: Seed of everything drawn.
         seeds: Seeds of the prompts, unsigned 64 bit, instead of those that follow from ``seed`` and the ids.
@@ -132,8 +134,6 @@ def generate(
         MissingPower: If the engine cannot do what is asked for.
         NumericError: If the model gives NaN or infinity.
     """
-    lm = _model(lm, runtime or Runtime())
-    runtime = runtime or Runtime(device=str(lm.device))  # what decoders load lies where the model does
     given = _list_of(prompts)
     names = _names(given, ids)
     count = len(given)
@@ -144,27 +144,36 @@ def generate(
     most = each(max_new_tokens, count, "max_new_tokens", "generate", whole)
     min_new_tokens = whole(min_new_tokens, "min_new_tokens", "generate")
     completions = whole(completions, "completions", "generate")
-    too_few = [f"max_new_tokens of prompt {n} must be at least 1, not {m}" for n, m in enumerate(most) if m < 1]
+    wrong = [f"max_new_tokens of prompt {n} must be at least 1, not {m}" for n, m in enumerate(most) if m < 1]
     if min_new_tokens < 0:
-        too_few.append(f"min_new_tokens must be at least 0, not {min_new_tokens}")
+        wrong.append(f"min_new_tokens must be at least 0, not {min_new_tokens}")
     if completions < 1:
-        too_few.append(f"completions must be at least 1, not {completions}")
-    if too_few:
-        raise ConfigError(too_few, "generate")
+        wrong.append(f"completions must be at least 1, not {completions}")
+    if report is not None and not callable(report):
+        wrong.append(f"report is called with the speed, as report=print, and {report!r} cannot be called")
+    if wrong:
+        raise ConfigError(wrong, "generate")
+    longest = whole(max_new_tokens, "max_new_tokens", "generate") if is_one(max_new_tokens) else max(most, default=1)
+    limits = Limits(
+        max_new_tokens=longest,
+        min_new_tokens=min_new_tokens,
+        stop=(stop,) if is_one(stop) else tuple(stop),  # type: ignore[arg-type]  # the limits look at them
+    )
     by_name = mapping(parameters or {}, "parameters", "generate")
     values = {k: each(v, count, f"values of {k!r}", "generate", real) for k, v in by_name.items()}
     built: Engine = component(engine, "engine")
     built_decoder: Decoder = component(decoder, "decoder")
-    negatives = _negatives(lm, given, negative_prompts, built_decoder)
     built_sampler: Sampler = component(sampler, "sampler")
     check_parameters(built_sampler, values, "generate")
     built.require(_powers(built_sampler, completions))
+    # what is wrong has been said before a model is read
+    lm = _model(lm, checked(runtime, "generate") or Runtime())
+    runtime = runtime or Runtime(device=str(lm.device))  # what decoders load lies where the model does
+    negatives = _negatives(lm, given, negative_prompts, built_decoder)
     if built is not engine:
         built.setup(runtime)
     if built_sampler is not sampler:
         built_sampler.setup(runtime)
-    built.sync(lm)
-    longest = whole(max_new_tokens, "max_new_tokens", "generate") if is_one(max_new_tokens) else max(most, default=1)
     requests = [
         Request(
             prompt_ids=tokens,
@@ -178,16 +187,15 @@ def generate(
         for place, tokens in enumerate(_tokens(lm, given))
         for copy in range(completions)
     ]
-    limits = Limits(
-        max_new_tokens=longest,
-        min_new_tokens=min_new_tokens,
-        stop=(stop,) if is_one(stop) else tuple(stop),  # type: ignore[arg-type]  # the limits look at them
-    )
     work = requests, built_decoder, built_sampler, limits, runtime
+    turns = turns_of(built)
+    with turns.asking() as call:
+        built.sync(lm)
+        results: Iterator[Any] = built.stream(*work) if stream else built.generate(*work)
+    finished = _metered(results, built, (turns, call), requests, report)
     if stream:
-        return _pieces(_metered(built.stream(*work), built, requests, report), completions)
+        return _pieces(finished, completions)
     found: list[list[Completion]] = [[] for _ in requests]
-    finished = _metered(built.generate(*work), built, requests, report)
     for completion in runtime.track(finished, "Generating", total=len(requests)):
         found[completion.request].append(_of_prompt(completion, completions))
     lost = [str(number) for number, some in enumerate(found) if not some]
@@ -210,15 +218,25 @@ def _pieces(pieces: Iterator[Piece], completions: int) -> Iterator[Piece]:
 
 
 def _metered(
-    results: Iterable[Any], engine: Engine, requests: Sequence[Request], report: Callable[[Throughput], object] | None
+    results: Iterable[Any],
+    engine: Engine,
+    turn: tuple[Turns, int],
+    requests: Sequence[Request],
+    report: Callable[[Throughput], object] | None,
 ) -> Iterator[Any]:
     """Yield completions or pieces, and report the speed when they are all there."""
-    start, before, whole, tokens = time.perf_counter(), engine.steps or 0, 0, 0
-    for result in results:
-        completion = result if isinstance(result, Completion) else result.completion
-        if completion is not None:
-            whole, tokens = whole + 1, tokens + len(completion.token_ids)
-        yield result
+    turns, call = turn
+    whole = tokens = 0
+    with turns.answering() as alone:
+        start, before = time.perf_counter(), (engine.steps or 0) if alone else 0
+        for result in results:
+            completion = result if isinstance(result, Completion) else result.completion
+            if completion is not None:
+                whole, tokens = whole + 1, tokens + len(completion.token_ids)
+            yield result
+        # the engine counts the steps of all calls since it got its model
+        counted = engine.steps
+        steps = counted - before if counted is not None and alone and turns.asked == call else None
     if report is not None:
         report(
             Throughput(
@@ -226,7 +244,7 @@ def _metered(
                 prompt_tokens=sum(len(request.prompt_ids) for request in requests),
                 new_tokens=tokens,
                 seconds=time.perf_counter() - start,
-                steps=None if engine.steps is None else engine.steps - before,
+                steps=steps,
             )
         )
 
@@ -269,14 +287,8 @@ def _list_of(prompts: Any) -> list[Any]:
 
 def _tokens(lm: LM, prompts: Sequence[Any], what: str = "prompt") -> list[tuple[int, ...]]:
     """Return the ids of prompts, some of which may be ids already; ``what`` is how messages call one."""
-    for place, prompt in enumerate(prompts):
-        if isinstance(prompt, str) and not prompt.isascii():
-            try:
-                prompt.encode()
-            except UnicodeEncodeError as cause:
-                half = f"{what} {place} holds half of a character (one of two surrogates) at place {cause.start}"
-                raise ConfigError([f"{half}, which no tokenizer reads"], "generate") from cause
-    texts = iter(prompt_ids(lm, [prompt for prompt in prompts if isinstance(prompt, str)]))
+    given = {f"{what} {place}": prompt for place, prompt in enumerate(prompts) if isinstance(prompt, str)}
+    texts = iter(prompt_ids(lm, list(given.values()), names=list(given)))
     size, found = lm.readable_ids, []
     for place, prompt in enumerate(prompts):
         if isinstance(prompt, str):
@@ -289,18 +301,23 @@ def _tokens(lm: LM, prompts: Sequence[Any], what: str = "prompt") -> list[tuple[
     return found
 
 
-def prompt_ids(lm: LM, prompts: Sequence[str]) -> list[tuple[int, ...]]:
+def prompt_ids(lm: LM, prompts: Sequence[str], *, names: Sequence[str] = ()) -> list[tuple[int, ...]]:
     """Tokenize prompts with the special tokens of a text, ready to be continued.
 
     For a decoder-only model an end-of-sequence token that the tokenizer puts behind a text is taken off, a second
     beginning-of-text token (chat templates write one already) is dropped, and an empty prompt becomes the
-    beginning-of-text token.
+    beginning-of-text token. ``names`` are what messages call the prompts, each by its text if they are left out.
 
     Raises:
-        ConfigError: For an empty prompt of a model without any such token, or a model without a tokenizer.
+        ConfigError: For an empty prompt of a model without any such token, half of a character, or a model without a tokenizer.
     """
     if not prompts:
         return []
+    for name, prompt in zip(names or map(repr, prompts), prompts, strict=True):
+        broken = half_a_character(prompt)
+        if broken is not None:
+            half = f"{name} holds half of a character (one of two surrogates) at place {broken}"
+            raise ConfigError([f"{half}, which no tokenizer reads"], "generate")
     tokenizer = lm.tokenizer
     if tokenizer is None:
         raise ConfigError(
@@ -346,6 +363,8 @@ def component(given: Config | Component[Any] | str | None, kind: str) -> Any:
 def _names(prompts: Sequence[Any], ids: Sequence[str] | None) -> list[str]:
     if ids is None:
         return [str(number) for number in range(len(prompts))]
+    if not hasattr(ids, "__len__"):
+        raise ConfigError([f"ids: a list of {len(prompts)} names was expected, not {type(ids).__name__}"], "generate")
     problems = []
     if len(ids) != len(prompts):
         problems.append(f"{len(ids)} ids for {len(prompts)} prompts")

@@ -54,6 +54,16 @@ def real(value: Any, what: str, where: str) -> float:
     return found
 
 
+def half_a_character(text: str) -> int | None:
+    """Return where a text holds one of two surrogates, half of a character that no tokenizer reads; None if nowhere."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as cause:
+            return cause.start
+    return None
+
+
 def token_ids(value: Any, size: int | None, what: str, where: str) -> tuple[int, ...]:
     """Return token ids as a tuple of ints.
 

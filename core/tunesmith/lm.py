@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -20,8 +19,9 @@ from attrs import define
 
 from tunesmith.errors import ArtifactError, ConfigError, TunesmithError
 from tunesmith.evaluation_mode import evaluation_mode
+from tunesmith.mistyped import did_you_mean
 from tunesmith.model_folder import TOKENIZER_FILES, replaced
-from tunesmith.runtime import Runtime
+from tunesmith.runtime import Runtime, checked
 
 if TYPE_CHECKING:
     import torch
@@ -255,7 +255,7 @@ def load(
         ConfigError: If there is no such model or it has no such head.
         ArtifactError: If a folder is incomplete.
     """
-    runtime = runtime or Runtime()
+    runtime = checked(runtime, "tunesmith.load") or Runtime()
     _check_device(runtime.device)
     if str(source).startswith("~"):
         source = os.path.expanduser(source)  # which leaves ~name of nobody as it is
@@ -283,9 +283,8 @@ def load(
         if folder.is_dir():
             problem = f"{str(source)!r} holds no model that can be loaded: {cause}"
         else:
-            problem = (
-                f"{_no_folder(folder)}, and {str(source)!r} of the hub cannot be loaded: {cause}{_near_folder(folder)}"
-            )
+            hint = did_you_mean(folder, folders=True)
+            problem = f"{_no_folder(folder)}, and {str(source)!r} of the hub cannot be loaded: {str(cause).rstrip('. ')}.{hint}"
         raise ConfigError([problem], "tunesmith.load") from cause
     family = family_of(config)
     if head == "classification" and labels is None and config.architectures and _head_of(config) != head:
@@ -347,7 +346,8 @@ def _check_source(source: str | Path, revision: str | None, runtime: Runtime) ->
             else "no hub is asked for it (offline, or HF_HUB_OFFLINE is set) and the hub's cache does not have it; give a "
             "folder, or go online once"
         )
-        raise ConfigError([f"{_no_folder(folder)}, and {why}{_near_folder(folder)}"], "tunesmith.load")
+        hint = did_you_mean(folder, folders=True)
+        raise ConfigError([f"{_no_folder(folder)}, and {why}.{hint}"], "tunesmith.load")
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise ConfigError(
             [
@@ -365,12 +365,6 @@ def _check_source(source: str | Path, revision: str | None, runtime: Runtime) ->
 def _no_folder(folder: Path) -> str:
     looked = "" if folder.is_absolute() else f" (looked from {Path.cwd()})"
     return f"there is no model folder {str(folder)!r}{looked}"
-
-
-def _near_folder(folder: Path) -> str:
-    siblings = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
-    near = get_close_matches(folder.name, siblings, 1)
-    return f". Did you mean {str(folder.parent / near[0])!r}?" if near else ""
 
 
 def _models_in(folder: Path) -> str:

@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tunesmith.errors import ConfigError
@@ -35,7 +35,9 @@ _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\
 
 
 def check_folder(folder: Path, what: str, option: str, where: str) -> None:
-    """Check that something can be written to ``folder``, which need not be there yet.
+    """Check that something can be written to ``folder``, which need not be there yet, and is not after this either.
+
+    It is tried: what the system says beforehand is not all (the superuser may do everything, and still not write to /proc).
 
     Args:
         folder: The place.
@@ -44,13 +46,22 @@ def check_folder(folder: Path, what: str, option: str, where: str) -> None:
         where: Who is going to write it, at the head of messages.
 
     Raises:
-        ConfigError: If it is a file or lies under one, or may not be written to.
+        ConfigError: If it is a file or lies under one, or cannot be written to.
     """
-    place = next((at for at in (folder, *folder.parents) if at.exists()), Path())
+    missing = [at for at in (folder, *folder.parents) if not os.path.exists(at)]
+    place = missing[-1].parent if missing else folder
     if not place.is_dir():
         raise ConfigError([f"{place} is a file, and {what} to a folder; give another name @ {option}"], where)
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError([f"{place} may not be written to; give another folder @ {option}"], where)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as cause:
+        why = cause.strerror or cause
+        raise ConfigError([f"{folder} cannot be written to ({why}); give another folder @ {option}"], where) from cause
+    finally:
+        for made in missing:
+            with suppress(OSError):  # it could not be made, or another process has put something there
+                made.rmdir()
 
 
 def check_place(folder: Path, where: str) -> None:

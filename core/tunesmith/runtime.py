@@ -8,7 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from attrs import evolve, field, frozen, validators
+from attrs import converters, evolve, field, frozen
+
+from tunesmith.errors import ConfigError
+from tunesmith.given import whole
+from tunesmith.typecheck import check_fields
 
 if TYPE_CHECKING:
     import torch
@@ -16,12 +20,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def _seed(value: Any) -> int:
+    return whole(value, "seed", "runtime")
+
+
 @frozen(kw_only=True)
 class Runtime:
     """Handed to every heavy method.
 
     Attributes:
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ..., or such a ``torch.device``.
         dtype: Floating-point type of the weights while they are used; ``"auto"`` keeps what the model folder says.
         seed: The seed of whatever is random in the method.
         threads: torch's intra-op threads; 0 leaves torch's own choice.
@@ -31,14 +39,19 @@ class Runtime:
         progress: Show progress bars (they are silent when standard error is not a terminal).
     """
 
-    device: str = "cpu"
+    device: str = field(default="cpu", converter=str)
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "float32"
-    seed: int = 0
-    threads: int = field(default=0, validator=validators.ge(0))
-    folder: Path | None = None
+    seed: int = field(default=0, converter=_seed)
+    threads: int = 0
+    folder: Path | None = field(default=None, converter=converters.optional(Path))
     offline: bool = field(factory=lambda: os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"))
     allow_code: bool = False
     progress: bool = True
+
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
+        if self.threads < 0:
+            raise ValueError(f"'threads' must be >= 0: {self.threads}")
 
     @property
     def torch_dtype(self) -> torch.dtype | Literal["auto"]:
@@ -86,9 +99,22 @@ class Runtime:
         yield from track(items, description=description, total=total, console=Console(stderr=True), transient=True)
 
 
+def checked(runtime: Any, where: str) -> Runtime | None:
+    """Return a runtime or None as it is.
+
+    Raises:
+        ConfigError: For anything else, such as the name of a device; ``where`` stands before it.
+    """
+    if runtime is not None and not isinstance(runtime, Runtime):
+        raise ConfigError(
+            [f"runtime: a tunesmith.Runtime was expected, as Runtime(device='cuda'), not {runtime!r}"], where
+        )
+    return runtime
+
+
 def derive_seed(seed: int, *names: str | int) -> int:
     """Return a seed in [0, 2**63) that depends on ``seed`` and the names and on nothing else."""
     import hashlib
 
     text = "\0".join([str(seed), *map(str, names)])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1

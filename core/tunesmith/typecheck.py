@@ -56,6 +56,21 @@ def check_values(cls: type, values: Mapping[str, Any]) -> None:
         raise TypeError(f"{cls.__name__}: " + "; ".join(problems))
 
 
+class Checked:
+    """Base of frozen attrs values whose fields must have the types that they are annotated with.
+
+    A wrong type raises ``TypeError`` and not what a validator makes of it ("'>' not supported between 'str' and 'int'").
+    """
+
+    __slots__ = ()
+
+    def __attrs_pre_init__(self, *positional: Any, **values: Any) -> None:
+        check_values(type(self), values)
+
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
+
+
 def check_fields(instance: Any) -> None:
     """Check every field of a frozen attrs instance; turn int into float and list into tuple where declared so.
 

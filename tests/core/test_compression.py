@@ -103,10 +103,15 @@ def test_plain_texts_calibrate_as_the_examples_they_stand_for(family):
     assert made.fingerprint != other.fingerprint
 
 
-def test_data_may_be_a_source(tmp_path):
+@pytest.mark.parametrize("family", ["decoder", "encoder-decoder"])
+def test_data_may_be_a_source(tmp_path, family):
     (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    made = ts.compress(tiny_lm("decoder"), "int8_static", data=ts.Data(source=str(tmp_path)))
-    assert made.fingerprint == ts.compress(tiny_lm("decoder"), "int8_static", data=TEXTS).fingerprint
+    made = ts.compress(tiny_lm(family), "int8_static", data=ts.Data(source=str(tmp_path)))
+    assert made.fingerprint == ts.compress(tiny_lm(family), "int8_static", data=TEXTS).fingerprint
+    tiny_lm(family).save(tmp_path / "m")
+    arguments = ["compress", str(tmp_path / "m"), "int8_static", "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--data", str(tmp_path / "train.jsonl")]) == 0
+    assert ts.load(tmp_path / "out").fingerprint == made.fingerprint
 
 
 def test_a_teacher_and_a_tokenizer_beside_the_weights(tmp_path):

@@ -236,6 +236,31 @@ def test_columns_that_cannot_be_made_say_what_to_do(name: str, options: dict[str
         evaluate(tiny_lm("decoder"), examples(), [metric(name, **options)], runtime=OFFLINE)
 
 
+def test_a_metric_with_a_reward_of_several_models_is_measured(tmp_path: Path) -> None:
+    """Its config holds a mapping, so it has no hash."""
+    tiny_lm("decoder").save(tmp_path)
+    mixed = "reward(model=mix(models={short: length_penalty(most=1), plain: repetition_penalty}))"
+    found = evaluate(str(tmp_path), examples(), [mixed], generation=Greedily(max_new_tokens=2), runtime=OFFLINE)
+    assert found.results["reward"].n == 6
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"confidence": 95}, "confidence is a level between 0 and 1, as 0.95, and not 95"),
+    ({"confidence": "95%"}, "confidence: a number was expected"),
+    ({"resamples": -1}, "resamples must be at least 0, not -1"),
+    ({"resamples": 1e3}, "resamples: a whole number was expected"),
+])  # fmt: skip
+def test_levels_and_resamples_that_cannot_be_are_refused_before_a_model_is_read(options, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        evaluate("no-model", examples(), ["rouge"], **options)
+
+
+def test_examples_with_one_id_are_refused() -> None:
+    twice = [Example(id="x", prompt="the"), Example(id="y", prompt="a"), Example(id="x", prompt="dog")]
+    with pytest.raises(ConfigError, match="2 examples have the id 'x'; give every example an id of its own"):
+        evaluate(tiny_lm("decoder"), twice, [metric("latency")], runtime=OFFLINE)
+
+
 def test_examples_without_references_are_named() -> None:
     with pytest.raises(DataError, match="'x' has no reference"):
         evaluate(tiny_lm("decoder"), [Example(id="x", prompt="the")], [metric("exact_match")], runtime=OFFLINE)
@@ -425,11 +450,26 @@ def test_the_command_prints_scores_with_intervals(files: tuple[str, str], tmp_pa
 
 def test_the_command_finds_wrong_places_before_it_reads_anything(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    common = ["no-model", "--data", "no-data", "--metric", "rouge"]
+    common = ["no-model", "--data", "./no-data", "--metric", "rouge"]
     with pytest.raises(ConfigError, match="taken is a file, and scores are written to a folder.*@ --out"):
         run(*common, "--out", str(tmp_path / "taken" / "in"))
     with pytest.raises(ArtifactError, match="holds no scores"):
         run(*common, "--versus", str(tmp_path))
+    with pytest.raises(DataError, match="no-data"):
+        run(*common, "--out", str(tmp_path / "new" / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]  # what was tried left nothing behind
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="where the superuser cannot write is not known here")
+@pytest.mark.parametrize("place", ["/proc/scores", "/proc/1/scores/new", "/proc"])
+def test_the_command_finds_places_that_cannot_be_written_to_before_it_reads_anything(place: str) -> None:
+    with pytest.raises(ConfigError, match=f"{place} cannot be written to .*give another folder @ --out"):
+        run("no-model", "--data", "./no-data", "--metric", "rouge", "--out", place)
+
+
+def test_the_command_finds_wrong_templates_before_it_reads_anything() -> None:
+    with pytest.raises(ConfigError, match=r"'prompt' is no usable template: '{' at character 1"):
+        run("no-model", "--data", "./no-data", "--metric", "rouge", "--prompt", "{q")
 
 
 def test_the_command_finds_wrong_names_before_it_reads_anything() -> None:

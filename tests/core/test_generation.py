@@ -1,4 +1,7 @@
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from string import ascii_letters
 
 import numpy as np
@@ -17,6 +20,7 @@ from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins.engines import Scripted, Transformers
+from tunesmith_plugins.engines.in_process import TransformersEngine
 from tunesmith_plugins.samplers import Chain, Temperature, TopK
 
 PROMPTS = ["the cat sees a tree", "dog", "one two red and blue fish"]
@@ -150,6 +154,20 @@ def test_limits_may_be_given_a_prompt(lm):
         generate(lm, PROMPTS, max_new_tokens=[1, 2])
 
 
+def test_what_is_wrong_is_said_before_a_model_is_read():
+    for wrong, message in (
+        ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens=9 is more than max_new_tokens=8"),
+        ({"min_new_tokens": 9, "max_new_tokens": [8, 3]}, "min_new_tokens=9 is more than max_new_tokens=8"),
+        ({"stop": ["a", ""]}, "empty string"),
+        ({"sampler": "top_p(p=3)"}, "'p' must be <= 1"),
+        ({"sampler": "top_k", "parameters": {"top_p.p": 0.5}}, "this sampler has no parameter 'top_p.p'"),
+        ({"report": True}, "report is called with the speed, as report=print, and True cannot be called"),
+        ({"ids": 3}, "ids: a list of 2 names was expected, not int"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            generate("no-model", ["a", "b"], **wrong)
+
+
 def test_a_prompt_at_the_limit_of_positions_is_whole_and_a_longer_one_is_cut():
     lm = tiny_lm()
     places = lm.model.config.max_position_embeddings
@@ -272,6 +290,38 @@ def test_the_speed_is_reported_once(lm):
     generate(tiny_lm(), PROMPTS, engine=Scripted(answers=("a",), repeat=True), report=speeds.append)
     assert speeds[-1].rows_busy is None
     assert "busy" not in str(speeds[-1])
+
+
+def test_steps_are_reported_where_they_are_those_of_one_call(lm):
+    speeds = []
+    engine = Transformers(batch_size=3).build()
+    options = {"engine": engine, "max_new_tokens": 6, "min_new_tokens": 6, "report": speeds.append, "stream": True}
+    first, second = (generate(lm, PROMPTS, **options) for _ in range(2))
+    next(first)
+    list(second)
+    list(first)
+    assert [speed.steps for speed in speeds] == [None, None]
+    list(generate(lm, PROMPTS, **options))
+    assert speeds[-1].steps == 5
+
+
+def test_threads_share_an_engine_with_different_models():
+    """Each engine waits, once it has its model, for the other thread to give it another."""
+
+    class Patient(TransformersEngine):
+        def sync(self, lm):
+            super().sync(lm)
+            with suppress(threading.BrokenBarrierError):
+                both.wait(timeout=0.5)
+
+    both = threading.Barrier(2)
+    engine = Patient(Transformers())
+    lms = [tiny_lm(), tiny_lm(seed=1)]
+    expected = [ids_of(generate(lm, PROMPTS, max_new_tokens=6)) for lm in lms]
+    assert expected[0] != expected[1]
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(generate, lm, PROMPTS, engine=engine, max_new_tokens=6) for lm in lms]
+        assert [ids_of(each.result()) for each in asked] == expected
 
 
 def test_a_stream_says_at_once_what_is_wrong(lm):

@@ -117,9 +117,11 @@ def test_a_new_sampler_is_listed_checked_and_serves_in_a_saved_pipeline_until_it
     assert "pip install tunesmith-square-cut" in gone.stderr
 
 
-@pytest.mark.parametrize("name", ["", "Top", "top a", "../top", "top/a", "-top", "1top", "top--a", "tunesmith-"])
+@pytest.mark.parametrize(
+    "name", ["", "Top", "top a", "../top", "top/a", "-top", "1top", "top--a", "tunesmith-", "none"]
+)
 def test_a_name_that_cannot_be_one_is_refused(name, tmp_path):
-    with pytest.raises(ConfigError, match="cannot be a plugin's name"):
+    with pytest.raises(ConfigError, match="cannot be a plugin's name|a class of the name None, a word of Python"):
         write_plugin(name, KINDS["sampler"], tmp_path)
     assert not list(tmp_path.iterdir())
 

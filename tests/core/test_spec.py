@@ -314,7 +314,7 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path, name):
 
 
 def test_a_missing_file_is_a_config_error_that_names_it(tmp_path):
-    with pytest.raises(ConfigError, match=r"nothing\.json.*\n.*No such file"):
+    with pytest.raises(ConfigError, match=r"nothing\.json.*\n.*there is no such file"):
         spec.read(tmp_path / "nothing.json", SamplerConfig)
 
 

@@ -7,6 +7,7 @@ from attrs import validators as v
 
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.reward_model import RewardModelConfig
+from tunesmith.typecheck import Checked, check_fields
 
 NAMES = ("held_out", "diversity", "perplexity", "length", "kl", "disagreement")
 """Every alarm there is."""
@@ -19,7 +20,7 @@ def _known(_: object, attribute: Attribute[tuple[str, ...]], value: tuple[str, .
 
 
 @frozen(kw_only=True)
-class Alarms:
+class Alarms(Checked):
     """What an online training is watched for.
 
     An alarm compares the mean of the last ``window`` steps with the best window before. Its threshold is such that a
@@ -58,6 +59,7 @@ class Alarms:
     disagreement_rise: float = field(default=0.25, validator=v.ge(0))
 
     def __attrs_post_init__(self) -> None:
+        check_fields(self)
         idle = [name for name in self.stop if name not in self.watch]
         if idle:
             raise ConfigError([f"{', '.join(idle)} cannot stop the training without being watched @ stop"], "alarms")

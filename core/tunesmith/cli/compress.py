@@ -53,13 +53,14 @@ def compress(
     from tunesmith import compression
     from tunesmith.data import Data, load_examples
     from tunesmith.runtime import Runtime
-    from tunesmith.spec import parse
+    from tunesmith.spec import construct, parse
 
     config = parse(compressor, "compressor")  # wrong names are found before anything is read
     runtime = Runtime(device=device, dtype=dtype, seed=seed)
     examples = None
     if source:
-        examples = load_examples(Data(source=source, prompt=prompt, target=target), split, runtime, items=items)
+        taken = construct(Data, {"source": source, "prompt": prompt, "target": target}, where="compress")
+        examples = load_examples(taken, split, runtime, items=items)
     reports: list[CompressionReport] = []
     compression.compress(
         model, config, data=examples, teacher=teacher, runtime=runtime, save=output, report=reports.append

@@ -91,9 +91,9 @@ def evaluate(
     from tunesmith.lm import load
     from tunesmith.model_folder import check_folder
     from tunesmith.runtime import Runtime
-    from tunesmith.spec import parse
+    from tunesmith.spec import construct, parse
 
-    # wrong names and places are found before the work
+    # wrong names, places and data are found before a model is read
     configs = tuple(parse(text, "metric") for text in metrics)
     generation = Greedily(
         engine=parse(engine, "engine"),
@@ -107,10 +107,11 @@ def evaluate(
         check_folder(out, "scores are written", "--out", "evaluate")
     tables = None if versus is None else read_tables(versus)
     runtime = Runtime(device=device, dtype=dtype, seed=seed, allow_code=allow_code)
-    data = Data(source=source, prompt=prompt, target=target, references=references)
+    fields = {"source": source, "prompt": prompt, "target": target, "references": references}
+    data = construct(Data, fields, where="evaluate")
     chosen = split or ("all" if Path(os.path.expanduser(source)).is_file() else "test")
+    examples = load_examples(data, chosen, runtime, items=items, shots=shots or None)
     lm = load(model, runtime=runtime, head=head_for(configs))
-    examples = load_examples(data, chosen, runtime, items=items, shots=shots or None, tokenizer=lm.tokenizer)
     found = measure(lm, examples, configs, generation=generation, runtime=runtime, seed=seed, confidence=confidence)
     compared = {} if tables is None else found.compare(tables)
     if out is not None:

@@ -58,12 +58,14 @@ def generate(
     if stream and not as_json and len(given) * limits["completions"] > 1:
         raise click.UsageError("several completions are written side by side; --stream needs --json to tell them apart")
     from tunesmith import generation
+    from tunesmith.kinds.decoder import Limits
     from tunesmith.lm import load
     from tunesmith.runtime import Runtime
     from tunesmith.spec import parse
 
-    # wrong names are found before the model is read
+    # what is wrong is found before the model is read
     parts = {k: parse(text, k) for k, text in {"sampler": sampler, "decoder": decoder, "engine": engine}.items()}
+    Limits(**{name: limits[name] for name in ("max_new_tokens", "min_new_tokens", "stop")})
     runtime = Runtime(device=device, dtype=dtype)
     lm = load(model, runtime=runtime)
     options: dict[str, Any] = {"ids": _ids(given), "runtime": runtime, "report": _report, **parts, **limits}

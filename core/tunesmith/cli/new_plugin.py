@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 import shlex
 from importlib import resources
@@ -50,6 +51,11 @@ def write_plugin(name: str, kind: Kind, into: Path) -> Path:
         raise ConfigError(
             [f"{name!r} cannot be a plugin's name: use lower-case letters, digits and '-', as in 'top-a'"], "new-plugin"
         )
+    stem = "".join(part.capitalize() for part in re.split("[-_]", short))
+    if keyword.iskeyword(stem):
+        raise ConfigError(
+            [f"{name!r} would make a class of the name {stem}, a word of Python; choose another"], "new-plugin"
+        )
     folder = into / f"{_PREFIX}{short.replace('_', '-')}"
     if folder.exists():
         raise ConfigError([f"{folder} is there already; remove it or choose another name"], "new-plugin")
@@ -59,7 +65,7 @@ def write_plugin(name: str, kind: Kind, into: Path) -> Path:
         "dist": folder.name,
         "module": f"tunesmith_{short.replace('-', '_')}",
         "name": short.replace("-", "_"),
-        "stem": "".join(part.capitalize() for part in re.split("[-_]", short)),
+        "stem": stem,
         "label": label,
         "article": article,
         "Article": article.capitalize(),

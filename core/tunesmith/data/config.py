@@ -9,19 +9,16 @@ from attrs import validators as v
 
 from tunesmith.data.template import valid
 from tunesmith.kinds.stage import Output
-from tunesmith.typecheck import check_fields
+from tunesmith.typecheck import Checked
 
 
 def _shares(instance: Any, attribute: Any, value: Any) -> None:
-    if not isinstance(value, dict):
-        return  # reported with the other fields' types
-    numbers = [share for share in value.values() if isinstance(share, (int, float))]
-    if any(not 0 < share <= 1 for share in numbers) or sum(numbers) > 1 + 1e-9:
+    if any(not 0 < share <= 1 for share in value.values()) or sum(value.values()) > 1 + 1e-9:
         raise ValueError(f"'fractions' must be shares in (0, 1] that add up to at most 1: {value!r}")
 
 
 @frozen(kw_only=True)
-class Data:
+class Data(Checked):
     """A data set and how its records become prompts and targets.
 
     Attributes:
@@ -39,8 +36,10 @@ class Data:
         subset: Configuration name of a hub data set.
         revision: Revision of a hub data set.
         instruction: Text put once before everything else, ahead of the in-context examples.
-        shots: In-context examples put before every prompt, drawn from ``shots_split`` by the seed, never the item itself.
-        shots_split: Split that in-context examples come from; never the evaluated one.
+        shots: In-context examples put before every prompt, drawn from ``shots_split`` by the seed, never the item itself or
+            one with the same prompt.
+        shots_split: Split that in-context examples come from; never the evaluated one, unless that is ``"train"`` or the whole
+            of a single file, of which a warning is logged.
         separator: Between in-context examples.
         chat: Put the prompt through the tokenizer's chat template as a user's turn.
         fractions: Splits made here, name to share, where the source has only one file; by content hash, so that equal prompts
@@ -64,6 +63,3 @@ class Data:
     fractions: dict[str, float] = field(factory=dict, validator=_shares)
     seed: int = 0
     document_separator: str = "<|endoftext|>"
-
-    def __attrs_post_init__(self) -> None:
-        check_fields(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,14 @@ from tunesmith.data.readers import TEXT, Record
 from tunesmith.data.records import Example
 from tunesmith.data.splits import normalised, place
 from tunesmith.data.template import fields, only_field, render, suggest, text
-from tunesmith.errors import DataError
+from tunesmith.errors import ConfigError, DataError
+from tunesmith.given import whole
 
 if TYPE_CHECKING:
     from tunesmith.data.config import Data
     from tunesmith.runtime import Runtime
+
+log = logging.getLogger("tunesmith")
 
 
 def load_examples(
@@ -47,12 +51,16 @@ def load_examples(
 
     Raises:
         DataError: Naming file, line and field.
+        ConfigError: If ``items`` or ``shots`` is no such number.
     """
     if runtime is None:
         from tunesmith.runtime import Runtime
 
         runtime = Runtime()
-    count = data.shots if shots is None else shots
+    items = whole(items, "items", "load_examples")
+    count = whole(data.shots if shots is None else shots, "shots", "load_examples")
+    if items < 0 or count < 0:
+        raise ConfigError([f"items={items} and shots={count} must be at least 0"], "load_examples")
     found = _plain(data, split, runtime)
     chosen = found[:items] if items else found
     if count:
@@ -184,6 +192,14 @@ def _with_shots(
             f"{data.source}: in-context examples would come from the split {split!r} that is asked for; set shots_split to another."
         )
     pool = list(whole) if same else _plain(data, data.shots_split, runtime)
+    if split == sources.ALL and {example.id for example in pool} & {example.id for example in examples}:
+        log.warning(
+            "%s: in-context examples come from the very file whose examples are asked for. An item is never shown its own "
+            "answer, but others' that are asked for too; to keep them apart, give a folder with a file for %r and one for "
+            "the rest, or divide the file with fractions.",
+            data.source,
+            data.shots_split,
+        )
     pool = [example for example in pool if example.targets]
     return [evolve(e, prompt=data.separator.join([*_shots(e, pool, data, count), e.prompt])) for e in examples]
 

@@ -15,6 +15,7 @@ from tunesmith.data.readers import Record, read_file
 from tunesmith.data.records import Preference
 from tunesmith.data.template import suggest
 from tunesmith.errors import DataError
+from tunesmith.mistyped import did_you_mean
 
 FILE = "preferences.jsonl"
 _TEXTS = ("prompt", "chosen", "rejected")
@@ -32,7 +33,7 @@ def load_preferences(path: str | Path) -> list[Preference]:
     if path.is_dir():
         path = path / FILE
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file of preferences.")
+        raise DataError(f"{path}: there is no such file of preferences.{did_you_mean(path)}")
     seen: dict[str, str] = {}
     return [_preference(record, seen) for record in read_file(path, "")]
 

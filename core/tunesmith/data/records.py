@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from attrs import Factory, frozen
+from attrs import Factory, field, frozen
+
+from tunesmith.errors import DataError
+from tunesmith.given import half_a_character
+
+
+def _answers(value: Any) -> tuple[str, ...]:
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"Example: targets: must be a tuple of texts, not {type(value).__name__} ({value!r})")
+    return tuple(value)
+
+
+def _check_texts(record: Any, texts: Mapping[str, Iterable[Any]]) -> None:
+    kind = type(record).__name__
+    for name, several in texts.items():
+        for text in several:
+            if not isinstance(text, str):
+                raise TypeError(f"{kind}: {name}: must be str, not {type(text).__name__} ({text!r})")
+            place = half_a_character(text)
+            if place is not None:
+                half = f"{name!r} holds half of a character (one of two surrogates) at place {place}"
+                raise DataError(f"{kind.lower()} {record.id!r}: {half}, which no tokenizer reads.")
 
 
 @frozen(kw_only=True)
@@ -17,12 +38,19 @@ class Example:
         prompt: What the model reads; "" for plain text.
         targets: Reference answers, the first of which is trained on; for plain text the text itself. May be empty.
         columns: The record's fields as they were read.
+
+    Raises:
+        TypeError: If a text is none, or ``targets`` is one text (of which each character would be an answer).
+        DataError: If a text holds half of a character (one of two surrogates), which no tokenizer reads.
     """
 
     id: str
     prompt: str
-    targets: tuple[str, ...] = ()
+    targets: tuple[str, ...] = field(default=(), converter=_answers)
     columns: Mapping[str, Any] = Factory(dict)
+
+    def __attrs_post_init__(self) -> None:
+        _check_texts(self, {"id": (self.id,), "prompt": (self.prompt,), "targets": self.targets})
 
 
 @frozen(kw_only=True)
@@ -34,6 +62,9 @@ class Preference:
         margin: How much better, in units of reward; 0 if unknown.
         weight: Weight in the loss: 1/C(K,2) for one pair of a ranking of K.
         group: Pairs of one ranking share it, and stay on one side of a split.
+
+    Raises:
+        TypeError, DataError: As :class:`Example`.
     """
 
     id: str
@@ -43,3 +74,6 @@ class Preference:
     margin: float = 0.0
     weight: float = 1.0
     group: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        _check_texts(self, {name: (getattr(self, name),) for name in ("id", "prompt", "chosen", "rejected")})

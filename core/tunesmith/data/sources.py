@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from attrs import frozen
 from tunesmith.data.readers import Record, is_data_file, read_file, stem
 from tunesmith.data.template import suggest
 from tunesmith.errors import DataError
+from tunesmith.mistyped import did_you_mean
 
 if TYPE_CHECKING:
     from tunesmith.data.config import Data
@@ -131,13 +131,7 @@ def _looks_like_path(source: str) -> bool:
 
 def _nothing_there(source: str) -> str:
     path = Path(os.path.expanduser(source))
-    near = difflib.get_close_matches(path.name, [p.name for p in _siblings(path)], n=1)
-    hint = f"; did you mean {path.parent / near[0]}?" if near else "."
-    return f"there is no file or folder {source!r} (looked from {Path.cwd()}){hint}"
-
-
-def _siblings(path: Path) -> list[Path]:
-    return list(path.parent.iterdir()) if path.parent.is_dir() else []
+    return f"there is no file or folder {source!r} (looked from {Path.cwd()}).{did_you_mean(path)}"
 
 
 def _from_hub(data: Data, split: str, runtime: Runtime) -> Found:

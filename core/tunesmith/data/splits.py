@@ -22,7 +22,7 @@ def place(text: str, fractions: Mapping[str, float], seed: int) -> str | None:
     A hash of the normalised text and the seed is read as a number in [0, 1) and looked up among the shares, in the order
     of the splits' names. So equal texts stay together, and a text's place depends on no other text.
     """
-    digest = hashlib.sha256(f"{seed}\0{normalised(text)}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}\0{normalised(text)}".encode("utf-8", "surrogatepass")).digest()
     point = int.from_bytes(digest[:8], "big") / 2**64
     edge = 0.0
     for name in sorted(fractions):

@@ -93,11 +93,10 @@ def valid(describe: str) -> Callable[[Any, Any, Any], None]:
     """Return an attrs validator for a template, or a tuple of templates."""
 
     def check(instance: Any, attribute: Any, value: Any) -> None:
-        for template in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(template, str):  # a wrong type is reported with the other fields' types
-                try:
-                    parse(template)
-                except ValueError as error:
-                    raise ValueError(f"'{attribute.name}' is no usable {describe}: {error}") from None
+        for template in (value,) if isinstance(value, str) else value:
+            try:
+                parse(template)
+            except ValueError as error:
+                raise ValueError(f"'{attribute.name}' is no usable {describe}: {error}") from None
 
     return check

@@ -15,6 +15,7 @@ from tunesmith.errors import ConfigError, DataError
 from tunesmith.evaluation import classification
 from tunesmith.evaluation.journal import journal
 from tunesmith.evaluation.losses import token_losses
+from tunesmith.kinds.decoder import Limits
 
 if TYPE_CHECKING:
     from tunesmith.data.records import Example
@@ -59,6 +60,10 @@ class Greedily:
     max_new_tokens: int = 64
     min_new_tokens: int = 0
     stop: tuple[str, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        # what cannot be is said before anything is read
+        Limits(max_new_tokens=self.max_new_tokens, min_new_tokens=self.min_new_tokens, stop=self.stop)
 
 
 @frozen(kw_only=True, eq=False)

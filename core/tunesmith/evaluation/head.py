@@ -20,9 +20,9 @@ def head_for(metrics: Sequence[MetricConfig]) -> Head:
     Raises:
         ConfigError: If the metrics need both heads.
     """
-    needs = {config: config.build().needs for config in metrics}
-    classes = [type(c).__name__ for c, n in needs.items() if "probabilities" in n]
-    texts = [type(c).__name__ for c, n in needs.items() if n & LM_COLUMNS]
+    needs = [(type(config).__name__, config.build().needs) for config in metrics]
+    classes = [name for name, columns in needs if "probabilities" in columns]
+    texts = [name for name, columns in needs if columns & LM_COLUMNS]
     if classes and texts:
         raise ConfigError(
             [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from tunesmith.data.config import Data
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
 from tunesmith.evaluation.columns import Generating, Greedily, collect, of_texts
+from tunesmith.given import real, whole
 from tunesmith.statistics.result import RESAMPLES
 
 if TYPE_CHECKING:
@@ -121,10 +123,12 @@ def evaluate(
     """
     from tunesmith.evaluation.head import head_for
     from tunesmith.lm import load
-    from tunesmith.runtime import Runtime
+    from tunesmith.runtime import Runtime, checked
     from tunesmith.spec import parse
 
+    checked(runtime, "evaluate")
     examples = _listed(examples)
+    _check_numbers(confidence, resamples)
     given = [metrics] if isinstance(metrics, str) else metrics
     configs = [parse(metric, "metric") if isinstance(metric, str) else metric for metric in given]
     if isinstance(lm, (str, Path)):
@@ -150,6 +154,14 @@ def evaluate(
     )
 
 
+def _check_numbers(confidence: float, resamples: int) -> None:
+    level = real(confidence, "confidence", "evaluate")
+    if not 0 < level < 1:
+        raise ConfigError([f"confidence is a level between 0 and 1, as 0.95, and not {level:g}"], "evaluate")
+    if whole(resamples, "resamples", "evaluate") < 0:
+        raise ConfigError([f"resamples must be at least 0, not {resamples}"], "evaluate")
+
+
 def _listed(examples: Any) -> list[Example]:
     if isinstance(examples, (str, Data, Example)):
         what = "one text" if isinstance(examples, str) else "one example" if isinstance(examples, Example) else "Data"
@@ -162,6 +174,9 @@ def _listed(examples: Any) -> list[Example]:
     for place, example in enumerate(found):
         if not isinstance(example, Example):
             raise ConfigError([f"item {place} is no tunesmith.Example but {type(example).__name__}"], "evaluate")
+    (often, count), *_ = Counter(example.id for example in found).most_common(1)
+    if count > 1:
+        raise ConfigError([f"{count} examples have the id {often!r}; give every example an id of its own"], "evaluate")
     return found
 
 

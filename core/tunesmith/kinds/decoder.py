@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -11,6 +10,7 @@ from attrs import Attribute, Factory, converters, field, frozen, validators
 
 from tunesmith.component import Component, Config
 from tunesmith.errors import ConfigError
+from tunesmith.given import whole as whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,14 @@ class DecoderConfig(Config):
     """Base of every decoder's config."""
 
     kind: ClassVar[str] = "decoder"
+
+
+def _most(value: Any) -> int:
+    return whole_number(value, "max_new_tokens", "limits")
+
+
+def _fewest(value: Any) -> int:
+    return whole_number(value, "min_new_tokens", "limits")
 
 
 @frozen(kw_only=True)
@@ -45,7 +53,7 @@ class Request:
     stream: int = 0
     parameters: Mapping[str, float] = Factory(dict)
     max_new_tokens: int | None = field(
-        default=None, converter=converters.optional(operator.index), validator=validators.optional(validators.ge(1))
+        default=None, converter=converters.optional(_most), validator=validators.optional(validators.ge(1))
     )
     id: str = ""
     negative_ids: tuple[int, ...] = ()
@@ -57,18 +65,26 @@ class Limits:
 
     Attributes:
         max_new_tokens: At most so many tokens.
-        min_new_tokens: The end-of-sequence token cannot be drawn before so many.
+        min_new_tokens: The end-of-sequence token cannot be drawn before so many; no more than ``max_new_tokens``.
         stop: The completion ends before the first of these strings, which is not part of its text.
     """
 
-    max_new_tokens: int = field(default=64, converter=operator.index, validator=validators.ge(1))
-    min_new_tokens: int = field(default=0, converter=operator.index, validator=validators.ge(0))
+    max_new_tokens: int = field(default=64, converter=_most, validator=validators.ge(1))
+    min_new_tokens: int = field(default=0, converter=_fewest, validator=validators.ge(0))
     stop: tuple[str, ...] = field(default=())
 
     def most(self, request: Request) -> int:
         """Return how many new tokens a request may have."""
         own = request.max_new_tokens
         return self.max_new_tokens if own is None else min(own, self.max_new_tokens)
+
+    @min_new_tokens.validator
+    def _fewest_are_no_more_than_most(self, attribute: Attribute[int], value: int) -> None:
+        if value > self.max_new_tokens:
+            raise ConfigError(
+                [f"min_new_tokens={value} is more than max_new_tokens={self.max_new_tokens}; change one of them"],
+                "limits",
+            )
 
     @stop.validator
     def _stop_can_be_waited_for(self, attribute: Attribute[tuple[str, ...]], value: tuple[str, ...]) -> None:

@@ -38,7 +38,8 @@ class Throughput:
         prompt_tokens: Tokens of all prompts, each counted as often as it was asked for.
         new_tokens: Tokens of the completions that were returned.
         seconds: Wall time from the first request to the last completion.
-        steps: How often the model extended its rows by a token; None if the engine does not count.
+        steps: How often the model extended its rows by a token; None if the engine does not count, or wrote for other calls
+            at the same time.
     """
 
     completions: int
@@ -71,6 +72,11 @@ class Throughput:
 class Engine(Component[Any]):
     """Generate and score text with a model.
 
+    An engine holds one model at a time, that of the last :meth:`sync`. What ``generate`` and ``stream`` return keeps to the model
+    that was held when they were called, so that :func:`tunesmith.generate` may be given one engine in several threads with
+    different models: it gives the engine the model and asks, and lets no other call in between. Who calls these methods
+    directly in several threads, with more than one model, sees to that, or takes an engine for each.
+
     Attributes:
         powers: The subset of :data:`POWERS` that this engine has.
         steps: How often it has extended rows by a token since it got its model; None if it does not count.
@@ -87,7 +93,11 @@ class Engine(Component[Any]):
     def generate(
         self, requests: Sequence[Request], decoder: Decoder, sampler: Sampler, limits: Limits, runtime: Runtime
     ) -> Iterator[Completion]:
-        """Yield completions as they finish; ``Completion.request`` is the index into ``requests``."""
+        """Return completions as they finish; ``Completion.request`` is the index into ``requests``.
+
+        They are those of the model that is held now, whatever :meth:`sync` is given before they are taken. (A generator
+        function begins only when its first result is taken: look the model up before, and hand it on.)
+        """
 
     def stream(
         self, requests: Sequence[Request], decoder: Decoder, sampler: Sampler, limits: Limits, runtime: Runtime

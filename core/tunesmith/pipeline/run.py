@@ -11,6 +11,7 @@ from typing import Any
 from attrs import frozen
 
 from tunesmith.errors import ArtifactError, PipelineError
+from tunesmith.mistyped import did_you_mean
 from tunesmith.pipeline.store import PIPELINE, REPORT, RUN, Store
 
 
@@ -74,9 +75,10 @@ class Run:
         store = Store(Path(folder))
         record = store.record()
         if record is None:
-            raise PipelineError(
-                f"{folder} is not the folder of a run: it has no {RUN}. `tunesmith runs list` finds runs."
-            )
+            there = Path(folder).exists()
+            why = f"{folder} is not the folder of a run: it has no {RUN}" if there else f"there is no folder {folder}"
+            hint = "" if there else did_you_mean(folder, folders=True)
+            raise PipelineError(f"{why}. `tunesmith runs list` finds runs.{hint}")
         stages = {entry["name"]: _stage(store, entry) for entry in record["stages"]}
         return cls(folder=store.folder, stages=stages, record=record)
 

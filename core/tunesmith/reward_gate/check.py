@@ -13,6 +13,7 @@ from attrs import validators as v
 from tunesmith.errors import ConfigError, DataError
 from tunesmith.reward import check_scores
 from tunesmith.reward_gate.cases import Case, Suite, built_in, names, read
+from tunesmith.typecheck import Checked, check_fields
 
 if TYPE_CHECKING:
     from tunesmith.kinds.reward_model import RewardModel
@@ -34,7 +35,7 @@ def _known(_: object, attribute: Attribute[tuple[str, ...]], value: tuple[str, .
 
 
 @frozen(kw_only=True)
-class Gate:
+class Gate(Checked):
     """What a reward model must be able to do before a policy is trained on it.
 
     Attributes:
@@ -59,6 +60,7 @@ class Gate:
     on_failure: Literal["stop", "warn"] = "stop"
 
     def __attrs_post_init__(self) -> None:
+        check_fields(self)
         if not self.suites and not self.cases:
             raise ConfigError(["name at least one of the suites, or a file of cases @ suites"], "gate")
 

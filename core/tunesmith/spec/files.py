@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tunesmith.errors import ConfigError
+from tunesmith.mistyped import did_you_mean
 from tunesmith.spec.dumping import dump
 from tunesmith.spec.loading import load
 
@@ -33,6 +34,11 @@ def read_data(path: str | os.PathLike[str]) -> Any:
         ConfigError: If the file cannot be read; the message names the line.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError(["is a folder; give the file"], str(path))
+    if not path.exists():
+        looked = "" if path.is_absolute() else f" (looked from {Path.cwd()})"
+        raise ConfigError([f"there is no such file{looked}.{did_you_mean(path)}"], str(path))
     suffix = _suffix(path)
     try:
         if path.stat().st_size > MAX_BYTES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -30,16 +30,17 @@ def _ready(config: Config, lm: LM) -> Engine:
     return engine
 
 
-def _written(engine: Engine, lm: LM, sampler: Any = None, **options: Any) -> list[Completion]:
+def _asked(engine: Engine, lm: LM, sampler: Any = None, **options: Any) -> Iterator[Completion]:
     requests = [
         Request(prompt_ids=ids, seed=number, id=str(number), **options)
         for number, ids in enumerate(prompt_ids(lm, PROMPTS))
     ]
     drawing = component(sampler, "sampler")
-    found = list(
-        engine.generate(requests, component(None, "decoder"), drawing, Limits(max_new_tokens=LENGTH), Runtime())
-    )
-    return sorted(found, key=lambda c: c.request)
+    return engine.generate(requests, component(None, "decoder"), drawing, Limits(max_new_tokens=LENGTH), Runtime())
+
+
+def _written(engine: Engine, lm: LM, sampler: Any = None, **options: Any) -> list[Completion]:
+    return sorted(_asked(engine, lm, sampler, **options), key=lambda c: c.request)
 
 
 def _has(power: str) -> Callable[[F], F]:
@@ -149,6 +150,17 @@ def check_changed_weights_are_followed(config: Config) -> None:
     assert changed == expected, f"{changed} is not {expected}"
 
 
+def check_completions_keep_to_the_model_they_were_asked_of(config: Config) -> None:
+    """What ``generate`` has returned comes from the model that the engine had then, also if it gets another before it is read."""
+    lm = tiny_lm()
+    expected = _written(_ready(config, lm), lm)
+    engine = _ready(config, lm)
+    asked = _asked(engine, lm)
+    engine.sync(tiny_lm(seed=1))
+    found = sorted(asked, key=lambda c: c.request)
+    assert found == expected, f"after another sync {found} is not {expected}"
+
+
 def check_pieces_add_up_to_the_completions(config: Config) -> None:
     """Streamed pieces, put together, are the completions that are given without streaming."""
     lm = tiny_lm()
@@ -174,6 +186,7 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_scores_are_those_of_the_model,
     check_scoring_is_refused,
     check_changed_weights_are_followed,
+    check_completions_keep_to_the_model_they_were_asked_of,
     check_pieces_add_up_to_the_completions,
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,8 +107,12 @@ def check_folder(file: Path, option: str) -> None:
     """
     if not file.absolute().parent.is_dir():
         raise ConfigError([f"the folder of {str(file)!r} does not exist; make it first"], option)
-    if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
-        raise ConfigError([f"{str(file)!r} may not be written; give another file"], option)
+    try:  # what the system says beforehand is not all: the superuser may do everything, and still not write to /proc
+        with file.open("ab") if file.exists() else tempfile.TemporaryFile(dir=file.absolute().parent):
+            pass
+    except OSError as cause:
+        why = cause.strerror or cause
+        raise ConfigError([f"{str(file)!r} may not be written ({why}); give another file"], option) from cause
 
 
 def plot(exams: Sequence[Exam], file: Path, threshold: float | None = None) -> None:

@@ -92,11 +92,16 @@ class Task:
         """Return the rows of examples, counting in ``cut`` what did not fit; without those that have no token to read.
 
         Raises:
-            DataError: If no row is left, or none has a token to predict.
+            DataError: If no row is left, or none has a token to predict, or an encoder-decoder would read nothing at all.
         """
         tokenizer, lengths = self.lm.tokenizer, self.limits.lengths
         match self.objective:
             case "seq2seq":
+                if examples and not any(example.prompt for example in examples):
+                    raise DataError(
+                        "no example has a prompt, so an encoder-decoder would read nothing; give the data a prompt template, or "
+                        "train on plain text with objective='span_corruption'."
+                    )
                 rows = encoding.seq2seq(examples, tokenizer, lengths, cut)
             case "causal":
                 rows = encoding.causal(examples, tokenizer, lengths, cut, self.limits.mask_prompt)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from tunesmith.runtime import Runtime
 
 TRAINED = "trained.safetensors"
+FULL = "full"
+"""What tells that nothing of a batch counts, where it is False."""
 
 
 class Loss(Protocol):
@@ -98,6 +100,35 @@ class Trained:
         return [(int(entry["step"]), float(entry["eval_loss"])) for entry in self.history if "eval_loss" in entry]
 
 
+@frozen
+class Shared:
+    """A validation set for several processes, as long as their batches are together.
+
+    Otherwise accelerate fills up the last batches with items that came before, and these would count twice. Here there is
+    nothing at the end, and a batch of nothing is an item that does not count: every process must run the model as often as the others.
+
+    Attributes:
+        items: The validation set.
+        size: Items of a batch of all processes together.
+        collate: Items to a batch of tensors.
+    """
+
+    items: Any
+    size: int
+    collate: Callable[[Sequence[Any]], dict[str, torch.Tensor]]
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.items) / self.size) * self.size
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index] if index < len(self.items) else None
+
+    def batch(self, items: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """Return the batch of those items that are there."""
+        there = [item for item in items if item is not None]
+        return self.collate(there) if there else {**self.collate([self.items[0]]), FULL: torch.tensor(False)}
+
+
 class _Own:
     """Mixed into a Trainer."""
 
@@ -121,22 +152,20 @@ class _Own:
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the loss of a batch: its share of the loss of all batches of the step."""
+        counts = bool(inputs.pop(FULL, True))
         count = self.job.loss.items(inputs) if num_items_in_batch is None else num_items_in_batch
         total = self.job.loss(model, inputs)
         value = total / count.to(self.args.device).clamp(min=1e-12)  # type: ignore[attr-defined]
         if model.training:
             value = value * self.args.world_size  # type: ignore[attr-defined] # gradients are averaged over processes
-        else:
+        elif counts:
             self._evaluated += torch.stack([part.detach().sum().cpu().double() for part in (total, count)])
         return (value, {}) if return_outputs else value
 
     def evaluation_loop(
         self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **options: Any
     ) -> Any:
-        """Do what the Trainer does, with the loss of all items together and not the mean over batches, whatever these have.
-
-        Of several processes the loader fills up the last batches with items that came before, and these count again.
-        """
+        """Do what the Trainer does, with the loss of all items together and not the mean over batches, whatever these have."""
         self._evaluated.zero_()
         output = super().evaluation_loop(  # type: ignore[misc]
             dataloader, description, *args, metric_key_prefix=metric_key_prefix, **options
@@ -273,14 +302,18 @@ def train(job: Job, runtime: Runtime) -> Trained:
         callbacks.append(Bar())
     if job.early_stopping:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=job.early_stopping))
+    validation, collate = job.validation, job.collate
+    if validation is not None and arguments.world_size > 1:
+        validation = Shared(validation, arguments.world_size * arguments.eval_batch_size, collate)
+        collate = validation.batch
     cls: Any = OwnSeq2SeqTrainer if isinstance(arguments, Seq2SeqTrainingArguments) else OwnTrainer
     trainer = cls(
         job,
         model=job.model,
         args=arguments,
         train_dataset=job.items,
-        eval_dataset=job.validation,
-        data_collator=job.collate,
+        eval_dataset=validation,
+        data_collator=collate,
         callbacks=callbacks,
     )
     trainer.model_accepts_loss_kwargs = True  # or the Trainer would divide by the batches of a step once more

@@ -8,6 +8,7 @@ from attrs import Attribute, field, fields, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.compressor import CompressorConfig
+from tunesmith.typecheck import Checked
 
 IMPLEMENTATIONS = "tunesmith_plugins.compressors"
 
@@ -15,7 +16,7 @@ Kind = Literal["dynamic", "weight_only", "outlier_split", "static", "float"]
 
 
 @frozen(kw_only=True)
-class Scheme:
+class Scheme(Checked):
     """How one layer is quantized. Weights are symmetric int8 in [-127, 127] in every kind but ``float``.
 
     Attributes:

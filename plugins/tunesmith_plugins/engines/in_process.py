@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from typing import TypeVar
 
 from attrs import evolve
@@ -38,13 +37,13 @@ class TransformersEngine(Engine):
     powers = POWERS
 
     truncated = 0
-    _lm: LM | None = None
+    _held: DecoderOnly | EncoderDecoder | None = None
 
     def sync(self, lm: LM) -> None:
         """Use this model. Weights that change in place are followed without another call.
 
         Raises:
-            ConfigError: For an encoder-only model.
+            ConfigError: For a model that cannot be used so, such as an encoder.
         """
         if lm.family == "encoder":
             raise ConfigError(
@@ -54,33 +53,27 @@ class TransformersEngine(Engine):
                 ],
                 WHERE,
             )
-        self._lm = lm
-        self.__dict__.pop("step_model", None)
-
-    @property
-    def lm(self) -> LM:
-        """The model in use.
-
-        Raises:
-            ConfigError: If there is none yet.
-        """
-        if self._lm is None:
-            raise ConfigError(["the engine has no model yet; call engine.sync(lm) first"], WHERE)
-        return self._lm
-
-    @cached_property
-    def step_model(self) -> DecoderOnly | EncoderDecoder:
-        """The model as decoders see it."""
-        make = EncoderDecoder if self.lm.family == "encoder-decoder" else DecoderOnly
+        make = EncoderDecoder if lm.family == "encoder-decoder" else DecoderOnly
         config = self.config
-        return make(
-            self.lm,
+        self._held = make(
+            lm,
             config.batch_size,
             config.max_length,
             cache_tokens=config.cache_tokens,
             use_cache=config.kv_cache,
             int8_cache=config.cache == "int8",
         )
+
+    @property
+    def step_model(self) -> DecoderOnly | EncoderDecoder:
+        """The model in use, as decoders see it. A method looks at it once, since another thread may change it.
+
+        Raises:
+            ConfigError: If there is none yet.
+        """
+        if self._held is None:
+            raise ConfigError(["the engine has no model yet; call engine.sync(lm) first"], WHERE)
+        return self._held
 
     @property
     def steps(self) -> int:  # type: ignore[override]  # counted, where other engines state a constant
@@ -96,8 +89,8 @@ class TransformersEngine(Engine):
             ConfigError: For an empty prompt, ids that the model has not, per-row parameters that the sampler has not, or limits
                 that leave no room for a prompt.
         """
-        fitted, limits = self._checked(requests, sampler, limits)
         model = self.step_model
+        fitted, limits = self._checked(model, requests, sampler, limits)
         return _introduced(model, sampler, lambda: decoder.decode(model, fitted, sampler, limits, runtime))
 
     def stream(
@@ -109,15 +102,17 @@ class TransformersEngine(Engine):
             ConfigError: For an empty prompt, ids that the model has not, per-row parameters that the sampler has not, or limits
                 that leave no room for a prompt.
         """
-        fitted, limits = self._checked(requests, sampler, limits)
         model = self.step_model
+        fitted, limits = self._checked(model, requests, sampler, limits)
         return _introduced(model, sampler, lambda: decoder.stream(model, fitted, sampler, limits, runtime))
 
-    def _checked(self, requests: Sequence[Request], sampler: Sampler, limits: Limits) -> tuple[list[Request], Limits]:
+    def _checked(
+        self, model: DecoderOnly | EncoderDecoder, requests: Sequence[Request], sampler: Sampler, limits: Limits
+    ) -> tuple[list[Request], Limits]:
         """Check what was asked for; return what the model has positions for."""
-        check_adapters(self.lm.model)
+        check_adapters(model.lm.model)
         check_rows(sampler, requests)
-        return self._fitted(requests, limits)
+        return self._fitted(model, requests, limits)
 
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """Return the log-probability of every completion token; prompts that do not fit are cut."""
@@ -125,8 +120,8 @@ class TransformersEngine(Engine):
 
         if not pairs:
             return []
-        check_adapters(self.lm.model)
         model = self.step_model
+        check_adapters(model.lm.model)
         prompts = []
         for number, (prompt, completion) in enumerate(pairs):
             if isinstance(model, EncoderDecoder):
@@ -134,29 +129,30 @@ class TransformersEngine(Engine):
             else:
                 # the last token is scored, not read
                 room = None if model.max_length is None else max(1, model.max_length + 1 - len(completion))
-            prompts.append(self._fit(tuple(prompt), room, number))
+            prompts.append(_fit(model.lm, tuple(prompt), room, number))
         lost = sum(len(given[0]) != len(kept) for given, kept in zip(pairs, prompts, strict=True))
         self._report(lost, len(pairs), model.max_length)
         ids, lengths = pad([completion for _, completion in pairs])
         size = self.config.batch_size
-        with self.lm.evaluating():
-            logps, _, _ = token_logps_in_batches(self.lm, prompts, ids, lengths, batch_size=size, entropy=False)
+        with model.lm.evaluating():
+            logps, _, _ = token_logps_in_batches(model.lm, prompts, ids, lengths, batch_size=size, entropy=False)
         return [row[:length] for row, length in zip(logps.tolist(), lengths.tolist(), strict=True)]
 
-    def _fitted(self, requests: Sequence[Request], limits: Limits) -> tuple[list[Request], Limits]:
+    def _fitted(
+        self, model: DecoderOnly | EncoderDecoder, requests: Sequence[Request], limits: Limits
+    ) -> tuple[list[Request], Limits]:
         """Return the requests and limits that the model has positions for."""
-        model = self.step_model
-        if limits.stop and self.lm.tokenizer is None:
+        if limits.stop and model.lm.tokenizer is None:
             raise ConfigError(
                 ["the model came without its tokenizer, so no stop string can be found; leave them out"],
                 WHERE,
             )
         if isinstance(model, EncoderDecoder):
-            limits = self._capped(limits, model.max_length)
+            limits = _capped(limits, model.max_length)
             rooms = [model.prompt_length for _ in requests]
         else:
             rooms = [None if model.max_length is None else model.max_length - limits.most(r) for r in requests]
-        fitted, cut, size = [], [], self.lm.readable_ids
+        fitted, cut, size = [], [], model.lm.readable_ids
         for number, (request, room) in enumerate(zip(requests, rooms, strict=True)):
             if room is not None and room < 1:
                 raise ConfigError(
@@ -167,7 +163,7 @@ class TransformersEngine(Engine):
                     WHERE,
                 )
             given = token_ids(request.prompt_ids, size, f"request {number}", WHERE)
-            ids = self._fit(given, room, number)
+            ids = _fit(model.lm, given, room, number)
             if len(ids) < len(given):
                 cut.append(room)
             negative = token_ids(request.negative_ids, size, f"the negative prompt of request {number}", WHERE)
@@ -175,39 +171,41 @@ class TransformersEngine(Engine):
         self._report(len(cut), len(requests), min((room for room in cut if room is not None), default=None))
         return fitted, limits
 
-    def _capped(self, limits: Limits, positions: int | None) -> Limits:
-        most = smallest(limits.max_new_tokens, positions)
-        assert most is not None
-        if most < limits.max_new_tokens:
-            logger.warning(
-                "max_new_tokens=%d is more than the %d positions of the model's decoder; completions end there",
-                limits.max_new_tokens,
-                most,
-            )
-        return evolve(limits, max_new_tokens=most, min_new_tokens=min(limits.min_new_tokens, most))
-
-    def _fit(self, prompt: Sequence[int], room: int | None, number: int) -> tuple[int, ...]:
-        """Return as much of a prompt as there is room for, cut where training cuts it.
-
-        A decoder-only model's prompt loses its beginning, but not a beginning-of-text id; what an encoder reads loses its
-        end, but not an end-of-sequence id.
-        """
-        prompt = tuple(prompt)
-        if not prompt:
-            raise ConfigError([f"request {number} has an empty prompt; give at least one token"], WHERE)
-        if room is None or len(prompt) <= room:
-            return prompt
-        tokenizer = self.lm.tokenizer
-        if self.lm.family == "encoder-decoder":
-            end = prompt[-1:] if prompt[-1] == getattr(tokenizer, "eos_token_id", None) else ()
-            return (*prompt[: room - len(end)], *end)
-        start = prompt[:1] if room > 1 and prompt[0] == getattr(tokenizer, "bos_token_id", None) else ()
-        return (*start, *prompt[len(prompt) - room + len(start) :])
-
     def _report(self, lost: int, total: int, room: int | None) -> None:
         if lost:
             self.truncated += lost
             logger.warning("%d of %d prompts were longer than %s tokens and were cut", lost, total, room)
+
+
+def _capped(limits: Limits, positions: int | None) -> Limits:
+    """Return limits that an encoder-decoder's decoder has positions for, with a warning where these are fewer."""
+    most = smallest(limits.max_new_tokens, positions)
+    assert most is not None
+    if most < limits.max_new_tokens:
+        logger.warning(
+            "max_new_tokens=%d is more than the %d positions of the model's decoder; completions end there",
+            limits.max_new_tokens,
+            most,
+        )
+    return evolve(limits, max_new_tokens=most, min_new_tokens=min(limits.min_new_tokens, most))
+
+
+def _fit(lm: LM, prompt: Sequence[int], room: int | None, number: int) -> tuple[int, ...]:
+    """Return as much of a prompt as there is room for, cut where training cuts it.
+
+    A decoder-only model's prompt loses its beginning, but not a beginning-of-text id; what an encoder reads loses its
+    end, but not an end-of-sequence id.
+    """
+    prompt = tuple(prompt)
+    if not prompt:
+        raise ConfigError([f"request {number} has an empty prompt; give at least one token"], WHERE)
+    if room is None or len(prompt) <= room:
+        return prompt
+    if lm.family == "encoder-decoder":
+        end = prompt[-1:] if prompt[-1] == getattr(lm.tokenizer, "eos_token_id", None) else ()
+        return (*prompt[: room - len(end)], *end)
+    start = prompt[:1] if room > 1 and prompt[0] == getattr(lm.tokenizer, "bos_token_id", None) else ()
+    return (*start, *prompt[len(prompt) - room + len(start) :])
 
 
 def _introduced(model: DecoderOnly | EncoderDecoder, sampler: Sampler, write: Callable[[], Iterator[T]]) -> Iterator[T]:

@@ -32,17 +32,20 @@ class ScriptedEngine(Engine):
     def generate(
         self, requests: Sequence[Request], decoder: Decoder, sampler: Sampler, limits: Limits, runtime: Runtime
     ) -> Iterator[Completion]:
-        """Yield the answers in the order of the requests.
+        """Return the answers in the order of the requests.
 
         Raises:
-            ConfigError: If the answers are used up, or a tokenizer is missing.
+            ConfigError: If a tokenizer is missing, or, when it is their turn, the answers are used up.
         """
         if self._lm is None:
             raise ConfigError(["the engine has no tokenizer yet; call engine.sync(lm) first"], "engine scripted")
+        return self._answers(self._lm, requests, limits)
+
+    def _answers(self, lm: LM, requests: Sequence[Request], limits: Limits) -> Iterator[Completion]:
         from tunesmith.generation import prompt_ids
 
-        known = {prompt_ids(self._lm, [prompt])[0]: answer for prompt, answer in self.config.by_prompt.items()}
-        tokenizer = self._lm.tokenizer
+        known = {prompt_ids(lm, [prompt])[0]: answer for prompt, answer in self.config.by_prompt.items()}
+        tokenizer = lm.tokenizer
         for number, request in enumerate(requests):
             answer = known.get(tuple(request.prompt_ids))
             text = self._next(number) if answer is None else answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tunesmith.compression import check_teacher
+from tunesmith.compression import check_teacher, read_too
 from tunesmith.data import load_examples
 from tunesmith.errors import PipelineError
 from tunesmith.kinds.stage import Stage, StageContext
@@ -40,9 +40,10 @@ class CompressStage(Stage):
         if compressor.needs_data:
             if source_data is None:
                 raise PipelineError(f"{context.name}: this compressor needs data; give the stage or the pipeline some.")
-            examples = load_examples(
+            found = load_examples(
                 source_data, self.config.split, runtime, items=self.config.items, tokenizer=lm.tokenizer
             )
+            examples = read_too(lm, found)
         smaller, report = compressor.compress(lm, data=examples, teacher=teacher, runtime=runtime)
         folder = context.artifact("model")
         smaller.save(folder)

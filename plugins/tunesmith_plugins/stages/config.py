@@ -14,7 +14,7 @@ from tunesmith.data.config import Data
 from tunesmith.kinds.adapter import AdapterConfig
 from tunesmith.kinds.benchmark import BenchmarkConfig
 from tunesmith.kinds.compressor import CompressorConfig
-from tunesmith.kinds.decoder import DecoderConfig
+from tunesmith.kinds.decoder import DecoderConfig, Limits
 from tunesmith.kinds.engine import EngineConfig
 from tunesmith.kinds.metric import MetricConfig
 from tunesmith.kinds.reward_model import RewardModelConfig
@@ -22,12 +22,13 @@ from tunesmith.kinds.rl_algorithm import RLAlgorithmConfig
 from tunesmith.kinds.sampler import SamplerConfig
 from tunesmith.kinds.stage import Output, StageConfig
 from tunesmith.reward_gate import Gate
+from tunesmith.typecheck import Checked, check_fields
 
 IMPLEMENTATIONS = "tunesmith_plugins.stages"
 
 
 @frozen(kw_only=True)
-class Generation:
+class Generation(Checked):
     """How a stage generates text.
 
     Attributes:
@@ -45,6 +46,11 @@ class Generation:
     max_new_tokens: int = field(default=64, validator=v.ge(1))
     min_new_tokens: int = field(default=0, validator=v.ge(0))
     stop: tuple[str, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
+        # what cannot be is said when the pipeline is made
+        Limits(max_new_tokens=self.max_new_tokens, min_new_tokens=self.min_new_tokens, stop=self.stop)
 
 
 @frozen(kw_only=True)
@@ -282,6 +288,7 @@ class Compress(StageConfig):
         device_map: Spread the weights over devices as transformers does (``"auto"``); "" puts all on the runtime's.
     """
 
+    revision: ClassVar[int] = 2
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.compress:CompressStage"
     produces: ClassVar[Mapping[str, str]] = {"model": "model", "report": "report"}
     compressor: CompressorConfig

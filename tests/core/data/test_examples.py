@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tunesmith.data import Data, Example, leaks, load_examples, template
 from tunesmith.data.splits import place
-from tunesmith.errors import DataError
+from tunesmith.errors import ConfigError, DataError
 from tunesmith.testing.models import tiny_tokenizer
 
 
@@ -127,6 +127,27 @@ def test_shots_never_come_from_the_split_that_is_asked_for(data):
         assert set(example.prompt.split("\n\n")[:-1]) <= train
     with pytest.raises(DataError, match="set shots_split to another"):
         load_examples(evolve(made, shots_split="test"), "test")
+
+
+def test_shots_from_the_very_file_that_is_asked_for_are_warned_of(data, caplog):
+    train = {e.id: e.prompt + e.targets[0] for e in load_examples(data, "train")}
+    for example in load_examples(data, "all", shots=3):
+        *shots, _ = example.prompt.split("\n\n")
+        assert set(shots) <= set(train.values()) - {train[example.id]}
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{data.source}: in-context examples come from the very file")
+    caplog.clear()
+    apart = evolve(data, fractions={"train": 0.5, "test": 0.5}, shots=2)
+    for split in ("train", "test"):
+        load_examples(apart, split)
+    load_examples(data, "all")
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("wrong", [{"items": -1}, {"shots": -1}, {"items": 2.5}, {"shots": "2"}])
+def test_numbers_of_items_and_shots_that_cannot_be_are_refused(data, wrong):
+    with pytest.raises(ConfigError, match="at least 0|a whole number was expected"):
+        load_examples(data, "train", **wrong)
 
 
 def test_an_item_with_the_same_prompt_is_no_shot(tmp_path):

@@ -140,7 +140,7 @@ def test_a_name_that_neither_a_folder_nor_the_hub_has_is_named(tmp_path, monkeyp
     (tmp_path / "dialogues").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        DataError, match=r"there is no file or folder 'dialogs' \(looked from .*did you mean dialogues\?"
+        DataError, match=r"there is no file or folder 'dialogs' \(looked from .*Did you mean 'dialogues'\?"
     ):
         load_examples(data("dialogs"), "train", Runtime(offline=True))
 
@@ -168,7 +168,7 @@ def test_tab_separated_text_keeps_its_quotation_marks(tmp_path):
 @pytest.mark.parametrize(
     ("source", "split", "message"),
     [
-        ("trian.jsonl", "train", r"did you mean .*train\.jsonl"),
+        ("trian.jsonl", "train", r"Did you mean .*train\.jsonl"),
         ("folder", "tset", "no file for the split 'tset'; did you mean 'test'"),
         ("folder/test.jsonl", "train", "is the split 'test' by its name, and 'train' was asked for"),
         ("whole.jsonl", "test", "one file without splits"),

@@ -17,7 +17,7 @@ import tunesmith as ts
 from tunesmith.cli.report import command as report
 from tunesmith.cli.run import command as run
 from tunesmith.cli.runs import command as runs
-from tunesmith.errors import ArtifactError, PipelineError
+from tunesmith.errors import ArtifactError, ConfigError, PipelineError
 
 
 def call(command, *arguments, **options):
@@ -51,6 +51,27 @@ def test_run_runs_into_a_folder_named_after_the_file(file, tmp_path):
     assert "finished: " in call(run, file).output
     assert ts.Run.open(tmp_path / "runs" / "two").summary["b"]["value"] == 3
     assert "done     b" in call(run, file, "--dry-run").output
+
+
+def test_a_file_that_is_none_is_said_with_what_there_is(file, tmp_path):
+    (tmp_path / "two").mkdir()
+    (tmp_path / "text.toml").write_text("once upon a time")
+    for given, message in (
+        ("two.jsn", r"there is no such file \(looked from .*\)\. Did you mean 'two.json'\?"),
+        ("nowhere/pipeline.toml", r"there is no such file \(looked from [^ ]*\)\.$"),
+        ("two", r"is a folder; give the file"),
+        ("text.toml", r"is not valid TOML: .*line 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            call(run, given)
+
+
+def test_a_folder_that_is_none_of_a_run_is_said_with_what_there_is(file, tmp_path):
+    call(run, file)
+    with pytest.raises(PipelineError, match=r"there is no folder runs/tow\. .*Did you mean 'runs/two'\?"):
+        call(report, "runs/tow")
+    with pytest.raises(PipelineError, match=r"there is no folder run/two\. .*Did you mean 'runs'\?"):
+        call(report, "run/two")
 
 
 def test_report_writes_the_page(file, tmp_path):

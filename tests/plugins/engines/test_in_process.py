@@ -18,6 +18,7 @@ from tunesmith.testing.models import tiny_lm, tiny_tokenizer
 from tunesmith_plugins.decoders import Stepwise
 from tunesmith_plugins.decoders.stepwise import StepwiseDecoder
 from tunesmith_plugins.engines import Transformers, places
+from tunesmith_plugins.engines.in_process import _fit
 
 PROMPTS = ["the cat sees a tree", "dog", "one two red and blue fish in the house", "no fish"]
 HOT = "chain(links=[temperature(temperature=1.5), top_p(p=0.95)])"
@@ -161,7 +162,7 @@ def test_a_row_that_ended_at_the_last_position_disturbs_nobody():
     # with sixteen rows an ended one keeps its place in the cache for a while, behind the end of the table of positions
     together = generate(lm, prompts, max_new_tokens=limits, min_new_tokens=40, engine=Transformers(batch_size=16))
     for prompt, limit, completion in zip(prompts, limits, together, strict=True):
-        (alone,) = generate(lm, [prompt], max_new_tokens=limit, min_new_tokens=40)
+        (alone,) = generate(lm, [prompt], max_new_tokens=limit, min_new_tokens=limit)
         assert alone.token_ids == completion.token_ids
 
 
@@ -269,8 +270,8 @@ def test_what_an_encoder_reads_loses_its_end_but_not_the_end_of_text():
     lm = tiny_lm("encoder-decoder")
     engine = Transformers(max_length=4).build()
     engine.sync(lm)
-    assert engine._fit((5, 6, 7, 8, 9, 1), 4, 0) == (5, 6, 7, 1)
-    assert engine._fit((5, 6, 7, 8, 9), 4, 0) == (5, 6, 7, 8)
+    assert _fit(lm, (5, 6, 7, 8, 9, 1), 4, 0) == (5, 6, 7, 1)
+    assert _fit(lm, (5, 6, 7, 8, 9), 4, 0) == (5, 6, 7, 8)
     scores = engine.score([((5, 6, 7, 8, 9, 1), (10, 11)), ((5, 6, 7, 1), (10, 11))])
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
     assert engine.truncated == 1
@@ -410,10 +411,14 @@ def test_what_the_model_or_the_sampler_has_not_is_refused_by_name(request_, mess
 
 
 def test_limits_are_whole_numbers_and_stop_strings_a_tuple():
-    with pytest.raises(TypeError, match="float"):
+    with pytest.raises(ConfigError, match=r"max_new_tokens: a whole number was expected, not float 3.5"):
         Limits(max_new_tokens=3.5)
-    with pytest.raises(TypeError, match="str"):
+    with pytest.raises(ConfigError, match=r"min_new_tokens: a whole number was expected, not str '3'"):
+        Limits(min_new_tokens="3")
+    with pytest.raises(ConfigError, match=r"max_new_tokens: a whole number was expected, not str '3'"):
         Request(prompt_ids=(5,), max_new_tokens="3")
+    with pytest.raises(ConfigError, match=r"min_new_tokens=5 is more than max_new_tokens=4"):
+        Limits(max_new_tokens=4, min_new_tokens=5)
     with pytest.raises(ConfigError, match="'stop' is a tuple of strings, and 'dog' is none"):
         Limits(stop="dog")
 

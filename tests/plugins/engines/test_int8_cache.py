@@ -172,13 +172,13 @@ def test_finished_rows_leave_and_new_prompts_enter_a_cache_in_8_bits():
     prompts = ["the cat sees", "good", "the big dog likes a fish ."] * 4
     limits = [2, 9, 3, 12, 1, 4] * 2
     engine = engines.Transformers(cache="int8", batch_size=3).build()
-    together = ts.generate(lm, prompts, engine=engine, max_new_tokens=limits, min_new_tokens=12)
+    together = ts.generate(lm, prompts, engine=engine, max_new_tokens=limits, min_new_tokens=max(limits))
     steps = engine.step_model.steps
     assert steps < sum(max(limits[at : at + 3]) - 1 for at in range(0, 12, 3))
     assert all(isinstance(layer, Int8Layer) for layer in engine.step_model.begin([[5]])[1].past.layers)
     for prompt, limit, completion in zip(prompts, limits, together, strict=True):
         (alone,) = ts.generate(
-            lm, [prompt], engine=engines.Transformers(cache="int8"), max_new_tokens=limit, min_new_tokens=12
+            lm, [prompt], engine=engines.Transformers(cache="int8"), max_new_tokens=limit, min_new_tokens=limit
         )
         assert alone.token_ids == completion.token_ids
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.compression import compress
 from tunesmith.data.config import Data
 from tunesmith.errors import ConfigError, PipelineError
 from tunesmith.kinds.stage import StageContext
@@ -14,7 +15,7 @@ from tunesmith.lm import load
 from tunesmith.report.content import read
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm
-from tunesmith_plugins.compressors import Distill, Int8, Magnitude
+from tunesmith_plugins.compressors import Distill, Int8, Int8Static, Magnitude
 from tunesmith_plugins.stages import Compress
 
 
@@ -63,6 +64,15 @@ def test_distillation_tells_how_many_examples_were_cut(tmp_path: Path, data: Dat
     # of 5 + 2 and 6 + 2 tokens with their ends, 2 and 3 are lost
     assert shown.verdicts[-1].startswith("1 inputs and 1 targets of the training examples were cut: ")
     assert shown.series[0].title == "Distillation loss"
+
+
+def test_an_encoder_decoder_reads_plain_texts(tmp_path: Path) -> None:
+    texts = ["the cat sees a bird", "good dog and happy fish"]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = Compress(name="small", compressor=Int8Static())
+    config.build().run(context(tmp_path, Data(source=str(tmp_path / "train.jsonl"))))
+    expected = compress(tiny_lm("encoder-decoder"), Int8Static(), data=texts)
+    assert load(tmp_path / "out" / "model").fingerprint == expected.fingerprint
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -51,6 +51,14 @@ def test_plain_text_is_split_and_nothing_is_lost():
     assert all(row.labels == row.input_ids for row in rows)
 
 
+def test_plain_texts_are_no_task_for_an_encoder_decoder_to_answer():
+    task = Task(objective="seq2seq", lm=tiny_lm("encoder-decoder"), limits=Limits(lengths=Lengths(input=9, target=9)))
+    texts = [Example(id=name, prompt="", targets=("the cat",)) for name in "ab"]
+    with pytest.raises(DataError, match="would read nothing; give .*objective='span_corruption'"):
+        task.rows(texts, Truncation())
+    assert len(task.rows([Example(id="c", prompt="dog", targets=("yes",)), *texts], Truncation())) >= 1
+
+
 def test_a_cut_target_still_ends():
     cut = Truncation()
     (row,) = encoding.seq2seq(

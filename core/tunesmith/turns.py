@@ -1,0 +1,62 @@
+"""Engines that several threads share: an engine holds one model at a time, so that giving it one and asking go together."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from attrs import Factory, define
+
+if TYPE_CHECKING:
+    from tunesmith.kinds.engine import Engine
+
+
+@define(eq=False)
+class Turns:
+    """The calls of one engine.
+
+    Attributes:
+        lock: Held from giving the engine a model until it has been asked, not while it writes. A thread may take it
+            twice, since an engine that writes at once may come to a decoder that asks it again.
+        asked: How many calls there were.
+        writing: How many of them are being answered.
+    """
+
+    lock: threading.RLock = Factory(threading.RLock)
+    asked: int = 0
+    writing: int = 0
+
+    @contextmanager
+    def asking(self) -> Iterator[int]:
+        """Nobody else gives the engine a model within; yields the number of the call."""
+        with self.lock:
+            self.asked += 1
+            yield self.asked
+
+    @contextmanager
+    def answering(self) -> Iterator[bool]:
+        """Count a call that is being answered; yields whether it is the only one now."""
+        with self.lock:
+            self.writing += 1
+            alone = self.writing == 1
+        try:
+            yield alone
+        finally:
+            with self.lock:
+                self.writing -= 1
+
+
+_lock = threading.Lock()
+_turns: WeakKeyDictionary[Engine, Turns] = WeakKeyDictionary()
+
+
+def turns_of(engine: Engine) -> Turns:
+    """Return the calls of an engine, the same to all threads."""
+    with _lock:
+        found = _turns.get(engine)
+        if found is None:
+            found = _turns[engine] = Turns()
+        return found
