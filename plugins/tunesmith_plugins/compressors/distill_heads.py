@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from tunesmith.errors import ConfigError
-from tunesmith_plugins.compressors.prune_calibration import is_classifier
+from tunesmith_plugins.compressors.prune_calibration import attention_kept, is_classifier
 
 BIAS = "final_logits_bias"
 """What BART and its kin add to the logits behind the output layer."""
@@ -119,7 +119,7 @@ def check(headless: Headless, batch: dict[str, torch.Tensor], who: str) -> None:
     few = {name: value[:1, :16].to(headless.core.device) for name, value in batch.items()}
     training = headless.core.training
     headless.core.eval()
-    with torch.no_grad():
+    with attention_kept(headless.core), torch.no_grad():
         given = arguments(headless.core, few)
         exact = headless.model(**given).logits
         hidden, _ = headless(given)
