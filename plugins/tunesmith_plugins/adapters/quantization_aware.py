@@ -23,7 +23,7 @@ from tunesmith_plugins.compressors.fused import fuse, unfuse
 from tunesmith_plugins.compressors.int8_format import without_float16
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, layout_of, same_modules
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
-from tunesmith_plugins.compressors.int8_weight import quantize
+from tunesmith_plugins.compressors.int8_weight import RUNS_IN, in_float32, quantize
 from tunesmith_plugins.kernels import int8_reference
 
 
@@ -146,7 +146,9 @@ class RoundedLinear(_Rounded):
         self.out_features, self.in_features = reversed(layer.weight.shape) if self.transposed else layer.weight.shape
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (..., out_features) for (..., in_features)."""
+        """Return (..., out_features) for (..., in_features), in the input's dtype."""
+        if x.dtype not in RUNS_IN:
+            return in_float32(self, "", x)
         weight = self.weight.T if self.transposed else self.weight
         found: Tensor = _StraightThrough.apply(x, weight, self.bias, self.scheme)
         return found

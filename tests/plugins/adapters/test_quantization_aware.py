@@ -92,6 +92,21 @@ def test_a_model_of_a_type_that_int8_does_not_run_in_trains_in_float32(dtype):
     assert torch.equal(logits(small), trained)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_it_trains_in_mixed_precision(family, dtype):
+    adapter, lm = attached(tiny_lm(family))
+    lm.model(**batch(lm)).loss.backward()
+    exact = {name: p.grad for name, p in adapter.trainable() if p.grad is not None}
+    lm.model.zero_grad()
+    with torch.autocast("cpu", dtype):
+        lm.model(**batch(lm)).loss.backward()
+    found = {name: p.grad for name, p in adapter.trainable() if p.grad is not None}
+    assert {p.dtype for p in found.values()} == {torch.float32}
+    a, b = (torch.cat([own[name].flatten() for name in exact]) for own in (found, exact))
+    assert (a - b).norm() < 0.2 * b.norm()
+
+
 def test_the_gradient_is_that_of_the_rounded_product():
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
