@@ -25,6 +25,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tunesmith.errors import ArtifactError, ConfigError
+from tunesmith.lm import undivide
 from tunesmith_plugins.compressors import int8_checksums
 from tunesmith_plugins.compressors.config_int8 import QuantizerConfig, Scheme
 from tunesmith_plugins.compressors.experts import split
@@ -425,13 +426,12 @@ def _each_place_its_own(model: Any, state: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def without_rescaling(model: Any) -> None:
-    """Let RWKV keep its weights as its files have them: in evaluation it divides those of later blocks, for the sake of float16,
-    which integer layers do not run in, and multiplies others by it."""
+    """Let RWKV keep its weights as its files have them: it would divide some by others for float16, which integer layers do not
+    run in."""
+    undivide(model)
     for module in model.modules():
         if hasattr(module, "layers_are_rescaled"):
-            training, module.training = module.training, True
-            module._rescale_layers()
-            module.config.rescale_every, module.training = 0, training
+            module.config.rescale_every = 0
 
 
 def without_float16(model: Any) -> None:
