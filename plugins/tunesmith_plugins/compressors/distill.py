@@ -225,12 +225,20 @@ def _as_it_was(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _projected(teacher: LM, student: LM, layers: Sequence[Pairing]) -> Iterator[None]:
-    """Let projections be part of the student within, so that they are trained and kept in checkpoints."""
+    """Let projections be part of the student within, so that they are trained and kept in checkpoints, and drop none of its layers,
+    as M2M100 does at random: hidden states behind one would be those of another."""
+    dropping = {
+        module: module.layerdrop for module in student.model.modules() if layers and hasattr(module, "layerdrop")
+    }
     if layers:
         project(teacher.model, student.model, layers)
     try:
+        for module in dropping:
+            module.layerdrop = 0.0
         yield
     finally:
+        for module, share in dropping.items():
+            module.layerdrop = share
         if hasattr(student.model, PROJECTIONS):
             delattr(student.model, PROJECTIONS)
 

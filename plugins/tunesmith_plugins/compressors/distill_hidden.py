@@ -126,7 +126,7 @@ def difference(
     total = scale.new_zeros(())
     for pairing in found:
         for mine, other in pairing.pairs:
-            a, b = getattr(ours, pairing.outputs)[mine], getattr(theirs, pairing.outputs)[other].to(places.device)
+            a, b = _states(ours, pairing.outputs, mine), _states(theirs, pairing.outputs, other).to(places.device)
             b = b[:, b.shape[1] - a.shape[1] :]  # a teacher's virtual tokens stand before an encoder's own
             if maps is not None:
                 layer = maps[f"{pairing.outputs}-{mine}"]
@@ -136,8 +136,16 @@ def difference(
             )
             if pairing.encoder:
                 seen = torch.ones_like(each) if mask is None else mask.to(each.dtype)
+                each = each[:, : seen.shape[1]]  # PEGASUS-X fills up its last block
                 each = (each * seen).sum(1) / seen.sum(1).clamp_min(1)
                 total = total + (each * weight.sum(1)).sum()
             else:
                 total = total + (each[:, : places.shape[1]] * weight).sum()
     return total
+
+
+def _states(outputs: Any, name: str, number: int) -> torch.Tensor:
+    """Return the hidden states (batch, time, width) of a layer; PEGASUS-X has those of its global tokens beside them."""
+    found = getattr(outputs, name)[number]
+    states: torch.Tensor = found[0] if isinstance(found, tuple) else found
+    return states

@@ -266,16 +266,19 @@ def forward(model: Any, batch: Batch, *, loss: bool = False) -> Any:
     elif is_classifier(model):  # of their input these make what their decoder reads
         given.pop("decoder_input_ids", None)
     elif "decoder_input_ids" in takes and "decoder_input_ids" not in given:
-        given["decoder_input_ids"] = _decoder_ids(model, batch["labels"])
+        given["decoder_input_ids"] = decoder_ids(model, batch["labels"])
     if "use_cache" in takes:
         given["use_cache"] = False  # type: ignore[assignment]
     return model(**given)
 
 
-def _decoder_ids(model: Any, labels: torch.Tensor) -> torch.Tensor:
+def decoder_ids(model: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Return what an encoder-decoder's decoder reads where it is to predict ``labels`` (batch, time): M2M100, Blenderbot and others
+    have no method that tells."""
     make = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if make is not None:
         found: torch.Tensor = make(labels=labels)
         return found
     start = labels.new_full((len(labels), 1), model.config.decoder_start_token_id)
-    return torch.cat([start, labels[:, :-1]], 1)
+    before = labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, model.config.pad_token_id)
+    return torch.cat([start, before], 1)

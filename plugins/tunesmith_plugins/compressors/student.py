@@ -81,6 +81,15 @@ def every_nth(lm: LM, keep_every: int) -> LM:
             ],
             "distill",
         )
+    odd = [name for name, tensor in student.state_dict().items() if tensor.shape != source[origin(name)].shape]
+    if odd:
+        raise ConfigError(
+            [
+                f"keep_every: the size of {odd[0]} in {config.model_type} models follows from the number of layers; give the "
+                "student's config or a teacher"
+            ],
+            "distill",
+        )
     fill(student, {name: source[origin(name)].detach().clone() for name in student.state_dict()})
     student.to(lm.device)
     student.generation_config = copy.deepcopy(getattr(lm.model, "generation_config", None))  # type: ignore[assignment]

@@ -499,6 +499,63 @@ def test_a_student_that_always_writes_needs_prompts_only(make, kind):
             evolve(rule, **other).build().compress(make(kind), data=prompts, runtime=RUNTIME)
 
 
+SEQ2SEQ = {
+    "vocab_size": 30, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64,
+    "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1, "decoder_start_token_id": 1,
+}  # fmt: skip
+OTHERS = {
+    "M2M100": {**SEQ2SEQ, "encoder_layerdrop": 0.9, "decoder_layerdrop": 0.9},  # drops layers while it is trained
+    "Blenderbot": SEQ2SEQ,
+    "PegasusX": {**SEQ2SEQ, "block_size": 8, "num_global_tokens": 2},  # has global tokens beside the others
+}
+
+
+def seq2seq(make, kind, seed=0):
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(
+        getattr(transformers, f"{kind}Config")(**OTHERS[kind])
+    )
+    return evolve(make("t5"), model=model.eval())
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_encoder_decoders_of_other_makes_learn_labels_and_hidden_states(make, kind):
+    teacher, student = seq2seq(make, kind), seq2seq(make, kind, seed=1)
+    batch = batch_of(student)
+    loss = DistillationLoss(teacher.model, Divergence(soft=0.0, hard=1.0), False, chunk=4)
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    start = batch["labels"].new_full((len(batch["labels"]), 1), 1)
+    read = torch.cat([start, batch["labels"][:, :-1].masked_fill(batch["labels"][:, :-1] == IGNORED, 0)], 1)
+    with torch.no_grad():
+        logits = student.model(**inputs, decoder_input_ids=read).logits
+    expected = functional.cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="sum")
+    assert float(loss(student.model, batch)) == pytest.approx(float(expected), rel=1e-5)
+    shares = [module.layerdrop for module in student.model.modules() if hasattr(module, "layerdrop")]
+    rule = Distill(steps=3, batch_size=4, hidden=1.0)
+    _, report = rule.build().compress(student, data=EXAMPLES, teacher=teacher, runtime=RUNTIME)
+    assert len(report.summary["loss"]) == 3
+    assert shares == [module.layerdrop for module in student.model.modules() if hasattr(module, "layerdrop")]
+
+
+def test_students_of_models_whose_sizes_follow_from_their_depth_are_refused(make):
+    config = transformers.EsmConfig(
+        vocab_size=30, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0,
+        mask_token_id=3, max_position_embeddings=64,
+    )  # fmt: skip
+    lm = evolve(make("bert"), model=transformers.EsmForMaskedLM(config).eval())
+    with pytest.raises(ConfigError, match="the size of esm.contact_head.regression.weight in esm models follows from"):
+        Distill(steps=1).build().compress(lm, data=EXAMPLES, runtime=RUNTIME)
+    # its kinds of layers cannot be set
+    config = transformers.RecurrentGemmaConfig(
+        vocab_size=30, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, head_dim=8,
+        lru_width=32, attention_window_size=16, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    lm = evolve(make("llama"), model=transformers.RecurrentGemmaForCausalLM(config).eval())
+    with pytest.raises(ConfigError, match="not counted by num_hidden_layers alone"):
+        Distill(steps=1).build().compress(lm, data=EXAMPLES, runtime=RUNTIME)
+
+
 def test_layer_maps_that_do_not_fit_are_told(make):
     for layer_map in ((1,), (1, 9)):
         with pytest.raises(ConfigError, match="student has 2 layers and the teacher 4"):
