@@ -238,7 +238,7 @@ def check_finite(inputs: Mapping[str, torch.Tensor]) -> None:
 @contextmanager
 def attention_kept(model: nn.Module) -> Iterator[None]:
     """Let a model have the attention afterwards that it has now: BigBird takes full attention from its first short text on."""
-    kinds = {module: module.attention_type for module in model.modules() if hasattr(module, "set_attention_type")}
+    kinds: dict[Any, Any] = {m: m.attention_type for m in model.modules() if hasattr(m, "set_attention_type")}
     try:
         yield
     finally:

@@ -113,7 +113,7 @@ class StructuredCompressor(Compressor):
         stacks = [(stack, module_list(lm, stack)[1]) for stack in layout.stacks]
         units = {
             "heads": [_head_units(*_head_numbers(lm, layout)[:2])[0]] if self.config.heads else [],
-            "ffn": [matrix(blocks[0].get_submodule(stack.feed.down)).shape[1] for stack, blocks in stacks],  # type: ignore[arg-type]
+            "ffn": [matrix(blocks[0].get_submodule(stack.feed.down)).shape[1] for stack, blocks in stacks],
             "layers": [len(blocks) for _, blocks in stacks],
         }
         problems = []

@@ -106,7 +106,8 @@ def block_influence(lm: LM, blocks: Sequence[nn.Module], batches: Sequence[Batch
     counts = torch.zeros(len(blocks), dtype=torch.float64)
 
     def left(index: int, ends: tuple[torch.Tensor, torch.Tensor]) -> None:
-        cosine = torch.cosine_similarity(*(end.double() for end in ends), dim=-1)
+        entered, gone = ends
+        cosine = torch.cosine_similarity(entered.double(), gone.double(), dim=-1)
         totals[index] += float((1 - cosine).sum())
         counts[index] += cosine.numel()
 
@@ -138,7 +139,7 @@ def _at_ends(
 
 
 @contextmanager
-def _differentiable(model: nn.Module, weights: Sequence[nn.Parameter]) -> Iterator[None]:
+def _differentiable(model: nn.Module, weights: Sequence[torch.Tensor]) -> Iterator[None]:
     """Let gradients be wanted of ``weights`` within, in evaluation mode."""
     before, training = [weight.requires_grad for weight in weights], model.training
     model.eval()
