@@ -21,7 +21,6 @@ from tunesmith.training import packing
 from tunesmith.training.arguments import Settings, accumulation, check, training_arguments
 from tunesmith.training.stream import Fixed, Stream
 from tunesmith.training.task import Limits, Task, objective_of
-from tunesmith_plugins.adapters.kept_zeros import hold
 from tunesmith_plugins.compressors import distill_heads as heads
 from tunesmith_plugins.compressors.distill_divergence import Divergence
 from tunesmith_plugins.compressors.distill_hidden import PROJECTIONS, Pairing, pairings, project
@@ -111,6 +110,7 @@ class DistillCompressor(Compressor):
 
     def _train(self, teacher: LM, student: LM, data: Sequence[Example], runtime: Runtime) -> dict[str, Any]:
         from tunesmith.training.trainer import Job, train
+        from tunesmith_plugins.adapters.kept_zeros import hold  # imports peft, and tunesmith.hf all this
 
         config = self.config
         classes = tuple(student.model.config.id2label.values()) if is_classifier(student.model) else ()
