@@ -105,8 +105,12 @@ def _built(given: CompressorConfig | Compressor | str) -> Compressor:
 def check_teacher(compressor: Compressor, teacher: Any, where: str) -> None:
     """Raise ConfigError, with ``where`` before it, for a teacher of whom the compressor learns nothing; None is no teacher."""
     if teacher is not None and not compressor.uses_teacher:
-        name = type(compressor.config).__name__
-        raise ConfigError([f"{name} learns from no teacher; leave it out, or use distill @ teacher"], where)
+        raise no_teacher(type(compressor.config).__name__, where)
+
+
+def no_teacher(who: str, where: str = WHERE) -> ConfigError:
+    """Return the error for a teacher of whom ``who`` learns nothing."""
+    return ConfigError([f"{who} learns from no teacher; leave it out, or use distill @ teacher"], where)
 
 
 def _check_data(built: Compressor, there: bool) -> None:

@@ -137,6 +137,7 @@ class LM:
                 ``from_pretrained`` would put on it.
         """
         folder = Path(folder)
+        undivide(self.model)
         if not self.adapters:
             with replaced(folder, self.tokenizer is not None) as fresh, _no_bars():
                 self._save_tokenizer(fresh)
@@ -181,6 +182,16 @@ class LM:
             if plain is not None:
                 state[plain] = tensor
         return state
+
+
+def undivide(model: Any) -> None:
+    """Give RWKV the weights of its files back: in evaluation it divides those of later blocks, for the sake of float16, and would
+    divide what is made of them once more."""
+    for module in model.modules():
+        if getattr(module, "layers_are_rescaled", False):
+            training, module.training = module.training, True
+            module._rescale_layers()
+            module.training = training
 
 
 @contextmanager

@@ -35,10 +35,13 @@ class QuantizationAware(AdapterConfig):
 
     Attributes:
         compressor: An int8 compressor that needs no data; None means ``int8``.
+        keep_zeros: Zeros of its matrices stay zero, as pruning left them, and are zero as integers. Not with FSDP or DeepSpeed,
+            which cut parameters up.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.quantization_aware:QuantizationAwareAdapter"
     compressor: CompressorConfig | None = None
+    keep_zeros: bool = False
 
 
 @frozen(kw_only=True)

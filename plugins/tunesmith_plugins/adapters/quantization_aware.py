@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from attrs import evolve
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ConfigError
@@ -15,12 +17,13 @@ from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith_plugins import kernels
 from tunesmith_plugins.adapters.full import WholeModel
+from tunesmith_plugins.adapters.kept_zeros import hold
 from tunesmith_plugins.compressors.config_int8 import Int8, QuantizerConfig, Scheme
 from tunesmith_plugins.compressors.fused import fuse, unfuse
 from tunesmith_plugins.compressors.int8_format import without_float16
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, layout_of, same_modules
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
-from tunesmith_plugins.compressors.int8_weight import quantize
+from tunesmith_plugins.compressors.int8_weight import RUNS_IN, in_float32, quantize
 from tunesmith_plugins.kernels import int8_reference
 
 
@@ -29,6 +32,7 @@ class QuantizationAwareAdapter(WholeModel):
 
     identity = False
     layout: Layout
+    held: Sequence[RemovableHandle] = ()
 
     @property
     def compressor(self) -> QuantizerConfig:
@@ -75,6 +79,8 @@ class QuantizationAwareAdapter(WholeModel):
             for name in places:
                 model.set_submodule(name, rounded)
         fuse(model)  # as the int8 model will be: fused norms and activations round otherwise than torch's
+        if self.config.keep_zeros:
+            self.held = hold(model)
         return attached
 
     def prepared(self, lm: LM, compressor: Any) -> LM:
@@ -98,6 +104,8 @@ class QuantizationAwareAdapter(WholeModel):
             raise ConfigError(
                 [f"the weights were trained for {self.compressor}; compress the model with that"], "quantization_aware"
             )
+        for handle in self.held:
+            handle.remove()
         unfuse(lm.model)
         return evolve(lm, adapters=tuple(a for a in lm.adapters if a is not self), origin=None)
 
@@ -138,7 +146,9 @@ class RoundedLinear(_Rounded):
         self.out_features, self.in_features = reversed(layer.weight.shape) if self.transposed else layer.weight.shape
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (..., out_features) for (..., in_features)."""
+        """Return (..., out_features) for (..., in_features), in the input's dtype."""
+        if x.dtype not in RUNS_IN:
+            return in_float32(self, "", x)
         weight = self.weight.T if self.transposed else self.weight
         found: Tensor = _StraightThrough.apply(x, weight, self.bias, self.scheme)
         return found
@@ -167,26 +177,26 @@ class RoundedEmbedding(_Rounded):
 class _StraightThrough(torch.autograd.Function):
     """``y = Q(x) Q(W)^T + b``; the gradient is that of ``x W^T + b`` at the rounded numbers (Bengio et al. 2013).
 
-    Ranges are those of the numbers themselves, so nothing is clipped and no gradient is stopped.
+    Ranges are those of the numbers themselves, so nothing is clipped and no gradient is stopped. The backward pass rounds the
+    weight again, which is as much work as to unpack the integers of the forward pass, and keeps none of them.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scheme: Scheme) -> Tensor:
-        layer = _integers(weight, bias, scheme)
-        ctx.layer = layer
-        ctx.save_for_backward(x)
-        return layer.multiply(x)
+        ctx.scheme = scheme
+        ctx.save_for_backward(x, weight)
+        return _integers(weight, bias, scheme).multiply(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        (x,) = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
         dx = dweight = dbias = None
         flat = gradient.reshape(-1, gradient.shape[-1])
         if ctx.needs_input_grad[0]:
-            dx = gradient @ ctx.layer.dequantized().to(gradient.dtype)
+            dx = gradient @ _integers(weight, None, ctx.scheme).dequantized().to(gradient.dtype)
         if ctx.needs_input_grad[1]:
-            dweight = flat.T @ _rounded(x.reshape(-1, x.shape[-1]), ctx.layer.kind).to(gradient.dtype)
+            dweight = flat.T @ _rounded(x.reshape(-1, x.shape[-1]), ctx.scheme).to(gradient.dtype)
         if ctx.needs_input_grad[2]:
             dbias = flat.sum(0)
         return dx, dweight, dbias, None
@@ -208,9 +218,12 @@ class _RoundedRows(torch.autograd.Function):
         return gradients[0] * ctx.embed_scale, None
 
 
-def _rounded(rows: Tensor, kind: str) -> Tensor:
+def _rounded(rows: Tensor, scheme: Scheme) -> Tensor:
     """Return the numbers that the integers of activations stand for, where they have 8 bits; 12 bits are as good as all."""
-    if kind != "dynamic":
+    if scheme.kind == "outlier_split":
+        large = rows.abs() > scheme.threshold
+        return torch.where(large, rows, _rounded(torch.where(large, 0, rows), Scheme()))
+    if scheme.kind != "dynamic":
         return rows
     rows = rows.contiguous()
     found = kernels.quantize_rows(rows)

@@ -40,7 +40,11 @@ class Distill(CompressorConfig):
         hidden: Weight of the mean squared difference of hidden states at target tokens, summed over mapped layers; of an
             encoder-decoder's encoder too, at all of its tokens. Where widths differ, trained projections stand between them.
         layer_map: For student layer 1, 2, ...: the number of the teacher layer it is to resemble (0: the embeddings). Empty:
-            spread evenly, the last to the last.
+            spread evenly, the last to the last. Of an encoder-decoder for both stacks.
+        decoder_layer_map: The same for the decoder of an encoder-decoder; ``layer_map`` is then the encoder's alone. Empty: as
+            ``layer_map``.
+        keep_zeros: Zeros of the student's matrices stay zero, as pruning left them. Not with FSDP or DeepSpeed, which cut
+            parameters up.
         texts: ``"data"``: the data's answers. ``"teacher"``: what the teacher writes for their prompts (sequence-level distillation,
             Kim & Rush 2016, section 3.2).
         beams: Of the teacher's beam search for ``texts="teacher"``; 1 is greedy.
@@ -73,6 +77,8 @@ class Distill(CompressorConfig):
     beta: float = field(default=0.5, validator=[v.gt(0), v.lt(1)])
     hidden: float = field(default=0.0, validator=v.ge(0))
     layer_map: tuple[int, ...] = field(default=(), validator=_layer_numbers)
+    decoder_layer_map: tuple[int, ...] = field(default=(), validator=_layer_numbers)
+    keep_zeros: bool = False
     texts: Literal["data", "teacher"] = "data"
     beams: int = field(default=1, validator=v.ge(1))
     on_policy: float = field(default=0.0, validator=[v.ge(0), v.le(1)])
@@ -97,8 +103,9 @@ class Distill(CompressorConfig):
             raise ValueError("'on_policy' needs 'soft' > 0: the student's own answers have no loss but the teacher's")
         if self.on_policy and (self.packing or not self.mask_prompt):
             raise ValueError("'on_policy' needs prompts apart from answers: mask_prompt=True and no packing")
-        if self.layer_map and not self.hidden:
-            raise ValueError("'layer_map' is for hidden states; give their weight, 'hidden'")
+        for name in ("layer_map", "decoder_layer_map"):
+            if getattr(self, name) and not self.hidden:
+                raise ValueError(f"'{name}' is for hidden states; give their weight, 'hidden'")
         if self.student and self.keep_every != fields(type(self)).keep_every.default:
             raise ValueError("'keep_every' would change nothing: 'student' says what the student is")
         writes = bool(self.on_policy) or self.texts == "teacher"

@@ -231,7 +231,7 @@ class SmoothQuant(CalibratedConfig):
     is folded into the norm; elsewhere the layer keeps the vector and multiplies its input by it.
 
     Attributes:
-        alpha: How much moves: 0 leaves the activations as they are, 1 makes all channels equal.
+        alpha: How much moves: 0 makes all channels of the weights equal, 1 those of the activations.
         activations: ``dynamic``: a range for each row; ``static``: calibrated ranges.
         explicit: Also smooth layers that no norm can fold for, at the price of a multiplication of their inputs.
     """

@@ -28,7 +28,7 @@ from tunesmith_plugins.compressors.distill_loss import DistillationLoss, OnPolic
 from tunesmith_plugins.compressors.distill_texts import teacher_texts
 from tunesmith_plugins.compressors.examples import needed_examples
 from tunesmith_plugins.compressors.layers import merged, stored_bytes
-from tunesmith_plugins.compressors.prune_calibration import is_classifier, most_tokens
+from tunesmith_plugins.compressors.prune_calibration import attention_kept, is_classifier, most_tokens
 from tunesmith_plugins.compressors.student import every_nth, from_config
 from tunesmith_plugins.stages.training.memory import peak_bytes
 
@@ -67,7 +67,7 @@ class DistillCompressor(Compressor):
         if self.config.texts == "teacher":
             summary["teacher_texts_cut"] = cut_texts
         report = CompressionReport(
-            parameters=(teacher.parameter_count(), student.parameter_count()),
+            parameters=(teacher.parameter_count(nonzero=True), student.parameter_count(nonzero=True)),
             bytes=(stored_bytes(teacher.model), stored_bytes(student.model)),
             summary=summary,
         )
@@ -110,11 +110,14 @@ class DistillCompressor(Compressor):
 
     def _train(self, teacher: LM, student: LM, data: Sequence[Example], runtime: Runtime) -> dict[str, Any]:
         from tunesmith.training.trainer import Job, train
+        from tunesmith_plugins.adapters.kept_zeros import hold  # imports peft, and tunesmith.hf all this
 
         config = self.config
         classes = tuple(student.model.config.id2label.values()) if is_classifier(student.model) else ()
         if classes and config.soft == 1:  # no label is in the loss, so none need be right
             data = [evolve(example, targets=classes[:1]) for example in data]
+        if config.on_policy == 1 and not config.validation:  # nobody reads the data's answers
+            data = [example if example.targets else evolve(example, targets=("",)) for example in data]
         room = min(most_tokens(lm, UNLIMITED) for lm in (teacher, student))
         task = Task(
             objective="classification" if classes else objective_of(student.family, "auto"),
@@ -137,13 +140,16 @@ class DistillCompressor(Compressor):
         student.model.requires_grad_(True)
         if config.on_policy:
             _check_prompts(student, rows)
-        layers = pairings(teacher.model, student.model, config.layer_map, bool(classes)) if config.hidden else []
+        maps = {"layer_map": config.layer_map, "decoder_layer_map": config.decoder_layer_map}
+        layers = pairings(teacher.model, student.model, classes=bool(classes), **maps) if config.hidden else []
         if config.chunk and not classes:
             longest = max(range(len(rows)), key=lambda index: len(rows[index].input_ids))
             some = task.collate()([Fixed(rows, runtime.seed, task.noise)[longest]])
             heads.check(heads.Headless(teacher.model), some, "teacher")
             heads.check(heads.Headless(student.model), some, "student")
         with ExitStack() as stack:
+            for held in hold(student.model) if config.keep_zeros else ():
+                stack.callback(held.remove)
             stack.enter_context(_projected(teacher, student, layers))
             folder = runtime.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
             loss = self._loss(teacher, student, layers)
@@ -205,10 +211,12 @@ class DistillCompressor(Compressor):
 
 @contextmanager
 def _as_it_was(model: Any) -> Iterator[None]:
-    """Let a model be frozen and put into evaluation within, and not for ever: it may be somebody's who goes on training it."""
+    """Let a model be frozen, put into evaluation and made to read short texts within, and not for ever: it may be somebody's who
+    goes on training it."""
     trained, training = [p for p in model.parameters() if p.requires_grad], model.training
     try:
-        yield
+        with attention_kept(model):
+            yield
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
@@ -217,12 +225,20 @@ def _as_it_was(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _projected(teacher: LM, student: LM, layers: Sequence[Pairing]) -> Iterator[None]:
-    """Let projections be part of the student within, so that they are trained and kept in checkpoints."""
+    """Let projections be part of the student within, so that they are trained and kept in checkpoints, and drop none of its layers,
+    as M2M100 does at random: hidden states behind one would be those of another."""
+    dropping = {
+        module: module.layerdrop for module in student.model.modules() if layers and hasattr(module, "layerdrop")
+    }
     if layers:
         project(teacher.model, student.model, layers)
     try:
+        for module in dropping:
+            module.layerdrop = 0.0
         yield
     finally:
+        for module, share in dropping.items():
+            module.layerdrop = share
         if hasattr(student.model, PROJECTIONS):
             delattr(student.model, PROJECTIONS)
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from tunesmith.errors import ConfigError
-from tunesmith_plugins.compressors.prune_calibration import is_classifier
+from tunesmith_plugins.compressors.prune_calibration import attention_kept, decoder_ids, is_classifier
 
 BIAS = "final_logits_bias"
 """What BART and its kin add to the logits behind the output layer."""
@@ -31,7 +31,7 @@ def arguments(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
     core = unwrapped(model)
     given: dict[str, Any] = {name: value for name, value in batch.items() if name != "labels"}
     if core.config.is_encoder_decoder and not is_classifier(core):  # classifiers make these of their input
-        given["decoder_input_ids"] = core.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        given["decoder_input_ids"] = decoder_ids(core, batch["labels"])
     if "use_cache" in inspect.signature(core.forward).parameters:
         given["use_cache"] = False
     return given
@@ -119,7 +119,7 @@ def check(headless: Headless, batch: dict[str, torch.Tensor], who: str) -> None:
     few = {name: value[:1, :16].to(headless.core.device) for name, value in batch.items()}
     training = headless.core.training
     headless.core.eval()
-    with torch.no_grad():
+    with attention_kept(headless.core), torch.no_grad():
         given = arguments(headless.core, few)
         exact = headless.model(**given).logits
         hidden, _ = headless(given)

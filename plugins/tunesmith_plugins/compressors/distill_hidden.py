@@ -30,7 +30,9 @@ class Pairing:
     encoder: bool = False
 
 
-def pairings(teacher: Any, student: Any, layer_map: Sequence[int], classes: bool = False) -> list[Pairing]:
+def pairings(
+    teacher: Any, student: Any, layer_map: Sequence[int], classes: bool = False, decoder_layer_map: Sequence[int] = ()
+) -> list[Pairing]:
     """Return which layers are to resemble which.
 
     Args:
@@ -38,27 +40,42 @@ def pairings(teacher: Any, student: Any, layer_map: Sequence[int], classes: bool
         student: The model.
         layer_map: The teacher's layer for student layer 1, 2, ...; empty: evenly.
         classes: Whether they are classifiers.
+        decoder_layer_map: That of an encoder-decoder's decoder; empty: ``layer_map``.
 
     Raises:
-        ConfigError: If the map does not fit.
+        ConfigError: If a map does not fit.
     """
+    both = "layer_map", layer_map
+    maps = {"hidden_states": both}
     if student.config.is_encoder_decoder:
-        stacks = [("encoder_hidden_states", True), ("decoder_hidden_states", False)]
-    else:
-        stacks = [("hidden_states", False)]
+        own = ("decoder_layer_map", decoder_layer_map) if decoder_layer_map else both
+        maps = {"encoder_hidden_states": both, "decoder_hidden_states": own}
+    elif decoder_layer_map:
+        raise ConfigError(
+            [f"a {student.config.model_type} model has one stack of layers; its map is layer_map @ decoder_layer_map"],
+            "distill",
+        )
     found = []
-    for outputs, encoder in stacks:
+    for outputs, (option, given) in maps.items():
         ours, theirs = (_depth(model.config, outputs) for model in (student, teacher))
-        if layer_map and (len(layer_map) != ours or max(layer_map) > theirs):
+        if given and (len(given) != ours or max(given) > theirs):
+            stack = outputs.removesuffix("hidden_states").replace("_", " ")
+            apart = (
+                "; a decoder of its own depth has decoder_layer_map"
+                if stack == "decoder " and given is layer_map
+                else ""
+            )
             raise ConfigError(
                 [
-                    f"the student has {ours} layers and the teacher {theirs}, and the map says {tuple(layer_map)}; give one "
-                    f"number from 0 to {theirs} for each of the student's, or leave it out @ layer_map"
+                    f"the student has {ours} {stack}layers and the teacher {theirs}, and the map says {tuple(given)}; give one "
+                    f"number from 0 to {theirs} for each of the student's, or leave it out{apart} @ {option}"
                 ],
                 "distill",
             )
-        chosen = layer_map or [round(number * theirs / ours) for number in range(1, ours + 1)]
-        found.append(Pairing(outputs=outputs, pairs=tuple(enumerate(chosen, start=1)), encoder=encoder or classes))
+        chosen = given or [round(number * theirs / ours) for number in range(1, ours + 1)]
+        pairs = tuple(enumerate(chosen, start=1))
+        encoder = classes or outputs == "encoder_hidden_states"
+        found.append(Pairing(outputs=outputs, pairs=pairs, encoder=encoder))
     return found
 
 
@@ -109,7 +126,8 @@ def difference(
     total = scale.new_zeros(())
     for pairing in found:
         for mine, other in pairing.pairs:
-            a, b = getattr(ours, pairing.outputs)[mine], getattr(theirs, pairing.outputs)[other].to(places.device)
+            a, b = _states(ours, pairing.outputs, mine), _states(theirs, pairing.outputs, other).to(places.device)
+            b = b[:, b.shape[1] - a.shape[1] :]  # a teacher's virtual tokens stand before an encoder's own
             if maps is not None:
                 layer = maps[f"{pairing.outputs}-{mine}"]
                 a = layer(a.to(layer.weight.dtype))
@@ -118,8 +136,16 @@ def difference(
             )
             if pairing.encoder:
                 seen = torch.ones_like(each) if mask is None else mask.to(each.dtype)
+                each = each[:, : seen.shape[1]]  # PEGASUS-X fills up its last block
                 each = (each * seen).sum(1) / seen.sum(1).clamp_min(1)
                 total = total + (each * weight.sum(1)).sum()
             else:
                 total = total + (each[:, : places.shape[1]] * weight).sum()
     return total
+
+
+def _states(outputs: Any, name: str, number: int) -> torch.Tensor:
+    """Return the hidden states (batch, time, width) of a layer; PEGASUS-X has those of its global tokens beside them."""
+    found = getattr(outputs, name)[number]
+    states: torch.Tensor = found[0] if isinstance(found, tuple) else found
+    return states

@@ -25,11 +25,12 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tunesmith.errors import ArtifactError, ConfigError
+from tunesmith.lm import undivide
 from tunesmith_plugins.compressors import int8_checksums
 from tunesmith_plugins.compressors.config_int8 import QuantizerConfig, Scheme
 from tunesmith_plugins.compressors.experts import split
 from tunesmith_plugins.compressors.fused import fuse
-from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8TiedEmbedding, Int8TiedLinear
+from tunesmith_plugins.compressors.int8_embedding import Int8Embedding, Int8TiedLinear
 from tunesmith_plugins.compressors.int8_files import (
     check_files,
     check_numbers,
@@ -41,6 +42,7 @@ from tunesmith_plugins.compressors.int8_files import (
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, build, check_places, layout_of, tie, with_heads
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
 from tunesmith_plugins.compressors.int8_reading import LetGo, Quantize, untied
+from tunesmith_plugins.compressors.int8_vocabulary import INTEGER, Resize
 from tunesmith_plugins.compressors.int8_weight import Int8Weight
 from tunesmith_plugins.compressors.layers import let_go_of_files
 from tunesmith_plugins.compressors.mapped_pages import MappedPages
@@ -55,9 +57,6 @@ NO_FLOAT16 = (
     "int8 layers run in float32 or bfloat16: this %s model becomes float32; the integers are the same, and "
     "dtype=torch.bfloat16 takes half the memory for what stays float."
 )
-
-INTEGER = (Int8Weight, Int8TiedEmbedding, Int8TiedLinear)
-"""Classes of modules whose weight is integers, of their own or another's."""
 
 
 class Int8QuantizationConfig(QuantizationConfigMixin):
@@ -217,37 +216,13 @@ class Int8Quantizer(HfQuantizer):
         its integer layers where they are, for what they have to say."""
         # a model that kept itself alive would stay in memory until the next round of garbage collection
         self._model, self._trained = weakref.ref(model), _trains(model)
-        model.resize_token_embeddings = self.resize_token_embeddings
         for name, module in model.named_modules():
             if isinstance(module, INTEGER):
                 module.place = name
+            if hasattr(type(module), "resize_token_embeddings"):  # the model, and bodies in it
+                module.resize_token_embeddings = Resize(module)
             if getattr(module, "_tied_weights_keys", None):  # of a whole model of transformers, or its body
                 _tied_already(module)
-
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *rest: Any, **options: Any) -> nn.Module:
-        """Do what the model's own method does where nothing has to be resized that is int8.
-
-        Raises:
-            ConfigError: Where something would have to be.
-        """
-        model: Any = None if self._model is None else self._model()
-        pad_to = options.get("pad_to_multiple_of", rest[0] if rest else None)
-        tables = (model.get_input_embeddings(), model.get_output_embeddings())
-        for table in tables:
-            if isinstance(table, INTEGER):
-                tokens = table.weight.shape[0]
-                asked = tokens if new_num_tokens is None else new_num_tokens
-                asked += -asked % (pad_to or 1)
-                if asked != tokens:
-                    raise ConfigError(
-                        [
-                            f"{table.place} is int8 and keeps its {tokens} tokens, and {asked} are asked for; resize the float "
-                            "model, train its new tokens, and compress it then"
-                        ],
-                        "resize_token_embeddings",
-                    )
-        found: nn.Module = type(model).resize_token_embeddings(model, new_num_tokens, *rest, **options)
-        return found
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are part of those of the model, which they find again by this."""
@@ -451,13 +426,12 @@ def _each_place_its_own(model: Any, state: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def without_rescaling(model: Any) -> None:
-    """Let RWKV keep its weights as its files have them: in evaluation it divides those of later blocks, for the sake of float16,
-    which integer layers do not run in, and multiplies others by it."""
+    """Let RWKV keep its weights as its files have them: it would divide some by others for float16, which integer layers do not
+    run in."""
+    undivide(model)
     for module in model.modules():
         if hasattr(module, "layers_are_rescaled"):
-            training, module.training = module.training, True
-            module._rescale_layers()
-            module.config.rescale_every, module.training = 0, training
+            module.config.rescale_every = 0
 
 
 def without_float16(model: Any) -> None:

@@ -14,7 +14,7 @@ from tunesmith.data.records import Example
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors.config_int8 import CalibratedConfig
-from tunesmith_plugins.compressors.prune_calibration import calibration_batches, forward
+from tunesmith_plugins.compressors.prune_calibration import calibration_batches, forward, reading
 
 BINS = 2048
 SHRINKS = 80
@@ -134,7 +134,7 @@ def _run(
         lm, examples[: config.examples] if config.examples else examples, max_length=config.max_length,
         batch_size=1, seed=runtime.seed, method="int8 with calibration",
     )  # fmt: skip
-    with lm.evaluating(), _hooked(lm.model, set(names), smooth, look):
+    with reading(lm), _hooked(lm.model, set(names), smooth, look):
         for batch in runtime.track(batches, "calibration"):
             forward(lm.model, batch)
 

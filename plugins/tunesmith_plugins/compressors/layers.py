@@ -7,6 +7,7 @@ from collections.abc import Iterator, Set
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from tunesmith.compression import no_teacher
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.adapter import PreparesCompression, SupportsMerge
 from tunesmith.kinds.adapter import merged as fold
@@ -77,13 +78,14 @@ def merged(lm: LM, method: str, compressor: CompressorConfig | None = None, teac
         lm: The model.
         method: What is going to be done, for messages.
         compressor: For adapters that have trained the weights for one.
-        teacher: What ``compress`` was given, where it has no use for one.
+        teacher: What ``compress`` was given, where it has no use for one; ``ts.compress`` and the stage refuse one before they load
+            a model, and whoever calls a compressor directly hears of it here.
 
     Raises:
         ConfigError: If there is a teacher, naming the first adapter that cannot be merged, or if the weights are quantized already.
     """
     if teacher is not None:
-        raise ConfigError([f"{method} learns from no teacher; leave it out, or use distill @ teacher"])
+        raise no_teacher(method)
     if getattr(lm.model, "is_quantized", False):
         raise ConfigError([f"the model is quantized already; start {method} from the model before that"])
     preparing = [a for a in lm.adapters if isinstance(a, PreparesCompression) and compressor is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -31,19 +31,23 @@ class MagnitudeCompressor(Compressor):
         layers = layers_to_prune(lm, self.config.skip, self.config.pattern)
         before = lm.parameter_count(nonzero=True), stored_bytes(lm.model)
         rows = []
-        for (name, layer), mask in runtime.track(list(zip(layers, self._masks(layers), strict=True)), "pruning"):
-            weight = matrix(layer)
+        masks = self._masks(layers)
+        for name, layer in runtime.track(layers, "pruning"):
+            weight, mask = matrix(layer), next(masks)
             lost = weight[mask].double().square().sum() / weight.double().square().sum().clamp_min(1e-300)
             weight[mask] = 0
             rows.append(row(name, weight, float(lost.sqrt())))
         return finished(lm, before, rows, {})
 
-    def _masks(self, layers: Sequence[Named]) -> list[torch.Tensor]:
-        sizes = [matrix(layer).abs() for _, layer in layers]
+    def _masks(self, layers: Sequence[Named]) -> Iterator[torch.Tensor]:
+        """Yield what goes of each layer; those of a layer's own are made when it is their turn."""
+        sizes = (matrix(layer).abs() for _, layer in layers)
         if self.config.pattern:
-            return [outside_pattern(size, self.config.pattern) for size in sizes]
-        if self.config.scope == "layer":
-            return [smallest(size.flatten(), self.config.sparsity).view_as(size) for size in sizes]
-        together = smallest(torch.cat([size.flatten() for size in sizes]), self.config.sparsity)
-        parts = torch.split(together, [size.numel() for size in sizes])
-        return [part.view_as(size) for part, size in zip(parts, sizes, strict=True)]
+            yield from (outside_pattern(size, self.config.pattern) for size in sizes)
+        elif self.config.scope == "layer":
+            yield from (smallest(size.flatten(), self.config.sparsity).view_as(size) for size in sizes)
+        else:
+            together = smallest(torch.cat([size.flatten() for size in sizes]), self.config.sparsity)
+            shapes = [matrix(layer).shape for _, layer in layers]
+            parts = torch.split(together, [shape.numel() for shape in shapes])
+            yield from (part.view(shape) for part, shape in zip(parts, shapes, strict=True))

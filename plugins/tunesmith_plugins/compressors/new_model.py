@@ -45,7 +45,7 @@ def as_types(model: nn.Module, types: Mapping[str, torch.dtype]) -> None:
 def fields_by_layer(config: Any, kept: Sequence[int]) -> dict[str, Any]:
     """Return the fields of a config that have an entry for every layer, for the layers that stay."""
     found: dict[str, Any] = {}
-    for name in BY_LAYER:
+    for name in {getattr(config, "attribute_map", {}).get(name, name): None for name in BY_LAYER}:
         value = getattr(config, name, None)
         own = getattr(type(config), name, None)
         follows = isinstance(own, property) and own.fset is None  # from the number of layers

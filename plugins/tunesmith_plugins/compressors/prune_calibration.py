@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import nn
 
 from tunesmith.continuation import positions
 from tunesmith.data import encoding
-from tunesmith.data.encoding import Lengths, Row, Truncation
+from tunesmith.data.encoding import IGNORED, Lengths, Row, Truncation
 from tunesmith.data.records import Example
 from tunesmith.errors import DataError, NumericError
 from tunesmith.lm import LM
@@ -40,12 +41,13 @@ def calibration_batches(
 ) -> list[Batch]:
     """Return the examples as the model's arguments, rows of equal shape together, so that no position is padding.
 
-    Decoders see prompt and target, encoders the whole text, classifiers the prompt alone, encoder-decoders the target too. With
-    ``masks`` encoders with a language-model head see masked tokens as in their training, for a loss. Nothing is longer than
-    what the model can read.
+    Decoders see prompt and target, or the prompt where there is no target, encoders the whole text, classifiers the prompt alone,
+    encoder-decoders the target too. With ``masks`` encoders with a language-model head see masked tokens as in their training, for
+    a loss, and rows without a token to predict are left out. Nothing is longer than what the model can read.
 
     Raises:
         ConfigError: If there is no data.
+        DataError: If there is nothing to read in it, or with ``masks`` nothing to predict.
     """
     data = needed_examples(lm, data, method)
     limit = most_tokens(lm, max_length)
@@ -55,18 +57,33 @@ def calibration_batches(
         if masks
         else None
     )
+    data = [_text(example) for example in data] if lm.family == "decoder" else data
     rows = task.rows(data, Truncation()) if task else _rows(lm, data, lengths)
     items = Fixed(rows, seed, task.noise if task else None)
     shapes: dict[tuple[int, int], list[Row]] = {}
     for index in range(len(items)):
         row = items[index]
+        if masks and not _asks(row, lm):
+            continue
         shapes.setdefault((len(row.input_ids), len(row.labels)), []).append(row)
+    if not shapes:
+        raise DataError("the data gives nothing to calibrate on: no text has a token to predict.")
     collate = Collate(lm.tokenizer.pad_token_id or 0, "pairs" if lm.family == "encoder-decoder" else "tokens")
     return [
         {name: tensor.to(lm.device) for name, tensor in collate(same[start : start + batch_size]).items()}
         for same in shapes.values()
         for start in range(0, len(same), batch_size)
     ]
+
+
+def _text(example: Example) -> Example:
+    """Return an example as a decoder reads it: one without a target is a text."""
+    return example if example.targets else evolve(example, prompt="", targets=(example.prompt,))
+
+
+def _asks(row: Row, lm: LM) -> bool:
+    """Whether a row has a token to predict; the loss of one that has none is no number."""
+    return any(label != IGNORED for label in row.labels[lm.family == "decoder" :])
 
 
 def _rows(lm: LM, data: Sequence[Example], lengths: Lengths) -> list[Row]:
@@ -83,7 +100,7 @@ def _rows(lm: LM, data: Sequence[Example], lengths: Lengths) -> list[Row]:
         rows = encoding.causal(data, lm.tokenizer, lengths, cut, mask_prompt=False)
     else:
         rows = encoding.seq2seq(data, lm.tokenizer, lengths, cut)
-    rows = [row for row in rows if row.input_ids]
+    rows = [row for row in rows if row.input_ids and row.labels]
     if not rows:
         raise DataError("the data gives nothing to calibrate on: all texts are empty.")
     return rows
@@ -136,7 +153,7 @@ def visits(lm: LM, layers: Sequence[Named], batches: Sequence[Batch]) -> tuple[l
         handles.append(layer.register_forward_pre_hook(met))
     always: set[str] = set()
     try:
-        with lm.evaluating():
+        with reading(lm):
             for batch in batches:
                 forward(lm.model, batch)
                 if not always:
@@ -192,7 +209,7 @@ def observe(lm: LM, visit: Visit, batches: Sequence[Batch], see: Mapping[str, Ca
     if visit.last:
         handles.append(lm.model.get_submodule(visit.last).register_forward_hook(done))
     try:
-        with lm.evaluating():
+        with reading(lm):
             for batch in batches:
                 left[0] = visit.calls
                 try:
@@ -218,6 +235,24 @@ def check_finite(inputs: Mapping[str, torch.Tensor]) -> None:
             )
 
 
+@contextmanager
+def attention_kept(model: nn.Module) -> Iterator[None]:
+    """Let a model have the attention afterwards that it has now: BigBird takes full attention from its first short text on."""
+    kinds: dict[Any, Any] = {m: m.attention_type for m in model.modules() if hasattr(m, "set_attention_type")}
+    try:
+        yield
+    finally:
+        for module, kind in kinds.items():  # from the outside to the inside, as they set each other's
+            module.set_attention_type(kind)
+
+
+@contextmanager
+def reading(lm: LM) -> Iterator[None]:
+    """Let a model read texts for the sake of something else: no dropout, no gradients, and afterwards it is as it was."""
+    with attention_kept(lm.model), lm.evaluating():
+        yield
+
+
 class Enough(Exception):
     """Ends a pass of which nobody needs the rest."""
 
@@ -231,16 +266,19 @@ def forward(model: Any, batch: Batch, *, loss: bool = False) -> Any:
     elif is_classifier(model):  # of their input these make what their decoder reads
         given.pop("decoder_input_ids", None)
     elif "decoder_input_ids" in takes and "decoder_input_ids" not in given:
-        given["decoder_input_ids"] = _decoder_ids(model, batch["labels"])
+        given["decoder_input_ids"] = decoder_ids(model, batch["labels"])
     if "use_cache" in takes:
         given["use_cache"] = False  # type: ignore[assignment]
     return model(**given)
 
 
-def _decoder_ids(model: Any, labels: torch.Tensor) -> torch.Tensor:
+def decoder_ids(model: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Return what an encoder-decoder's decoder reads where it is to predict ``labels`` (batch, time): M2M100, Blenderbot and others
+    have no method that tells."""
     make = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if make is not None:
         found: torch.Tensor = make(labels=labels)
         return found
     start = labels.new_full((len(labels), 1), model.config.decoder_start_token_id)
-    return torch.cat([start, labels[:, :-1]], 1)
+    before = labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, model.config.pad_token_id)
+    return torch.cat([start, before], 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tunesmith.continuation import positions
 from tunesmith.lm import LM, Family
-from tunesmith_plugins.compressors.prune_calibration import Batch, Enough, forward
+from tunesmith_plugins.compressors.prune_calibration import Batch, Enough, forward, reading
 
 SHAPES: Mapping[Family, tuple[int, int]] = {"encoder": (512, 1), "decoder": (256, 4), "encoder-decoder": (256, 4)}
 """How many texts, and the random tokens of each. The shortest texts are the hardest, since nothing is averaged out in them; a
@@ -65,7 +65,7 @@ def _stated(config: Any, *names: str) -> list[int]:
 def reads(lm: LM, batch: Batch) -> Exception | None:
     """Return why the model cannot read such a batch (it wants sounds or images too, or fewer tokens), None if it can."""
     try:
-        with lm.evaluating():
+        with reading(lm):
             forward(lm.model, {name: tensor[:2] for name, tensor in batch.items()})
     except Exception as cause:  # of any model's own code
         return cause
@@ -114,7 +114,7 @@ def in_passing(lm: LM, names: Sequence[str], batch: Batch, meet: Callable[[str, 
     for name in names:
         stand_in(name)
     try:
-        with lm.evaluating():
+        with reading(lm):
             forward(model, batch)
     except Enough:
         pass

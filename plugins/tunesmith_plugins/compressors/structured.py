@@ -18,11 +18,13 @@ from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors.layers import merged, stored_bytes
 from tunesmith_plugins.compressors.new_model import fields_by_layer
+from tunesmith_plugins.compressors.prune import matrix
 from tunesmith_plugins.compressors.prune_calibration import Batch, calibration_batches, is_classifier
 from tunesmith_plugins.compressors.structured_build import SHARED_BY_LAYERS, Cut, build
 from tunesmith_plugins.compressors.structured_layouts import Attention, Layout, Stack, layout_of, module_list
 from tunesmith_plugins.compressors.structured_scores import (
     Part,
+    block_gradient,
     block_influence,
     by_activation,
     by_gradient,
@@ -81,7 +83,7 @@ class StructuredCompressor(Compressor):
         if tokenizer is not None:
             _renumber(small, summary["kept_token_ids"])
         report = CompressionReport(
-            parameters=(lm.parameter_count(), small.parameter_count()),
+            parameters=(lm.parameter_count(nonzero=True), small.parameter_count(nonzero=True)),
             bytes=(stored_bytes(lm.model), stored_bytes(small.model)),
             layers=rows,
             summary=summary,
@@ -97,12 +99,31 @@ class StructuredCompressor(Compressor):
                     "the number of heads, so a model with fewer heads would not load. Take out channels or layers @ heads"
                 ]
             )
+        self._check_shares(lm)
         if self.config.heads:
             self._check_heads(lm)
         if self.config.score == "gradient" and (is_classifier(lm.model) or lm.model.get_output_embeddings() is None):
             raise ConfigError(
                 [f'a {type(lm.model).__name__} has no loss on text; use score="activation" or "magnitude" @ score']
             )
+
+    def _check_shares(self, lm: LM) -> None:
+        """Refuse a share that rounds to none."""
+        layout = layout_of(lm)
+        stacks = [(stack, module_list(lm, stack)[1]) for stack in layout.stacks]
+        units = {
+            "heads": [_head_units(*_head_numbers(lm, layout)[:2])[0]] if self.config.heads else [],
+            "ffn": [matrix(blocks[0].get_submodule(stack.feed.down)).shape[1] for stack, blocks in stacks],
+            "layers": [len(blocks) for _, blocks in stacks],
+        }
+        problems = []
+        for name, counts in units.items():
+            share, most = getattr(self.config, name), max(counts, default=0)
+            if share and not any(_gone(share, count) for count in counts):
+                advice = f"{1 / most:.3g} takes one" if most > 1 else "the last one stays"
+                problems.append(f"{share:g} of {most} is none; {advice} @ {name}")
+        if problems:
+            raise ConfigError(problems)
 
     def _check_heads(self, lm: LM) -> None:
         """Refuse a number of heads that the model's config does not accept, and could therefore not be saved with."""
@@ -126,7 +147,7 @@ class StructuredCompressor(Compressor):
         rows: list[dict[str, Any]] = []
         for stack in layout.stacks:
             name, blocks = module_list(lm, stack)
-            kept = self._kept_layers(lm, layout, stack, blocks, batches)
+            kept = self._kept_layers(lm, blocks, batches)
             cut.layers[name] = kept
             cut.config[stack.depth] = len(kept)
             cut.config.update(fields_by_layer(lm.model.config, kept))
@@ -147,27 +168,17 @@ class StructuredCompressor(Compressor):
             rows += found.values()
         return rows
 
-    def _kept_layers(
-        self, lm: LM, layout: Layout, stack: Stack, blocks: nn.ModuleList, batches: Sequence[Batch]
-    ) -> list[int]:
+    def _kept_layers(self, lm: LM, blocks: nn.ModuleList, batches: Sequence[Batch]) -> list[int]:
         if not self.config.layers:
             return list(range(len(blocks)))
-        if self.config.score == "activation":
-            scores = block_influence(lm, list(blocks), batches)
-        else:
-            scores = torch.stack([self._block_score(lm, layout, stack, block, batches) for block in blocks])
+        match self.config.score:
+            case "activation":
+                scores = block_influence(lm, list(blocks), batches)
+            case "gradient":
+                scores = block_gradient(lm, list(blocks), batches)
+            case _:
+                scores = torch.stack([_magnitude(block) for block in blocks])
         return _kept(scores, self.config.layers).tolist()
-
-    def _block_score(
-        self, lm: LM, layout: Layout, stack: Stack, block: nn.Module, batches: Sequence[Batch]
-    ) -> torch.Tensor:
-        if self.config.score == "magnitude":
-            return (
-                torch.stack([p.detach().double().square().sum() for p in block.parameters() if p.dim() > 1]).sum().cpu()
-            )
-        outs = [stack.feed.down, *(attention.out for attention in stack.attentions)]
-        parts = [Part(down=down, up=(), size=_inputs(down)) for down in (block.get_submodule(out) for out in outs)]
-        return torch.stack([found.sum() for found in by_gradient(lm, parts, batches)]).sum().cpu()
 
     def _scores(self, lm: LM, parts: Sequence[Part], batches: Sequence[Batch]) -> list[torch.Tensor]:
         match self.config.score:
@@ -251,6 +262,12 @@ class StructuredCompressor(Compressor):
             cut.config[layout.groups] = len(chosen) if groups > 1 else 1
 
 
+def _magnitude(block: nn.Module) -> torch.Tensor:
+    """Return the squared norm of a layer's matrices, but for the position biases, which stay whichever layer goes."""
+    own = [p for name, p in block.named_parameters() if p.dim() > 1 and SHARED_BY_LAYERS not in name]
+    return torch.stack([p.detach().double().square().sum().cpu() for p in own]).sum()
+
+
 def _kept(scores: torch.Tensor, share: float) -> torch.Tensor:
     """Return the numbers of the units that stay, ascending.
 
@@ -305,11 +322,6 @@ def _reason_against(lm: LM, layout: Layout, gone: int, queries: int, groups: int
     except (ValueError, StrictDataclassError) as found:
         return " ".join(str(found.__cause__ or found).split())
     return ""
-
-
-def _inputs(layer: nn.Module) -> int:
-    weight: Any = layer.weight
-    return int(weight.shape[0] if isinstance(layer, Conv1D) else weight.shape[1])
 
 
 def _select_outputs(cut: Cut, name: str, layer: nn.Module, indices: torch.Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import nn
 
 from tunesmith.errors import ConfigError
@@ -144,13 +144,23 @@ def layout_of(lm: LM) -> Layout:
             ]
         )
     if kind in ("t5", "mt5"):
-        return _t5(bool(config.is_gated_act))
+        layout = _t5(bool(config.is_gated_act))
+        there = tuple(stack for stack in layout.stacks if _lists(lm, stack))  # of a T5EncoderModel one
+        return evolve(layout, stacks=there or layout.stacks)
     return {"gpt2": _GPT2, "bert": _BERT, "roberta": _BERT}.get(kind, _LLAMA)
 
 
 def module_list(lm: LM, stack: Stack) -> tuple[str, nn.ModuleList]:
     """Return name and module list of a stack."""
-    for name, module in lm.model.named_modules():
-        if isinstance(module, nn.ModuleList) and f".{name}".endswith(f".{stack.suffix}"):
-            return name, module
-    raise ConfigError([f"this {lm.model.config.model_type} model has no {stack.suffix!r}"])
+    found = _lists(lm, stack)
+    if not found:
+        raise ConfigError([f"this {lm.model.config.model_type} model has no {stack.suffix!r}"])
+    return found[0]
+
+
+def _lists(lm: LM, stack: Stack) -> list[tuple[str, nn.ModuleList]]:
+    return [
+        (name, module)
+        for name, module in lm.model.named_modules()
+        if isinstance(module, nn.ModuleList) and f".{name}".endswith(f".{stack.suffix}")
+    ]

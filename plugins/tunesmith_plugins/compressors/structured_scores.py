@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,22 +72,31 @@ def by_gradient(lm: LM, parts: Sequence[Part], batches: Sequence[Batch]) -> list
     totals = [
         torch.zeros(matrix(part.down).shape[1] // part.size, dtype=torch.float64, device=lm.device) for part in parts
     ]
-    before = [weight.requires_grad for weight in weights]
-    training = lm.model.training
-    lm.model.eval()
-    try:
-        for weight in weights:
-            weight.requires_grad_(True)
+    with _differentiable(lm.model, weights):
         for batch in batches:
             found = torch.autograd.grad(forward(lm.model, batch, loss=True).loss, weights)
             for total, part, gradient in zip(totals, parts, found, strict=True):
                 change = (gradient * part.down.weight.detach()).double()
                 columns = change.sum(1) if isinstance(part.down, Conv1D) else change.sum(0)
                 total += columns.view(-1, part.size).sum(1).abs() / len(batches)
-    finally:
-        for weight, flag in zip(weights, before, strict=True):
-            weight.requires_grad_(flag)
-        lm.model.train(training)
+    return totals
+
+
+def block_gradient(lm: LM, blocks: Sequence[nn.Module], batches: Sequence[Batch]) -> torch.Tensor:
+    """Return (blocks,): the mean over batches of ``|sum g (y - x)|``, x being what enters a block, y what leaves it, and g the
+    gradient of the loss by y.
+
+    That is the derivative of the loss by a gate between the block and what passes it by.
+    """
+    totals = torch.zeros(len(blocks), dtype=torch.float64)
+    ends: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    with _differentiable(lm.model, list(lm.model.parameters())), _at_ends(blocks, ends.__setitem__):
+        for batch in batches:
+            loss = forward(lm.model, batch, loss=True).loss
+            found = torch.autograd.grad(loss, [ends[index][1] for index in range(len(blocks))])
+            for index, gradient in enumerate(found):
+                entered, gone = (end.detach().double() for end in ends[index])
+                totals[index] += float((gradient * (gone - entered)).sum().abs()) / len(batches)
     return totals
 
 
@@ -95,22 +105,49 @@ def block_influence(lm: LM, blocks: Sequence[nn.Module], batches: Sequence[Batch
     totals = torch.zeros(len(blocks), dtype=torch.float64)
     counts = torch.zeros(len(blocks), dtype=torch.float64)
 
-    def watch(index: int) -> Callable[..., None]:
-        def left(_: Any, inputs: tuple[Any, ...], named: dict[str, Any], outputs: Any) -> None:
-            entered = inputs[0] if inputs else named["hidden_states"]
-            gone = outputs[0] if isinstance(outputs, tuple) else outputs
-            cosine = torch.cosine_similarity(entered.double(), gone.double(), dim=-1)
-            totals[index] += float((1 - cosine).sum())
-            counts[index] += cosine.numel()
+    def left(index: int, ends: tuple[torch.Tensor, torch.Tensor]) -> None:
+        entered, gone = ends
+        cosine = torch.cosine_similarity(entered.double(), gone.double(), dim=-1)
+        totals[index] += float((1 - cosine).sum())
+        counts[index] += cosine.numel()
 
-        return left
+    with lm.evaluating(), _at_ends(blocks, left):
+        for batch in batches:
+            forward(lm.model, batch)
+    return totals / counts.clamp_min(1)
+
+
+@contextmanager
+def _at_ends(
+    blocks: Sequence[nn.Module], left: Callable[[int, tuple[torch.Tensor, torch.Tensor]], None]
+) -> Iterator[None]:
+    """Call ``left`` with the number of a block whenever it was run, and with what entered and what left it."""
+
+    def watch(index: int) -> Callable[..., None]:
+        def after(_: Any, inputs: tuple[Any, ...], named: dict[str, Any], outputs: Any) -> None:
+            entered = inputs[0] if inputs else named["hidden_states"]
+            left(index, (entered, outputs[0] if isinstance(outputs, tuple) else outputs))
+
+        return after
 
     handles = [block.register_forward_hook(watch(index), with_kwargs=True) for index, block in enumerate(blocks)]
     try:
-        with lm.evaluating():
-            for batch in batches:
-                forward(lm.model, batch)
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    return totals / counts.clamp_min(1)
+
+
+@contextmanager
+def _differentiable(model: nn.Module, weights: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Let gradients be wanted of ``weights`` within, in evaluation mode."""
+    before, training = [weight.requires_grad for weight in weights], model.training
+    model.eval()
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        yield
+    finally:
+        for weight, flag in zip(weights, before, strict=True):
+            weight.requires_grad_(flag)
+        model.train(training)

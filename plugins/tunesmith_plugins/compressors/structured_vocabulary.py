@@ -50,7 +50,7 @@ def cut_vocabulary(lm: LM, data: Sequence[Example] | None, cut: Cut) -> tuple[An
     definition = json.loads(tokenizer.backend_tokenizer.to_str())
     used |= needed(definition["model"], used)
     kept = sorted(token for token in used if 0 <= token < config.vocab_size)
-    pad = config.pad_token_id
+    pad = getattr(config, "pad_token_id", None)  # RWKV has none
     if pad is not None and kept[pad : pad + 1] != [pad] and _counts_from_padding(lm.model):
         raise ConfigError(
             [f"{config.model_type} models count positions from their padding id, which would change @ vocabulary"]

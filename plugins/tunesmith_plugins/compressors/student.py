@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from tunesmith.errors import ConfigError
-from tunesmith.lm import LM, family_of
+from tunesmith.lm import LM, family_of, undivide
 from tunesmith_plugins.compressors.new_model import as_types, check_kinds, fields_by_layer, fill
 from tunesmith_plugins.compressors.prune_calibration import is_classifier
 
@@ -70,6 +70,7 @@ def every_nth(lm: LM, keep_every: int) -> LM:
         return f"{match[1]}{int(match[2]) * keep_every}{match[3]}" if match else name
 
     check_kinds(student, lm.model, origin, "keep_every")
+    undivide(lm.model)
     source = lm.model.state_dict()
     lost = [name for name in student.state_dict() if origin(name) not in source]
     if lost:
@@ -77,6 +78,15 @@ def every_nth(lm: LM, keep_every: int) -> LM:
             [
                 f"keep_every: the layers of {config.model_type} models are not counted by {', '.join(stacks)} alone ({lost[0]} has no "
                 "place to come from); give the student's config or a teacher"
+            ],
+            "distill",
+        )
+    odd = [name for name, tensor in student.state_dict().items() if tensor.shape != source[origin(name)].shape]
+    if odd:
+        raise ConfigError(
+            [
+                f"keep_every: the size of {odd[0]} in {config.model_type} models follows from the number of layers; give the "
+                "student's config or a teacher"
             ],
             "distill",
         )

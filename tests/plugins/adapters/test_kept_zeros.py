@@ -16,8 +16,9 @@ from tunesmith.lm import load
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins import stages as st
-from tunesmith_plugins.adapters import Full, LoRA
+from tunesmith_plugins.adapters import Full, LoRA, QuantizationAware
 from tunesmith_plugins.compressors import Int8, Magnitude
+from tunesmith_plugins.compressors.int8_weight import Int8Weight
 
 RUNTIME = Runtime(seed=1, threads=1, progress=False)
 FAMILIES = ("encoder", "decoder", "encoder-decoder")
@@ -76,6 +77,23 @@ def test_all_weights_but_the_zeros_are_trained(family: Any, optimizer: Any) -> N
     assert sum(not torch.equal(now[name], old[name]) for name in before) > len(before) / 2
     assert any(not torch.equal(p, old[n]) for n, p in now.items() if p.dim() == 1)
     free = trained(pruned(family), Full(), optimizer)
+    assert any(bool((p != 0)[before[n]].any()) for n, p in free.model.named_parameters() if n in before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_for_int8_keeps_the_zeros_and_compressing_lets_go_of_them(family: Any) -> None:
+    lm = pruned(family)
+    before = zeros(lm)
+    lm = trained(lm, QuantizationAware(keep_zeros=True), lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1))
+    now = dict(lm.model.named_parameters())
+    assert all(bool((now[name][mask] == 0).all()) for name, mask in before.items())
+    small, _ = Int8().build().compress(lm, runtime=RUNTIME)
+    weights = {name: m.weight_int8() for name, m in small.model.named_modules() if isinstance(m, Int8Weight)}
+    masks = {name: before[f"{name}.weight"] for name in weights}
+    assert sum(bool(mask.any()) for mask in masks.values()) > 4
+    assert all(bool((weights[name][mask] == 0).all()) for name, mask in masks.items())
+    assert not any(p._backward_hooks for p in small.model.parameters())
+    free = trained(pruned(family), QuantizationAware(), lambda p: torch.optim.AdamW(p, lr=0.01))
     assert any(bool((p != 0)[before[n]].any()) for n, p in free.model.named_parameters() if n in before)
 
 

@@ -1,5 +1,6 @@
 """Training through the rounding: what is computed, where gradients go, and what comes out."""
 
+import gc
 import json
 
 import pytest
@@ -16,6 +17,7 @@ from tunesmith_plugins.adapters import QuantizationAware
 from tunesmith_plugins.adapters.quantization_aware import RoundedLinear
 from tunesmith_plugins.compressors import GPTQ, Int8, Int8Static, Int8WeightOnly, OutlierSplit, Scheme, SmoothQuant
 from tunesmith_plugins.compressors.fused import fuse, unfuse
+from tunesmith_plugins.compressors.int8_linear import Int8Linear
 
 FAMILIES = ("encoder", "decoder", "encoder-decoder")
 RUNTIME = Runtime(seed=1, threads=1, progress=False)
@@ -90,6 +92,21 @@ def test_a_model_of_a_type_that_int8_does_not_run_in_trains_in_float32(dtype):
     assert torch.equal(logits(small), trained)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_it_trains_in_mixed_precision(family, dtype):
+    adapter, lm = attached(tiny_lm(family))
+    lm.model(**batch(lm)).loss.backward()
+    exact = {name: p.grad for name, p in adapter.trainable() if p.grad is not None}
+    lm.model.zero_grad()
+    with torch.autocast("cpu", dtype):
+        lm.model(**batch(lm)).loss.backward()
+    found = {name: p.grad for name, p in adapter.trainable() if p.grad is not None}
+    assert {p.dtype for p in found.values()} == {torch.float32}
+    a, b = (torch.cat([own[name].flatten() for name in exact]) for own in (found, exact))
+    assert (a - b).norm() < 0.2 * b.norm()
+
+
 def test_the_gradient_is_that_of_the_rounded_product():
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
@@ -114,6 +131,41 @@ def test_the_gradient_is_that_of_the_rounded_product():
     assert torch.allclose(x.grad, gradient @ weight, atol=1e-5)
     assert torch.allclose(float_layer.weight.grad, gradient.T @ rounded, atol=1e-5)
     assert torch.allclose(float_layer.bias.grad, gradient.sum(0), atol=1e-6)
+
+
+def test_outliers_have_the_gradient_of_themselves_and_the_others_that_of_their_steps():
+    torch.manual_seed(0)
+    layer = RoundedLinear(torch.nn.Linear(240, 10, bias=False), Scheme(kind="outlier_split", threshold=2.0))
+    x = torch.randn(5, 240)
+    x[0, :4] = torch.tensor([40.0, -30.0, 2.5, 1.9])
+    gradient = torch.randn(5, 10)
+    layer(x).backward(gradient)
+    large = x.abs() > 2
+    small = x.masked_fill(large, 0)
+    low, step = small.amin(1, keepdim=True), (small.amax(1, keepdim=True) - small.amin(1, keepdim=True)) / 255
+    zero = (-low / step).round()
+    rounded = torch.where(large, x, ((small / step).round() + zero).clamp(0, 255).sub(zero) * step)
+    expected = gradient.T @ rounded
+    assert torch.allclose(layer.weight.grad, expected, atol=1e-5)
+    assert not torch.allclose(gradient.T @ x, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("compressor", [Int8(), Int8WeightOnly(group_size=32), OutlierSplit(threshold=1.0)])
+def test_a_step_keeps_no_second_copy_of_the_weights(compressor):
+    _, lm = attached(tiny_lm("decoder"), compressor)
+    loss = lm.model(**batch(lm)).loss
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if issubclass(type(thing), Int8Linear)]
+    loss.backward()
+
+
+def test_weights_that_change_before_the_backward_pass_are_an_error_as_in_a_float_layer():
+    layer = RoundedLinear(torch.nn.Linear(8, 4), Scheme())
+    loss = layer(torch.randn(3, 8, requires_grad=True)).sum()
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_it_trains_in_a_pipeline_and_compress_takes_it_off(tmp_path):

@@ -6,7 +6,7 @@ import transformers
 
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError, NumericError
-from tunesmith.lm import LM
+from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors import GPTQ, Int8, Int8Static, Magnitude, SmoothQuant, SparseGPT, Structured, Wanda
 from tunesmith_plugins.compressors.prune_calibration import most_tokens
@@ -88,6 +88,53 @@ def test_an_encoder_decoder_without_a_head_reads_the_targets_shifted(make):
     Int8Static().build().compress(lm, data=[Example(id="0", prompt="a b", targets=("c d",))], runtime=RUNTIME)
     target = lm.tokenizer("c d")["input_ids"]
     assert seen[0][1]["decoder_input_ids"].tolist() == [[0, *target]]
+
+
+BLOCKS = {"block_size": 4, "num_random_blocks": 1, "max_position_embeddings": 256}
+
+
+def sparse(make, kind):
+    """Return a BigBird or BigBird-Pegasus, which read texts of more than 28 tokens in blocks."""
+    torch.manual_seed(0)
+    if kind == "big_bird":
+        config = transformers.BigBirdConfig(**{**BERT, **BLOCKS})
+        return LM(
+            model=transformers.BigBirdForMaskedLM(config).eval(), tokenizer=make("bert").tokenizer, family="encoder"
+        )
+    config = transformers.BigBirdPegasusConfig(**{**SEQ2SEQ, **BLOCKS})
+    model = transformers.BigBirdPegasusForConditionalGeneration(config).eval()
+    return LM(model=model, tokenizer=make("t5").tokenizer, family="encoder-decoder")
+
+
+@pytest.mark.parametrize("compressor", [Int8(), *CALIBRATED[:5]], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("kind", ["big_bird", "bigbird_pegasus"])
+def test_attention_in_blocks_is_still_that_after_short_texts(make, tmp_path, kind, compressor):
+    lm = sparse(make, kind)
+    kinds = [module.attention_type for module in lm.model.modules() if hasattr(module, "set_attention_type")]
+    assert set(kinds) == {"block_sparse"}
+    data = [Example(id=str(i), prompt="a b c d e f", targets=("g",)) for i in range(4)]
+    small, _ = compressor.build().compress(lm, data=data, runtime=RUNTIME)
+    assert kinds == [module.attention_type for module in small.model.modules() if hasattr(module, "set_attention_type")]
+    small.save(tmp_path)
+    ids = torch.randint(4, 30, (1, 64), generator=torch.Generator().manual_seed(0))
+    extra = {"decoder_input_ids": ids[:, :5]} if kind == "bigbird_pegasus" else {}
+    with torch.no_grad():
+        found, again = (one.model(input_ids=ids, **extra).logits for one in (small, load(tmp_path)))
+    assert torch.equal(found, again)
+
+
+@pytest.mark.parametrize("compressor", CALIBRATED, ids=lambda c: type(c).__name__)
+def test_a_decoder_reads_prompts_that_nobody_has_answered(make, compressor):
+    lm = make("llama")
+    seen = seen_by(lm)
+    data = [
+        Example(id="0", prompt="a b c"),
+        Example(id="1", prompt="d e", targets=("f g",)),
+        Example(id="2", prompt=""),
+    ]
+    compressor.build().compress(lm, data=data, runtime=RUNTIME)
+    read = {tuple(row) for ids, _ in seen for row in ids.tolist()}
+    assert {row for row in read if len(row) < 20} == {(4, 5, 6, 1), (7, 8, 9, 10, 1), (1,)}
 
 
 def test_relative_positions_have_no_limit(make):

@@ -193,6 +193,37 @@ def test_the_shortcuts_are_taken_and_left_where_they_do_not_hold(
     assert not calls
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_stays_fused_when_it_was_asked_for_hidden_states(
+    native_library: None, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers leaves hooks behind that do nothing as long as nobody asks again."""
+    make, layers = MODELS[name]
+    model = quantized(make)
+    fuse(model)
+    before = outputs(model)
+    with torch.inference_mode():
+        asked = model(**inputs(model), output_hidden_states=True)
+    assert len(asked.get("hidden_states") or asked.decoder_hidden_states) == 3
+    assert torch.equal(asked.logits if "logits" in asked else asked.last_hidden_state, before)
+    calls = []
+    for module in model.modules():
+        if isinstance(module, FusedLayer):
+            plain = type(module).unfused.forward
+            monkeypatch.setattr(
+                type(module).unfused,
+                "forward",
+                lambda *given, plain=plain, **named: calls.append(1) or plain(*given, **named),
+            )
+    assert torch.equal(outputs(model), before)
+    assert not calls
+    if not name.startswith("t5"):  # whose own way with attentions is another
+        model.set_attn_implementation("eager")
+        with torch.inference_mode():
+            assert len(model(**inputs(model), output_attentions=True).attentions) == layers
+        assert calls
+
+
 def test_a_hook_on_a_linear_layer_is_called(native_library: None) -> None:
     model = quantized(MODELS["llama"][0])
     fuse(model)

@@ -2,9 +2,11 @@
 
 import copy
 import pickle
+import weakref
 
 import pytest
 import torch
+import transformers
 
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
@@ -87,6 +89,22 @@ def test_the_vocabulary_stays_as_it_is_and_says_so(make, kind):
                 again.resize_token_embeddings(**given)
         assert torch.equal(logits(lm, again), expected)
         assert again.config.vocab_size == 30
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_vocabulary_of_a_body_stays_as_it_is_too(make, kind):
+    lm = small(make, kind)
+    for again in (lm.model, copy.deepcopy(lm.model), pickle.loads(pickle.dumps(lm.model))):
+        bodies = [module for module in again.modules() if isinstance(module, transformers.PreTrainedModel)]
+        assert len(bodies) > 1
+        for body in bodies:
+            assert body.resize_token_embeddings(30) is body.get_input_embeddings()
+            with pytest.raises(ConfigError, match=r"is int8 and keeps its 30 tokens.*resize the float model"):
+                body.resize_token_embeddings(33)
+        del again
+    body = weakref.ref(bodies[-1])
+    del bodies
+    assert body() is None
 
 
 def test_a_vocabulary_that_stayed_float_grows(make):

@@ -5,7 +5,7 @@ import torch
 
 from tunesmith.lm import load
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.compressors import Magnitude
+from tunesmith_plugins.compressors import Magnitude, magnitude
 from tunesmith_plugins.compressors.layers import linear_layers
 from tunesmith_plugins.compressors.prune import smallest
 
@@ -45,6 +45,21 @@ def test_the_global_scope_uses_one_threshold(make):
     assert shares["model.layers.0.mlp.up_proj"] == 1.0
     total = sum(layer.weight.numel() for _, layer in linear_layers(small.model))
     assert report.summary["zeros"] == round(0.1 * total)
+
+
+def test_masks_are_made_one_after_the_other(make, monkeypatch):
+    """Those of all layers together, with what they are sorted by, would be as large as the model several times over."""
+    lm = make("bert")
+    layers = [layer for _, layer in linear_layers(lm.model)]
+    pruned = []
+
+    def noted(*given):
+        pruned.append(sum(bool((layer.weight == 0).any()) for layer in layers))
+        return smallest(*given)
+
+    monkeypatch.setattr(magnitude, "smallest", noted)
+    Magnitude(sparsity=0.4).build().compress(lm, runtime=RUNTIME)
+    assert pruned == list(range(len(layers)))
 
 
 def test_what_is_kept_is_untouched(make):

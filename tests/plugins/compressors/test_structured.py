@@ -9,15 +9,22 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from tunesmith.data.encoding import IGNORED
 from tunesmith.data.records import Example
-from tunesmith.errors import ConfigError
+from tunesmith.errors import ConfigError, DataError
 from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.compressors import Int8, Structured
+from tunesmith_plugins.compressors import Distill, Int8, Magnitude, Structured
 from tunesmith_plugins.compressors.prune import matrix
 from tunesmith_plugins.compressors.prune_calibration import calibration_batches, forward
 from tunesmith_plugins.compressors.structured_layouts import layout_of, module_list
-from tunesmith_plugins.compressors.structured_scores import Part, block_influence, by_activation, by_gradient
+from tunesmith_plugins.compressors.structured_scores import (
+    Part,
+    block_gradient,
+    block_influence,
+    by_activation,
+    by_gradient,
+)
 
 RUNTIME = Runtime(progress=False)
 IDS = torch.tensor([[4, 5, 6, 7, 8, 1], [9, 10, 11, 12, 13, 1]])
@@ -92,7 +99,7 @@ def test_without_heads_and_channels_it_is_the_large_model_with_them_at_zero(larg
     expected = logits(zero_what_is_gone(lm, small))
     assert torch.allclose(logits(small), expected, atol=1e-4)
     assert not torch.allclose(logits(lm), expected, atol=1e-1)
-    assert report.parameters == (lm.parameter_count(), small.parameter_count())
+    assert report.parameters == (lm.parameter_count(nonzero=True), small.parameter_count(nonzero=True))
     assert report.bytes[1] < report.bytes[0]
     assert report.layers[0]["channels"].split(" of ") == ["38", "64"] if kind != "gpt2" else ["77", "128"]
     small.save(tmp_path)
@@ -137,6 +144,16 @@ def test_without_layers_it_is_the_large_model_that_passes_them_by(large, kind, s
             if layer.bias is not None:
                 layer.bias.data.zero_()
     assert torch.allclose(logits(small), logits(lm), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "config", [Structured(ffn=0.5), Distill(steps=1, batch_size=4, keep_zeros=True)], ids=lambda c: type(c).__name__
+)
+def test_zeros_of_an_earlier_pruning_are_no_parameters_of_the_report(large, config):
+    lm, pruned = Magnitude(pattern="2:4").build().compress(large("llama"), runtime=RUNTIME)
+    small, report = config.build().compress(lm, data=DATA, runtime=RUNTIME)
+    assert report.parameters == (pruned.parameters[1], small.parameter_count(nonzero=True))
+    assert report.parameters[1] < small.parameter_count()
 
 
 def test_magnitude_counts_a_channels_rows_and_column(large):
@@ -193,6 +210,91 @@ def test_the_activation_score_is_the_norm_of_contributions(large):
     x = torch.cat(seen).double()
     columns = torch.stack([(x[:, j : j + 1] * out.weight[:, j].double()).square().sum() for j in range(32)])
     assert torch.allclose(found, columns.view(4, 8).sum(1), rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_texts_without_a_token_to_predict_do_not_count_for_gradients(large, kind):
+    """Of a decoder the first token is none, and that may be the last of a long text's pieces; an empty one has its end alone."""
+    config = Structured(ffn=0.5, score="gradient", max_length=8)
+    end = {"llama": "", "bert": " "}[kind]
+    nothing = [Example(id="e", prompt="", targets=(end,))]
+    rest = (
+        [*nothing, Example(id="w", prompt="", targets=(" ".join("abcdefgh"),))] if kind == "llama" else nothing
+    )  # 8 letters and an end
+    few = [Example(id="f", prompt="", targets=("a b c d e",))]
+    batches = calibration_batches(
+        large(kind), [*few, *rest], max_length=8, batch_size=8, seed=0, method="x", masks=True
+    )
+    assert all(bool((batch["labels"][:, kind == "llama" :] != IGNORED).any()) for batch in batches)
+    small, _ = config.build().compress(large(kind), data=[*few, *rest], runtime=RUNTIME)
+    assert small.parameter_count() < large(kind).parameter_count()
+    with pytest.raises(DataError, match="no text has a token to predict|all texts are empty"):
+        config.build().compress(large(kind), data=nothing, runtime=RUNTIME)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "t5"])
+def test_the_gradient_score_of_a_layer_is_the_derivative_by_a_gate_past_it(large, kind):
+    """Attention, biases and all."""
+    lm = large(kind)
+    lm.model.double().requires_grad_(False)
+    batches = calibration_batches(lm, DATA, max_length=32, batch_size=8, seed=0, method="", masks=True)
+    for stack in layout_of(lm).stacks:
+        _, blocks = module_list(lm, stack)
+        found = block_gradient(lm, list(blocks), batches)
+        for number, block in enumerate(blocks):
+            expected = 0.0
+            for batch in batches:
+                gate = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+                def passed(_, inputs, named, outputs, gate=gate):
+                    x = inputs[0] if inputs else named["hidden_states"]
+                    y = outputs[0] if isinstance(outputs, tuple) else outputs
+                    mixed = x + gate * (y - x)
+                    return (mixed, *outputs[1:]) if isinstance(outputs, tuple) else mixed
+
+                handle = block.register_forward_hook(passed, with_kwargs=True)
+                (slope,) = torch.autograd.grad(forward(lm.model, batch, loss=True).loss, gate)
+                handle.remove()
+                expected += float(slope.abs()) / len(batches)
+            assert float(found[number]) == pytest.approx(expected, rel=1e-4)
+    assert not any(p.requires_grad for p in lm.model.parameters())
+
+
+def test_half_of_an_encoder_decoder_has_one_stack(large):
+    whole = large("t5")
+    model = transformers.T5EncoderModel(whole.model.config).eval()
+    model.encoder.load_state_dict(whole.model.encoder.state_dict())
+    model.shared.load_state_dict(whole.model.shared.state_dict())
+    half = LM(model=model, tokenizer=whole.tokenizer, family="encoder")
+    config = Structured(heads=0.5, ffn=0.4, score="activation")
+    small, report = config.build().compress(half, data=DATA, runtime=RUNTIME)
+    assert [row["name"] for row in report.layers] == [f"encoder.block.{number}" for number in range(4)]
+    expected = zero_what_is_gone(half, small).model(input_ids=IDS).last_hidden_state
+    assert torch.allclose(small.model(input_ids=IDS).last_hidden_state, expected, atol=1e-4)
+
+
+def test_position_biases_of_a_stack_are_no_weights_of_its_first_layer(large):
+    lm = large("t5")
+    for stack in (lm.model.encoder, lm.model.decoder):
+        for parameter in stack.block[0].parameters():
+            parameter.data.mul_(0.5)
+        stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight.data.mul_(1000)
+    _, report = Structured(layers=0.25).build().compress(lm, runtime=RUNTIME)
+    assert [row["name"] for row in report.layers if not row["stays"]] == ["encoder.block.0", "decoder.block.0"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("llama", {"heads": 0.2}, "0.2 of 2 is none.*0.5 takes one @ heads"),
+        ("llama-all-keys", {"heads": 0.1, "ffn": 0.5}, "0.1 of 4 is none.*0.25 takes one @ heads"),
+        ("t5", {"ffn": 0.001}, "0.001 of 64 is none.*0.0156 takes one @ ffn"),
+        ("gpt2", {"layers": 0.1}, "0.1 of 4 is none.*0.25 takes one @ layers"),
+    ],
+)
+def test_a_share_that_takes_none_is_refused(large, kind, options, message):
+    with pytest.raises(ConfigError, match=message):
+        Structured(**options).build().compress(large(kind), runtime=RUNTIME)
 
 
 def test_block_influence_is_one_minus_the_cosine(large):

@@ -106,7 +106,18 @@ def with_held(residual: Tensor, layer: Any, x: Tensor, own: bool = False) -> Ten
 
 def watched(*modules: nn.Module) -> bool:
     """Whether a hook waits for the output of one of ``modules``, which a shortcut would pass by."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    return any(
+        module._forward_pre_hooks or (module._forward_hooks and any(map(_waits, module._forward_hooks.values())))
+        for module in modules
+    )
+
+
+def _waits(hook: Any) -> bool:
+    """Whether a hook wants something: those that transformers puts on attentions stay there once hidden states were asked for."""
+    if getattr(hook, "__name__", "") != "output_capturing_hook":
+        return True
+    collected = hook.__globals__["_active_collector"].get()
+    return collected is not None and any("attention" in key for key in collected)
 
 
 def heads(x: Tensor, size: int) -> Tensor:
