@@ -141,6 +141,8 @@ class _Half(Int8Cache):
 
 def holds_any(config: Any) -> bool:
     """Return whether any layer of a model's cache would be int8; not with sliding windows or recurrent states in all of them."""
+    if getattr(config, "model_type", "") == "minimax":  # it takes no cache but of its own class
+        return False
     made = cache_for(config)
     own = made.self_attention_cache if isinstance(made, EncoderDecoderCache) else made
     return not own.layers or any(isinstance(layer, Int8Layer) for layer in own.layers)
