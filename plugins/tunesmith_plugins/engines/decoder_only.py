@@ -50,7 +50,9 @@ class DecoderOnly(Stepping):
 
     def __init__(self, lm: LM, batch_size: int, max_length: int | None = None, **options: Any) -> None:
         super().__init__(lm, batch_size, **options)
-        if "target_mapping" in self.accepted or self.base.config.model_type == "xlm":  # whose caller puts a mask behind the text
+        if (
+            "target_mapping" in self.accepted or self.base.config.model_type == "xlm"
+        ):  # whose caller puts a mask behind the text
             raise ConfigError(
                 [
                     f"{type(self.base).__name__} predicts at places that its caller maps, not what follows; take another model"
