@@ -10,9 +10,10 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-BLIND = ("prophetnet", "recurrent_gemma", "rwkv")
+BLIND = ("deepseek_v4", "prophetnet", "recurrent_gemma", "rwkv")
 """Models, by ``config.model_type``, that take a mask and do not look at it everywhere: RWKV nowhere, RecurrentGemma not in the
-convolution before its recurrence, ProphetNet's decoder not where it counts on from its cache."""
+convolution before its recurrence, ProphetNet's decoder not where it counts on from its cache, DeepSeek-V4 not where it sums
+windows up, which begin with the padding."""
 
 
 def reads_padding(model: Any) -> bool:

@@ -68,7 +68,8 @@ class DecoderOnly(Stepping):
             # it keeps its states in its modules and gives none back: asked to keep them, it reads a prompt of one token as more
             # of whatever it read last
             self.use_cache = False
-        self.joins = self.rolls_back = caches.plain(self.base.config)
+        # RoFormer turns keys by where they stand in the cache, so that they have to stay there
+        self.joins = self.rolls_back = caches.plain(self.base.config) and self.base.config.model_type != "roformer"
         self.virtual = sum(adapter.virtual_tokens - adapter.cached_tokens for adapter in lm.adapters)
         # So Mamba and its kin call their cache. Soft prompts would not find it, and xLSTM's cannot be taken apart.
         recurrent = "cache_params" in self.accepted and self.base.config.model_type != "xlstm" and not self.virtual
