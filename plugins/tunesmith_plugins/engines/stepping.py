@@ -87,7 +87,7 @@ class Stepping(Watched, ABC):
         """What decodes, and the same with a memory."""
         tokenizer = self.lm.tokenizer
         special = frozenset(tokenizer.all_special_ids)  # transformers collects them anew at every look
-        read = partial(decoded, tokenizer, special, self.lm.family == "decoder")
+        read = partial(decoded, tokenizer, special, self.lm.family == "decoder", len(tokenizer))
         return read, lru_cache(maxsize=TEXTS)(read)
 
     def settles(self, token_id: int) -> bool:
@@ -162,12 +162,14 @@ class Stepping(Watched, ABC):
             return self.lm.model(**inputs, return_dict=True)
 
 
-def decoded(tokenizer: Any, special: Set[int], continues: bool, token_ids: Sequence[int]) -> str:
-    """Return the text of ids without the ``special`` ones.
+def decoded(tokenizer: Any, special: Set[int], continues: bool, size: int, token_ids: Sequence[int]) -> str:
+    """Return the text of ids without the ``special`` ones, and without those from ``size`` on, which are no tokens.
 
     Tokenizers of the SentencePiece kind drop the space that their first piece begins with, because they take every text
     for a beginning; one that ``continues`` another gets it back.
     """
+    if not tokenizer.is_fast:  # others leave out what they have no token for
+        token_ids = [i for i in token_ids if i < size]
     text: str = tokenizer.decode(list(token_ids), skip_special_tokens=True)
     if continues and not text.startswith(" "):
         first = next((i for i in token_ids if i not in special), None)

@@ -652,3 +652,14 @@ def test_a_decoder_that_is_no_generator_finds_a_sampler_that_knows_the_tokens():
     assert len(list(engine.generate(*given))) == 1
     assert list(engine.stream(*given))
     assert asked[0] is lm.tokenizer
+
+
+def test_ids_that_are_no_tokens_have_no_text():
+    tokenizer = transformers.ByT5Tokenizer()
+    more = len(tokenizer) + 16
+    config = transformers.GPT2Config(n_embd=32, n_layer=1, n_head=4, **{**SIZES, "vocab_size": more})
+    lm = LM(model=spread(transformers.GPT2LMHeadModel(config), 0.3), tokenizer=tokenizer, family="decoder")
+    sampler = ForcedTokens(at={"0": 3 + ord("a"), "1": more - 1, "2": 3 + ord("b")})
+    for stream in (False, True):
+        found = list(generate(lm, ["x"], sampler=sampler, max_new_tokens=3, stop=("never",), stream=stream))
+        assert "".join(piece.text for piece in found) == "ab"
