@@ -74,6 +74,10 @@ class DecoderOnly(Stepping):
         # So Mamba and its kin call their cache. Soft prompts would not find it, and xLSTM's cannot be taken apart.
         recurrent = "cache_params" in self.accepted and self.base.config.model_type != "xlstm" and not self.virtual
         self.past_name = "cache_params" if recurrent else "past_key_values"
+        virtual = any(adapter.cached_tokens or adapter.virtual_tokens for adapter in lm.adapters)
+        if virtual and not (self.joins and self.base.config.model_type != "mpt"):
+            # Padding between them and the text would count: in a window, in a recurrence, in distances that MPT takes from places.
+            self.masks, self.batch_size = False, 1
         self.places = positions_of(self.base.config)
         self.first = first_position(self.base) if "position_ids" in self.accepted else 0
         if self.places is not None:

@@ -7,7 +7,9 @@ import transformers
 from tunesmith.errors import ConfigError
 from tunesmith.generation import generate
 from tunesmith.lm import LM
+from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_tokenizer
+from tunesmith_plugins.adapters import Prompt
 from tunesmith_plugins.engines import Transformers
 
 PROMPTS = [[5, 9, 30, 12, 7, 8, 40, 41, 9, 22, 6], [17], [21, 33, 5, 6], [9, 9, 9]]
@@ -109,6 +111,26 @@ def test_a_token_is_read_once(lm):
     generate(lm, [PROMPTS[0]], max_new_tokens=5, min_new_tokens=5)
     hook.remove()
     assert widths == [len(PROMPTS[0]), 1, 1, 1, 1]
+
+
+def mistral():
+    return wide(transformers.MistralForCausalLM(transformers.MistralConfig(head_dim=8, sliding_window=6, **ATTENTION)))
+
+
+def mpt():
+    config = transformers.MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=64, **{**SIZES, "hidden_size": 32})
+    return wide(transformers.MptForCausalLM(config))
+
+
+@pytest.mark.parametrize("make", [falcon_h1, mamba, minimax, mistral, mpt])
+def test_no_padding_comes_between_an_adapters_tokens_and_the_text(make):
+    lm = Prompt(tokens=3).build().attach(make(), Runtime())
+    options = {"sampler": HOT, "completions": 2, "max_new_tokens": 7}
+    alone = [generate(lm, [prompt], ids=[str(n)], **options) for n, prompt in enumerate(PROMPTS)]
+    together = generate(lm, PROMPTS, engine=Transformers(batch_size=8), **options)
+    assert [c.token_ids for c in together] == [c.token_ids for found in alone for c in found]
+    with pytest.raises(ConfigError, match="cannot tell padding from text"):
+        generate(lm, PROMPTS[:1], negative_prompts=PROMPTS[1:2], decoder="guidance", max_new_tokens=2)
 
 
 def test_no_layer_of_them_is_kept_in_8_bits_unless_it_has_keys_and_values_alone(lm):
