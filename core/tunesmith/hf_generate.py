@@ -14,7 +14,7 @@ from tunesmith.hf_rows import Parameters, RowOptions
 from tunesmith.kinds.engine import Throughput
 from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_OK, Applies, Link, Rows, Sampler, SamplerConfig
 from tunesmith.kinds.step_model import introduce
-from tunesmith.padding import reads_padding
+from tunesmith.padding import counts_padding, first_position, reads_padding
 from tunesmith.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ def custom_generate(
         # of what a decoder begins with, which an encoder-decoder is seldom given a mask for
         mask = model_kwargs.get("decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask")
         _check_padding(model, mask)
+        if (positions := model_kwargs.get("position_ids")) is not None:  # from 0, as transformers has them
+            model_kwargs["position_ids"] = positions + first_position(model)
         if tokenizer is not None:
             introduce(built, tokenizer, _ends(generation_config.eos_token_id, "custom_generate"))
         rows = options.first(input_ids, mask, generation_config.num_return_sequences or 1)
@@ -204,7 +206,7 @@ def _check(settings: Any) -> None:
 
 
 def _check_padding(model: Any, mask: torch.Tensor | None) -> None:
-    if mask is not None and not bool(mask.all()) and reads_padding(model):
+    if mask is not None and not bool(mask.all()) and (reads_padding(model) or counts_padding(model)):
         raise ConfigError(
             [
                 f"{type(model).__name__} takes padding for text, so that a padded prompt gets another completion than alone; "

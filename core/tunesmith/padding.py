@@ -1,6 +1,6 @@
-"""Whether a decoder-only model tells padding from text.
+"""Whether a decoder-only model tells padding from text, and where a text begins for it.
 
-By name, and not by reading a padded prompt once to see what comes out: that is two passes more for every model that is handed to
+Padding by name, and not by reading a padded prompt once to see what comes out: that is two passes more for every model that is handed to
 ``generate``, with whatever its hooks count and its modules remember (RecurrentGemma's state would be the probe's); rounding differs
 too where padding shares an expert with text, so that a bound had to be guessed; and weights that are still small show nothing.
 """
@@ -10,11 +10,35 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-BLIND = ("recurrent_gemma", "rwkv")
+BLIND = ("deepseek_v4", "prophetnet", "recurrent_gemma", "rwkv")
 """Models, by ``config.model_type``, that take a mask and do not look at it everywhere: RWKV nowhere, RecurrentGemma not in the
-convolution before its recurrence."""
+convolution before its recurrence, ProphetNet's decoder not where it counts on from its cache, DeepSeek-V4 not where it sums
+windows up, which begin with the padding."""
 
 
 def reads_padding(model: Any) -> bool:
     """Return whether padding before a text changes what a decoder-only model of transformers makes of the text."""
     return model.config.model_type in BLIND or "attention_mask" not in inspect.signature(model.forward).parameters
+
+
+def counts_padding(model: Any) -> bool:
+    """Return whether a decoder-only model numbers its tokens by itself, padding and all, for a table of absolute positions.
+
+    So do the decoders of BART and its kin where they are models by themselves.
+    """
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        return False
+    return hasattr(model.get_decoder(), "embed_positions")
+
+
+def first_position(model: Any) -> int:
+    """Return the position of a text's first token.
+
+    RoBERTa and its kin count on from the id of padding where they count by themselves, as in training; positions that they
+    are told, as generation does, are taken as they are.
+    """
+    for module in model.modules():
+        padding = getattr(module, "padding_idx", None)
+        if isinstance(padding, int) and hasattr(module, "create_position_ids_from_input_ids"):
+            return padding + 1
+    return 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,13 @@ ValueHead = Callable[[torch.Tensor], torch.Tensor]
 """Last hidden states (batch, time, width) to values (batch, time)."""
 
 Scores = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+
+@dataclass
+class Encoded(BaseModelOutput):  # type: ignore[misc]
+    """What an encoder made of prompts, as decoders want it; those of mixtures of experts ask for what its routers said too."""
+
+    router_logits: tuple[torch.Tensor, ...] | None = None
 
 
 def token_logps(
@@ -202,7 +210,7 @@ def _encoder_inputs(lm: LM, prompt_ids: Sequence[Sequence[int]], device: torch.d
     states = lm.model.get_encoder()(**inputs, return_dict=True).last_hidden_state
     index = torch.tensor(which, device=device)
     return {
-        "encoder_outputs": BaseModelOutput(last_hidden_state=states[index]),
+        "encoder_outputs": Encoded(last_hidden_state=states[index]),
         "attention_mask": inputs["attention_mask"][index],
     }
 

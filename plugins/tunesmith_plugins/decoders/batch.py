@@ -43,13 +43,15 @@ class Row:
         """
         finish: Literal["eos", "length", "stop"] | None = None
         text = None
-        if self.token_ids[-1] in model.eos_token_ids:
-            finish = "eos"
-        elif limits.stop and (stops is None or stops.ended_by_last(self.token_ids)):
+        if limits.stop and (stops is None or stops.ended_by_last(self.token_ids)):
             text = model.text(self.token_ids)
             ends = [place for place in map(text.find, limits.stop) if place >= 0]
             if ends:
                 text, finish = text[: min(ends)], "stop"
+        if (
+            finish is None and self.token_ids[-1] in model.eos_token_ids
+        ):  # which may be a token that is written, as a new line
+            finish = "eos"
         if finish is None and len(self.token_ids) >= limits.most(self.request):
             finish = "length"
         if finish is None:

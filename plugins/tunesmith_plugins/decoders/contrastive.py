@@ -63,6 +63,7 @@ class ContrastiveDecoder(Decoder):
                 "contrastive",
             )
         candidates = Candidates.of(sampler, "contrastive search")
+        requests = [_with_room(request, step_model, limits) for request in requests]
         for members in batches(requests, step_model, limits, rows=self.config.top_k):
             live: _Live | None = _begun(step_model, members, limits)
             stops = stops_of(step_model, limits.stop)
@@ -101,6 +102,14 @@ class ContrastiveDecoder(Decoder):
             torch.nn.functional.pad(live.there, (0, 1), value=True),
             model.select(cache, place),
         )
+
+
+def _with_room(request: Request, model: StepModel, limits: Limits) -> Request:
+    """Return a request for no more tokens than the model can read: here the last one is read too, as every candidate."""
+    if model.max_length is None:
+        return request
+    room = max(1, model.max_length - len(model.context(request.prompt_ids)))
+    return evolve(request, max_new_tokens=room) if limits.most(request) > room else request
 
 
 def _begun(model: Any, members: list[Row], limits: Limits) -> _Live:

@@ -109,22 +109,25 @@ class GuidanceDecoder(Decoder):
 
 
 def _check_lengths(model: StepModel, requests: Sequence[Request], limits: Limits) -> None:
-    """Raise ConfigError if text after a negative prompt would outgrow the model; an encoder-decoder's prompt does not count."""
-    if model.max_length is None:
-        return
+    """Raise ConfigError if a negative prompt, or the text after it, would outgrow the model. What is no longer than the prompt
+    does not: the engine has seen to that."""
+    read = getattr(model, "prompt_length", None)  # of an encoder-decoder: what it reads has positions of its own
     for number, request in enumerate(requests):
         assert isinstance(request.prompt_ids, Steered)
-        length = len(model.context(request.prompt_ids.negative))
-        most = limits.most(request)
-        if length + most > model.max_length:
-            raise ConfigError(
-                [
-                    f"request {number} {request.id!r}: its negative prompt ({length} tokens) and "
-                    f"max_new_tokens={most} are more than the model's {model.max_length} positions; "
-                    "shorten one of them"
-                ],
-                "guidance",
-            )
+        prompt, negative, most = request.prompt_ids, request.prompt_ids.negative, limits.most(request)
+        before = len(model.context(negative))
+        for length, positions, more in (
+            (before + most, model.max_length, before > len(model.context(prompt))),
+            (len(negative), read, True),
+        ):
+            if more and positions is not None and length > positions:
+                raise ConfigError(
+                    [
+                        f"request {number} {request.id!r}: its negative prompt ({len(negative)} tokens) and "
+                        f"max_new_tokens={most} are more than the model's {positions} positions; shorten one of them"
+                    ],
+                    "guidance",
+                )
 
 
 @frozen(eq=False)

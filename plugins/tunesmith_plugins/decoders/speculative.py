@@ -62,7 +62,7 @@ class SpeculativeDecoder(Decoder):
 
     def _proposer(
         self, model: StepModel, sampler: Sampler, links: Applies | None, limits: Limits, runtime: Runtime
-    ) -> tuple[Proposer, StepModel | None]:
+    ) -> tuple[Proposer, Any]:
         if self._draft_lm is None and self.config.draft:
             from tunesmith.lm import load
 
@@ -312,16 +312,20 @@ def _check_same_tokens(model: StepModel, draft: LM) -> None:
         raise ConfigError(problems, "speculative")
 
 
-def _check_positions(draft: StepModel, requests: Sequence[Request], limits: Limits) -> None:
-    if draft.max_length is None:
-        return
+def _check_positions(draft: Any, requests: Sequence[Request], limits: Limits) -> None:
+    """Raise ConfigError for a request that the draft model has no positions for."""
+    apart = draft.lm.family == "encoder-decoder"  # what it reads has positions of its own
     for number, request in enumerate(requests):
-        length, most = len(draft.context(request.prompt_ids)), limits.most(request)
-        if length + most > draft.max_length:
-            raise ConfigError(
-                [
-                    f"request {number} {request.id!r}: {length} tokens and max_new_tokens={most} are more than the draft "
-                    f"model's {draft.max_length} positions; ask for fewer, or leave the draft model out"
-                ],
-                "speculative",
-            )
+        read, most = len(request.prompt_ids), limits.most(request)
+        for length, positions in (
+            (most if apart else read + most, draft.max_length),
+            (read if apart else 0, getattr(draft, "prompt_length", None)),
+        ):
+            if positions is not None and length > positions:
+                raise ConfigError(
+                    [
+                        f"request {number} {request.id!r}: {read} tokens and max_new_tokens={most} are more than the draft "
+                        f"model's {positions} positions; ask for fewer, or leave the draft model out"
+                    ],
+                    "speculative",
+                )

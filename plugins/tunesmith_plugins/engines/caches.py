@@ -29,12 +29,24 @@ def growing(past: Any) -> Any:
     return past
 
 
+def written(past: Any) -> list[Any]:
+    """Return the layers of a model's own tokens that hold some: configs may state more layers than a decoder has."""
+    own = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
+    return _used(own.layers)
+
+
+def _used(layers: Sequence[Any]) -> list[Any]:
+    return [layer for layer in layers if layer.get_seq_length()]
+
+
 def select(past: Any, index: torch.Tensor) -> Any:
     """Return a cache of the rows at ``index`` (int64, any order, repeats allowed)."""
     if isinstance(past, EncoderDecoderCache):
         return _both(past, select(past.self_attention_cache, index), select(past.cross_attention_cache, index))
     chosen = copy.copy(past)
     chosen.layers = [_rows(layer, index) for layer in past.layers]
+    if hasattr(past, "linear_cache"):  # MiniMax's, beside its layers
+        chosen.linear_cache = [states[index] if len(states) else states for states in past.linear_cache]
     return chosen
 
 
@@ -42,11 +54,10 @@ def _rows(layer: Any, index: torch.Tensor) -> Any:
     if isinstance(layer, Growing):
         return layer.rows(index)
     chosen = copy.copy(layer)
-    if not isinstance(layer, DynamicLayer):
-        chosen.reorder_cache(index)
-    elif layer.get_seq_length() > 0:  # a layer that nothing was written to yet has no rows
-        for name in _states(layer):
-            setattr(chosen, name, getattr(layer, name)[index])
+    for name, states in vars(layer).items():  # recurrent layers hold their states in dicts, which are changed in place
+        if isinstance(states, dict):
+            setattr(chosen, name, dict(states))
+    chosen.reorder_cache(index)  # a layer alone knows all that it keeps: keys, indices, states of convolutions ...
     return chosen
 
 
@@ -60,20 +71,20 @@ def join(pasts: Sequence[Any], virtual: int) -> Any:
         own = join([past.self_attention_cache for past in pasts], virtual)
         return _both(pasts[0], own, _read(pasts))
     whole = copy.copy(pasts[0])
-    whole.layers = [joined(parts, virtual) for parts in zip(*(past.layers for past in pasts), strict=True)]
+    layers = zip(*(past.layers for past in pasts), strict=True)
+    whole.layers = [joined(parts, virtual) if parts[0].get_seq_length() else copy.copy(parts[0]) for parts in layers]
     return whole
 
 
 def drop(past: Any, columns: int, virtual: int) -> None:
     """Forget ``columns`` positions behind the ``virtual`` ones; only for plain caches that have been made growing."""
-    own = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
-    for layer in own.layers:
+    for layer in written(past):
         layer.drop(columns, virtual)
 
 
 def trim(past: EncoderDecoderCache, columns: int) -> None:
     """Forget the last ``columns`` positions of what an encoder has read."""
-    for layer in past.cross_attention_cache.layers:
+    for layer in _used(past.cross_attention_cache.layers):
         for name in _states(layer):
             states = getattr(layer, name)
             setattr(layer, name, states[..., : states.shape[-2] - columns, :])
@@ -84,13 +95,14 @@ def put(past: Any, index: torch.Tensor, entered: Any, virtual: int) -> None:
     own, new = past, entered
     if isinstance(past, EncoderDecoderCache):
         own, new = past.self_attention_cache, entered.self_attention_cache
-        for mine, theirs in zip(past.cross_attention_cache.layers, entered.cross_attention_cache.layers, strict=True):
+        read = past.cross_attention_cache.layers, entered.cross_attention_cache.layers
+        for mine, theirs in zip(*map(_used, read), strict=True):
             if isinstance(mine, Growing):
                 mine.writable()
             for name in _states(mine):
                 states = getattr(theirs, name)
                 getattr(mine, name)[..., : states.shape[-2], :][index] = states
-    for mine, theirs in zip(own.layers, new.layers, strict=True):
+    for mine, theirs in zip(written(own), written(new), strict=True):
         mine.put(index, theirs, virtual)
 
 
@@ -98,6 +110,8 @@ def _read(pasts: Sequence[EncoderDecoderCache]) -> Any:
     whole = copy.copy(pasts[0].cross_attention_cache)
     whole.layers = [copy.copy(layer) for layer in whole.layers]
     for number, layer in enumerate(whole.layers):
+        if not layer.get_seq_length():
+            continue
         parts = [past.cross_attention_cache.layers[number] for past in pasts]
         for name in _states(layer):
             setattr(layer, name, right([getattr(part, name) for part in parts]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from attrs import evolve, frozen
 
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
-from tunesmith.padding import reads_padding
-from tunesmith_plugins.engines import caches, rollback
+from tunesmith.padding import counts_padding, first_position, reads_padding
+from tunesmith_plugins.engines import caches, places, rollback
 from tunesmith_plugins.engines.stepping import Stepping, padded, positions_of, smallest, tokenizer_limit
 
 
@@ -49,7 +50,9 @@ class DecoderOnly(Stepping):
 
     def __init__(self, lm: LM, batch_size: int, max_length: int | None = None, **options: Any) -> None:
         super().__init__(lm, batch_size, **options)
-        if "target_mapping" in self.accepted:
+        if (
+            "target_mapping" in self.accepted or self.base.config.model_type == "xlm"
+        ):  # whose caller puts a mask behind the text
             raise ConfigError(
                 [
                     f"{type(self.base).__name__} predicts at places that its caller maps, not what follows; take another model"
@@ -57,14 +60,28 @@ class DecoderOnly(Stepping):
                 "engine transformers",
             )
         self.masks = not reads_padding(self.base)
+        self.table = None
+        if self.masks and counts_padding(self.base):
+            self.table = places.table(self.base.get_decoder())
+            self.masks = self.table is not None
         if self.base.config.model_type == "recurrent_gemma":
             # it keeps its states in its modules and gives none back: asked to keep them, it reads a prompt of one token as more
             # of whatever it read last
             self.use_cache = False
-        self.joins = self.rolls_back = caches.plain(self.base.config)
+        # RoFormer turns keys by where they stand in the cache, so that they have to stay there
+        self.joins = self.rolls_back = caches.plain(self.base.config) and self.base.config.model_type != "roformer"
+        self.virtual = sum(adapter.virtual_tokens - adapter.cached_tokens for adapter in lm.adapters)
+        # So Mamba and its kin call their cache. Soft prompts would not find it, and xLSTM's cannot be taken apart.
+        recurrent = "cache_params" in self.accepted and self.base.config.model_type != "xlstm" and not self.virtual
+        self.past_name = "cache_params" if recurrent else "past_key_values"
+        virtual = any(adapter.cached_tokens or adapter.virtual_tokens for adapter in lm.adapters)
+        if virtual and not (self.joins and self.base.config.model_type != "mpt"):
+            # Padding between them and the text would count: in a window, in a recurrence, in distances that MPT takes from places.
+            self.masks, self.batch_size = False, 1
         self.places = positions_of(self.base.config)
+        self.first = first_position(self.base) if "position_ids" in self.accepted else 0
         if self.places is not None:
-            self.places -= sum(adapter.virtual_tokens for adapter in lm.adapters)
+            self.places -= self.first + sum(adapter.virtual_tokens for adapter in lm.adapters)
         self.max_length = smallest(max_length, self.places, tokenizer_limit(lm.tokenizer))
 
     def context(self, prompt: Sequence[int]) -> Sequence[int]:
@@ -194,12 +211,20 @@ class DecoderOnly(Stepping):
             )
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": self.use_cache}
         if cache.past is not None:
-            inputs["past_key_values"] = cache.past
-        if mask is not None and self.masks:
+            inputs[self.past_name] = cache.past
+        # a state of recurrent layers alone has no places that a mask could be over
+        if mask is not None and self.masks and (cache.past is None or self.past_name == "past_key_values"):
             inputs["attention_mask"] = mask
         if "position_ids" in self.accepted:
-            inputs["position_ids"] = positions
-        with self.quiet():
+            inputs["position_ids"] = positions + self.first
+        with self.quiet(), self._numbered(cache):
             output = self.call(last, **inputs)
-        past = getattr(output, "past_key_values", None) if self.use_cache else None
+        past = getattr(output, self.past_name, None) if self.use_cache else None
         return output.logits[:, -last:], evolve(cache, past=past, ids=ids if past is None else None)
+
+    def _numbered(self, cache: Cache) -> AbstractContextManager[None]:
+        """Within, a model that numbers its tokens by itself leaves the padding before them out."""
+        if self.table is None or not cache.uneven:
+            return nullcontext()
+        padding = (cache.mask.cumsum(-1) == 0).sum(-1)
+        return places.shifted(self.table, padding, self.virtual)

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from attrs import evolve, frozen
-from transformers.modeling_outputs import BaseModelOutput
 
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
+from tunesmith.scoring import Encoded
 from tunesmith_plugins.engines import caches, places, rollback
 from tunesmith_plugins.engines.stepping import (
     Stepping,
@@ -71,9 +71,10 @@ class EncoderDecoder(Stepping):
                 ],
                 "engine transformers",
             )
-        positions = positions_of(self.base.config)
-        self.max_length = positions
-        self.prompt_length = smallest(max_length, positions, tokenizer_limit(lm.tokenizer))
+        self.max_length = positions_of(self.base.config, "decoder")
+        self.prompt_length = smallest(
+            max_length, positions_of(self.base.config, "encoder"), tokenizer_limit(lm.tokenizer)
+        )
         self.start = special_id(lm, "decoder_start_token_id", "bos_token_id")
         settings = getattr(base_of(lm.model), "generation_config", None)
         self.forced_first = getattr(settings, "forced_bos_token_id", None)
@@ -214,7 +215,7 @@ class EncoderDecoder(Stepping):
 
     def _several(self, ids: torch.Tensor, cache: Cache, last: int, padding: torch.Tensor) -> tuple[torch.Tensor, Cache]:
         inputs: dict[str, Any] = {
-            "encoder_outputs": BaseModelOutput(last_hidden_state=cache.states),
+            "encoder_outputs": Encoded(last_hidden_state=cache.states),
             "attention_mask": cache.mask,
             "decoder_input_ids": ids,
             "use_cache": self.use_cache,

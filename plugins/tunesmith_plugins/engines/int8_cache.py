@@ -65,7 +65,13 @@ class Int8Layer(Growing):
 
     def _append(self, key_states: Tensor, value_states: Tensor) -> None:
         keys, key_scales, values, value_scales = self._stores
-        kernels.int8_append_(key_states, value_states, keys, key_scales, values, value_scales, self._end)
+        if key_states.shape == value_states.shape:
+            kernels.int8_append_(key_states, value_states, keys, key_scales, values, value_scales, self._end)
+            return
+        # of latent attention (DeepSeek, MiniCPM3 ...), whose keys are longer than its values
+        found = (*quantize_states(key_states), *quantize_states(value_states))
+        for store, new in zip(self._stores, found, strict=True):
+            store.narrow(-2, self._end, new.shape[-2]).copy_(new)
 
     def get_seq_length(self) -> int:
         """Return how many tokens there are."""
@@ -141,6 +147,8 @@ class _Half(Int8Cache):
 
 def holds_any(config: Any) -> bool:
     """Return whether any layer of a model's cache would be int8; not with sliding windows or recurrent states in all of them."""
+    if getattr(config, "model_type", "") == "minimax":  # it takes no cache but of its own class
+        return False
     made = cache_for(config)
     own = made.self_attention_cache if isinstance(made, EncoderDecoderCache) else made
     return not own.layers or any(isinstance(layer, Int8Layer) for layer in own.layers)

@@ -1,8 +1,8 @@
 """Where a decoder's tokens stand when rows of different age share a batch: counted without the padding on their left.
 
-The decoders of encoder-decoder models take no positions: they count on from the length of the cache, which is the age of
-the oldest row. Relative positions (T5) do not mind. Tables of absolute ones (BART, Marian, Pegasus) are asked with
-positions that are too large for younger rows; a hook takes the row's padding off them.
+The decoders of encoder-decoder models take no positions, nor do they where they are models by themselves: they count on from
+the length of the cache, which is the age of the oldest row. Relative positions (T5) do not mind. Tables of absolute ones (BART,
+Marian, Pegasus) are asked with positions that are too large for younger rows; a hook takes the row's padding off them.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class _Shift:
 
     table: torch.nn.Embedding
     padding: torch.Tensor
+    virtual: int = 0
     time: int = 0
     thread: int = field(factory=threading.get_ident)
 
@@ -45,10 +46,12 @@ class _Shift:
         """Return the call with one position a token of every row, in one line as the table expects them."""
         if threading.get_ident() != self.thread:
             return None
-        given = kwargs[ARGUMENT]
-        self.time = given.shape[-1]
+        given = kwargs[ARGUMENT] if ARGUMENT in kwargs else _counted(*args, **kwargs).to(self.padding.device)
+        given = given.reshape(-1, given.shape[-1])[0]  # some tables are asked with a line for each row
+        self.time = len(given)
         last = self.table.num_embeddings - 1 - int(getattr(self.table, "offset", 0))
-        own = (given.reshape(1, -1) - self.padding[:, None]).clamp(min=0, max=last)
+        own = (given - self.padding[:, None]).clamp(min=0, max=last)
+        own = torch.where(given < self.virtual, given, own)
         return args, {**kwargs, ARGUMENT: own.flatten()}
 
     def after(self, module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
@@ -58,10 +61,19 @@ class _Shift:
         return output.reshape(len(self.padding), self.time, -1)
 
 
+def _counted(ids: torch.Tensor | torch.Size, past_key_values_length: int = 0) -> torch.Tensor:
+    """Return the positions that a table works out by itself: on from what is in the cache."""
+    count = (ids.shape if isinstance(ids, torch.Tensor) else ids)[1]
+    return torch.arange(count) + past_key_values_length
+
+
 @contextmanager
-def shifted(table: torch.nn.Embedding, padding: torch.Tensor) -> Iterator[None]:
-    """Within, the table gives the vectors of positions less ``padding`` (batch,) int64, a row's places on the left."""
-    shift = _Shift(table, padding)
+def shifted(table: torch.nn.Embedding, padding: torch.Tensor, virtual: int = 0) -> Iterator[None]:
+    """Within, the table gives the vectors of positions less ``padding`` (batch,) int64, a row's places on the left.
+
+    The first ``virtual`` positions, which adapters have put before the padding, stay what they are.
+    """
+    shift = _Shift(table, padding, virtual)
     hooks = table.register_forward_pre_hook(shift.before, with_kwargs=True), table.register_forward_hook(shift.after)
     try:
         yield

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.cache_utils import EncoderDecoderCache
 
+from tunesmith_plugins.engines.caches import written
 from tunesmith_plugins.engines.growing import Growing
 
 
@@ -28,11 +28,10 @@ def positions(before: torch.Tensor, lengths: torch.Tensor, count: int, most: int
 
 def take_back(past: Any, counts: torch.Tensor, virtual: int) -> None:
     """Forget the last ``counts`` positions of every row, in place; only for plain caches."""
-    own = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
     common = int(counts.min())
     more = counts - common
     rows = more.nonzero().flatten()
-    for layer in own.layers:
+    for layer in written(past):
         if common:
             layer.crop(-common)
         if len(rows):

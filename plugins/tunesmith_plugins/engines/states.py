@@ -56,7 +56,7 @@ class Watched:
             if threading.get_ident() != thread:
                 return
             states = getattr(output, "decoder_hidden_states", None) or getattr(output, "hidden_states", None)
-            if states:
+            if states and states[-1].dim() == 3:  # Gemma 3n shows several for each token
                 seen.append(states[-1])
 
         model = self.lm.model

@@ -19,8 +19,8 @@ from tunesmith.scoring import distinct, pad
 from tunesmith_plugins.engines import narrow
 from tunesmith_plugins.engines.states import Watched
 
-TEXTS = 4096
-"""Decoded texts that are kept: short completions repeat."""
+TEXTS, SHORT = 4096, 64
+"""Decoded texts that are kept, and how many tokens they have at most: short completions repeat, and long ones take memory."""
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 """How SentencePiece names a byte of a character that it has no piece for."""
@@ -79,13 +79,16 @@ class Stepping(Watched, ABC):
         """
         if self.lm.tokenizer is None:
             return ""
-        return self._text(tuple(token_ids))
+        read, known = self._texts
+        return known(tuple(token_ids)) if len(token_ids) <= SHORT else read(token_ids)
 
     @cached_property
-    def _text(self) -> Callable[[tuple[int, ...]], str]:
+    def _texts(self) -> tuple[Callable[[Sequence[int]], str], Callable[[tuple[int, ...]], str]]:
+        """What decodes, and the same with a memory."""
         tokenizer = self.lm.tokenizer
         special = frozenset(tokenizer.all_special_ids)  # transformers collects them anew at every look
-        return lru_cache(maxsize=TEXTS)(partial(decoded, tokenizer, special, self.lm.family == "decoder"))
+        read = partial(decoded, tokenizer, special, self.lm.family == "decoder", len(tokenizer))
+        return read, lru_cache(maxsize=TEXTS)(read)
 
     def settles(self, token_id: int) -> bool:
         """Return whether the text up to this token can no longer change: not after one of SentencePiece's bytes."""
@@ -159,12 +162,14 @@ class Stepping(Watched, ABC):
             return self.lm.model(**inputs, return_dict=True)
 
 
-def decoded(tokenizer: Any, special: Set[int], continues: bool, token_ids: Sequence[int]) -> str:
-    """Return the text of ids without the ``special`` ones.
+def decoded(tokenizer: Any, special: Set[int], continues: bool, size: int, token_ids: Sequence[int]) -> str:
+    """Return the text of ids without the ``special`` ones, and without those from ``size`` on, which are no tokens.
 
     Tokenizers of the SentencePiece kind drop the space that their first piece begins with, because they take every text
     for a beginning; one that ``continues`` another gets it back.
     """
+    if not tokenizer.is_fast:  # others leave out what they have no token for
+        token_ids = [i for i in token_ids if i < size]
     text: str = tokenizer.decode(list(token_ids), skip_special_tokens=True)
     if continues and not text.startswith(" "):
         first = next((i for i in token_ids if i not in special), None)
@@ -175,10 +180,14 @@ def decoded(tokenizer: Any, special: Set[int], continues: bool, token_ids: Seque
 
 
 def base_of(model: Any) -> Any:
-    """Return the transformers model inside a wrapper such as peft's."""
-    while hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    return model
+    """Return the transformers model inside wrappers, such as peft's and what ``torch.compile`` returns."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        else:
+            return model
 
 
 def vocabulary_of(model: Any) -> int:
@@ -189,12 +198,15 @@ def vocabulary_of(model: Any) -> int:
 
 
 def eos_ids(lm: LM) -> frozenset[int]:
-    """Return the ids that end a text: the generation config's, else the model config's, else the tokenizer's."""
+    """Return the ids that end a text: the generation config's, else the model config's, else the tokenizer's.
+
+    Numbers below 0 are none: with -1 for the only one nothing ends a text.
+    """
     model = base_of(lm.model)
     for source in (getattr(model, "generation_config", None), model.config, lm.tokenizer):
         found = getattr(source, "eos_token_id", None)
         if found is not None:
-            return frozenset(found if isinstance(found, (list, tuple)) else [found])
+            return frozenset(end for end in (found if isinstance(found, (list, tuple)) else [found]) if end >= 0)
     return frozenset()
 
 
@@ -210,10 +222,18 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device, left: bool) -> t
     return ids.to(device), mask.long().to(device)
 
 
-def positions_of(config: Any) -> int | None:
-    """Return how many positions a model has, None if it has no limit."""
-    found = getattr(config, "max_position_embeddings", None)
-    return int(found) if isinstance(found, int) and found > 0 else None
+def positions_of(config: Any, part: str = "") -> int | None:
+    """Return how many positions a model has, or its ``"encoder"`` or ``"decoder"``; None if there is no limit."""
+    own = getattr(config, part, None) if part else None  # of models that were put together from two
+    for source, name in (
+        (config, f"max_{part}_position_embeddings"),
+        (own, "max_position_embeddings"),
+        (config, "max_position_embeddings"),
+    ):
+        found = getattr(source, name, None)
+        if isinstance(found, int) and found > 0:
+            return found
+    return None
 
 
 def tokenizer_limit(tokenizer: Any) -> int | None:

@@ -25,7 +25,8 @@ def last_ids(link: Link, rows: Rows) -> list[tuple[int, ...]]:
     """Return the ids of each row's history that are within the link's window."""
     lengths, windows = rows.history_lengths.tolist(), link.value(rows, "window", torch.int64).tolist()
     found = []
-    for ids, length, window in zip(rows.history.tolist(), lengths, windows, strict=True):
+    written = rows.history[:, : max(lengths, default=0)]  # what is behind is room for what may come
+    for ids, length, window in zip(written.tolist(), lengths, windows, strict=True):
         found.append(tuple(ids[max(0, length - window) if window else 0 : length]))
     return found
 

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+import transformers
 
 from tunesmith.errors import ConfigError
 from tunesmith.generation import component, generate, prompt_ids
 from tunesmith.kinds.decoder import Limits, Request
+from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith.testing import conformance
-from tunesmith.testing.models import tiny_lm
+from tunesmith.testing.models import tiny_lm, tiny_tokenizer
 from tunesmith_plugins.adapters import LoRA, Prompt
 from tunesmith_plugins.decoders import Beam, Contrastive, Guidance, Speculative
 from tunesmith_plugins.engines import Transformers
@@ -136,3 +138,14 @@ def test_decoders_of_whole_batches_keep_to_the_bound_of_the_cache(decoder):
     assert sorted(c.request for c in found) == list(range(6))
     assert len(seen) > 1
     assert max(seen) * rows <= 40
+
+
+def test_a_model_with_several_states_a_token_is_refused():
+    config = transformers.Gemma3nTextConfig(
+        vocab_size=51, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, vocab_size_per_layer_input=51, hidden_size_per_layer_input=8, laurel_rank=4, num_kv_shared_layers=0,
+        layer_types=["sliding_attention", "full_attention"], activation_sparsity_pattern=[0.0, 0.0],
+    )  # fmt: skip
+    lm = LM(model=transformers.Gemma3nForCausalLM(config).eval(), tokenizer=tiny_tokenizer(), family="decoder")
+    with pytest.raises(ConfigError, match="shows no hidden states; take a decoder that needs none"):
+        generate(lm, ["a cat", "dog"], decoder="contrastive", max_new_tokens=3)

@@ -9,8 +9,9 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 import tunesmith as ts
 from tunesmith.errors import ConfigError
+from tunesmith.generation import generate
 from tunesmith.lm import LM, load
-from tunesmith.testing.models import tiny_lm
+from tunesmith.testing.models import tiny_lm, tiny_tokenizer
 from tunesmith_plugins import decoders, engines, kernels
 from tunesmith_plugins.compressors.int8_report import sqnr
 from tunesmith_plugins.engines import caches
@@ -198,6 +199,29 @@ def test_short_prompts_with_padding_in_front_are_read_as_they_are_alone():
         return [c.token_ids for c in ts.generate(lm, ["the", "the cat sees"], engine=engine, max_new_tokens=6)]
 
     assert write(2) == write(1)
+
+
+def test_keys_may_be_longer_than_values():
+    config = transformers.MiniCPM3Config(
+        vocab_size=51, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+        q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, eos_token_id=1, bos_token_id=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    lm = LM(model=transformers.MiniCPM3ForCausalLM(config).eval(), tokenizer=tiny_tokenizer(), family="decoder")
+    options = {"completions": 3, "max_new_tokens": [9, 4, 6], "min_new_tokens": 4, "sampler": "temperature"}
+    prompts = [[5, 9, 30, 12, 7], [17], [21, 33]]
+    exact = generate(lm, prompts, engine=engines.Transformers(batch_size=4), **options)
+    found = generate(lm, prompts, engine=engines.Transformers(batch_size=4, cache="int8"), **options)
+    pairs = list(zip(exact, found, strict=True))
+    assert sum(one.token_ids == other.token_ids for one, other in pairs) >= 8  # of 9
+    for one, other in pairs:
+        if one.token_ids == other.token_ids:
+            assert other.logp == pytest.approx(one.logp, abs=1e-2)
+    drafted = generate(
+        lm, prompts, engine=engines.Transformers(cache="int8"), max_new_tokens=9, decoder="speculative(tokens=3)"
+    )
+    plain = generate(lm, prompts, engine=engines.Transformers(cache="int8"), max_new_tokens=9)
+    assert [c.token_ids for c in drafted] == [c.token_ids for c in plain]
 
 
 def test_layers_that_keep_a_window_stay_as_they_are():

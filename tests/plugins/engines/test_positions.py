@@ -1,0 +1,188 @@
+"""Where tokens stand: models that count by themselves, models behind a wrapper, and texts up to the last position there is."""
+
+import pytest
+import torch
+import transformers
+
+from tunesmith.errors import ConfigError
+from tunesmith.generation import generate
+from tunesmith.hf_generate import custom_generate
+from tunesmith.lm import LM
+from tunesmith.runtime import Runtime
+from tunesmith.testing.models import tiny_lm, tiny_tokenizer
+from tunesmith_plugins.adapters import Prefix, Prompt
+from tunesmith_plugins.decoders import Speculative
+from tunesmith_plugins.engines import Transformers
+
+PROMPTS = [[5, 9, 30, 12, 7, 8, 40, 41, 9, 22, 6], [17], [21, 33, 5, 6], [9, 9, 9]]
+HOT = "chain(links=[temperature(temperature=1.5), top_p(p=0.95)])"
+BOTH = {
+    "vocab_size": 51, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "pad_token_id": 0, "eos_token_id": 1,
+    "bos_token_id": 3, "decoder_start_token_id": 1,
+}  # fmt: skip
+
+
+def wide(model, family):
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.35)
+    model.generation_config.forced_eos_token_id = None
+    return LM(model=model.eval(), tokenizer=tiny_tokenizer(), family=family)
+
+
+def bart_alone():
+    # the config counts the layers of the encoder that is not there, of which the cache has some then
+    config = transformers.BartConfig(max_position_embeddings=32, **{**BOTH, "encoder_layers": 4})
+    return wide(transformers.BartForCausalLM(config), "decoder")
+
+
+def marian_alone():
+    config = transformers.MarianConfig(max_position_embeddings=32, **{**BOTH, "pad_token_id": 50})
+    return wide(transformers.MarianForCausalLM(config), "decoder")
+
+
+def bart():
+    config = transformers.BartConfig(max_position_embeddings=32, **BOTH)
+    return wide(transformers.BartForConditionalGeneration(config), "encoder-decoder")
+
+
+def mvp():
+    config = transformers.MvpConfig(max_position_embeddings=32, **BOTH)
+    return wide(transformers.MvpForConditionalGeneration(config), "encoder-decoder")
+
+
+def led():
+    config = transformers.LEDConfig(
+        max_encoder_position_embeddings=32, max_decoder_position_embeddings=16, attention_window=8, **BOTH
+    )
+    return wide(transformers.LEDForConditionalGeneration(config), "encoder-decoder")
+
+
+def two_berts():
+    sizes = {
+        "vocab_size": 51,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
+    encoder = transformers.BertConfig(max_position_embeddings=32, **sizes)
+    decoder = transformers.BertConfig(max_position_embeddings=16, is_decoder=True, add_cross_attention=True, **sizes)
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    config.decoder_start_token_id, config.eos_token_id, config.pad_token_id = 3, 1, 0
+    return wide(transformers.EncoderDecoderModel(config=config), "encoder-decoder")
+
+
+def many_ends(lm):
+    lm.model.generation_config.eos_token_id = [1, *range(8, 22)]
+    return lm
+
+
+@pytest.mark.parametrize("kept", [{}, {"kv_cache": False}, {"cache": "int8"}], ids=["float", "none", "int8"])
+@pytest.mark.parametrize("make", [bart_alone, marian_alone, mvp])
+def test_models_that_count_by_themselves_give_rows_of_any_age_their_own_positions(make, kept):
+    lm = many_ends(make())
+    options = {"sampler": HOT, "completions": 3, "max_new_tokens": 9}
+    alone = generate(lm, PROMPTS, engine=Transformers(batch_size=1, cache=kept.get("cache", "float")), **options)
+    together = generate(lm, PROMPTS, engine=Transformers(batch_size=4, **kept), **options)
+    assert len({len(c.token_ids) for c in alone}) >= 3
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+
+
+@pytest.mark.parametrize("adapter", [Prompt(tokens=3), Prefix(tokens=3)])
+def test_adapters_that_take_places_leave_the_others_in_theirs(adapter):
+    lm = adapter.build().attach(many_ends(bart_alone()), Runtime())
+    options = {"sampler": HOT, "completions": 2, "max_new_tokens": 7}
+    alone = generate(lm, PROMPTS, engine=Transformers(batch_size=1), **options)
+    together = generate(lm, PROMPTS, engine=Transformers(batch_size=4), **options)
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+
+
+def test_several_tokens_are_read_and_taken_back_where_the_model_counts():
+    lm = bart_alone()
+    expected = generate(lm, PROMPTS, max_new_tokens=9, engine=Transformers(batch_size=1))
+    found = generate(lm, PROMPTS, max_new_tokens=9, decoder="speculative(tokens=3, ngram=1)")
+    assert [c.token_ids for c in found] == [c.token_ids for c in expected]
+
+
+def test_transformers_loop_would_count_padding_and_is_refused_padded_prompts():
+    lm = bart_alone()
+    ids = torch.tensor([[0, 0, 5], [6, 7, 8]])
+    draw = custom_generate(HOT)
+    with pytest.raises(ConfigError, match="takes padding for text"):
+        lm.model.generate(ids, attention_mask=(ids > 0).long(), max_new_tokens=3, custom_generate=draw)
+    lm.model.generate(ids[1:], max_new_tokens=3, custom_generate=draw)
+
+
+def test_a_compiled_model_is_told_the_positions_too():
+    config = transformers.GPT2Config(
+        n_embd=32, n_layer=1, n_head=4, n_positions=64, vocab_size=51, eos_token_id=1, bos_token_id=3
+    )
+    lm = wide(transformers.GPT2LMHeadModel(config), "decoder")
+    expected = generate(lm, PROMPTS, max_new_tokens=6)
+    compiled = torch.compile(lm.model, backend="eager")
+    assert [c.token_ids for c in generate((compiled, lm.tokenizer), PROMPTS, max_new_tokens=6)] == [
+        c.token_ids for c in expected
+    ]
+
+
+@pytest.mark.parametrize("make", [led, two_berts])
+def test_each_half_of_a_model_has_positions_of_its_own(make, caplog):
+    lm = make()
+    engine = Transformers().build()
+    (found,) = generate(lm, [[5 + n % 40 for n in range(50)]], max_new_tokens=40, min_new_tokens=40, engine=engine)
+    assert len(found.token_ids) == 16
+    assert engine.truncated == 1
+    assert "16 positions of the model's decoder" in caplog.text
+
+
+@pytest.mark.parametrize("decoder", ["stepwise", "beam(beams=2)", "guidance(scale=2.0)", "speculative(tokens=3)"])
+def test_a_completion_may_take_all_positions_of_a_decoder(decoder):
+    (found,) = generate(bart(), PROMPTS[:1], max_new_tokens=32, min_new_tokens=32, decoder=decoder)
+    assert len(found.token_ids) == 32
+
+
+def test_contrastive_search_reads_the_last_token_too_and_ends_one_earlier():
+    (found,) = generate(bart(), PROMPTS[:1], max_new_tokens=32, min_new_tokens=32, decoder="contrastive(top_k=3)")
+    assert (len(found.token_ids), found.finish) == (31, "length")
+
+
+def test_a_draft_model_needs_positions_for_the_completion_and_for_what_is_read():
+    lm, draft = tiny_lm("encoder-decoder"), bart()
+    draft.tokenizer = lm.tokenizer
+    decoder = Speculative(tokens=3).build()
+    decoder.draft_with(draft)
+    (found,) = generate(lm, PROMPTS[:1], max_new_tokens=32, min_new_tokens=32, decoder=decoder)
+    assert len(found.token_ids) == 32
+    for prompt, most in ((PROMPTS[0], 33), ([5] * 33, 8)):
+        with pytest.raises(ConfigError, match="more than the draft model's 32 positions"):
+            generate(lm, [prompt], max_new_tokens=most, decoder=decoder)
+
+
+def test_a_model_that_counts_from_behind_padding_writes_where_it_is_trained_and_scored():
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.RobertaConfig(
+        vocab_size=51,
+        pad_token_id=2,
+        eos_token_id=1,
+        bos_token_id=3,
+        max_position_embeddings=34,
+        is_decoder=True,
+        **sizes,
+    )
+    lm = wide(transformers.RobertaForCausalLM(config), "decoder")
+    engine = Transformers(batch_size=4).build()
+    found = generate(lm, PROMPTS, max_new_tokens=9, engine=engine)
+    assert engine.step_model.max_length == 31
+    scores = engine.score([(prompt, c.token_ids) for prompt, c in zip(PROMPTS, found, strict=True)])
+    for completion, score in zip(found, scores, strict=True):
+        assert completion.logp == pytest.approx(score, abs=1e-4)
+    longest = max(map(len, PROMPTS))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in PROMPTS])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
+    rows = lm.model.generate(ids, attention_mask=mask, max_new_tokens=9, custom_generate=custom_generate())
+    for completion, row in zip(found, rows[:, longest:].tolist(), strict=True):
+        assert tuple(row[: len(completion.token_ids)]) == completion.token_ids
