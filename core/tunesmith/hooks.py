@@ -209,7 +209,7 @@ class Manager:
             self.register(_import(entry.target), name)
         except pluggy.PluginValidationError as cause:
             self._fail(name, f"{cause} Its author has to correct it; hooks: {', '.join(_hook_names())}.")
-        except Exception as cause:
+        except (Exception, SystemExit) as cause:  # a script ends itself, and would end every command
             advice = discovery.advice(cause, entry.target.partition(":")[0], entry.dist)
             self._fail(name, f"could not be imported: {type(cause).__name__}: {cause}. {advice}")
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
 
 import tunesmith as ts
 from tunesmith.cli import _COMMANDS, main
+from tunesmith.cli.doctor import _folders
 from tunesmith.errors import TunesmithError
 from tunesmith.kinds import KINDS
 
@@ -94,6 +97,14 @@ def test_the_version_is_printed(capsys):
 def test_wrong_usage_is_status_2(arguments, capsys):
     assert main(arguments) == 2
     assert "Usage:" in capsys.readouterr().err
+
+
+def test_what_the_encoding_of_the_output_lacks_is_written_as_an_escape(tmp_path):
+    command = [sys.executable, "-m", "tunesmith", *"new-plugin cut --kind sampler --into".split(), str(tmp_path / "ŝ")]
+    env = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "1"}
+    done = subprocess.run(command, capture_output=True, env=env, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    assert rb"\u015d" in done.stdout
 
 
 def test_a_near_command_is_suggested(capsys):
@@ -384,3 +395,10 @@ def test_doctor_reports_versions_plugins_and_problems(broken, capsys):
     ):
         assert part in out
     assert "kernels: " in out, "the native part says nothing"
+
+
+def test_doctor_serves_a_user_without_a_home(monkeypatch):
+    for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", str)  # what it gives then: the path as it was
+    assert "hub cache: none (~/.cache/huggingface/hub)" in list(_folders())

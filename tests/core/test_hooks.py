@@ -56,6 +56,7 @@ def test_a_hook_module_is_imported_at_the_first_hook_call_only(plugin):
     ("source", "problem"),
     [
         ("raise RuntimeError('no luck')", "RuntimeError: no luck"),
+        ("import sys\nsys.exit('no such option')", "SystemExit: no such option"),
         ("import missing_for_hooks", "No module named 'missing_for_hooks'"),
         ("@hookimpl\ndef tunesmith_comands(): return []", "there is no hook 'tunesmith_comands'"),
         ("@hookimpl\ndef tunesmith_commands(nonsense): return []", "nonsense"),

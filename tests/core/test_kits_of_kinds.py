@@ -9,12 +9,15 @@ import pytest
 import torch
 from attrs import evolve, frozen
 
+import tunesmith as ts
 from tunesmith.kinds.adapter import Adapter, AdapterConfig
 from tunesmith.kinds.compressor import CompressionReport, Compressor, CompressorConfig
+from tunesmith.kinds.decoder import Decoder, DecoderConfig
+from tunesmith.kinds.engine import Engine, EngineConfig
 from tunesmith.kinds.metric import Metric, MetricConfig
 from tunesmith.kinds.rl_algorithm import RLAlgorithm, RLAlgorithmConfig
 from tunesmith.kinds.sampler import Link, SamplerConfig
-from tunesmith.testing import adapters, compressors, metrics, rl_algorithms
+from tunesmith.testing import adapters, compressors, decoders, engines, metrics, rl_algorithms
 from tunesmith.testing.samplers import checks as samplers
 
 HERE = __name__
@@ -193,3 +196,50 @@ def test_a_link_that_only_removes_and_does_not_say_so():
     samplers.check_a_link_that_only_removes_says_so(Third(cools=True))
     with pytest.raises(AssertionError, match="`truncates` is False"):
         samplers.check_a_link_that_only_removes_says_so(Third())
+
+
+@frozen(kw_only=True)
+class Deaf(DecoderConfig):
+    """Another decoder, which is not told of limits that requests have of their own.
+
+    Attributes:
+        hears: Or is.
+    """
+
+    impl: ClassVar[str] = f"{HERE}:DeafDecoder"
+    hears: bool = False
+
+
+class DeafDecoder(Decoder):
+    def decode(self, step_model: Any, requests: Any, sampler: Any, limits: Any, runtime: Any) -> Any:
+        asked = requests if self.config.hears else [evolve(request, max_new_tokens=None) for request in requests]
+        return ts.decoders.create("tunesmith/stepwise").build().decode(step_model, asked, sampler, limits, runtime)
+
+
+@frozen(kw_only=True)
+class DeafEngineConfig(EngineConfig):
+    """Another engine, likewise.
+
+    Attributes:
+        hears: Or is told.
+    """
+
+    impl: ClassVar[str] = f"{HERE}:DeafEngine"
+    hears: bool = False
+
+
+class DeafEngine(Engine):
+    def sync(self, lm: Any) -> None:
+        self.inner = ts.engines.create("tunesmith/transformers").build()
+        self.inner.sync(lm)
+
+    def generate(self, requests: Any, decoder: Any, sampler: Any, limits: Any, runtime: Any) -> Any:
+        asked = requests if self.config.hears else [evolve(request, max_new_tokens=None) for request in requests]
+        return self.inner.generate(asked, decoder, sampler, limits, runtime)
+
+
+@pytest.mark.parametrize(("kit", "cls"), [(decoders, Deaf), (engines, DeafEngineConfig)])
+def test_a_decoder_or_an_engine_that_ignores_limits_of_single_requests(kit, cls):
+    kit.check_a_request_may_have_a_limit_of_its_own(cls(hears=True))
+    with pytest.raises(AssertionError, match="tokens where the request has"):
+        kit.check_a_request_may_have_a_limit_of_its_own(cls())

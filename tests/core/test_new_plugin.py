@@ -62,6 +62,14 @@ def test_a_new_plugin_of_any_kind_is_what_its_kind_promises(kind, tmp_path, monk
     registry.refresh()
 
 
+def test_new_plugins_are_tidy_by_the_rules_they_bring(tmp_path):
+    for kind in KINDS.values():
+        write_plugin(f"square-{kind.name}", kind, tmp_path)
+    for arguments in (["check"], ["check", "--select", "E,F,I,UP,B,C4,SIM,RUF,PT"], ["format", "--check"]):
+        done = run(sys.executable, "-m", "ruff", *arguments, "--no-cache", ".", env=dict(os.environ), cwd=tmp_path)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr
+
+
 @pytest.mark.parametrize(
     "kind", [k if k == "sampler" else pytest.param(k, marks=pytest.mark.exhaustive) for k in KINDS]
 )

@@ -161,7 +161,8 @@ def test_a_broken_plugin_is_silent_until_it_is_used(fake_distribution, recwarn, 
 
 
 @pytest.mark.parametrize(
-    "source", ["def (", "import quadratic_missing_thing", "x = 1/0", "from attrs import nothing_such"]
+    "source",
+    ["def (", "import quadratic_missing_thing", "x = 1/0", "from attrs import nothing_such", "raise SystemExit(2)"],
 )
 def test_whatever_a_module_raises_becomes_a_load_error(fake_distribution, source):
     fake_distribution("tunesmith-bad", entry_points=sampler("bad", "bad_plugin:Bad"), modules={"bad_plugin": source})

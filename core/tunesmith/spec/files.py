@@ -32,7 +32,7 @@ def read_data(path: str | os.PathLike[str]) -> Any:
     Raises:
         ConfigError: If the file cannot be read; the message names the line.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     suffix = _suffix(path)
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -62,7 +62,7 @@ def write(config: Any, path: str | os.PathLike[str]) -> None:
         UnknownName: If a config class is not registered.
         OSError: If the file cannot be written.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     suffix = _suffix(path)
     data = dump(config)
     if suffix == ".toml":
