@@ -70,6 +70,18 @@ def test_new_plugins_are_tidy_by_the_rules_they_bring(tmp_path):
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr
 
 
+@pytest.mark.exhaustive
+def test_new_plugins_are_strictly_typed(tmp_path):
+    for kind in KINDS.values():
+        write_plugin(f"square-{kind.name}", kind, tmp_path)
+    options = ["--strict", "--namespace-packages", "--explicit-package-bases", "--follow-imports=silent"]
+    packages = sorted(tmp_path.glob("*/src/*"))
+    where = [ROOT / "core", ROOT / "plugins", *(package.parent for package in packages)]
+    env = {**os.environ, "MYPYPATH": os.pathsep.join(map(str, where))}
+    done = run(sys.executable, "-m", "mypy", *options, *map(str, packages), env=env, cwd=tmp_path)
+    assert f"no issues found in {3 * len(KINDS)} source files" in done.stdout, done.stdout[-4000:] + done.stderr
+
+
 @pytest.mark.parametrize(
     "kind", [k if k == "sampler" else pytest.param(k, marks=pytest.mark.exhaustive) for k in KINDS]
 )
