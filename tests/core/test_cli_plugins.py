@@ -273,6 +273,27 @@ def test_show_prints_docstring_options_and_spelling(capsys):
     assert "From StageConfig" in out, "inherited options are not explained"
 
 
+def test_show_spells_the_members_of_an_enum_as_files_do(fake_distribution, capsys):
+    fields = """
+import enum
+class Way(enum.Enum):
+    UP = "upwards"
+    DOWN = "down"
+"""
+    config = CONFIG.replace("@frozen", f"{fields}\n@frozen").rstrip() + (
+        "\n    way: Way = Way.UP\n    other: Way | None = None\n"
+    )
+    fake_distribution(
+        "tunesmith-ways",
+        entry_points={"tunesmith.samplers": {"ways": "ways_config:Quadratic"}},
+        modules={"ways_config": config},
+    )
+    assert main(["plugins", "show", "ways"]) == 0
+    out = lines(capsys)
+    assert "way: 'upwards' | 'down' = 'upwards'\n" in out
+    assert "other: 'upwards' | 'down' | None = None\n" in out
+
+
 def test_show_as_json(capsys):
     assert main(["plugins", "show", "top_p", "--json"]) == 0
     found = json.loads(lines(capsys))
