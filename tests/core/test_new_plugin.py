@@ -151,6 +151,22 @@ def test_an_existing_folder_is_left_alone(tmp_path, capsys):
     assert not list((tmp_path / "tunesmith-square-cut").iterdir())
 
 
+@pytest.mark.parametrize("name", ["plugins", "tunesmith-plugins"])
+def test_an_installed_package_is_not_hidden(name, tmp_path, capsys):
+    assert main(["new-plugin", name, "--kind", "sampler", "--into", str(tmp_path)]) == 1
+    assert "a package 'tunesmith_plugins' is there already" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_name_of_a_built_in_is_taken_with_a_word(tmp_path, capsys):
+    assert main(["new-plugin", "top-a", "--kind", "sampler", "--into", str(tmp_path)]) == 0
+    assert "tunesmith has a sampler 'top_a' of its own" in capsys.readouterr().out
+    assert main(["new-plugin", "top-a", "--kind", "metric", "--into", str(tmp_path / "other")]) == 0
+    assert "of its own" not in capsys.readouterr().out
+    readme = (tmp_path / "tunesmith-top-a" / "README.md").read_text(encoding="utf-8")
+    assert 'ts.samplers.create("tunesmith-top-a/top_a")' in readme
+
+
 def test_the_command_says_what_to_do_next(tmp_path, capsys):
     assert main(["new-plugin", "square-cut", "--kind", "samplers", "--into", str(tmp_path / "my plugins")]) == 0
     out = capsys.readouterr().out
