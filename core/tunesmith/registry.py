@@ -178,16 +178,9 @@ class Registry(Generic[T]):
                 if local is cls:
                     return f"{LOCAL}/{name}"
         entries = discovery.discover().of_kind(self.kind.name)
-        exact = [entry for entry in entries if entry.target == _target_of(cls)]
-        package = cls.__module__.partition(".")[0]
-        # a target may name a package that re-exports the class: look into those of the same package only
-        near = [e for e in entries if e.target.partition(":")[0].partition(".")[0] == package and e not in exact]
-        for entry in [*exact, *near]:
-            try:
-                if self._load(entry) is cls:
-                    return entry.id
-            except PluginError:
-                continue
+        found = self._offering(cls, entries) or self._offering(cls, self._dynamic({entry.id for entry in entries}))
+        if found is not None:
+            return found.id
         raise UnknownName(
             f"{_target_of(cls)} is not registered as a {self.kind.name}. Name it in the entry-point group "
             f"{self.kind.group!r} of its distribution, or call "
@@ -201,6 +194,20 @@ class Registry(Generic[T]):
             return [entry for entry in entries if entry.id == wanted]
         named = [entry for entry in entries if entry.name == use]
         return [entry for entry in named if entry.builtin] or named
+
+    def _offering(self, cls: type[Config], entries: Sequence[Entry]) -> Entry | None:
+        """Return the first of the entries that gives this class."""
+        exact = [entry for entry in entries if entry.target == _target_of(cls)]
+        package = cls.__module__.partition(".")[0]
+        # a target may name a package that re-exports the class: look into those of the same package only
+        near = [e for e in entries if e.target.partition(":")[0].partition(".")[0] == package and e not in exact]
+        for entry in [*exact, *near]:
+            try:
+                if self._load(entry) is cls:
+                    return entry
+            except PluginError:
+                continue
+        return None
 
     def _unknown(self, use: str) -> str:
         kind = self.kind.name
