@@ -126,7 +126,8 @@ class Registry(Generic[T]):
         """Offer a class in this process only, e.g. from a notebook, under the id ``local/<name>``.
 
         A file that names it can be read only where it was registered again; package it to share it
-        (``tunesmith new-plugin``).
+        (``tunesmith new-plugin``). A class of the same module and name takes the place of the earlier one, as when a cell of a
+        notebook is run again.
 
         Raises:
             PluginError: If the name is taken by another class and ``replace`` is False, or cannot be a name.
@@ -140,7 +141,7 @@ class Registry(Generic[T]):
         self._check(entry, cls)
         with self._lock:
             taken = self._local.get(name)
-            if taken is not None and taken is not cls and not replace:
+            if taken is not None and not replace and _target_of(taken) != _target_of(cls):
                 raise PluginError(
                     f"{entry.id} is already registered: {_target_of(taken)}. "
                     f"Pass replace=True to put {_target_of(cls)} there."

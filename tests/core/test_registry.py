@@ -413,6 +413,15 @@ def test_a_class_registered_in_the_process_is_local():
         ts.samplers.get("local/own")
 
 
+def test_a_class_that_is_defined_again_takes_its_own_place():
+    cell = "@frozen(kw_only=True)\nclass Cell(SamplerConfig):\n    size: int = {}\n"
+    for size in (1, 2):
+        names = {"frozen": frozen, "SamplerConfig": SamplerConfig, "__name__": "__main__"}
+        exec(cell.format(size), names)  # as a notebook runs a cell
+        ts.samplers.register("cell", names["Cell"])
+        assert ts.samplers.create("cell").size == size
+
+
 def test_a_local_class_cannot_shadow_a_built_in():
     ts.samplers.register("top_p", Own)
     assert ts.samplers.get("top_p") is not Own
