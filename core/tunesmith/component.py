@@ -52,7 +52,7 @@ class Config(Checked):
         """
         try:
             component = _import_target(self.impl)
-        except Exception as cause:
+        except _RAISED_BY_MODULES as cause:
             what, dist = self._name_and_owner()
             raise _load_error(self.impl, f"the component of {what}", dist, cause) from cause
         return component(self)
@@ -99,12 +99,16 @@ def load_target(target: str, what: str, dist: str = "") -> Any:
     """
     try:
         return _import_target(target)
-    except Exception as cause:
+    except _RAISED_BY_MODULES as cause:
         raise _load_error(target, what, dist, cause) from cause
 
 
 class _WrongTarget(Exception):
     """A target that names nothing."""
+
+
+_RAISED_BY_MODULES = (Exception, SystemExit)
+"""What importing a stranger's module may raise. A script that ends itself when it is imported must not end the importer."""
 
 
 def _import_target(target: str) -> Any:
@@ -122,7 +126,7 @@ def _import_target(target: str) -> Any:
     return found
 
 
-def _load_error(target: str, what: str, dist: str, cause: Exception) -> PluginLoadError:
+def _load_error(target: str, what: str, dist: str, cause: BaseException) -> PluginLoadError:
     from tunesmith.discovery import advice
 
     problem = f"{what} could not be imported from {target or 'an empty target'}:"

@@ -5,6 +5,7 @@ Imported at run time only; torch arrives with the compressor.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -70,7 +71,7 @@ def compress(
     check_teacher(built, teacher, WHERE)
     _check_data(built, data is not None)
     if save is not None:
-        check_place(Path(save), WHERE)  # said before the work, which would be lost
+        check_place(Path(os.path.expanduser(save)), WHERE)  # said before the work, which would be lost
     lm = _handle(model, tokenizer, runtime)
     runtime = runtime or Runtime(device=str(lm.device))
     larger = None if teacher is None else _handle(teacher, tokenizer or lm.tokenizer, runtime)

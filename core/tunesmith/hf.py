@@ -3,30 +3,49 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+
 from tunesmith.hf_generate import custom_generate as custom_generate
 from tunesmith.hf_generate import logits_processors as logits_processors
 
-_done = False
+log = logging.getLogger("tunesmith")
+
+_lock = threading.RLock()
+_announced: set[str] = set()
 
 
 def register() -> None:
-    """Let every compressor whose implementation has ``register_with_transformers`` do so. Safe to call often."""
-    global _done
-    if _done:
-        return
-    _done = True
+    """Let every compressor whose implementation has ``register_with_transformers`` do so, each once. Safe to call often.
+
+    What a plugin of somebody else raises in it is logged: other models load without it.
+    """
     from tunesmith.component import load_target
     from tunesmith.errors import PluginError
     from tunesmith.registry import compressors
 
     for entry in compressors.entries():
         try:
-            implementation = load_target(compressors.get(entry.id).impl, entry.id)
+            target = compressors.get(entry.id).impl
+            implementation = load_target(target, entry.id)
         except PluginError:
             continue  # raised when somebody asks for it by name
         announce = getattr(implementation, "register_with_transformers", None)
-        if announce is not None:
-            announce()
+        if announce is None:
+            continue
+        with _lock:  # another thread that loads a model waits until its format is known
+            if target in _announced:
+                continue
+            _announced.add(target)
+            try:
+                announce()
+            except Exception as cause:
+                if entry.builtin:
+                    raise
+                log.warning(
+                    "%s (%s %s) could not register its format with transformers, so models in it cannot be loaded: %s: %s",
+                    *(entry.id, entry.dist, entry.version, type(cause).__name__, cause),
+                )
 
 
 def is_cached(name: str, revision: str | None = None, file: str = "config.json") -> bool:

@@ -26,6 +26,7 @@ from attrs import evolve, frozen
 
 from tunesmith import discovery
 from tunesmith.discovery import Entry
+from tunesmith.kinds import KINDS
 
 if TYPE_CHECKING:
     from tunesmith.kinds.stage import StageConfig, StageContext
@@ -186,6 +187,9 @@ class Manager:
         for implementation in sorted(getattr(self.hook, name).get_hookimpls(), key=lambda i: i.plugin_name):
             try:
                 value = implementation.function()
+                if isinstance(value, str):  # a list too, of its letters
+                    self._fail(implementation.plugin_name, f"{name} returned the text {value!r}, not a list.")
+                    continue
                 results.append((implementation.plugin_name, list(value or ())))
             except Exception as cause:
                 self._fail(implementation.plugin_name, f"{name} raised {type(cause).__name__}: {cause}")
@@ -209,7 +213,7 @@ class Manager:
             self.register(_import(entry.target), name)
         except pluggy.PluginValidationError as cause:
             self._fail(name, f"{cause} Its author has to correct it; hooks: {', '.join(_hook_names())}.")
-        except Exception as cause:
+        except (Exception, SystemExit) as cause:  # a script ends itself, and would end every command
             advice = discovery.advice(cause, entry.target.partition(":")[0], entry.dist)
             self._fail(name, f"could not be imported: {type(cause).__name__}: {cause}. {advice}")
 
@@ -265,6 +269,12 @@ def components() -> list[Entry]:
             if not isinstance(entry, Entry):
                 manager().record(
                     plugin, f"tunesmith_components returned {entry!r}, which is no tunesmith.registry.Entry."
+                )
+            elif entry.kind not in KINDS:
+                manager().record(
+                    plugin,
+                    f"tunesmith_components offers {entry.name!r} of the kind {entry.kind!r}, which is none. "
+                    f"Kinds: {', '.join(KINDS)}.",
                 )
             elif owner is None:
                 found.append(entry)

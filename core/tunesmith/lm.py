@@ -128,7 +128,7 @@ class LM:
         A model without adapters takes the place of one that is in the folder already, once all of it is written.
 
         Args:
-            folder: Made if it is not there.
+            folder: Made if it is not there; may begin with ``~``, as in :func:`load`.
             copy_base: With adapters on: also write the base weights. If False and ``origin`` is known, the folder only
                 points to it.
 
@@ -136,7 +136,7 @@ class LM:
             ConfigError: If ``folder`` is a file, or a model without adapters would come to lie beside an adapter of peft's, which
                 ``from_pretrained`` would put on it.
         """
-        folder = Path(folder)
+        folder = Path(os.path.expanduser(folder))
         undivide(self.model)
         if not self.adapters:
             with replaced(folder, self.tokenizer is not None) as fresh, _no_bars():

@@ -126,7 +126,8 @@ class Registry(Generic[T]):
         """Offer a class in this process only, e.g. from a notebook, under the id ``local/<name>``.
 
         A file that names it can be read only where it was registered again; package it to share it
-        (``tunesmith new-plugin``).
+        (``tunesmith new-plugin``). A class of the same module and name takes the place of the earlier one, as when a cell of a
+        notebook is run again.
 
         Raises:
             PluginError: If the name is taken by another class and ``replace`` is False, or cannot be a name.
@@ -140,7 +141,7 @@ class Registry(Generic[T]):
         self._check(entry, cls)
         with self._lock:
             taken = self._local.get(name)
-            if taken is not None and taken is not cls and not replace:
+            if taken is not None and not replace and _target_of(taken) != _target_of(cls):
                 raise PluginError(
                     f"{entry.id} is already registered: {_target_of(taken)}. "
                     f"Pass replace=True to put {_target_of(cls)} there."
@@ -178,16 +179,9 @@ class Registry(Generic[T]):
                 if local is cls:
                     return f"{LOCAL}/{name}"
         entries = discovery.discover().of_kind(self.kind.name)
-        exact = [entry for entry in entries if entry.target == _target_of(cls)]
-        package = cls.__module__.partition(".")[0]
-        # a target may name a package that re-exports the class: look into those of the same package only
-        near = [e for e in entries if e.target.partition(":")[0].partition(".")[0] == package and e not in exact]
-        for entry in [*exact, *near]:
-            try:
-                if self._load(entry) is cls:
-                    return entry.id
-            except PluginError:
-                continue
+        found = self._offering(cls, entries) or self._offering(cls, self._dynamic({entry.id for entry in entries}))
+        if found is not None:
+            return found.id
         raise UnknownName(
             f"{_target_of(cls)} is not registered as a {self.kind.name}. Name it in the entry-point group "
             f"{self.kind.group!r} of its distribution, or call "
@@ -201,6 +195,20 @@ class Registry(Generic[T]):
             return [entry for entry in entries if entry.id == wanted]
         named = [entry for entry in entries if entry.name == use]
         return [entry for entry in named if entry.builtin] or named
+
+    def _offering(self, cls: type[Config], entries: Sequence[Entry]) -> Entry | None:
+        """Return the first of the entries that gives this class."""
+        exact = [entry for entry in entries if entry.target == _target_of(cls)]
+        package = cls.__module__.partition(".")[0]
+        # a target may name a package that re-exports the class: look into those of the same package only
+        near = [e for e in entries if e.target.partition(":")[0].partition(".")[0] == package and e not in exact]
+        for entry in [*exact, *near]:
+            try:
+                if self._load(entry) is cls:
+                    return entry
+            except PluginError:
+                continue
+        return None
 
     def _unknown(self, use: str) -> str:
         kind = self.kind.name

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
 
 import tunesmith as ts
 from tunesmith.cli import _COMMANDS, main
+from tunesmith.cli.doctor import _folders
 from tunesmith.errors import TunesmithError
 from tunesmith.kinds import KINDS
 
@@ -94,6 +97,14 @@ def test_the_version_is_printed(capsys):
 def test_wrong_usage_is_status_2(arguments, capsys):
     assert main(arguments) == 2
     assert "Usage:" in capsys.readouterr().err
+
+
+def test_what_the_encoding_of_the_output_lacks_is_written_as_an_escape(tmp_path):
+    command = [sys.executable, "-m", "tunesmith", *"new-plugin cut --kind sampler --into".split(), str(tmp_path / "ŝ")]
+    env = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "1"}
+    done = subprocess.run(command, capture_output=True, env=env, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    assert rb"\u015d" in done.stdout
 
 
 def test_a_near_command_is_suggested(capsys):
@@ -262,6 +273,27 @@ def test_show_prints_docstring_options_and_spelling(capsys):
     assert "From StageConfig" in out, "inherited options are not explained"
 
 
+def test_show_spells_the_members_of_an_enum_as_files_do(fake_distribution, capsys):
+    fields = """
+import enum
+class Way(enum.Enum):
+    UP = "upwards"
+    DOWN = "down"
+"""
+    config = CONFIG.replace("@frozen", f"{fields}\n@frozen").rstrip() + (
+        "\n    way: Way = Way.UP\n    other: Way | None = None\n"
+    )
+    fake_distribution(
+        "tunesmith-ways",
+        entry_points={"tunesmith.samplers": {"ways": "ways_config:Quadratic"}},
+        modules={"ways_config": config},
+    )
+    assert main(["plugins", "show", "ways"]) == 0
+    out = lines(capsys)
+    assert "way: 'upwards' | 'down' = 'upwards'\n" in out
+    assert "other: 'upwards' | 'down' | None = None\n" in out
+
+
 def test_show_as_json(capsys):
     assert main(["plugins", "show", "top_p", "--json"]) == 0
     found = json.loads(lines(capsys))
@@ -384,3 +416,10 @@ def test_doctor_reports_versions_plugins_and_problems(broken, capsys):
     ):
         assert part in out
     assert "kernels: " in out, "the native part says nothing"
+
+
+def test_doctor_serves_a_user_without_a_home(monkeypatch):
+    for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", str)  # what it gives then: the path as it was
+    assert "hub cache: none (~/.cache/huggingface/hub)" in list(_folders())

@@ -169,13 +169,16 @@ def test_a_teacher_of_whom_nothing_is_learned_is_refused(tmp_path, capsys):
     assert "learns from no teacher" in capsys.readouterr().err
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused_before_the_work(tmp_path, capsys):
+def test_a_file_in_the_place_of_the_folder_is_refused_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "taken").write_text("")
     model = gpt2()
     with pytest.raises(ConfigError, match=r"^compress: 1 problem\n.*taken is a file.*another name @ save"):
         ts.compress(model, save=tmp_path / "taken")
     with pytest.raises(ConfigError, match="taken is a file.*another name @ save"):
         ts.compress(model, save=tmp_path / "taken" / "in" / "it")
+    with pytest.raises(ConfigError, match="taken is a file.*another name @ save"):
+        ts.compress(model, save="~/taken")
     assert not getattr(model, "is_quantized", False)
     command = ["compress", "no-model", "int8", "--output", str(tmp_path / "taken" / "in")]
     assert main(command) == 1

@@ -584,6 +584,9 @@ def test_the_command_reads_files_and_standard_input_and_says_what_is_missing(fol
     file.write_bytes(b"\xff\xfed\x00")
     assert f"{file} is not UTF-8 text" in CliRunner().invoke(command, [folder, "--file", str(file)]).output
     assert "standard input is not UTF-8 text" in CliRunner().invoke(command, [folder], input=b"\xff\n").output
+    elsewhere = CliRunner(charset="latin-1")  # a terminal whose locale has another encoding
+    marked = elsewhere.invoke(command, [folder, "--max-new-tokens", "3", "--json"], input="süß\n".encode())
+    assert json.loads(marked.stdout.split("\n")[0])["prompt"] == "süß"
 
 
 def test_the_command_takes_a_type_of_weights(folder):

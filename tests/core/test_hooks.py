@@ -9,10 +9,11 @@ import pluggy
 import pytest
 
 import tunesmith as ts
-from tunesmith import hooks, registry
+from tunesmith import hooks, registry, spec
 from tunesmith.discovery import Entry
 from tunesmith.errors import UnknownName
 from tunesmith.hooks import CommandRef, Manager, Specs, hookimpl
+from tunesmith.kinds.sampler import SamplerConfig
 
 pytestmark = pytest.mark.usefixtures("isolated_registry")
 
@@ -56,6 +57,7 @@ def test_a_hook_module_is_imported_at_the_first_hook_call_only(plugin):
     ("source", "problem"),
     [
         ("raise RuntimeError('no luck')", "RuntimeError: no luck"),
+        ("import sys\nsys.exit('no such option')", "SystemExit: no such option"),
         ("import missing_for_hooks", "No module named 'missing_for_hooks'"),
         ("@hookimpl\ndef tunesmith_comands(): return []", "there is no hook 'tunesmith_comands'"),
         ("@hookimpl\ndef tunesmith_commands(nonsense): return []", "nonsense"),
@@ -81,12 +83,15 @@ def test_a_hook_that_raises_or_returns_nonsense_is_recorded_where_tunesmith_only
     plugin("@hookimpl\ndef tunesmith_commands(): raise ValueError('oops')", "aaa-raises")
     plugin("@hookimpl\ndef tunesmith_commands(): return ['hello']", "bbb-nonsense")
     plugin("@hookimpl\ndef tunesmith_commands(): return None", "ccc-none")
+    plugin("@hookimpl\ndef tunesmith_doctor(): return 'all is well'", "eee-text")
     plugin(COMMAND, "ddd-good")
     assert "hello" in {ref.name for ref in hooks.commands()}
     hooks.commands()
     assert failures("aaa-raises") == ["tunesmith_commands raised ValueError: oops"]
     assert "no tunesmith.hooks.CommandRef" in failures("bbb-nonsense")[0]
     assert not failures("ccc-none")
+    assert "all is well" not in "".join(hooks.doctor_lines())
+    assert failures("eee-text") == ["tunesmith_doctor returned the text 'all is well', not a list."]
 
 
 def test_of_two_commands_with_one_name_the_first_plugin_by_name_has_it(plugin):
@@ -118,6 +123,22 @@ def test_a_dynamic_component_is_found_by_name_but_listed_only_on_request(plugin)
     assert ts.samplers.get("later").__module__ == "dynamic_configs"
     assert ts.samplers.get("tunesmith-hooked/later") is ts.samplers.get("later")
     assert ts.samplers.get("top_p").__module__ != "dynamic_configs", "a dynamic name shadowed a built-in"
+
+
+def test_a_dynamic_component_is_stored_and_read_like_any_other(plugin):
+    plugin(DYNAMIC, modules={"dynamic_configs": CONFIG})
+    config = ts.samplers.create("tunesmith-hooked/later")
+    data = spec.dump(config)
+    assert data == {"use": "tunesmith-hooked/later", "version": "1.0", "config": {}}
+    registry.refresh()
+    assert spec.load(data, SamplerConfig) == config
+    assert spec.parse(spec.spell(config), "sampler") == config
+
+
+def test_a_dynamic_component_of_no_kind_is_recorded(plugin):
+    plugin(DYNAMIC.replace('"sampler"', '"samplers"'), modules={"dynamic_configs": CONFIG})
+    assert hooks.components() == []
+    assert "of the kind 'samplers', which is none. Kinds: adapter, " in failures("tunesmith-hooked")[0]
 
 
 def test_a_stage_hook_gets_what_it_asks_for_and_what_it_raises_goes_through(plugin):
@@ -173,10 +194,10 @@ def test_refresh_forgets_the_hooks_of_a_removed_plugin(plugin, monkeypatch):
 def test_every_hook_is_documented_with_an_example():
     specs = [value for name, value in vars(Specs).items() if name.startswith("tunesmith_")]
     assert len(specs) == 6
-    for spec in specs:
-        text = inspect.getdoc(spec) or ""
-        assert "Example:" in text, spec
-        assert f"def {spec.__name__}(" in text, spec
+    for one in specs:
+        text = inspect.getdoc(one) or ""
+        assert "Example:" in text, one
+        assert f"def {one.__name__}(" in text, one
 
 
 def test_an_entry_knows_its_id():

@@ -9,12 +9,15 @@ import pytest
 import torch
 from attrs import evolve, frozen
 
+import tunesmith as ts
 from tunesmith.kinds.adapter import Adapter, AdapterConfig
 from tunesmith.kinds.compressor import CompressionReport, Compressor, CompressorConfig
+from tunesmith.kinds.decoder import Decoder, DecoderConfig
+from tunesmith.kinds.engine import Engine, EngineConfig
 from tunesmith.kinds.metric import Metric, MetricConfig
 from tunesmith.kinds.rl_algorithm import RLAlgorithm, RLAlgorithmConfig
 from tunesmith.kinds.sampler import Link, SamplerConfig
-from tunesmith.testing import adapters, compressors, metrics, rl_algorithms
+from tunesmith.testing import adapters, compressors, decoders, engines, metrics, rl_algorithms
 from tunesmith.testing.samplers import checks as samplers
 
 HERE = __name__
@@ -42,7 +45,10 @@ class Halving(Compressor):
             if self.config.fault == "random":
                 weight.add_(torch.randn(1))
         after = before if self.config.fault == "all counted" else lm.parameter_count(nonzero=True)
-        report = CompressionReport(parameters=(before, after), bytes=(size, size))
+        if self.config.fault == "":
+            lm.model.to(torch.bfloat16)  # no fault: what is of another type is read as it was saved
+        left = sum(p.numel() * p.element_size() for p in lm.model.parameters())
+        report = CompressionReport(parameters=(before, after), bytes=(size, left))
         origin = lm.origin if self.config.fault == "origin" else None
         if self.config.fault == "alone":
             return lm
@@ -52,6 +58,7 @@ class Halving(Compressor):
 @pytest.mark.parametrize(
     ("check", "fault", "message"),
     [
+        (compressors.check_every_family_saves_and_loads_with_equal_outputs, "alone", "gave LM, not a pair"),
         (compressors.check_it_no_longer_claims_to_be_the_folder_it_came_from, "origin", "origin is still 'somewhere'"),
         (compressors.check_report_says_what_is_on_disk, "all counted", "parameters is .* is"),
         (compressors.check_family_and_tokenizer_stay, "alone", "gave LM, not a pair"),
@@ -193,3 +200,50 @@ def test_a_link_that_only_removes_and_does_not_say_so():
     samplers.check_a_link_that_only_removes_says_so(Third(cools=True))
     with pytest.raises(AssertionError, match="`truncates` is False"):
         samplers.check_a_link_that_only_removes_says_so(Third())
+
+
+@frozen(kw_only=True)
+class Deaf(DecoderConfig):
+    """Another decoder, which is not told of limits that requests have of their own.
+
+    Attributes:
+        hears: Or is.
+    """
+
+    impl: ClassVar[str] = f"{HERE}:DeafDecoder"
+    hears: bool = False
+
+
+class DeafDecoder(Decoder):
+    def decode(self, step_model: Any, requests: Any, sampler: Any, limits: Any, runtime: Any) -> Any:
+        asked = requests if self.config.hears else [evolve(request, max_new_tokens=None) for request in requests]
+        return ts.decoders.create("tunesmith/stepwise").build().decode(step_model, asked, sampler, limits, runtime)
+
+
+@frozen(kw_only=True)
+class DeafEngineConfig(EngineConfig):
+    """Another engine, likewise.
+
+    Attributes:
+        hears: Or is told.
+    """
+
+    impl: ClassVar[str] = f"{HERE}:DeafEngine"
+    hears: bool = False
+
+
+class DeafEngine(Engine):
+    def sync(self, lm: Any) -> None:
+        self.inner = ts.engines.create("tunesmith/transformers").build()
+        self.inner.sync(lm)
+
+    def generate(self, requests: Any, decoder: Any, sampler: Any, limits: Any, runtime: Any) -> Any:
+        asked = requests if self.config.hears else [evolve(request, max_new_tokens=None) for request in requests]
+        return self.inner.generate(asked, decoder, sampler, limits, runtime)
+
+
+@pytest.mark.parametrize(("kit", "cls"), [(decoders, Deaf), (engines, DeafEngineConfig)])
+def test_a_decoder_or_an_engine_that_ignores_limits_of_single_requests(kit, cls):
+    kit.check_a_request_may_have_a_limit_of_its_own(cls(hears=True))
+    with pytest.raises(AssertionError, match="tokens where the request has"):
+        kit.check_a_request_may_have_a_limit_of_its_own(cls())

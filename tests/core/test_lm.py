@@ -265,6 +265,8 @@ def test_near_folders_home_and_files_in_the_place_of_a_folder(tmp_path, monkeypa
     monkeypatch.setenv("HOME", str(tmp_path))
     tiny_lm("decoder").save(tmp_path / "runs" / "small" / "model")
     assert load("~/runs/small/model").origin == str(tmp_path / "runs" / "small" / "model")
+    tiny_lm("decoder").save("~/saved")
+    assert load("~/saved").origin == str(tmp_path / "saved")
     with pytest.raises(ConfigError, match=r"looked from .*never looked up.*Did you mean 'runs/small/model'\?"):
         load("runs/small/modle")  # too many slashes for a hub name
     with pytest.raises(ConfigError, match=r"'runs/small/model/config.json' is a file; give .*'runs/small/model'"):

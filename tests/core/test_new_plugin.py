@@ -62,6 +62,26 @@ def test_a_new_plugin_of_any_kind_is_what_its_kind_promises(kind, tmp_path, monk
     registry.refresh()
 
 
+def test_new_plugins_are_tidy_by_the_rules_they_bring(tmp_path):
+    for kind in KINDS.values():
+        write_plugin(f"square-{kind.name}", kind, tmp_path)
+    for arguments in (["check"], ["check", "--select", "E,F,I,UP,B,C4,SIM,RUF,PT"], ["format", "--check"]):
+        done = run(sys.executable, "-m", "ruff", *arguments, "--no-cache", ".", env=dict(os.environ), cwd=tmp_path)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr
+
+
+@pytest.mark.exhaustive
+def test_new_plugins_are_strictly_typed(tmp_path):
+    for kind in KINDS.values():
+        write_plugin(f"square-{kind.name}", kind, tmp_path)
+    options = ["--strict", "--namespace-packages", "--explicit-package-bases", "--follow-imports=silent"]
+    packages = sorted(tmp_path.glob("*/src/*"))
+    where = [ROOT / "core", ROOT / "plugins", *(package.parent for package in packages)]
+    env = {**os.environ, "MYPYPATH": os.pathsep.join(map(str, where))}
+    done = run(sys.executable, "-m", "mypy", *options, *map(str, packages), env=env, cwd=tmp_path)
+    assert f"no issues found in {3 * len(KINDS)} source files" in done.stdout, done.stdout[-4000:] + done.stderr
+
+
 @pytest.mark.parametrize(
     "kind", [k if k == "sampler" else pytest.param(k, marks=pytest.mark.exhaustive) for k in KINDS]
 )
@@ -131,6 +151,22 @@ def test_an_existing_folder_is_left_alone(tmp_path, capsys):
     assert main(["new-plugin", "tunesmith-square-cut", "--kind", "sampler", "--into", str(tmp_path)]) == 1
     assert "is there already" in capsys.readouterr().err
     assert not list((tmp_path / "tunesmith-square-cut").iterdir())
+
+
+@pytest.mark.parametrize("name", ["plugins", "tunesmith-plugins"])
+def test_an_installed_package_is_not_hidden(name, tmp_path, capsys):
+    assert main(["new-plugin", name, "--kind", "sampler", "--into", str(tmp_path)]) == 1
+    assert "a package 'tunesmith_plugins' is there already" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_name_of_a_built_in_is_taken_with_a_word(tmp_path, capsys):
+    assert main(["new-plugin", "top-a", "--kind", "sampler", "--into", str(tmp_path)]) == 0
+    assert "tunesmith has a sampler 'top_a' of its own" in capsys.readouterr().out
+    assert main(["new-plugin", "top-a", "--kind", "metric", "--into", str(tmp_path / "other")]) == 0
+    assert "of its own" not in capsys.readouterr().out
+    readme = (tmp_path / "tunesmith-top-a" / "README.md").read_text(encoding="utf-8")
+    assert 'ts.samplers.create("tunesmith-top-a/top_a")' in readme
 
 
 def test_the_command_says_what_to_do_next(tmp_path, capsys):

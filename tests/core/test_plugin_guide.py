@@ -14,6 +14,7 @@ import pytest
 import tunesmith as ts
 from tunesmith import registry
 from tunesmith.cli import main
+from tunesmith.component import load_target
 from tunesmith.discovery import HOOK_GROUP
 from tunesmith.hooks import Specs
 from tunesmith.kinds import KINDS
@@ -95,6 +96,12 @@ def test_the_command_of_the_guide_says_hello(fake_distribution, capsys):
     assert re.search(r"hello +Say hello\.", capsys.readouterr().out)
     assert main(["hello"]) == 0
     assert capsys.readouterr().out == "Hello.\n"
+
+
+def test_a_contract_has_as_many_methods_as_the_guide_says():
+    counts = [len(load_target(kind.component, kind.name).__abstractmethods__) for kind in KINDS.values()]
+    words = ("no", "one", "two", "three", "four", "five", "six")
+    assert f"an abstract class of {words[min(counts)]} to {words[max(counts)]} methods" in GUIDE
 
 
 def test_every_hook_kind_and_variable_is_in_the_guide():

@@ -161,7 +161,8 @@ def test_a_broken_plugin_is_silent_until_it_is_used(fake_distribution, recwarn, 
 
 
 @pytest.mark.parametrize(
-    "source", ["def (", "import quadratic_missing_thing", "x = 1/0", "from attrs import nothing_such"]
+    "source",
+    ["def (", "import quadratic_missing_thing", "x = 1/0", "from attrs import nothing_such", "raise SystemExit(2)"],
 )
 def test_whatever_a_module_raises_becomes_a_load_error(fake_distribution, source):
     fake_distribution("tunesmith-bad", entry_points=sampler("bad", "bad_plugin:Bad"), modules={"bad_plugin": source})
@@ -410,6 +411,15 @@ def test_a_class_registered_in_the_process_is_local():
     ts.samplers.unregister("own")
     with pytest.raises(UnknownName, match=r"registered as 'local/own'.*register"):
         ts.samplers.get("local/own")
+
+
+def test_a_class_that_is_defined_again_takes_its_own_place():
+    cell = "@frozen(kw_only=True)\nclass Cell(SamplerConfig):\n    size: int = {}\n"
+    for size in (1, 2):
+        names = {"frozen": frozen, "SamplerConfig": SamplerConfig, "__name__": "__main__"}
+        exec(cell.format(size), names)  # as a notebook runs a cell
+        ts.samplers.register("cell", names["Cell"])
+        assert ts.samplers.create("cell").size == size
 
 
 def test_a_local_class_cannot_shadow_a_built_in():

@@ -253,6 +253,10 @@ def test_the_command_says_what_fails_and_its_status_does(tmp_path: Path, capsys:
     assert re.search(r"rich +1 +0\.0%.* failed", printed)
     assert "'one two three' scores -2, and 'one two' -1" in printed
     assert main(["gate", use, "--cases", str(cases), "--threshold", "0"]) == 0
+    parts = ", ".join(f'"part-{number}": {use}' for number in range(12))
+    capsys.readouterr()
+    assert main(["gate", f"mix(models={{{parts}}})", "--cases", str(cases)]) == 1
+    assert "scores -24, and 'one two' -12" in capsys.readouterr().out, "a spelling longer than a file's name can be"
 
 
 def test_the_command_takes_a_folder_and_the_built_in_suites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """README's code is real: the pipeline builds and saves, the plugin samples, and both are as short as promised."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ def test_the_pipeline_builds_and_comes_back_from_a_file(tmp_path):
     pipeline = names["pipeline"]
     assert [node.name for node in pipeline.nodes] == ["zero-shot", "tuned", "polite", "small", "final"]
     assert ts.Pipeline.load(pipeline.save(tmp_path / "p.toml")) == pipeline
+
+
+def test_every_extra_is_named():
+    project = tomllib.loads((README.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    text = README.read_text(encoding="utf-8")
+    assert [extra for extra in project["optional-dependencies"] if f"`{extra}`" not in text] == []
 
 
 def test_the_plugin_drops_what_it_says():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,9 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The arguments; None means those of the process.
     """
     given = list(sys.argv[1:] if args is None else args)
+    if args is None and isinstance(sys.stdout, io.TextIOWrapper):
+        # what its encoding has no letter for is written as an escape, as on standard error: texts of models may hold anything
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         result = cli.main(given, prog_name="tunesmith", standalone_mode=False)
         return result if isinstance(result, int) else 0

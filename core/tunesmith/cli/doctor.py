@@ -85,8 +85,9 @@ def _folders() -> Iterator[str]:
         yield f"TUNESMITH_DATA: {', '.join(there) or 'has neither data/ nor models/'} in {data}"
     else:
         yield "TUNESMITH_DATA is not set (only tests on real data need it)"
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    # not Path.expanduser, which raises where nobody has a home
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    hub = Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")))
     models = len(list(hub.glob("models--*"))) if hub.is_dir() else 0
     yield f"hub cache: {models} model{'s' * (models != 1)} in {hub}" if hub.is_dir() else f"hub cache: none ({hub})"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -55,9 +56,10 @@ def command(
         threshold=threshold,
     )
     runtime = Runtime(device=device, allow_code=allow_code)
-    if (Path(reward_model) / reward.COMPONENT).is_file():
+    # not pathlib's tests, which raise for a spelling that is longer than a name can be
+    if os.path.isfile(os.path.join(reward_model, reward.COMPONENT)):
         model = reward.load(Path(reward_model), runtime)
-    elif Path(reward_model).is_dir() or reward_model.endswith("/"):
+    elif os.path.isdir(reward_model) or reward_model.endswith("/"):
         raise ConfigError(
             [
                 f"no reward model is in {reward_model!r}: it has no {reward.COMPONENT}. Give the folder that a TrainReward stage has "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -120,9 +121,10 @@ def _prompts(prompts: tuple[str, ...], file: Path | None) -> list[str]:
     if file is None and sys.stdin.isatty():
         raise click.UsageError("no prompt; give --prompt TEXT, --file FILE, or text on standard input")
     name = "standard input" if file is None else str(file)
+    if file is None and isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # whatever the locale says
     try:
-        text = sys.stdin.read().removeprefix("\ufeff") if file is None else file.read_text(encoding="utf-8-sig")
-        text.encode()  # in some locales what is no text on standard input arrives as surrogates
+        text = sys.stdin.read() if file is None else file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise click.UsageError(f"{name} cannot be read: {error.strerror}") from error
     except UnicodeError as error:

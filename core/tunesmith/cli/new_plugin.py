@@ -5,7 +5,8 @@ from __future__ import annotations
 import keyword
 import re
 import shlex
-from importlib import resources
+from importlib import metadata, resources
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
@@ -31,9 +32,16 @@ _PREFIX = "tunesmith-"
 def new_plugin(name: str, kind: str, into: Path) -> None:
     """Write a new plugin distribution that installs, works and passes its tests, to start from.
 
-    NAME is what the component is to be called, e.g. top-a; the distribution becomes tunesmith-top-a.
+    NAME is what the component is to be called, e.g. square-cut; the distribution becomes tunesmith-square-cut.
     """
-    folder = write_plugin(name, registry_for(kind).kind, into)
+    registry = registry_for(kind)
+    folder = write_plugin(name, registry.kind, into)
+    short = name.removeprefix(_PREFIX).replace("-", "_")
+    if any(entry.builtin and entry.name == short for entry in registry.entries()):
+        click.echo(
+            f"tunesmith has a {registry.kind.name} {short!r} of its own: the short name goes on meaning that one, and yours is "
+            f"{folder.name}/{short}."
+        )
     click.echo(f"{folder} is ready. Next:")
     click.echo(f"  cd {shlex.quote(str(folder))}")
     click.echo("  pip install -e '.[test]'")
@@ -44,12 +52,13 @@ def write_plugin(name: str, kind: Kind, into: Path) -> Path:
     """Write the distribution and return its folder.
 
     Raises:
-        ConfigError: If the name cannot be one, or the folder is there already.
+        ConfigError: If the name cannot be one, the folder is there already, or the package of another distribution is.
     """
     short = name.removeprefix(_PREFIX)
     if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", short):
         raise ConfigError(
-            [f"{name!r} cannot be a plugin's name: use lower-case letters, digits and '-', as in 'top-a'"], "new-plugin"
+            [f"{name!r} cannot be a plugin's name: use lower-case letters, digits and '-', as in 'square-cut'"],
+            "new-plugin",
         )
     stem = "".join(part.capitalize() for part in re.split("[-_]", short))
     if keyword.iskeyword(stem):
@@ -59,11 +68,16 @@ def write_plugin(name: str, kind: Kind, into: Path) -> Path:
     folder = into / f"{_PREFIX}{short.replace('_', '-')}"
     if folder.exists():
         raise ConfigError([f"{folder} is there already; remove it or choose another name"], "new-plugin")
+    module = f"tunesmith_{short.replace('-', '_')}"
+    if find_spec(module) is not None and not _is_installed(folder.name):
+        raise ConfigError(
+            [f"a package {module!r} is there already, and the new one would hide it; choose another name"], "new-plugin"
+        )
     label = kind.name.replace("_", " ").replace("rl ", "RL ")
     article = "an" if label[0] in "aeiouR" else "a"  # an RL algorithm
     words = {
         "dist": folder.name,
-        "module": f"tunesmith_{short.replace('-', '_')}",
+        "module": module,
         "name": short.replace("-", "_"),
         "stem": stem,
         "label": label,
@@ -93,3 +107,11 @@ def write_plugin(name: str, kind: Kind, into: Path) -> Path:
         path.write_text(text if target == "LICENSE" else Template(text).substitute(words), encoding="utf-8")
     (folder / package / "py.typed").touch()
     return folder
+
+
+def _is_installed(dist: str) -> bool:
+    try:
+        metadata.version(dist)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

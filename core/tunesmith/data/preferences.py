@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def load_preferences(path: str | Path) -> list[Preference]:
     Raises:
         DataError: Naming file, line and field.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.is_dir():
         path = path / FILE
     if not path.is_file():
@@ -48,7 +49,7 @@ def write_preferences(path: str | Path, preferences: Iterable[Preference]) -> No
     Raises:
         DataError: If two have one id.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.is_dir():
         path = path / FILE
     seen: set[str] = set()

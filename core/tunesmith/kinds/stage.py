@@ -77,7 +77,8 @@ class StageConfig(Config):
         """Return the stages that this one consists of, to be run before it with names ``"<name>/<their name>"``.
 
         Most stages consist of none. The stage itself then finds their artifacts in ``StageContext.inputs`` under
-        ``"<their name>/<artifact>"``.
+        ``"<their name>/<artifact>"``. ``"previous"`` means in each of them what it means for this stage; one that goes on from
+        another part starts from ``Output(stage=f"{self.name}/<its name>")``.
         """
         return ()
 

@@ -18,6 +18,7 @@ from tunesmith.kinds.stage import StageContext
 from tunesmith.pipeline import quiet
 from tunesmith.pipeline.faults import explain
 from tunesmith.pipeline.graph import BASE, Node, Ref
+from tunesmith.pipeline.identity import named_path
 from tunesmith.pipeline.journal import Journal
 from tunesmith.pipeline.plan import Locator, Step
 from tunesmith.pipeline.run import Run
@@ -166,7 +167,7 @@ class _Executor:
                 "seed": identity["seed"],
                 "device": self.runtime.device,
                 "threads": self.runtime.threads,
-                "versions": journal.record["versions"],
+                "versions": journal.versions(node),
                 "started": started,
                 "finished": now(),
                 "seconds": seconds,
@@ -183,7 +184,7 @@ class _Executor:
 
     def _restored(self, node: Node, identity: Mapping[str, Any]) -> str:
         """Let a reused stage make again what is gone outside the run folder; return what to say of it."""
-        gone = [path for path in node.config.outside() if not Path(path).expanduser().exists()]
+        gone = [path for path in node.config.outside() if named_path(path) is None]
         if not gone:
             return ""
         stage = self.store.stage(self.keys[node.name])
@@ -226,8 +227,8 @@ class _Executor:
             start = str(self._folder(node.start))
         elif node.start is not None:
             named = self.pipeline.base if node.start == BASE else node.start
-            local = Path(named).expanduser()
-            start = str(local.absolute()) if local.exists() else named
+            local = named_path(named)
+            start = named if local is None else str(local.absolute())
         return StageContext(
             name=node.name,
             start=start,
@@ -242,7 +243,7 @@ class _Executor:
         return self.store.artifact(self.keys[ref.stage], ref.artifact)
 
     def _warn_of_versions(self, node: Node, key: str, journal: Journal) -> None:
-        made, here = self.store.result(key)["versions"], journal.record["versions"]
+        made, here = self.store.result(key)["versions"], journal.versions(node)
         other = [f"{name} {made[name]} (now {here[name]})" for name in made if here.get(name, made[name]) != made[name]]
         if other:
             journal.say(f"{node.name}: its stored result was made with {', '.join(other)}", warning=True)

@@ -11,6 +11,7 @@ import enum
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,6 +57,13 @@ _HUB_FIELDS = {"base": "model", "draft": "model", "model": "model", "teacher": "
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
+def named_path(text: str) -> Path | None:
+    """Return the file or folder that a text names; None if it names none, as most do: a prompt may be longer than any name,
+    and begin with the ``~`` of nobody's home."""
+    place = os.path.expanduser(text)
+    return Path(place) if text and os.path.exists(place) else None
+
+
 @runtime_checkable
 class RunsCode(Protocol):
     """A config whose component runs Python code that it names; it needs ``allow_code``."""
@@ -79,8 +87,8 @@ class Digests:
         """Return the content digest of the file or folder that ``text`` names, or None if there is none."""
         key = ("path", text)
         if key not in self._known:
-            path = Path(text).expanduser()
-            self._known[key] = manifest.content_digest(path) if text and path.exists() else None
+            path = named_path(text)
+            self._known[key] = None if path is None else manifest.content_digest(path)
         return self._known[key]
 
     def commit(self, name: str, repo_type: str, revision: str = "") -> str | None:
@@ -221,7 +229,7 @@ def _looks_like_path(text: str, name: str) -> bool:
     """Tell whether a text that names an existing file is meant to; ``folder``, ``output...`` are where things go to."""
     if name == "folder" or name.startswith("output") or len(text) > 1000 or "\n" in text:
         return False
-    return ("/" in text or "\\" in text) or ("." in text and Path(text).is_file())
+    return ("/" in text or "\\" in text) or ("." in text and os.path.isfile(text))
 
 
 def _commit(name: str, repo_type: str, revision: str, offline: bool) -> str | None:

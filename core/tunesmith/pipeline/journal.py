@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.discovery import BUILTIN, LOCAL
 from tunesmith.pipeline import store as layout
 from tunesmith.pipeline.graph import Node
 from tunesmith.pipeline.identity import uses
@@ -91,6 +92,13 @@ class Journal:
         entry = next(entry for entry in self.record["stages"] if entry["name"] == name)
         entry.update(key=key, status=status)
         self._write()
+
+    def versions(self, node: Node) -> dict[str, str]:
+        """Return the versions that the result of a stage may depend on: the libraries', and those of the plugins in it."""
+        from tunesmith.registry import name_of, version_of
+
+        ids = [use for use in map(name_of, uses(node)) if use.partition("/")[0] not in (BUILTIN, LOCAL)]
+        return {**self.record["versions"], **{use.partition("/")[0]: version_of(use) for use in ids}}
 
     def close(self, status: str) -> None:
         """Note how the run ended."""

@@ -120,7 +120,7 @@ class Run:
         """
         from tunesmith.report.page import render
 
-        target = Path(path) if path is not None else self.folder / REPORT
+        target = Path(os.path.expanduser(path)) if path is not None else self.folder / REPORT
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(render(self), encoding="utf-8")
         return target

@@ -59,11 +59,11 @@ class Store:
     """The folder of one run.
 
     Args:
-        folder: Need not exist until something is written.
+        folder: Need not exist until something is written; may begin with ``~``.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder).absolute()
+        self.folder = Path(os.path.expanduser(folder)).absolute()
 
     def stage(self, key: str) -> Path:
         """Return the folder of a result.

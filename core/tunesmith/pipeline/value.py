@@ -99,7 +99,7 @@ class Pipeline(_Fields):
         from tunesmith import spec
 
         spec.write(self, path)
-        return Path(path)
+        return Path(os.path.expanduser(path))
 
     def dump(self) -> dict[str, Any]:
         """Return it as plain data, as :meth:`save` writes it."""

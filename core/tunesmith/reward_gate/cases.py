@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -89,7 +90,7 @@ def read(path: str | Path) -> Suite:
     Raises:
         DataError: Naming file, line and field.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     try:
         rows = lines(path)
     except (OSError, UnicodeDecodeError) as cause:

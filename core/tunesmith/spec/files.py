@@ -33,7 +33,7 @@ def read_data(path: str | os.PathLike[str]) -> Any:
     Raises:
         ConfigError: If the file cannot be read; the message names the line.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.is_dir():
         raise ConfigError(["is a folder; give the file"], str(path))
     if not path.exists():
@@ -68,7 +68,7 @@ def write(config: Any, path: str | os.PathLike[str]) -> None:
         UnknownName: If a config class is not registered.
         OSError: If the file cannot be written.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     suffix = _suffix(path)
     data = dump(config)
     if suffix == ".toml":

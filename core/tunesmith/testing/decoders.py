@@ -65,6 +65,18 @@ def check_limits_hold(config: Config) -> None:
                 assert not ends & set(c.token_ids[:-1]), f"{family}: it went on after the end: {c.token_ids}"
 
 
+def check_a_request_may_have_a_limit_of_its_own(config: Config) -> None:
+    """Requests with fewer new tokens than the call allows (``limits.most(request)``) get no more, and the others all of theirs."""
+    own = [2 if number % 2 else LENGTH for number in range(len(PROMPTS))]
+    for family in FAMILIES:
+        free = _written(config, family)
+        for one, before in zip(_written(config, family, max_new_tokens=own), free, strict=True):
+            most = own[one.request]
+            assert len(one.token_ids) <= most, f"{family}: {len(one.token_ids)} tokens where the request has {most}"
+            if most == LENGTH:
+                assert one.token_ids == before.token_ids, f"{family}: limits of others change {before} to {one}"
+
+
 def check_stop_strings_end_a_completion_and_are_cut_off(config: Config) -> None:
     """A completion ends before a stop string."""
     for family in FAMILIES:
@@ -96,6 +108,7 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
     check_every_request_is_answered_as_itself,
     check_the_same_request_gives_the_same_completion_in_any_company,
     check_limits_hold,
+    check_a_request_may_have_a_limit_of_its_own,
     check_stop_strings_end_a_completion_and_are_cut_off,
     check_pieces_add_up_to_the_completions,
 )

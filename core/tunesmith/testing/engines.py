@@ -67,6 +67,13 @@ def check_every_request_is_answered(config: Config) -> None:
         assert len(c.token_ids) <= LENGTH, f"{len(c.token_ids)} tokens"
 
 
+def check_a_request_may_have_a_limit_of_its_own(config: Config) -> None:
+    """A request with fewer new tokens than the call allows (``limits.most(request)``) gets no more."""
+    lm = tiny_lm()
+    for c in _written(_ready(config, lm), lm, max_new_tokens=1):
+        assert len(c.token_ids) <= 1, f"{len(c.token_ids)} tokens where the request has 1"
+
+
 @_has("token_ids")
 def check_token_ids_say_the_text(config: Config) -> None:
     """The ids decode to the text."""
@@ -179,6 +186,7 @@ def check_pieces_add_up_to_the_completions(config: Config) -> None:
 CHECKS: tuple[Callable[[Any], None], ...] = (
     check_its_powers_are_known,
     check_every_request_is_answered,
+    check_a_request_may_have_a_limit_of_its_own,
     check_token_ids_say_the_text,
     check_log_probabilities_are_those_of_the_model,
     check_seeds_are_honoured,

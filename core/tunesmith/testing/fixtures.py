@@ -117,8 +117,9 @@ def isolated_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """
     from tunesmith import discovery
 
-    installed = {entry.dist for entry in discovery.discover().entries if not entry.builtin}
-    monkeypatch.setenv("TUNESMITH_DISABLE_PLUGINS", ",".join(sorted(installed)))
+    found = discovery.discover()
+    hidden = {entry.dist for entry in found.entries if not entry.builtin} | set(found.disabled)
+    monkeypatch.setenv("TUNESMITH_DISABLE_PLUGINS", ",".join(sorted(hidden)))
     saved = {kind: dict(registry.registry_for(kind)._local) for kind in KINDS}
     for kind in saved:
         registry.registry_for(kind)._local.clear()

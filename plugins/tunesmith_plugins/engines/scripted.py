@@ -53,8 +53,8 @@ class ScriptedEngine(Engine):
             for end in sorted(text.find(stop) for stop in limits.stop if stop in text)[:1]:
                 text, finish = text[:end], "stop"
             ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-            if len(ids) > limits.max_new_tokens:
-                ids, finish = ids[: limits.max_new_tokens], "length"
+            if len(ids) > limits.most(request):
+                ids, finish = ids[: limits.most(request)], "length"
                 text = tokenizer.decode(ids, skip_special_tokens=True)
             yield Completion(
                 request=number, id=request.id, stream=request.stream, token_ids=ids, text=text, finish=finish

@@ -10,13 +10,17 @@ from tunesmith.errors import DataError
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_what_is_written_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     pairs = [
         Preference(id="1", prompt="p", chosen="c\n", rejected="r", margin=0.5, weight=1 / 3, group="g"),
         Preference(id="2", prompt="ü", chosen="", rejected="r"),
     ]
     write_preferences(tmp_path / "x.jsonl", pairs)
     assert load_preferences(tmp_path / "x.jsonl") == pairs
+    write_preferences("~/y.jsonl", pairs)
+    assert load_preferences("~/y.jsonl") == pairs
+    assert (tmp_path / "y.jsonl").is_file()
     write_preferences(tmp_path, pairs)  # an artifact's folder
     assert load_preferences(str(tmp_path)) == pairs
 

@@ -121,6 +121,17 @@ def test_a_plain_word_is_not_taken_for_the_folder_of_that_name(tmp_path, monkeyp
     assert key(rewarded) == before
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["Answer like a friendly clerk. " * 20, "x/" + "and so on " * 40, "~20 words and/or fewer", "~nobody/at/all"],
+    ids=["a sentence longer than a name", "a long part of a path", "a tilde that is none", "nobody's home"],
+)
+def test_a_text_that_no_file_can_be_called_is_a_text(text):
+    data = ts.Data(source="x", instruction=text, prompt="{a}")
+    pipeline = ts.Pipeline(stages=(Rewarded(name="e"),), base="m", data=data)
+    assert identity(pipeline)["data"]["instruction"] == text
+
+
 def test_where_results_go_to_is_no_input(tmp_path):
     from tunesmith_plugins.stages import Export
 

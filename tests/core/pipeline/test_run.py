@@ -242,6 +242,34 @@ def test_a_result_of_other_library_versions_is_reused_with_a_warning(tmp_path, m
     assert "a: its stored result was made with python" in caplog.text
 
 
+COUNTED = """
+from collections.abc import Mapping
+from typing import ClassVar
+from attrs import frozen
+from tunesmith.kinds.stage import StageConfig
+
+@frozen(kw_only=True)
+class Counted(StageConfig):
+    impl: ClassVar[str] = "pipeline_toys:NumberStage"
+    produces: ClassVar[Mapping[str, str]] = {"model": "model"}
+    value: int = 1
+"""
+
+
+def test_a_result_of_another_version_of_its_plugin_is_reused_with_a_warning(tmp_path, fake_distribution, caplog):
+    points = {"tunesmith.stages": {"counted": "counted_plugin:Counted"}}
+    for version in ("1.0", "1.0", "2.0"):
+        fake_distribution(
+            "tunesmith-counted", version=version, entry_points=points, modules={"counted_plugin": COUNTED}
+        )
+        stages = (Number(name="a"), ts.stages.create("tunesmith-counted/counted", name="b"))
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            ts.Pipeline(base="base", stages=stages).run(tmp_path / "r")
+        said = "b: its stored result was made with tunesmith-counted 1.0 (now 2.0)"
+        assert [record.message for record in caplog.records] == ([said] if version == "2.0" else [])
+
+
 def test_an_open_run_says_what_is_wrong_with_a_question(tmp_path):
     with pytest.raises(PipelineError, match=r"is not the folder of a run"):
         ts.Run.open(tmp_path)
@@ -250,6 +278,23 @@ def test_an_open_run_says_what_is_wrong_with_a_question(tmp_path):
         run.output("aa")
     with pytest.raises(PipelineError, match=r"no artifact 'scores'; it has model"):
         run.output("a", "scores")
+
+
+def test_places_may_begin_with_the_sign_of_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    for name in ("home", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    pipeline = numbers(1)
+    for suffix in ("json", "toml"):
+        pipeline.save(f"~/p.{suffix}")
+        assert ts.Pipeline.load(f"~/p.{suffix}") == pipeline
+    pipeline.run("~/r")
+    assert pipeline.plan("~/r").done
+    assert ts.Run.open("~/r").report("~/page.html") == tmp_path / "home" / "page.html"
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["p.json", "p.toml", "page.html", "r"]
+    assert list((tmp_path / "here").iterdir()) == []
 
 
 def test_a_run_can_be_moved(tmp_path, calls):

@@ -30,6 +30,8 @@ def test_limits_hold():
     engine = Scripted(answers=("one two cat . fish",), repeat=True)
     (short,) = generate(tiny_lm(), ["dog"], engine=engine, max_new_tokens=2)
     assert (short.text, short.finish, len(short.token_ids)) == ("one two", "length", 2)
+    own = generate(tiny_lm(), ["dog", "cat"], engine=engine, max_new_tokens=[1, 3])
+    assert [(c.text, c.finish) for c in own] == [("one", "length"), ("one two cat", "length")]
     (stopped,) = generate(tiny_lm(), ["dog"], engine=engine, stop=(" .", "nothing"))
     assert (stopped.text, stopped.finish) == ("one two cat", "stop")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 import inspect
 import json
 import re
-from typing import Any
+import types
+from typing import Any, Union, get_args, get_origin
 
 import attrs
 import click
@@ -64,11 +66,15 @@ def _options(cls: type[Config]) -> list[dict[str, Any]]:
 
 def _default(default: Any) -> str:
     if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-        return "(made from other options)" if default.takes_self else repr(default.factory())
-    return repr(default)
+        return "(made from other options)" if default.takes_self else _default(default.factory())
+    return repr(default.value if isinstance(default, enum.Enum) else default)
 
 
 def _type_name(kind: Any) -> str:
+    if get_origin(kind) in (Union, types.UnionType):
+        return " | ".join("None" if part is type(None) else _type_name(part) for part in get_args(kind))
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):  # as files and the short spelling have it
+        return " | ".join(repr(member.value) for member in kind)
     if isinstance(kind, type) and not hasattr(kind, "__args__"):
         return kind.__name__
     # module paths say little here; quoted choices stay as they are
