@@ -131,6 +131,8 @@ def _value(value: Any) -> str:
 def _score(score: Score | None) -> str:
     if score is None:
         return "(none)"
+    if score.value is None:
+        return "(not finite)"
     if score.low is None or score.high is None:
         return f"{score.value:.4g}"
     return f"{score.value:.4g} [{score.low:.4g}, {score.high:.4g}]"
@@ -141,4 +143,6 @@ def _change(first: Score | None, second: Score | None) -> str:
         return ""
     if first.signature != second.signature:
         return "(not comparable: measured differently)"
+    if first.value is None or second.value is None:
+        return ""
     return f"({second.value - first.value:+.4g})"

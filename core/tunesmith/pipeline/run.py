@@ -72,6 +72,8 @@ class Run:
             PipelineError: If the folder is none of a run.
             ArtifactError: If its records are damaged.
         """
+        if Path(folder).is_file():
+            raise PipelineError(f"{folder} is a file, and the folder of a run was expected.")
         store = Store(Path(folder))
         record = store.record()
         if record is None:

@@ -26,13 +26,13 @@ class Score:
     """A score of a stage.
 
     Attributes:
-        value: The score.
+        value: The score; None if it is not finite.
         low: Lower end of its interval, if it has one.
         high: Upper end.
         signature: Everything that changes the number; scores of different signatures cannot be compared.
     """
 
-    value: float
+    value: float | None
     low: float | None
     high: float | None
     signature: str

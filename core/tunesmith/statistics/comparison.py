@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,8 @@ class Difference:
     """One score's difference, ``table - versus``.
 
     Attributes:
-        value: The difference with its paired bootstrap interval.
-        p: Two-sided p of the sign-flip permutation test; None where the metric cannot be resampled.
+        value: The difference with its paired bootstrap interval; NaN where a score is not finite.
+        p: Two-sided p of the sign-flip permutation test; None where the metric cannot be resampled or a score is not finite.
         p_adjusted: ``p`` after Holm's adjustment over the comparisons made together; equal to ``p`` for one alone.
     """
 
@@ -78,6 +79,10 @@ class Comparison:
         head = f"{subject}, {name}: " if subject else f"{name}: "
         tail = f" than {versus}" if versus else ""
         p = found.p_adjusted
+        if math.isnan(found.value.value):
+            return (
+                f"{head}no comparison{f' with {versus}' if versus else ''}, since a score is not finite (n = {self.n})"
+            )
         if p is None:
             return f"{head}differs by {found.value}; this score has no test (n = {self.n})"
         span = "" if found.value.low is None else f" [{found.value.low:.4g}, {found.value.high:.4g}]"
@@ -97,8 +102,8 @@ class Comparison:
         return {
             name: {
                 "difference": d.value.as_json()["value"],
-                "low": d.value.low,
-                "high": d.value.high,
+                "low": d.value.as_json()["low"],
+                "high": d.value.as_json()["high"],
                 "p": d.p,
                 "p_adjusted": d.p_adjusted,
             }
@@ -139,16 +144,25 @@ def compare(
     _check_pair(table, versus)
     names = metric.scores
     here, there = score_row(metric, table.values), score_row(metric, versus.values)
+    told = np.isfinite(here) & np.isfinite(there)  # a perplexity may be infinite, and says nothing of how much worse
     clusters = int(table.clusters().max()) + 1
-    values = {name: Score(value=float(here[i] - there[i])) for i, name in enumerate(names)}
+    values = {name: Score(value=float(here[i] - there[i]) if told[i] else math.nan) for i, name in enumerate(names)}
     p: list[float | None] = [None] * len(names)
     if metric.resampling != "none":
-        p = list(_permutation_p(metric, table, versus, seed, permutations))
+        with np.errstate(invalid="ignore", over="ignore"):
+            p = [
+                float(found) if told[i] else None
+                for i, found in enumerate(_permutation_p(metric, table, versus, seed, permutations))
+            ]
         if metric.resampling in RESAMPLED and clusters > 1 and resamples > 0:
             a, b = resampled_scores(metric, (table, versus), resamples, seed)
-            low, high = interval(a - b, confidence)
+            with np.errstate(invalid="ignore"):
+                difference = a - b
+            low, high = interval(difference, confidence)
             values = {
                 name: Score(value=values[name].value, low=float(low[i]), high=float(high[i]))
+                if np.isfinite((low[i], high[i])).all()
+                else values[name]
                 for i, name in enumerate(names)
             }
     return Comparison(
@@ -202,7 +216,7 @@ def _permutation_p(metric: Metric, table: Table, versus: Table, seed: int, permu
         size = min(block, total - start)
         chosen = flips[start : start + size] if exact else random.integers(0, 2, size=(size, clusters))
         differences = _exchanged(metric, table, versus, numbers, chosen.astype(np.float64))
-        extreme += (np.abs(differences) >= observed - slack).sum(axis=0)
+        extreme += (~(np.abs(differences) < observed - slack)).sum(axis=0)  # what is no number speaks for no difference
     return extreme / total if exact else (extreme + 1) / (total + 1)
 
 

@@ -153,5 +153,6 @@ def check_metric(table: Table, metric: Metric) -> None:
 def interval(samples: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the lower and upper quantiles (scores,) of resampled scores (resamples, scores)."""
     tail = (1 - confidence) / 2
-    low, high = np.quantile(samples, [tail, 1 - tail], axis=0)
+    with np.errstate(invalid="ignore"):  # of scores that are not finite
+        low, high = np.quantile(samples, [tail, 1 - tail], axis=0)
     return low, high

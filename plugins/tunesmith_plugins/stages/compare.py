@@ -64,7 +64,7 @@ class CompareStage(Stage):
         merged.write(context.artifact("report"))
         return {
             "scores": {
-                label: {name: result.main.value for name, result in evaluation.results.items()}
+                label: {name: result.main.as_json()["value"] for name, result in evaluation.results.items()}
                 for label, evaluation in measured.evaluations.items()
             },
             "verdicts": list(told.verdicts),
@@ -219,8 +219,10 @@ def _against_size(numbers: Mapping[str, Mapping[str, Any]], measured: _Measured,
         points = []
         for key, found in numbers.items():
             if found.get(size) and key in group:
-                score = measured.evaluations[key].results[metric].main
-                points.append(Point(label=key, x=float(found[size]), y=score.value, y_low=score.low, y_high=score.high))
+                score = measured.evaluations[key].results[metric].main.as_json()
+                if score["value"] is not None:  # an infinite one has no place
+                    y, low, high = score["value"], score["low"], score["high"]
+                    points.append(Point(label=key, x=float(found[size]), y=y, y_low=low, y_high=high))
         if len(points) > 1:
             yield Scatter(title=f"{title} against {size}", x_label=size, y_label=title, points=tuple(points))
 

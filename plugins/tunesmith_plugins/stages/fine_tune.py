@@ -55,7 +55,8 @@ class FineTuneStage(Stage):
         problems = []
         if set(config.mix) != set(config.mix_weights):
             problems.append(
-                f"every task of mix needs a weight: {sorted(set(config.mix) ^ set(config.mix_weights))} @ mix_weights"
+                f"every task of mix needs a weight, and every weight a task of mix: "
+                f"{sorted(set(config.mix) ^ set(config.mix_weights))} @ mix_weights"
             )
         problems += [f"must be > 0: {w} @ mix_weights.{label}" for label, w in config.mix_weights.items() if not w > 0]
         if "" in config.mix:

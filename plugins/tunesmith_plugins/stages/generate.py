@@ -77,7 +77,7 @@ class GenerateStage(Stage):
             "cut_prompts": max((w.cut for w in written), default=0),
             "samplers": {w.label: _numbers(w) for w in written},
             "scores": {
-                label: {name: result.main.value for name, result in evaluation.results.items()}
+                label: {name: result.main.as_json()["value"] for name, result in evaluation.results.items()}
                 for label, evaluation in evaluations.items()
             },
             "verdicts": list(told.verdicts),

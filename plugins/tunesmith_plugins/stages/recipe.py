@@ -35,7 +35,7 @@ class Step:
         before: What that process had before it loaded the model.
         speed: Tokens a second, the median of ``rates``.
         rates: Of each round; in round i of all steps the machine was in the same state, as far as that can be.
-        quality: The first metric's first score.
+        quality: The first metric's first score; None if it is not finite.
         low: End of its interval.
         high: End of its interval.
     """
@@ -47,7 +47,7 @@ class Step:
     before: int | None
     speed: float
     rates: tuple[float, ...]
-    quality: float
+    quality: float | None
     low: float | None
     high: float | None
 
@@ -92,7 +92,7 @@ class RecipeStage(CompareStage):
         found = []
         for label, source in sources.items():
             peak, before = measures.memory(source, work, runtime) if config.memory else (None, None)
-            score = next(iter(evaluations[label].results.values())).main
+            score = next(iter(evaluations[label].results.values())).main.as_json()
             found.append(
                 Step(
                     name=label,
@@ -102,9 +102,9 @@ class RecipeStage(CompareStage):
                     before=before,
                     speed=statistics.median(rates[label]),
                     rates=rates[label],
-                    quality=score.value,
-                    low=score.low,
-                    high=score.high,
+                    quality=score["value"],
+                    low=score["low"],
+                    high=score["high"],
                 )
             )
         return found, dtype
@@ -124,6 +124,10 @@ def frontier(points: Sequence[tuple[str, float, float]], *, less_x: bool, less_y
     )
 
 
+def _said(step: Step) -> str:
+    return "what is not finite" if step.quality is None else f"{step.quality:.4g}"
+
+
 def _verdicts(
     steps: Sequence[Step], name: str, dtype: str, *, compares: bool = True, one_vocabulary: bool = True
 ) -> list[str]:
@@ -138,7 +142,7 @@ def _verdicts(
     """
     first, last = steps[0], steps[-1]
     ratios = sorted(after / before for before, after in zip(first.rates, last.rates, strict=True))
-    quality = f"{name} went from {first.quality:.4g} to {last.quality:.4g}" if compares else f"{name} does not compare"
+    quality = f"{name} went from {_said(first)} to {_said(last)}" if compares else f"{name} does not compare"
     found = [
         f"After all steps the weights take {last.weights / first.weights:.0%} of the bytes (what is not quantized in {dtype}), the "
         f"model gives {statistics.median(ratios):.2f} times the tokens a second ({ratios[0]:.2f} to {ratios[-1]:.2f} over the "
@@ -186,25 +190,26 @@ def _content(
         "kB of weights": {s.name: s.weights / 1000 for s in steps},
         "tokens a second": {s.name: s.speed for s in steps},
     }
+    finite = {step.name: step.quality for step in steps if step.quality is not None}  # others have no place in a plot
     scatters = tuple(
         Scatter(
             title=f"{name} against {label}",
             x_label=label,
             y_label=name,
             points=tuple(
-                Point(label=s.name, x=values[s.name], y=s.quality, y_low=s.low, y_high=s.high)
+                Point(label=s.name, x=values[s.name], y=finite[s.name], y_low=s.low, y_high=s.high)
                 for s in steps
-                if s.name in group
+                if s.name in together
             ),
             frontier=frontier(
-                [(s.name, values[s.name], s.quality) for s in steps if s.name in group],
+                [(s.name, values[s.name], finite[s.name]) for s in steps if s.name in together],
                 less_x=label != "tokens a second",
                 less_y=not better,
             ),
         )
         for label, values in against.items()
-        for group in groups
-        if len(group) > 1
+        for together in ([each for each in group if each in finite] for group in groups)
+        if len(together) > 1
     )
     return Content(
         verdicts=tuple(verdicts),

@@ -70,6 +70,8 @@ def test_a_folder_that_is_none_of_a_run_is_said_with_what_there_is(file, tmp_pat
     call(run, file)
     with pytest.raises(PipelineError, match=r"there is no folder runs/tow\. .*Did you mean 'runs/two'\?"):
         call(report, "runs/tow")
+    with pytest.raises(PipelineError, match="two.json is a file, and the folder of a run was expected"):
+        call(report, file)
     with pytest.raises(PipelineError, match=r"there is no folder run/two\. .*Did you mean 'runs'\?"):
         call(report, "run/two")
 

@@ -46,6 +46,28 @@ def test_exchanging_rows_gives_what_exchanging_sums_gives(mean, mean_of_rows, ta
     assert by_sums.value.low == pytest.approx(by_rows.value.low, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("here", "there"), [([1e3, 2e3], [1e3, 3e3]), ([1e3, 2e3], [1.0, 2.0]), ([1.0, 2.0], [1e3, 2e3])]
+)
+def test_what_is_not_finite_is_compared_with_nothing(mean, table, here, there) -> None:
+    """As perplexities may be: of two infinite ones the difference is no number, and no test says which is worse."""
+
+    class Exponential(type(mean)):
+        def score(self, rows: np.ndarray) -> dict[str, float]:
+            with np.errstate(over="ignore"):
+                return {"mean": float(np.exp(np.mean(rows)))}
+
+        def score_sums(self, sums: np.ndarray, count: np.ndarray) -> np.ndarray:
+            with np.errstate(over="ignore"):
+                return np.exp(sums / count[:, None])
+
+    found = compare(table(here), table(there), Exponential(mean.config))
+    assert found.main.p is None
+    assert found.as_json()["mean"] == {"difference": None, "low": None, "high": None, "p": None, "p_adjusted": None}
+    assert found.verdict(versus="the base") == "mean: no comparison with the base, since a score is not finite (n = 2)"
+    assert adjust({"a": found})["a"].main.p_adjusted is None
+
+
 def test_no_effect_is_found_as_often_as_the_level_says(mean, table) -> None:
     """Under no effect p is uniform; 400 draws put the share below 0.1 within 0.06 of it all but surely."""
     random = np.random.default_rng(9)

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from attrs import evolve
+from click.testing import CliRunner
 
 import tunesmith as ts
 from tunesmith import statistics
+from tunesmith.cli.runs import command as runs
 from tunesmith.errors import PipelineError
 from tunesmith.evaluation import evaluate, read_tables
 from tunesmith.report import content
 from tunesmith.testing.models import WORDS, tiny_lm
 from tunesmith_plugins.adapters import LoRA
-from tunesmith_plugins.metrics import Accuracy, TokenF1
+from tunesmith_plugins.metrics import Accuracy, Perplexity, TokenF1
 from tunesmith_plugins.stages import Compare, Evaluate, Export, FineTune, Generation
 
 
@@ -65,6 +68,22 @@ def test_every_branch_and_the_start_are_scored_as_an_evaluation_of_each_would(ru
     lm = ts.load(run.output("tuned", "learned"))
     alone = evaluate(lm, load_examples(data, "test"), (TokenF1(),), generation=Generation(max_new_tokens=4))
     assert (found["learned.token_f1"].values == alone.tables["token_f1"].values).all()
+
+
+def test_scores_that_are_not_finite_are_shown_as_such(folder, tmp_path):
+    """A perplexity may be infinite, and JSON has no word for that."""
+    lm = tiny_lm("encoder-decoder")
+    with torch.no_grad():
+        lm.model.get_output_embeddings().weight.mul_(1e6)
+    lm.save(tmp_path / "model")
+    idle = {key: FineTune(adapter=LoRA(), steps=1, batch_size=2, learning_rate=1e-9) for key in "ab"}
+    plan = evolve(pipeline(folder, metrics=(Perplexity(),), branches=idle), base=str(tmp_path / "model"))
+    run = plan.run(tmp_path / "run", progress=False)
+    assert run.summary["tuned"]["scores"] == {label: {"perplexity": None} for label in ("start", "a", "b")}
+    assert any("no comparison with start, since a score is not finite" in v for v in run.summary["tuned"]["verdicts"])
+    assert "perplexity" in run.report().read_text()
+    told = CliRunner().invoke(runs, ["diff", str(run.folder), str(run.folder)], catch_exceptions=False)
+    assert told.output.count("(not finite) → (not finite)\n") == 3
 
 
 def test_the_verdicts_tell_an_effect_from_none(run, told):

@@ -145,7 +145,13 @@ bool stocked_outputs(int64_t batch, const bool *wanted, PyObject **made, int64_t
     empty_stock();
     if (!fill_stock(batch, wanted)) return false;
   }
-  if (stock.given == stock.filled) return exchange_outputs(batch, wanted, made, words);
+  // While tensors were made or went another thread may have called: the stock may be of its kind now, and too small for this one.
+  if (stock.given == stock.filled || !stock_is_of(batch, wanted)) return exchange_outputs(batch, wanted, made, words);
+  if (stock.inference) {
+    const int mode = inference_mode();
+    if (mode < 0) return false;
+    if (!mode) return exchange_outputs(batch, wanted, made, words);
+  }
   Stock::Set &set = stock.sets[stock.given++];
   memcpy(made, set.made, sizeof set.made);
   memset(set.made, 0, sizeof set.made);
