@@ -33,7 +33,7 @@ class Structured(CompressorConfig):
             contribution to the outputs on the data, ``sqrt(sum_j ||W_:j||^2 ||X_j||^2)`` (Sun et al. 2023, by part); of a
             layer one minus the cosine between its input and output (Men et al. 2024, "block influence"). ``"gradient"``: how much the
             loss would change to first order without it, ``|sum g w|`` (Michel et al. 2019; Molchanov et al. 2019); of a layer
-            ``|sum g (y - x)|`` with its input x, its output y and the gradient g by y.
+            ``|g (y - x)|`` summed over tokens, with its input x, its output y and the gradient g by y.
         max_length: Longest calibration input (and target, for encoder-decoders) in tokens.
         batch_size: Most calibration rows that go through the model at once.
     """

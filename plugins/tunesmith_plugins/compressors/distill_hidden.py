@@ -120,6 +120,9 @@ def difference(
         scale: (batch,) weight of each of an example's target tokens.
         mask: (batch, input time): which inputs are tokens. Where these are no targets, an example's part is its mean over
             them times the weight of all its targets, so it too adds up over batches.
+
+    Raises:
+        ConfigError: If a layer has not a state for every token.
     """
     maps = getattr(student, PROJECTIONS, None)
     weight = places * scale[:, None]
@@ -127,6 +130,15 @@ def difference(
     for pairing in found:
         for mine, other in pairing.pairs:
             a, b = _states(ours, pairing.outputs, mine), _states(theirs, pairing.outputs, other).to(places.device)
+            read = places.shape[1] if mask is None or not pairing.encoder else mask.shape[1]
+            if min(a.shape[1], b.shape[1]) < read:
+                raise ConfigError(
+                    [
+                        f"layer {mine} of the student has hidden states at {a.shape[1]} places, layer {other} of the teacher at "
+                        f"{b.shape[1]}, for {read} tokens, as models that pool them; leave their comparison out @ hidden"
+                    ],
+                    "distill",
+                )
             b = b[:, b.shape[1] - a.shape[1] :]  # a teacher's virtual tokens stand before an encoder's own
             if maps is not None:
                 layer = maps[f"{pairing.outputs}-{mine}"]

@@ -83,10 +83,11 @@ def by_gradient(lm: LM, parts: Sequence[Part], batches: Sequence[Batch]) -> list
 
 
 def block_gradient(lm: LM, blocks: Sequence[nn.Module], batches: Sequence[Batch]) -> torch.Tensor:
-    """Return (blocks,): the mean over batches of ``|sum g (y - x)|``, x being what enters a block, y what leaves it, and g the
-    gradient of the loss by y.
+    """Return (blocks,): the mean over batches of the sum over tokens of ``|g (y - x)|``, x being what enters a block, y what
+    leaves it, and g the gradient of the loss by y.
 
-    That is the derivative of the loss by a gate between the block and what passes it by.
+    These are the derivatives of the loss by gates between the block and what passes it by, one for each token: with one gate for
+    all, tokens that a block helps and tokens that it harms would make up for each other.
     """
     totals = torch.zeros(len(blocks), dtype=torch.float64)
     ends: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -96,7 +97,7 @@ def block_gradient(lm: LM, blocks: Sequence[nn.Module], batches: Sequence[Batch]
             found = torch.autograd.grad(loss, [ends[index][1] for index in range(len(blocks))])
             for index, gradient in enumerate(found):
                 entered, gone = (end.detach().double() for end in ends[index])
-                totals[index] += float((gradient * (gone - entered)).sum().abs()) / len(batches)
+                totals[index] += float((gradient * (gone - entered)).sum(-1).abs().sum()) / len(batches)
     return totals
 
 

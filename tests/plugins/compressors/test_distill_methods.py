@@ -538,6 +538,22 @@ def test_encoder_decoders_of_other_makes_learn_labels_and_hidden_states(make, ki
     assert shares == [module.layerdrop for module in student.model.modules() if hasattr(module, "layerdrop")]
 
 
+def test_hidden_states_of_layers_that_pool_tokens_are_refused(make):
+    config = transformers.FunnelConfig(
+        vocab_size=30,
+        d_model=32,
+        block_sizes=[1, 1],
+        num_decoder_layers=1,
+        n_head=4,
+        d_head=8,
+        d_inner=48,
+        pad_token_id=0,
+    )
+    lm = evolve(make("bert"), model=transformers.FunnelForMaskedLM(config).eval())
+    with pytest.raises(ConfigError, match="at 3 places.*for 6 tokens, as models that pool them.*@ hidden"):
+        Distill(keep_every=1, steps=1, hidden=1.0).build().compress(lm, data=EXAMPLES, runtime=RUNTIME)
+
+
 def test_students_of_models_whose_sizes_follow_from_their_depth_are_refused(make):
     config = transformers.EsmConfig(
         vocab_size=30, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0,

@@ -233,7 +233,7 @@ def test_texts_without_a_token_to_predict_do_not_count_for_gradients(large, kind
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "t5"])
-def test_the_gradient_score_of_a_layer_is_the_derivative_by_a_gate_past_it(large, kind):
+def test_the_gradient_score_of_a_layer_is_that_of_gates_past_it(large, kind):
     """Attention, biases and all."""
     lm = large(kind)
     lm.model.double().requires_grad_(False)
@@ -244,18 +244,19 @@ def test_the_gradient_score_of_a_layer_is_the_derivative_by_a_gate_past_it(large
         for number, block in enumerate(blocks):
             expected = 0.0
             for batch in batches:
-                gate = torch.ones((), dtype=torch.float64, requires_grad=True)
+                gates = []
 
-                def passed(_, inputs, named, outputs, gate=gate):
+                def passed(_, inputs, named, outputs, gates=gates):
                     x = inputs[0] if inputs else named["hidden_states"]
                     y = outputs[0] if isinstance(outputs, tuple) else outputs
-                    mixed = x + gate * (y - x)
+                    gates.append(torch.ones(*y.shape[:2], 1, dtype=torch.float64, requires_grad=True))
+                    mixed = x + gates[0] * (y - x)
                     return (mixed, *outputs[1:]) if isinstance(outputs, tuple) else mixed
 
                 handle = block.register_forward_hook(passed, with_kwargs=True)
-                (slope,) = torch.autograd.grad(forward(lm.model, batch, loss=True).loss, gate)
+                (slopes,) = torch.autograd.grad(forward(lm.model, batch, loss=True).loss, gates)
                 handle.remove()
-                expected += float(slope.abs()) / len(batches)
+                expected += float(slopes.abs().sum()) / len(batches)
             assert float(found[number]) == pytest.approx(expected, rel=1e-4)
     assert not any(p.requires_grad for p in lm.model.parameters())
 

@@ -19,7 +19,7 @@ from tunesmith.lm import load
 from tunesmith.report import content
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import WORDS, tiny_lm, tiny_tokenizer
-from tunesmith_plugins.adapters import LoRA, Prompt
+from tunesmith_plugins.adapters import LoRA, Prompt, QuantizationAware
 from tunesmith_plugins.stages import FineTune
 
 STAGE = FineTune(
@@ -81,6 +81,7 @@ def result(context: StageContext):
         ("encoder-decoder", {}),
         ("encoder-decoder", {"adapter": LoRA(dropout=0.2)}),
         ("encoder-decoder", {"adapter": Prompt(tokens=3)}),
+        ("encoder-decoder", {"adapter": QuantizationAware(keep_zeros=True)}),
         ("encoder-decoder", {"early_stopping": 3}),
         ("decoder", {"packing": True, "max_length": 24}),
         ("encoder", {"adapter": LoRA(dropout=0.2)}),
