@@ -123,7 +123,7 @@ def test_a_plain_word_is_not_taken_for_the_folder_of_that_name(tmp_path, monkeyp
 
 @pytest.mark.parametrize(
     "text",
-    ["Answer like a friendly clerk. " * 20, "x/" + "and so on " * 40, "~20 words and/or fewer", "~nobody/at/all"],
+    ["Answer like a friendly clerk. " * 20, "./" + "and so on " * 40, "~20 words and/or fewer", "~no-such-user/x"],
     ids=["a sentence longer than a name", "a long part of a path", "a tilde that is none", "nobody's home"],
 )
 def test_a_text_that_no_file_can_be_called_is_a_text(text):
