@@ -146,11 +146,11 @@ bool stocked_outputs(int64_t batch, const bool *wanted, PyObject **made, int64_t
     if (!fill_stock(batch, wanted)) return false;
   }
   // While tensors were made or went another thread may have called: the stock may be of its kind now, and too small for this one.
-  if (stock.given == stock.filled || !stock_is_of(batch, wanted)) return exchange_outputs(batch, wanted, made, words);
-  if (stock.inference) {
-    const int mode = inference_mode();
-    if (mode < 0) return false;
-    if (!mode) return exchange_outputs(batch, wanted, made, words);
+  // Nothing comes between this look and the taking.
+  const int mode = stock.inference ? inference_mode() : 0;
+  if (mode < 0) return false;
+  if (stock.given == stock.filled || !stock_is_of(batch, wanted) || (stock.inference && !mode)) {
+    return exchange_outputs(batch, wanted, made, words);
   }
   Stock::Set &set = stock.sets[stock.given++];
   memcpy(made, set.made, sizeof set.made);
