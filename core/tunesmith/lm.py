@@ -22,6 +22,7 @@ from tunesmith.evaluation_mode import evaluation_mode
 from tunesmith.mistyped import did_you_mean
 from tunesmith.model_folder import TOKENIZER_FILES, replaced
 from tunesmith.runtime import Runtime, checked
+from tunesmith.undivided import keep_undivided, undivide
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +69,10 @@ class LM:
     family: Family
     adapters: tuple[Adapter, ...] = ()
     origin: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        """Let the weights be what they are in files whenever they are read."""
+        keep_undivided(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -182,16 +187,6 @@ class LM:
             if plain is not None:
                 state[plain] = tensor
         return state
-
-
-def undivide(model: Any) -> None:
-    """Give RWKV the weights of its files back: in evaluation it divides those of later blocks, for the sake of float16, and would
-    divide what is made of them once more."""
-    for module in model.modules():
-        if getattr(module, "layers_are_rescaled", False):
-            training, module.training = module.training, True
-            module._rescale_layers()
-            module.training = training
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tunesmith.errors import ArtifactError, ConfigError
-from tunesmith.lm import undivide
+from tunesmith.undivided import undivide
 from tunesmith_plugins.compressors import int8_checksums
 from tunesmith_plugins.compressors.config_int8 import QuantizerConfig, Scheme
 from tunesmith_plugins.compressors.experts import split

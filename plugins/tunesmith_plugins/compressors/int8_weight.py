@@ -68,10 +68,21 @@ class Int8Weight(nn.Module):
         super().__setattr__(name, value)
 
     def packed(self) -> kernels.PackedWeight:
-        """Return the weight as the kernels want it; the plain integers are gone afterwards."""
+        """Return the weight as the kernels want it; the plain integers are gone afterwards.
+
+        Raises:
+            ConfigError: If the first call is one of ``torch.export``.
+        """
         if self._packed is None:
+            if torch.compiler.is_exporting():  # what a call keeps is lost there, the integers with it
+                raise ConfigError(
+                    ["was never called; call the model once, then export it"], self.place or "an int8 layer"
+                )
             plain = self.weight_int8()
-            self._packed = kernels.pack_weight(plain, self.weight_scale, self.group_size or None)
+            made = kernels.pack_weight(plain, self.weight_scale, self.group_size or None)
+            if type(made.data) is not Tensor:  # a fake one, which has no numbers to keep
+                return made
+            self._packed = made
             self.weight = torch.empty_like(plain, device="meta")
             let_go([plain])
         return self._packed

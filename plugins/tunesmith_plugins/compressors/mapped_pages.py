@@ -9,14 +9,19 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Span = tuple[int, int]
 """The first address, and the one behind the last."""
 ENTRY = 8
 """Bytes of what the system says of a page (proc_pid_pagemap(5)); the bits of it follow."""
-PRESENT, SWAPPED, OF_FILE = 63, 62, 61
+PRESENT, SWAPPED, OF_FILE = (numpy.uint64(1 << bit) for bit in (63, 62, 61))
+AT_ONCE = 2**16
+"""Pages that are asked about at a time."""
+KINDS = (Tensor, nn.Parameter)
+"""Types of tensors that lie somewhere; fake ones do not."""
 
 
 def let_go(tensors: Iterable[Tensor]) -> None:
@@ -25,21 +30,32 @@ def let_go(tensors: Iterable[Tensor]) -> None:
 
     Tensors that were loaded lie in one mapping a file, and their pages count as the process's memory until the last of them is
     gone. What somebody has written to is no longer the file's, and such a tensor is let alone, as is memory of its own. Nobody may
-    write to the tensors meanwhile. Does nothing off Linux.
+    write to the tensors meanwhile. Does nothing off Linux, and while torch traces, where tensors have no places.
     """
-    spans = [_pages(tensor) for tensor in tensors if tensor.device.type == "cpu" and tensor.layout == torch.strided]
-    if sys.platform != "linux" or not spans:
+    if sys.platform != "linux" or torch.compiler.is_compiling():
         return
-    try:
-        table = os.open("/proc/self/pagemap", os.O_RDONLY)
-    except OSError:  # the system does not tell
-        return
+    _let_go(
+        _pages(tensor)
+        for tensor in tensors
+        if type(tensor) in KINDS and tensor.is_cpu and tensor.layout == torch.strided
+    )
+
+
+def _let_go(spans: Iterable[Span]) -> None:
+    """Let go of spans of whole pages, but for those that somebody has written to."""
+    table = None
     try:
         for low, high in spans:
-            if low < high and not _written(table, low, high):
-                _advise(low, high)
+            if low < high:
+                table = os.open("/proc/self/pagemap", os.O_RDONLY) if table is None else table
+                if not _written(table, low, high):
+                    span = ctypes.c_void_p(low), ctypes.c_size_t(high - low)
+                    ctypes.CDLL(None).madvise(*span, mmap.MADV_DONTNEED)
+    except OSError:  # the system does not tell what has been written to
+        return
     finally:
-        os.close(table)
+        if table is not None:
+            os.close(table)
 
 
 def _pages(tensor: Tensor) -> Span:
@@ -52,25 +68,24 @@ def _pages(tensor: Tensor) -> Span:
 
 def _written(table: int, low: int, high: int) -> bool:
     """Whether a page of a span is not a file's (any more), or the system does not tell."""
-    count = (high - low) // mmap.PAGESIZE
-    told = os.pread(table, ENTRY * count, low // mmap.PAGESIZE * ENTRY)
-    if len(told) < ENTRY * count:
-        return True
-    entries = torch.frombuffer(bytearray(told), dtype=torch.int64)
-    taken = (entries >> PRESENT | entries >> SWAPPED) & 1
-    return bool((taken & ~(entries >> OF_FILE)).any())
-
-
-def _advise(low: int, high: int) -> None:
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(low), ctypes.c_size_t(high - low), mmap.MADV_DONTNEED)
+    for page in range(low // mmap.PAGESIZE, high // mmap.PAGESIZE, AT_ONCE):
+        count = min(AT_ONCE, high // mmap.PAGESIZE - page)
+        told = os.pread(table, ENTRY * count, page * ENTRY)
+        if len(told) < ENTRY * count:
+            return True
+        entries = numpy.frombuffer(told, dtype=numpy.uint64)
+        taken = entries & (PRESENT | SWAPPED)
+        if bool(((taken != 0) & (entries & OF_FILE == 0)).any()):
+            return True
+    return False
 
 
 class MappedPages:
     """What of a model's files is in memory through mappings that are made from now on.
 
     A file that is read through a mapping stays in the process's memory, page by page, until it is closed, and transformers
-    closes the files of a model when all of it has been loaded. Mappings that were there before belong to others, who may have
-    written to them, and are let alone. Does nothing off Linux.
+    closes the files of a model when all of it has been loaded. Mappings that were there before belong to others, who may be
+    writing to them, and are let alone, as is what somebody has written to. Does nothing off Linux.
 
     Args:
         files: Their paths.
@@ -81,13 +96,9 @@ class MappedPages:
         self._others = tuple(self._mapped())
 
     def let_go(self) -> None:
-        """Tell the system that none of it is needed for now: who reads it again reads the file again.
-
-        Tensors keep their values, unless somebody has written to them.
-        """
-        for low, high in self._mapped():
-            if not any(low < end and start < high for start, end in self._others):
-                _advise(low, high)
+        """Tell the system that none of it is needed for now: who reads it again reads the file again."""
+        mapped = self._mapped()
+        _let_go(span for span in mapped if not any(span[0] < end and start < span[1] for start, end in self._others))
 
     def _mapped(self) -> Iterator[Span]:
         if sys.platform != "linux" or not self._files:

@@ -11,7 +11,8 @@ import torch
 from attrs import define, field
 from torch import nn
 
-from tunesmith.lm import LM, undivide
+from tunesmith.lm import LM
+from tunesmith.undivided import undivide
 from tunesmith_plugins.compressors.new_model import check_kinds, fill
 
 SHARED_BY_LAYERS = "relative_attention_bias"

@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from tunesmith.errors import ConfigError
-from tunesmith.lm import LM, family_of, undivide
+from tunesmith.lm import LM, family_of
+from tunesmith.undivided import undivide
 from tunesmith_plugins.compressors.new_model import as_types, check_kinds, fields_by_layer, fill
 from tunesmith_plugins.compressors.prune_calibration import is_classifier
 

@@ -15,6 +15,7 @@ import transformers
 from attrs import evolve
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
 from tunesmith.data.records import Example
@@ -467,6 +468,12 @@ def test_what_was_read_leaves_the_mapped_file_again_but_not_that_of_others(tmp_p
             mapped = again.get_slice("w")[...]
             assert torch.equal(mapped, weight)
             assert resident(tmp_path) >= 2 * 4096
+            with safe_open(tmp_path / "link", framework="pt") as later:
+                changed = later.get_slice("w")[...]
+                changed *= 5
+                pages.let_go()
+                assert torch.equal(changed, weight * 5), "of somebody who came later"
+            del changed
             pages.let_go()
             assert resident(tmp_path) < 4096 + 300
             assert torch.equal(mapped, weight)
@@ -589,3 +596,17 @@ def test_heads_tied_and_untied_are_int8_and_load_everywhere(make, tmp_path, kind
     finally:
         if kernels.info()["native"]:
             kernels.set_isa(kernels.info()["isa"])
+
+
+def test_a_layer_that_was_never_called_is_compiled_and_not_exported():
+    weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
+    expected = Int8Linear.from_float(weight, None)(x)
+    with pytest.raises(ConfigError, match="never called; call the model once, then export it"):
+        torch.export.export(Int8Linear.from_float(weight, None), (x,))
+    compiled = torch.compile(Int8Linear.from_float(weight, None), backend="eager")
+    assert torch.equal(compiled(x), expected)
+    layer = Int8Linear.from_float(weight, None)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert layer(torch.empty(2, 32)).shape == (2, 16)
+    assert torch.equal(layer(x), expected)

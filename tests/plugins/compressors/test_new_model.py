@@ -11,7 +11,7 @@ from tunesmith.errors import ConfigError
 from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.adapters import QuantizationAware
-from tunesmith_plugins.compressors import GPTQ, Distill, Int8, Int8WeightOnly, Structured, Wanda
+from tunesmith_plugins.compressors import GPTQ, Distill, Int8, Int8WeightOnly, Magnitude, Structured, Wanda
 from tunesmith_plugins.compressors.student import every_nth, from_config
 
 IDS = torch.tensor([[4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]])
@@ -179,7 +179,7 @@ def test_depths_under_other_names(kind):
     assert student.parameter_count() < LM(model=model, tokenizer=None, family="encoder").parameter_count()
 
 
-def rwkv(make):
+def rwkv(make, used=False):
     """Return an RWKV that divides the weights of its blocks from the third on once it is run in evaluation, and by 4 from the fifth on."""
     torch.manual_seed(0)
     config = transformers.RwkvConfig(
@@ -189,15 +189,21 @@ def rwkv(make):
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn(parameter.shape))
     model.config.architectures = ["RwkvForCausalLM"]
+    if used:
+        whole = model.rwkv.blocks[5].attention.output.weight.clone()
+        logits(model)
+        assert not torch.equal(model.rwkv.blocks[5].attention.output.weight, whole)
     return evolve(make("llama"), model=model)
 
 
 def test_weights_that_a_run_has_divided_are_whole_in_files_and_in_new_models(make, tmp_path):
-    fresh, used = rwkv(make), rwkv(make)
+    fresh, used = rwkv(make), rwkv(make, used=True)
     expected = logits(used.model)
-    assert not torch.equal(
-        used.model.rwkv.blocks[5].attention.output.weight, fresh.model.rwkv.blocks[5].attention.output.weight
-    )
+    assert torch.equal(expected, logits(fresh.model))
+    for lm in (fresh, used):
+        assert torch.equal(
+            lm.model.rwkv.blocks[5].attention.output.weight, rwkv(make).model.rwkv.blocks[5].attention.output.weight
+        )
     used.save(tmp_path / "plain")
     assert torch.equal(logits(load(tmp_path / "plain").model), expected)
     assert torch.equal(logits(used.model), expected)
@@ -207,10 +213,10 @@ def test_weights_that_a_run_has_divided_are_whole_in_files_and_in_new_models(mak
             lambda lm: every_nth(lm, 2),
             lambda lm: Structured(vocabulary="used").build().compress(lm, data=data, runtime=RUNTIME)[0],
             lambda lm: Wanda().build().compress(lm, data=data, runtime=RUNTIME)[0],
+            lambda lm: Magnitude(scope="global").build().compress(lm, runtime=RUNTIME)[0],
         )
     ):
-        first, second = rwkv(make), rwkv(make)
-        logits(second.model)
+        first, second = rwkv(make), rwkv(make, used=True)
         one, other = make_small(first), make_small(second)
         ids = torch.tensor([[0, 1, 2, 3, 4, 5]])
         found, again = (lm.model.eval()(input_ids=ids).logits for lm in (one, other))
