@@ -205,6 +205,7 @@ class DistillCompressor(Compressor):
             classes=classes,
             hidden=config.hidden,
             layers=layers,
+            virtual=sum(adapter.virtual_tokens for adapter in teacher.adapters),
             on_policy=policy if config.on_policy else None,
         )
 
