@@ -37,11 +37,14 @@ class Adapter(Component[Any]):
         identity: True (unless stated otherwise) if a fresh adapter leaves the model's outputs as they are.
         virtual_tokens: Positions that it takes before every text, of those that the model has.
         cached_tokens: Keys and values that it puts before every text in the decoder's cache, positions or not.
+        whole_parameters: The option for which training needs every parameter whole in every process, such as ``"keep_zeros"``:
+            training by FSDP or DeepSpeed, which cut parameters up, is refused with its name. "": it can do with parts.
     """
 
     identity: ClassVar[bool] = True
     virtual_tokens: int = 0
     cached_tokens: int = 0
+    whole_parameters: str = ""
 
     @abstractmethod
     def attach(self, lm: LM, runtime: Runtime) -> LM:
@@ -83,6 +86,11 @@ class PreparesCompression(Protocol):
     def prepared(self, lm: LM, compressor: CompressorConfig) -> LM:
         """Return an LM with the weights as they were trained and without this adapter, or raise ``ConfigError`` if they were
         trained for another compressor."""
+
+
+def whole_parameters(lm: LM) -> tuple[str, ...]:
+    """Return the options of a model's adapters that need parameters whole, for ``tunesmith.training``'s ``Job`` or ``check_whole``."""
+    return tuple(f"adapter.{adapter.whole_parameters}" for adapter in lm.adapters if adapter.whole_parameters)
 
 
 def merged(lm: LM) -> LM:

@@ -116,7 +116,10 @@ class Task:
         first = 1 if self.objective == "causal" else 0  # nothing stands before a first token
         asked = any(label != IGNORED for row in rows for label in row.labels[first:])
         if not rows or not (asked or self.objective == "span_corruption"):  # spans are chosen later
-            raise DataError("the data gives no row to train on: all texts are empty.")
+            raise DataError(
+                f"the data gives no row to train on: none of {len(examples)} texts has a token to predict (a decoder's first is "
+                "none). Give longer texts, or look at the data's prompt and target."
+            )
         return rows
 
     def collate(self) -> batches.Collate:

@@ -19,6 +19,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Seq2SeqTrainer,
 from tunesmith.checkpoints import load_random, load_tree, newest_sealed, save_random, save_tree, seal
 from tunesmith.errors import ArtifactError, NumericError
 from tunesmith.training.callbacks import Bar, StepTimes
+from tunesmith.training.sharding import check_whole, sharded
 from tunesmith.training.stream import InOrder
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Job:
         loss: Of a batch.
         validation: A data set for the validation loss, or None.
         early_stopping: Evaluations without a better validation loss before it stops; 0: never.
+        whole: Options that need every parameter whole in every process (of a model's adapters:
+            :func:`tunesmith.kinds.adapter.whole_parameters`); training by FSDP or DeepSpeed is refused then.
         identity: A digest of whatever must be the same when it goes on from a checkpoint; "" where the folder says that.
         infinite: What an infinite loss comes from and what to do, for the message; "": what is said of any loss that is no number.
         measured: What the loss has measured since the last call, for the log; None: nothing but the loss.
@@ -65,6 +68,7 @@ class Job:
     loss: Loss
     validation: Any = None
     early_stopping: int = 0
+    whole: Sequence[str] = ()
     identity: str = ""
     infinite: str = ""
     measured: Callable[[], dict[str, float]] | None = None
@@ -241,7 +245,7 @@ class _Own:
     @property
     def _sharded(self) -> bool:
         """Whether another library keeps the optimizer, in files of its own."""
-        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)  # type: ignore[attr-defined]
+        return sharded(self)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._sharded:
@@ -295,7 +299,11 @@ def trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
 
 
 def train(job: Job, runtime: Runtime) -> Trained:
-    """Train, going on from the newest whole checkpoint in the output folder."""
+    """Train, going on from the newest whole checkpoint in the output folder.
+
+    Raises:
+        ConfigError: If parameters have to stay whole (``job.whole``) and FSDP or DeepSpeed would cut them up.
+    """
     arguments, times = job.arguments, StepTimes()
     callbacks: list[Any] = [times]
     if runtime.progress and sys.stderr.isatty():
@@ -316,6 +324,7 @@ def train(job: Job, runtime: Runtime) -> Trained:
         data_collator=collate,
         callbacks=callbacks,
     )
+    check_whole(trainer, job.whole, "training")
     trainer.model_accepts_loss_kwargs = True  # or the Trainer would divide by the batches of a step once more
     trainer.remove_callback(PrinterCallback)  # it prints every step; the report has them all
     with _main_first(arguments):

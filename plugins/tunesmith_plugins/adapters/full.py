@@ -74,6 +74,7 @@ class FullAdapter(WholeModel):
         attached = super().attach(lm, runtime)
         if self.config.keep_zeros:
             self.held = hold(attached.model)
+            self.whole_parameters = "keep_zeros"
         return attached
 
     def merge(self, lm: LM) -> LM:

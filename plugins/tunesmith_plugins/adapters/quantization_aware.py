@@ -81,6 +81,7 @@ class QuantizationAwareAdapter(WholeModel):
         fuse(model)  # as the int8 model will be: fused norms and activations round otherwise than torch's
         if self.config.keep_zeros:
             self.held = hold(model)
+            self.whole_parameters = "keep_zeros"
         return attached
 
     def prepared(self, lm: LM, compressor: Any) -> LM:

@@ -161,6 +161,7 @@ class DistillCompressor(Compressor):
                 validation=Fixed(validation, runtime.seed, task.noise) if validation else None,
                 loss=loss,
                 early_stopping=config.early_stopping,
+                whole=("keep_zeros",) if config.keep_zeros else (),
                 infinite=loss.infinite,
             )
             trained = train(job, runtime)
@@ -205,6 +206,7 @@ class DistillCompressor(Compressor):
             classes=classes,
             hidden=config.hidden,
             layers=layers,
+            virtual=sum(adapter.virtual_tokens for adapter in teacher.adapters),
             on_policy=policy if config.on_policy else None,
         )
 

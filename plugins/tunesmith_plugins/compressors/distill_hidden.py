@@ -108,6 +108,7 @@ def difference(
     places: torch.Tensor,
     scale: torch.Tensor,
     mask: torch.Tensor | None,
+    virtual: int = 0,
 ) -> torch.Tensor:
     """Return the weighted sum over tokens of the mean squared differences of all mapped layers.
 
@@ -120,6 +121,8 @@ def difference(
         scale: (batch,) weight of each of an example's target tokens.
         mask: (batch, input time): which inputs are tokens. Where these are no targets, an example's part is its mean over
             them times the weight of all its targets, so it too adds up over batches.
+        virtual: Tokens that the teacher's adapters put before what the encoder of an encoder-decoder reads, and that have hidden
+            states there; other models' are cut already.
 
     Raises:
         ConfigError: If a layer has not a state for every token.
@@ -130,7 +133,9 @@ def difference(
     for pairing in found:
         for mine, other in pairing.pairs:
             a, b = _states(ours, pairing.outputs, mine), _states(theirs, pairing.outputs, other).to(places.device)
-            read = places.shape[1] if mask is None or not pairing.encoder else mask.shape[1]
+            read = places.shape[1]
+            if pairing.encoder:
+                read = min(a.shape[1], b.shape[1]) if mask is None else mask.shape[1]
             if min(a.shape[1], b.shape[1]) < read:
                 raise ConfigError(
                     [
@@ -139,7 +144,9 @@ def difference(
                     ],
                     "distill",
                 )
-            b = b[:, b.shape[1] - a.shape[1] :]  # a teacher's virtual tokens stand before an encoder's own
+            # virtual tokens stand on the left, and what fills up PEGASUS-X's last block on the right
+            before = min(virtual, b.shape[1] - read) if pairing.outputs == "encoder_hidden_states" else 0
+            a, b = a[:, :read], b[:, before : before + read]
             if maps is not None:
                 layer = maps[f"{pairing.outputs}-{mine}"]
                 a = layer(a.to(layer.weight.dtype))
@@ -148,11 +155,10 @@ def difference(
             )
             if pairing.encoder:
                 seen = torch.ones_like(each) if mask is None else mask.to(each.dtype)
-                each = each[:, : seen.shape[1]]  # PEGASUS-X fills up its last block
                 each = (each * seen).sum(1) / seen.sum(1).clamp_min(1)
                 total = total + (each * weight.sum(1)).sum()
             else:
-                total = total + (each[:, : places.shape[1]] * weight).sum()
+                total = total + (each * weight).sum()
     return total
 
 

@@ -51,6 +51,7 @@ class DistillationLoss:
             row of logits (batch, classes).
         hidden: Weight of the hidden states.
         layers: Which layers are to resemble which.
+        virtual: Tokens that the teacher's adapters put before every text.
         on_policy: The student's own answers; None: the data's only. With them an item is an example, whose loss is the mean
             over its target tokens (Agarwal et al. 2024, equation 2), since the number of tokens is not known beforehand.
     """
@@ -65,11 +66,13 @@ class DistillationLoss:
         classes: bool = False,
         hidden: float = 0.0,
         layers: Sequence[Pairing] = (),
+        virtual: int = 0,
         on_policy: OnPolicy | None = None,
     ) -> None:
         self.teacher = teacher.requires_grad_(False).eval()
         self.divergence, self.shifted, self.chunk = divergence, shifted, chunk
-        self.classes, self.hidden, self.layers, self.on_policy = classes, hidden, layers, on_policy
+        self.classes, self.hidden, self.layers, self.virtual = classes, hidden, layers, virtual
+        self.on_policy = on_policy
 
     def __call__(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the sum over the items."""
@@ -158,7 +161,8 @@ class DistillationLoss:
         if self.hidden:
             core = unwrapped(model)
             mask = batch.get("attention_mask")
-            total = total + self.hidden * difference(core, ours, teaching, self.layers, valid, per_token, mask)
+            apart = difference(core, ours, teaching, self.layers, valid, per_token, mask, self.virtual)
+            total = total + self.hidden * apart
         return total
 
     def _teacher(self, batch: dict[str, torch.Tensor], states: dict[str, bool]) -> tuple[torch.Tensor, Any]:

@@ -16,7 +16,7 @@ from tunesmith.continuation import positions
 from tunesmith.data import encoding
 from tunesmith.data.encoding import IGNORED, Lengths, Row, Truncation
 from tunesmith.data.records import Example
-from tunesmith.errors import DataError, NumericError
+from tunesmith.errors import ConfigError, DataError, NumericError
 from tunesmith.lm import LM
 from tunesmith.training.batches import Collate
 from tunesmith.training.stream import Fixed
@@ -58,7 +58,7 @@ def calibration_batches(
         else None
     )
     data = [_text(example) for example in data] if lm.family == "decoder" else data
-    rows = task.rows(data, Truncation()) if task else _rows(lm, data, lengths)
+    rows = _asked_rows(task, data, method) if task else _rows(lm, data, lengths, method)
     items = Fixed(rows, seed, task.noise if task else None)
     shapes: dict[tuple[int, int], list[Row]] = {}
     for index in range(len(items)):
@@ -67,7 +67,10 @@ def calibration_batches(
             continue
         shapes.setdefault((len(row.input_ids), len(row.labels)), []).append(row)
     if not shapes:
-        raise DataError("the data gives nothing to calibrate on: no text has a token to predict.")
+        raise DataError(
+            f"{method}: the data gives nothing to calibrate on: none of {len(rows)} rows has a token to predict, which special "
+            "tokens and a decoder's first are not. Give longer texts, or a larger max_length."
+        )
     collate = Collate(lm.tokenizer.pad_token_id or 0, "pairs" if lm.family == "encoder-decoder" else "tokens")
     return [
         {name: tensor.to(lm.device) for name, tensor in collate(same[start : start + batch_size]).items()}
@@ -86,7 +89,14 @@ def _asks(row: Row, lm: LM) -> bool:
     return any(label != IGNORED for label in row.labels[lm.family == "decoder" :])
 
 
-def _rows(lm: LM, data: Sequence[Example], lengths: Lengths) -> list[Row]:
+def _asked_rows(task: Task, data: Sequence[Example], method: str) -> list[Row]:
+    try:
+        return task.rows(data, Truncation())
+    except DataError as cause:
+        raise DataError(f"{method}: {cause}") from cause
+
+
+def _rows(lm: LM, data: Sequence[Example], lengths: Lengths, method: str) -> list[Row]:
     cut = Truncation()
     if is_classifier(lm.model):
         texts = [
@@ -102,7 +112,10 @@ def _rows(lm: LM, data: Sequence[Example], lengths: Lengths) -> list[Row]:
         rows = encoding.seq2seq(data, lm.tokenizer, lengths, cut)
     rows = [row for row in rows if row.input_ids and row.labels]
     if not rows:
-        raise DataError("the data gives nothing to calibrate on: all texts are empty.")
+        raise DataError(
+            f"{method}: the data gives nothing to calibrate on: all texts are empty ({len(data)} examples). Give examples with text "
+            "(of an encoder-decoder with a target too)."
+        )
     return rows
 
 
@@ -274,11 +287,34 @@ def forward(model: Any, batch: Batch, *, loss: bool = False) -> Any:
 
 def decoder_ids(model: Any, labels: torch.Tensor) -> torch.Tensor:
     """Return what an encoder-decoder's decoder reads where it is to predict ``labels`` (batch, time): M2M100, Blenderbot and others
-    have no method that tells."""
+    have no method that tells.
+
+    Raises:
+        ConfigError: If such a model's config does not say with which token its decoder begins, or what padding is where there is some.
+    """
     make = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if make is not None:
         found: torch.Tensor = make(labels=labels)
         return found
-    start = labels.new_full((len(labels), 1), model.config.decoder_start_token_id)
-    before = labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, model.config.pad_token_id)
-    return torch.cat([start, before], 1)
+    config, before = model.config, labels[:, :-1]
+    first = getattr(config, "decoder_start_token_id", None)
+    if first is None:
+        raise _unsaid(
+            config, "decoder_start_token_id", "its decoder's first token (often that of padding or of the end)"
+        )
+    ignored = before == IGNORED
+    pad = getattr(config, "pad_token_id", None)
+    if pad is None:
+        if bool(ignored.any()):
+            raise _unsaid(config, "pad_token_id", "the token that fills up shorter texts (often the tokenizer's)")
+    else:
+        before = before.masked_fill(ignored, pad)
+    return torch.cat([labels.new_full((len(labels), 1), first), before], 1)
+
+
+def _unsaid(config: Any, name: str, what: str) -> ConfigError:
+    """Return the error about a token that a model's config leaves out."""
+    return ConfigError(
+        [f"a {config.model_type} model needs {what}, and its config has none; set model.config.{name} @ {name}"],
+        "config of the model",
+    )

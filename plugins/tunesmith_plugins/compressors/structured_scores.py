@@ -141,13 +141,14 @@ def _at_ends(
 
 @contextmanager
 def _differentiable(model: nn.Module, weights: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Let gradients be wanted of ``weights`` within, in evaluation mode."""
+    """Let gradients be wanted of ``weights`` within, in evaluation mode, also where a caller records none."""
     before, training = [weight.requires_grad for weight in weights], model.training
     model.eval()
     try:
         for weight in weights:
             weight.requires_grad_(True)
-        yield
+        with torch.enable_grad():
+            yield
     finally:
         for weight, flag in zip(weights, before, strict=True):
             weight.requires_grad_(flag)

@@ -13,6 +13,7 @@ from tunesmith.data import Example, load_examples
 from tunesmith.data.config import Data
 from tunesmith.data.encoding import Lengths, Row, Truncation, first_target
 from tunesmith.errors import ConfigError, PipelineError
+from tunesmith.kinds.adapter import whole_parameters
 from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
@@ -127,6 +128,7 @@ class FineTuneStage(Stage):
             validation=validation,
             loss=OwnLoss(shifted=task.objective == "causal", smoothing=given.label_smoothing_factor),
             early_stopping=config.early_stopping,
+            whole=whole_parameters(lm),
         )
         trained = train(job, runtime)
         lm.model.to(runtime.device)

@@ -4,12 +4,13 @@ import pytest
 import torch
 import transformers
 
+from tunesmith.data.encoding import IGNORED
 from tunesmith.data.records import Example
-from tunesmith.errors import ConfigError, NumericError
+from tunesmith.errors import ConfigError, DataError, NumericError
 from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors import GPTQ, Int8, Int8Static, Magnitude, SmoothQuant, SparseGPT, Structured, Wanda
-from tunesmith_plugins.compressors.prune_calibration import most_tokens
+from tunesmith_plugins.compressors.prune_calibration import decoder_ids, most_tokens
 
 RUNTIME = Runtime(progress=False)
 CALIBRATED = [
@@ -88,6 +89,39 @@ def test_an_encoder_decoder_without_a_head_reads_the_targets_shifted(make):
     Int8Static().build().compress(lm, data=[Example(id="0", prompt="a b", targets=("c d",))], runtime=RUNTIME)
     target = lm.tokenizer("c d")["input_ids"]
     assert seen[0][1]["decoder_input_ids"].tolist() == [[0, *target]]
+
+
+def test_what_a_decoder_reads_needs_tokens_that_the_config_names():
+    """M2M100 has no method of its own that tells; padding is asked for only where there is some."""
+    model = transformers.M2M100ForConditionalGeneration(transformers.M2M100Config(**SEQ2SEQ))
+    whole, padded = torch.tensor([[4, 5, 6]]), torch.tensor([[4, IGNORED, IGNORED]])
+    model.config.decoder_start_token_id = 3
+    assert decoder_ids(model, whole).tolist() == [[3, 4, 5]]
+    assert decoder_ids(model, padded).tolist() == [[3, 4, 0]]
+    model.config.pad_token_id = None
+    assert decoder_ids(model, whole).tolist() == [[3, 4, 5]]
+    with pytest.raises(ConfigError, match=r"m2m_100 .*set model.config.pad_token_id @ pad_token_id"):
+        decoder_ids(model, padded)
+    model.config.decoder_start_token_id = None
+    with pytest.raises(
+        ConfigError, match=r"m2m_100 .*set model.config.decoder_start_token_id @ decoder_start_token_id"
+    ):
+        decoder_ids(model, whole)
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+def test_data_that_gives_nothing_is_told_with_what_to_do(make, kind):
+    lm = make(kind)
+    if kind == "bert":  # special tokens alone are never masked, so nothing is to be predicted
+        text, rule, told = (
+            lm.tokenizer.eos_token,
+            Structured(ffn=0.5, score="gradient"),
+            "^score=.gradient.: .*none of 1 rows has.*",
+        )
+    else:
+        text, rule, told = "", Wanda(), "^Wanda: .*all texts are empty.*"
+    with pytest.raises(DataError, match=told + "Give "):
+        rule.build().compress(lm, data=[Example(id="0", prompt="", targets=(text,))], runtime=RUNTIME)
 
 
 BLOCKS = {"block_size": 4, "num_random_blocks": 1, "max_position_embeddings": 256}

@@ -451,7 +451,7 @@ def test_a_teacher_with_virtual_tokens_is_compared_at_the_tokens_of_the_text(mak
     teacher = adapter.attach(teacher, RUNTIME)
     layers = pairings(teacher.model, student.model, ())
     batch, shifted = batch_of(student), student.family == "decoder"
-    loss = DistillationLoss(teacher.model, Divergence(), shifted, chunk=chunk, hidden=1.0, layers=layers)
+    loss = DistillationLoss(teacher.model, Divergence(), shifted, chunk=chunk, hidden=1.0, layers=layers, virtual=3)
     found = loss(student.model, batch)
     with torch.no_grad():
         ours, theirs = (lm.model(**batch, output_hidden_states=True) for lm in (student, teacher))
@@ -470,6 +470,25 @@ def test_a_teacher_with_virtual_tokens_is_compared_at_the_tokens_of_the_text(mak
             else:
                 expected += float(error[:, :width][valid].sum())
     assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_distillation_counts_the_virtual_tokens_of_its_teacher(make, monkeypatch, count):
+    seen, teacher = [], make("t5")
+    if count:
+        adapter = Prompt(tokens=count).build()
+        adapter.setup(RUNTIME)
+        teacher = adapter.attach(teacher, RUNTIME)
+
+    def counted(*given):
+        seen.append(given[-1])
+        return difference(*given)
+
+    monkeypatch.setattr("tunesmith_plugins.compressors.distill_loss.difference", counted)
+    Distill(steps=1, batch_size=4, hidden=1.0).build().compress(
+        make("t5", seed=1), data=EXAMPLES, teacher=teacher, runtime=RUNTIME
+    )
+    assert seen == [count]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -536,6 +555,53 @@ def test_encoder_decoders_of_other_makes_learn_labels_and_hidden_states(make, ki
     _, report = rule.build().compress(student, data=EXAMPLES, teacher=teacher, runtime=RUNTIME)
     assert len(report.summary["loss"]) == 3
     assert shares == [module.layerdrop for module in student.model.modules() if hasattr(module, "layerdrop")]
+
+
+def in_blocks(make, size, seed=0):
+    """Return a PEGASUS-X that fills its last block up to ``size`` tokens on the right; the size changes no hidden state of 6."""
+    torch.manual_seed(seed)
+    options = {**OTHERS["PegasusX"], "block_size": size, "dropout": 0.0, "attention_dropout": 0.0}
+    model = transformers.PegasusXForConditionalGeneration(transformers.PegasusXConfig(**options))
+    return evolve(make("t5"), model=model.eval())
+
+
+@pytest.mark.parametrize("virtual", [0, 3])
+@pytest.mark.parametrize(("theirs", "ours"), [(16, 12), (12, 16), (16, 16)])
+def test_blocks_of_other_sizes_are_compared_at_the_tokens_of_the_text(make, theirs, ours, virtual):
+    teacher, student = in_blocks(make, theirs), in_blocks(make, ours, seed=1)
+    if virtual:
+        adapter = Prompt(tokens=virtual).build()
+        adapter.setup(RUNTIME)
+        teacher = adapter.attach(teacher, RUNTIME)
+    ids = torch.randint(4, 30, (2, 6), generator=torch.Generator().manual_seed(5))
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    batch = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, :4]}
+    layers = [pairing for pairing in pairings(teacher.model, student.model, ()) if pairing.encoder]
+    places = torch.ones(2, 4, dtype=torch.bool)
+    with torch.no_grad():
+        read, taught = (lm.model(**batch, output_hidden_states=True) for lm in (student, teacher))
+        result = difference(student.model, read, taught, layers, places, torch.ones(2), mask, virtual)
+    expected = 0.0
+    for number in (1, 2):
+        states = [out.encoder_hidden_states[number] for out in (read, taught)]
+        mine, other = (found[0] if isinstance(found, tuple) else found for found in states)
+        assert number == 2 or (mine.shape[1], other.shape[1]) == (ours, theirs)
+        for row, count in enumerate((6, 4)):
+            error = mine[row, :count] - other[row, virtual : virtual + count]
+            expected += 4 * float(error.square().mean())
+    assert expected > 1
+    assert float(result) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(16, 8), (8, 16)])
+def test_a_student_that_differs_by_the_size_of_its_blocks_alone_has_nothing_to_learn(make, theirs, ours):
+    _, report = (
+        Distill(steps=1, batch_size=4, soft=1.0, hidden=1.0)
+        .build()
+        .compress(in_blocks(make, ours), data=EXAMPLES, teacher=in_blocks(make, theirs), runtime=RUNTIME)
+    )
+    assert report.summary["loss"][0] < 1e-3
 
 
 def test_hidden_states_of_layers_that_pool_tokens_are_refused(make):

@@ -224,6 +224,23 @@ def test_a_model_stays_fused_when_it_was_asked_for_hidden_states(
         assert calls
 
 
+@pytest.mark.parametrize("owner", ["elsewhere", "transformers.utils.output_capturing"])
+def test_a_hook_that_has_the_name_of_transformers_own_is_called(native_library: None, owner: str) -> None:
+    """Also where it claims to be of that module, as after a change of what that keeps for itself."""
+    model = quantized(MODELS["llama"][0])
+    fuse(model)
+    before, seen = outputs(model), []
+
+    def output_capturing_hook(module: Any, args: Any, result: Any) -> None:
+        seen.append(module)
+
+    output_capturing_hook.__module__ = owner
+    attention = model.model.layers[1].self_attn
+    attention.register_forward_hook(output_capturing_hook)
+    assert torch.allclose(outputs(model), before, atol=1e-2)
+    assert seen == [attention]
+
+
 def test_a_hook_on_a_linear_layer_is_called(native_library: None) -> None:
     model = quantized(MODELS["llama"][0])
     fuse(model)

@@ -228,7 +228,9 @@ def test_texts_without_a_token_to_predict_do_not_count_for_gradients(large, kind
     assert all(bool((batch["labels"][:, kind == "llama" :] != IGNORED).any()) for batch in batches)
     small, _ = config.build().compress(large(kind), data=[*few, *rest], runtime=RUNTIME)
     assert small.parameter_count() < large(kind).parameter_count()
-    with pytest.raises(DataError, match="no text has a token to predict|all texts are empty"):
+    with pytest.raises(
+        DataError, match=r"^score=.gradient.: .*none of 1 texts has a token to predict.*Give longer texts"
+    ):
         config.build().compress(large(kind), data=nothing, runtime=RUNTIME)
 
 
@@ -259,6 +261,25 @@ def test_the_gradient_score_of_a_layer_is_that_of_gates_past_it(large, kind):
                 expected += float(slopes.abs().sum()) / len(batches)
             assert float(found[number]) == pytest.approx(expected, rel=1e-4)
     assert not any(p.requires_grad for p in lm.model.parameters())
+
+
+@pytest.mark.parametrize("score", ["block", "part"])
+def test_gradient_scores_are_the_same_where_the_caller_records_no_gradients(large, score):
+    lm = large("t5")
+    batches = calibration_batches(lm, DATA, max_length=32, batch_size=8, seed=0, method="", masks=True)
+    block = lm.model.encoder.block[1]
+
+    def scored():
+        if score == "block":
+            return block_gradient(lm, [block], batches)
+        return by_gradient(lm, [Part(down=block.layer[1].DenseReluDense.wo, up=())], batches)[0]
+
+    expected = scored()
+    with torch.no_grad():
+        found = scored()
+        assert not torch.is_grad_enabled()
+    assert float(found.abs().sum()) > 0
+    assert torch.equal(found, expected)
 
 
 def test_half_of_an_encoder_decoder_has_one_stack(large):

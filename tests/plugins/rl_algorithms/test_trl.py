@@ -54,6 +54,25 @@ def test_what_trl_refuses_is_a_config_error(reward_by: Any) -> None:
         TrlRLOO(**{**SMALL, "num_generations": 3}).build().train(tiny_lm("decoder"), task, QUIET)
 
 
+@pytest.mark.parametrize("by", ["fsdp", "deepspeed"])
+def test_adapters_that_need_whole_parameters_are_refused_where_these_are_cut_up(
+    by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    algorithm = TrlDPO(max_steps=1, per_device_train_batch_size=2).build()
+    lm = adapters.create("full", keep_zeros=True).build().attach(tiny_lm("decoder"), QUIET)
+    made = type(algorithm).trainer
+
+    def launched(*given: Any) -> Any:
+        """What accelerate tells the trainer under such a launcher, which takes several GPUs."""
+        trainer = made(*given)
+        setattr(trainer, f"is_{by}_enabled", True)
+        return trainer
+
+    monkeypatch.setattr(type(algorithm), "trainer", launched)
+    with pytest.raises(ConfigError, match=r"(?is)^trl_dpo: .*" + by + r" cuts them up.* @ adapter\.keep_zeros"):
+        algorithm.train(lm, Offline(preferences=PAIRS), QUIET)
+
+
 @pytest.mark.parametrize("cls", [TrlGRPO, TrlRLOO])
 def test_the_reward_gets_its_columns_and_the_prompts_as_they_were(cls: Any) -> None:
     from tunesmith.kinds.reward_model import RewardModel

@@ -113,10 +113,17 @@ def watched(*modules: nn.Module) -> bool:
 
 
 def _waits(hook: Any) -> bool:
-    """Whether a hook wants something: those that transformers puts on attentions stay there once hidden states were asked for."""
-    if getattr(hook, "__name__", "") != "output_capturing_hook":
+    """Whether a hook wants something: those that transformers puts on attentions stay there once hidden states were asked for.
+
+    Nothing public tells when they do; wherever what transformers keeps for itself is not as expected, they count as waiting.
+    """
+    names = getattr(hook, "__module__", ""), getattr(hook, "__name__", "")
+    if names != ("transformers.utils.output_capturing", "output_capturing_hook"):
         return True
-    collected = hook.__globals__["_active_collector"].get()
+    collector = getattr(hook, "__globals__", {}).get("_active_collector")
+    if collector is None:
+        return True
+    collected = collector.get()
     return collected is not None and any("attention" in key for key in collected)
 
 
