@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from weakref import finalize
 
 from attrs import Factory, define
 
@@ -50,13 +50,16 @@ class Turns:
 
 
 _lock = threading.Lock()
-_turns: WeakKeyDictionary[Engine, Turns] = WeakKeyDictionary()
+_turns: dict[int, Turns] = {}
 
 
 def turns_of(engine: Engine) -> Turns:
-    """Return the calls of an engine, the same to all threads."""
+    """Return the calls of an engine, the same to all threads; engines that are equal are still two."""
+    # by identity: a data class may be equal to another, and need not be hashable
     with _lock:
-        found = _turns.get(engine)
+        found = _turns.get(id(engine))
         if found is None:
-            found = _turns[engine] = Turns()
+            found = _turns[id(engine)] = Turns()
+            # an id is given again only after this; without the lock, since it may come while this thread holds it
+            finalize(engine, _turns.pop, id(engine), None).atexit = False
         return found
