@@ -19,8 +19,9 @@ class Turns:
     """The calls of one engine.
 
     Attributes:
-        lock: Held from giving the engine a model until it has been asked, not while it writes. A thread may take it
-            twice, since an engine that writes at once may come to a decoder that asks it again.
+        lock: Held from giving the engine a model until it has been asked, not while results are taken. An engine that
+            writes everything before it returns holds it meanwhile. A thread may take it twice, since such an engine may
+            come to a decoder that asks it again; a decoder that waits for another thread to do so waits for ever.
         asked: How many calls there were.
         writing: How many of them are being answered.
     """

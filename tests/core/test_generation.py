@@ -310,6 +310,18 @@ def test_steps_are_reported_where_they_are_those_of_one_call(lm):
     assert speeds[-1].steps == 5
 
 
+def test_steps_are_not_reported_where_the_engine_was_given_a_model_meanwhile(lm):
+    speeds = []
+    engine = Transformers(batch_size=3).build()
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "report": speeds.append, "stream": True}
+    pieces = generate(lm, PROMPTS, engine=engine, **options)
+    while engine.steps < 2:
+        next(pieces)
+    engine.sync(tiny_lm(seed=1))
+    assert sum(piece.completion is not None for piece in pieces) == len(PROMPTS)
+    assert [speed.steps for speed in speeds] == [None]
+
+
 def test_threads_share_an_engine_with_different_models():
     """Each engine waits, once it has its model, for the other thread to give it another."""
 
