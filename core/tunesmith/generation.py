@@ -228,15 +228,20 @@ def _metered(
     turns, call = turn
     whole = tokens = 0
     with turns.answering() as alone:
-        start, before = time.perf_counter(), (engine.steps or 0) if alone else 0
+        start = time.perf_counter()
+        before = seen = engine.steps or 0
+        held = True
         for result in results:
+            now = engine.steps or 0
+            held, seen = held and now >= seen, now
             completion = result if isinstance(result, Completion) else result.completion
             if completion is not None:
                 whole, tokens = whole + 1, tokens + len(completion.token_ids)
             yield result
-        # the engine counts the steps of all calls since it got its model
+        # the engine counts the steps of all calls since it got its model: fewer than before, and it is another model
         counted = engine.steps
-        steps = counted - before if counted is not None and alone and turns.asked == call else None
+        own = alone and turns.asked == call and held and (counted or 0) >= seen
+        steps = counted - before if counted is not None and own else None
     if report is not None:
         report(
             Throughput(

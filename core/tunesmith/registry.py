@@ -127,7 +127,7 @@ class Registry(Generic[T]):
 
         A file that names it can be read only where it was registered again; package it to share it
         (``tunesmith new-plugin``). A class of the same module and name takes the place of the earlier one, as when a cell of a
-        notebook is run again.
+        notebook is run again; not one that a function made, since its calls make different classes of one name.
 
         Raises:
             PluginError: If the name is taken by another class and ``replace`` is False, or cannot be a name.
@@ -141,7 +141,10 @@ class Registry(Generic[T]):
         self._check(entry, cls)
         with self._lock:
             taken = self._local.get(name)
-            if taken is not None and not replace and _target_of(taken) != _target_of(cls):
+            again = taken is cls or (
+                taken is not None and _target_of(taken) == _target_of(cls) and not _made_by_call(cls)
+            )
+            if taken is not None and not replace and not again:
                 raise PluginError(
                     f"{entry.id} is already registered: {_target_of(taken)}. "
                     f"Pass replace=True to put {_target_of(cls)} there."
@@ -290,6 +293,11 @@ class Registry(Generic[T]):
 
 def _target_of(cls: Any) -> str:
     return f"{getattr(cls, '__module__', '?')}:{getattr(cls, '__qualname__', repr(cls))}"
+
+
+def _made_by_call(cls: type) -> bool:
+    """Return whether a function defined the class, which may define another of the same name at its next call."""
+    return "<locals>" in cls.__qualname__
 
 
 adapters: Registry[AdapterConfig] = Registry(KINDS["adapter"])

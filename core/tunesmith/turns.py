@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from weakref import finalize
 
 from attrs import Factory, define
 
@@ -19,8 +19,9 @@ class Turns:
     """The calls of one engine.
 
     Attributes:
-        lock: Held from giving the engine a model until it has been asked, not while it writes. A thread may take it
-            twice, since an engine that writes at once may come to a decoder that asks it again.
+        lock: Held from giving the engine a model until it has been asked, not while results are taken. An engine that
+            writes everything before it returns holds it meanwhile. A thread may take it twice, since such an engine may
+            come to a decoder that asks it again; a decoder that waits for another thread to do so waits for ever.
         asked: How many calls there were.
         writing: How many of them are being answered.
     """
@@ -50,13 +51,16 @@ class Turns:
 
 
 _lock = threading.Lock()
-_turns: WeakKeyDictionary[Engine, Turns] = WeakKeyDictionary()
+_turns: dict[int, Turns] = {}
 
 
 def turns_of(engine: Engine) -> Turns:
-    """Return the calls of an engine, the same to all threads."""
+    """Return the calls of an engine, the same to all threads; engines that are equal are still two."""
+    # by identity: a data class may be equal to another, and need not be hashable
     with _lock:
-        found = _turns.get(engine)
+        found = _turns.get(id(engine))
         if found is None:
-            found = _turns[engine] = Turns()
+            found = _turns[id(engine)] = Turns()
+            # an id is given again only after this; without the lock, since it may come while this thread holds it
+            finalize(engine, _turns.pop, id(engine), None).atexit = False
         return found

@@ -1,13 +1,17 @@
+import gc
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from copy import copy
 from string import ascii_letters
+from weakref import ref
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from attrs import define
 from click.testing import CliRunner
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -19,6 +23,7 @@ from tunesmith.kinds.decoder import Completion, Decoder, DecoderConfig
 from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm
+from tunesmith.turns import turns_of
 from tunesmith_plugins.engines import Scripted, Transformers
 from tunesmith_plugins.engines.in_process import TransformersEngine
 from tunesmith_plugins.samplers import Chain, Temperature, TopK
@@ -305,6 +310,18 @@ def test_steps_are_reported_where_they_are_those_of_one_call(lm):
     assert speeds[-1].steps == 5
 
 
+def test_steps_are_not_reported_where_the_engine_was_given_a_model_meanwhile(lm):
+    speeds = []
+    engine = Transformers(batch_size=3).build()
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "report": speeds.append, "stream": True}
+    pieces = generate(lm, PROMPTS, engine=engine, **options)
+    while engine.steps < 2:
+        next(pieces)
+    engine.sync(tiny_lm(seed=1))
+    assert sum(piece.completion is not None for piece in pieces) == len(PROMPTS)
+    assert [speed.steps for speed in speeds] == [None]
+
+
 def test_threads_share_an_engine_with_different_models():
     """Each engine waits, once it has its model, for the other thread to give it another."""
 
@@ -322,6 +339,33 @@ def test_threads_share_an_engine_with_different_models():
     with ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(generate, lm, PROMPTS, engine=engine, max_new_tokens=6) for lm in lms]
         assert [ids_of(each.result()) for each in asked] == expected
+
+
+def test_an_engine_may_be_a_data_class_and_equal_to_another(lm):
+    @define
+    class Valued(TransformersEngine):
+        config: Transformers
+
+    one, other = Valued(Transformers()), Valued(Transformers())
+    assert one == other
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(one)
+    assert ids_of(generate(lm, PROMPTS, engine=one, max_new_tokens=3)) == ids_of(
+        generate(lm, PROMPTS, max_new_tokens=3)
+    )
+    assert turns_of(one) is turns_of(one)
+    assert turns_of(one) is not turns_of(other), "a thread would wait for the calls of another engine"
+    assert turns_of(copy(one)) is not turns_of(one)
+
+
+def test_the_calls_of_an_engine_are_forgotten_with_it():
+    engine = Transformers().build()
+    turns = ref(turns_of(engine))
+    gc.collect()
+    assert turns() is not None
+    del engine
+    gc.collect()
+    assert turns() is None
 
 
 def test_a_stream_says_at_once_what_is_wrong(lm):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import pytest
 
 import tunesmith as ts
-from tunesmith import hf
+from tunesmith import hf, registry
+from tunesmith_plugins.compressors.int8 import Int8Compressor
 
 pytestmark = pytest.mark.usefixtures("isolated_registry")
 
@@ -86,3 +88,50 @@ def test_a_plugin_that_fails_is_named_and_the_others_serve(plugin, caplog):
     assert "tunesmith-aaa/aaa (tunesmith-aaa 1.0)" in said
     assert "RuntimeError: of another transformers" in said
     assert (broken.calls, other.calls) == (1, 1)
+
+
+def test_a_class_that_is_defined_again_is_announced_too(plugin):
+    first = plugin("cell", "pass")
+    hf.register()
+    again = type(first.__name__, (first,), {"__module__": first.__module__})
+    calls = first.calls
+    sys.modules[first.__module__].PackedCompressor = again
+    hf.register()
+    hf.register()
+    assert again.calls == calls + 1
+
+
+def test_a_built_in_that_fails_says_so_at_every_load_until_it_succeeds(monkeypatch):
+    class Failing(Int8Compressor):
+        calls = 0
+
+        @staticmethod
+        def register_with_transformers():
+            Failing.calls += 1
+            if Failing.calls < 3:
+                raise RuntimeError("of another transformers")
+
+    monkeypatch.setattr("tunesmith_plugins.compressors.int8.Int8Compressor", Failing)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="of another transformers"):
+            hf.register()
+    hf.register()
+    hf.register()
+    assert Failing.calls == 3
+
+
+def test_a_module_that_cannot_be_imported_is_tried_again_after_a_refresh_only(fake_distribution, monkeypatch):
+    count = "import builtins\nbuiltins.imports_of_lame.append(1)\nraise ImportError('of something else')\n"
+    imports = []
+    monkeypatch.setattr("builtins.imports_of_lame", imports, raising=False)
+    fake_distribution(
+        "tunesmith-lame",
+        entry_points={"tunesmith.compressors": {"lame": "lame_config:Packed"}},
+        modules={"lame_config": CONFIG.replace("NAME", "lame_component"), "lame_component": count},
+    )
+    for _ in range(3):
+        hf.register()
+    assert len(imports) == 1
+    registry.refresh()
+    hf.register()
+    assert len(imports) == 2

@@ -247,3 +247,40 @@ def test_a_decoder_or_an_engine_that_ignores_limits_of_single_requests(kit, cls)
     kit.check_a_request_may_have_a_limit_of_its_own(cls(hears=True))
     with pytest.raises(AssertionError, match="tokens where the request has"):
         kit.check_a_request_may_have_a_limit_of_its_own(cls())
+
+
+@frozen(kw_only=True)
+class LateConfig(EngineConfig):
+    """Another engine, methods of which begin when their first result is taken.
+
+    Attributes:
+        late: Which of them.
+    """
+
+    impl: ClassVar[str] = f"{HERE}:LateEngine"
+    late: str = ""
+
+
+class LateEngine(Engine):
+    def sync(self, lm: Any) -> None:
+        self.inner = ts.engines.create("tunesmith/transformers").build()
+        self.inner.sync(lm)
+
+    def generate(self, *work: Any) -> Any:
+        return self._ask("generate", work)
+
+    def stream(self, *work: Any) -> Any:
+        return self._ask("stream", work)
+
+    def _ask(self, method: str, work: Any) -> Any:
+        return self._later(method, work) if method == self.config.late else getattr(self.inner, method)(*work)
+
+    def _later(self, method: str, work: Any) -> Any:
+        yield from getattr(self.inner, method)(*work)
+
+
+@pytest.mark.parametrize("late", ["generate", "stream"])
+def test_an_engine_that_looks_its_model_up_late(late):
+    engines.check_completions_keep_to_the_model_they_were_asked_of(LateConfig())
+    with pytest.raises(AssertionError, match=f"{late}: after another sync"):
+        engines.check_completions_keep_to_the_model_they_were_asked_of(LateConfig(late=late))

@@ -160,6 +160,26 @@ def test_an_installed_package_is_not_hidden(name, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_package_of_an_installed_plugin_of_that_name_is_not_replaced(fake_distribution, tmp_path, capsys):
+    fake_distribution("tunesmith-other-cut", entry_points={}, modules={"tunesmith_other_cut": ""})
+    assert main(["new-plugin", "tunesmith-other-cut", "--kind", "sampler", "--into", str(tmp_path / "new")]) == 1
+    said = capsys.readouterr().err
+    assert "a package 'tunesmith_other_cut' is there already" in said
+    assert "tunesmith_other_cut.py" in said
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "stem"),
+    [("data", "stage", "Data"), ("mapping", "stage", "Mapping"), ("sampler-config", "sampler", "SamplerConfig")],
+)
+def test_a_class_that_would_hide_what_its_module_imports_is_refused(name, kind, stem, tmp_path):
+    with pytest.raises(ConfigError, match=rf"a class of the name {stem}, which the module of an? [\w ]+ imports"):
+        write_plugin(name, KINDS[kind], tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert write_plugin("data-cut", KINDS[kind], tmp_path).is_dir()
+
+
 def test_the_name_of_a_built_in_is_taken_with_a_word(tmp_path, capsys):
     assert main(["new-plugin", "top-a", "--kind", "sampler", "--into", str(tmp_path)]) == 0
     assert "tunesmith has a sampler 'top_a' of its own" in capsys.readouterr().out

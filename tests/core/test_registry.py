@@ -422,6 +422,24 @@ def test_a_class_that_is_defined_again_takes_its_own_place():
         assert ts.samplers.create("cell").size == size
 
 
+def test_classes_that_a_function_makes_do_not_replace_each_other_unasked():
+    def made(size):
+        @frozen(kw_only=True)
+        class Made(SamplerConfig):
+            default: ClassVar[int] = size
+
+        return Made
+
+    one, two = made(1), made(2)
+    ts.samplers.register("made", one)
+    ts.samplers.register("made", one)
+    with pytest.raises(PluginError, match="already registered.*Made.*replace=True"):
+        ts.samplers.register("made", two)
+    assert ts.samplers.get("made") is one
+    ts.samplers.register("made", two, replace=True)
+    assert ts.samplers.get("made") is two
+
+
 def test_a_local_class_cannot_shadow_a_built_in():
     ts.samplers.register("top_p", Own)
     assert ts.samplers.get("top_p") is not Own

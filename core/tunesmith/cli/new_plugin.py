@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import keyword
 import re
 import shlex
-from importlib import metadata, resources
+from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
@@ -52,7 +53,7 @@ def write_plugin(name: str, kind: Kind, into: Path) -> Path:
     """Write the distribution and return its folder.
 
     Raises:
-        ConfigError: If the name cannot be one, the folder is there already, or the package of another distribution is.
+        ConfigError: If the name cannot be one, or the folder or the package is there already.
     """
     short = name.removeprefix(_PREFIX)
     if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", short):
@@ -69,9 +70,15 @@ def write_plugin(name: str, kind: Kind, into: Path) -> Path:
     if folder.exists():
         raise ConfigError([f"{folder} is there already; remove it or choose another name"], "new-plugin")
     module = f"tunesmith_{short.replace('-', '_')}"
-    if find_spec(module) is not None and not _is_installed(folder.name):
+    present = find_spec(module)
+    if present is not None:
+        where = present.origin or ", ".join(present.submodule_search_locations or ())
         raise ConfigError(
-            [f"a package {module!r} is there already, and the new one would hide it; choose another name"], "new-plugin"
+            [
+                f"a package {module!r} is there already ({where}), and the new one would take its place; "
+                "choose another name, or uninstall it"
+            ],
+            "new-plugin",
         )
     label = kind.name.replace("_", " ").replace("rl ", "RL ")
     article = "an" if label[0] in "aeiouR" else "a"  # an RL algorithm
@@ -100,18 +107,24 @@ def write_plugin(name: str, kind: Kind, into: Path) -> Path:
         "tests/test_conformance.py": "test_conformance.py.txt",
     }
     templates = resources.files("tunesmith.cli") / "templates"
-    for target, source in files.items():
-        text = (templates / source).read_text(encoding="utf-8")
+    texts = {target: (templates / source).read_text(encoding="utf-8") for target, source in files.items()}
+    texts = {name: text if name == "LICENSE" else Template(text).substitute(words) for name, text in texts.items()}
+    if stem in _imported(texts[f"{package}/config.py"]):
+        raise ConfigError(
+            [
+                f"{name!r} would make a class of the name {stem}, which the module of {article} {label} imports; choose another"
+            ],
+            "new-plugin",
+        )
+    for target, text in texts.items():
         path = folder / target
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text if target == "LICENSE" else Template(text).substitute(words), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     (folder / package / "py.typed").touch()
     return folder
 
 
-def _is_installed(dist: str) -> bool:
-    try:
-        metadata.version(dist)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+def _imported(code: str) -> set[str]:
+    """Return the names that the imports of a module bind."""
+    imports = [node for node in ast.walk(ast.parse(code)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    return {alias.asname or alias.name.partition(".")[0] for node in imports for alias in node.names}

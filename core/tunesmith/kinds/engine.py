@@ -38,8 +38,9 @@ class Throughput:
         prompt_tokens: Tokens of all prompts, each counted as often as it was asked for.
         new_tokens: Tokens of the completions that were returned.
         seconds: Wall time from the first request to the last completion.
-        steps: How often the model extended its rows by a token; None if the engine does not count, or wrote for other calls
-            at the same time.
+        steps: How often the model extended its rows by a token; None if the engine does not count, wrote for other calls of
+            :func:`tunesmith.generate` at the same time, or was seen to begin its count anew with another model. What the
+            engine's own methods are asked for meanwhile is counted too.
     """
 
     completions: int
@@ -75,7 +76,10 @@ class Engine(Component[Any]):
     An engine holds one model at a time, that of the last :meth:`sync`. What ``generate`` and ``stream`` return keeps to the model
     that was held when they were called, so that :func:`tunesmith.generate` may be given one engine in several threads with
     different models: it gives the engine the model and asks, and lets no other call in between. Who calls these methods
-    directly in several threads, with more than one model, sees to that, or takes an engine for each.
+    directly in several threads, with more than one model, sees to that, or takes an engine for each. Calls of one engine wait
+    until ``generate`` or ``stream`` has returned: one that returns an iterator which writes while it is read lets others in
+    at once; one that writes everything before it returns makes them wait, and a decoder that then waits for another thread's
+    call of the same engine waits for ever.
 
     Attributes:
         powers: The subset of :data:`POWERS` that this engine has.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from tunesmith.component import Config
 from tunesmith.errors import MissingPower
 from tunesmith.generation import component, generate, prompt_ids
-from tunesmith.kinds.decoder import Completion, Limits, Request
+from tunesmith.kinds.decoder import Completion, Limits, Piece, Request
 from tunesmith.kinds.engine import POWERS, Engine
 from tunesmith.kinds.sampler import Link, Rows, SamplerConfig
 from tunesmith.lm import LM
@@ -30,17 +30,17 @@ def _ready(config: Config, lm: LM) -> Engine:
     return engine
 
 
-def _asked(engine: Engine, lm: LM, sampler: Any = None, **options: Any) -> Iterator[Completion]:
+def _work(lm: LM, sampler: Any = None, **options: Any) -> tuple[list[Request], Any, Any, Limits, Runtime]:
     requests = [
         Request(prompt_ids=ids, seed=number, id=str(number), **options)
         for number, ids in enumerate(prompt_ids(lm, PROMPTS))
     ]
-    drawing = component(sampler, "sampler")
-    return engine.generate(requests, component(None, "decoder"), drawing, Limits(max_new_tokens=LENGTH), Runtime())
+    parts = component(None, "decoder"), component(sampler, "sampler")
+    return requests, *parts, Limits(max_new_tokens=LENGTH), Runtime()
 
 
 def _written(engine: Engine, lm: LM, sampler: Any = None, **options: Any) -> list[Completion]:
-    return sorted(_asked(engine, lm, sampler, **options), key=lambda c: c.request)
+    return sorted(engine.generate(*_work(lm, sampler, **options)), key=lambda c: c.request)
 
 
 def _has(power: str) -> Callable[[F], F]:
@@ -158,23 +158,23 @@ def check_changed_weights_are_followed(config: Config) -> None:
 
 
 def check_completions_keep_to_the_model_they_were_asked_of(config: Config) -> None:
-    """What ``generate`` has returned comes from the model that the engine had then, also if it gets another before it is read."""
+    """What ``generate`` and ``stream`` have returned comes from the model of then, also if another is given before it is read."""
     lm = tiny_lm()
     expected = _written(_ready(config, lm), lm)
-    engine = _ready(config, lm)
-    asked = _asked(engine, lm)
-    engine.sync(tiny_lm(seed=1))
-    found = sorted(asked, key=lambda c: c.request)
-    assert found == expected, f"after another sync {found} is not {expected}"
+    for method in ("generate", "stream"):
+        engine = _ready(config, lm)
+        asked = getattr(engine, method)(*_work(lm))
+        engine.sync(tiny_lm(seed=1))
+        results = [each.completion if isinstance(each, Piece) else each for each in asked]
+        found = sorted((c for c in results if c is not None), key=lambda c: c.request)
+        assert found == expected, f"{method}: after another sync {found} is not {expected}"
 
 
 def check_pieces_add_up_to_the_completions(config: Config) -> None:
     """Streamed pieces, put together, are the completions that are given without streaming."""
     lm = tiny_lm()
     whole = _written(_ready(config, lm), lm)
-    requests = [Request(prompt_ids=ids, seed=n, id=str(n)) for n, ids in enumerate(prompt_ids(lm, PROMPTS))]
-    parts = component(None, "decoder"), component(None, "sampler"), Limits(max_new_tokens=LENGTH), Runtime()
-    pieces = list(_ready(config, lm).stream(requests, *parts))
+    pieces = list(_ready(config, lm).stream(*_work(lm)))
     for c in whole:
         mine = [piece for piece in pieces if piece.request == c.request]
         text, ids = "".join(piece.text for piece in mine), tuple(i for piece in mine for i in piece.token_ids)
