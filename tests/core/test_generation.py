@@ -1,4 +1,6 @@
+import io
 import json
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -587,6 +589,19 @@ def test_the_command_reads_files_and_standard_input_and_says_what_is_missing(fol
     elsewhere = CliRunner(charset="latin-1")  # a terminal whose locale has another encoding
     marked = elsewhere.invoke(command, [folder, "--max-new-tokens", "3", "--json"], input="süß\n".encode())
     assert json.loads(marked.stdout.split("\n")[0])["prompt"] == "süß"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+@pytest.mark.parametrize("stream", [(), ("--stream",)])
+def test_what_the_command_prints_is_json_in_any_encoding(folder, monkeypatch, encoding, stream):
+    raw = io.BytesIO()
+    # what `main` makes of the standard output of a process
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace"))
+    command.main([folder, "-p", "süß \U0001f600 €", "--max-new-tokens", "2", "--json", *stream], standalone_mode=False)
+    sys.stdout.flush()
+    text = raw.getvalue().decode(encoding)
+    assert {json.loads(line)["prompt"] for line in text.splitlines()} == {"süß \U0001f600 €"}
+    assert ("süß" in text) == (encoding == "utf-8")
 
 
 def test_the_command_takes_a_type_of_weights(folder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tunesmith.cli.options import dtype_option
+from tunesmith.cli.printing import print_json
 
 if TYPE_CHECKING:
     from tunesmith.evaluation import Evaluation
@@ -128,7 +128,7 @@ def _print(found: Evaluation, compared: dict[str, Comparison], left_out: list[st
             "versus": {name: comparison.as_json() for name, comparison in compared.items()},
             "not_compared": left_out,
         }
-        click.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
+        print_json(record)
         return
     from tunesmith.report.cells import score_name
 

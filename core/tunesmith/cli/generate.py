@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import click
 
 from tunesmith.cli.options import dtype_option
+from tunesmith.cli.printing import print_json
 
 
 @click.command(name="generate")
@@ -88,7 +88,7 @@ def generate(
                 "score": completion.score,
                 **({"details": completion.details} if completion.details else {}),
             }
-            click.echo(json.dumps(record, ensure_ascii=False))
+            print_json(record, allow_nan=True)
         else:
             click.echo(completion.text if len(found) == 1 else f"{prompt}\n  {completion.text}\n")
 
@@ -107,7 +107,7 @@ def _write_piece(prompts: list[str], piece: Any, as_json: bool) -> None:
             "finish": None if done is None else done.finish,
             "token_ids": piece.token_ids,
         }
-        click.echo(json.dumps(record, ensure_ascii=False))
+        print_json(record, allow_nan=True)
     else:
         click.echo(piece.text, nl=done is not None)
     sys.stdout.flush()
