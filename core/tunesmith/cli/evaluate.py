@@ -89,9 +89,9 @@ def evaluate(
     from tunesmith.evaluation.artifact import about_other_tokens
     from tunesmith.evaluation.head import head_for
     from tunesmith.lm import load
-    from tunesmith.model_folder import check_folder
     from tunesmith.runtime import Runtime
     from tunesmith.spec import construct, parse
+    from tunesmith.writable import check_folder
 
     # wrong names, places and data are found before a model is read
     configs = tuple(parse(text, "metric") for text in metrics)
