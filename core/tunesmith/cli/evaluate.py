@@ -109,7 +109,7 @@ def evaluate(
     runtime = Runtime(device=device, dtype=dtype, seed=seed, allow_code=allow_code)
     fields = {"source": source, "prompt": prompt, "target": target, "references": references}
     data = construct(Data, fields, where="evaluate")
-    chosen = split or ("all" if Path(os.path.expanduser(source)).is_file() else "test")
+    chosen = split or ("all" if os.path.isfile(os.path.expanduser(source)) else "test")
     examples = load_examples(data, chosen, runtime, items=items, shots=shots or None)
     lm = load(model, runtime=runtime, head=head_for(configs))
     found = measure(lm, examples, configs, generation=generation, runtime=runtime, seed=seed, confidence=confidence)
