@@ -619,8 +619,22 @@ def test_the_command_finds_a_wrong_name_before_it_reads_the_model():
 
 
 def test_half_a_character_in_a_prompt_is_named(lm):
-    with pytest.raises(ConfigError, match="prompt 1 holds half of a character .* at place 2"):
+    with pytest.raises(ConfigError, match="prompt 1 holds half of a character .* at place 2, .*reads: 'a .ud83d'$"):
         generate(lm, ["the cat", "a \ud83d"])
+    with pytest.raises(ConfigError, match="prompt 1 holds half of a character") as caught:
+        prompt_ids(lm, ["the cat", "a " * 10_000 + "\ud83d"])
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(("prompts", "options", "message"), [
+    (["a", [5], "\ud83d"], {}, "prompt 2 holds half of a character"),
+    (["a"], {"negative_prompts": "\ud83d", "decoder": "guidance"}, "negative prompt 0 holds half of a character"),
+    (["a"], {"negative_prompts": ["a", "b"], "decoder": "guidance"}, "2 negative prompts for 1 prompts"),
+    (["a"], {"negative_prompts": "b"}, "has no use for negative_prompts"),
+])  # fmt: skip
+def test_what_is_wrong_with_prompts_is_said_before_a_model_is_read(prompts, options, message):
+    with pytest.raises(ConfigError, match=message):
+        generate("./no-model", prompts, **options)
 
 
 def test_an_empty_stop_string_is_refused(lm):
