@@ -616,6 +616,10 @@ def test_the_command_finds_a_wrong_name_before_it_reads_the_model():
     run = CliRunner().invoke(command, ["no/such/model", "-p", "a", "--sampler", "top_pp"])
     assert isinstance(run.exception, Exception)
     assert "top_p" in str(run.exception)
+    run = CliRunner().invoke(
+        command, ["no/such/model", "-p", "a\udcff"]
+    )  # bytes that are no text, as a shell passes them on
+    assert "prompt 0 holds half of a character" in str(run.exception)
 
 
 def test_half_a_character_in_a_prompt_is_named(lm):
