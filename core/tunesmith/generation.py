@@ -5,6 +5,7 @@ Imported at run time only; torch arrives with the engine.
 
 from __future__ import annotations
 
+import reprlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
@@ -166,10 +167,12 @@ def generate(
     built_sampler: Sampler = component(sampler, "sampler")
     check_parameters(built_sampler, values, "generate")
     built.require(_powers(built_sampler, completions))
-    # what is wrong has been said before a model is read
+    _check_characters(given, "prompt")
+    negatives = _negatives(given, negative_prompts, built_decoder)
+    # what can be seen to be wrong without a model has been said before one is read
     lm = _model(lm, checked(runtime, "generate") or Runtime())
     runtime = runtime or Runtime(device=str(lm.device))  # what decoders load lies where the model does
-    negatives = _negatives(lm, given, negative_prompts, built_decoder)
+    negative_ids = [()] * count if negatives is None else _tokens(lm, negatives, "negative prompt")
     if built is not engine:
         built.setup(runtime)
     if built_sampler is not sampler:
@@ -181,7 +184,7 @@ def generate(
             stream=copy,
             parameters={name: own_values[place] for name, own_values in values.items()},
             id=names[place],
-            negative_ids=negatives[place],
+            negative_ids=negative_ids[place],
             max_new_tokens=most[place] if most[place] < longest else None,
         )
         for place, tokens in enumerate(_tokens(lm, given))
@@ -292,8 +295,7 @@ def _list_of(prompts: Any) -> list[Any]:
 
 def _tokens(lm: LM, prompts: Sequence[Any], what: str = "prompt") -> list[tuple[int, ...]]:
     """Return the ids of prompts, some of which may be ids already; ``what`` is how messages call one."""
-    given = {f"{what} {place}": prompt for place, prompt in enumerate(prompts) if isinstance(prompt, str)}
-    texts = iter(prompt_ids(lm, list(given.values()), names=list(given)))
+    texts = iter(prompt_ids(lm, [prompt for prompt in prompts if isinstance(prompt, str)]))
     size, found = lm.readable_ids, []
     for place, prompt in enumerate(prompts):
         if isinstance(prompt, str):
@@ -306,23 +308,19 @@ def _tokens(lm: LM, prompts: Sequence[Any], what: str = "prompt") -> list[tuple[
     return found
 
 
-def prompt_ids(lm: LM, prompts: Sequence[str], *, names: Sequence[str] = ()) -> list[tuple[int, ...]]:
+def prompt_ids(lm: LM, prompts: Sequence[str]) -> list[tuple[int, ...]]:
     """Tokenize prompts with the special tokens of a text, ready to be continued.
 
     For a decoder-only model an end-of-sequence token that the tokenizer puts behind a text is taken off, a second
     beginning-of-text token (chat templates write one already) is dropped, and an empty prompt becomes the
-    beginning-of-text token. ``names`` are what messages call the prompts, each by its text if they are left out.
+    beginning-of-text token.
 
     Raises:
         ConfigError: For an empty prompt of a model without any such token, half of a character, or a model without a tokenizer.
     """
     if not prompts:
         return []
-    for name, prompt in zip(names or map(repr, prompts), prompts, strict=True):
-        broken = half_a_character(prompt)
-        if broken is not None:
-            half = f"{name} holds half of a character (one of two surrogates) at place {broken}"
-            raise ConfigError([f"{half}, which no tokenizer reads"], "generate")
+    _check_characters(prompts, "prompt")
     tokenizer = lm.tokenizer
     if tokenizer is None:
         raise ConfigError(
@@ -345,6 +343,16 @@ def prompt_ids(lm: LM, prompts: Sequence[str], *, names: Sequence[str] = ()) -> 
             row = (start,)
         fixed.append(row)
     return fixed
+
+
+def _check_characters(prompts: Sequence[Any], what: str) -> None:
+    """Check that the texts among prompts hold no half of a character; ``what`` is how messages call one."""
+    for place, prompt in enumerate(prompts):
+        broken = half_a_character(prompt) if isinstance(prompt, str) else None
+        if broken is not None:
+            half = f"{what} {place} holds half of a character (one of two surrogates) at place {broken}"
+            shown = reprlib.repr(prompt)
+            raise ConfigError([f"{half}, which no tokenizer reads: {shown}"], "generate")
 
 
 def component(given: Config | Component[Any] | str | None, kind: str) -> Any:
@@ -381,10 +389,11 @@ def _names(prompts: Sequence[Any], ids: Sequence[str] | None) -> list[str]:
 
 
 def _negatives(
-    lm: LM, prompts: Sequence[Any], wanted: str | Sequence[str | Sequence[int]] | None, decoder: Decoder
-) -> list[tuple[int, ...]]:
+    prompts: Sequence[Any], wanted: str | Sequence[str | Sequence[int]] | None, decoder: Decoder
+) -> list[Any] | None:
+    """Return the negative prompts as a list, None if there are none."""
     if wanted is None:
-        return [()] * len(prompts)
+        return None
     given = _list_of(wanted)
     problems = []
     if len(given) != len(prompts):
@@ -393,7 +402,8 @@ def _negatives(
         problems.append(f"{decoder!r} has no use for negative_prompts; the decoder 'guidance' has")
     if problems:
         raise ConfigError(problems, "generate")
-    return _tokens(lm, given, "negative prompt")
+    _check_characters(given, "negative prompt")
+    return given
 
 
 def _powers(sampler: Sampler, completions: int) -> set[str]:

@@ -266,7 +266,11 @@ def load(
     if str(source).startswith("~"):
         source = os.path.expanduser(source)  # which leaves ~name of nobody as it is
     folder = Path(source)
-    if (folder / ADAPTED).is_file():
+    try:
+        adapted = (folder / ADAPTED).is_file()
+    except OSError as cause:  # a name that is too long, a folder that may not be entered
+        raise ConfigError([f"{str(source)!r} cannot be read: {cause.strerror or cause}"], "tunesmith.load") from cause
+    if adapted:
         return _load_adapted(folder, runtime, head, labels, device_map)
     import transformers
     from safetensors import SafetensorError

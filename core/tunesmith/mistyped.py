@@ -17,7 +17,7 @@ def did_you_mean(path: str | os.PathLike[str], *, folders: bool = False) -> str:
         folders: Whether only folders can have been meant.
     """
     at = Path(path)
-    while at.parent != at and not at.parent.exists():
+    while at.parent != at and not os.path.exists(at.parent):  # a name on the way may be too long
         at = at.parent
     try:
         beside = [each.name for each in at.parent.iterdir() if not folders or each.is_dir()]

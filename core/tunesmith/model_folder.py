@@ -12,10 +12,11 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from tunesmith.errors import ConfigError
+from tunesmith.writable import check_folder
 
 log = logging.getLogger("tunesmith")
 
@@ -34,36 +35,6 @@ _ADAPTER = "adapter_config.json"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|generation_config\.json")
 
 
-def check_folder(folder: Path, what: str, option: str, where: str) -> None:
-    """Check that something can be written to ``folder``, which need not be there yet, and is not after this either.
-
-    It is tried: what the system says beforehand is not all (the superuser may do everything, and still not write to /proc).
-
-    Args:
-        folder: The place.
-        what: What is going to be written, for messages: ``"the model is saved"``.
-        option: The option that names the folder.
-        where: Who is going to write it, at the head of messages.
-
-    Raises:
-        ConfigError: If it is a file or lies under one, or cannot be written to.
-    """
-    missing = [at for at in (folder, *folder.parents) if not os.path.exists(at)]
-    place = missing[-1].parent if missing else folder
-    if not place.is_dir():
-        raise ConfigError([f"{place} is a file, and {what} to a folder; give another name @ {option}"], where)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as cause:
-        why = cause.strerror or cause
-        raise ConfigError([f"{folder} cannot be written to ({why}); give another folder @ {option}"], where) from cause
-    finally:
-        for made in missing:
-            with suppress(OSError):  # it could not be made, or another process has put something there
-                made.rmdir()
-
-
 def check_place(folder: Path, where: str) -> None:
     """Check that a model can be saved to ``folder``, which need not be there yet.
 
@@ -72,8 +43,8 @@ def check_place(folder: Path, where: str) -> None:
         where: Who is going to save it, at the head of messages.
 
     Raises:
-        ConfigError: As :func:`check_folder`, or if it holds an adapter of peft's, which ``from_pretrained`` would put on any
-            model in it.
+        ConfigError: As :func:`~tunesmith.writable.check_folder`, or if it holds an adapter of peft's, which
+            ``from_pretrained`` would put on any model in it.
     """
     check_folder(folder, "the model is saved", "save", where)
     if (folder / _ADAPTER).is_file():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from attrs import converters, evolve, field, frozen
+from attrs import evolve, field, frozen
 
 from tunesmith.errors import ConfigError
 from tunesmith.given import whole
@@ -24,6 +25,19 @@ def _seed(value: Any) -> int:
     return whole(value, "seed", "runtime")
 
 
+def _threads(value: Any) -> int:
+    return whole(value, "threads", "runtime")
+
+
+def _device(value: Any) -> Any:
+    torch = sys.modules.get("torch")  # whoever has such a device has imported it
+    return str(value) if torch is not None and isinstance(value, torch.device) else value
+
+
+def _folder(value: Any) -> Any:
+    return Path(value) if isinstance(value, (str, os.PathLike)) else value
+
+
 @frozen(kw_only=True)
 class Runtime:
     """Handed to every heavy method.
@@ -37,21 +51,27 @@ class Runtime:
         offline: No hub is asked for anything.
         allow_code: Components may run Python code that a configuration names.
         progress: Show progress bars (they are silent when standard error is not a terminal).
+
+    Raises:
+        ConfigError: If a value has the wrong type, or ``threads`` is negative.
     """
 
-    device: str = field(default="cpu", converter=str)
+    device: str = field(default="cpu", converter=_device)
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "float32"
     seed: int = field(default=0, converter=_seed)
-    threads: int = 0
-    folder: Path | None = field(default=None, converter=converters.optional(Path))
+    threads: int = field(default=0, converter=_threads)
+    folder: Path | None = field(default=None, converter=_folder)
     offline: bool = field(factory=lambda: os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"))
     allow_code: bool = False
     progress: bool = True
 
     def __attrs_post_init__(self) -> None:
-        check_fields(self)
+        try:
+            check_fields(self)
+        except TypeError as cause:
+            raise ConfigError([str(cause).removeprefix("Runtime: ")], "runtime") from None
         if self.threads < 0:
-            raise ValueError(f"'threads' must be >= 0: {self.threads}")
+            raise ConfigError([f"threads must be at least 0, not {self.threads}"], "runtime")
 
     @property
     def torch_dtype(self) -> torch.dtype | Literal["auto"]:
@@ -88,8 +108,6 @@ class Runtime:
 
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
         """Yield ``items`` with a progress bar on standard error when that is a terminal."""
-        import sys
-
         if not (self.progress and sys.stderr.isatty()):
             yield from items
             return

@@ -1,5 +1,7 @@
 import gc
+import io
 import json
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -633,6 +635,19 @@ def test_the_command_reads_files_and_standard_input_and_says_what_is_missing(fol
     assert json.loads(marked.stdout.split("\n")[0])["prompt"] == "süß"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+@pytest.mark.parametrize("stream", [(), ("--stream",)])
+def test_what_the_command_prints_is_json_in_any_encoding(folder, monkeypatch, encoding, stream):
+    raw = io.BytesIO()
+    # what `main` makes of the standard output of a process
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace"))
+    command.main([folder, "-p", "süß \U0001f600 €", "--max-new-tokens", "2", "--json", *stream], standalone_mode=False)
+    sys.stdout.flush()
+    text = raw.getvalue().decode(encoding)
+    assert {json.loads(line)["prompt"] for line in text.splitlines()} == {"süß \U0001f600 €"}
+    assert ("süß" in text) == (encoding == "utf-8")
+
+
 def test_the_command_takes_a_type_of_weights(folder):
     given = [folder, "-p", PROMPTS[0], "--max-new-tokens", "4", "--json"]
     (row,) = CliRunner().invoke(command, [*given, "--dtype", "bfloat16"], catch_exceptions=False).stdout.splitlines()
@@ -645,11 +660,29 @@ def test_the_command_finds_a_wrong_name_before_it_reads_the_model():
     run = CliRunner().invoke(command, ["no/such/model", "-p", "a", "--sampler", "top_pp"])
     assert isinstance(run.exception, Exception)
     assert "top_p" in str(run.exception)
+    run = CliRunner().invoke(
+        command, ["no/such/model", "-p", "a\udcff"]
+    )  # bytes that are no text, as a shell passes them on
+    assert "prompt 0 holds half of a character" in str(run.exception)
 
 
 def test_half_a_character_in_a_prompt_is_named(lm):
-    with pytest.raises(ConfigError, match="prompt 1 holds half of a character .* at place 2"):
+    with pytest.raises(ConfigError, match="prompt 1 holds half of a character .* at place 2, .*reads: 'a .ud83d'$"):
         generate(lm, ["the cat", "a \ud83d"])
+    with pytest.raises(ConfigError, match="prompt 1 holds half of a character") as caught:
+        prompt_ids(lm, ["the cat", "a " * 10_000 + "\ud83d"])
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(("prompts", "options", "message"), [
+    (["a", [5], "\ud83d"], {}, "prompt 2 holds half of a character"),
+    (["a"], {"negative_prompts": "\ud83d", "decoder": "guidance"}, "negative prompt 0 holds half of a character"),
+    (["a"], {"negative_prompts": ["a", "b"], "decoder": "guidance"}, "2 negative prompts for 1 prompts"),
+    (["a"], {"negative_prompts": "b"}, "has no use for negative_prompts"),
+])  # fmt: skip
+def test_what_is_wrong_with_prompts_is_said_before_a_model_is_read(prompts, options, message):
+    with pytest.raises(ConfigError, match=message):
+        generate("./no-model", prompts, **options)
 
 
 def test_an_empty_stop_string_is_refused(lm):

@@ -260,6 +260,12 @@ def test_a_missing_folder_is_named(tmp_path):
         load("somebody/something", runtime=Runtime(offline=True))
 
 
+@pytest.mark.parametrize("source", ["./" + "x" * 300, "./" + "x" * 300 + "/b"])
+def test_a_name_that_no_folder_can_have_is_said(source):
+    with pytest.raises(ConfigError, match=f"'{source}' cannot be read: File name too long"):
+        load(source)
+
+
 def test_near_folders_home_and_files_in_the_place_of_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))

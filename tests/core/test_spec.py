@@ -318,6 +318,11 @@ def test_a_missing_file_is_a_config_error_that_names_it(tmp_path):
         spec.read(tmp_path / "nothing.json", SamplerConfig)
 
 
+def test_a_name_that_no_file_can_have_is_a_config_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot be read: File name too long"):
+        spec.read_data(tmp_path / ("x" * 300) / "c.json")
+
+
 def test_a_write_that_fails_leaves_nothing_beside(tmp_path):
     (tmp_path / "config.json").mkdir()
     with pytest.raises(OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,10 +27,10 @@ from tunesmith_plugins.stages import Generation
     (lambda: Alarms(window="10", watch="kl"), r"^Alarms: watch: must be a tuple, not str \('kl'\); window: must be int"),
     (lambda: Gate(threshold="high"), r"^Gate: threshold: must be float, not str \('high'\)$"),
     (lambda: Scheme(threshold="6"), r"^Scheme: threshold: must be float, not str \('6'\)$"),
-    (lambda: ts.Runtime(threads="4"), r"^Runtime: threads: must be int, not str \('4'\)$"),
-    (lambda: ts.Runtime(dtype=torch.float16), r"^Runtime: dtype: must be one of 'auto', 'float32'"),
     (lambda: ts.Example(id="1", prompt=3), r"^Example: prompt: must be str, not int \(3\)$"),
     (lambda: ts.Example(id="1", prompt="a", targets="yes"), r"^Example: targets: must be a tuple of texts, not str \('yes'\)$"),
+    (lambda: ts.Example(id="1", prompt="a", targets={"yes", "no"}), r"^Example: targets: must be a tuple of texts, not set \("),
+    (lambda: ts.Example(id="1", prompt="a", targets=None), r"^Example: targets: must be a tuple of texts, not NoneType \(None\)$"),
     (lambda: ts.Example(id="1", prompt="a", targets=["b", None]), r"^Example: targets: must be str, not NoneType \(None\)$"),
     (lambda: ts.Preference(id="1", prompt="a", chosen="b", rejected=["c"]), r"^Preference: rejected: must be str, not list"),
 ])  # fmt: skip
@@ -50,10 +51,21 @@ def test_lengths_that_cannot_be_are_refused_when_they_are_given(make):
 def test_a_runtime_takes_what_stands_for_its_fields():
     made = ts.Runtime(folder="work", device=torch.device("cuda", 1), seed=torch.tensor(3))
     assert made == ts.Runtime(folder=Path("work"), device="cuda:1", seed=3)
-    with pytest.raises(ConfigError, match="seed: a whole number was expected, not float 1.5"):
-        ts.Runtime(seed=1.5)
-    with pytest.raises(ValueError, match="'threads' must be >= 0: -1"):
-        ts.Runtime(threads=-1)
+    assert type(ts.Runtime(threads=np.int64(2)).threads) is int
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"seed": 1.5}, "seed: a whole number was expected, not float 1.5"),
+    ({"threads": "4"}, "threads: a whole number was expected, not str '4'"),
+    ({"threads": -1}, "threads must be at least 0, not -1"),
+    ({"device": None}, "device: must be str, not NoneType"),
+    ({"device": 0}, r"device: must be str, not int \(0\)"),
+    ({"folder": 5}, "folder: must be a Path, not int"),
+    ({"dtype": torch.float16, "offline": 1}, "dtype: must be one of 'auto', 'float32'.*; offline: must be bool"),
+])  # fmt: skip
+def test_what_does_not_stand_for_a_runtimes_field_is_said(options, message):
+    with pytest.raises(ConfigError, match=f"^runtime: 1 problem\n  - {message}"):
+        ts.Runtime(**options)
 
 
 @pytest.mark.parametrize("call", [

@@ -7,7 +7,7 @@ from attrs import validators as v
 
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.reward_model import RewardModelConfig
-from tunesmith.typecheck import Checked, check_fields
+from tunesmith.typecheck import Checked
 
 NAMES = ("held_out", "diversity", "perplexity", "length", "kl", "disagreement")
 """Every alarm there is."""
@@ -59,7 +59,7 @@ class Alarms(Checked):
     disagreement_rise: float = field(default=0.25, validator=v.ge(0))
 
     def __attrs_post_init__(self) -> None:
-        check_fields(self)
+        super().__attrs_post_init__()
         idle = [name for name in self.stop if name not in self.watch]
         if idle:
             raise ConfigError([f"{', '.join(idle)} cannot stop the training without being watched @ stop"], "alarms")

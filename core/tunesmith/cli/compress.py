@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tunesmith.cli.options import dtype_option
+from tunesmith.cli.printing import print_json
 
 if TYPE_CHECKING:
     from tunesmith.kinds.compressor import CompressionReport
@@ -68,7 +68,7 @@ def compress(
     found = reports[0]
     if as_json:
         record = {name: getattr(found, name) for name in ("parameters", "bytes", "layers", "summary")}
-        click.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
+        print_json(record)
     else:
         click.echo(str(found))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tunesmith.cli.options import dtype_option
+from tunesmith.cli.printing import print_json
 
 if TYPE_CHECKING:
     from tunesmith.evaluation import Evaluation
@@ -89,9 +89,9 @@ def evaluate(
     from tunesmith.evaluation.artifact import about_other_tokens
     from tunesmith.evaluation.head import head_for
     from tunesmith.lm import load
-    from tunesmith.model_folder import check_folder
     from tunesmith.runtime import Runtime
     from tunesmith.spec import construct, parse
+    from tunesmith.writable import check_folder
 
     # wrong names, places and data are found before a model is read
     configs = tuple(parse(text, "metric") for text in metrics)
@@ -109,7 +109,7 @@ def evaluate(
     runtime = Runtime(device=device, dtype=dtype, seed=seed, allow_code=allow_code)
     fields = {"source": source, "prompt": prompt, "target": target, "references": references}
     data = construct(Data, fields, where="evaluate")
-    chosen = split or ("all" if Path(os.path.expanduser(source)).is_file() else "test")
+    chosen = split or ("all" if os.path.isfile(os.path.expanduser(source)) else "test")
     examples = load_examples(data, chosen, runtime, items=items, shots=shots or None)
     lm = load(model, runtime=runtime, head=head_for(configs))
     found = measure(lm, examples, configs, generation=generation, runtime=runtime, seed=seed, confidence=confidence)
@@ -128,7 +128,7 @@ def _print(found: Evaluation, compared: dict[str, Comparison], left_out: list[st
             "versus": {name: comparison.as_json() for name, comparison in compared.items()},
             "not_compared": left_out,
         }
-        click.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
+        print_json(record)
         return
     from tunesmith.report.cells import score_name
 

@@ -53,7 +53,8 @@ def command(
 
     from tunesmith.runtime import Runtime
     from tunesmith.testing.exam import check_family, examine
-    from tunesmith.testing.exam_output import check_folder, check_plot, plot, remarks, tables, verdict
+    from tunesmith.testing.exam_output import check_plot, plot, remarks, tables, verdict
+    from tunesmith.writable import check_file
 
     # what cannot be done is found before anything is trained
     for algorithm in algorithms:
@@ -61,7 +62,7 @@ def command(
     if plot_file is not None:
         check_plot(plot_file)
     if json_file is not None:
-        check_folder(json_file, "--json")
+        check_file(json_file, "--json")
     console = Console() if Console().is_terminal else Console(width=110)
     exams = []
     for algorithm in algorithms:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import click
 
 from tunesmith.cli.options import dtype_option
+from tunesmith.cli.printing import print_json
 
 
 @click.command(name="generate")
@@ -59,22 +59,17 @@ def generate(
     if stream and not as_json and len(given) * limits["completions"] > 1:
         raise click.UsageError("several completions are written side by side; --stream needs --json to tell them apart")
     from tunesmith import generation
-    from tunesmith.kinds.decoder import Limits
-    from tunesmith.lm import load
     from tunesmith.runtime import Runtime
-    from tunesmith.spec import parse
 
-    # what is wrong is found before the model is read
-    parts = {k: parse(text, k) for k, text in {"sampler": sampler, "decoder": decoder, "engine": engine}.items()}
-    Limits(**{name: limits[name] for name in ("max_new_tokens", "min_new_tokens", "stop")})
+    parts = {"sampler": sampler, "decoder": decoder, "engine": engine}
     runtime = Runtime(device=device, dtype=dtype)
-    lm = load(model, runtime=runtime)
+    # given the name of a model, it finds what is wrong before it reads that
     options: dict[str, Any] = {"ids": _ids(given), "runtime": runtime, "report": _report, **parts, **limits}
     if stream:
-        for piece in generation.generate(lm, given, stream=True, **options):
+        for piece in generation.generate(model, given, stream=True, **options):
             _write_piece(given, piece, as_json)
         return
-    found = generation.generate(lm, given, **options)
+    found = generation.generate(model, given, **options)
     for completion in found:
         prompt = given[completion.request]
         if as_json:
@@ -88,7 +83,7 @@ def generate(
                 "score": completion.score,
                 **({"details": completion.details} if completion.details else {}),
             }
-            click.echo(json.dumps(record, ensure_ascii=False))
+            print_json(record, allow_nan=True)
         else:
             click.echo(completion.text if len(found) == 1 else f"{prompt}\n  {completion.text}\n")
 
@@ -107,7 +102,7 @@ def _write_piece(prompts: list[str], piece: Any, as_json: bool) -> None:
             "finish": None if done is None else done.finish,
             "token_ids": piece.token_ids,
         }
-        click.echo(json.dumps(record, ensure_ascii=False))
+        print_json(record, allow_nan=True)
     else:
         click.echo(piece.text, nl=done is not None)
     sys.stdout.flush()

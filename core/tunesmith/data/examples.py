@@ -31,7 +31,7 @@ def load_examples(
     split: str,
     runtime: Runtime | None = None,
     *,
-    items: int = 0,
+    items: int | None = 0,
     shots: int | None = None,
     tokenizer: Any = None,
 ) -> list[Example]:
@@ -42,7 +42,7 @@ def load_examples(
         split: ``"train"``, ``"test"``, ``"validation"`` (also ``dev``, ``val``, ``valid``), any other name the source has, a
             key of ``data.fractions``, or ``"all"`` for a source with one file.
         runtime: Says whether a hub may be asked; None means the default runtime.
-        items: At most so many, the first ones; 0 means all.
+        items: At most so many, the first ones; 0 and None mean all.
         shots: In-context examples instead of ``data.shots``.
         tokenizer: Needed where ``data.chat`` asks for its chat template.
 
@@ -57,7 +57,7 @@ def load_examples(
         from tunesmith.runtime import Runtime
 
         runtime = Runtime()
-    items = whole(items, "items", "load_examples")
+    items = whole(0 if items is None else items, "items", "load_examples")
     count = whole(data.shots if shots is None else shots, "shots", "load_examples")
     if items < 0 or count < 0:
         raise ConfigError([f"items={items} and shots={count} must be at least 0"], "load_examples")
@@ -183,7 +183,7 @@ def _ids(records: Sequence[Record], data: Data, known: Sequence[str]) -> list[st
 
 
 def _with_shots(
-    examples: Sequence[Example], whole: Sequence[Example], data: Data, split: str, count: int, runtime: Runtime
+    examples: Sequence[Example], split_examples: Sequence[Example], data: Data, split: str, count: int, runtime: Runtime
 ) -> list[Example]:
     """Put in-context examples before each prompt, k of them a prefix of k + 1."""
     same = sources.same_split(split, data.shots_split)
@@ -191,7 +191,7 @@ def _with_shots(
         raise DataError(
             f"{data.source}: in-context examples would come from the split {split!r} that is asked for; set shots_split to another."
         )
-    pool = list(whole) if same else _plain(data, data.shots_split, runtime)
+    pool = list(split_examples) if same else _plain(data, data.shots_split, runtime)
     if split == sources.ALL and {example.id for example in pool} & {example.id for example in examples}:
         log.warning(
             "%s: in-context examples come from the very file whose examples are asked for. An item is never shown its own "

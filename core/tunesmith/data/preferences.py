@@ -31,9 +31,9 @@ def load_preferences(path: str | Path) -> list[Preference]:
         DataError: Naming file, line and field.
     """
     path = Path(os.path.expanduser(path))
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / FILE
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{path}: there is no such file of preferences.{did_you_mean(path)}")
     seen: dict[str, str] = {}
     return [_preference(record, seen) for record in read_file(path, "")]
@@ -50,7 +50,7 @@ def write_preferences(path: str | Path, preferences: Iterable[Preference]) -> No
         DataError: If two have one id.
     """
     path = Path(os.path.expanduser(path))
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / FILE
     seen: set[str] = set()
     lines = []

@@ -6,7 +6,6 @@ import csv
 import gzip
 import io
 import json
-import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +14,11 @@ from typing import Any, Literal
 from attrs import frozen
 
 from tunesmith.errors import DataError
+from tunesmith.given import half_a_character
 
 TEXT = "text"
 """The only field of a record of a text file."""
 _HALF = "a text holds half of a character (one of two surrogates, as \\ud83d alone)"
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _SHOWN = 5  # malformed lines named in one message
 
 
@@ -140,7 +139,7 @@ def _may_be_cut(written: str) -> bool:
 
 def _has_half_a_character(value: Any) -> bool:
     """Return whether a text in ``value`` holds one of two surrogates, which JSON can write down and no tokenizer reads."""
-    return _SURROGATE.search(json.dumps(value, ensure_ascii=False)) is not None
+    return half_a_character(json.dumps(value, ensure_ascii=False)) is not None
 
 
 def _delimited(delimiter: str, quoting: Literal[0, 3]) -> Callable[[Path, str], Iterator[Record]]:

@@ -12,7 +12,7 @@ from tunesmith.given import half_a_character
 
 
 def _answers(value: Any) -> tuple[str, ...]:
-    if isinstance(value, (str, bytes)):
+    if not isinstance(value, (list, tuple)):  # a text's elements are letters, and a set's come in any order
         raise TypeError(f"Example: targets: must be a tuple of texts, not {type(value).__name__} ({value!r})")
     return tuple(value)
 
@@ -40,7 +40,7 @@ class Example:
         columns: The record's fields as they were read.
 
     Raises:
-        TypeError: If a text is none, or ``targets`` is one text (of which each character would be an answer).
+        TypeError: If a text is none, or ``targets`` is neither a tuple nor a list: of one text each character would be an answer.
         DataError: If a text holds half of a character (one of two surrogates), which no tokenizer reads.
     """
 

@@ -54,9 +54,9 @@ def find(data: Data, split: str, runtime: Runtime) -> Found:
             f"{data.source} stands for what a stage makes, and only a pipeline that is run can tell where that is."
         )
     path = Path(os.path.expanduser(data.source))
-    if path.is_file():
+    if os.path.isfile(path):  # a text in place of a path may be longer than a file's name
         return _from_file(path, data, split)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _from_folder(path, data, split)
     if _looks_like_path(data.source):
         raise DataError(_nothing_there(data.source))

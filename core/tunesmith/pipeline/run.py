@@ -72,12 +72,13 @@ class Run:
             PipelineError: If the folder is none of a run.
             ArtifactError: If its records are damaged.
         """
-        if Path(folder).is_file():
+        folder = Path(os.path.expanduser(folder))
+        if os.path.isfile(folder):
             raise PipelineError(f"{folder} is a file, and the folder of a run was expected.")
-        store = Store(Path(folder))
+        store = Store(folder)
         record = store.record()
         if record is None:
-            there = Path(folder).exists()
+            there = os.path.exists(folder)
             why = f"{folder} is not the folder of a run: it has no {RUN}" if there else f"there is no folder {folder}"
             hint = "" if there else did_you_mean(folder, folders=True)
             raise PipelineError(f"{why}. `tunesmith runs list` finds runs.{hint}")

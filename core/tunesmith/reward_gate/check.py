@@ -13,7 +13,7 @@ from attrs import validators as v
 from tunesmith.errors import ConfigError, DataError
 from tunesmith.reward import check_scores
 from tunesmith.reward_gate.cases import Case, Suite, built_in, names, read
-from tunesmith.typecheck import Checked, check_fields
+from tunesmith.typecheck import Checked
 
 if TYPE_CHECKING:
     from tunesmith.kinds.reward_model import RewardModel
@@ -60,7 +60,7 @@ class Gate(Checked):
     on_failure: Literal["stop", "warn"] = "stop"
 
     def __attrs_post_init__(self) -> None:
-        check_fields(self)
+        super().__attrs_post_init__()
         if not self.suites and not self.cases:
             raise ConfigError(["name at least one of the suites, or a file of cases @ suites"], "gate")
 

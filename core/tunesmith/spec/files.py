@@ -34,13 +34,13 @@ def read_data(path: str | os.PathLike[str]) -> Any:
         ConfigError: If the file cannot be read; the message names the line.
     """
     path = Path(os.path.expanduser(path))
-    if path.is_dir():
-        raise ConfigError(["is a folder; give the file"], str(path))
-    if not path.exists():
-        looked = "" if path.is_absolute() else f" (looked from {Path.cwd()})"
-        raise ConfigError([f"there is no such file{looked}.{did_you_mean(path)}"], str(path))
-    suffix = _suffix(path)
     try:
+        if path.is_dir():
+            raise ConfigError(["is a folder; give the file"], str(path))
+        if not path.exists():
+            looked = "" if path.is_absolute() else f" (looked from {Path.cwd()})"
+            raise ConfigError([f"there is no such file{looked}.{did_you_mean(path)}"], str(path))
+        suffix = _suffix(path)
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError([f"larger than {MAX_BYTES} bytes; is it the right file?"], str(path))
         text = path.read_text(encoding="utf-8-sig")

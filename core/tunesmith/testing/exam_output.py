@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import ConfigError
 from tunesmith.testing.exam import Attempt, Exam, Mean, mean
+from tunesmith.writable import check_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -89,30 +89,14 @@ def check_plot(file: Path) -> None:
     """Check that a plot can be written to such a file, before hours of work are to be drawn.
 
     Raises:
-        ConfigError: If its folder does not exist, or matplotlib does not know its ending.
+        ConfigError: If it cannot be written, or matplotlib does not know its ending.
     """
     from matplotlib.figure import Figure
 
     known = Figure().canvas.get_supported_filetypes()
     if file.suffix.lstrip(".").lower() not in known:
         raise ConfigError([f"{str(file)!r} must end with one of .{', .'.join(sorted(known))}"], "--plot")
-    check_folder(file, "--plot")
-
-
-def check_folder(file: Path, option: str) -> None:
-    """Check that an option's file can be written.
-
-    Raises:
-        ConfigError: If its folder does not exist, or one of the two may not be written to.
-    """
-    if not file.absolute().parent.is_dir():
-        raise ConfigError([f"the folder of {str(file)!r} does not exist; make it first"], option)
-    try:  # what the system says beforehand is not all: the superuser may do everything, and still not write to /proc
-        with file.open("ab") if file.exists() else tempfile.TemporaryFile(dir=file.absolute().parent):
-            pass
-    except OSError as cause:
-        why = cause.strerror or cause
-        raise ConfigError([f"{str(file)!r} may not be written ({why}); give another file"], option) from cause
+    check_file(file, "--plot")
 
 
 def plot(exams: Sequence[Exam], file: Path, threshold: float | None = None) -> None:

@@ -10,7 +10,6 @@ from attrs import validators as v
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.reward_model import RewardModelConfig
 from tunesmith.kinds.stage import Output
-from tunesmith.typecheck import check_fields
 
 IMPLEMENTATIONS = "tunesmith_plugins.reward_models"
 
@@ -141,7 +140,7 @@ class Mix(RewardModelConfig):
     missing: Literal["skip", "none"] = "skip"
 
     def __attrs_post_init__(self) -> None:
-        check_fields(self)
+        super().__attrs_post_init__()
         unknown = sorted(set(self.weights) - set(self.models))
         if unknown:
             known = ", ".join(self.models)
@@ -196,7 +195,7 @@ class LengthPenalty(RewardModelConfig):
     fewest: int = field(default=0, validator=v.ge(0))
 
     def __attrs_post_init__(self) -> None:
-        check_fields(self)
+        super().__attrs_post_init__()
         if self.fewest > self.most:
             raise ConfigError([f"'fewest' ({self.fewest}) must not exceed 'most' ({self.most})"], "length_penalty")
 
@@ -241,7 +240,7 @@ class Normalized(RewardModelConfig):
     generations: str | Output | None = field(default=None, metadata={"path": True})
 
     def __attrs_post_init__(self) -> None:
-        check_fields(self)
+        super().__attrs_post_init__()
         if (self.gain is None) != (self.bias is None):
             raise ConfigError(["'gain' and 'bias' belong together: give both or neither"], "normalized")
         if self.gain is not None and self.generations is not None:

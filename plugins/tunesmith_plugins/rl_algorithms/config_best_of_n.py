@@ -9,7 +9,6 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.rl_algorithm import RLAlgorithmConfig
-from tunesmith.typecheck import check_fields
 
 IMPLEMENTATIONS = "tunesmith_plugins.rl_algorithms"
 
@@ -61,7 +60,7 @@ class BestOfNDistillation(RLAlgorithmConfig):
     report_to: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
-        check_fields(self)
+        super().__attrs_post_init__()
 
     def exam_settings(self, policy: str, beta: float) -> Mapping[str, Any]:
         """Return the values with which the exam runs it; ``beta`` means nothing to it.

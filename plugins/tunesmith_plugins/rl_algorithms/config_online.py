@@ -9,7 +9,6 @@ from attrs import validators as v
 
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.rl_algorithm import RLAlgorithmConfig
-from tunesmith.typecheck import check_fields
 from tunesmith_plugins.rl_algorithms.kl_rules import OBJECTIVE, Estimator, Place, kl_bias
 
 IMPLEMENTATIONS = "tunesmith_plugins.rl_algorithms"
@@ -84,7 +83,7 @@ class OnlineConfig(RLAlgorithmConfig):
     report_to: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
-        check_fields(self)
+        super().__attrs_post_init__()
         problems = self.problems()
         if not self.accept_bias:
             advice = "use kl_estimator='k1' and kl_place='reward', or set accept_bias=True"

@@ -10,7 +10,6 @@ from attrs import validators as v
 
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.rl_algorithm import RLAlgorithmConfig
-from tunesmith.typecheck import check_fields
 
 IMPLEMENTATIONS = "tunesmith_plugins.rl_algorithms"
 
@@ -70,7 +69,7 @@ class DPO(RLAlgorithmConfig):
     report_to: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
-        check_fields(self)
+        super().__attrs_post_init__()
         if self.label_smoothing and self.loss not in ("sigmoid", "robust"):
             raise ConfigError(
                 [f"loss {self.loss!r} has no label smoothing; leave it out, or use 'sigmoid' or 'robust'"], "dpo"
@@ -144,7 +143,7 @@ class KTO(RLAlgorithmConfig):
     report_to: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
-        check_fields(self)
+        super().__attrs_post_init__()
         if self.desirable_weight == self.undesirable_weight == 0:
             raise ConfigError(["one of 'desirable_weight' and 'undesirable_weight' must be above 0"], "kto")
 

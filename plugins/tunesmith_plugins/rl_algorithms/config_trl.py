@@ -9,7 +9,6 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.rl_algorithm import RLAlgorithmConfig
-from tunesmith.typecheck import check_fields
 
 IMPLEMENTATIONS = "tunesmith_plugins.rl_algorithms"
 Options = dict[str, bool | int | float | str]
@@ -44,7 +43,7 @@ class TrlConfig(RLAlgorithmConfig):
     allow_start_kl: bool = False
 
     def __attrs_post_init__(self) -> None:
-        check_fields(self)
+        super().__attrs_post_init__()
 
 
 @frozen(kw_only=True)

@@ -46,7 +46,7 @@ class DynamicTemperature(SamplerConfig):
     exponent: float = field(default=1.0, validator=[v.gt(0), v.lt(float("inf"))])
 
     def __attrs_post_init__(self) -> None:
-        check_fields(self)
+        super().__attrs_post_init__()
         if self.low > self.high:
             raise ValueError(f"'low' ({self.low}) must not exceed 'high' ({self.high})")
 

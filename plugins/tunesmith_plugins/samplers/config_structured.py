@@ -9,7 +9,7 @@ from attrs import Attribute, field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.sampler import SamplerConfig
-from tunesmith.typecheck import check_fields, check_values
+from tunesmith.typecheck import check_values
 
 IMPLEMENTATIONS = "tunesmith_plugins.samplers"
 Language = Literal["json_schema", "regex", "lark", "gbnf"]
@@ -82,7 +82,7 @@ class Structured(SamplerConfig):
     tokenizer: str = ""
 
     def __attrs_post_init__(self) -> None:
-        check_fields(self)
+        super().__attrs_post_init__()
         given = [name for name in (*LANGUAGES, "formats") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(f"give one of {', '.join(LANGUAGES)} and formats, not {given or 'none'}")

@@ -22,7 +22,7 @@ from tunesmith.kinds.rl_algorithm import RLAlgorithmConfig
 from tunesmith.kinds.sampler import SamplerConfig
 from tunesmith.kinds.stage import Output, StageConfig
 from tunesmith.reward_gate import Gate
-from tunesmith.typecheck import Checked, check_fields
+from tunesmith.typecheck import Checked
 
 IMPLEMENTATIONS = "tunesmith_plugins.stages"
 
@@ -48,7 +48,7 @@ class Generation(Checked):
     stop: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
-        check_fields(self)
+        super().__attrs_post_init__()
         # what cannot be is said when the pipeline is made
         Limits(max_new_tokens=self.max_new_tokens, min_new_tokens=self.min_new_tokens, stop=self.stop)
 

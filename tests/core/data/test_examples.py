@@ -91,6 +91,7 @@ def test_several_references_come_from_templates_or_a_list(tmp_path):
 
 def test_ids_are_the_records_own_or_stable_hashes(data, tmp_path):
     assert [e.id for e in load_examples(evolve(data, id="key"), "train", items=2)] == ["k0", "k1"]
+    assert len(load_examples(data, "train", items=None)) == len(load_examples(data, "train")) > 2
     records = [{"q": "x", "a": "1"}, {"a": "1", "q": "x"}, {"q": "y", "a": "1"}]
     first, second, third = (e.id for e in load_examples(write(tmp_path / "y.jsonl", records), "train"))
     assert second == f"{first}-2"  # equal records stay apart

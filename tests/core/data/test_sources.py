@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tunesmith.data import Data, load_examples, readers
+from tunesmith.data import Data, load_examples, load_preferences, readers
 from tunesmith.errors import DataError
 from tunesmith.runtime import Runtime
 
@@ -153,6 +153,14 @@ def test_half_a_character_is_named_before_a_tokenizer_meets_it(tmp_path, name, t
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=f"{place}: a text holds half of a character"):
         load_examples(data(tmp_path / name), "train")
+
+
+@pytest.mark.parametrize("source", ["./" + "x" * 300, "./" + "x" * 300 + "/train.jsonl", "/" + "x" * 300 + "/y/z"])
+def test_a_source_longer_than_the_name_of_a_file_is_not_there(source):
+    with pytest.raises(DataError, match="there is no file or folder"):
+        load_examples(data(source), "train")
+    with pytest.raises(DataError, match="there is no such file of preferences"):
+        load_preferences(source)
 
 
 def test_long_fields_are_read(tmp_path):

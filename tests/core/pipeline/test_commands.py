@@ -66,6 +66,25 @@ def test_a_file_that_is_none_is_said_with_what_there_is(file, tmp_path):
             call(run, given)
 
 
+def test_a_run_at_home_is_looked_for_at_home(file, tmp_path, monkeypatch):
+    call(run, file)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ts.Run.open("~/runs/two").summary
+    with pytest.raises(
+        PipelineError, match=rf"there is no folder {tmp_path}/runs/tow\. .*Did you mean '{tmp_path}/runs/two'"
+    ):
+        ts.Run.open("~/runs/tow")
+    with pytest.raises(PipelineError, match=r"/runs is not the folder of a run"):
+        ts.Run.open("~/runs")
+    with pytest.raises(PipelineError, match=r"two\.json is a file"):
+        ts.Run.open("~/two.json")
+
+
+def test_a_name_that_no_folder_can_have_is_none_of_a_run(tmp_path):
+    with pytest.raises(PipelineError, match="File name too long"):
+        ts.Run.open(tmp_path / ("x" * 300))
+
+
 def test_a_folder_that_is_none_of_a_run_is_said_with_what_there_is(file, tmp_path):
     call(run, file)
     with pytest.raises(PipelineError, match=r"there is no folder runs/tow\. .*Did you mean 'runs/two'\?"):
