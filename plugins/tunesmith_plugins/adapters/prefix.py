@@ -64,7 +64,7 @@ class FillCache:
             prefixes(past)[self.name] = self.pairs.tokens
             call["past_key_values"] = past
         # the prefix is in the cache, so the tokens' positions count on from it, but it needs none of its own
-        shift(call, self.pairs.tokens, fresh=False)
+        shift(call, self.pairs.tokens)
         return (), call
 
 

@@ -71,10 +71,8 @@ class EncoderDecoder(Stepping):
                 ],
                 "engine transformers",
             )
-        self.max_length = positions_of(self.base.config, "decoder")
-        self.prompt_length = smallest(
-            max_length, positions_of(self.base.config, "encoder"), tokenizer_limit(lm.tokenizer)
-        )
+        self.max_length = positions_of(self.base, "decoder")
+        self.prompt_length = smallest(max_length, positions_of(self.base, "encoder"), tokenizer_limit(lm.tokenizer))
         self.start = special_id(lm, "decoder_start_token_id", "bos_token_id")
         settings = getattr(base_of(lm.model), "generation_config", None)
         self.forced_first = getattr(settings, "forced_bos_token_id", None)

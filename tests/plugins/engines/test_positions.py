@@ -1,5 +1,7 @@
 """Where tokens stand: models that count by themselves, models behind a wrapper, and texts up to the last position there is."""
 
+from functools import partial
+
 import pytest
 import torch
 import transformers
@@ -10,9 +12,10 @@ from tunesmith.hf_generate import custom_generate
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm, tiny_tokenizer
-from tunesmith_plugins.adapters import Prefix, Prompt
+from tunesmith_plugins.adapters import Prefix, Prompt, PTuning
 from tunesmith_plugins.decoders import Speculative
 from tunesmith_plugins.engines import Transformers
+from tunesmith_plugins.engines.decoder_only import DecoderOnly
 
 PROMPTS = [[5, 9, 30, 12, 7, 8, 40, 41, 9, 22, 6], [17], [21, 33, 5, 6], [9, 9, 9]]
 HOT = "chain(links=[temperature(temperature=1.5), top_p(p=0.95)])"
@@ -61,7 +64,7 @@ def led():
     return wide(transformers.LEDForConditionalGeneration(config), "encoder-decoder")
 
 
-def two_berts():
+def two_berts(Config=transformers.BertConfig):
     sizes = {
         "vocab_size": 51,
         "hidden_size": 32,
@@ -69,8 +72,8 @@ def two_berts():
         "num_hidden_layers": 1,
         "num_attention_heads": 4,
     }
-    encoder = transformers.BertConfig(max_position_embeddings=32, **sizes)
-    decoder = transformers.BertConfig(max_position_embeddings=16, is_decoder=True, add_cross_attention=True, **sizes)
+    encoder = Config(max_position_embeddings=32, **sizes)
+    decoder = Config(max_position_embeddings=16, is_decoder=True, add_cross_attention=True, **sizes)
     config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
     config.decoder_start_token_id, config.eos_token_id, config.pad_token_id = 3, 1, 0
     return wide(transformers.EncoderDecoderModel(config=config), "encoder-decoder")
@@ -129,6 +132,14 @@ def test_a_compiled_model_is_told_the_positions_too():
     ]
 
 
+def test_halves_that_count_from_behind_padding_have_fewer_positions_of_their_own():
+    lm = two_berts(partial(transformers.RobertaConfig, pad_token_id=2))
+    engine = Transformers().build()
+    (found,) = generate(lm, [[5 + n % 40 for n in range(50)]], max_new_tokens=40, min_new_tokens=40, engine=engine)
+    assert len(found.token_ids) == 16 - 3
+    assert engine.step_model.prompt_length == 32 - 3
+
+
 @pytest.mark.parametrize("make", [led, two_berts])
 def test_each_half_of_a_model_has_positions_of_its_own(make, caplog):
     lm = make()
@@ -162,7 +173,7 @@ def test_a_draft_model_needs_positions_for_the_completion_and_for_what_is_read()
             generate(lm, [prompt], max_new_tokens=most, decoder=decoder)
 
 
-def test_a_model_that_counts_from_behind_padding_writes_where_it_is_trained_and_scored():
+def roberta_alone():
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = transformers.RobertaConfig(
         vocab_size=51,
@@ -173,7 +184,26 @@ def test_a_model_that_counts_from_behind_padding_writes_where_it_is_trained_and_
         is_decoder=True,
         **sizes,
     )
-    lm = wide(transformers.RobertaForCausalLM(config), "decoder")
+    return wide(transformers.RobertaForCausalLM(config), "decoder")
+
+
+@pytest.mark.parametrize("adapter", [Prompt(tokens=3), PTuning(tokens=3), Prefix(tokens=3)])
+@torch.no_grad()
+def test_virtual_tokens_stand_where_they_are_trained_in_a_model_that_counts_from_behind_padding(adapter):
+    lm = adapter.build().attach(roberta_alone(), Runtime())
+    model = DecoderOnly(lm, 4)
+    logits, cache = model.begin(PROMPTS)
+    found = [logits, model.step(torch.tensor([7, 8, 9, 10]), cache)[0]]
+    for row, prompt in enumerate(PROMPTS):
+        trained = lm.model(torch.tensor([[*prompt, 7 + row]])).logits[0, -2:]
+        torch.testing.assert_close(torch.stack([found[0][row], found[1][row]]), trained, atol=1e-4, rtol=1e-4)
+    assert model.max_length == 34 - 3 - 3
+    (longest,) = generate(lm, PROMPTS[1:2], max_new_tokens=27, min_new_tokens=27)
+    assert len(longest.token_ids) == 27
+
+
+def test_a_model_that_counts_from_behind_padding_writes_where_it_is_trained_and_scored():
+    lm = roberta_alone()
     engine = Transformers(batch_size=4).build()
     found = generate(lm, PROMPTS, max_new_tokens=9, engine=engine)
     assert engine.step_model.max_length == 31
