@@ -202,6 +202,20 @@ def test_virtual_tokens_stand_where_they_are_trained_in_a_model_that_counts_from
     assert len(longest.token_ids) == 27
 
 
+def test_transformers_loop_ends_at_the_last_position_of_a_model_that_counts_from_behind_padding(caplog):
+    model = roberta_alone().model
+    ids = torch.tensor([[0, 0, 0, 0, 0], [5, 9, 30, 12, 7]])
+    options = {"attention_mask": (ids > 0).long(), "min_new_tokens": 27, "custom_generate": custom_generate()}
+    options["attention_mask"][0, -1] = 1
+    fits = model.generate(ids, max_new_tokens=27, **options)
+    assert "no positions" not in caplog.text
+    assert fits.shape[1] == 5 + 34 - 3 - 5 + 1
+    assert torch.equal(model.generate(ids, max_new_tokens=28, **options), fits)
+    assert "end at 27 new tokens" in caplog.text
+    with pytest.raises(ConfigError, match="32 tokens, and RobertaForCausalLM reads 31"):
+        model.generate(torch.full((1, 32), 7), max_new_tokens=1, custom_generate=custom_generate())
+
+
 def test_a_model_that_counts_from_behind_padding_writes_where_it_is_trained_and_scored():
     lm = roberta_alone()
     engine = Transformers(batch_size=4).build()
