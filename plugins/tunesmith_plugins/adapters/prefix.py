@@ -56,7 +56,7 @@ class FillCache:
             rows = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
             if past is None:
                 past = DynamicCache()
-                if module.config.is_encoder_decoder:
+                if module.config.is_encoder_decoder or call.get("encoder_hidden_states") is not None:
                     past = EncoderDecoderCache(past, DynamicCache())
             own = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
             for index, (keys, values) in zip(self.indices, self.pairs(rows.shape[0]), strict=True):

@@ -71,8 +71,12 @@ class EncoderDecoder(Stepping):
                 ],
                 "engine transformers",
             )
-        self.max_length = positions_of(self.base, "decoder")
-        self.prompt_length = smallest(max_length, positions_of(self.base, "encoder"), tokenizer_limit(lm.tokenizer))
+        # virtual tokens stand before what is read, prefixes also in the cache of what writes
+        read, cached = sum(a.virtual_tokens for a in lm.adapters), sum(a.cached_tokens for a in lm.adapters)
+        self.max_length = positions_of(self.base, "decoder", cached)
+        self.prompt_length = smallest(
+            max_length, positions_of(self.base, "encoder", read), tokenizer_limit(lm.tokenizer)
+        )
         self.start = special_id(lm, "decoder_start_token_id", "bos_token_id")
         settings = getattr(base_of(lm.model), "generation_config", None)
         self.forced_first = getattr(settings, "forced_bos_token_id", None)

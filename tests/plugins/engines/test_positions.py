@@ -79,6 +79,10 @@ def two_berts(Config=transformers.BertConfig):
     return wide(transformers.EncoderDecoderModel(config=config), "encoder-decoder")
 
 
+def two_robertas():
+    return two_berts(partial(transformers.RobertaConfig, pad_token_id=2))
+
+
 def many_ends(lm):
     lm.model.generation_config.eos_token_id = [1, *range(8, 22)]
     return lm
@@ -133,11 +137,21 @@ def test_a_compiled_model_is_told_the_positions_too():
 
 
 def test_halves_that_count_from_behind_padding_have_fewer_positions_of_their_own():
-    lm = two_berts(partial(transformers.RobertaConfig, pad_token_id=2))
+    lm = two_robertas()
     engine = Transformers().build()
     (found,) = generate(lm, [[5 + n % 40 for n in range(50)]], max_new_tokens=40, min_new_tokens=40, engine=engine)
     assert len(found.token_ids) == 16 - 3
     assert engine.step_model.prompt_length == 32 - 3
+
+
+@pytest.mark.parametrize(("adapter", "read", "written"), [(Prompt(tokens=3), 29, 0), (Prefix(tokens=4), 32, 4)])
+@pytest.mark.parametrize(("make", "most", "behind"), [(bart, 32, 0), (two_berts, 16, 0), (two_robertas, 16, 3)])
+def test_adapters_leave_fewer_positions_to_either_half(make, most, behind, adapter, read, written):
+    lm = adapter.build().attach(make(), Runtime())
+    engine = Transformers().build()
+    (found,) = generate(lm, [[5 + n % 40 for n in range(50)]], max_new_tokens=40, min_new_tokens=40, engine=engine)
+    assert len(found.token_ids) == most - behind - written
+    assert engine.step_model.prompt_length == read - behind
 
 
 @pytest.mark.parametrize("make", [led, two_berts])
