@@ -110,6 +110,19 @@ def shift(call: dict[str, Any], count: int, first: int | None = None) -> None:
         call["position_ids"] = positions
 
 
+def counted(call: dict[str, Any], first: int) -> torch.Tensor:
+    """Return positions (batch, time) of a text from ``first`` on, behind what is in the cache.
+
+    RoBERTa counts so where it is given ids; given vectors in their place, it forgets the padding and the cache.
+    """
+    rows = call["inputs_embeds"][..., 0] if call.get("input_ids") is None else call["input_ids"]
+    mask, past = call.get("attention_mask"), call.get("past_key_values")
+    known = isinstance(mask, torch.Tensor) and mask.dim() == 2
+    text = mask[:, -rows.shape[1] :].long() if known else torch.ones_like(rows, dtype=torch.int64)
+    before = 0 if past is None else sum(prefixes(past).values())
+    return (text.cumsum(-1) - 1).clamp(min=0) + first + before
+
+
 @define(eq=False)
 class Prepend:
     """Hooks around an inner model.
@@ -133,6 +146,9 @@ class Prepend:
         call = arguments(module, args, kwargs)
         count = len(vectors)
         fresh = at_start(call.get("past_key_values"))
+        takes = "position_ids" in inspect.signature(module.forward).parameters
+        if fresh and self.first and takes and call.get("position_ids") is None:
+            call["position_ids"] = counted(call, self.first)
         if fresh:
             embeds = call.get("inputs_embeds")
             if embeds is None:

@@ -201,16 +201,33 @@ def roberta_alone():
     return wide(transformers.RobertaForCausalLM(config), "decoder")
 
 
-@pytest.mark.parametrize("adapter", [Prompt(tokens=3), PTuning(tokens=3), Prefix(tokens=3)])
+@pytest.mark.parametrize(
+    "adapters",
+    [
+        [Prompt(tokens=3)],
+        [PTuning(tokens=3)],
+        [Prefix(tokens=3)],
+        [Prompt(tokens=1), Prefix(tokens=2)],
+        [Prefix(tokens=2), Prompt(tokens=1)],
+    ],
+    ids=lambda adapters: "+".join(type(adapter).__name__ for adapter in adapters),
+)
 @torch.no_grad()
-def test_virtual_tokens_stand_where_they_are_trained_in_a_model_that_counts_from_behind_padding(adapter):
-    lm = adapter.build().attach(roberta_alone(), Runtime())
+def test_virtual_tokens_stand_where_they_are_trained_in_a_model_that_counts_from_behind_padding(adapters):
+    lm = roberta_alone()
+    for adapter in adapters:
+        lm = adapter.build().attach(lm, Runtime())
     model = DecoderOnly(lm, 4)
     logits, cache = model.begin(PROMPTS)
     found = [logits, model.step(torch.tensor([7, 8, 9, 10]), cache)[0]]
     for row, prompt in enumerate(PROMPTS):
         trained = lm.model(torch.tensor([[*prompt, 7 + row]])).logits[0, -2:]
         torch.testing.assert_close(torch.stack([found[0][row], found[1][row]]), trained, atol=1e-4, rtol=1e-4)
+    width = max(map(len, PROMPTS))
+    ids = torch.tensor([[2] * (width - len(prompt)) + prompt for prompt in PROMPTS])
+    torch.testing.assert_close(
+        lm.model(ids, attention_mask=(ids != 2).long()).logits[:, -1], logits, atol=1e-4, rtol=1e-4
+    )
     assert model.max_length == 34 - 3 - 3
     (longest,) = generate(lm, PROMPTS[1:2], max_new_tokens=27, min_new_tokens=27)
     assert len(longest.token_ids) == 27
