@@ -146,12 +146,16 @@ def test_halves_that_count_from_behind_padding_have_fewer_positions_of_their_own
 
 @pytest.mark.parametrize(("adapter", "read", "written"), [(Prompt(tokens=3), 29, 0), (Prefix(tokens=4), 32, 4)])
 @pytest.mark.parametrize(("make", "most", "behind"), [(bart, 32, 0), (two_berts, 16, 0), (two_robertas, 16, 3)])
-def test_adapters_leave_fewer_positions_to_either_half(make, most, behind, adapter, read, written):
+def test_adapters_leave_fewer_positions_to_either_half(make, most, behind, adapter, read, written, caplog):
     lm = adapter.build().attach(make(), Runtime())
     engine = Transformers().build()
     (found,) = generate(lm, [[5 + n % 40 for n in range(50)]], max_new_tokens=40, min_new_tokens=40, engine=engine)
     assert len(found.token_ids) == most - behind - written
     assert engine.step_model.prompt_length == read - behind
+    assert f"longer than {read - behind} tokens" in caplog.text
+    caplog.clear()
+    engine.score([([5 + n % 40 for n in range(50)], [7])])
+    assert f"longer than {read - behind} tokens" in caplog.text
 
 
 @pytest.mark.parametrize("make", [led, two_berts])
