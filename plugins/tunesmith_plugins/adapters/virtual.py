@@ -117,8 +117,9 @@ def counted(call: dict[str, Any], first: int) -> torch.Tensor:
     """
     rows = call["inputs_embeds"][..., 0] if call.get("input_ids") is None else call["input_ids"]
     mask, past = call.get("attention_mask"), call.get("past_key_values")
-    known = isinstance(mask, torch.Tensor) and mask.dim() == 2
-    text = mask[:, -rows.shape[1] :].long() if known else torch.ones_like(rows, dtype=torch.int64)
+    text = torch.ones_like(rows, dtype=torch.int64)
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+        text = mask[:, -rows.shape[1] :].long()
     before = 0 if past is None else sum(prefixes(past).values())
     return (text.cumsum(-1) - 1).clamp(min=0) + first + before
 
