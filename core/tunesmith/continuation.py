@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from tunesmith.errors import DataError, MissingPower
+from tunesmith.padding import text_positions
 
 if TYPE_CHECKING:
     from tunesmith.kinds.engine import Engine
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
 UNLIMITED = 10**6
 """Tokenizers write their missing limit as a huge number."""
-_OFFSET = frozenset(
-    {"roberta", "xlm-roberta", "camembert", "roberta-prelayernorm", "xlm-roberta-xl", "longformer", "mpnet"}
-)
-"""RoBERTa and its kin count positions from behind the padding id."""
 
 
 @frozen(kw_only=True)
@@ -49,15 +46,15 @@ def positions(lm: LM) -> int | None:
 
     What adapters put before every text takes places that are then no longer there for it.
     """
-    limit = readable(lm.model.config, lm.tokenizer)
+    limit = readable(lm.model, lm.tokenizer)
     return None if limit is None else max(1, limit - sum(adapter.virtual_tokens for adapter in lm.adapters))
 
 
-def readable(config: Any, tokenizer: Any) -> int | None:
-    """Return how many tokens a model of this transformers config and its tokenizer allow at once; None for any number."""
+def readable(model: Any, tokenizer: Any) -> int | None:
+    """Return how many tokens a transformers model and its tokenizer allow at once; None for any number."""
+    config = model.config
     stated = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
-    offset = config.pad_token_id + 1 if config.model_type in _OFFSET else 0
-    limits = [int(found) - offset for found in stated if found is not None and found > 0][:1]
+    limits = [text_positions(model, int(found)) for found in stated if found is not None and found > 0][:1]
     if getattr(config, "relative_attention_num_buckets", None) and config.is_encoder_decoder:
         limits = []  # T5 and its kin: distances, whatever length their config says they were trained at
     own = getattr(tokenizer, "model_max_length", None)

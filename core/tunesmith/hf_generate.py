@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,13 @@ from tunesmith.hf_rows import Parameters, RowOptions
 from tunesmith.kinds.engine import Throughput
 from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_OK, Applies, Link, Rows, Sampler, SamplerConfig
 from tunesmith.kinds.step_model import introduce
-from tunesmith.padding import counts_padding, first_position, reads_padding
+from tunesmith.padding import counts_padding, first_position, reads_padding, text_positions
 from tunesmith.runtime import Runtime
 
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
 UNSUPPORTED = ("output_attentions", "output_hidden_states")
 OWN_SAMPLING: dict[str, Callable[[Any], bool]] = {
     "TemperatureLogitsWarper": lambda s: s.temperature not in (None, 1.0),
@@ -86,8 +88,11 @@ def custom_generate(
         # of what a decoder begins with, which an encoder-decoder is seldom given a mask for
         mask = model_kwargs.get("decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask")
         _check_padding(model, mask)
-        if (positions := model_kwargs.get("position_ids")) is not None:  # from 0, as transformers has them
-            model_kwargs["position_ids"] = positions + first_position(model)
+        ends: list[Any] = []
+        positions, first = model_kwargs.get("position_ids"), first_position(model)
+        if first and positions is not None:  # from 0, as transformers has them
+            model_kwargs["position_ids"] = positions + first
+            ends = _end_of_positions(model, input_ids, mask, generation_config.max_length)
         if tokenizer is not None:
             introduce(built, tokenizer, _ends(generation_config.eos_token_id, "custom_generate"))
         rows = options.first(input_ids, mask, generation_config.num_return_sequences or 1)
@@ -97,7 +102,7 @@ def custom_generate(
             input_ids,
             rows,
             built,
-            (logits_processor, type(stopping_criteria)([*stopping_criteria, *stops]), generation_config),
+            (logits_processor, type(stopping_criteria)([*stopping_criteria, *stops, *ends]), generation_config),
             model_kwargs,
             watch,
         )
@@ -185,6 +190,30 @@ def _stops(strings: str | Sequence[str], tokenizer: Any) -> list[Any]:
     from transformers import StopStringCriteria
 
     return [StopStringCriteria(tokenizer, strings if isinstance(strings, str) else list(strings))]
+
+
+def _end_of_positions(model: Any, input_ids: torch.Tensor, mask: torch.Tensor | None, asked: int) -> list[Any]:
+    """Return what ends all rows where a model that begins behind padding has no position left for another token.
+
+    transformers, which has positions from 0, does not know that there are fewer.
+    """
+    stated = getattr(model.config, "max_position_embeddings", None)
+    if stated is None:
+        return []
+    width, room = input_ids.shape[1], text_positions(model, stated)
+    longest = width if mask is None else int(mask.sum(-1).max())
+    if longest > room:
+        raise ConfigError(
+            [f"a prompt has {longest} tokens, and {type(model).__name__} reads {room} at once; give less of it"],
+            "custom_generate",
+        )
+    most = width + room - longest + 1  # the last token is not read
+    if asked <= most:
+        return []
+    log.warning("texts end at %d new tokens: %s has no positions for more", most - width, type(model).__name__)
+    from transformers import MaxLengthCriteria
+
+    return [MaxLengthCriteria(max_length=most)]
 
 
 def _check(settings: Any) -> None:

@@ -1,4 +1,4 @@
-"""Whether a decoder-only model tells padding from text, and where a text begins for it.
+"""Whether a decoder-only model tells padding from text, where a text begins for a model, and how many places remain for it.
 
 Padding by name, and not by reading a padded prompt once to see what comes out: that is two passes more for every model that is handed to
 ``generate``, with whatever its hooks count and its modules remember (RecurrentGemma's state would be the probe's); rounding differs
@@ -35,10 +35,27 @@ def first_position(model: Any) -> int:
     """Return the position of a text's first token.
 
     RoBERTa and its kin count on from the id of padding where they count by themselves, as in training; positions that they
-    are told, as generation does, are taken as they are.
+    are told, as generation does, are taken as they are. Of a model of two halves, ask each half.
     """
+    counting = _counts_from_padding(model)
+    return 0 if counting is None else counting.padding_idx + 1
+
+
+def text_positions(model: Any, stated: int) -> int:
+    """Return how many tokens of text a model, or half of one, reads at once if its config states so many positions.
+
+    Those before the first position are never a text's. Sines (M2M100) go on beyond what is stated, wherever they begin.
+    """
+    counting = _counts_from_padding(model)
+    return stated if not hasattr(counting, "position_embeddings") else stated - counting.padding_idx - 1
+
+
+def _counts_from_padding(model: Any) -> Any:
+    """Return the module that numbers tokens from behind the id of padding, None if no module does."""
     for module in model.modules():
-        padding = getattr(module, "padding_idx", None)
-        if isinstance(padding, int) and hasattr(module, "create_position_ids_from_input_ids"):
-            return padding + 1
-    return 0
+        counts = any(
+            hasattr(type(module), f"create_position_ids_from_{given}") for given in ("input_ids", "inputs_embeds")
+        )
+        if counts and isinstance(getattr(module, "padding_idx", None), int):
+            return module
+    return None

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from attrs import evolve
 from click.testing import CliRunner
 from tokenizers import Tokenizer, models
@@ -195,6 +196,21 @@ def test_texts_are_cut_at_the_positions_that_are_left_behind_the_padding_id() ->
     lm = LM(model=RobertaForSequenceClassification(config), tokenizer=tokenizer, family="encoder")
     assert continuation.positions(lm) == 33 - tokenizer.pad_token_id
     assert classification.probabilities(lm, ["cat " * 60], OFFLINE)[1] == 1
+
+
+@pytest.mark.parametrize("kind", ["Roberta", "Data2VecText", "Xmod", "MPNet", "IBert", "Bert"])
+@torch.no_grad()
+def test_models_read_as_many_tokens_as_are_said_to_be_readable_and_no_more(kind) -> None:
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=51, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=40, pad_token_id=1, languages=["en_XX"], default_language="en_XX",
+    )  # fmt: skip
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    room = continuation.readable(model, None)
+    assert room == (40 if kind == "Bert" else 38)
+    assert model(torch.full((1, room), 7)).last_hidden_state.shape[1] == room
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, room + 1), 7))
 
 
 def test_a_classifier_is_asked_for_its_classes() -> None:

@@ -45,7 +45,7 @@ def check(model: Any, adapters: Sequence[Any]) -> None:
     """Check that packed rows are computed as if they were apart.
 
     Raises:
-        ConfigError: If the model takes no positions, or an adapter puts tokens before the row.
+        ConfigError: If the model takes no positions or keeps examples apart by none, or an adapter puts tokens before the row.
     """
     if "position_ids" not in inspect.signature(model.forward).parameters:
         raise ConfigError(
@@ -58,3 +58,41 @@ def check(model: Any, adapters: Sequence[Any]) -> None:
             [f"{virtual[0]} puts virtual tokens before a row, which only its first example would see @ packing"],
             "training",
         )
+    if _mixes(model):
+        raise ConfigError(
+            [
+                f"{type(model).__name__} takes position_ids but builds no mask from them, so packed examples would see each "
+                "other; leave packing out @ packing"
+            ],
+            "training",
+        )
+
+
+def _mixes(model: Any) -> bool:
+    """Return whether a second example's logits depend on the example before it in the row.
+
+    Their gradient says so exactly: it is zero where attention is masked, whatever rounding does and however small weights are.
+    The models differ too much, and from version to version of transformers, to be known by name.
+    """
+    import torch
+
+    from tunesmith.evaluation_mode import evaluation_mode
+
+    read: list[torch.Tensor] = []
+
+    def watch(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        read.append(output.detach().requires_grad_())
+        return read[-1]
+
+    embeddings = model.get_input_embeddings()
+    device = next(model.parameters()).device
+    positions = torch.tensor([[0, 1, 0, 1]], device=device)
+    hook = embeddings.register_forward_hook(watch)
+    try:
+        with evaluation_mode(model), torch.enable_grad():
+            ids = torch.arange(4, device=device)[None]
+            logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+            (gradient,) = torch.autograd.grad(logits[:, 2:].float().square().sum(), read[:1])
+    finally:
+        hook.remove()
+    return bool(gradient[:, :2].any())

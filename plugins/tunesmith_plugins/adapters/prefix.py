@@ -56,7 +56,7 @@ class FillCache:
             rows = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
             if past is None:
                 past = DynamicCache()
-                if module.config.is_encoder_decoder:
+                if module.config.is_encoder_decoder or call.get("encoder_hidden_states") is not None:
                     past = EncoderDecoderCache(past, DynamicCache())
             own = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
             for index, (keys, values) in zip(self.indices, self.pairs(rows.shape[0]), strict=True):
@@ -64,7 +64,7 @@ class FillCache:
             prefixes(past)[self.name] = self.pairs.tokens
             call["past_key_values"] = past
         # the prefix is in the cache, so the tokens' positions count on from it, but it needs none of its own
-        shift(call, self.pairs.tokens, fresh=False)
+        shift(call, self.pairs.tokens)
         return (), call
 
 

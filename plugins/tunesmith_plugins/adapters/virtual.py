@@ -17,6 +17,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from tunesmith.errors import TunesmithError
 from tunesmith.lm import LM
+from tunesmith.padding import first_position
 from tunesmith_plugins.adapters.attachment import Switch
 
 
@@ -42,11 +43,11 @@ def prepend(lm: LM, vectors: Vectors) -> None:
     """Register hooks that put vectors before the model's input embeddings."""
     if lm.family == "encoder-decoder":
         encoder, decoder = lm.model.get_encoder(), lm.model.get_decoder()
-        encoder.register_forward_pre_hook(Prepend(vectors), with_kwargs=True)
+        encoder.register_forward_pre_hook(Prepend(vectors, first_position(encoder)), with_kwargs=True)
         decoder.register_forward_pre_hook(CrossMask(), with_kwargs=True)
         return
     inner = lm.model.base_model
-    hook = Prepend(vectors)
+    hook = Prepend(vectors, first_position(inner))
     inner.register_forward_pre_hook(hook, with_kwargs=True)
     inner.register_forward_hook(hook.cut)
     pooler = getattr(inner, "pooler", None)
@@ -88,8 +89,11 @@ def at_start(past: Any) -> bool:
     return past is None or int(past.get_seq_length()) == sum(prefixes(past).values())
 
 
-def shift(call: dict[str, Any], count: int, fresh: bool) -> None:
-    """Account in masks and positions for ``count`` tokens before the others; ``fresh`` if they come in this call."""
+def shift(call: dict[str, Any], count: int, first: int | None = None) -> None:
+    """Account in masks and positions for ``count`` tokens before the others.
+
+    Those that come in this call are numbered from ``first``, the position at which the model's texts begin.
+    """
     past = call.get("past_key_values")
     mask = call.get("attention_mask")
     if mask is not None:
@@ -99,18 +103,39 @@ def shift(call: dict[str, Any], count: int, fresh: bool) -> None:
     positions = call.get("position_ids")
     if positions is not None:
         positions = positions + count
-        if fresh:
-            begin = 0 if past is None else sum(prefixes(past).values())
-            first = torch.arange(begin, begin + count, device=positions.device, dtype=positions.dtype)
-            positions = torch.cat([first.expand(*positions.shape[:-1], count), positions], dim=-1)
+        if first is not None:
+            begin = first + (0 if past is None else sum(prefixes(past).values()))
+            own = torch.arange(begin, begin + count, device=positions.device, dtype=positions.dtype)
+            positions = torch.cat([own.expand(*positions.shape[:-1], count), positions], dim=-1)
         call["position_ids"] = positions
+
+
+def counted(call: dict[str, Any], first: int) -> torch.Tensor:
+    """Return positions (batch, time) of a text from ``first`` on, behind what is in the cache.
+
+    RoBERTa counts so where it is given ids; given vectors in their place, it forgets the padding and the cache.
+    """
+    rows = call["inputs_embeds"][..., 0] if call.get("input_ids") is None else call["input_ids"]
+    mask, past = call.get("attention_mask"), call.get("past_key_values")
+    text = torch.ones_like(rows, dtype=torch.int64)
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+        text = mask[:, -rows.shape[1] :].long()
+    before = 0 if past is None else sum(prefixes(past).values())
+    return (text.cumsum(-1) - 1).clamp(min=0) + first + before
 
 
 @define(eq=False)
 class Prepend:
-    """Hooks around an inner model; ``added`` is how many vectors the call in progress got."""
+    """Hooks around an inner model.
+
+    Attributes:
+        vectors: What they put before a text.
+        first: The position at which the model's texts begin.
+        added: How many vectors the call in progress got.
+    """
 
     vectors: Vectors
+    first: int
     added: int = 0
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -122,6 +147,9 @@ class Prepend:
         call = arguments(module, args, kwargs)
         count = len(vectors)
         fresh = at_start(call.get("past_key_values"))
+        takes = "position_ids" in inspect.signature(module.forward).parameters
+        if fresh and self.first and takes and call.get("position_ids") is None:
+            call["position_ids"] = counted(call, self.first)
         if fresh:
             embeds = call.get("inputs_embeds")
             if embeds is None:
@@ -133,7 +161,7 @@ class Prepend:
             if call.get("token_type_ids") is not None:
                 call["token_type_ids"] = left(call["token_type_ids"], count, 0)
             self.added = count
-        shift(call, count, fresh)
+        shift(call, count, self.first if fresh else None)
         return (), call
 
     def cut(self, module: Any, args: Any, output: Any) -> Any:

@@ -78,10 +78,8 @@ class DecoderOnly(Stepping):
         if virtual and not (self.joins and self.base.config.model_type != "mpt"):
             # Padding between them and the text would count: in a window, in a recurrence, in distances that MPT takes from places.
             self.masks, self.batch_size = False, 1
-        self.places = positions_of(self.base.config)
+        self.places = positions_of(self.base, taken=sum(adapter.virtual_tokens for adapter in lm.adapters))
         self.first = first_position(self.base) if "position_ids" in self.accepted else 0
-        if self.places is not None:
-            self.places -= self.first + sum(adapter.virtual_tokens for adapter in lm.adapters)
         self.max_length = smallest(max_length, self.places, tokenizer_limit(lm.tokenizer))
 
     def context(self, prompt: Sequence[int]) -> Sequence[int]:

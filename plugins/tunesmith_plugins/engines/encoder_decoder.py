@@ -71,9 +71,11 @@ class EncoderDecoder(Stepping):
                 ],
                 "engine transformers",
             )
-        self.max_length = positions_of(self.base.config, "decoder")
+        # virtual tokens stand before what is read, prefixes also in the cache of what writes
+        read, cached = sum(a.virtual_tokens for a in lm.adapters), sum(a.cached_tokens for a in lm.adapters)
+        self.max_length = positions_of(self.base, "decoder", cached)
         self.prompt_length = smallest(
-            max_length, positions_of(self.base.config, "encoder"), tokenizer_limit(lm.tokenizer)
+            max_length, positions_of(self.base, "encoder", read), tokenizer_limit(lm.tokenizer)
         )
         self.start = special_id(lm, "decoder_start_token_id", "bos_token_id")
         settings = getattr(base_of(lm.model), "generation_config", None)

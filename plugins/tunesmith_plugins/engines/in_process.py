@@ -131,7 +131,7 @@ class TransformersEngine(Engine):
                 room = None if model.max_length is None else max(1, model.max_length + 1 - len(completion))
             prompts.append(_fit(model.lm, tuple(prompt), room, number))
         lost = sum(len(given[0]) != len(kept) for given, kept in zip(pairs, prompts, strict=True))
-        self._report(lost, len(pairs), model.max_length)
+        self._report(lost, len(pairs), model.prompt_length if isinstance(model, EncoderDecoder) else model.max_length)
         ids, lengths = pad([completion for _, completion in pairs])
         size = self.config.batch_size
         with model.lm.evaluating():

@@ -15,6 +15,7 @@ import torch
 from tunesmith.errors import ConfigError
 from tunesmith.evaluation_mode import evaluation_mode
 from tunesmith.lm import LM
+from tunesmith.padding import text_positions
 from tunesmith.scoring import distinct, pad
 from tunesmith_plugins.engines import narrow
 from tunesmith_plugins.engines.states import Watched
@@ -222,8 +223,12 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device, left: bool) -> t
     return ids.to(device), mask.long().to(device)
 
 
-def positions_of(config: Any, part: str = "") -> int | None:
-    """Return how many positions a model has, or its ``"encoder"`` or ``"decoder"``; None if there is no limit."""
+def positions_of(model: Any, part: str = "", taken: int = 0) -> int | None:
+    """Return how many tokens of text a model has positions for, or its ``"encoder"`` or ``"decoder"``; None if there is no limit.
+
+    Adapters have ``taken`` some of them.
+    """
+    config, half = model.config, getattr(model, f"get_{part}")() if part else model
     own = getattr(config, part, None) if part else None  # of models that were put together from two
     for source, name in (
         (config, f"max_{part}_position_embeddings"),
@@ -232,7 +237,7 @@ def positions_of(config: Any, part: str = "") -> int | None:
     ):
         found = getattr(source, name, None)
         if isinstance(found, int) and found > 0:
-            return found
+            return text_positions(half, found) - taken
     return None
 
 

@@ -25,7 +25,7 @@ def filled(template: str, prompts: Sequence[str], completions: Sequence[str]) ->
 
 def readable(model: Any, tokenizer: Any, asked: int) -> int | None:
     """Return how many tokens an input may have: what was asked for, but no more than the model can read; None: no limit."""
-    limits = [asked or None, continuation.readable(model.config, tokenizer)]
+    limits = [asked or None, continuation.readable(model, tokenizer)]
     return min((limit for limit in limits if limit is not None), default=None)
 
 

@@ -1,5 +1,7 @@
 """Where tokens stand: models that count by themselves, models behind a wrapper, and texts up to the last position there is."""
 
+from functools import partial
+
 import pytest
 import torch
 import transformers
@@ -10,9 +12,10 @@ from tunesmith.hf_generate import custom_generate
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm, tiny_tokenizer
-from tunesmith_plugins.adapters import Prefix, Prompt
+from tunesmith_plugins.adapters import Prefix, Prompt, PTuning
 from tunesmith_plugins.decoders import Speculative
 from tunesmith_plugins.engines import Transformers
+from tunesmith_plugins.engines.decoder_only import DecoderOnly
 
 PROMPTS = [[5, 9, 30, 12, 7, 8, 40, 41, 9, 22, 6], [17], [21, 33, 5, 6], [9, 9, 9]]
 HOT = "chain(links=[temperature(temperature=1.5), top_p(p=0.95)])"
@@ -61,7 +64,7 @@ def led():
     return wide(transformers.LEDForConditionalGeneration(config), "encoder-decoder")
 
 
-def two_berts():
+def two_berts(Config=transformers.BertConfig):
     sizes = {
         "vocab_size": 51,
         "hidden_size": 32,
@@ -69,11 +72,15 @@ def two_berts():
         "num_hidden_layers": 1,
         "num_attention_heads": 4,
     }
-    encoder = transformers.BertConfig(max_position_embeddings=32, **sizes)
-    decoder = transformers.BertConfig(max_position_embeddings=16, is_decoder=True, add_cross_attention=True, **sizes)
+    encoder = Config(max_position_embeddings=32, **sizes)
+    decoder = Config(max_position_embeddings=16, is_decoder=True, add_cross_attention=True, **sizes)
     config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
     config.decoder_start_token_id, config.eos_token_id, config.pad_token_id = 3, 1, 0
     return wide(transformers.EncoderDecoderModel(config=config), "encoder-decoder")
+
+
+def two_robertas():
+    return two_berts(partial(transformers.RobertaConfig, pad_token_id=2))
 
 
 def many_ends(lm):
@@ -129,6 +136,28 @@ def test_a_compiled_model_is_told_the_positions_too():
     ]
 
 
+def test_halves_that_count_from_behind_padding_have_fewer_positions_of_their_own():
+    lm = two_robertas()
+    engine = Transformers().build()
+    (found,) = generate(lm, [[5 + n % 40 for n in range(50)]], max_new_tokens=40, min_new_tokens=40, engine=engine)
+    assert len(found.token_ids) == 16 - 3
+    assert engine.step_model.prompt_length == 32 - 3
+
+
+@pytest.mark.parametrize(("adapter", "read", "written"), [(Prompt(tokens=3), 29, 0), (Prefix(tokens=4), 32, 4)])
+@pytest.mark.parametrize(("make", "most", "behind"), [(bart, 32, 0), (two_berts, 16, 0), (two_robertas, 16, 3)])
+def test_adapters_leave_fewer_positions_to_either_half(make, most, behind, adapter, read, written, caplog):
+    lm = adapter.build().attach(make(), Runtime())
+    engine = Transformers().build()
+    (found,) = generate(lm, [[5 + n % 40 for n in range(50)]], max_new_tokens=40, min_new_tokens=40, engine=engine)
+    assert len(found.token_ids) == most - behind - written
+    assert engine.step_model.prompt_length == read - behind
+    assert f"longer than {read - behind} tokens" in caplog.text
+    caplog.clear()
+    engine.score([([5 + n % 40 for n in range(50)], [7])])
+    assert f"longer than {read - behind} tokens" in caplog.text
+
+
 @pytest.mark.parametrize("make", [led, two_berts])
 def test_each_half_of_a_model_has_positions_of_its_own(make, caplog):
     lm = make()
@@ -162,7 +191,7 @@ def test_a_draft_model_needs_positions_for_the_completion_and_for_what_is_read()
             generate(lm, [prompt], max_new_tokens=most, decoder=decoder)
 
 
-def test_a_model_that_counts_from_behind_padding_writes_where_it_is_trained_and_scored():
+def roberta_alone():
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = transformers.RobertaConfig(
         vocab_size=51,
@@ -173,7 +202,57 @@ def test_a_model_that_counts_from_behind_padding_writes_where_it_is_trained_and_
         is_decoder=True,
         **sizes,
     )
-    lm = wide(transformers.RobertaForCausalLM(config), "decoder")
+    return wide(transformers.RobertaForCausalLM(config), "decoder")
+
+
+@pytest.mark.parametrize(
+    "adapters",
+    [
+        [Prompt(tokens=3)],
+        [PTuning(tokens=3)],
+        [Prefix(tokens=3)],
+        [Prompt(tokens=1), Prefix(tokens=2)],
+        [Prefix(tokens=2), Prompt(tokens=1)],
+    ],
+    ids=lambda adapters: "+".join(type(adapter).__name__ for adapter in adapters),
+)
+@torch.no_grad()
+def test_virtual_tokens_stand_where_they_are_trained_in_a_model_that_counts_from_behind_padding(adapters):
+    lm = roberta_alone()
+    for adapter in adapters:
+        lm = adapter.build().attach(lm, Runtime())
+    model = DecoderOnly(lm, 4)
+    logits, cache = model.begin(PROMPTS)
+    found = [logits, model.step(torch.tensor([7, 8, 9, 10]), cache)[0]]
+    for row, prompt in enumerate(PROMPTS):
+        trained = lm.model(torch.tensor([[*prompt, 7 + row]])).logits[0, -2:]
+        torch.testing.assert_close(torch.stack([found[0][row], found[1][row]]), trained, atol=1e-4, rtol=1e-4)
+    width = max(map(len, PROMPTS))
+    ids = torch.tensor([[2] * (width - len(prompt)) + prompt for prompt in PROMPTS])
+    torch.testing.assert_close(
+        lm.model(ids, attention_mask=(ids != 2).long()).logits[:, -1], logits, atol=1e-4, rtol=1e-4
+    )
+    assert model.max_length == 34 - 3 - 3
+    (longest,) = generate(lm, PROMPTS[1:2], max_new_tokens=27, min_new_tokens=27)
+    assert len(longest.token_ids) == 27
+
+
+def test_transformers_loop_ends_at_the_last_position_of_a_model_that_counts_from_behind_padding(caplog):
+    model = roberta_alone().model
+    ids = torch.tensor([[0, 0, 0, 0, 0], [5, 9, 30, 12, 7]])
+    options = {"attention_mask": (ids > 0).long(), "min_new_tokens": 27, "custom_generate": custom_generate()}
+    options["attention_mask"][0, -1] = 1
+    fits = model.generate(ids, max_new_tokens=27, **options)
+    assert "no positions" not in caplog.text
+    assert fits.shape[1] == 5 + 34 - 3 - 5 + 1
+    assert torch.equal(model.generate(ids, max_new_tokens=28, **options), fits)
+    assert "end at 27 new tokens" in caplog.text
+    with pytest.raises(ConfigError, match="32 tokens, and RobertaForCausalLM reads 31"):
+        model.generate(torch.full((1, 32), 7), max_new_tokens=1, custom_generate=custom_generate())
+
+
+def test_a_model_that_counts_from_behind_padding_writes_where_it_is_trained_and_scored():
+    lm = roberta_alone()
     engine = Transformers(batch_size=4).build()
     found = generate(lm, PROMPTS, max_new_tokens=9, engine=engine)
     assert engine.step_model.max_length == 31

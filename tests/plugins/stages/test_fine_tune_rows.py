@@ -1,8 +1,11 @@
 """Rows, spans, packing and order."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +14,7 @@ from tunesmith.data.encoding import Lengths, Row, Truncation
 from tunesmith.errors import ConfigError, DataError
 from tunesmith.testing.models import WORDS, tiny_lm, tiny_tokenizer
 from tunesmith.training import batches, spans
-from tunesmith.training.packing import pack
+from tunesmith.training.packing import check, pack
 from tunesmith.training.stream import Stream
 from tunesmith.training.task import Limits, Task, objective_of
 
@@ -181,6 +184,35 @@ def test_packing_keeps_every_token_once_and_no_row_too_long(sizes):
             assert row.labels[start] == -100  # nothing is predicted across a border
             start += size
     assert sorted(found) == sorted(row.input_ids for row in rows)
+
+
+SIZES = {
+    "vocab_size": 51, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["Llama", "Mixtral", "GPT2", "Bert", "Roberta"])
+def test_packing_is_refused_for_models_in_which_packed_examples_see_each_other(kind, dtype):
+    config = getattr(transformers, f"{kind}Config")(**SIZES, is_decoder=True)
+    classes = {"GPT2": "GPT2LMHeadModel", "Bert": "BertLMHeadModel"}
+    model = getattr(transformers, classes.get(kind, f"{kind}ForCausalLM"))(config)
+    first, other, second = [5, 6, 7], [8, 9, 4], [10, 11, 12, 13]
+    positions = torch.tensor([[*range(3), *range(4)]])
+    with torch.no_grad():
+        packed = [
+            model.eval()(torch.tensor([[*before, *second]]), position_ids=positions, use_cache=False).logits[:, 3:]
+            for before in (first, other)
+        ]
+    mixes = not torch.allclose(*packed, atol=1e-6)
+    assert mixes == (kind in ("Bert", "Roberta"))
+    model.to(dtype).train()
+    with pytest.raises(ConfigError, match="packed examples would see each other") if mixes else nullcontext():
+        check(model, ())
+    assert model.training
+    assert not model.get_input_embeddings()._forward_hooks
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_every_pass_has_every_row_once_in_a_new_order():
