@@ -222,7 +222,7 @@ def test_an_empty_pattern_is_an_error(make, config):
 
 
 def test_a_scheme_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="'kind' must be in .*flaot"):
+    with pytest.raises(TypeError, match="kind: must be one of .*flaot"):
         Scheme(kind="flaot")
     with pytest.raises(ValueError, match="group_size"):
         Scheme(group_size=64)
