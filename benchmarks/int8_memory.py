@@ -29,31 +29,29 @@ torch.set_num_threads(1)
 source, target = sys.argv[1:3]
 ids = torch.arange(8)[None]
 auto = transformers.AutoModelForCausalLM
-config = transformers.AutoConfig.from_pretrained(source)
+shape = transformers.AutoConfig.from_pretrained(source)
 begun = time.process_time()
 """
 END = "\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time() - begun)"
+COMPRESS = """
+lm = LM(model=model, tokenizer=None, family="decoder")
+small, _ = config.build().compress(lm, runtime=Runtime(progress=False))
+small.model.save_pretrained(target)"""
 CASES = {
     "imports alone": "",
     "float model, loaded and run": """
 with torch.no_grad(): auto.from_pretrained(source)(input_ids=ids)""",
     "compress and save": """
-model = auto.from_pretrained(source)
-lm = LM(model=model, tokenizer=None, family="decoder")
-small, _ = Int8().build().compress(lm, runtime=Runtime(progress=False))
-small.model.save_pretrained(target)""",
+model = auto.from_pretrained(source); config = Int8()"""
+    + COMPRESS,
     "compress to the nearest integers and save": """
-model = auto.from_pretrained(source)
-lm = LM(model=model, tokenizer=None, family="decoder")
-small, _ = Int8(rounding="nearest").build().compress(lm, runtime=Runtime(progress=False))
-small.model.save_pretrained(target)""",
+model = auto.from_pretrained(source); config = Int8(rounding="nearest")"""
+    + COMPRESS,
     "float model in memory of its own, made and run": """
-with torch.no_grad(): auto.from_config(config)(input_ids=ids)""",
+with torch.no_grad(): auto.from_config(shape)(input_ids=ids)""",
     "compress one in memory of its own and save": """
-model = auto.from_config(config)
-lm = LM(model=model, tokenizer=None, family="decoder")
-small, _ = Int8().build().compress(lm, runtime=Runtime(progress=False))
-small.model.save_pretrained(target)""",
+model = auto.from_config(shape); config = Int8()"""
+    + COMPRESS,
     "quantize while reading, and save": """
 model = auto.from_pretrained(source, quantization_config=Int8QuantizationConfig.on_load(Int8()))
 model.save_pretrained(target)""",

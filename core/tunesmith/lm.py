@@ -142,7 +142,7 @@ class LM:
                 ``from_pretrained`` would put on it.
         """
         folder = Path(os.path.expanduser(folder))
-        undivide(self.model)
+        undivide(self.model)  # only float16 is ever divided
         if not self.adapters:
             with replaced(folder, self.tokenizer is not None) as fresh, _no_bars():
                 self._save_tokenizer(fresh)

@@ -8,6 +8,7 @@ too where padding shares an expert with text, so that a bound had to be guessed;
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from typing import Any
 
 BLIND = ("deepseek_v4", "prophetnet", "recurrent_gemma", "rwkv")
@@ -53,9 +54,13 @@ def text_positions(model: Any, stated: int) -> int:
 def _counts_from_padding(model: Any) -> Any:
     """Return the module that numbers tokens from behind the id of padding, None if no module does."""
     for module in model.modules():
-        counts = any(
-            hasattr(type(module), f"create_position_ids_from_{given}") for given in ("input_ids", "inputs_embeds")
-        )
-        if counts and isinstance(getattr(module, "padding_idx", None), int):
+        kind: Any = type(module)
+        if _may_count(kind) and isinstance(getattr(module, "padding_idx", None), int):
             return module
     return None
+
+
+@cache
+def _may_count(kind: type) -> bool:
+    """Return whether modules of a class can number tokens; models have hundreds of modules, and each scored text asks."""
+    return any(hasattr(kind, f"create_position_ids_from_{given}") for given in ("input_ids", "inputs_embeds"))

@@ -12,7 +12,7 @@ from tunesmith.data.config import Data
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.stage import Output, StageConfig
 from tunesmith.pipeline.graph import Node, resolve
-from tunesmith.typecheck import check_fields
+from tunesmith.typecheck import Checked
 
 if TYPE_CHECKING:
     from tunesmith.pipeline.plan import Plan
@@ -32,7 +32,7 @@ def output(stage: str, artifact: str = "model") -> Output:
 
 
 @frozen(kw_only=True)
-class _Fields:
+class _Fields(Checked):
     """The fields of a pipeline, not yet checked against each other, so that a file's problems are all found at once."""
 
     kind: ClassVar[str] = "pipeline"  # how messages call it
@@ -42,9 +42,6 @@ class _Fields:
     seed: int = 0
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "float32"
     stages: tuple[StageConfig, ...]
-
-    def __attrs_post_init__(self) -> None:
-        check_fields(self)
 
 
 @frozen(kw_only=True)
@@ -65,7 +62,7 @@ class Pipeline(_Fields):
     """
 
     def __attrs_post_init__(self) -> None:
-        check_fields(self)
+        super().__attrs_post_init__()
         _, problems = resolve(self.stages, self.base, self.data)
         if problems:
             raise ConfigError(problems, "pipeline")

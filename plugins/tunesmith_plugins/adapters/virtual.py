@@ -147,8 +147,8 @@ class Prepend:
         call = arguments(module, args, kwargs)
         count = len(vectors)
         fresh = at_start(call.get("past_key_values"))
-        takes = "position_ids" in inspect.signature(module.forward).parameters
-        if fresh and self.first and takes and call.get("position_ids") is None:
+        untold = fresh and self.first and call.get("position_ids") is None
+        if untold and "position_ids" in inspect.signature(module.forward).parameters:
             call["position_ids"] = counted(call, self.first)
         if fresh:
             embeds = call.get("inputs_embeds")

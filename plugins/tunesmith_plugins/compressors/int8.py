@@ -164,10 +164,9 @@ class Int8Compressor(Compressor):
                 that order; None: each by itself. It gets the first name of a layer that stands in several places.
         """
         model, (count, size) = lm.model, before
-        float_layers = [model.get_submodule(name) for name in (*layout.layers, *layout.embeddings)]
-        let_go_of_files(model, {f"{name}.weight" for name in (*layout.layers, *layout.embeddings)})
-        let_go(matrix(layer) for layer in float_layers)  # calibration has read them all
-        del float_layers
+        floats = (*layout.layers, *layout.embeddings)
+        let_go_of_files(model, {f"{name}.weight" for name in floats})
+        let_go(matrix(model.get_submodule(name)) for name in floats)  # calibration has read them all
         own = same_modules({name: model.get_submodule(name) for name in layout.layers if name not in layout.tied})
         firsts = [places[0] for places in own]
         lines = []

@@ -72,7 +72,11 @@ def cut_vocabulary(lm: LM, data: Sequence[Example] | None, cut: Cut) -> tuple[An
 
 
 def _counts_from_padding(model: nn.Module) -> bool:
-    """Whether positions begin behind the number of the padding token, as RoBERTa's and M2M100's do."""
+    """Whether positions begin behind the number of the padding token, as RoBERTa's and M2M100's do.
+
+    A wider rule than :func:`tunesmith.padding.first_position`'s, which asks who numbers tokens: here any table of positions that
+    knows of padding (FSMT's too) forbids the cut.
+    """
     return any(
         "position" in name.rpartition(".")[2] and getattr(module, "padding_idx", None) is not None
         for name, module in model.named_modules()

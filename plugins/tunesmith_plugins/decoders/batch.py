@@ -48,9 +48,8 @@ class Row:
             ends = [place for place in map(text.find, limits.stop) if place >= 0]
             if ends:
                 text, finish = text[: min(ends)], "stop"
-        if (
-            finish is None and self.token_ids[-1] in model.eos_token_ids
-        ):  # which may be a token that is written, as a new line
+        # behind the stop strings: an end may be a token that is written, as a new line
+        if finish is None and self.token_ids[-1] in model.eos_token_ids:
             finish = "eos"
         if finish is None and len(self.token_ids) >= limits.most(self.request):
             finish = "length"

@@ -50,9 +50,8 @@ class DecoderOnly(Stepping):
 
     def __init__(self, lm: LM, batch_size: int, max_length: int | None = None, **options: Any) -> None:
         super().__init__(lm, batch_size, **options)
-        if (
-            "target_mapping" in self.accepted or self.base.config.model_type == "xlm"
-        ):  # whose caller puts a mask behind the text
+        kind = self.base.config.model_type
+        if "target_mapping" in self.accepted or kind == "xlm":  # the caller of XLM puts a mask behind the text
             raise ConfigError(
                 [
                     f"{type(self.base).__name__} predicts at places that its caller maps, not what follows; take another model"
@@ -64,21 +63,21 @@ class DecoderOnly(Stepping):
         if self.masks and counts_padding(self.base):
             self.table = places.table(self.base.get_decoder())
             self.masks = self.table is not None
-        if self.base.config.model_type == "recurrent_gemma":
+        if kind == "recurrent_gemma":
             # it keeps its states in its modules and gives none back: asked to keep them, it reads a prompt of one token as more
             # of whatever it read last
             self.use_cache = False
         # RoFormer turns keys by where they stand in the cache, so that they have to stay there
-        self.joins = self.rolls_back = caches.plain(self.base.config) and self.base.config.model_type != "roformer"
-        self.virtual = sum(adapter.virtual_tokens - adapter.cached_tokens for adapter in lm.adapters)
+        self.joins = self.rolls_back = caches.plain(self.base.config) and kind != "roformer"
+        taken, cached = sum(a.virtual_tokens for a in lm.adapters), sum(a.cached_tokens for a in lm.adapters)
+        self.virtual = taken - cached
         # So Mamba and its kin call their cache. Soft prompts would not find it, and xLSTM's cannot be taken apart.
-        recurrent = "cache_params" in self.accepted and self.base.config.model_type != "xlstm" and not self.virtual
+        recurrent = "cache_params" in self.accepted and kind != "xlstm" and not self.virtual
         self.past_name = "cache_params" if recurrent else "past_key_values"
-        virtual = any(adapter.cached_tokens or adapter.virtual_tokens for adapter in lm.adapters)
-        if virtual and not (self.joins and self.base.config.model_type != "mpt"):
+        if (taken or cached) and (kind == "mpt" or not self.joins):
             # Padding between them and the text would count: in a window, in a recurrence, in distances that MPT takes from places.
             self.masks, self.batch_size = False, 1
-        self.places = positions_of(self.base, taken=sum(adapter.virtual_tokens for adapter in lm.adapters))
+        self.places = positions_of(self.base, taken=taken)
         self.first = first_position(self.base) if "position_ids" in self.accepted else 0
         self.max_length = smallest(max_length, self.places, tokenizer_limit(lm.tokenizer))
 
@@ -214,7 +213,7 @@ class DecoderOnly(Stepping):
         if mask is not None and self.masks and (cache.past is None or self.past_name == "past_key_values"):
             inputs["attention_mask"] = mask
         if "position_ids" in self.accepted:
-            inputs["position_ids"] = positions + self.first
+            inputs["position_ids"] = positions + self.first if self.first else positions
         with self.quiet(), self._numbered(cache):
             output = self.call(last, **inputs)
         past = getattr(output, self.past_name, None) if self.use_cache else None

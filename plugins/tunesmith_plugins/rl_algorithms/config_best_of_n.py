@@ -59,9 +59,6 @@ class BestOfNDistillation(RLAlgorithmConfig):
     samples: int = field(default=4, validator=v.ge(0))
     report_to: tuple[str, ...] = ()
 
-    def __attrs_post_init__(self) -> None:
-        super().__attrs_post_init__()
-
     def exam_settings(self, policy: str, beta: float) -> Mapping[str, Any]:
         """Return the values with which the exam runs it; ``beta`` means nothing to it.
 

@@ -42,9 +42,6 @@ class TrlConfig(RLAlgorithmConfig):
     checkpoint_every: int = field(default=50, validator=v.ge(1))
     allow_start_kl: bool = False
 
-    def __attrs_post_init__(self) -> None:
-        super().__attrs_post_init__()
-
 
 @frozen(kw_only=True)
 class TrlOnlineConfig(TrlConfig):

@@ -9,7 +9,7 @@ from attrs import Attribute, field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.sampler import SamplerConfig
-from tunesmith.typecheck import check_fields, check_values
+from tunesmith.typecheck import Checked
 from tunesmith_plugins.samplers.config import MOST
 from tunesmith_plugins.samplers.config_constraints import ids_not_negative
 
@@ -123,7 +123,7 @@ class LogitBias(SamplerConfig):
 
 
 @frozen(kw_only=True)
-class BiasedSequence:
+class BiasedSequence(Checked):
     """A sequence of tokens that is made likelier or less likely.
 
     Attributes:
@@ -134,11 +134,8 @@ class BiasedSequence:
     tokens: tuple[int, ...] = field(validator=v.min_len(1))
     bias: float = field(validator=FINITE)
 
-    def __attrs_pre_init__(self, *positional: Any, **values: Any) -> None:
-        check_values(type(self), values)
-
     def __attrs_post_init__(self) -> None:
-        check_fields(self)
+        super().__attrs_post_init__()
         if any(token < 0 for token in self.tokens):
             raise ValueError(f"'tokens' must not be negative: {self.tokens}")
 

@@ -9,7 +9,7 @@ from attrs import Attribute, field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.sampler import SamplerConfig
-from tunesmith.typecheck import check_values
+from tunesmith.typecheck import Checked
 
 IMPLEMENTATIONS = "tunesmith_plugins.samplers"
 Language = Literal["json_schema", "regex", "lark", "gbnf"]
@@ -33,7 +33,7 @@ def _is_of_its_language(format_: Any, attribute: Attribute[str], value: str) -> 
 
 
 @frozen(kw_only=True)
-class Format:
+class Format(Checked):
     """What a text must be.
 
     Attributes:
@@ -45,9 +45,6 @@ class Format:
 
     language: Language = "regex"
     text: str = field(validator=_is_of_its_language)
-
-    def __attrs_pre_init__(self, *positional: Any, **values: Any) -> None:
-        check_values(type(self), values)
 
 
 @frozen(kw_only=True)
