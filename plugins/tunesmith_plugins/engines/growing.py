@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor
@@ -46,6 +46,13 @@ class Growing(DynamicLayer):
         made._own = True
         return made
 
+    @classmethod
+    def taking_over(cls, layer: DynamicLayer) -> Self:
+        """Make a plain layer of transformers' cache one of these where it stands, so that all who hold it go on with it."""
+        layer.__dict__ = cls().__dict__ | layer.__dict__
+        layer.__class__ = cls
+        return cast(Self, layer)
+
     def __copy__(self) -> Self:
         """Return a layer with the same tensors. Neither of the two writes to them any more: the other may be there."""
         made = type(self).__new__(type(self))
@@ -66,13 +73,20 @@ class Growing(DynamicLayer):
         self._settle()
         new = key_states.shape[-2]
         if new:
-            if not self._own or self._end + new > self._stores[0].shape[-2]:
-                self._move(new)
+            self._make_room(new)
             self._append(key_states, value_states)
             self._use(self._stores, self._first, self._end + new)
         keys, values = self.keys, self.values
         assert keys is not None
         assert values is not None
+        return keys, values
+
+    def extended(self, new: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values (batch, heads, time, width) with ``new`` more positions at the end, for the caller to write to."""
+        self._settle()
+        self._make_room(new)
+        self._use(self._stores, self._first, self._end + new)
+        keys, values = self._shown
         return keys, values
 
     def _append(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -93,6 +107,10 @@ class Growing(DynamicLayer):
             self._own = False
         elif self._own and self._stores[0].is_inference() and not torch.is_inference_mode_enabled():
             self._own = False
+
+    def _make_room(self, new: int) -> None:
+        if not self._own or self._end + new > self._stores[0].shape[-2]:
+            self._move(new)
 
     def _move(self, more: int) -> None:
         """Take new stores, with room for ``more`` positions at least."""

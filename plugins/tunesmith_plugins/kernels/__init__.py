@@ -1,4 +1,4 @@
-"""Native kernels with a torch reference for each: fused sampling chains, int8 linear layers, attention over an int8 cache.
+"""Native kernels with a torch reference for each: fused sampling chains, int8 linear layers, attention over a cache.
 
 Importing this package loads neither torch nor the library; both come with the first use of an operation.
 See docs/kernels.md for the exact semantics, the build settings and what was checked.
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         reference_truncations,
     )
     from .attention import int8_attention
+    from .attention_floats import cached_attention_, float_attention
     from .int8_append import int8_append_
     from .int8_calls import Norm
     from .int8_ops import fused_linears, int8_linear, int8_linears, weight_only_linear
@@ -49,6 +50,7 @@ _MODULES = (
 )  # fmt: skip
 _HOME = {
     "info": "loader", "set_isa": "loader", "int8_attention": "attention", "int8_append_": "int8_append", "rotary_": "rotary",
+    "cached_attention_": "attention_floats", "float_attention": "attention_floats",
     "Norm": "int8_calls",
     **dict.fromkeys(("fused_linears", "int8_linear", "int8_linears", "weight_only_linear"), "int8_ops"),
     **dict.fromkeys(("QuantizedRows", "quantize_rows"), "int8_rows"),
@@ -68,6 +70,8 @@ __all__ = [
     "TopResult",
     "apply_chain",
     "attention",
+    "cached_attention_",
+    "float_attention",
     "fused_linears",
     "info",
     "int8_append_",

@@ -182,14 +182,14 @@ def normalise(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) ->
     wide = values.double()
     mean = torch.zeros_like(wide[..., :1])
     if bias is not None:
-        mean = _lane_sum(wide)[..., None] / k
-    square = _lane_sum((wide - mean) * (wide - mean))[..., None]
+        mean = lane_sum(wide)[..., None] / k
+    square = lane_sum((wide - mean) * (wide - mean))[..., None]
     factor = (torch.ones_like(square) / torch.sqrt(square / k + epsilon)).float()
     y = (values - mean.float()) * factor * weight.float()
     return (y if bias is None else y + bias.float()).to(x.dtype)
 
 
-def _lane_sum(x: Tensor) -> Tensor:
+def lane_sum(x: Tensor) -> Tensor:
     padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % 8))
     # cumsum adds in order, sum does not say how it adds.
     lanes = padded.reshape(*x.shape[:-1], -1, 8).cumsum(-2)[..., -1, :]
@@ -226,7 +226,7 @@ def attention(
         scores = scores + mask
     most = scores.amax(-1, keepdim=True)
     weights = torch.where(scores == -math.inf, 0.0, exp(scores - most))
-    total = _lane_sum(weights.double())[..., None]
+    total = lane_sum(weights.double())[..., None]
     weights = weights * v_scale.transpose(-1, -2)
     largest = weights.amax(-1, keepdim=True)
     step = (largest / torch.full_like(largest, 32767.0)).clamp(min=_SMALLEST_SCALE)

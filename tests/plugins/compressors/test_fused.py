@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -21,9 +22,11 @@ from transformers import (
     Qwen2ForCausalLM,
     RobertaConfig,
     RobertaModel,
+    StaticCache,
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.cache_utils import DynamicLayer
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith_plugins import kernels
@@ -142,6 +145,138 @@ def test_decoding_with_a_cache_gives_the_same_tokens(native_library: None, name:
     before = model.generate(**batch, **options)
     fuse(model)
     assert torch.equal(model.generate(**batch, **options), before)
+
+
+STEPS = {"llama": 2, "llama with biases": 2, "qwen2": 2, "gpt2": 2, "t5": 4, "t5 gated": 4}
+"""Of these models, and how many attentions they have."""
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which calls attention over floats was made by."""
+    seen: list[str] = []
+    for name in ("cached_attention_", "float_attention"):
+
+        def watched(*arguments: Any, name: str = name, real: Any = getattr(kernels, name), **options: Any) -> Any:
+            seen.append(name)
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(kernels, name, watched)
+    return seen
+
+
+LENGTHS = {"max_new_tokens": 12, "min_new_tokens": 12, "pad_token_id": 0, "eos_token_id": 2, "do_sample": False}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_of_decoding_are_one_call_each(native_library: None, steps: list[str], name: str) -> None:
+    model = quantized(MODELS[name][0])
+    batch = inputs(model)
+    batch.pop("decoder_input_ids", None)
+    model.generate(**batch, **LENGTHS)
+    fuse(model)
+    assert not steps
+    greedy = model.generate(**batch, **LENGTHS)
+    assert len(steps) == 11 * STEPS[name]
+    row = {key: value[1:2] for key, value in batch.items()}
+    guessed = model.generate(**row, **LENGTHS, prompt_lookup_num_tokens=3)  # crops the cache
+    assert torch.equal(guessed[0], greedy[1])
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_beams_that_leave_and_double_are_followed(native_library: None, steps: list[str], name: str) -> None:
+    model = quantized(MODELS[name][0])
+    batch = inputs(model)
+    batch.pop("decoder_input_ids", None)
+    beams = {"num_beams": 4, "num_return_sequences": 2, "return_dict_in_generate": True, "output_scores": True}
+    before = model.generate(**batch, **LENGTHS, **beams).sequences_scores
+    fuse(model)
+    after = model.generate(**batch, **LENGTHS, **beams).sequences_scores
+    assert steps
+    assert float((after - before).abs().max()) < 0.02
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_has_the_bits_of_the_reference_and_what_the_cache_of_the_layers_unfused_holds(
+    native_library: None, steps: list[str], name: str
+) -> None:
+    model = quantized(MODELS[name][0])
+    batch = inputs(model)
+    ids = batch.pop("decoder_input_ids" if model.config.is_encoder_decoder else "input_ids")
+    feed = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"
+    mask = batch["attention_mask"]
+
+    def decoded() -> tuple[torch.Tensor, Any]:
+        given = dict(batch)
+        if feed == "input_ids":
+            given["attention_mask"] = mask[:, : ids.shape[1] - 3]
+        past = model(**given, **{feed: ids[:, :-3]}, use_cache=True).past_key_values
+        last = []
+        for at in range(ids.shape[1] - 3, ids.shape[1]):
+            if feed == "input_ids":
+                given["attention_mask"] = mask[:, : at + 1]
+            found = model(**given, **{feed: ids[:, at : at + 1]}, past_key_values=past, use_cache=True)
+            last.append(found.logits)
+        own = getattr(past, "self_attention_cache", past)
+        return torch.cat(last), own
+
+    with torch.no_grad():
+        before, plain = decoded()
+        fuse(model)
+        after, grown = decoded()
+        assert len(steps) == 3 * STEPS[name]
+        kernels.set_isa("reference")
+        try:
+            assert torch.equal(decoded()[0], after)
+        finally:
+            kernels.set_isa(kernels.info()["isa"])
+    assert float((after - before).norm() / before.norm()) < 0.02
+    assert float((after - before).abs().median()) < 2e-6
+    for one, other in zip(plain.layers, grown.layers, strict=True):
+        assert isinstance(other, DynamicLayer)
+        assert one.get_seq_length() == other.get_seq_length()
+        assert float((one.keys - other.keys).norm() / one.keys.norm()) < 0.02
+        assert float((one.values - other.values).norm() / one.values.norm()) < 0.02
+
+
+def test_a_cache_that_goes_two_ways_stays_two(native_library: None, steps: list[str]) -> None:
+    """As when a conversation is continued in several ways from one read beginning."""
+    model = quantized(MODELS["llama"][0])
+    fuse(model)
+    ids = inputs(model)["input_ids"][1:2]
+    with torch.no_grad():
+        alone = [model(torch.cat([ids, torch.tensor([[a, b]])], 1)).logits[:, -1] for a, b in ((7, 8), (9, 8))]
+        read = model(ids, use_cache=True).past_key_values
+        model(torch.tensor([[5]]), past_key_values=read)  # now with room, and cut back again
+        read.crop(-1)
+        ways = [copy.deepcopy(read), read]
+        for way, first in zip(ways, (7, 9), strict=True):
+            model(torch.tensor([[first]]), past_key_values=way)
+        found = [model(torch.tensor([[8]]), past_key_values=way).logits[:, -1] for way in ways]
+    assert len(steps) == 5 * 2
+    for one, other in zip(found, alone, strict=True):
+        assert float((one - other).norm() / other.norm()) < 0.02
+
+
+@pytest.mark.parametrize("reason", ["gradients", "bfloat16", "a sliding window", "a static cache", "no cache", "many tokens"])
+def test_attention_is_left_to_torch_where_one_call_cannot_do_it(
+    native_library: None, steps: list[str], reason: str
+) -> None:
+    model = quantized(MODELS["mistral" if reason == "a sliding window" else "llama"][0])
+    if reason == "bfloat16":
+        model.to(torch.bfloat16)
+    ids = inputs(model)["input_ids"]
+    fuse(model)
+    past = StaticCache(config=model.config, max_cache_len=32) if reason == "a static cache" else None
+    with torch.no_grad():
+        past = model(ids[:, :-1], past_key_values=past, use_cache=True).past_key_values
+    new = ids[:, -1:]
+    if reason == "many tokens":
+        new = ids[:, :9]
+    given = {} if reason == "no cache" else {"past_key_values": past}
+    with torch.set_grad_enabled(reason == "gradients"):
+        model(new, use_cache=reason != "no cache", **given)
+    assert not steps
 
 
 @pytest.fixture

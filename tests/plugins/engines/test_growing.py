@@ -1,5 +1,7 @@
 """The growing layer of the key-value cache against plain concatenation."""
 
+import copy
+
 import pytest
 import torch
 from transformers.cache_utils import DynamicLayer
@@ -123,3 +125,32 @@ def test_joined_rows_are_padded_with_zeros_behind_the_virtual_positions(virtual)
         assert torch.equal(shown[:1, :, :virtual], small[:, :, :virtual])
         assert not shown[:1, :, virtual : virtual + 3].any()
         assert torch.equal(shown[:1, :, virtual + 3 :], small[:, :, virtual:])
+
+
+def test_a_plain_layer_is_taken_over_where_it_stands():
+    plain, _ = both(5)
+    layer, held = layer_of(plain.keys, plain.values), plain.keys.clone()
+    first = layer.keys
+    assert Growing.taking_over(layer) is layer
+    for turn in range(3):
+        new = states(2, seed=turn), states(2, seed=turn + 50)
+        keys, values = layer.extended(2)
+        keys[:, :, -2:], values[:, :, -2:] = new
+        plain.update(*new)
+        assert_same(plain, layer)
+        assert keys is layer.keys
+    assert torch.equal(first, held)  # what was there before belongs to whoever holds it
+
+
+def test_what_is_shared_is_left_alone_by_an_extension():
+    _, layer = both(5)
+    layer.extended(1)
+    shown = layer.keys
+    other = copy.copy(layer)
+    before = shown.clone()
+    for one in (layer, other):
+        one.extended(1)[0][:, :, -1] = torch.nan
+    assert torch.equal(shown, before)
+    layer.crop(-2)
+    layer.extended(1)[0][:, :, -1] = 7
+    assert not (other.keys == 7).any()

@@ -17,6 +17,7 @@ from tunesmith_plugins.compressors.fused.parts import (
     watched,
     with_held,
 )
+from tunesmith_plugins.compressors.fused.step import self_attention_step
 from tunesmith_plugins.kernels import Norm
 
 
@@ -54,10 +55,13 @@ class FusedGPT2Block(FusedLayer):
         hidden_states = hidden_states.contiguous()
         norm = Norm(block.ln_1.weight, block.ln_1.bias, block.ln_1.eps)
         (three,) = fused_linears(hidden_states, *qkv, norm=norm)
-        q, k, v = (heads(part, attn.head_dim) for part in three.split(attn.split_size, dim=2))
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, attn.layer_idx)
-        mixed = attention(attn, q, k, v, attention_mask, attn.scaling, **options)
+        new = three.split(attn.split_size, dim=2)
+        mixed = self_attention_step(attn, *new, attn.head_dim, past_key_values, attention_mask)
+        if mixed is None:
+            q, k, v = (heads(part, attn.head_dim) for part in new)
+            if past_key_values is not None:
+                k, v = past_key_values.update(k, v, attn.layer_idx)
+            mixed = attention(attn, q, k, v, attention_mask, attn.scaling, **options)
         (hidden_states,) = fused_linears(mixed, *out, residual=with_held(hidden_states, attn.c_proj, mixed))
         norm = Norm(block.ln_2.weight, block.ln_2.bias, block.ln_2.eps)
         (wide,) = fused_linears(hidden_states, *up, (activation,), norm=norm)

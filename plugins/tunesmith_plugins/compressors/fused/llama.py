@@ -17,6 +17,7 @@ from tunesmith_plugins.compressors.fused.parts import (
     watched,
     with_held,
 )
+from tunesmith_plugins.compressors.fused.step import self_attention_step
 from tunesmith_plugins.kernels import Norm, rotary_
 
 
@@ -60,11 +61,13 @@ class FusedLlamaLayer(FusedLayer):
         size = attn.head_dim
         hidden_states = hidden_states.contiguous()
         q, k, v = fused_linears(hidden_states, *qkv, norm=Norm(before.weight, None, before.variance_epsilon))
-        rotary_(q, k, *position_embeddings, size)
-        keys, values = heads(k, size), heads(v, size)
-        if past_key_values is not None:
-            keys, values = past_key_values.update(keys, values, attn.layer_idx)
-        mixed = attention(attn, heads(q, size), keys, values, attention_mask, attn.scaling, **options)
+        mixed = self_attention_step(attn, q, k, v, size, past_key_values, attention_mask, position_embeddings)
+        if mixed is None:
+            rotary_(q, k, *position_embeddings, size)
+            keys, values = heads(k, size), heads(v, size)
+            if past_key_values is not None:
+                keys, values = past_key_values.update(keys, values, attn.layer_idx)
+            mixed = attention(attn, heads(q, size), keys, values, attention_mask, attn.scaling, **options)
         (hidden_states,) = fused_linears(mixed, *out, residual=with_held(hidden_states, a["o_proj"], mixed))
         norm = Norm(after.weight, None, after.variance_epsilon)
         (wide,) = fused_linears(hidden_states, *gate_up, (activation, None), norm=norm, gated=True)

@@ -18,6 +18,7 @@ from tunesmith_plugins.compressors.fused.parts import (
     watched,
     with_held,
 )
+from tunesmith_plugins.compressors.fused.step import cross_attention_step, self_attention_step
 from tunesmith_plugins.kernels import Norm
 
 _ACTIVATIONS = {
@@ -67,11 +68,15 @@ class FusedT5SelfAttention(FusedLayer):
         past: Any = 0 if past_key_values is None else past_key_values.get_seq_length(attn.layer_idx)
         past = past.clone() if isinstance(past, Tensor) else past
         hidden_states = hidden_states.contiguous()
-        q, k, v = (heads(x, size) for x in fused_linears(hidden_states, *qkv, norm=_norm(block.layer_norm)))
-        if cache is not None:
-            k, v = cache.update(k, v, attn.layer_idx)
-        position_bias = _bias(attn, position_bias, q.size(2), k.size(2), past, q)
-        mixed = attention(attn, q, k, v, attention_mask, attn.scaling, position_bias=position_bias, **options)
+        new = fused_linears(hidden_states, *qkv, norm=_norm(block.layer_norm))
+        length = hidden_states.size(1)
+        position_bias = _bias(attn, position_bias, length, length + int(past), past, hidden_states)
+        mixed = self_attention_step(attn, *new, size, cache, attention_mask, bias=position_bias)
+        if mixed is None:
+            q, k, v = (heads(x, size) for x in new)
+            if cache is not None:
+                k, v = cache.update(k, v, attn.layer_idx)
+            mixed = attention(attn, q, k, v, attention_mask, attn.scaling, position_bias=position_bias, **options)
         return fused_linears(mixed, *out, residual=with_held(hidden_states, attn.o, mixed))[0], position_bias, None
 
 
@@ -102,7 +107,8 @@ class FusedT5CrossAttention(FusedLayer):
         (q,) = fused_linears(hidden_states, *query, norm=_norm(block.layer_norm))
         updated = getattr(past_key_values, "is_updated", {})
         cache = getattr(past_key_values, "cross_attention_cache", past_key_values)
-        if cache is not None and updated.get(attn.layer_idx):
+        step = cache is not None and updated.get(attn.layer_idx)
+        if step:
             k, v = cache.layers[attn.layer_idx].keys, cache.layers[attn.layer_idx].values
         else:
             k, v = (heads(x, size) for x in int8_linears(key_value_states.contiguous(), *key_value))
@@ -111,9 +117,11 @@ class FusedT5CrossAttention(FusedLayer):
                 if cache is not past_key_values:
                     updated[attn.layer_idx] = True
         position_bias = _bias(attn, position_bias, q.size(1), k.size(2), 0, q)
-        mixed = attention(
-            attn, heads(q, size), k, v, attention_mask, attn.scaling, position_bias=position_bias, **options
-        )
+        mixed = cross_attention_step(attn, q, k, v, attention_mask, position_bias) if step else None
+        if mixed is None:
+            mixed = attention(
+                attn, heads(q, size), k, v, attention_mask, attn.scaling, position_bias=position_bias, **options
+            )
         return fused_linears(mixed, *out, residual=with_held(hidden_states, attn.o, mixed))[0], position_bias, None
 
 

@@ -88,7 +88,9 @@ void one_task(void *context, int64_t index) {
   if (code != TS_OK) call.code.store(code, std::memory_order_relaxed);
 }
 
-const TsAttentionLoops *loops() {
+}  // namespace
+
+const TsAttentionLoops *ts_attention_loops() {
   const char *isa = ts_isa_current();
   if (!isa) return nullptr;
 #if defined(TS_HAVE_AVX2)
@@ -97,10 +99,8 @@ const TsAttentionLoops *loops() {
   return &ts_attention_plain;
 }
 
-}  // namespace
-
 extern "C" int32_t ts_int8_attention_words(const int64_t *words, int64_t count) {
-  Call call = {{}, loops()};
+  Call call = {{}, ts_attention_loops()};
   if (!call.loops) return TS_UNSUPPORTED;
   const int32_t read = ts_read_attention(words, count, ts_fail, &call.a);
   if (read != TS_OK) return read;

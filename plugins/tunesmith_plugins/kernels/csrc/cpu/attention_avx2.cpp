@@ -126,7 +126,7 @@ float weigh(const float *v_scale, float most, int64_t time, float *numbers, doub
     const __m256 e = _mm256_and_ps(exponentials(_mm256_sub_ps(score, splat(most))), seen);
     low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(e)));
     high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(e, 1)));
-    const __m256 weight = _mm256_mul_ps(e, _mm256_loadu_ps(v_scale + t));
+    const __m256 weight = v_scale ? _mm256_mul_ps(e, _mm256_loadu_ps(v_scale + t)) : e;
     _mm256_storeu_ps(numbers + t, weight);
     largest = _mm256_max_ps(weight, largest);
   }
@@ -150,6 +150,91 @@ void round_all(const float *weights, float by, int64_t time, int16_t *rounded) {
   plain_round(weights, by, t, time, rounded);
 }
 
+// Fetches a row of floats into the second cache.
+void fetch(const float *row, int64_t size) {
+  for (int64_t d = 0; d < size; d += 16) _mm_prefetch((const char *)(row + d), _MM_HINT_T1);
+}
+
+// Of 1 to 4 tokens.
+template <int Tokens>
+void float_dots_of(const float *q, const float *k, int64_t size, float *dots) {
+  __m256 low[4], high[4];
+  for (int i = 0; i < 4; ++i) low[i] = high[i] = _mm256_setzero_ps();
+  int64_t d = 0;
+  for (; d + kFloatLanes <= size; d += kFloatLanes) {
+    const __m256 first = _mm256_loadu_ps(q + d), second = _mm256_loadu_ps(q + d + 8);
+    for (int i = 0; i < Tokens; ++i) {
+      low[i] = _mm256_add_ps(low[i], _mm256_mul_ps(first, _mm256_loadu_ps(k + i * size + d)));
+      high[i] = _mm256_add_ps(high[i], _mm256_mul_ps(second, _mm256_loadu_ps(k + i * size + d + 8)));
+    }
+  }
+  if (d < size) {
+    for (int i = 0; i < Tokens; ++i) {
+      float lanes[kFloatLanes];
+      _mm256_storeu_ps(lanes, low[i]);
+      _mm256_storeu_ps(lanes + 8, high[i]);
+      dots[i] = plain_float_dot(q, k + i * size, d, size, lanes);
+    }
+    return;
+  }
+  __m256 sums[4];
+  for (int i = 0; i < 4; ++i) sums[i] = _mm256_add_ps(low[i], high[i]);
+  const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(sums[0], sums[1]), _mm256_hadd_ps(sums[2], sums[3]));
+  float found[4];
+  _mm_storeu_ps(found, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+  memcpy(dots, found, Tokens * sizeof(float));
+}
+
+void float_dots(const float *q, const float *k, const float *next, int64_t time, int64_t size, float *dots) {
+  int64_t t = 0;
+  for (; t + 4 <= time; t += 4) {
+    if (next) fetch(next + t * size, 4 * size);
+    float_dots_of<4>(q, k + t * size, size, dots + t);
+  }
+  for (; t < time; ++t) {
+    if (next) fetch(next + t * size, size);
+    float_dots_of<1>(q, k + t * size, size, dots + t);
+  }
+}
+
+float float_scores(const float *added, float scale, int64_t time, float *scores, bool *known) {
+  __m256 most = splat(-HUGE_VALF), strange = _mm256_setzero_ps();
+  int64_t t = 0;
+  for (; t + 8 <= time; t += 8) {
+    __m256 score = _mm256_mul_ps(_mm256_loadu_ps(scores + t), splat(scale));
+    if (added) score = _mm256_add_ps(score, _mm256_loadu_ps(added + t));
+    _mm256_storeu_ps(scores + t, score);
+    strange = _mm256_or_ps(strange, _mm256_cmp_ps(score, score, _CMP_UNORD_Q));
+    most = _mm256_max_ps(score, most);  // of a NaN and another number the second
+  }
+  *known &= _mm256_testz_ps(strange, strange) != 0;
+  return plain_float_scores(added, scale, t, time, scores, most_of(most), known);
+}
+
+// 8 * Count channels.
+template <int Count>
+void float_mix_of(const float *p, const float *v, const float *next, int64_t time, int64_t size, double *wide) {
+  __m256 sums[Count];
+  for (int i = 0; i < Count; ++i) sums[i] = _mm256_setzero_ps();
+  for (int64_t t = 0; t < time; ++t) {
+    if (next) fetch(next + t * size, 8 * Count);
+    const __m256 weight = splat(p[t]);
+    for (int i = 0; i < Count; ++i) sums[i] = _mm256_add_ps(sums[i], _mm256_mul_ps(weight, _mm256_loadu_ps(v + t * size + 8 * i)));
+  }
+  for (int i = 0; i < Count; ++i) {
+    double *at = wide + 8 * i;
+    _mm256_storeu_pd(at, _mm256_add_pd(_mm256_loadu_pd(at), _mm256_cvtps_pd(_mm256_castps256_ps128(sums[i]))));
+    _mm256_storeu_pd(at + 4, _mm256_add_pd(_mm256_loadu_pd(at + 4), _mm256_cvtps_pd(_mm256_extractf128_ps(sums[i], 1))));
+  }
+}
+
+void float_mix(const float *p, const float *v, const float *next, int64_t time, int64_t size, double *wide) {
+  int64_t d = 0;
+  for (; d + 64 <= size; d += 64) float_mix_of<8>(p, v + d, next ? next + d : nullptr, time, size, wide + d);
+  for (; d + 8 <= size; d += 8) float_mix_of<1>(p, v + d, next ? next + d : nullptr, time, size, wide + d);
+  plain_float_mix(p, v, time, size, d, wide);
+}
+
 }  // namespace
 
-extern const TsAttentionLoops ts_attention_avx2 = {dots, scores, weigh, round_all, mix};
+extern const TsAttentionLoops ts_attention_avx2 = {dots, scores, weigh, round_all, mix, float_dots, float_scores, float_mix};

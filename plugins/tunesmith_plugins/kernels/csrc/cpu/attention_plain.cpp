@@ -31,6 +31,29 @@ float weigh(const float *v_scale, float most, int64_t time, float *numbers, doub
 
 void round_all(const float *weights, float by, int64_t time, int16_t *rounded) { plain_round(weights, by, 0, time, rounded); }
 
+void float_dots(const float *q, const float *k, const float *, int64_t time, int64_t size, float *dots) {
+  for (int64_t t = 0; t < time; ++t) {
+    float lanes[kFloatLanes] = {};
+    dots[t] = plain_float_dot(q, k + t * size, 0, size, lanes);
+  }
+}
+
+float float_scores(const float *added, float scale, int64_t time, float *scores, bool *known) {
+  return plain_float_scores(added, scale, 0, time, scores, -HUGE_VALF, known);
+}
+
+// 16 channels at a time, which compilers keep in registers.
+void float_mix(const float *p, const float *v, const float *, int64_t time, int64_t size, double *wide) {
+  int64_t d = 0;
+  for (; d + 16 <= size; d += 16) {
+    float sums[16] = {};
+    for (int64_t t = 0; t < time; ++t)
+      for (int64_t i = 0; i < 16; ++i) sums[i] += p[t] * v[t * size + d + i];
+    for (int64_t i = 0; i < 16; ++i) wide[d + i] += (double)sums[i];
+  }
+  plain_float_mix(p, v, time, size, d, wide);
+}
+
 }  // namespace
 
-extern const TsAttentionLoops ts_attention_plain = {dots, scores, weigh, round_all, mix};
+extern const TsAttentionLoops ts_attention_plain = {dots, scores, weigh, round_all, mix, float_dots, float_scores, float_mix};

@@ -16,7 +16,7 @@
 #endif
 
 /* Raised whenever a struct or the meaning of a function changes; the loader refuses any other value. */
-#define TS_ABI_VERSION 6
+#define TS_ABI_VERSION 7
 
 /* 255 * 128 * K must stay below 2^31, so that no int32 accumulator can overflow whatever the int8 weights are. */
 #define TS_MAX_K 65792
@@ -213,6 +213,14 @@ TS_API int32_t ts_rotary_words(const int64_t *words, int64_t count);
  * and query, scale (the bits of a double), threads, room: a head's tokens begin so many behind those of the head before, in k, v
  * and their scales (time, or more). */
 TS_API int32_t ts_int8_attention_words(const int64_t *words, int64_t count);
+/* A step of attention over a float32 cache. Words: q, out ((batch, queries, heads, size), contiguous), batch, heads, queries,
+ * kv_heads, time, size; the strides of row, head and token of q; new keys and new values (or null, both) and the strides from one
+ * token to the next of both; the cache's keys and values ((batch, kv_heads, time, size), a head's tokens behind one another), the
+ * strides of row and head of the keys and of the values; cos, sin (or null) and how many rows they have (token r takes the one
+ * r % rows); mask, its kind (0: none, 1: float32 added to the scores, 2: bytes that are 0 where nothing is seen), its strides of
+ * row, head and query (its last axis is contiguous); scale (the bits of a double), threads. New keys, turned by cos and sin as the
+ * queries are, and new values are written to the last places of the cache first. */
+TS_API int32_t ts_float_attention_words(const int64_t *words, int64_t count);
 /* Rounds new keys and values to 8 bits, into the store of a cache. Words: batch, heads, new tokens, size, dtype (TS_F32, TS_BF16 or
  * TS_F16), room (tokens a head of the store has place for), first (the place of the first new token), and for keys and for
  * values: x, its strides of batch, head and token (its last axis is contiguous), the store ((batch, heads, room, size) int8) and

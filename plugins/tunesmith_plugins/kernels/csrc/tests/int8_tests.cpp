@@ -268,6 +268,73 @@ void attention() {
   printf("attention: %d cases with the same bits everywhere\n", cases);
 }
 
+// A step over a float32 cache: inside the arrays, the same bits on every instruction set and number of threads, new tokens in their
+// places, and near what float64 says.
+void float_attention() {
+  int cases = 0;
+  for (const int64_t time : {2, 65, 700}) {
+    for (const int64_t size : {2, 16, 18, 64, 84}) {
+      const int64_t batch = 2, heads = 4, kv_heads = 2, queries = 2, room = time + (size % 4 ? 3 : 0), rows = batch * kv_heads * room;
+      Guarded<float> q(batch * heads * queries * size), out(q.size()), k(batch * queries * kv_heads * size), v(k.size());
+      Guarded<float> keys(rows * size), values(rows * size), cos(queries * size), sin(queries * size), mask(batch * time);
+      Guarded<uint8_t> seen(batch * time);
+      for (Guarded<float> *part : {&q, &k, &v, &cos, &sin, &mask, &keys, &values})
+        for (int64_t i = 0; i < part->size(); ++i) (*part)[i] = real(-1, 1);
+      for (int64_t i = 0; i < seen.size(); ++i) seen[i] = i % time == 0 || pick(0, 3);
+      const std::vector<float> keys_before(keys.get(), keys.get() + keys.size());
+      const double scale = .125;
+      for (const int64_t kind : {0, 1, 2}) {
+        const int64_t masked = kind == 0 ? 0 : kind == 1 ? (int64_t)mask.get() : (int64_t)seen.get();
+        int64_t words[31] = {(int64_t)q.get(), (int64_t)out.get(), batch, heads, queries, kv_heads, time, size,
+                             queries * heads * size, size, heads * size, (int64_t)k.get(), (int64_t)v.get(), kv_heads * size, kv_heads * size,
+                             (int64_t)keys.get(), (int64_t)values.get(), kv_heads * room * size, room * size, kv_heads * room * size, room * size,
+                             (int64_t)cos.get(), (int64_t)sin.get(), queries, masked, kind, time, 0, 0, 0, 1};
+        memcpy(words + 29, &scale, sizeof scale);
+        std::vector<float> right;
+        for (const std::string &isa : instruction_sets()) {
+          for (const int64_t threads : {1, 3}) {
+            words[30] = threads;
+            memset(out.get(), 0, sizeof(float) * (size_t)out.size());
+            REQUIRE(ts_isa_set(isa.c_str()) == TS_OK && ts_float_attention_words(words, 31) == TS_OK);
+            const std::vector<float> found(out.get(), out.get() + out.size());
+            if (right.empty()) right = found;
+            REQUIRE(found == right);
+            ++cases;
+          }
+        }
+        for (int64_t i = 0; i < keys.size(); ++i) {
+          const int64_t token = i / size % room, row = i / size / room / kv_heads, head = i / size / room % kv_heads, d = i % size;
+          const int64_t from = ((row * queries + token - time + queries) * kv_heads + head) * size;
+          const bool fresh = token >= time - queries && token < time;
+          REQUIRE(fresh ? values[i] == v[from + d] : keys[i] == keys_before[(size_t)i]);
+        }
+        for (int64_t query = 0; query < batch * queries * heads; ++query) {
+          const int64_t row = query / heads / queries, n = query / heads % queries, head = query % heads;
+          const float *x = q.get() + query * size;
+          std::vector<double> mixed((size_t)size);
+          double total = 0;
+          for (int64_t t = 0; t < time; ++t) {
+            const int64_t place = ((row * kv_heads + head / (heads / kv_heads)) * room + t) * size, half = size / 2;
+            double score = 0;
+            for (int64_t d = 0; d < size; ++d) {
+              const double other = d < half ? -x[d + half] : x[d - half];
+              score += ((double)x[d] * cos[n * size + d] + other * sin[n * size + d]) * keys[place + d];
+            }
+            score = score * scale + (kind == 1 ? mask[row * time + t] : 0.0);
+            const double weight = kind == 2 && !seen[row * time + t] ? 0.0 : exp(score);
+            total += weight;
+            for (int64_t d = 0; d < size; ++d) mixed[(size_t)d] += weight * values[place + d];
+          }
+          for (int64_t d = 0; d < size; ++d) REQUIRE(fabs(out[query * size + d] - mixed[(size_t)d] / total) < 1e-5);
+        }
+      }
+    }
+  }
+  const int64_t none[31] = {};
+  REQUIRE(ts_float_attention_words(none, 30) == TS_INVALID && ts_float_attention_words(none, 31) == TS_INVALID);
+  printf("attention over floats: %d cases with the same bits everywhere\n", cases);
+}
+
 // New tokens stand in their places, rounded as divisions in float64 say, and nothing else is written.
 void append() {
   int cases = 0;
@@ -412,6 +479,7 @@ int main() {
   rows();
   fused();
   attention();
+  float_attention();
   append();
   sharing();
   threads();
