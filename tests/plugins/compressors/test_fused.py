@@ -155,13 +155,16 @@ STEPS = {"llama": 2, "llama with biases": 2, "qwen2": 2, "gpt2": 2, "t5": 4, "t5
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which calls attention over floats was made by."""
     seen: list[str] = []
-    for name in ("cached_attention_", "float_attention"):
 
-        def watched(*arguments: Any, name: str = name, real: Any = getattr(kernels, name), **options: Any) -> Any:
+    def watch(name: str, real: Callable[..., torch.Tensor]) -> None:
+        def watched(*arguments: Any, **options: Any) -> torch.Tensor:
             seen.append(name)
             return real(*arguments, **options)
 
         monkeypatch.setattr(kernels, name, watched)
+
+    watch("cached_attention_", kernels.cached_attention_)
+    watch("float_attention", kernels.float_attention)
     return seen
 
 
@@ -258,7 +261,9 @@ def test_a_cache_that_goes_two_ways_stays_two(native_library: None, steps: list[
         assert float((one - other).norm() / other.norm()) < 0.02
 
 
-@pytest.mark.parametrize("reason", ["gradients", "bfloat16", "a sliding window", "a static cache", "no cache", "many tokens"])
+@pytest.mark.parametrize(
+    "reason", ["gradients", "bfloat16", "a sliding window", "a static cache", "no cache", "many tokens"]
+)
 def test_attention_is_left_to_torch_where_one_call_cannot_do_it(
     native_library: None, steps: list[str], reason: str
 ) -> None:

@@ -55,10 +55,10 @@ class FusedGPT2Block(FusedLayer):
         hidden_states = hidden_states.contiguous()
         norm = Norm(block.ln_1.weight, block.ln_1.bias, block.ln_1.eps)
         (three,) = fused_linears(hidden_states, *qkv, norm=norm)
-        new = three.split(attn.split_size, dim=2)
-        mixed = self_attention_step(attn, *new, attn.head_dim, past_key_values, attention_mask)
+        q, k, v = three.split(attn.split_size, dim=2)
+        mixed = self_attention_step(attn, q, k, v, attn.head_dim, past_key_values, attention_mask)
         if mixed is None:
-            q, k, v = (heads(part, attn.head_dim) for part in new)
+            q, k, v = (heads(part, attn.head_dim) for part in (q, k, v))
             if past_key_values is not None:
                 k, v = past_key_values.update(k, v, attn.layer_idx)
             mixed = attention(attn, q, k, v, attention_mask, attn.scaling, **options)

@@ -68,12 +68,12 @@ class FusedT5SelfAttention(FusedLayer):
         past: Any = 0 if past_key_values is None else past_key_values.get_seq_length(attn.layer_idx)
         past = past.clone() if isinstance(past, Tensor) else past
         hidden_states = hidden_states.contiguous()
-        new = fused_linears(hidden_states, *qkv, norm=_norm(block.layer_norm))
+        q, k, v = fused_linears(hidden_states, *qkv, norm=_norm(block.layer_norm))
         length = hidden_states.size(1)
         position_bias = _bias(attn, position_bias, length, length + int(past), past, hidden_states)
-        mixed = self_attention_step(attn, *new, size, cache, attention_mask, bias=position_bias)
+        mixed = self_attention_step(attn, q, k, v, size, cache, attention_mask, bias=position_bias)
         if mixed is None:
-            q, k, v = (heads(x, size) for x in new)
+            q, k, v = (heads(x, size) for x in (q, k, v))
             if cache is not None:
                 k, v = cache.update(k, v, attn.layer_idx)
             mixed = attention(attn, q, k, v, attention_mask, attn.scaling, position_bias=position_bias, **options)

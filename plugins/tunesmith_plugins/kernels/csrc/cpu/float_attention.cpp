@@ -32,30 +32,53 @@ struct Call {
     for (int64_t i = 0; i < a.size / 2; ++i) ts_turn(to, a.size / 2, i, a.cos + at, a.sin + at);
   }
 
-  // One head of the cache of one row: what is new goes there, and the queries of its heads look at it.
+  // One head of the cache of one row: what is new goes there, and the queries of its heads look at it, all of them at a block of
+  // tokens before the next, so that keys and values come from memory once.
   void one(int64_t index) {
     static thread_local std::vector<float> floats;
-    static thread_local std::vector<double> wide;
-    const int64_t row = index / a.kv_heads, kv = index % a.kv_heads, groups = a.heads / a.kv_heads;
+    static thread_local std::vector<double> doubles;
+    const int64_t row = index / a.kv_heads, kv = index % a.kv_heads, size = a.size, time = a.time;
     float *keys = a.keys + row * a.keys_row + kv * a.keys_head, *values = a.values + row * a.values_row + kv * a.values_head;
-    if (a.k) {
-      for (int64_t n = 0; n < a.queries; ++n) {
-        const int64_t token = row * a.queries + n, place = (a.time - a.queries + n) * a.size;
-        turned(a.k + token * a.k_stride + kv * a.size, token, keys + place);
-        memcpy(values + place, a.v + token * a.v_stride + kv * a.size, (size_t)a.size * sizeof(float));
-      }
-    }
+    if (a.k) write(row, kv, keys, values);
     const int64_t next = index + 1, next_row = next / a.kv_heads, next_kv = next % a.kv_heads;
     const float *after = next < a.batch * a.kv_heads ? a.keys + next_row * a.keys_row + next_kv * a.keys_head : nullptr;
-    floats.resize((size_t)(a.size + 2 * a.time));
-    wide.resize((size_t)a.size);
-    const int64_t looks = groups * a.queries;
+
+    const int64_t groups = a.heads / a.kv_heads, looks = groups * a.queries;
+    floats.resize((size_t)(looks * (size + time) + time));
+    doubles.assign((size_t)(looks * (size + 1)), 0);
+    float *queries = floats.data(), *weights = queries + looks * size, *space = weights + looks * time;
+    double *wide = doubles.data(), *totals = wide + looks * size;
     for (int64_t look = 0; look < looks; ++look) {
-      const int64_t head = kv * groups + look / a.queries, n = look % a.queries, token = row * a.queries + n;
-      turned(a.q + row * a.q_row + head * a.q_head + n * a.q_token, token, floats.data());
-      attend(floats.data(), keys, values, look == 0, look == looks - 1 ? after : nullptr,
-             added(row * a.mask_row + head * a.mask_head + n * a.mask_query, floats.data() + a.size + a.time), floats.data() + a.size, wide.data(),
-             a.out + (token * a.heads + head) * a.size);
+      const int64_t head = kv * groups + look / a.queries, n = look % a.queries;
+      turned(a.q + row * a.q_row + head * a.q_head + n * a.q_token, row * a.queries + n, queries + look * size);
+    }
+    for (int64_t from = 0; from < time; from += kTokensABlock) {
+      const int64_t length = time - from < kTokensABlock ? time - from : kTokensABlock;
+      for (int64_t look = 0; look < looks; ++look)
+        loops->float_dots(queries + look * size, keys + from * size, look ? nullptr : values + from * size, length, size, weights + look * time + from);
+    }
+    for (int64_t look = 0; look < looks; ++look) {
+      const int64_t head = kv * groups + look / a.queries, n = look % a.queries;
+      totals[look] = weigh(added(row * a.mask_row + head * a.mask_head + n * a.mask_query, space), weights + look * time);
+    }
+    for (int64_t from = 0; from < time; from += kTokensABlock) {
+      const int64_t length = time - from < kTokensABlock ? time - from : kTokensABlock;
+      for (int64_t look = 0; look < looks; ++look)
+        loops->float_mix(weights + look * time + from, values + from * size, look || !after ? nullptr : after + from * size, length, size, wide + look * size);
+    }
+    for (int64_t look = 0; look < looks; ++look) {
+      const int64_t head = kv * groups + look / a.queries, n = look % a.queries;
+      float *out = a.out + ((row * a.queries + n) * a.heads + head) * size;
+      const double factor = 1.0 / totals[look];
+      for (int64_t d = 0; d < size; ++d) out[d] = totals[look] > 0 ? (float)(wide[look * size + d] * factor) : totals[look] == 0 ? 0.0f : NAN;
+    }
+  }
+
+  void write(int64_t row, int64_t kv, float *keys, float *values) const {
+    for (int64_t n = 0; n < a.queries; ++n) {
+      const int64_t token = row * a.queries + n, place = (a.time - a.queries + n) * a.size;
+      turned(a.k + token * a.k_stride + kv * a.size, token, keys + place);
+      memcpy(values + place, a.v + token * a.v_stride + kv * a.size, (size_t)a.size * sizeof(float));
     }
   }
 
@@ -67,25 +90,17 @@ struct Call {
     return space;
   }
 
-  void attend(const float *query, const float *keys, const float *values, bool first, const float *after, const float *added, float *weights,
-              double *wide, float *out) const {
+  // Makes weights of products and returns their sum: 0 of a query that sees no token, as in torch; NaN of one whose scores are not all
+  // below infinity.
+  double weigh(const float *added, float *weights) const {
     bool known = true;
-    loops->float_dots(query, keys, first ? values : nullptr, a.time, a.size, weights);
     const float most = loops->float_scores(added, a.scale, a.time, weights, &known);
-    if (!known || !(most < HUGE_VALF) || most == -HUGE_VALF) {  // a query that sees no token gives 0, as in torch
-      for (int64_t d = 0; d < a.size; ++d) out[d] = known && most == -HUGE_VALF ? 0.0f : NAN;
-      return;
-    }
+    if (!known || !(most < HUGE_VALF)) return NAN;
     double lanes[kAttentionLanes] = {}, total = 0;
+    if (most == -HUGE_VALF) return 0;
     loops->weigh(nullptr, most, a.time, weights, lanes);
     for (const double lane : lanes) total += lane;
-    for (int64_t d = 0; d < a.size; ++d) wide[d] = 0;
-    for (int64_t from = 0; from < a.time; from += kTokensABlock) {
-      const int64_t length = a.time - from < kTokensABlock ? a.time - from : kTokensABlock;
-      loops->float_mix(weights + from, values + from * a.size, after ? after + from * a.size : nullptr, length, a.size, wide);
-    }
-    const double factor = 1.0 / total;
-    for (int64_t d = 0; d < a.size; ++d) out[d] = (float)(wide[d] * factor);
+    return total;
   }
 };
 
