@@ -1,9 +1,4 @@
-"""Whether a decoder-only model tells padding from text, where a text begins for a model, and how many places remain for it.
-
-Padding by name, and not by reading a padded prompt once to see what comes out: that is two passes more for every model that is handed to
-``generate``, with whatever its hooks count and its modules remember (RecurrentGemma's state would be the probe's); rounding differs
-too where padding shares an expert with text, so that a bound had to be guessed; and weights that are still small show nothing.
-"""
+"""Whether a decoder-only model tells padding from text, where a text begins for a model, and how many places remain for it."""
 
 from __future__ import annotations
 
@@ -11,15 +6,12 @@ import inspect
 from functools import cache
 from typing import Any
 
-BLIND = ("deepseek_v4", "prophetnet", "recurrent_gemma", "rwkv")
-"""Models, by ``config.model_type``, that take a mask and do not look at it everywhere: RWKV nowhere, RecurrentGemma not in the
-convolution before its recurrence, ProphetNet's decoder not where it counts on from its cache, DeepSeek-V4 not where it sums
-windows up, which begin with the padding."""
+from tunesmith.model_families import needs
 
 
 def reads_padding(model: Any) -> bool:
     """Return whether padding before a text changes what a decoder-only model of transformers makes of the text."""
-    return model.config.model_type in BLIND or "attention_mask" not in inspect.signature(model.forward).parameters
+    return needs(model).no_padding or "attention_mask" not in inspect.signature(model.forward).parameters
 
 
 def counts_padding(model: Any) -> bool:
