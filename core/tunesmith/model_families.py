@@ -23,6 +23,8 @@ class Needs:
         no_padding: It takes a mask and does not look at it everywhere, so that prompts of several lengths cannot share a batch.
         no_cache: It cannot be given single tokens and what it made of the others, so that all is read anew at each token.
         own_cache: It takes no cache but of a class of its own.
+        repeats_layers: It runs its layers several times, each time with keys and values of their own.
+        ids_in_layers: It looks at ids beside the embeddings, so that it takes no vectors in place of tokens.
         own_positions: It takes positions and cannot use those it is given.
         fixed_places: A key is turned by its place in the cache, where it has to stay.
         place_distances: How far tokens are apart is taken from their places, padding between them counted.
@@ -34,6 +36,8 @@ class Needs:
     no_padding: bool = False
     no_cache: bool = False
     own_cache: bool = False
+    repeats_layers: bool = False
+    ids_in_layers: bool = False
     own_positions: bool = False
     fixed_places: bool = False
     place_distances: bool = False
@@ -44,10 +48,16 @@ class Needs:
 FAMILIES: dict[str, Needs] = {
     # it looks at what comes later as at what came before, and takes the whole text and its cache at each token
     "cpmant": Needs(unfit="reads a text both ways, and all of it at each token"),
-    # the windows that it sums up begin with the padding
-    "deepseek_v4": Needs(no_padding=True),
-    # forward makes the causal mask only where it is given input_ids and no cache
-    "fsmt": Needs(one_by_one=True, ids_beside_states=True),
+    # the windows that it sums up begin with the padding; a token's experts are chosen by its id in some layers
+    "deepseek_v4": Needs(no_padding=True, ids_in_layers=True),
+    # forward makes the causal mask only where it is given input_ids and no cache; its encoder counts positions from ids
+    "fsmt": Needs(one_by_one=True, ids_beside_states=True, ids_in_layers=True),
+    # every layer has embeddings of its own
+    "gemma4_text": Needs(ids_in_layers=True),
+    # windows over places, in a cache that keeps all
+    "gpt_neo": Needs(place_distances=True),
+    # two stacks that think in turns
+    "hrm_text": Needs(repeats_layers=True),
     # MiniMaxCache, beside whose layers stand the states of its linear attention
     "minimax": Needs(own_cache=True),
     # distances of ALiBi are those of places
@@ -55,6 +65,8 @@ FAMILIES: dict[str, Needs] = {
     # the buckets of distances are those of the first token's where several are read; its decoder does not mind a mask that
     # goes with a cache
     "prophetnet": Needs(no_padding=True, one_by_one=True),
+    # layers look up n-grams of ids
+    "qwen4_exp_text": Needs(ids_in_layers=True),
     # the convolution before its recurrence takes padding in; its modules keep the states, those of whatever was read last
     "recurrent_gemma": Needs(no_padding=True, no_cache=True),
     # it fills texts up to whole chunks, and then has fewer positions than tokens if it was told any

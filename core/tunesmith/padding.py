@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from functools import cache
 from typing import Any
 
@@ -45,14 +46,24 @@ def text_positions(model: Any, stated: int) -> int:
 
 def _counts_from_padding(model: Any) -> Any:
     """Return the module that numbers tokens from behind the id of padding, None if no module does."""
-    for module in model.modules():
-        kind: Any = type(module)
-        if _may_count(kind) and isinstance(getattr(module, "padding_idx", None), int):
-            return module
-    return None
+    known = _counting.get(model, _UNKNOWN)
+    if known is _UNKNOWN:
+        found = next((module for module in model.modules() if _counts(module)), None)
+        # without a hold on it: the module may be the model
+        known = _counting[model] = None if found is None else weakref.ref(found)
+    return None if known is None else known()
+
+
+_UNKNOWN: Any = object()
+_counting: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+"""What was found in each model, which has hundreds of modules; each scored text asks."""
+
+
+def _counts(module: Any) -> bool:
+    return _may_count(type(module)) and isinstance(getattr(module, "padding_idx", None), int)
 
 
 @cache
 def _may_count(kind: type) -> bool:
-    """Return whether modules of a class can number tokens; models have hundreds of modules, and each scored text asks."""
+    """Return whether modules of a class can number tokens."""
     return any(hasattr(kind, f"create_position_ids_from_{given}") for given in ("input_ids", "inputs_embeds"))

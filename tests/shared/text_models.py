@@ -94,6 +94,7 @@ OWN: dict[str, dict[str, Any]] = {
     "InklingText": INKLING,
     "Jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "KimiLinear": {**BOTH, **LATENT, "linear_head_dim": 8, "linear_num_heads": 4, "q_lora_rank": None},
+    "Lfm2": {"layer_types": ["conv", "full_attention"]},
     "Lfm2Moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "Lfm3": {"layer_types": ["conv", "full_attention"]},
     "LongcatFlash": {**LATENT, "zero_expert_num": 2, "expert_ffn_hidden_size": 16, "head_dim": 4},

@@ -15,8 +15,9 @@ import torch
 from attrs import define
 from transformers.modeling_outputs import ModelOutput
 
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import ConfigError, TunesmithError
 from tunesmith.lm import LM
+from tunesmith.model_families import needs
 from tunesmith.padding import first_position
 from tunesmith_plugins.adapters.attachment import Switch
 
@@ -40,19 +41,38 @@ class Vectors:
 
 
 def prepend(lm: LM, vectors: Vectors) -> None:
-    """Register hooks that put vectors before the model's input embeddings."""
+    """Register hooks that put vectors before the model's input embeddings.
+
+    Raises:
+        ConfigError: For a model that takes no vectors in place of tokens.
+    """
+    if needs(lm.model).ids_in_layers:
+        raise ConfigError(
+            [
+                f"{type(lm.model).__name__} looks at the ids of tokens beside their embeddings, so that no vectors can stand in "
+                "their place; take lora, or a prefix where it can be put in"
+            ],
+            "adapter",
+        )
     if lm.family == "encoder-decoder":
         encoder, decoder = lm.model.get_encoder(), lm.model.get_decoder()
         encoder.register_forward_pre_hook(Prepend(vectors, first_position(encoder)), with_kwargs=True)
         decoder.register_forward_pre_hook(CrossMask(), with_kwargs=True)
         return
-    inner = lm.model.base_model
+    inner = body(lm.model)
     hook = Prepend(vectors, first_position(inner))
     inner.register_forward_pre_hook(hook, with_kwargs=True)
     inner.register_forward_hook(hook.cut)
     pooler = getattr(inner, "pooler", None)
     if pooler is not None:
         pooler.register_forward_pre_hook(hook.cut_first)
+
+
+def body(model: Any) -> Any:
+    """Return a model without its head."""
+    inner = model.base_model
+    # Llama 4 is half of a larger model too and is called after its place there
+    return inner if inner is not model else getattr(model, "model", model)
 
 
 def arguments(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +198,8 @@ class Prepend:
 
     def cut_first(self, module: Any, inputs: tuple[Any, ...]) -> Any:
         """Return a pooler's input without the vectors' places: it reads the first token, which is now ours."""
-        return (inputs[0][:, self.added :], *inputs[1:]) if self.added else None
+        cut = self.added and inputs[0].dim() == 3  # BigBird's gets the first token alone
+        return (inputs[0][:, self.added :], *inputs[1:]) if cut else None
 
 
 @define(eq=False)

@@ -62,7 +62,7 @@ class EncoderDecoder(Stepping):
         super().__init__(lm, batch_size, **options)
         # virtual tokens stand before what is read, prefixes also in the cache of what writes
         read, cached = sum(a.virtual_tokens for a in lm.adapters), sum(a.cached_tokens for a in lm.adapters)
-        self.max_length = positions_of(self.base, "decoder", cached)
+        self.max_length = self.places = positions_of(self.base, "decoder", cached)
         self.prompt_length = smallest(
             max_length, positions_of(self.base, "encoder", read), tokenizer_limit(lm.tokenizer)
         )
