@@ -224,9 +224,16 @@ def _fit(lm: LM, prompt: Sequence[int], room: int | None, number: int) -> tuple[
 
 
 def _introduced(model: DecoderOnly | EncoderDecoder, sampler: Sampler, write: Callable[[], Iterator[T]]) -> Iterator[T]:
-    """Yield what is written, having told the sampler of the tokenizer: not before, since it may serve another model till then."""
+    """Yield what is written, the sampler being told of the tokenizer whenever it goes on: in between it may serve another model."""
     introduce(sampler, model.lm.tokenizer, model.eos_token_ids)
-    yield from write()
+    written = iter(write())
+    try:
+        for one in written:
+            yield one
+            introduce(sampler, model.lm.tokenizer, model.eos_token_ids)
+    finally:
+        # at once, though a decoder need not be a generator
+        getattr(written, "close", lambda: None)()
 
 
 def check_rows(sampler: Sampler, requests: Sequence[Request]) -> None:
