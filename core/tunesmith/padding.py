@@ -1,4 +1,5 @@
-"""Whether a decoder-only model tells padding from text, where a text begins for a model, and how many places remain for it."""
+"""Whether a decoder-only model tells padding from text, where a text begins for a model, what adapters put before it, and how many places
+remain."""
 
 from __future__ import annotations
 
@@ -23,6 +24,28 @@ def counts_padding(model: Any) -> bool:
     if "position_ids" in inspect.signature(model.forward).parameters:
         return False
     return hasattr(model.get_decoder(), "embed_positions")
+
+
+def counts_between(model: Any) -> bool:
+    """Return whether padding between virtual tokens and a text changes what a decoder-only model of transformers makes of the text.
+
+    It does in windows, in recurrences, and in distances that are taken from places.
+    """
+    minded = needs(model)
+    return minded.place_distances or minded.fixed_places or not keeps_all(model.config)
+
+
+def keeps_all(config: Any) -> bool:
+    """Return whether all layers of a model's cache are plain keys and values of every token, which can be padded and cut along time."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
+def virtual_tokens(model: Any) -> int:
+    """Return how many places hooks on a decoder-only model take before every text now; they say so by an attribute of this name."""
+    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    return sum(getattr(hook, "virtual_tokens", 0) for hook in hooks)
 
 
 def first_position(model: Any) -> int:
@@ -60,7 +83,8 @@ _counting: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 def _counts(module: Any) -> bool:
-    return _may_count(type(module)) and isinstance(getattr(module, "padding_idx", None), int)
+    kind: Any = type(module)
+    return _may_count(kind) and isinstance(getattr(module, "padding_idx", None), int)
 
 
 @cache

@@ -46,6 +46,11 @@ class FillCache:
     indices: list[int]
     switch: Switch
 
+    @property
+    def virtual_tokens(self) -> int:
+        """How many places they take now; see :func:`tunesmith.padding.virtual_tokens`."""
+        return self.pairs.tokens if self.switch.on else 0
+
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the new arguments."""
         if not self.switch.on:

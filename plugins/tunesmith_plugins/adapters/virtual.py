@@ -158,6 +158,11 @@ class Prepend:
     first: int
     added: int = 0
 
+    @property
+    def virtual_tokens(self) -> int:
+        """How many places they take now; see :func:`tunesmith.padding.virtual_tokens`."""
+        return self.vectors.tokens if self.vectors.switch.on else 0
+
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the arguments with the vectors in front, or, with a cache that holds them, just accounted for."""
         self.added = 0

@@ -12,7 +12,7 @@ from attrs import evolve, frozen
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
 from tunesmith.model_families import needs
-from tunesmith.padding import counts_padding, first_position, reads_padding
+from tunesmith.padding import counts_between, counts_padding, first_position, keeps_all, reads_padding
 from tunesmith_plugins.engines import caches, places, rollback
 from tunesmith_plugins.engines.stepping import Stepping, padded, positions_of, smallest, tokenizer_limit
 
@@ -61,7 +61,7 @@ class DecoderOnly(Stepping):
             self.masks = self.table is not None
         if minded.no_cache or not self.accepted & {"past_key_values", "cache_params"}:
             self.use_cache = False
-        movable = caches.plain(self.base.config) and not minded.fixed_places
+        movable = keeps_all(self.base.config) and not minded.fixed_places
         self.rolls_back = movable and not minded.one_by_one
         self.joins = movable and self.masks  # rows that enter later are of another length
         taken, cached = sum(a.virtual_tokens for a in lm.adapters), sum(a.cached_tokens for a in lm.adapters)
@@ -69,8 +69,7 @@ class DecoderOnly(Stepping):
         # So Mamba and its kin call their cache. Soft prompts would not find it.
         recurrent = "cache_params" in self.accepted and not self.virtual
         self.past_name = "cache_params" if recurrent else "past_key_values"
-        if (taken or cached) and (minded.place_distances or not movable):
-            # Padding between them and the text would count: in a window, in a recurrence, in distances of places.
+        if (taken or cached) and counts_between(self.base):
             self.masks = self.joins = False
             self.batch_size = 1
         self.places = positions_of(self.base, taken=taken)

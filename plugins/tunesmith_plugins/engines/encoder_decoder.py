@@ -14,6 +14,7 @@ from attrs import evolve, frozen
 
 from tunesmith.lm import LM
 from tunesmith.model_families import needs
+from tunesmith.padding import keeps_all
 from tunesmith.scoring import Encoded
 from tunesmith_plugins.engines import caches, places, rollback
 from tunesmith_plugins.engines.stepping import (
@@ -73,7 +74,7 @@ class EncoderDecoder(Stepping):
         # Padding between a prefix and the text would change how far they are apart.
         apart = places.relative(self.base.get_decoder()) and not any(a.cached_tokens for a in lm.adapters)
         known = self.table is not None or apart
-        plain = caches.plain(self.base.config)
+        plain = keeps_all(self.base.config)
         self.rolls_back = plain and not needs(self.base).one_by_one
         self.joins = known and "decoder_attention_mask" in self.accepted and plain
 
