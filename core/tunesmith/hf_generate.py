@@ -15,6 +15,7 @@ from tunesmith.hf_rows import Parameters, RowOptions
 from tunesmith.kinds.engine import Throughput
 from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_OK, Applies, Link, Rows, Sampler, SamplerConfig
 from tunesmith.kinds.step_model import introduce
+from tunesmith.model_families import needs
 from tunesmith.padding import (
     counts_between,
     counts_padding,
@@ -94,6 +95,9 @@ def custom_generate(
         _check(generation_config)
         # of what a decoder begins with, which an encoder-decoder is seldom given a mask for
         mask = model_kwargs.get("decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask")
+        if needs(model).no_cache:
+            model_kwargs["use_cache"] = False
+            model_kwargs.pop("past_key_values", None)
         virtual = 0 if model.config.is_encoder_decoder else virtual_tokens(model)
         _check_padding(model, mask, virtual)
         ends: list[Any] = []

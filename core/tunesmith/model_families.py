@@ -21,7 +21,7 @@ class Needs:
     Attributes:
         unfit: Why it cannot be asked for one token after the other, as the rest of a sentence about it.
         no_padding: It takes a mask and does not look at it everywhere, so that prompts of several lengths cannot share a batch.
-        no_cache: It cannot be given single tokens and what it made of the others, so that all is read anew at each token.
+        no_cache: What it keeps of a text is wrong in some batches or after other texts, so that all is read anew at each token.
         own_cache: It takes no cache but of a class of its own.
         repeats_layers: It runs its layers several times, each time with keys and values of their own.
         ids_in_layers: It looks at ids beside the embeddings, so that it takes no vectors in place of tokens.
@@ -73,12 +73,14 @@ FAMILIES: dict[str, Needs] = {
     "reformer": Needs(no_padding=True, own_positions=True),
     # sines are those of places in the cache
     "roformer": Needs(fixed_places=True),
-    # a recurrence that never looks at the mask
-    "rwkv": Needs(no_padding=True),
+    # a recurrence that never looks at the mask; transformers mixes the rows of its states
+    "rwkv": Needs(no_padding=True, no_cache=True),
     # its caller puts a mask token behind the text
     "xlm": Needs(unfit="predicts at places that its caller maps, not what follows"),
     # its caller gives a map of the places
     "xlnet": Needs(unfit="predicts at places that its caller maps, not what follows"),
+    # xLSTMCache, which has no layers
+    "xlstm": Needs(own_cache=True),
 }
 
 

@@ -12,16 +12,18 @@ from text_models import DECODERS, ENCODER_DECODERS, text_model
 
 from tunesmith.errors import ConfigError, MissingPower
 from tunesmith.generation import generate
+from tunesmith.hf_generate import custom_generate
 from tunesmith.model_families import FAMILIES, needs
-from tunesmith.padding import first_position, reads_padding
+from tunesmith.padding import counts_padding, first_position, reads_padding
 from tunesmith_plugins.engines import Transformers
 
 PROMPTS = [[5, 9, 30, 12, 7, 8, 40, 41, 9, 22, 6], [17], [21, 33, 5, 6], [9, 9, 9]]
 HOT = "chain(links=[temperature(temperature=1.5), top_p(p=0.95)])"
 ALWAYS = {
-    "Bart", "Bloom", "CpmAnt", "CTRL", "DeepseekV3", "DeepseekV4", "FSMT", "FalconH1", "Gemma3Text", "GPT2", "LED", "Llama",
-    "M2M100", "Mamba", "Mamba2", "MiniMax", "Mistral", "Mpt", "OpenAIGPT", "OPT", "Pegasus", "ProphetNet", "Qwen3Next",
-    "RecurrentGemma", "Reformer", "RoFormer", "Roberta", "Rwkv", "T5", "T5Gemma", "XGLM", "XLM", "XLNet", "xLSTM",
+    "Bart", "Bloom", "CpmAnt", "CTRL", "DeepseekV3", "DeepseekV4", "FSMT", "FalconH1", "GPTNeo", "Gemma3Text",
+    "Gemma4Text", "HrmText", "GPT2", "LED", "Llama", "M2M100", "Mamba", "Mamba2", "MiniMax", "Mistral", "Mpt",
+    "OpenAIGPT", "OPT", "Pegasus", "ProphetNet", "Qwen3Next", "Qwen4ExpText", "RecurrentGemma", "Reformer", "RoFormer",
+    "Roberta", "Rwkv", "T5", "T5Gemma", "XGLM", "XLM", "XLNet", "xLSTM",
 }  # fmt: skip
 ALL = [(kind, "decoder") for kind in DECODERS] + [(kind, "encoder-decoder") for kind in ENCODER_DECODERS]
 NEAR = {"Mamba2": 0.01, "NemotronH": 0.01, "Zamba2": 0.05}
@@ -98,6 +100,30 @@ def test_greedy_tokens_are_those_of_transformers(lm):
     found = generate(lm, PROMPTS, max_new_tokens=8, engine=Transformers(batch_size=size))
     for prompt, completion in zip(PROMPTS, found, strict=True):
         assert completion.token_ids == (by_transformers(lm, prompt, len(completion.token_ids)))
+
+
+def test_transformers_loop_draws_what_the_engine_draws(lm):
+    decoder = lm.family == "decoder"
+    even = not takes_padding(lm) or (decoder and counts_padding(lm.model))
+    # a prompt of one token alone too, behind whatever was read before
+    for prompts in ([PROMPTS[0][:3], PROMPTS[3]] if even else PROMPTS, PROMPTS[1:2]):
+        seeds = list(range(len(prompts)))
+        found = generate(lm, prompts, sampler=HOT, max_new_tokens=8, seeds=seeds, engine=Transformers(batch_size=1))
+        ids, mask = padded(prompts, left=decoder)
+        draw = custom_generate(HOT, seed=seeds)
+        rows = lm.model.generate(ids, attention_mask=mask, max_new_tokens=8, num_beams=1, custom_generate=draw)
+        for row, completion in zip(rows[:, ids.shape[1] if decoder else 1 :].tolist(), found, strict=True):
+            assert tuple(row[: len(completion.token_ids)]) == completion.token_ids
+
+
+def padded(prompts, left):
+    width = max(map(len, prompts))
+    ids, mask = [], []
+    for prompt in prompts:
+        gap, ones = [0] * (width - len(prompt)), [1] * len(prompt)
+        ids.append(gap + prompt if left else prompt + gap)
+        mask.append(gap + ones if left else ones + gap)
+    return torch.tensor(ids), torch.tensor(mask)
 
 
 @torch.no_grad()
