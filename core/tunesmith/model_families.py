@@ -25,6 +25,7 @@ class Needs:
         own_cache: It takes no cache but of a class of its own.
         repeats_layers: It runs its layers several times, each time with keys and values of their own.
         ids_in_layers: It looks at ids beside the embeddings, so that it takes no vectors in place of tokens.
+        spare_positions: How many of its positions no token of a text can have.
         own_positions: It takes positions and cannot use those it is given.
         fixed_places: A key is turned by its place in the cache, where it has to stay.
         place_distances: How far tokens are apart is taken from their places, padding between them counted.
@@ -38,6 +39,7 @@ class Needs:
     own_cache: bool = False
     repeats_layers: bool = False
     ids_in_layers: bool = False
+    spare_positions: int = 0
     own_positions: bool = False
     fixed_places: bool = False
     place_distances: bool = False
@@ -63,8 +65,8 @@ FAMILIES: dict[str, Needs] = {
     # distances of ALiBi are those of places
     "mpt": Needs(place_distances=True),
     # the buckets of distances are those of the first token's where several are read; its decoder does not mind a mask that
-    # goes with a cache
-    "prophetnet": Needs(no_padding=True, one_by_one=True),
+    # goes with a cache; texts begin behind the place of padding, and what it predicts stands one place further
+    "prophetnet": Needs(no_padding=True, one_by_one=True, spare_positions=2),
     # layers look up n-grams of ids
     "qwen4_exp_text": Needs(ids_in_layers=True),
     # the convolution before its recurrence takes padding in; its modules keep the states, those of whatever was read last
@@ -85,8 +87,8 @@ FAMILIES: dict[str, Needs] = {
 
 
 def needs(model: Any) -> Needs:
-    """Return what to mind with a model of transformers."""
-    return needs_of(model.config)
+    """Return what to mind with a model of transformers, or half of one."""
+    return needs_of(getattr(model, "config", None))  # FSMT's halves have none
 
 
 def needs_of(config: Any) -> Needs:

@@ -64,6 +64,7 @@ def text_positions(model: Any, stated: int) -> int:
     Those before the first position are never a text's. Sines (M2M100) go on beyond what is stated, wherever they begin.
     """
     counting = _counts_from_padding(model)
+    stated -= needs(model).spare_positions
     return stated if not hasattr(counting, "position_embeddings") else stated - counting.padding_idx - 1
 
 

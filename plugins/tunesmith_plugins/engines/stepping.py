@@ -244,6 +244,7 @@ def positions_of(model: Any, part: str = "", taken: int = 0) -> int | None:
         (config, f"max_{part}_position_embeddings"),
         (own, "max_position_embeddings"),
         (config, "max_position_embeddings"),
+        (config, "max_seq_len"),  # MPT's, whose distances are worked out so far
     ):
         found = getattr(source, name, None)
         if isinstance(found, int) and found > 0:

@@ -8,7 +8,7 @@ import inspect
 import pytest
 import torch
 import transformers
-from text_models import DECODERS, ENCODER_DECODERS, text_model
+from text_models import DECODERS, ENCODER_DECODERS, VOCABULARY, text_model
 
 from tunesmith.errors import ConfigError, MissingPower
 from tunesmith.generation import generate
@@ -114,6 +114,23 @@ def test_transformers_loop_draws_what_the_engine_draws(lm):
         rows = lm.model.generate(ids, attention_mask=mask, max_new_tokens=8, num_beams=1, custom_generate=draw)
         for row, completion in zip(rows[:, ids.shape[1] if decoder else 1 :].tolist(), found, strict=True):
             assert tuple(row[: len(completion.token_ids)]) == completion.token_ids
+
+
+def test_a_text_may_be_as_long_as_the_model_has_positions_and_no_longer(lm):
+    long, ends = [5 + n % 40 for n in range(90)], lm.model.generation_config
+    before, ends.eos_token_id = ends.eos_token_id, [VOCABULARY]  # one that is never written
+    try:
+        engine = Transformers(batch_size=1).build()
+        (found,) = generate(lm, [long], max_new_tokens=30, min_new_tokens=30, engine=engine)
+        assert len(found.token_ids) == 30
+        most = engine.step_model.max_length
+        if lm.family == "encoder-decoder" and most is not None:
+            (found,) = generate(lm, [long], max_new_tokens=90, min_new_tokens=90, engine=engine)
+            assert len(found.token_ids) == most
+        if not needs(lm.model).one_by_one or needs(lm.model).ids_beside_states:
+            assert len(engine.score([(long, long[:20])])[0]) == 20
+    finally:
+        ends.eos_token_id = before
 
 
 def padded(prompts, left):
