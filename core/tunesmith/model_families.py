@@ -71,8 +71,9 @@ FAMILIES: dict[str, Needs] = {
     "qwen4_exp_text": Needs(ids_in_layers=True),
     # the convolution before its recurrence takes padding in; its modules keep the states, those of whatever was read last
     "recurrent_gemma": Needs(no_padding=True, no_cache=True),
-    # it fills texts up to whole chunks, and then has fewer positions than tokens if it was told any
-    "reformer": Needs(no_padding=True, own_positions=True),
+    # it fills texts up to whole chunks, and then has fewer positions than tokens if it was told any; buckets of single tokens
+    # are others, and virtual tokens would not find them
+    "reformer": Needs(no_padding=True, no_cache=True, own_positions=True),
     # sines are those of places in the cache
     "roformer": Needs(fixed_places=True),
     # a recurrence that never looks at the mask; transformers mixes the rows of its states

@@ -109,6 +109,14 @@ def at_start(past: Any) -> bool:
     return past is None or int(past.get_seq_length()) == sum(prefixes(past).values())
 
 
+def _begun(call: dict[str, Any]) -> bool:
+    """Say whether a call's cache holds tokens of a text already."""
+    states = call.get("cache_params")  # so Mamba and its kin call their cache, which counts no tokens
+    if states is None:
+        return not at_start(call.get("past_key_values"))
+    return bool(states.has_previous_state() if hasattr(states, "has_previous_state") else states.seqlen_offset)
+
+
 def shift(call: dict[str, Any], count: int, first: int | None = None) -> None:
     """Account in masks and positions for ``count`` tokens before the others.
 
@@ -171,7 +179,7 @@ class Prepend:
             return None
         call = arguments(module, args, kwargs)
         count = len(vectors)
-        fresh = at_start(call.get("past_key_values"))
+        fresh = not _begun(call)
         untold = fresh and self.first and call.get("position_ids") is None
         if untold and "position_ids" in inspect.signature(module.forward).parameters:
             call["position_ids"] = counted(call, self.first)

@@ -66,9 +66,8 @@ class DecoderOnly(Stepping):
         self.joins = movable and self.masks  # rows that enter later are of another length
         taken, cached = sum(a.virtual_tokens for a in lm.adapters), sum(a.cached_tokens for a in lm.adapters)
         self.virtual = taken - cached
-        # So Mamba and its kin call their cache. Soft prompts would not find it.
-        recurrent = "cache_params" in self.accepted and not self.virtual
-        self.past_name = "cache_params" if recurrent else "past_key_values"
+        # so Mamba and its kin call their cache
+        self.past_name = "cache_params" if "cache_params" in self.accepted else "past_key_values"
         if (taken or cached) and counts_between(self.base):
             self.masks = self.joins = False
             self.batch_size = 1

@@ -11,6 +11,7 @@ from text_models import DECODERS, ENCODER_DECODERS, text_model
 
 from tunesmith.errors import ConfigError
 from tunesmith.generation import generate
+from tunesmith.hf_generate import custom_generate
 from tunesmith.model_families import needs
 from tunesmith.padding import reads_padding
 from tunesmith.runtime import Runtime
@@ -20,8 +21,9 @@ from tunesmith_plugins.engines import Transformers
 PROMPTS = [[5, 9, 30, 12, 7, 8, 40, 41, 9, 22, 6], [17], [21, 33, 5, 6], [9, 9, 9]]
 HOT = "chain(links=[temperature(temperature=1.5), top_p(p=0.95)])"
 ALWAYS = {
-    "BigBird", "FSMT", "FalconH1", "Gemma4Text", "GPTNeo", "HrmText", "Lfm2", "Llama4Text", "MiMoV2Flash", "MiniMax", "Mistral", "Mpt",
-    "Mvp", "NllbMoe", "RoFormer", "T5", "T5Gemma", "XGLM",
+    "BigBird", "FSMT", "FalconH1", "Gemma4Text", "GPTNeo", "HrmText", "Lfm2", "Llama4Text", "Mamba",
+    "MiMoV2Flash", "MiniMax", "Mistral", "Mpt",
+    "Mvp", "NllbMoe", "Reformer", "RoFormer", "T5", "T5Gemma", "XGLM", "xLSTM",
 }  # fmt: skip
 ALL = [(kind, "decoder") for kind in DECODERS] + [(kind, "encoder-decoder") for kind in ENCODER_DECODERS]
 NEAR = {"Mamba2": 0.05, "NemotronH": 0.05, "Zamba2": 0.1}
@@ -67,6 +69,7 @@ def test_a_text_behind_virtual_tokens_does_not_depend_on_its_batch(kind, family,
     assert [c.token_ids for c in together] == [c.token_ids for c in alone]
     for one, other in zip(together, alone, strict=True):
         assert one.logp == pytest.approx(other.logp, abs=2e-3)
+    in_their_loop_as_in_ours(lm)
     if needs(lm.model).one_by_one and not needs(lm.model).ids_beside_states:
         return
     engine = Transformers(batch_size=4).build()
@@ -74,6 +77,23 @@ def test_a_text_behind_virtual_tokens_does_not_depend_on_its_batch(kind, family,
     scores = engine.score([(prompt, c.token_ids) for prompt, c in zip(prompts, greedy, strict=True)])
     for completion, score in zip(greedy, scores, strict=True):
         assert score == pytest.approx(completion.logp, abs=NEAR.get(kind_of(lm), 5e-3))
+
+
+def in_their_loop_as_in_ours(lm):
+    """Over the caches that transformers makes, and without any."""
+    prompts, seeds = [PROMPTS[0][:7], PROMPTS[0][4:]], [7, 8]
+    options = {"sampler": HOT, "max_new_tokens": 8, "seeds": seeds}
+    ours = generate(lm, prompts, engine=Transformers(batch_size=1), **options)
+    ids = torch.tensor(prompts)
+    draw = custom_generate(HOT, seed=seeds)
+    mask = torch.ones_like(ids)
+    theirs = lm.model.generate(ids, attention_mask=mask, max_new_tokens=8, num_beams=1, custom_generate=draw)
+    start = 1 if lm.family == "encoder-decoder" else ids.shape[1]
+    for row, completion in zip(theirs[:, start:].tolist(), ours, strict=True):
+        assert tuple(row[: len(completion.token_ids)]) == completion.token_ids
+    if not needs(lm.model).one_by_one and kind_of(lm) not in NEAR and not lm.adapters[0].cached_tokens:
+        anew = generate(lm, prompts, engine=Transformers(batch_size=1, kv_cache=False), **options)
+        assert [c.token_ids for c in anew] == [c.token_ids for c in ours]
 
 
 @pytest.mark.parametrize("kind", ["Mvp", "RoFormer", "XGLM", "MiMoV2Flash", "Llama4Text"])

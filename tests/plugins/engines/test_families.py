@@ -95,6 +95,19 @@ def test_without_a_cache_as_with_it(lm, alone):
     same(found, written(lm, batch_size=1, kv_cache=False) if kind_of(lm) in NEAR else alone, 1e-3)
 
 
+def test_an_int8_cache_holds_a_batch_as_it_holds_one_text_or_is_refused(lm):
+    if needs(lm.model).fixed_places:
+        pytest.skip("it turns keys by their places, padding and all, before they are rounded")
+    size = 4 if takes_padding(lm) else 1
+    try:
+        found = written(lm, batch_size=size, cache="int8")
+    except ConfigError as refusal:
+        if "leave cache='int8' out" not in str(refusal):
+            raise
+        return
+    assert [c.token_ids for c in found] == [c.token_ids for c in written(lm, batch_size=1, cache="int8")]
+
+
 def test_greedy_tokens_are_those_of_transformers(lm):
     size = 4 if takes_padding(lm) else 1
     found = generate(lm, PROMPTS, max_new_tokens=8, engine=Transformers(batch_size=size))
