@@ -26,6 +26,10 @@ UNLIMITED = 10**6
 """Tokenizers write their missing limit as a huge number."""
 
 
+STATED = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+"""Under which names configs state their positions; the first counts."""
+
+
 @frozen(kw_only=True)
 class Pair:
     """What is scored.
@@ -53,7 +57,7 @@ def positions(lm: LM) -> int | None:
 def readable(model: Any, tokenizer: Any) -> int | None:
     """Return how many tokens a transformers model and its tokenizer allow at once; None for any number."""
     config = model.config
-    stated = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
+    stated = [getattr(config, name, None) for name in STATED]
     limits = [text_positions(model, int(found)) for found in stated if found is not None and found > 0][:1]
     if getattr(config, "relative_attention_num_buckets", None) and config.is_encoder_decoder:
         limits = []  # T5 and its kin: distances, whatever length their config says they were trained at

@@ -15,7 +15,15 @@ from tunesmith.hf_rows import Parameters, RowOptions
 from tunesmith.kinds.engine import Throughput
 from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_OK, Applies, Link, Rows, Sampler, SamplerConfig
 from tunesmith.kinds.step_model import introduce
-from tunesmith.padding import counts_padding, first_position, reads_padding, text_positions
+from tunesmith.model_families import needs
+from tunesmith.padding import (
+    counts_between,
+    counts_padding,
+    first_position,
+    reads_padding,
+    text_positions,
+    virtual_tokens,
+)
 from tunesmith.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -87,12 +95,17 @@ def custom_generate(
         _check(generation_config)
         # of what a decoder begins with, which an encoder-decoder is seldom given a mask for
         mask = model_kwargs.get("decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask")
-        _check_padding(model, mask)
+        if needs(model).no_cache:
+            model_kwargs["use_cache"] = False
+            model_kwargs.pop("past_key_values", None)
+        virtual = 0 if model.config.is_encoder_decoder else virtual_tokens(model)
+        _check_padding(model, mask, virtual)
         ends: list[Any] = []
         positions, first = model_kwargs.get("position_ids"), first_position(model)
         if first and positions is not None:  # from 0, as transformers has them
             model_kwargs["position_ids"] = positions + first
-            ends = _end_of_positions(model, input_ids, mask, generation_config.max_length)
+        if virtual or (first and positions is not None):
+            ends = _end_of_positions(model, input_ids, mask, generation_config.max_length, virtual)
         if tokenizer is not None:
             introduce(built, tokenizer, _ends(generation_config.eos_token_id, "custom_generate"))
         rows = options.first(input_ids, mask, generation_config.num_return_sequences or 1)
@@ -192,15 +205,17 @@ def _stops(strings: str | Sequence[str], tokenizer: Any) -> list[Any]:
     return [StopStringCriteria(tokenizer, strings if isinstance(strings, str) else list(strings))]
 
 
-def _end_of_positions(model: Any, input_ids: torch.Tensor, mask: torch.Tensor | None, asked: int) -> list[Any]:
-    """Return what ends all rows where a model that begins behind padding has no position left for another token.
+def _end_of_positions(
+    model: Any, input_ids: torch.Tensor, mask: torch.Tensor | None, asked: int, virtual: int
+) -> list[Any]:
+    """Return what ends all rows where a model that begins behind padding or ``virtual`` tokens has no position left for another one.
 
-    transformers, which has positions from 0, does not know that there are fewer.
+    transformers, which has positions from 0 and for text alone, does not know that there are fewer.
     """
     stated = getattr(model.config, "max_position_embeddings", None)
     if stated is None:
         return []
-    width, room = input_ids.shape[1], text_positions(model, stated)
+    width, room = input_ids.shape[1], text_positions(model, stated) - virtual
     longest = width if mask is None else int(mask.sum(-1).max())
     if longest > room:
         raise ConfigError(
@@ -234,11 +249,16 @@ def _check(settings: Any) -> None:
         raise ConfigError(problems, "custom_generate")
 
 
-def _check_padding(model: Any, mask: torch.Tensor | None) -> None:
-    if mask is not None and not bool(mask.all()) and (reads_padding(model) or counts_padding(model)):
+def _check_padding(model: Any, mask: torch.Tensor | None, virtual: int) -> None:
+    if mask is None or bool(mask.all()):
+        return
+    what = "takes padding for text" if reads_padding(model) or counts_padding(model) else ""
+    if virtual and not what and counts_between(model):
+        what = "counts padding between virtual tokens (prompt, p_tuning, prefix) and a text"
+    if what:
         raise ConfigError(
             [
-                f"{type(model).__name__} takes padding for text, so that a padded prompt gets another completion than alone; "
+                f"{type(model).__name__} {what}, so that a padded prompt gets another completion than alone; "
                 "give one prompt a call, or prompts of one length"
             ],
             "custom_generate",

@@ -1,25 +1,19 @@
-"""Whether a decoder-only model tells padding from text, where a text begins for a model, and how many places remain for it.
-
-Padding by name, and not by reading a padded prompt once to see what comes out: that is two passes more for every model that is handed to
-``generate``, with whatever its hooks count and its modules remember (RecurrentGemma's state would be the probe's); rounding differs
-too where padding shares an expert with text, so that a bound had to be guessed; and weights that are still small show nothing.
-"""
+"""Whether a decoder-only model tells padding from text, where a text begins for a model, what adapters put before it, and how many places
+remain."""
 
 from __future__ import annotations
 
 import inspect
+import weakref
 from functools import cache
 from typing import Any
 
-BLIND = ("deepseek_v4", "prophetnet", "recurrent_gemma", "rwkv")
-"""Models, by ``config.model_type``, that take a mask and do not look at it everywhere: RWKV nowhere, RecurrentGemma not in the
-convolution before its recurrence, ProphetNet's decoder not where it counts on from its cache, DeepSeek-V4 not where it sums
-windows up, which begin with the padding."""
+from tunesmith.model_families import needs
 
 
 def reads_padding(model: Any) -> bool:
     """Return whether padding before a text changes what a decoder-only model of transformers makes of the text."""
-    return model.config.model_type in BLIND or "attention_mask" not in inspect.signature(model.forward).parameters
+    return needs(model).no_padding or "attention_mask" not in inspect.signature(model.forward).parameters
 
 
 def counts_padding(model: Any) -> bool:
@@ -30,6 +24,28 @@ def counts_padding(model: Any) -> bool:
     if "position_ids" in inspect.signature(model.forward).parameters:
         return False
     return hasattr(model.get_decoder(), "embed_positions")
+
+
+def counts_between(model: Any) -> bool:
+    """Return whether padding between virtual tokens and a text changes what a decoder-only model of transformers makes of the text.
+
+    It does in windows, in recurrences, and in distances that are taken from places.
+    """
+    minded = needs(model)
+    return minded.place_distances or minded.fixed_places or not keeps_all(model.config)
+
+
+def keeps_all(config: Any) -> bool:
+    """Return whether all layers of a model's cache are plain keys and values of every token, which can be padded and cut along time."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
+def virtual_tokens(model: Any) -> int:
+    """Return how many places hooks on a decoder-only model take before every text now; they say so by an attribute of this name."""
+    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    return sum(getattr(hook, "virtual_tokens", 0) for hook in hooks)
 
 
 def first_position(model: Any) -> int:
@@ -48,19 +64,31 @@ def text_positions(model: Any, stated: int) -> int:
     Those before the first position are never a text's. Sines (M2M100) go on beyond what is stated, wherever they begin.
     """
     counting = _counts_from_padding(model)
+    stated -= needs(model).spare_positions
     return stated if not hasattr(counting, "position_embeddings") else stated - counting.padding_idx - 1
 
 
 def _counts_from_padding(model: Any) -> Any:
     """Return the module that numbers tokens from behind the id of padding, None if no module does."""
-    for module in model.modules():
-        kind: Any = type(module)
-        if _may_count(kind) and isinstance(getattr(module, "padding_idx", None), int):
-            return module
-    return None
+    known = _counting.get(model, _UNKNOWN)
+    if known is _UNKNOWN:
+        found = next((module for module in model.modules() if _counts(module)), None)
+        # without a hold on it: the module may be the model
+        known = _counting[model] = None if found is None else weakref.ref(found)
+    return None if known is None else known()
+
+
+_UNKNOWN: Any = object()
+_counting: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+"""What was found in each model, which has hundreds of modules; each scored text asks."""
+
+
+def _counts(module: Any) -> bool:
+    kind: Any = type(module)
+    return _may_count(kind) and isinstance(getattr(module, "padding_idx", None), int)
 
 
 @cache
 def _may_count(kind: type) -> bool:
-    """Return whether modules of a class can number tokens; models have hundreds of modules, and each scored text asks."""
+    """Return whether modules of a class can number tokens."""
     return any(hasattr(kind, f"create_position_ids_from_{given}") for given in ("input_ids", "inputs_embeds"))

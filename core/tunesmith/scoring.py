@@ -20,6 +20,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from tunesmith.errors import DataError, MissingPower
+from tunesmith.model_families import needs
 
 if TYPE_CHECKING:
     from tunesmith.lm import LM
@@ -66,11 +67,17 @@ def token_logps(
         without a head), each (batch, time), at least float32, 0 at and behind a row's length.
 
     Raises:
-        MissingPower: For an encoder, which predicts no next token.
+        MissingPower: For an encoder, which predicts no next token, and for a model whose code is right only token by token.
         DataError: For an empty prompt of a decoder-only model, naming the row.
     """
     if lm.family == "encoder":
         raise MissingPower("an encoder predicts no next token; use a decoder-only or an encoder-decoder model.")
+    minded = needs(lm.model)
+    if minded.one_by_one and not minded.ids_beside_states:
+        raise MissingPower(
+            f"transformers' code of {type(lm.model).__name__} reads several tokens at once wrongly, so that no text can be scored; "
+            "take another model."
+        )
     device = lm.device
     lengths = lengths.to(device)
     time = completion_ids.shape[1]
@@ -188,10 +195,14 @@ def _encoder_decoder(
 ) -> tuple[torch.Tensor, Any]:
     """Logits (batch, time, vocab) and decoder states; the decoder reads its start id, then all tokens but the last."""
     start = torch.full_like(targets[:, :1], decoder_start(lm))
-    # No decoder mask: attention is causal and padding stands behind, so no token that counts can see any.
+    read = torch.cat([start, targets[:, :-1]], dim=1)
+    # Attention is causal and padding stands behind, so no token that counts can see any. A mask is there because some (T5Gemma)
+    # make one of their own without it, in which an id of padding within a text counts as padding.
+    masked = {"decoder_attention_mask": torch.ones_like(read)} if _accepts(lm.model, "decoder_attention_mask") else {}
     out = lm.model(
         **_encoder_inputs(lm, prompt_ids, targets.device),
-        decoder_input_ids=torch.cat([start, targets[:, :-1]], dim=1),
+        decoder_input_ids=read,
+        **masked,
         use_cache=False,
         output_hidden_states=states,
         return_dict=True,
@@ -202,7 +213,7 @@ def _encoder_decoder(
 def _encoder_inputs(lm: LM, prompt_ids: Sequence[Sequence[int]], device: torch.device) -> dict[str, Any]:
     """What the model is to encode; in evaluation mode, if prompts are repeated, what the encoder made of each once."""
     first, which = distinct(prompt_ids)
-    shared = len(first) < len(which) and not lm.model.training
+    shared = len(first) < len(which) and not lm.model.training and not needs(lm.model).ids_beside_states
     ids, lengths = pad([prompt_ids[row] for row in first] if shared else prompt_ids)
     inputs: dict[str, Any] = {"input_ids": ids.to(device), "attention_mask": _mask(lengths, ids.shape[1]).to(device)}
     if not shared:
@@ -236,7 +247,7 @@ def _decoder(
     mask = _mask(row_lengths, width)
     # Logits from where the first completion begins: over a large vocabulary those of the prompts would take most memory.
     kept = width + 1 - int(prompt_lengths.min())
-    some = {"logits_to_keep": kept} if _can_keep_some(lm.model) else {}
+    some = {"logits_to_keep": kept} if _accepts(lm.model, "logits_to_keep") else {}
     out = lm.model(
         input_ids=ids * mask,
         attention_mask=mask,
@@ -252,10 +263,10 @@ def _decoder(
     return logits, out.hidden_states[-1][:, -width:][rows, places] if states else None
 
 
-def _can_keep_some(model: Any) -> bool:
+def _accepts(model: Any, argument: str) -> bool:
     while hasattr(model, "get_base_model"):  # inside wrappers such as peft's
         model = model.get_base_model()
-    return "logits_to_keep" in _arguments(type(model).forward)
+    return argument in _arguments(type(model).forward)
 
 
 @cache

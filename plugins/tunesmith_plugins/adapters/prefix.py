@@ -10,11 +10,13 @@ import torch
 from attrs import define
 from peft import PrefixEncoder, PrefixTuningConfig
 from transformers import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import ConfigError, TunesmithError
 from tunesmith.lm import LM
+from tunesmith.model_families import needs
 from tunesmith_plugins.adapters.attachment import Attachment, Switch
-from tunesmith_plugins.adapters.virtual import arguments, at_start, left, prefixes, shift
+from tunesmith_plugins.adapters.virtual import arguments, at_start, body, left, prefixes, shift
 
 
 @define(eq=False)
@@ -43,6 +45,11 @@ class FillCache:
     pairs: Pairs
     indices: list[int]
     switch: Switch
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many places they take now; see :func:`tunesmith.padding.virtual_tokens`."""
+        return self.pairs.tokens if self.switch.on else 0
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the new arguments."""
@@ -113,17 +120,23 @@ class PrefixAdapter(Attachment):
         if lm.family == "encoder-decoder":
             stacks = {"encoder": lm.model.get_encoder(), "decoder": lm.model.get_decoder()}
         else:
-            stacks[lm.family] = lm.model.base_model
+            stacks[lm.family] = body(lm.model)
         tables = torch.nn.ModuleDict()
         for kind, stack in stacks.items():
             attentions = _attentions(stack)
-            if not attentions:
-                raise TunesmithError(
-                    f"no self-attention with a cache was found in {type(stack).__name__}; prefixes need one."
+            widths = {_heads(attention, stack.config) for attention in attentions}
+            problem = _problem(lm.model, stack, attentions, widths, cached=kind == "decoder")
+            if problem:
+                raise ConfigError(
+                    [
+                        f"prefixes cannot be put into {type(stack).__name__}: {problem}; take prompt, p_tuning or lora instead"
+                    ],
+                    "adapter",
                 )
-            table = self._table(lm, attentions)
+            (shape,) = widths
+            table = self._table(lm, len(attentions), *shape)
             tables[kind] = table
-            pairs = Pairs(table, self.config.tokens, len(attentions), *_heads(attentions[0]))
+            pairs = Pairs(table, self.config.tokens, len(attentions), *shape)
             indices = [attention.layer_idx for attention in attentions]
             if kind == "decoder":
                 stack.register_forward_pre_hook(FillCache(self.name, pairs, indices, self.switch), with_kwargs=True)
@@ -132,12 +145,11 @@ class PrefixAdapter(Attachment):
                     attention.register_forward_pre_hook(LendCache(pairs, index, self.switch), with_kwargs=True)
         lm.model.add_module(self.name, tables)
 
-    def _table(self, lm: LM, attentions: list[Any]) -> torch.nn.Module:
-        heads, width = _heads(attentions[0])
+    def _table(self, lm: LM, layers: int, heads: int, width: int) -> torch.nn.Module:
         config = PrefixTuningConfig(
             num_virtual_tokens=self.config.tokens,
             token_dim=heads * width,
-            num_layers=len(attentions),
+            num_layers=layers,
             num_transformer_submodules=1,
             prefix_projection=self.config.projection > 0,
             encoder_hidden_size=self.config.projection or None,
@@ -184,16 +196,36 @@ def _attentions(stack: Any) -> list[Any]:
         and "past_key_values" in inspect.signature(module.forward).parameters
         and hasattr(module, "layer_idx")
         and any(hasattr(module, projection) for projection in ("k", "k_proj", "key", "c_attn"))
-        and not any(part in ("EncDecAttention", "encoder_attn", "crossattention") for part in name.split("."))
+        and not any(part in ("EncDecAttention", "encoder_attn") or "cross" in part for part in name.split("."))
     ]
 
 
-def _heads(attention: Any) -> tuple[int, int]:
+def _problem(model: Any, stack: Any, attentions: list[Any], widths: set[tuple[int, int]], *, cached: bool) -> str:
+    """Return why a stack cannot take prefixes, "" if it can."""
+    if not attentions:
+        return "no self-attention with a cache of keys and values for each head was found"
+    if len(widths) > 1:
+        return "its layers have keys of several widths"
+    if not cached:
+        return ""
+    minded = needs(model)
+    if minded.repeats_layers:
+        return "it runs its layers several times, each time with keys of their own"
+    kinds = {type(layer) for layer in DynamicCache(config=stack.config).layers}
+    if minded.own_cache or kinds - {DynamicLayer, DynamicSlidingWindowLayer}:
+        return "its cache holds more than keys and values"
+    return ""
+
+
+def _heads(attention: Any, config: Any) -> tuple[int, int]:
     """Return the number of heads that keys have, and the width of one."""
-    config = attention.config
+    config = getattr(attention, "config", config)
     if hasattr(attention, "key_value_proj_dim"):  # T5
         return int(attention.n_heads), int(attention.key_value_proj_dim)
     width = getattr(attention, "head_dim", None) or getattr(attention, "attention_head_size", None)
+    keys = getattr(getattr(attention, "k_proj", None), "out_features", None)
+    if width and keys:  # a config has one number for all layers
+        return int(keys) // int(width), int(width)
     heads = getattr(config, "num_key_value_heads", None) or getattr(attention, "num_heads", None)
     heads = heads or getattr(attention, "num_attention_heads", None) or config.num_attention_heads
     return int(heads), int(width or config.hidden_size // config.num_attention_heads)

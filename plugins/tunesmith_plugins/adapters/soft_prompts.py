@@ -13,7 +13,7 @@ from peft import PromptEmbedding, PromptEncoder, PromptEncoderConfig, PromptTuni
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
 from tunesmith_plugins.adapters.attachment import Attachment, Switch
-from tunesmith_plugins.adapters.virtual import Vectors, prepend
+from tunesmith_plugins.adapters.virtual import Vectors, body, prepend
 
 SOME_ROWS = 4096
 """Rows of a quantised table that its deviation is measured on."""
@@ -118,4 +118,4 @@ def _rows(lm: LM, table: Any, ids: torch.Tensor) -> torch.Tensor:
 
 def _reader(lm: LM) -> Any:
     """Return the module that turns ids into embeddings."""
-    return lm.model.get_encoder() if lm.family == "encoder-decoder" else lm.model.base_model
+    return lm.model.get_encoder() if lm.family == "encoder-decoder" else body(lm.model)

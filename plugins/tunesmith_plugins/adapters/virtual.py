@@ -15,8 +15,9 @@ import torch
 from attrs import define
 from transformers.modeling_outputs import ModelOutput
 
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import ConfigError, TunesmithError
 from tunesmith.lm import LM
+from tunesmith.model_families import needs
 from tunesmith.padding import first_position
 from tunesmith_plugins.adapters.attachment import Switch
 
@@ -40,19 +41,38 @@ class Vectors:
 
 
 def prepend(lm: LM, vectors: Vectors) -> None:
-    """Register hooks that put vectors before the model's input embeddings."""
+    """Register hooks that put vectors before the model's input embeddings.
+
+    Raises:
+        ConfigError: For a model that takes no vectors in place of tokens.
+    """
+    if needs(lm.model).ids_in_layers:
+        raise ConfigError(
+            [
+                f"{type(lm.model).__name__} looks at the ids of tokens beside their embeddings, so that no vectors can stand in "
+                "their place; take lora, or a prefix where it can be put in"
+            ],
+            "adapter",
+        )
     if lm.family == "encoder-decoder":
         encoder, decoder = lm.model.get_encoder(), lm.model.get_decoder()
         encoder.register_forward_pre_hook(Prepend(vectors, first_position(encoder)), with_kwargs=True)
         decoder.register_forward_pre_hook(CrossMask(), with_kwargs=True)
         return
-    inner = lm.model.base_model
+    inner = body(lm.model)
     hook = Prepend(vectors, first_position(inner))
     inner.register_forward_pre_hook(hook, with_kwargs=True)
     inner.register_forward_hook(hook.cut)
     pooler = getattr(inner, "pooler", None)
     if pooler is not None:
         pooler.register_forward_pre_hook(hook.cut_first)
+
+
+def body(model: Any) -> Any:
+    """Return a model without its head."""
+    inner = model.base_model
+    # Llama 4 is half of a larger model too and is called after its place there
+    return inner if inner is not model else getattr(model, "model", model)
 
 
 def arguments(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -87,6 +107,14 @@ def prefixes(past: Any) -> dict[str, int]:
 def at_start(past: Any) -> bool:
     """Say whether a cache holds no token yet, only prefixes or nothing."""
     return past is None or int(past.get_seq_length()) == sum(prefixes(past).values())
+
+
+def _begun(call: dict[str, Any]) -> bool:
+    """Say whether a call's cache holds tokens of a text already."""
+    states = call.get("cache_params")  # so Mamba and its kin call their cache, which counts no tokens
+    if states is None:
+        return not at_start(call.get("past_key_values"))
+    return bool(states.has_previous_state() if hasattr(states, "has_previous_state") else states.seqlen_offset)
 
 
 def shift(call: dict[str, Any], count: int, first: int | None = None) -> None:
@@ -138,6 +166,11 @@ class Prepend:
     first: int
     added: int = 0
 
+    @property
+    def virtual_tokens(self) -> int:
+        """How many places they take now; see :func:`tunesmith.padding.virtual_tokens`."""
+        return self.vectors.tokens if self.vectors.switch.on else 0
+
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the arguments with the vectors in front, or, with a cache that holds them, just accounted for."""
         self.added = 0
@@ -146,7 +179,7 @@ class Prepend:
             return None
         call = arguments(module, args, kwargs)
         count = len(vectors)
-        fresh = at_start(call.get("past_key_values"))
+        fresh = not _begun(call)
         untold = fresh and self.first and call.get("position_ids") is None
         if untold and "position_ids" in inspect.signature(module.forward).parameters:
             call["position_ids"] = counted(call, self.first)
@@ -178,7 +211,8 @@ class Prepend:
 
     def cut_first(self, module: Any, inputs: tuple[Any, ...]) -> Any:
         """Return a pooler's input without the vectors' places: it reads the first token, which is now ours."""
-        return (inputs[0][:, self.added :], *inputs[1:]) if self.added else None
+        cut = self.added and inputs[0].dim() == 3  # BigBird's gets the first token alone
+        return (inputs[0][:, self.added :], *inputs[1:]) if cut else None
 
 
 @define(eq=False)

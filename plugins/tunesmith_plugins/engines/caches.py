@@ -10,14 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
+from transformers.cache_utils import DynamicLayer, EncoderDecoderCache
 
 from tunesmith_plugins.engines.growing import Growing, joined
-
-
-def plain(config: Any) -> bool:
-    """Whether all layers of a model's cache are plain keys and values, which can be padded and cut along time."""
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
 def growing(past: Any) -> Any:

@@ -11,7 +11,8 @@ from attrs import evolve, frozen
 
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
-from tunesmith.padding import counts_padding, first_position, reads_padding
+from tunesmith.model_families import needs
+from tunesmith.padding import counts_between, counts_padding, first_position, keeps_all, reads_padding
 from tunesmith_plugins.engines import caches, places, rollback
 from tunesmith_plugins.engines.stepping import Stepping, padded, positions_of, smallest, tokenizer_limit
 
@@ -50,35 +51,29 @@ class DecoderOnly(Stepping):
 
     def __init__(self, lm: LM, batch_size: int, max_length: int | None = None, **options: Any) -> None:
         super().__init__(lm, batch_size, **options)
-        kind = self.base.config.model_type
-        if "target_mapping" in self.accepted or kind == "xlm":  # the caller of XLM puts a mask behind the text
-            raise ConfigError(
-                [
-                    f"{type(self.base).__name__} predicts at places that its caller maps, not what follows; take another model"
-                ],
-                "engine transformers",
-            )
+        minded = needs(self.base)
+        if minded.unfit:
+            raise ConfigError([f"{type(self.base).__name__} {minded.unfit}; take another model"], "engine transformers")
         self.masks = not reads_padding(self.base)
         self.table = None
         if self.masks and counts_padding(self.base):
             self.table = places.table(self.base.get_decoder())
             self.masks = self.table is not None
-        if kind == "recurrent_gemma":
-            # it keeps its states in its modules and gives none back: asked to keep them, it reads a prompt of one token as more
-            # of whatever it read last
+        if minded.no_cache or not self.accepted & {"past_key_values", "cache_params"}:
             self.use_cache = False
-        # RoFormer turns keys by where they stand in the cache, so that they have to stay there
-        self.joins = self.rolls_back = caches.plain(self.base.config) and kind != "roformer"
+        movable = keeps_all(self.base.config) and not minded.fixed_places
+        self.rolls_back = movable and not minded.one_by_one
+        self.joins = movable and self.masks  # rows that enter later are of another length
         taken, cached = sum(a.virtual_tokens for a in lm.adapters), sum(a.cached_tokens for a in lm.adapters)
         self.virtual = taken - cached
-        # So Mamba and its kin call their cache. Soft prompts would not find it, and xLSTM's cannot be taken apart.
-        recurrent = "cache_params" in self.accepted and kind != "xlstm" and not self.virtual
-        self.past_name = "cache_params" if recurrent else "past_key_values"
-        if (taken or cached) and (kind == "mpt" or not self.joins):
-            # Padding between them and the text would count: in a window, in a recurrence, in distances that MPT takes from places.
-            self.masks, self.batch_size = False, 1
+        # so Mamba and its kin call their cache
+        self.past_name = "cache_params" if "cache_params" in self.accepted else "past_key_values"
+        if (taken or cached) and counts_between(self.base):
+            self.masks = self.joins = False
+            self.batch_size = 1
         self.places = positions_of(self.base, taken=taken)
-        self.first = first_position(self.base) if "position_ids" in self.accepted else 0
+        self.told = "position_ids" in self.accepted and not minded.own_positions
+        self.first = first_position(self.base) if self.told else 0
         self.max_length = smallest(max_length, self.places, tokenizer_limit(lm.tokenizer))
 
     def context(self, prompt: Sequence[int]) -> Sequence[int]:
@@ -212,11 +207,13 @@ class DecoderOnly(Stepping):
         # a state of recurrent layers alone has no places that a mask could be over
         if mask is not None and self.masks and (cache.past is None or self.past_name == "past_key_values"):
             inputs["attention_mask"] = mask
-        if "position_ids" in self.accepted:
+        if self.told:
             inputs["position_ids"] = positions + self.first if self.first else positions
         with self.quiet(), self._numbered(cache):
             output = self.call(last, **inputs)
         past = getattr(output, self.past_name, None) if self.use_cache else None
+        if not hasattr(past, "layers"):  # states that cannot be taken apart by row, such as xLSTM's
+            past = None
         return output.logits[:, -last:], evolve(cache, past=past, ids=ids if past is None else None)
 
     def _numbered(self, cache: Cache) -> AbstractContextManager[None]:

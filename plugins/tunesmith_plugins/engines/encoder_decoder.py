@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from attrs import evolve, frozen
 
-from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
+from tunesmith.model_families import needs
+from tunesmith.padding import keeps_all
 from tunesmith.scoring import Encoded
 from tunesmith_plugins.engines import caches, places, rollback
 from tunesmith_plugins.engines.stepping import (
@@ -60,20 +61,9 @@ class EncoderDecoder(Stepping):
 
     def __init__(self, lm: LM, batch_size: int, max_length: int | None = None, **options: Any) -> None:
         super().__init__(lm, batch_size, **options)
-        # ProphetNet's decoder mixes up distances where it reads several tokens at once: what it makes of the first ones
-        # changes with how many follow. Token by token, over its cache, it is right.
-        one_by_one = self.base.config.model_type == "prophetnet"
-        if one_by_one and not self.use_cache:
-            raise ConfigError(
-                [
-                    f"{type(self.base).__name__} writes as it was trained only over its cache, since transformers' code reads "
-                    "several tokens at once wrongly; leave kv_cache=False out"
-                ],
-                "engine transformers",
-            )
         # virtual tokens stand before what is read, prefixes also in the cache of what writes
         read, cached = sum(a.virtual_tokens for a in lm.adapters), sum(a.cached_tokens for a in lm.adapters)
-        self.max_length = positions_of(self.base, "decoder", cached)
+        self.max_length = self.places = positions_of(self.base, "decoder", cached)
         self.prompt_length = smallest(
             max_length, positions_of(self.base, "encoder", read), tokenizer_limit(lm.tokenizer)
         )
@@ -84,8 +74,8 @@ class EncoderDecoder(Stepping):
         # Padding between a prefix and the text would change how far they are apart.
         apart = places.relative(self.base.get_decoder()) and not any(a.cached_tokens for a in lm.adapters)
         known = self.table is not None or apart
-        plain = caches.plain(self.base.config)
-        self.rolls_back = plain and not one_by_one
+        plain = keeps_all(self.base.config)
+        self.rolls_back = plain and not needs(self.base).one_by_one
         self.joins = known and "decoder_attention_mask" in self.accepted and plain
 
     def context(self, prompt: Sequence[int]) -> Sequence[int]:
@@ -224,7 +214,9 @@ class EncoderDecoder(Stepping):
         }
         if cache.past is not None:
             inputs["past_key_values"] = cache.past
-        if cache.uneven:
+        # some (T5Gemma) make a mask of their own without one, in which an id of padding within a text counts as padding
+        unsaid = cache.past is None and ids.shape[1] > 1 and "decoder_attention_mask" in self.accepted
+        if cache.uneven or unsaid:
             inputs["decoder_attention_mask"] = cache.written
         table = self.table if cache.uneven else None
         with self.quiet(), nullcontext() if table is None else places.shifted(table, padding):

@@ -115,21 +115,36 @@ class TransformersEngine(Engine):
         return self._fitted(model, requests, limits)
 
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
-        """Return the log-probability of every completion token; prompts that do not fit are cut."""
+        """Return the log-probability of every completion token; prompts that do not fit are cut.
+
+        Raises:
+            ConfigError: For an empty prompt, a completion of more tokens than the model has positions for, or ids that it has not.
+        """
         from tunesmith.scoring import pad, token_logps_in_batches
 
         if not pairs:
             return []
         model = self.step_model
         check_adapters(model.lm.model)
-        prompts = []
+        prompts, size = [], model.lm.readable_ids
         for number, (prompt, completion) in enumerate(pairs):
+            prompt = token_ids(prompt, size, f"prompt {number}", WHERE)
+            token_ids(completion, size, f"completion {number}", WHERE)
+            # of a decoder-only model's prompt one token is read at least, and its completion's last one is not
+            if model.places is not None and len(completion) > model.places:
+                raise ConfigError(
+                    [
+                        f"completion {number} has {len(completion)} tokens, and {type(model.base).__name__} has positions for "
+                        f"{model.places}; score less of it, or in parts"
+                    ],
+                    WHERE,
+                )
             if isinstance(model, EncoderDecoder):
                 room = model.prompt_length
             else:
                 # the last token is scored, not read
                 room = None if model.max_length is None else max(1, model.max_length + 1 - len(completion))
-            prompts.append(_fit(model.lm, tuple(prompt), room, number))
+            prompts.append(_fit(model.lm, prompt, room, number))
         lost = sum(len(given[0]) != len(kept) for given, kept in zip(pairs, prompts, strict=True))
         self._report(lost, len(pairs), model.prompt_length if isinstance(model, EncoderDecoder) else model.max_length)
         ids, lengths = pad([completion for _, completion in pairs])
@@ -209,9 +224,16 @@ def _fit(lm: LM, prompt: Sequence[int], room: int | None, number: int) -> tuple[
 
 
 def _introduced(model: DecoderOnly | EncoderDecoder, sampler: Sampler, write: Callable[[], Iterator[T]]) -> Iterator[T]:
-    """Yield what is written, having told the sampler of the tokenizer: not before, since it may serve another model till then."""
+    """Yield what is written, the sampler being told of the tokenizer whenever it goes on: in between it may serve another model."""
     introduce(sampler, model.lm.tokenizer, model.eos_token_ids)
-    yield from write()
+    written = iter(write())
+    try:
+        for one in written:
+            yield one
+            introduce(sampler, model.lm.tokenizer, model.eos_token_ids)
+    finally:
+        # at once, though a decoder need not be a generator
+        getattr(written, "close", lambda: None)()
 
 
 def check_rows(sampler: Sampler, requests: Sequence[Request]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from tunesmith.errors import ConfigError
+from tunesmith.model_families import needs_of
 from tunesmith_plugins import kernels
 from tunesmith_plugins.engines.growing import Growing
 from tunesmith_plugins.engines.int8_states import DTYPES, Int8States
@@ -147,7 +148,7 @@ class _Half(Int8Cache):
 
 def holds_any(config: Any) -> bool:
     """Return whether any layer of a model's cache would be int8; not with sliding windows or recurrent states in all of them."""
-    if getattr(config, "model_type", "") == "minimax":  # it takes no cache but of its own class
+    if needs_of(config).own_cache:
         return False
     made = cache_for(config)
     own = made.self_attention_cache if isinstance(made, EncoderDecoderCache) else made

@@ -15,6 +15,7 @@ import torch
 from tunesmith.errors import ConfigError
 from tunesmith.evaluation_mode import evaluation_mode
 from tunesmith.lm import LM
+from tunesmith.model_families import needs
 from tunesmith.padding import text_positions
 from tunesmith.scoring import distinct, pad
 from tunesmith_plugins.engines import narrow
@@ -44,7 +45,8 @@ class Stepping(Watched, ABC):
         steps: How often rows were extended by a token so far.
 
     Raises:
-        ConfigError: For ``int8_cache`` with a model of which no layer's cache can be kept so.
+        ConfigError: For ``int8_cache`` with a model of which no layer's cache can be kept so, and without ``use_cache`` for one
+            that is right only over its cache.
     """
 
     joins = False
@@ -70,6 +72,14 @@ class Stepping(Watched, ABC):
         self.accepted = frozenset(inspect.signature(self.base.forward).parameters)
         self.vocab_size = vocabulary_of(self.base)
         self.eos_token_ids = eos_ids(lm)
+        if needs(self.base).one_by_one and not use_cache:
+            raise ConfigError(
+                [
+                    f"{type(self.base).__name__} writes as it was trained only over its cache, since transformers' code reads "
+                    "several tokens at once wrongly; leave kv_cache=False out"
+                ],
+                "engine transformers",
+            )
         if int8_cache:
             self._check_int8_holds_something()
 
@@ -234,6 +244,7 @@ def positions_of(model: Any, part: str = "", taken: int = 0) -> int | None:
         (config, f"max_{part}_position_embeddings"),
         (own, "max_position_embeddings"),
         (config, "max_position_embeddings"),
+        (config, "max_seq_len"),  # MPT's, whose distances are worked out so far
     ):
         found = getattr(source, name, None)
         if isinstance(found, int) and found > 0:

@@ -10,6 +10,7 @@ from tunesmith.errors import ConfigError
 from tunesmith.generation import generate
 from tunesmith.hf_generate import custom_generate
 from tunesmith.lm import LM
+from tunesmith.padding import first_position
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm, tiny_tokenizer
 from tunesmith_plugins.adapters import Prefix, Prompt, PTuning
@@ -191,6 +192,37 @@ def test_a_draft_model_needs_positions_for_the_completion_and_for_what_is_read()
             generate(lm, [prompt], max_new_tokens=most, decoder=decoder)
 
 
+def gpt2():
+    config = transformers.GPT2Config(n_embd=32, n_layer=1, n_head=4, n_positions=16, vocab_size=51, eos_token_id=1)
+    return wide(transformers.GPT2LMHeadModel(config), "decoder")
+
+
+@pytest.mark.parametrize(("make", "most"), [(gpt2, 16), (bart, 32), (led, 16), (two_berts, 16), (two_robertas, 13)])
+@pytest.mark.parametrize("adapter", [None, Prefix(tokens=2)], ids=["plain", "prefix"])
+def test_a_completion_beyond_the_positions_is_scored_by_nobody_and_named(make, most, adapter):
+    lm = make()
+    if adapter is not None:
+        if make is led:
+            pytest.skip("its encoder takes no prefix")
+        lm, most = adapter.build().attach(lm, Runtime()), most - 2
+    engine = Transformers().build()
+    engine.sync(lm)
+    text = [5 + n % 40 for n in range(most + 1)]
+    (fits,) = engine.score([([7], text[:most])])
+    assert len(fits) == most
+    with pytest.raises(ConfigError, match=f"completion 1 has {most + 1} tokens, and .* has positions for {most}"):
+        engine.score([([7], text[:2]), ([7], text)])
+
+
+def test_ids_that_the_model_has_not_are_scored_by_nobody_and_named():
+    engine = Transformers().build()
+    engine.sync(gpt2())
+    with pytest.raises(ConfigError, match="completion 1"):
+        engine.score([([7], [8]), ([7], [51])])
+    with pytest.raises(ConfigError, match="prompt 0"):
+        engine.score([([-1], [8])])
+
+
 def roberta_alone():
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = transformers.RobertaConfig(
@@ -237,6 +269,19 @@ def test_virtual_tokens_stand_where_they_are_trained_in_a_model_that_counts_from
     assert len(longest.token_ids) == 27
 
 
+def test_a_model_is_searched_for_what_counts_from_behind_padding_once():
+    model = roberta_alone().model
+    looks = []
+    modules = type(model).modules
+    model.modules = lambda: looks.append(0) or modules(model)
+    assert [first_position(model) for _ in range(3)] == [3, 3, 3]
+    assert len(looks) == 1
+    other = gpt2().model
+    other.modules = lambda: looks.append(0) or modules(other)
+    assert [first_position(other) for _ in range(3)] == [0, 0, 0]
+    assert len(looks) == 2
+
+
 def test_transformers_loop_ends_at_the_last_position_of_a_model_that_counts_from_behind_padding(caplog):
     model = roberta_alone().model
     ids = torch.tensor([[0, 0, 0, 0, 0], [5, 9, 30, 12, 7]])
@@ -265,3 +310,50 @@ def test_a_model_that_counts_from_behind_padding_writes_where_it_is_trained_and_
     rows = lm.model.generate(ids, attention_mask=mask, max_new_tokens=9, custom_generate=custom_generate())
     for completion, row in zip(found, rows[:, longest:].tolist(), strict=True):
         assert tuple(row[: len(completion.token_ids)]) == completion.token_ids
+
+
+@pytest.mark.parametrize("adapter", [Prompt(tokens=3), PTuning(tokens=3), Prefix(tokens=3)])
+@pytest.mark.parametrize(("make", "room"), [(gpt2, 16 - 3), (roberta_alone, 34 - 3 - 3), (bart_alone, 32 - 3)])
+def test_transformers_loop_ends_where_virtual_tokens_leave_no_position(make, room, adapter, caplog):
+    lm = adapter.build().attach(make(), Runtime())
+    ids, new = torch.tensor([[5, 9, 30, 12, 7]]), room - 5 + 1
+    options = {"attention_mask": torch.ones_like(ids), "min_new_tokens": new, "custom_generate": custom_generate()}
+    fits = lm.model.generate(ids, max_new_tokens=new, **options)
+    assert "no positions" not in caplog.text
+    assert fits.shape[1] == 5 + new
+    assert torch.equal(lm.model.generate(ids, max_new_tokens=new + 1, **options), fits)
+    assert f"end at {new} new tokens" in caplog.text
+    (ours,) = generate(lm, ids.tolist(), max_new_tokens=room - 5, min_new_tokens=room - 5)
+    assert ours.token_ids == tuple(fits[0, 5:-1].tolist())
+    with lm.adapters[0].disabled():
+        longer = lm.model.generate(ids, max_new_tokens=new + 1, **options)
+    assert longer.shape[1] == 5 + new + 1
+
+
+def windows():
+    config = transformers.MistralConfig(
+        vocab_size=51, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        sliding_window=6, eos_token_id=1, bos_token_id=3, pad_token_id=0,
+    )  # fmt: skip
+    return wide(transformers.MistralForCausalLM(config), "decoder")
+
+
+def mpt():
+    config = transformers.MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=64, vocab_size=51, pad_token_id=0)
+    return wide(transformers.MptForCausalLM(config), "decoder")
+
+
+@pytest.mark.parametrize(
+    ("make", "adapter"), [(windows, Prompt(tokens=3)), (windows, Prefix(tokens=3)), (mpt, Prompt(tokens=3))]
+)
+def test_transformers_loop_refuses_padding_between_virtual_tokens_and_a_text_where_it_counts(make, adapter):
+    lm = adapter.build().attach(make(), Runtime())
+    ids = torch.tensor([[0, 0, 0, 0, 0, 0, 0, 5], [6, 7, 8, 9, 10, 11, 12, 13]])
+    options = {"attention_mask": (ids > 0).long(), "max_new_tokens": 5, "custom_generate": custom_generate()}
+    with pytest.raises(ConfigError, match="counts padding between virtual tokens"):
+        lm.model.generate(ids, **options)
+    with lm.adapters[0].disabled():
+        lm.model.generate(ids, **options)
+    even = lm.model.generate(ids[1:].repeat(2, 1), **{**options, "attention_mask": None})
+    (alone,) = generate(lm, [ids[1].tolist()], max_new_tokens=5)
+    assert tuple(even[0, 8:].tolist()) == alone.token_ids

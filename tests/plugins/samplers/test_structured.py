@@ -1,7 +1,10 @@
 """Whatever is drawn at random, what ends is what the format says; a parser of another make looks."""
 
+import itertools
 import json
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -153,8 +156,8 @@ def test_lengths_and_formats_hold_together(lm):
     assert {(c.text, c.finish) for c in cut} == {("aa", "length")}
 
 
-def test_a_sampler_that_serves_two_models_knows_the_tokens_of_the_one_that_writes():
-    """Both texts were asked for before either was written."""
+def two_models():
+    """Models for which "1" and "x" are each other's ids."""
     first, second = byte_tokenizer(), byte_tokenizer()
     pieces = first.get_vocab()
     swapped = {piece: {pieces["1"]: pieces["x"], pieces["x"]: pieces["1"]}.get(n, n) for piece, n in pieces.items()}
@@ -163,10 +166,48 @@ def test_a_sampler_that_serves_two_models_knows_the_tokens_of_the_one_that_write
     other = transformers.PreTrainedTokenizerFast(
         tokenizer_object=second.backend_tokenizer.from_str(json.dumps(inner)), bos_token="<s>", eos_token="</s>"
     )
-    models = [model_with(first, "decoder"), model_with(other, "decoder")]
+    return [model_with(first, "decoder"), model_with(other, "decoder")]
+
+
+def test_a_sampler_that_serves_two_models_knows_the_tokens_of_the_one_that_writes():
+    """Both texts were asked for before either was written."""
+    models = two_models()
     sampler, engine = component("structured(regex='1{3}')", "sampler"), component(None, "engine")
     asked = [generate(lm, ["a"], sampler=sampler, engine=engine, max_new_tokens=8, stream=True) for lm in models]
     assert ["".join(piece.text for piece in stream) for stream in asked] == ["111", "111"]
+
+
+def test_two_streams_of_one_sampler_are_taken_from_in_turns():
+    models = two_models()
+    sampler = component("structured(regex='1{3,9}')", "sampler")
+    options = {"sampler": sampler, "max_new_tokens": 9, "min_new_tokens": 5, "engine": Transformers(batch_size=2)}
+    streams = [generate(lm, list("abcdef"), stream=True, **options) for lm in models]
+    texts = [[""] * 6 for _ in models]
+    for pieces in itertools.zip_longest(*streams):
+        for text, piece in zip(texts, pieces, strict=True):
+            if piece is not None:
+                text[piece.request] += piece.text
+    for one in (one for text in texts for one in text):
+        assert re.fullmatch("1{4,9}", one)
+
+
+def test_threads_with_different_models_share_one_sampler():
+    models = two_models()
+    sampler = component("structured(regex='1{3,9}')", "sampler")
+    start = threading.Barrier(2)
+
+    def write(lm):
+        found = []
+        start.wait()
+        for seed in range(15):
+            found += generate(
+                lm, list("abc"), sampler=sampler, max_new_tokens=9, seed=seed, engine="transformers(batch_size=2)"
+            )
+        return [c.text for c in found]
+
+    with ThreadPoolExecutor(2) as pool:
+        for texts in pool.map(write, models):
+            assert all(re.fullmatch("1{3,9}", text) for text in texts)
 
 
 def test_a_dead_end_is_an_empty_row():
