@@ -67,6 +67,9 @@ class DecoderOnly(Stepping):
             # it keeps its states in its modules and gives none back: asked to keep them, it reads a prompt of one token as more
             # of whatever it read last
             self.use_cache = False
+        if kind == "rwkv":
+            # it gives its states back under a name of its own, and mixes the rows of a batch of one-token texts when it keeps them
+            self.use_cache = False
         # RoFormer turns keys by where they stand in the cache, so that they have to stay there
         self.joins = self.rolls_back = caches.plain(self.base.config) and kind != "roformer"
         taken, cached = sum(a.virtual_tokens for a in lm.adapters), sum(a.cached_tokens for a in lm.adapters)
