@@ -69,7 +69,7 @@ def build(lm: LM, cut: Cut, tokenizer: Any = None) -> LM:
                 if tensor.shape[dimension] != place.shape[dimension]:
                     tensor = tensor.index_select(dimension, cut.tokens.to(tensor.device))
         state[name] = tensor.clone()
-    fill(small, state)
+    fill(small, state, lm.model, lambda name: _origin(name, cut.layers))
     small.to(lm.device)
     small.eval()
     generation = copy.deepcopy(getattr(lm.model, "generation_config", None))

@@ -91,7 +91,8 @@ def every_nth(lm: LM, keep_every: int) -> LM:
             ],
             "distill",
         )
-    fill(student, {name: source[origin(name)].detach().clone() for name in student.state_dict()})
+    weights = {name: source[origin(name)].detach().clone() for name in student.state_dict()}
+    fill(student, weights, lm.model, origin)
     student.to(lm.device)
     student.generation_config = copy.deepcopy(getattr(lm.model, "generation_config", None))  # type: ignore[assignment]
     return LM(model=student, tokenizer=lm.tokenizer, family=lm.family)
@@ -125,10 +126,16 @@ def from_config(lm: LM, changes: Mapping[str, Any]) -> LM:
         raise ConfigError([f"this gives no student: {reason} @ student"], "distill") from cause
     if family_of(student.config) != lm.family:
         raise ConfigError([f"a {config.model_type} model is no {lm.family} @ student"], "distill")
-    as_types(student, dict.fromkeys(student.state_dict(), lm.model.dtype))
+    kept = {_last(name): buffer.dtype for name, buffer in lm.model.named_buffers()}  # XGLM's sines are in no file
+    own = {name: kept[_last(name)] for name, _ in student.named_buffers() if _last(name) in kept}
+    as_types(student, {**own, **dict.fromkeys(student.state_dict(), lm.model.dtype)})
     student.to(lm.device)
     student.config.architectures = [type(student).__name__]
     return LM(model=student, tokenizer=lm.tokenizer, family=lm.family)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _fit_key_heads(config: Any, given: Mapping[str, Any]) -> None:

@@ -103,6 +103,31 @@ SEQ2SEQ = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("how", ["every_nth", "from_config"])
+@pytest.mark.parametrize("kind", ["XGLMForCausalLM", "OpenAIGPTLMHeadModel", "MambaForCausalLM"])
+def test_students_of_models_in_half_precision_are_trained_whatever_their_files_leave_out(make, tmp_path, kind, how):
+    """XGLM's sines and GPT's mask are in no file; Mamba's logits are float32 in a bfloat16 model."""
+    made = getattr(transformers, kind)
+    sizes = (
+        {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48}
+        if kind[:4] == "XGLM"
+        else {"hidden_size": 32}
+    )
+    sizes |= (
+        {"n_layer": 2, "n_head": 4} if kind[:4] == "Open" else {"num_hidden_layers": 2} if kind[:5] == "Mamba" else {}
+    )
+    sizes |= {"vocab_size": 30, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    wide(made(made.config_class(**sizes))).save_pretrained(tmp_path)
+    model = made.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    lm = LM(model=model, tokenizer=make("gpt2").tokenizer, family="decoder")
+    student = {"keep_every": 2} if how == "every_nth" else {"student": {"num_hidden_layers": 1}}
+    data = [Example(id=str(i), prompt="a b", targets=("c d e",)) for i in range(2)]
+    small, report = Distill(steps=1, batch_size=2, **student).build().compress(lm, data=data, runtime=RUNTIME)
+    assert small.model.dtype == torch.bfloat16
+    assert logits(small.model).isfinite().all()
+    assert torch.tensor(report.summary["loss"]).isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("kind", "sizes", "depths"),
     [
