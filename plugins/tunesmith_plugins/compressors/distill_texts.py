@@ -140,10 +140,13 @@ def own_answers(
 
 
 def _draw(
-    core: Any, given: dict[str, torch.Tensor], temperature: float, max_new_tokens: int, pad: int, end: int | None
+    core: Any, given: dict[str, Any], temperature: float, max_new_tokens: int, pad: int, end: int | None
 ) -> torch.Tensor:
-    from transformers import GenerationConfig
+    from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 
+    if (getattr(core.config, "num_decoder_layers", None) or 0) > core.config.num_hidden_layers:
+        # transformers makes T5's caches for as many layers as the encoder has; these grow
+        given = {**given, "past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
     before, training, cache = core.generation_config, core.training, core.config.use_cache
     start = getattr(core.config, "decoder_start_token_id", None)
     config = GenerationConfig(

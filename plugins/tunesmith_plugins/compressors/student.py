@@ -57,7 +57,7 @@ def every_nth(lm: LM, keep_every: int) -> LM:
         setattr(config, name, len(range(0, depth, keep_every)))
     try:
         student: nn.Module = type(lm.model)(config)
-    except (KeyError, ValueError, TypeError, StrictDataclassError) as cause:
+    except (KeyError, ValueError, TypeError, ArithmeticError, StrictDataclassError) as cause:
         raise ConfigError(
             [
                 f"keep_every: a {config.model_type} model with fewer layers cannot be made by changing {', '.join(stacks)} in its "
@@ -121,8 +121,8 @@ def from_config(lm: LM, changes: Mapping[str, Any]) -> LM:
             config = _changed(old, changes)
             _fit_key_heads(config, changes)
             student = type(lm.model)(config)
-    except (KeyError, ValueError, TypeError, RuntimeError, StrictDataclassError) as cause:
-        reason = " ".join(str(cause).split())
+    except (KeyError, ValueError, TypeError, RuntimeError, ArithmeticError, StrictDataclassError) as cause:
+        reason = " ".join(str(cause).split())  # RWKV divides by its layers but one
         raise ConfigError([f"this gives no student: {reason} @ student"], "distill") from cause
     if family_of(student.config) != lm.family:
         raise ConfigError([f"a {config.model_type} model is no {lm.family} @ student"], "distill")

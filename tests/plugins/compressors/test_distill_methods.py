@@ -764,6 +764,26 @@ def test_answers_of_models_that_take_padding_for_text_are_those_of_each_prompt_a
         assert texts[index].targets == (written.text,)
 
 
+def test_a_decoder_with_more_layers_than_its_encoder_answers_too(make):
+    """transformers' own generate ends in an index error for such a T5."""
+    config = Distill(student={"num_layers": 1}, on_policy=1.0, soft=1.0, steps=1, batch_size=4, max_new_tokens=4)
+    small, report = config.build().compress(make("t5"), data=EXAMPLES, runtime=RUNTIME)
+    assert (small.model.config.num_layers, small.model.config.num_decoder_layers) == (1, 4)
+    assert report.summary["steps"] == 1
+    torch.manual_seed(0)
+    alone = own_answers(small.model, batch_of(small), temperature=1e-4, max_new_tokens=5, pad=0, end=1)
+    found = generate(small, batch_of(small)["input_ids"][:1].tolist(), max_new_tokens=5, runtime=RUNTIME)[0]
+    row = alone["labels"][0]
+    assert row[row != IGNORED].tolist()[: len(found.token_ids)] == list(found.token_ids)
+
+
+@pytest.mark.parametrize("student", [{"keep_every": 2}, {"student": {"num_hidden_layers": 1}}], ids=["nth", "config"])
+def test_a_student_that_the_architecture_cannot_be_is_refused(make, student):
+    """RWKV divides by its number of layers but one."""
+    with pytest.raises(ConfigError, match="division by zero"):
+        Distill(steps=1, **student).build().compress(padding_is_text(make, "rwkv"), data=EXAMPLES, runtime=RUNTIME)
+
+
 def test_on_policy_answers_follow_the_students_probabilities(make):
     lm = make("gpt2")
     batch = {name: value[:1].expand(4000, -1) for name, value in batch_of(lm).items()}
