@@ -12,7 +12,6 @@ from attrs import define, field
 from torch import nn
 
 from tunesmith.lm import LM
-from tunesmith.undivided import undivide
 from tunesmith_plugins.compressors.new_model import check_kinds, fill
 
 SHARED_BY_LAYERS = "relative_attention_bias"
@@ -56,7 +55,6 @@ def build(lm: LM, cut: Cut, tokenizer: Any = None) -> LM:
         setattr(config, name, value)
     small: nn.Module = type(lm.model)(config)
     check_kinds(small, lm.model, lambda name: _origin(name, cut.layers), "layers")
-    undivide(lm.model)
     source = lm.model.state_dict()
     state: dict[str, torch.Tensor] = {}
     for name, place in small.state_dict().items():

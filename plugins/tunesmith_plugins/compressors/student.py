@@ -20,7 +20,6 @@ from transformers import (
 
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM, family_of
-from tunesmith.undivided import undivide
 from tunesmith_plugins.compressors.new_model import as_types, check_kinds, fields_by_layer, fill
 from tunesmith_plugins.compressors.prune_calibration import is_classifier
 
@@ -71,7 +70,6 @@ def every_nth(lm: LM, keep_every: int) -> LM:
         return f"{match[1]}{int(match[2]) * keep_every}{match[3]}" if match else name
 
     check_kinds(student, lm.model, origin, "keep_every")
-    undivide(lm.model)
     source = lm.model.state_dict()
     lost = [name for name in student.state_dict() if origin(name) not in source]
     if lost:

@@ -1,5 +1,7 @@
 """Models made of another one's layers: types of their weights, and layers that compute what they did."""
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -10,7 +12,7 @@ from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.adapters import QuantizationAware
+from tunesmith_plugins.adapters import LoRA, QuantizationAware
 from tunesmith_plugins.compressors import GPTQ, Distill, Int8, Int8WeightOnly, Magnitude, Structured, Wanda
 from tunesmith_plugins.compressors.student import every_nth, from_config
 
@@ -219,6 +221,45 @@ def rwkv(make, used=False):
         logits(model)
         assert not torch.equal(model.rwkv.blocks[5].attention.output.weight, whole)
     return evolve(make("llama"), model=model)
+
+
+def test_in_float16_inputs_are_divided_and_weights_stay_whole(make, tmp_path):
+    """By as much as transformers divides the weights; what passes from block to block is halved as there."""
+    rwkv(make).model.save_pretrained(tmp_path)
+    theirs, ours = (
+        transformers.RwkvForCausalLM.from_pretrained(tmp_path, dtype=torch.float16).eval() for _ in range(2)
+    )
+    expected = logits(theirs)
+    assert not torch.equal(theirs.rwkv.blocks[5].attention.output.weight, ours.rwkv.blocks[5].attention.output.weight)
+    before = {name: value.clone() for name, value in ours.state_dict().items()}
+    lm = evolve(make("llama"), model=ours)
+    sizes = []
+    for index, block in enumerate(ours.rwkv.blocks):
+        block.register_forward_hook(lambda _, __, outputs, index=index: sizes.append(float(outputs[0].norm())))
+    found = logits(ours)
+    assert torch.allclose(found, expected, rtol=0.01, atol=0.01)
+    assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
+    halved = sizes.copy()
+    sizes.clear()
+    whole = logits(evolve(lm, model=ours.float()).model)  # another type: nothing is divided
+    assert sizes[5] == pytest.approx(4 * halved[5], rel=0.02)
+    assert torch.allclose(whole, found.float(), rtol=0.01, atol=0.02)
+    lm = evolve(lm, model=ours.half())
+    found = logits(lm.model)
+    assert torch.equal(logits(copy.deepcopy(lm.model)), found)
+    sizes.clear()
+    logits(lm.model)
+    assert sizes == pytest.approx(halved, rel=0.02)
+    tuned = (
+        LoRA(rank=2, targets=("output",)).build().attach(lm, RUNTIME)
+    )  # in evaluation it is the product with the whole weight
+    for name, parameter in tuned.model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, 0, 0.1)
+    adapted = logits(tuned.model)
+    assert not torch.allclose(adapted, found, rtol=0.01, atol=0.02)
+    folded = tuned.adapters[0].merge(tuned)
+    assert torch.allclose(logits(folded.model), adapted, rtol=0.01, atol=0.02)
 
 
 def test_weights_that_a_run_has_divided_are_whole_in_files_and_in_new_models(make, tmp_path):
