@@ -452,6 +452,8 @@ BARTS = {
     "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
     "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 64, "decoder_start_token_id": 1,
 }  # fmt: skip
+FSMT = {**BARTS, "langs": ["en", "de"], "src_vocab_size": 30, "tgt_vocab_size": 30}
+XGLM = {"d_model": 32, "num_layers": 1, "attention_heads": 2, "ffn_dim": 32}
 LAYERED = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -500,19 +502,36 @@ def test_token_numbers_that_a_model_never_had(make, tmp_path):
         Structured(vocabulary="used").build().compress(lm, data=DATA, runtime=RUNTIME)
 
 
-@pytest.mark.parametrize("kind", ["RobertaForMaskedLM", "M2M100ForConditionalGeneration"])
+@pytest.mark.parametrize("kind", ["RobertaForMaskedLM", "M2M100ForConditionalGeneration", "XGLMForCausalLM"])
 def test_positions_that_count_from_the_padding_id(make, kind):
-    made, sizes = getattr(transformers, kind), BARTS if kind.startswith("M2M") else LAYERED
+    made = getattr(transformers, kind)
+    sizes = {"M2M1": BARTS, "XGLM": XGLM}.get(kind[:4], LAYERED)
 
     def pruned(pad):
         model = made(made.config_class(vocab_size=30, pad_token_id=pad, bos_token_id=1, eos_token_id=1, **sizes))
-        family = "encoder-decoder" if sizes is BARTS else "encoder"
+        family = "encoder-decoder" if model.config.is_encoder_decoder else "encoder"
         lm = LM(model=model, tokenizer=make("bert").tokenizer, family=family)
         return Structured(vocabulary="used").build().compress(lm, data=DATA, runtime=RUNTIME)[0]
 
     assert pruned(3).model.config.pad_token_id == 3
     with pytest.raises(ConfigError, match="count positions from their padding id"):
         pruned(25)
+
+
+def test_tables_whose_size_is_no_vocab_size_are_not_cut(make):
+    """FSMT reads another language than it writes; of an EncoderDecoderModel each half has a config."""
+    config = transformers.FSMTConfig(pad_token_id=0, bos_token_id=1, eos_token_id=1, **FSMT)
+    fsmt = transformers.FSMTForConditionalGeneration(config)
+    half = transformers.BertConfig(vocab_size=30, **LAYERED)
+    both = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(half, half)
+    both.decoder_start_token_id = both.pad_token_id = 0
+    for model, told in (
+        (fsmt, "reads would keep 30 tokens"),
+        (transformers.EncoderDecoderModel(both), "has no vocab_size"),
+    ):
+        lm = LM(model=model, tokenizer=make("t5").tokenizer, family="encoder-decoder")
+        with pytest.raises(ConfigError, match=told):
+            Structured(vocabulary="used").build().compress(lm, data=DATA, runtime=RUNTIME)
 
 
 def test_a_generation_config_names_its_tokens_by_their_new_numbers(large, tmp_path):
