@@ -1,11 +1,14 @@
 """What pruning, distillation and the chunked loss are worth on a small real model: stories260k and TinyStories.
 
-    python benchmarks/compress.py --model STORIES260K --stories tinystories.txt [--only prune distil memory] [--json FILE]
+    python benchmarks/compress.py --model STORIES260K --stories tinystories.txt [--seq2seq AREN]
+        [--only prune layers distil memory] [--json FILE]
 
 prune: perplexity of held-out stories after half of the weights are gone, by magnitude, Wanda and SparseGPT, and 2:4; paired
-tests against magnitude. distil: every third layer of the model (48 % of its weights) trained on the same batches with the
-teacher's distributions and with the data's tokens only; five seeds, every point. memory: the peak of one step of
-the loss over an output layer, whole and in chunks, each in a process of its own.
+tests against magnitude. layers: the perplexity after whole layers are gone, chosen by each score, untrained; with --seq2seq (a
+folder of aren-seq2seq) also of what that model writes itself for twenty words, the scores being of twenty others. distil: every
+third layer of the model (48 % of its weights) trained on the same batches with the teacher's distributions and with the data's
+tokens only; five seeds, every point. memory: the peak of one step of the loss over an output layer, whole and in chunks, each in
+a process of its own.
 
 Stories of the file's first 80 % calibrate and train, the rest measure. The file of --json is written after every row and read at
 the start, so that an interrupted benchmark goes on.
@@ -29,10 +32,11 @@ import torch
 from tunesmith import statistics
 from tunesmith.data.records import Example
 from tunesmith.evaluation import Evaluation, evaluate
+from tunesmith.generation import generate
 from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
 from tunesmith.spec import spell
-from tunesmith_plugins.compressors import Distill, Magnitude, SparseGPT, Wanda
+from tunesmith_plugins.compressors import Distill, Magnitude, SparseGPT, Structured, Wanda
 from tunesmith_plugins.metrics import Perplexity
 
 PRUNERS = {
@@ -43,6 +47,8 @@ PRUNERS = {
     "wanda 2:4": Wanda(pattern="2:4"),
     "sparsegpt 2:4": SparseGPT(pattern="2:4"),
 }
+SCORES = ("magnitude", "activation", "gradient")
+GONE = {"story-teller": (0.2, 0.4, 0.6), "transliterator": (1 / 6, 1 / 3, 1 / 2)}
 STUDENT = Distill(keep_every=3, steps=100, batch_size=8, max_length=128, learning_rate=2e-3, temperature=1.0)
 TRAININGS = {
     "data only": attrs.evolve(STUDENT, soft=0.0),
@@ -130,6 +136,35 @@ def prune(options: argparse.Namespace, kept: Kept) -> None:
         print(f"| {name} | {shown(row['perplexity'])} | {less} |", flush=True)
 
 
+def layers(options: argparse.Namespace, kept: Kept) -> None:
+    calibration, _, test = stories(options.stories, options.quick)
+    runtime = Runtime(progress=False, threads=options.threads)
+    models = {"story-teller": (options.model, calibration, test)}
+    if options.seq2seq:
+        from int8_quality import WORDS
+
+        own = generate(load(options.seq2seq, runtime=runtime), WORDS, max_new_tokens=24, runtime=runtime)
+        words = [
+            Example(id=word, prompt=word, targets=(one.text,)) for word, one in zip(WORDS, own, strict=True) if one.text
+        ]
+        models["transliterator"] = (options.seq2seq, words[: len(words) // 2], words[len(words) // 2 :])
+    print(f"\n| layers that are gone | {' | '.join(SCORES)} |\n|---|{'---|' * len(SCORES)}")
+    for who, (folder, seen, unseen) in models.items():
+        for share in GONE[who]:
+            row = []
+            for score in SCORES:
+
+                def make(share: float = share, score: Any = score, folder: Path = folder) -> dict[str, Any]:
+                    rule = Structured(layers=share, score=score)
+                    lm, report = rule.build().compress(load(folder, runtime=runtime), data=seen, runtime=runtime)  # noqa: B023
+                    gone = [line["name"].rpartition(".")[2] for line in report.layers if not line["stays"]]
+                    return {"gone": gone, "perplexity": scored(measured(lm, unseen, runtime))}  # noqa: B023
+
+                found = kept.get(f"layers {who} {share:.3f} {score} {len(unseen)}", make)
+                row.append(f"{found['perplexity'][0]:.3f} ({', '.join(found['gone'])})")
+            print(f"| {who}, {share:.0%} | {' | '.join(row)} |", flush=True)
+
+
 def distil(options: argparse.Namespace, kept: Kept) -> None:
     _, training, test = stories(options.stories, options.quick)
     runtime = Runtime(progress=False, threads=options.threads)
@@ -215,7 +250,7 @@ def shown(score: list[float]) -> str:
     return f"{score[0]:.3f} [{score[1]:.3f}, {score[2]:.3f}]"
 
 
-PARTS = {"prune": prune, "distil": distil, "memory": memory}
+PARTS = {"prune": prune, "layers": layers, "distil": distil, "memory": memory}
 
 
 def main() -> int:
@@ -225,6 +260,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of stories260k")
     parser.add_argument("--stories", type=Path, required=True, help="text file, <|endoftext|> between stories")
+    parser.add_argument("--seq2seq", type=Path, help="folder of aren-seq2seq, for 'layers'")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--json", metavar="FILE", type=Path)
     parser.add_argument("--quick", action="store_true", help="few stories and steps: does it run?")

@@ -48,6 +48,9 @@ METHODS: dict[str, Any] = {
     "smoothquant": SmoothQuant(measure_rows=0),
     "smoothquant, static": SmoothQuant(activations="static", measure_rows=0),
 }
+FEED_FORWARD = {"intermediate": Scheme(kind="weight_only"), "output.dense": Scheme(kind="weight_only")}
+OF_ENCODERS = {"int8, feed-forward layers weight_only": Int8(modules=FEED_FORWARD, measure_rows=0)}
+"""Methods that name layers of BERT."""
 WORDS = (
     "سلام كتاب محمد مدرسة شمس قمر بيت باب بحر جبل نور ليل نهار علي حسن كريم سمير فاطمة مريم يوسف خالد عمر سعيد نبيل جمال "
     "كمال رشيد سليم طارق ماجد هاني وليد زينب ليلى سلمى هدى أمل رنا دينا سارة"
@@ -217,7 +220,7 @@ def embeddings(folder: Path, stories: Path) -> Iterator[dict[str, Any]]:
     }
     exact = {name: embed(encoder(), part) for name, part in texts.items()}
     data = [Example(id=str(i), prompt=each, targets=(".",)) for i, each in enumerate(seen)]
-    for name, config in METHODS.items():
+    for name, config in {**METHODS, **OF_ENCODERS}.items():
         options = {"data": data} if config.calibrates else {}
         small, _ = config.build().compress(encoder(), runtime=RUNTIME, **options)
         row: dict[str, Any] = {"method": name}

@@ -22,7 +22,7 @@ from tunesmith.evaluation_mode import evaluation_mode
 from tunesmith.mistyped import did_you_mean
 from tunesmith.model_folder import TOKENIZER_FILES, replaced
 from tunesmith.runtime import Runtime, checked
-from tunesmith.undivided import keep_undivided, undivide
+from tunesmith.undivided import keep_undivided
 
 if TYPE_CHECKING:
     import torch
@@ -142,7 +142,6 @@ class LM:
                 ``from_pretrained`` would put on it.
         """
         folder = Path(os.path.expanduser(folder))
-        undivide(self.model)  # only float16 is ever divided
         if not self.adapters:
             with replaced(folder, self.tokenizer is not None) as fresh, _no_bars():
                 self._save_tokenizer(fresh)

@@ -89,8 +89,17 @@ class PreparesCompression(Protocol):
 
 
 def whole_parameters(lm: LM) -> tuple[str, ...]:
-    """Return the options of a model's adapters that need parameters whole, for ``tunesmith.training``'s ``Job`` or ``check_whole``."""
-    return tuple(f"adapter.{adapter.whole_parameters}" for adapter in lm.adapters if adapter.whole_parameters)
+    """Return the options of a model's adapters that need parameters whole, for ``tunesmith.training``'s ``Job`` or ``check_whole``.
+
+    An adapter needs nothing while all of its parameters are frozen, those of the adapters on top of it aside.
+    """
+    found, above = [], set[int]()
+    for adapter in reversed(lm.adapters):
+        own = [parameter for _, parameter in adapter.trainable() if id(parameter) not in above]
+        if adapter.whole_parameters and any(parameter.requires_grad for parameter in own):
+            found.append(f"adapter.{adapter.whole_parameters}")
+        above.update(map(id, own))
+    return tuple(reversed(found))
 
 
 def merged(lm: LM) -> LM:

@@ -14,6 +14,7 @@ from tunesmith.data.encoding import IGNORED
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
+from tunesmith.padding import counts_padding, reads_padding
 from tunesmith.runtime import Runtime
 from tunesmith.training.batches import padded
 from tunesmith_plugins.compressors.distill_heads import unwrapped
@@ -54,6 +55,7 @@ def teacher_texts(
     written = generate(
         teacher,
         [example.prompt for example in data],
+        engine="transformers(batch_size=1)" if _takes_padding_for_text(teacher.model) else None,
         decoder=Beam(beams=beams) if beams > 1 else None,
         max_new_tokens=max_new_tokens,
         runtime=runtime,
@@ -65,6 +67,15 @@ def teacher_texts(
         beside.write_text(json.dumps({"of": digest, "texts": texts, "cut": cut}, ensure_ascii=False), encoding="utf-8")
         beside.replace(file)
     return _answered(data, texts), cut
+
+
+def _takes_padding_for_text(model: Any) -> bool:
+    """Whether prompts of different length cannot be read together."""
+    while hasattr(model, "get_base_model"):  # inside what peft puts around it
+        model = model.get_base_model()
+    if model.config.is_encoder_decoder:
+        return False
+    return reads_padding(model) or counts_padding(model)
 
 
 def _answered(data: Sequence[Example], texts: Sequence[str]) -> list[Example]:
@@ -95,25 +106,29 @@ def own_answers(
         room: Most tokens of a decoder's prompt and answer together, or of an encoder-decoder's answer.
     """
     core = unwrapped(model)
-    pairs = bool(core.config.is_encoder_decoder)
+
+    def drawn(given: dict[str, torch.Tensor], room: int) -> list[list[int]]:
+        answers = _draw(core, given, temperature, min(max_new_tokens, room), pad, end)
+        start = 1 if pairs else given["input_ids"].shape[1]
+        return [_up_to(row[start:], end) for row in answers.tolist()]
+
+    pairs, device = bool(core.config.is_encoder_decoder), batch["input_ids"].device
     if pairs:
-        prompts: list[list[int]] = []
         given = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    else:
-        firsts = (batch["labels"] != IGNORED).long().argmax(1).tolist()
-        prompts = [row[:first] for row, first in zip(batch["input_ids"].tolist(), firsts, strict=True)]
-        width = max(map(len, prompts))
-        left = [[pad] * (width - len(row)) + row for row in prompts]
-        seen = [[0] * (width - len(row)) + [1] * len(row) for row in prompts]
-        device = batch["input_ids"].device
-        given = {"input_ids": torch.tensor(left, device=device), "attention_mask": torch.tensor(seen, device=device)}
-    room -= 0 if pairs else given["input_ids"].shape[1]  # rows have a target, so a prompt leaves room for a token
-    answers = _draw(core, given, temperature, min(max_new_tokens, room), pad, end)
-    start = 1 if pairs else given["input_ids"].shape[1]
-    rows = [_up_to(row[start:], end) for row in answers.tolist()]
-    device = answers.device
-    if pairs:
-        return {**given, "labels": padded(rows, IGNORED).to(device)}
+        return {**given, "labels": padded(drawn(given, room), IGNORED).to(device)}
+    firsts = (batch["labels"] != IGNORED).long().argmax(1).tolist()
+    prompts = [row[:first] for row, first in zip(batch["input_ids"].tolist(), firsts, strict=True)]
+    rows: list[list[int]] = []
+    everyone = range(len(prompts))
+    for together in [[index] for index in everyone] if _takes_padding_for_text(core) else [list(everyone)]:
+        width = max(firsts[index] for index in together)  # rows have a target, so a prompt leaves room for a token
+        left = [[pad] * (width - firsts[index]) + prompts[index] for index in together]
+        seen = [[0] * (width - firsts[index]) + [1] * firsts[index] for index in together]
+        given = {
+            "input_ids": torch.tensor(left, device=device),
+            "attention_mask": torch.tensor(seen, device=device),
+        }
+        rows += drawn(given, room - width)
     whole = [[*prompt, *row] for prompt, row in zip(prompts, rows, strict=True)]
     labels = [[IGNORED] * len(prompt) + row for prompt, row in zip(prompts, rows, strict=True)]
     mask = [[1] * len(row) for row in whole]
@@ -125,10 +140,13 @@ def own_answers(
 
 
 def _draw(
-    core: Any, given: dict[str, torch.Tensor], temperature: float, max_new_tokens: int, pad: int, end: int | None
+    core: Any, given: dict[str, Any], temperature: float, max_new_tokens: int, pad: int, end: int | None
 ) -> torch.Tensor:
-    from transformers import GenerationConfig
+    from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 
+    if (getattr(core.config, "num_decoder_layers", None) or 0) > core.config.num_hidden_layers:
+        # transformers makes T5's caches for as many layers as the encoder has; these grow
+        given = {**given, "past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
     before, training, cache = core.generation_config, core.training, core.config.use_cache
     start = getattr(core.config, "decoder_start_token_id", None)
     config = GenerationConfig(

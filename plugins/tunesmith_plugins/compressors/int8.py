@@ -16,6 +16,7 @@ from tunesmith.kinds.adapter import PreparesCompression
 from tunesmith.kinds.compressor import CompressionReport, Compressor
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
+from tunesmith.undivided import never_divide
 from tunesmith_plugins.compressors import int8_format, int8_left, int8_report, int8_weight
 from tunesmith_plugins.compressors.config_int8 import Scheme
 from tunesmith_plugins.compressors.experts import modules_of, split
@@ -105,7 +106,7 @@ class Int8Compressor(Compressor):
         """
         int8_format.register_with_transformers()
         lm = merged(lm, "int8", self.config, teacher)
-        int8_format.without_rescaling(lm.model)
+        never_divide(lm.model)  # RWKV would for float16, in which integer layers do not run
         layout = layout_of(lm.model, self.config)
         modules: dict[str, Any] = modules_of(lm.model)
         for name in (*layout.embeddings, *(name for name in layout.layers if name not in layout.tied)):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 from tunesmith.errors import ArtifactError, ConfigError
 from tunesmith_plugins.compressors.experts import is_fused
@@ -122,8 +123,8 @@ def check_files(layout: Layout, names: Mapping[str, str | None], model: Any, fil
         files: Of safetensors.
 
     Raises:
-        ArtifactError: At the first tensor of another type or shape, and at the first one of an integer layer that the layout
-            does not have.
+        ArtifactError: At the first tensor of another type or shape, at the first one of an integer layer that the layout
+            does not have, and at the first one that no file has.
     """
     here = renamed(layout, names)
     asked: dict[str, tuple[str, list[int]]] = {}
@@ -149,11 +150,13 @@ def check_files(layout: Layout, names: Mapping[str, str | None], model: Any, fil
             return f"the quantization_config in config.json has no such tensor of {name!r}"
         return ""
 
+    missing = dict(asked)
     for file in files:
         with opened(file) as weights:
             for key in weights.keys():  # noqa: SIM118  (not a mapping)
                 part = weights.get_slice(key)
                 given = (part.get_dtype(), list(part.get_shape()))
+                missing.pop(key, None)
                 if key in asked:
                     if given != asked[key]:
                         raise ArtifactError(
@@ -167,6 +170,12 @@ def check_files(layout: Layout, names: Mapping[str, str | None], model: Any, fil
                         f"{file}: there is a tensor {key!r} ({given[0]}), and {problem}; the file or config.json was "
                         "changed. Make the model again."
                     )
+    # transformers would draw it, which models that draw what is inside of others cannot do with integers
+    if files and missing and not get_model_conversion_mapping(model, add_legacy=False):  # files may have other names
+        name, _, own = next(iter(missing)).rpartition(".")
+        raise ArtifactError(
+            f"int8 layer {name!r}: {own} is missing; the files were changed or are not whole. Make the model again."
+        )
 
 
 _OWN = frozenset(("weight_scale", "smooth", "input_scale", "input_zero_point", "held_index", "held_value"))

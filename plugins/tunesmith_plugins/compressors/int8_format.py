@@ -25,7 +25,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tunesmith.errors import ArtifactError, ConfigError
-from tunesmith.undivided import undivide
+from tunesmith.undivided import never_divide
 from tunesmith_plugins.compressors import int8_checksums
 from tunesmith_plugins.compressors.config_int8 import QuantizerConfig, Scheme
 from tunesmith_plugins.compressors.experts import split
@@ -258,7 +258,7 @@ class Int8Quantizer(HfQuantizer):
         else:
             assert config._compressor is not None
             self._pages = MappedPages(checkpoint_files or ())
-            without_rescaling(model)
+            never_divide(model)  # RWKV would for float16, in which integer layers do not run
             for target in untied(model, checkpoint_files or ()):
                 model.all_tied_weights_keys.pop(target)
             layout = layout_of(model, config._compressor)
@@ -423,15 +423,6 @@ def _each_place_its_own(model: Any, state: dict[str, Tensor]) -> dict[str, Tenso
                     state[name] = state[name].clone()
         seen.add(module)
     return state
-
-
-def without_rescaling(model: Any) -> None:
-    """Let RWKV keep its weights as its files have them: it would divide some by others for float16, which integer layers do not
-    run in."""
-    undivide(model)
-    for module in model.modules():
-        if hasattr(module, "layers_are_rescaled"):
-            module.config.rescale_every = 0
 
 
 def without_float16(model: Any) -> None:

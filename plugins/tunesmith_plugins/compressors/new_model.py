@@ -19,11 +19,18 @@ _OF_A_PLACE = ("training", "gradient_checkpointing", "has_relative_attention_bia
 """What does not go with a layer: T5's first one has the position biases, whichever it is."""
 
 
-def fill(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+def fill(model: nn.Module, state: Mapping[str, torch.Tensor], large: nn.Module, origin: Callable[[str], str]) -> None:
     """Give a model weights in the types in which they come.
 
-    What is not among them keeps its own type: rotary frequencies are float32 in a bfloat16 model too. Names that share a weight
-    by the config get weights of their own where theirs differ, as a head has that was trained apart from the embeddings.
+    What is not among them has the type that it has in the large model: rotary frequencies are float32 in a bfloat16 model too, XGLM's
+    sines are not. Names that share a weight by the config get weights of their own where theirs differ, as a head has that was trained
+    apart from the embeddings.
+
+    Args:
+        model: The new model.
+        state: Its weights.
+        large: The one that it is made of.
+        origin: The name in ``large`` of a tensor of ``model``.
     """
     shared: dict[int, str] = {}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
@@ -31,7 +38,9 @@ def fill(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         if known != name and not torch.equal(state[known], state[name]):
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, nn.Parameter(parameter.detach().clone()))
-    as_types(model, {name: tensor.dtype for name, tensor in state.items()})
+    theirs = dict(large.named_buffers())
+    kept = {name: theirs[origin(name)].dtype for name, _ in model.named_buffers() if origin(name) in theirs}
+    as_types(model, {**kept, **{name: tensor.dtype for name, tensor in state.items()}})
     model.load_state_dict(state)
 
 

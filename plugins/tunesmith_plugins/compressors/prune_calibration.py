@@ -255,14 +255,16 @@ def attention_kept(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, kind in kinds.items():  # from the outside to the inside, as they set each other's
-            module.set_attention_type(kind)
+        with torch.random.fork_rng(devices=[]):  # BigBird makes layers with random weights, and then gives them its own
+            for module, kind in kinds.items():  # from the outside to the inside, as they set each other's
+                module.set_attention_type(kind)
 
 
 @contextmanager
 def reading(lm: LM) -> Iterator[None]:
-    """Let a model read texts for the sake of something else: no dropout, no gradients, and afterwards it is as it was."""
-    with attention_kept(lm.model), lm.evaluating():
+    """Let a model read texts for the sake of something else: no dropout, no gradients, and afterwards it is as it was, and so are
+    torch's random numbers."""
+    with torch.random.fork_rng(devices=[]), attention_kept(lm.model), lm.evaluating():
         yield
 
 

@@ -212,7 +212,7 @@ class StructuredCompressor(Compressor):
             for up in feed.up:
                 _select_outputs(cut, f"{name}.{number}.{up}", blocks[number].get_submodule(up), channels)
             _select_inputs(cut, f"{name}.{number}.{feed.down}", part.down, channels)
-            cut.config[layout.width] = len(channels)
+            cut.config[stack.width] = len(channels)
             told[number]["channels"] = f"{len(channels)} of {len(scores)}"
 
     def _cut_heads(

@@ -11,8 +11,8 @@ import torch
 from attrs import define, field
 from torch import nn
 
+from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
-from tunesmith.undivided import undivide
 from tunesmith_plugins.compressors.new_model import check_kinds, fill
 
 SHARED_BY_LAYERS = "relative_attention_bias"
@@ -49,14 +49,15 @@ def build(lm: LM, cut: Cut, tokenizer: Any = None) -> LM:
         tokenizer: None: the large model's.
 
     Raises:
-        ConfigError: If layers cannot stand in another place.
+        ConfigError: If layers cannot stand in another place, or a table would keep tokens that are to go.
     """
     config = copy.deepcopy(lm.model.config)
     for name, value in cut.config.items():
         setattr(config, name, value)
     small: nn.Module = type(lm.model)(config)
     check_kinds(small, lm.model, lambda name: _origin(name, cut.layers), "layers")
-    undivide(lm.model)
+    if cut.tokens is not None:
+        _check_tables(small, len(cut.tokens))
     source = lm.model.state_dict()
     state: dict[str, torch.Tensor] = {}
     for name, place in small.state_dict().items():
@@ -69,13 +70,27 @@ def build(lm: LM, cut: Cut, tokenizer: Any = None) -> LM:
                 if tensor.shape[dimension] != place.shape[dimension]:
                     tensor = tensor.index_select(dimension, cut.tokens.to(tensor.device))
         state[name] = tensor.clone()
-    fill(small, state)
+    fill(small, state, lm.model, lambda name: _origin(name, cut.layers))
     small.to(lm.device)
     small.eval()
     generation = copy.deepcopy(getattr(lm.model, "generation_config", None))
     if generation is not None:
         setattr(small, "generation_config", generation)  # noqa: B010 - nn.Module types attributes as tensors
     return LM(model=small, tokenizer=tokenizer or lm.tokenizer, family=lm.family)
+
+
+def _check_tables(small: Any, tokens: int) -> None:
+    """Check that all of a model's tables have a row for each token that stays: FSMT's source language has a size of its own."""
+    tables = [("reads", small.get_input_embeddings()), ("writes", small.get_output_embeddings())]
+    for what, table in tables:
+        rows = tokens if table is None else table.weight.shape[0]
+        if rows != tokens:
+            raise ConfigError(
+                [
+                    f"the table of what a {small.config.model_type} model {what} would keep {rows} tokens, since its size is another "
+                    "field of the config than vocab_size; its vocabulary cannot be cut @ vocabulary"
+                ]
+            )
 
 
 def _origin(name: str, layers: Mapping[str, Sequence[int]]) -> str:

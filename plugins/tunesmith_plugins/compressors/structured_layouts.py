@@ -41,12 +41,14 @@ class Stack:
     Attributes:
         suffix: How the name of its module list ends.
         depth: The config field with its number of layers.
+        width: The one with the number of channels.
         feed: Its feed-forward part.
         attentions: None where the config cannot say fewer heads.
     """
 
     suffix: str
     depth: str
+    width: str
     feed: Feed
     attentions: tuple[Attention, ...] = ()
 
@@ -57,49 +59,48 @@ class Layout:
 
     Attributes:
         stacks: Its stacks.
-        width: The config field with the number of channels.
-        heads: The one with the number of query heads; "" if it cannot be made smaller alone.
+        heads: The config field with the number of query heads; "" if it cannot be made smaller alone.
         groups: The one with the number of key-value heads; "" if as many as query heads.
         head_size: The one with the size of a head.
     """
 
     stacks: tuple[Stack, ...]
-    width: str
     heads: str = ""
     groups: str = ""
     head_size: str = ""
 
 
+def _one(suffix: str, depth: str, width: str, up: str | tuple[str, ...], down: str) -> Layout:
+    """Return an architecture of one stack whose config cannot say fewer heads."""
+    feed = Feed(up=(up,) if isinstance(up, str) else up, down=down)
+    return Layout(stacks=(Stack(suffix=suffix, depth=depth, width=width, feed=feed),))
+
+
+_GATED = _one("layers", "num_hidden_layers", "intermediate_size", ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
 _LLAMA = Layout(
-    stacks=(
-        Stack(
-            suffix="layers",
-            depth="num_hidden_layers",
-            feed=Feed(up=("mlp.gate_proj", "mlp.up_proj"), down="mlp.down_proj"),
+    stacks=tuple(
+        evolve(
+            stack,
             attentions=(
                 Attention(
                     query="self_attn.q_proj", keys=("self_attn.k_proj", "self_attn.v_proj"), out="self_attn.o_proj"
                 ),
             ),
-        ),
+        )
+        for stack in _GATED.stacks
     ),
-    width="intermediate_size",
     heads="num_attention_heads",
     groups="num_key_value_heads",
     head_size="head_dim",
 )
-_GPT2 = Layout(
-    stacks=(Stack(suffix="h", depth="n_layer", feed=Feed(up=("mlp.c_fc",), down="mlp.c_proj")),), width="n_inner"
-)
-_BERT = Layout(
-    stacks=(
+_BERT = _one("encoder.layer", "num_hidden_layers", "intermediate_size", "intermediate.dense", "output.dense")
+_BART = Layout(
+    stacks=tuple(
         Stack(
-            suffix="encoder.layer",
-            depth="num_hidden_layers",
-            feed=Feed(up=("intermediate.dense",), down="output.dense"),
-        ),
-    ),
-    width="intermediate_size",
+            suffix=f"{half}.layers", depth=f"{half}_layers", width=f"{half}_ffn_dim", feed=Feed(up=("fc1",), down="fc2")
+        )
+        for half in ("encoder", "decoder")
+    )
 )
 
 
@@ -117,16 +118,32 @@ def _t5(gated: bool) -> Layout:
     own, cross = attention(0, "SelfAttention", True), attention(1, "EncDecAttention", False)
     return Layout(
         stacks=(
-            Stack(suffix="encoder.block", depth="num_layers", feed=feed(1), attentions=(own,)),
-            Stack(suffix="decoder.block", depth="num_decoder_layers", feed=feed(2), attentions=(own, cross)),
+            Stack(suffix="encoder.block", depth="num_layers", width="d_ff", feed=feed(1), attentions=(own,)),
+            Stack(
+                suffix="decoder.block", depth="num_decoder_layers", width="d_ff", feed=feed(2), attentions=(own, cross)
+            ),
         ),
-        width="d_ff",
         heads="num_heads",
         head_size="d_kv",
     )
 
 
-KNOWN = ("bert", "gemma", "gpt2", "llama", "mistral", "mt5", "qwen2", "qwen3", "roberta", "t5")
+KNOWN = {
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3"), _LLAMA),
+    **dict.fromkeys(("cohere", "granite", "olmo", "olmo2", "smollm3", "stablelm"), _GATED),
+    **dict.fromkeys(("bert", "camembert", "electra", "roberta", "xlm-roberta"), _BERT),
+    **dict.fromkeys(
+        ("bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "pegasus", "plbart"), _BART
+    ),
+    **dict.fromkeys(("t5", "mt5"), _t5(gated=False)),
+    "distilbert": _one("transformer.layer", "n_layers", "hidden_dim", "ffn.lin1", "ffn.lin2"),
+    "gpt2": _one("h", "n_layer", "n_inner", "mlp.c_fc", "mlp.c_proj"),
+    "gpt_neox": _one("layers", "num_hidden_layers", "intermediate_size", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+    "opt": _one("decoder.layers", "num_hidden_layers", "ffn_dim", "fc1", "fc2"),
+    "phi": _one("layers", "num_hidden_layers", "intermediate_size", "mlp.fc1", "mlp.fc2"),
+    "starcoder2": _one("layers", "num_hidden_layers", "intermediate_size", "mlp.c_fc", "mlp.c_proj"),
+}
+"""By the config's ``model_type``."""
 
 
 def layout_of(lm: LM) -> Layout:
@@ -140,14 +157,12 @@ def layout_of(lm: LM) -> Layout:
         raise ConfigError(
             [
                 f"models of type {kind!r} cannot be pruned by parts: it is not known here where theirs stand. Known are "
-                f"{', '.join(KNOWN)}; wanda, sparsegpt and magnitude take every model"
+                f"{', '.join(sorted(KNOWN))}; wanda, sparsegpt and magnitude take every model"
             ]
         )
-    if kind in ("t5", "mt5"):
-        layout = _t5(bool(config.is_gated_act))
-        there = tuple(stack for stack in layout.stacks if _lists(lm, stack))  # of a T5EncoderModel one
-        return evolve(layout, stacks=there or layout.stacks)
-    return {"gpt2": _GPT2, "bert": _BERT, "roberta": _BERT}.get(kind, _LLAMA)
+    layout = _t5(gated=True) if kind in ("t5", "mt5") and config.is_gated_act else KNOWN[kind]
+    there = tuple(stack for stack in layout.stacks if _lists(lm, stack))  # of a T5EncoderModel one
+    return evolve(layout, stacks=there or layout.stacks)
 
 
 def module_list(lm: LM, stack: Stack) -> tuple[str, nn.ModuleList]:

@@ -31,6 +31,10 @@ def cut_vocabulary(lm: LM, data: Sequence[Example] | None, cut: Cut) -> tuple[An
     """
     data = needed_examples(lm, data, 'vocabulary="used"', "that show what is used")
     tokenizer, config = lm.tokenizer, lm.model.config
+    if getattr(config, "vocab_size", None) is None:
+        raise ConfigError(
+            [f"the config of a {config.model_type} model has no vocab_size that could be smaller @ vocabulary"]
+        )
     if not getattr(tokenizer, "is_fast", False):
         raise ConfigError(["a tokenizer that is no fast one (tokenizers) cannot be cut @ vocabulary"])
     texts = sorted(
@@ -72,10 +76,11 @@ def cut_vocabulary(lm: LM, data: Sequence[Example] | None, cut: Cut) -> tuple[An
 
 
 def _counts_from_padding(model: nn.Module) -> bool:
-    """Whether positions begin behind the number of the padding token, as RoBERTa's and M2M100's do.
+    """Whether the number of the padding token has a part in positions, as where RoBERTa and M2M100 begin to count behind it.
 
-    A wider rule than :func:`tunesmith.padding.first_position`'s, which asks who numbers tokens: here any table of positions that
-    knows of padding (FSMT's too) forbids the cut.
+    A wider rule than :func:`tunesmith.padding.first_position`'s, which asks who numbers tokens, and no copy of it: FSMT and ProphetNet
+    count behind it in another way, XGLM counts from 0 and has zeros at its place in the table. Any table of positions that knows of
+    padding forbids the cut.
     """
     return any(
         "position" in name.rpartition(".")[2] and getattr(module, "padding_idx", None) is not None

@@ -20,7 +20,6 @@ from transformers import (
 
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM, family_of
-from tunesmith.undivided import undivide
 from tunesmith_plugins.compressors.new_model import as_types, check_kinds, fields_by_layer, fill
 from tunesmith_plugins.compressors.prune_calibration import is_classifier
 
@@ -57,7 +56,7 @@ def every_nth(lm: LM, keep_every: int) -> LM:
         setattr(config, name, len(range(0, depth, keep_every)))
     try:
         student: nn.Module = type(lm.model)(config)
-    except (KeyError, ValueError, TypeError, StrictDataclassError) as cause:
+    except (KeyError, ValueError, TypeError, ArithmeticError, StrictDataclassError) as cause:
         raise ConfigError(
             [
                 f"keep_every: a {config.model_type} model with fewer layers cannot be made by changing {', '.join(stacks)} in its "
@@ -71,7 +70,6 @@ def every_nth(lm: LM, keep_every: int) -> LM:
         return f"{match[1]}{int(match[2]) * keep_every}{match[3]}" if match else name
 
     check_kinds(student, lm.model, origin, "keep_every")
-    undivide(lm.model)
     source = lm.model.state_dict()
     lost = [name for name in student.state_dict() if origin(name) not in source]
     if lost:
@@ -91,7 +89,8 @@ def every_nth(lm: LM, keep_every: int) -> LM:
             ],
             "distill",
         )
-    fill(student, {name: source[origin(name)].detach().clone() for name in student.state_dict()})
+    weights = {name: source[origin(name)].detach().clone() for name in student.state_dict()}
+    fill(student, weights, lm.model, origin)
     student.to(lm.device)
     student.generation_config = copy.deepcopy(getattr(lm.model, "generation_config", None))  # type: ignore[assignment]
     return LM(model=student, tokenizer=lm.tokenizer, family=lm.family)
@@ -120,15 +119,21 @@ def from_config(lm: LM, changes: Mapping[str, Any]) -> LM:
             config = _changed(old, changes)
             _fit_key_heads(config, changes)
             student = type(lm.model)(config)
-    except (KeyError, ValueError, TypeError, RuntimeError, StrictDataclassError) as cause:
-        reason = " ".join(str(cause).split())
+    except (KeyError, ValueError, TypeError, RuntimeError, ArithmeticError, StrictDataclassError) as cause:
+        reason = " ".join(str(cause).split())  # RWKV divides by its layers but one
         raise ConfigError([f"this gives no student: {reason} @ student"], "distill") from cause
     if family_of(student.config) != lm.family:
         raise ConfigError([f"a {config.model_type} model is no {lm.family} @ student"], "distill")
-    as_types(student, dict.fromkeys(student.state_dict(), lm.model.dtype))
+    kept = {_last(name): buffer.dtype for name, buffer in lm.model.named_buffers()}  # XGLM's sines are in no file
+    own = {name: kept[_last(name)] for name, _ in student.named_buffers() if _last(name) in kept}
+    as_types(student, {**own, **dict.fromkeys(student.state_dict(), lm.model.dtype)})
     student.to(lm.device)
     student.config.architectures = [type(student).__name__]
     return LM(model=student, tokenizer=lm.tokenizer, family=lm.family)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _fit_key_heads(config: Any, given: Mapping[str, Any]) -> None:

@@ -117,3 +117,13 @@ def test_an_adapter_says_what_it_needs_once_it_is_attached() -> None:
     lm = adapter.attach(tiny_lm("decoder"), RUNTIME)
     assert whole_parameters(lm) == ("adapter.keep_zeros",)
     assert whole_parameters(adapter.merge(lm)) == ()
+
+
+def test_an_adapter_that_is_frozen_below_another_needs_nothing(tmp_path: Path) -> None:
+    lm = Full(keep_zeros=True).build().attach(tiny_lm("decoder"), RUNTIME)
+    (below,) = lm.adapters
+    below.save(tmp_path)
+    lm = Full(keep_zeros=True).build().load(tiny_lm("decoder"), tmp_path, RUNTIME)
+    lm = LoRA(rank=2).build().attach(lm, RUNTIME)
+    assert len(lm.adapters) == 2
+    assert whole_parameters(lm) == ()

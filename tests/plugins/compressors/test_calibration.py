@@ -10,7 +10,7 @@ from tunesmith.errors import ConfigError, DataError, NumericError
 from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors import GPTQ, Int8, Int8Static, Magnitude, SmoothQuant, SparseGPT, Structured, Wanda
-from tunesmith_plugins.compressors.prune_calibration import decoder_ids, most_tokens
+from tunesmith_plugins.compressors.prune_calibration import attention_kept, decoder_ids, forward, most_tokens, reading
 
 RUNTIME = Runtime(progress=False)
 CALIBRATED = [
@@ -155,6 +155,19 @@ def test_attention_in_blocks_is_still_that_after_short_texts(make, tmp_path, kin
     with torch.no_grad():
         found, again = (one.model(input_ids=ids, **extra).logits for one in (small, load(tmp_path)))
     assert torch.equal(found, again)
+
+
+@pytest.mark.parametrize("kind", ["big_bird", "bigbird_pegasus"])
+def test_reading_draws_no_random_numbers(make, kind):
+    """Putting attention back makes layers with random weights."""
+    lm, before = sparse(make, kind), torch.get_rng_state()
+    ids = torch.tensor([[4, 5, 6]])
+    with reading(lm):
+        forward(lm.model, {"input_ids": ids, "labels": ids})
+    assert torch.equal(torch.get_rng_state(), before)
+    with attention_kept(lm.model), torch.random.fork_rng(devices=[]), lm.evaluating():
+        forward(lm.model, {"input_ids": ids, "labels": ids})
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("compressor", CALIBRATED, ids=lambda c: type(c).__name__)

@@ -12,12 +12,13 @@ from attrs import evolve
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tunesmith.data.encoding import IGNORED
+from tunesmith.data.encoding import IGNORED, Lengths, Truncation
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError, DataError, NumericError
 from tunesmith.generation import generate
 from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
+from tunesmith.training.task import Limits, Task
 from tunesmith_plugins.adapters import Prompt
 from tunesmith_plugins.compressors import Distill, Magnitude, Structured
 from tunesmith_plugins.compressors.distill_chunked import chunked_loss
@@ -714,6 +715,73 @@ def test_own_answers_are_draws_of_the_student_behind_their_prompts(make, kind):
         answer = row[seen].tolist()
         assert len(answer) == 5 or answer[-1] == 1
         assert 1 not in answer[:-1]
+
+
+UNEVEN = [Example(id=text, prompt=text, targets=("z",)) for text in ("a", "b c d", "a b", "d e f g", "c")]
+
+
+def padding_is_text(make, kind):
+    """Return a model that takes padding for text: RWKV, or a decoder of BART's kin."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    if kind == "rwkv":
+        config = transformers.RwkvConfig(hidden_size=32, num_hidden_layers=2, context_length=64, **sizes)
+        model = transformers.RwkvForCausalLM(config)
+    else:
+        config = transformers.BartConfig(
+            d_model=32,
+            decoder_layers=2,
+            decoder_attention_heads=4,
+            decoder_ffn_dim=48,
+            max_position_embeddings=64,
+            **sizes,
+        )
+        model = transformers.BartForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.3)
+    return LM(model=model.eval(), tokenizer=make("gpt2").tokenizer, family="decoder")
+
+
+@pytest.mark.parametrize("kind", ["rwkv", "bart"])
+def test_answers_of_models_that_take_padding_for_text_are_those_of_each_prompt_alone(make, kind):
+    lm = padding_is_text(make, kind)
+    if kind == "rwkv":
+        with pytest.raises(ConfigError, match="cannot tell padding"):
+            generate(lm, [e.prompt for e in UNEVEN], max_new_tokens=5, runtime=RUNTIME)
+    task = Task(objective="causal", lm=lm, labels=(), limits=Limits(lengths=Lengths(input=64, target=64)))
+    batch = task.collate()(task.rows(UNEVEN, Truncation()))
+    together = own_answers(lm.model, batch, temperature=1e-4, max_new_tokens=5, pad=0, end=1)
+    texts, _ = teacher_texts(lm, UNEVEN, beams=1, max_new_tokens=5, runtime=RUNTIME)
+    for index, example in enumerate(UNEVEN):
+        one = task.collate()(task.rows([example], Truncation()))
+        alone = own_answers(lm.model, one, temperature=1e-4, max_new_tokens=5, pad=0, end=1)
+        length = int(alone["attention_mask"].sum())
+        assert torch.equal(together["input_ids"][index, :length], alone["input_ids"][0])
+        assert int(together["attention_mask"][index].sum()) == length
+        written = generate(lm, [example.prompt], max_new_tokens=5, runtime=RUNTIME)[0]
+        assert texts[index].targets == (written.text,)
+
+
+def test_a_decoder_with_more_layers_than_its_encoder_answers_too(make):
+    """transformers' own generate ends in an index error for such a T5."""
+    config = Distill(student={"num_layers": 1}, on_policy=1.0, soft=1.0, steps=1, batch_size=4, max_new_tokens=4)
+    small, report = config.build().compress(make("t5"), data=EXAMPLES, runtime=RUNTIME)
+    assert (small.model.config.num_layers, small.model.config.num_decoder_layers) == (1, 4)
+    assert report.summary["steps"] == 1
+    torch.manual_seed(0)
+    alone = own_answers(small.model, batch_of(small), temperature=1e-4, max_new_tokens=5, pad=0, end=1)
+    found = generate(small, batch_of(small)["input_ids"][:1].tolist(), max_new_tokens=5, runtime=RUNTIME)[0]
+    row = alone["labels"][0]
+    assert row[row != IGNORED].tolist()[: len(found.token_ids)] == list(found.token_ids)
+
+
+@pytest.mark.parametrize("student", [{"keep_every": 2}, {"student": {"num_hidden_layers": 1}}], ids=["nth", "config"])
+def test_a_student_that_the_architecture_cannot_be_is_refused(make, student):
+    """RWKV divides by its number of layers but one."""
+    with pytest.raises(ConfigError, match="division by zero"):
+        Distill(steps=1, **student).build().compress(padding_is_text(make, "rwkv"), data=EXAMPLES, runtime=RUNTIME)
 
 
 def test_on_policy_answers_follow_the_students_probabilities(make):

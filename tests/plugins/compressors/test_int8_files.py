@@ -290,6 +290,19 @@ def test_tensors_that_are_not_as_they_were_written_are_named(saved, name):
         load(saved)
 
 
+@pytest.mark.parametrize("kind", ["t5", "gpt2", "bert"])
+def test_integers_that_no_file_has_are_named(make, tmp_path, kind):
+    """T5 draws the weights of layers within its blocks when it misses one, and torch draws no integers."""
+    small, _ = Int8(measure_rows=0).build().compress(make(kind), runtime=RUNTIME)
+    small.save(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        names = [name for name in file.keys() if file.get_tensor(name).dtype == torch.int8]  # noqa: SIM118
+    change(tmp_path, lambda tensors: tensors.pop(names[-1]))
+    layer = names[-1].removesuffix(".weight")
+    with pytest.raises(ArtifactError, match=f"'{layer}': weight is missing"):
+        type(small.model).from_pretrained(tmp_path)
+
+
 CHANGED = {
     "weight": (lambda t: t[f"{UP}.weight"][3].__setitem__(5, t[f"{UP}.weight"][3, 5] // 2 + 1), f"{UP}.weight' is not"),
     "scale": (lambda t: t[f"{UP}.weight_scale"][3].mul_(2), f"{UP}.weight_scale' is not"),

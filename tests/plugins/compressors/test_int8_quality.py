@@ -70,6 +70,7 @@ def test_sentence_embeddings_stay(quality: ModuleType, real_data: Path) -> None:
     for kind in columns:
         assert found["weight only"][f"{kind}: smallest"] >= 0.999
         assert found["groups"][f"{kind}: smallest"] >= 0.999
+        assert found["int8, feed-forward layers weight_only"][f"{kind}: smallest"] >= 0.999
         assert found["int8"][f"{kind}: mean"] >= 0.9995
         assert found["int8"][f"{kind}: smallest"] >= 0.998  # single words are just under .999
     assert found["int8"]["16 sentences: smallest"] >= 0.999

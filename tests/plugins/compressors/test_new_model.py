@@ -1,5 +1,7 @@
 """Models made of another one's layers: types of their weights, and layers that compute what they did."""
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -10,7 +12,7 @@ from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
-from tunesmith_plugins.adapters import QuantizationAware
+from tunesmith_plugins.adapters import LoRA, QuantizationAware
 from tunesmith_plugins.compressors import GPTQ, Distill, Int8, Int8WeightOnly, Magnitude, Structured, Wanda
 from tunesmith_plugins.compressors.student import every_nth, from_config
 
@@ -101,6 +103,31 @@ SEQ2SEQ = {
     "vocab_size": 30, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1, "decoder_start_token_id": 1, "encoder_ffn_dim": 48,
     "decoder_ffn_dim": 48,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["every_nth", "from_config"])
+@pytest.mark.parametrize("kind", ["XGLMForCausalLM", "OpenAIGPTLMHeadModel", "MambaForCausalLM"])
+def test_students_of_models_in_half_precision_are_trained_whatever_their_files_leave_out(make, tmp_path, kind, how):
+    """XGLM's sines and GPT's mask are in no file; Mamba's logits are float32 in a bfloat16 model."""
+    made = getattr(transformers, kind)
+    sizes = (
+        {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48}
+        if kind[:4] == "XGLM"
+        else {"hidden_size": 32}
+    )
+    sizes |= (
+        {"n_layer": 2, "n_head": 4} if kind[:4] == "Open" else {"num_hidden_layers": 2} if kind[:5] == "Mamba" else {}
+    )
+    sizes |= {"vocab_size": 30, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    wide(made(made.config_class(**sizes))).save_pretrained(tmp_path)
+    model = made.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    lm = LM(model=model, tokenizer=make("gpt2").tokenizer, family="decoder")
+    student = {"keep_every": 2} if how == "every_nth" else {"student": {"num_hidden_layers": 1}}
+    data = [Example(id=str(i), prompt="a b", targets=("c d e",)) for i in range(2)]
+    small, report = Distill(steps=1, batch_size=2, **student).build().compress(lm, data=data, runtime=RUNTIME)
+    assert small.model.dtype == torch.bfloat16
+    assert logits(small.model).isfinite().all()
+    assert torch.tensor(report.summary["loss"]).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -194,6 +221,45 @@ def rwkv(make, used=False):
         logits(model)
         assert not torch.equal(model.rwkv.blocks[5].attention.output.weight, whole)
     return evolve(make("llama"), model=model)
+
+
+def test_in_float16_inputs_are_divided_and_weights_stay_whole(make, tmp_path):
+    """By as much as transformers divides the weights; what passes from block to block is halved as there."""
+    rwkv(make).model.save_pretrained(tmp_path)
+    theirs, ours = (
+        transformers.RwkvForCausalLM.from_pretrained(tmp_path, dtype=torch.float16).eval() for _ in range(2)
+    )
+    expected = logits(theirs)
+    assert not torch.equal(theirs.rwkv.blocks[5].attention.output.weight, ours.rwkv.blocks[5].attention.output.weight)
+    before = {name: value.clone() for name, value in ours.state_dict().items()}
+    lm = evolve(make("llama"), model=ours)
+    sizes = []
+    for index, block in enumerate(ours.rwkv.blocks):
+        block.register_forward_hook(lambda _, __, outputs, index=index: sizes.append(float(outputs[0].norm())))
+    found = logits(ours)
+    assert torch.allclose(found, expected, rtol=0.01, atol=0.01)
+    assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
+    halved = sizes.copy()
+    sizes.clear()
+    whole = logits(evolve(lm, model=ours.float()).model)  # another type: nothing is divided
+    assert sizes[5] == pytest.approx(4 * halved[5], rel=0.02)
+    assert torch.allclose(whole, found.float(), rtol=0.01, atol=0.02)
+    lm = evolve(lm, model=ours.half())
+    found = logits(lm.model)
+    assert torch.equal(logits(copy.deepcopy(lm.model)), found)
+    sizes.clear()
+    logits(lm.model)
+    assert sizes == pytest.approx(halved, rel=0.02)
+    tuned = (
+        LoRA(rank=2, targets=("output",)).build().attach(lm, RUNTIME)
+    )  # in evaluation it is the product with the whole weight
+    for name, parameter in tuned.model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, 0, 0.1)
+    adapted = logits(tuned.model)
+    assert not torch.allclose(adapted, found, rtol=0.01, atol=0.02)
+    folded = tuned.adapters[0].merge(tuned)
+    assert torch.allclose(logits(folded.model), adapted, rtol=0.01, atol=0.02)
 
 
 def test_weights_that_a_run_has_divided_are_whole_in_files_and_in_new_models(make, tmp_path):

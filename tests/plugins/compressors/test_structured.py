@@ -146,6 +146,93 @@ def test_without_layers_it_is_the_large_model_that_passes_them_by(large, kind, s
     assert torch.allclose(logits(small), logits(lm), atol=1e-4)
 
 
+ONE = {
+    "vocab_size": 30, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "hidden_size": 32, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 40, "max_position_embeddings": 64,
+}  # fmt: skip
+TWO = {
+    "vocab_size": 30, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "d_model": 32, "encoder_layers": 4, "decoder_layers": 3,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 56,
+    "max_position_embeddings": 64, "decoder_start_token_id": 1, "forced_eos_token_id": None,
+}  # fmt: skip
+GEMMA = {**ONE, "head_dim": 8, "num_key_value_heads": 2, "query_pre_attn_scalar": 8}
+ENCODER = {**ONE, "max_position_embeddings": 66, "embedding_size": 32}
+MORE = {
+    **dict.fromkeys(("Cohere", "Granite", "Olmo", "Olmo2", "SmolLM3", "StableLm", "Phi", "Starcoder2", "GPTNeoX"), ONE),
+    **dict.fromkeys(("Gemma2", "Gemma3"), GEMMA),
+    "OPT": {**ONE, "ffn_dim": 40, "word_embed_proj_dim": 32},
+    "DistilBert": {**ONE, "dim": 32, "n_layers": 4, "n_heads": 4, "hidden_dim": 40},
+    **dict.fromkeys(("Camembert", "Electra", "XLMRoberta"), ENCODER),
+    **dict.fromkeys(("Bart", "MBart", "Pegasus", "Marian", "Blenderbot", "BlenderbotSmall", "PLBart", "M2M100"), TWO),
+}
+SUFFIXES = {
+    "DistilBert": "ForMaskedLM",
+    **dict.fromkeys(("Camembert", "Electra", "XLMRoberta"), "ForMaskedLM"),
+    "Marian": "MTModel",
+}
+
+
+@pytest.mark.parametrize("kind", MORE)
+def test_further_architectures_are_cut_as_the_others_are(make, tmp_path, kind):
+    """Channels at zero, layers that hand on what they get, and what is saved is read by ``from_pretrained``."""
+    sizes = MORE[kind]
+    suffix = SUFFIXES.get(kind, "ForConditionalGeneration" if sizes is TWO else "ForCausalLM")
+    made = getattr(transformers, f"{kind}{suffix}")
+    known = {
+        name: value
+        for name, value in sizes.items()
+        if name in {*made.config_class().to_dict(), *made.config_class.attribute_map}
+    }
+    torch.manual_seed(0)
+    model = made(made.config_class(**known)).eval()
+    with torch.no_grad():
+        for parameter in filter(lambda p: p.requires_grad, model.parameters()):  # sines are worked out anew
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    family = "encoder-decoder" if sizes is TWO else "encoder" if suffix == "ForMaskedLM" else "decoder"
+    lm = LM(model=model, tokenizer=make("bert").tokenizer, family=family)
+    small, report = (
+        Structured(ffn=0.25, layers=0.3, score="activation").build().compress(lm, data=DATA, runtime=RUNTIME)
+    )
+    gone = [row["name"] for row in report.layers if not row["stays"]]
+    assert len(gone) == len(layout_of(lm).stacks)
+    expected = copy.deepcopy(lm)
+    for stack in layout_of(lm).stacks:
+        name, blocks = module_list(expected, stack)
+        _, smaller = module_list(small, stack)
+        for number, block in enumerate(blocks):
+            if f"{name}.{number}" in gone:
+                block.forward = lambda hidden, *_, **__: hidden
+        stay = [block for number, block in enumerate(blocks) if f"{name}.{number}" not in gone]
+        for block, less in zip(stay, smaller, strict=True):
+            up, down = (matrix(block.get_submodule(part)) for part in (stack.feed.up[-1], stack.feed.down))
+            kept = stayed(up, matrix(less.get_submodule(stack.feed.up[-1])))
+            assert len(kept) == len(up) - round(0.25 * len(up))
+            lost = torch.ones(len(up), dtype=torch.bool)
+            lost[kept] = False
+            down[:, lost] = 0
+    assert torch.allclose(logits(small), logits(expected), atol=1e-4)
+    assert not torch.allclose(logits(lm), logits(expected), atol=1e-2)
+    small.save(tmp_path)
+    again = made.from_pretrained(tmp_path).eval()
+    assert sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in model.parameters())
+    assert torch.equal(logits(LM(model=again, tokenizer=None, family=family)), logits(small))
+
+
+@pytest.mark.parametrize("kind", ["Gemma2", "Gemma3"])
+def test_gemmas_of_later_years_lose_heads_too(make, tmp_path, kind):
+    made = getattr(transformers, f"{kind}ForCausalLM")
+    torch.manual_seed(0)
+    lm = LM(model=made(made.config_class(**GEMMA)).eval(), tokenizer=make("llama").tokenizer, family="decoder")
+    with torch.no_grad():
+        for parameter in lm.model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    small, _ = Structured(heads=0.5).build().compress(lm, runtime=RUNTIME)
+    assert torch.allclose(logits(small), logits(zero_what_is_gone(lm, small)), atol=1e-4)
+    small.save(tmp_path)
+    again = made.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(LM(model=again, tokenizer=None, family="decoder")), logits(small))
+
+
 @pytest.mark.parametrize(
     "config", [Structured(ffn=0.5), Distill(steps=1, batch_size=4, keep_zeros=True)], ids=lambda c: type(c).__name__
 )
@@ -365,6 +452,8 @@ BARTS = {
     "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
     "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 64, "decoder_start_token_id": 1,
 }  # fmt: skip
+FSMT = {**BARTS, "langs": ["en", "de"], "src_vocab_size": 30, "tgt_vocab_size": 30}
+XGLM = {"d_model": 32, "num_layers": 1, "attention_heads": 2, "ffn_dim": 32}
 LAYERED = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -413,19 +502,36 @@ def test_token_numbers_that_a_model_never_had(make, tmp_path):
         Structured(vocabulary="used").build().compress(lm, data=DATA, runtime=RUNTIME)
 
 
-@pytest.mark.parametrize("kind", ["RobertaForMaskedLM", "M2M100ForConditionalGeneration"])
+@pytest.mark.parametrize("kind", ["RobertaForMaskedLM", "M2M100ForConditionalGeneration", "XGLMForCausalLM"])
 def test_positions_that_count_from_the_padding_id(make, kind):
-    made, sizes = getattr(transformers, kind), BARTS if kind.startswith("M2M") else LAYERED
+    made = getattr(transformers, kind)
+    sizes = {"M2M1": BARTS, "XGLM": XGLM}.get(kind[:4], LAYERED)
 
     def pruned(pad):
         model = made(made.config_class(vocab_size=30, pad_token_id=pad, bos_token_id=1, eos_token_id=1, **sizes))
-        family = "encoder-decoder" if sizes is BARTS else "encoder"
+        family = "encoder-decoder" if model.config.is_encoder_decoder else "encoder"
         lm = LM(model=model, tokenizer=make("bert").tokenizer, family=family)
         return Structured(vocabulary="used").build().compress(lm, data=DATA, runtime=RUNTIME)[0]
 
     assert pruned(3).model.config.pad_token_id == 3
     with pytest.raises(ConfigError, match="count positions from their padding id"):
         pruned(25)
+
+
+def test_tables_whose_size_is_no_vocab_size_are_not_cut(make):
+    """FSMT reads another language than it writes; of an EncoderDecoderModel each half has a config."""
+    config = transformers.FSMTConfig(pad_token_id=0, bos_token_id=1, eos_token_id=1, **FSMT)
+    fsmt = transformers.FSMTForConditionalGeneration(config)
+    half = transformers.BertConfig(vocab_size=30, **LAYERED)
+    both = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(half, half)
+    both.decoder_start_token_id = both.pad_token_id = 0
+    for model, told in (
+        (fsmt, "reads would keep 30 tokens"),
+        (transformers.EncoderDecoderModel(both), "has no vocab_size"),
+    ):
+        lm = LM(model=model, tokenizer=make("t5").tokenizer, family="encoder-decoder")
+        with pytest.raises(ConfigError, match=told):
+            Structured(vocabulary="used").build().compress(lm, data=DATA, runtime=RUNTIME)
 
 
 def test_a_generation_config_names_its_tokens_by_their_new_numbers(large, tmp_path):
@@ -525,12 +631,10 @@ def test_what_cannot_be_done_is_refused_with_its_reason(large, make):
     for kind in ("gpt2", "bert"):
         with pytest.raises(ConfigError, match="no size of a head"):
             Structured(heads=0.5).build().compress(large(kind), runtime=RUNTIME)
-    config = transformers.OPTConfig(
-        vocab_size=30, hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=16
-    )
-    opt = LM(model=transformers.OPTForCausalLM(config), tokenizer=large("llama").tokenizer, family="decoder")
-    with pytest.raises(ConfigError, match="'opt' cannot be pruned by parts"):
-        Structured(ffn=0.5).build().compress(opt, runtime=RUNTIME)
+    config = transformers.BloomConfig(vocab_size=30, hidden_size=16, n_layer=1, n_head=2)
+    bloom = LM(model=transformers.BloomForCausalLM(config), tokenizer=large("llama").tokenizer, family="decoder")
+    with pytest.raises(ConfigError, match="'bloom' cannot be pruned by parts"):
+        Structured(ffn=0.5).build().compress(bloom, runtime=RUNTIME)
     with pytest.raises(ConfigError, match="nothing would be taken out"):
         Structured().build().compress(large("llama"), runtime=RUNTIME)
     with pytest.raises(ConfigError, match="score='gradient' needs examples to calibrate on"):

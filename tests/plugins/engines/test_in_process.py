@@ -349,6 +349,10 @@ def test_a_model_that_cannot_tell_padding_reads_rows_of_one_length_only():
         theirs = lm.model.generate(ids, max_new_tokens=5, do_sample=False, use_cache=False)[0, ids.shape[1] :]
         assert tuple(theirs[: len(found.token_ids)].tolist()) == found.token_ids
     assert generate(lm, PROMPTS[1:2] * 2, max_new_tokens=5)[1].token_ids == alone[1].token_ids
+    single = [[token] for token in range(4, 8)]
+    together = generate(lm, single, max_new_tokens=5)
+    for prompt, found in zip(single, together, strict=True):
+        assert found.token_ids == generate(lm, [prompt], max_new_tokens=5)[0].token_ids
     with pytest.raises(ConfigError, match="cannot tell padding from text"):
         generate(lm, PROMPTS, max_new_tokens=5)
 
