@@ -120,9 +120,8 @@ def content(
     rows = []
     for name, result in evaluation.results.items():
         for key, score in result.scores.items():
-            cell: Any = score.as_json()
             difference = compared[name].differences[key] if name in compared else None
-            row: list[Any] = [name, key, cell if cell["low"] is not None else cell["value"], result.n]
+            row: list[Any] = [name, key, score.as_cell(), result.n]
             if compared:
                 row += [None, None] if difference is None else [difference.value.as_json(), difference.p_adjusted]
             rows.append(tuple(row))
@@ -130,19 +129,22 @@ def content(
     signatures = " ".join(f"{name}: {r.signature}." for name, r in evaluation.results.items())
     holm = " p of main scores is Holm-adjusted." if len(compared) > 1 else ""
     table = ShownTable(
-        title="Scores", columns=columns, rows=tuple(rows), note=f"{about_intervals([evaluation])}{holm} {signatures}"
+        title="Scores",
+        columns=columns,
+        rows=tuple(rows),
+        note=f"{about_intervals([evaluation.results])}{holm} {signatures}",
     )
     return Content(verdicts=tuple(verdicts), tables=(table,), samples=_samples(evaluation))
 
 
-def about_intervals(evaluations: Sequence[Evaluation]) -> str:
-    """Return how the intervals of evaluations by the same metrics were made, which have none, and of what level they are."""
+def about_intervals(evaluations: Sequence[Mapping[str, Result]]) -> str:
+    """Return how the intervals of results by the same metrics were made, which have none, and of what level they are."""
     made: dict[str, str] = {}
     without: list[str] = []
-    for name, result in evaluations[0].results.items():
+    for name, result in evaluations[0].items():
         for score in result.scores:
             title = score_name(name, score)
-            kinds = [e.results[name].intervals.get(score) for e in evaluations]
+            kinds = [results[name].intervals.get(score) for results in evaluations]
             kind = next((kind for kind in kinds if kind), None)
             if kind is None:
                 without.append(title)
@@ -154,7 +156,8 @@ def about_intervals(evaluations: Sequence[Evaluation]) -> str:
         found.append("bootstrap over examples (whole groups where there are groups)")
     if shares:
         found.append(f"Wilson's of {', '.join(shares)}")
-    said = f"{evaluations[0].confidence:.0%} intervals: {'; '.join(found)}." if found else ""
+    confidence = next(iter(evaluations[0].values())).confidence
+    said = f"{confidence:.0%} intervals: {'; '.join(found)}." if found else ""
     if without:
         said += f" No interval: {', '.join(without)}."
     return said.strip()

@@ -99,16 +99,17 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """Return ``{score: {"difference", "low", "high", "p", "p_adjusted"}}``."""
-        return {
-            name: {
-                "difference": d.value.as_json()["value"],
-                "low": d.value.as_json()["low"],
-                "high": d.value.as_json()["high"],
-                "p": d.p,
-                "p_adjusted": d.p_adjusted,
+        found = {}
+        for name, difference in self.differences.items():
+            score = difference.value.as_json()
+            found[name] = {
+                "difference": score["value"],
+                "low": score["low"],
+                "high": score["high"],
+                "p": difference.p,
+                "p_adjusted": difference.p_adjusted,
             }
-            for name, d in self.differences.items()
-        }
+        return found
 
 
 def compare(
