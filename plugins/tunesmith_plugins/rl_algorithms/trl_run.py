@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import difflib
 import json
-import logging
 import math
 import tempfile
 from abc import abstractmethod
@@ -22,7 +21,7 @@ from attrs import asdict
 from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
-from tunesmith.checkpoints import newest_sealed, sealing_callback
+from tunesmith.checkpoints import newest_sealed, saving_quietly, sealing_callback
 from tunesmith.errors import ArtifactError, ConfigError, MissingPower, NumericError
 from tunesmith.kinds.adapter import whole_parameters
 from tunesmith.kinds.rl_algorithm import Offline, Online, RLAlgorithm, TrainingReport
@@ -127,7 +126,7 @@ class TrlAlgorithm(RLAlgorithm):
 
         with ExitStack() as stack:
             folder = runtime.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            stack.enter_context(_quiet())
+            stack.enter_context(saving_quietly())
             arguments = self._arguments(folder, runtime)
             if runtime.folder is not None:
                 _claim(folder, key)
@@ -318,15 +317,3 @@ def _as_it_was(policy: LM) -> Iterator[None]:
             model.config.use_cache = cache
         model.model_tags = tags
         model.train(training)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers warns when checkpoints are saved within one second of each other."""
-    logger = logging.getLogger("transformers.trainer_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
