@@ -90,7 +90,8 @@ def token_ids(value: Any, size: int | None, what: str, where: str) -> tuple[int,
         raise ConfigError([problem], where) from None
     if ids and (min(ids) < 0 or (size is not None and max(ids) >= size)):
         wrong = next(token for token in ids if token < 0 or (size is not None and token >= size))
-        raise ConfigError([f"{what} has the id {wrong}, and the model has {size} ids"], where)
+        known = "ids begin at 0" if size is None else f"the model has {size} ids"
+        raise ConfigError([f"{what} has the id {wrong}, and {known}"], where)
     return ids
 
 

@@ -222,9 +222,7 @@ def _permutation_p(metric: Metric, table: Table, versus: Table, seed: int, permu
 
 
 def _exchanged(metric: Metric, table: Table, versus: Table, numbers: np.ndarray, flips: np.ndarray) -> np.ndarray:
-    """Return score differences (permutations, scores) with the rows of flipped clusters (permutations, clusters)
-    exchanged.
-    """
+    """Return score differences (permutations, scores) with the rows of flipped clusters (permutations, clusters) exchanged."""
     if metric.resampling == "additive":
         a, sizes = cluster_sums(table.values, numbers)
         b, _ = cluster_sums(versus.values, numbers)
