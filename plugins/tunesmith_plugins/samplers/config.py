@@ -10,9 +10,9 @@ from attrs import validators as v
 from tunesmith.kinds.sampler import SamplerConfig
 
 IMPLEMENTATIONS = "tunesmith_plugins.samplers"
-LARGEST = 2**53 - 1
-"""Count: rows carry theirs as float64, which holds no larger whole number for certain."""
-MOST = v.le(LARGEST)
+LARGEST_COUNT = 2**53 - 1
+"""Rows carry counts as float64, which holds no larger whole number for certain."""
+MOST = v.le(LARGEST_COUNT)
 
 
 @frozen(kw_only=True)
