@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from tunesmith import statistics
-from tunesmith.evaluation.artifact import about_intervals
+from tunesmith.evaluation.artifact import about_intervals, write_records
 from tunesmith.report.content import Content, Samples
 from tunesmith.report.content import Table as ShownTable
 
@@ -36,8 +36,7 @@ def write_runs(folder: Path, runs: Sequence[BenchmarkRun]) -> None:
             records.append({"name": name, **result.as_json(), "signature": signature, "versus": None})
         lines = [json.dumps({"id": key, **attrs.asdict(one)}, ensure_ascii=False) for key, one in run.answers.items()]
         (folder / "answers" / f"{run.name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    text = json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
+    write_records(folder, records)
     content(runs).write(folder)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tunesmith import statistics
-from tunesmith.evaluation import Evaluation
+from tunesmith.evaluation import Evaluation, write_records
 from tunesmith.evaluation.artifact import about_intervals, about_truncation, not_comparable
 from tunesmith.report.cells import score_name
 from tunesmith.report.content import Table
@@ -135,5 +134,4 @@ def write(folder: Path, evaluations: Evaluations, compared: Compared) -> None:
                 record["rows"] = f"{len(records)}-{metric}.jsonl"
             records.append(record)
             statistics.save(evaluation.tables[metric], folder / "rows" / record.get("rows", f"{name}.jsonl"))
-    text = json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
+    write_records(folder, records)
