@@ -134,30 +134,6 @@ def _order_key(z: Tensor) -> Tensor:
     return torch.where(bits < 0, -1 - (bits & 0x7FFFFFFF), bits)
 
 
-def _seen(z: Tensor, history: Tensor, lengths: Tensor | None) -> Tensor:
-    width = history.shape[1]
-    valid = (history >= 0) & (history < z.shape[1])
-    if lengths is not None:
-        valid &= torch.arange(width, device=z.device) < lengths[:, None]
-    # An extra column takes what does not count.
-    seen = torch.zeros(z.shape[0], z.shape[1] + 1, dtype=torch.bool, device=z.device)
-    seen.scatter_(1, torch.where(valid, history, z.shape[1]), True)
-    return seen[:, :-1]
-
-
-def penalise(z: Tensor, penalty: Tensor, history: Tensor, lengths: Tensor | None) -> Tensor:
-    """Apply the repetition penalty (Keskar et al., 2019) once per distinct id of the history.
-
-    Args:
-        z: ``(batch, vocab)`` float32.
-        penalty: ``(batch,)`` above 0.
-        history: ``(batch, width)`` int64; ids outside the vocabulary are ignored.
-        lengths: ``(batch,)`` int64, how many ids of a row count, or None for all.
-    """
-    p = penalty.float()[:, None]
-    return torch.where(_seen(z, history, lengths), torch.where(z < 0, z * p, z / p), z)
-
-
 def top_k(z: Tensor, k: Tensor) -> Tensor:
     """Drop what is smaller than the k-th largest, so that all ties with it stay; ``k < 1`` keeps the row."""
     vocab = z.shape[1]
