@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from attrs import field, frozen
 from attrs import validators as v
 
-from tunesmith_plugins.rl_algorithms.config_online import IMPLEMENTATIONS, OnlineConfig, minibatch_problems
+from tunesmith_plugins.rl_algorithms.config_online import IMPLEMENTATIONS, OnlineConfig, exam_basics, minibatch_problems
 
 
 @frozen(kw_only=True)
@@ -64,7 +64,7 @@ class PPO(OnlineConfig):
 
     def exam_settings(self, policy: str, beta: float) -> Mapping[str, Any]:
         """See :class:`tunesmith.kinds.rl_algorithm.Examinable`."""
-        common = {"kl_coefficient": beta, "max_new_tokens": 4, "samples": 0, "checkpoint_every": 10_000}
+        common = exam_basics(beta)
         if policy == "tabular":
             return {**common, "steps": 250, "batch_size": 1024, "learning_rate": 0.05}
         network = {"steps": 200, "batch_size": 512, "minibatches": 1, "epochs": 4}

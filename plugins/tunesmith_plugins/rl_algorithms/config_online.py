@@ -127,6 +127,11 @@ class OnlineConfig(RLAlgorithmConfig):
         )
 
 
+def exam_basics(beta: float) -> dict[str, Any]:
+    """Return what all online algorithms sit the exam with (:class:`tunesmith.kinds.rl_algorithm.Examinable`)."""
+    return {"kl_coefficient": beta, "max_new_tokens": 4, "samples": 0, "checkpoint_every": 10_000}
+
+
 def minibatch_problems(config: Any) -> list[str]:
     """Return what is wrong with the minibatches of a config that has them."""
     if config.minibatches > config.batch_size:

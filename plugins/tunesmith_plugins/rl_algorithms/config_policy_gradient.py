@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from attrs import field, frozen
 from attrs import validators as v
 
-from tunesmith_plugins.rl_algorithms.config_online import IMPLEMENTATIONS, OnlineConfig, minibatch_problems
+from tunesmith_plugins.rl_algorithms.config_online import IMPLEMENTATIONS, OnlineConfig, exam_basics, minibatch_problems
 
 Baseline = Literal["group_mean", "leave_one_out"]
 Normaliser = Literal["grpo", "bnpo", "dapo", "dr_grpo", "luspo"]
@@ -46,7 +46,7 @@ class RLOO(OnlineConfig):
 
     def exam_settings(self, policy: str, beta: float) -> Mapping[str, Any]:
         """See :class:`tunesmith.kinds.rl_algorithm.Examinable`."""
-        common = {"kl_coefficient": beta, "max_new_tokens": 4, "samples": 0, "checkpoint_every": 10_000}
+        common = exam_basics(beta)
         if policy == "tabular":
             return {**common, "steps": 2000, "batch_size": 256, "group_size": 256, "learning_rate": 0.05}
         return {**common, "steps": 300, "batch_size": 512, "group_size": 512, "learning_rate": 1e-3}
@@ -126,7 +126,7 @@ class GRPO(OnlineConfig):
 
     def exam_settings(self, policy: str, beta: float) -> Mapping[str, Any]:
         """See :class:`tunesmith.kinds.rl_algorithm.Examinable`."""
-        common = {"kl_coefficient": beta, "max_new_tokens": 4, "samples": 0, "checkpoint_every": 10_000}
+        common = exam_basics(beta)
         if policy == "tabular":
             return {**common, "steps": 2000, "batch_size": 256, "group_size": 256, "learning_rate": 0.05}
         return {**common, "steps": 300, "batch_size": 512, "group_size": 512, "learning_rate": 1e-3}
@@ -161,7 +161,7 @@ class Reinforce(OnlineConfig):
 
     def exam_settings(self, policy: str, beta: float) -> Mapping[str, Any]:
         """See :class:`tunesmith.kinds.rl_algorithm.Examinable`."""
-        common = {"kl_coefficient": beta, "max_new_tokens": 4, "samples": 0, "checkpoint_every": 10_000}
+        common = exam_basics(beta)
         if policy == "tabular":
             return {**common, "steps": 2000, "batch_size": 256, "learning_rate": 0.05}
         return {**common, "steps": 300, "batch_size": 512, "learning_rate": 1e-3}
