@@ -18,7 +18,7 @@ A row goes through these stages:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -275,12 +275,7 @@ def chain(
     Raises:
         ValueError: a value is outside the range of its step.
     """
-    from . import (  # which stand on this module
-        reference_entropy,
-        reference_ties,
-        reference_truncations,
-        reference_watermark,
-    )
+    from . import reference_entropy, reference_watermark  # which stand on this module
 
     raw = logits.float()
     status = torch.zeros(raw.shape[0], dtype=torch.uint8, device=raw.device)
@@ -298,21 +293,16 @@ def chain(
         ids, amounts, second = (*listed, None, None, None)[:3]
         check_values(op, values, amounts)
         check_second(op, second)
-        if (
-            history is not None
-            and history_lengths is not None
-            and (op in READ_HISTORY or (ids is None and op in NEED_HISTORY))
-        ):
-            width = history.shape[1]
-            check_range("history length", history_lengths, width + 1, f"[0, {width}]", history_lengths)
-        if ids is None and op in NEED_HISTORY:
+        if op in READ_HISTORY or (ids is None and op in NEED_HISTORY):
             if history is None:
                 raise ValueError(f"{op} needs history")
-            ids = reference_edits.own_ids(history, history_lengths)
-        if op == "watermark":
-            if history is None:
-                raise ValueError(f"{op} needs history")
-            check_contexts(ids[:, 1])
+            if history_lengths is not None:
+                width = history.shape[1]
+                check_range("history length", history_lengths, width + 1, f"[0, {width}]", history_lengths)
+            if op in READ_HISTORY:
+                check_contexts(ids[:, 1])
+            else:
+                ids = reference_edits.own_ids(history, history_lengths)
         if op in REMOVALS:
             z = reference_edits.remove(op, z, values, ids)
         elif op == "temperature":
@@ -325,26 +315,22 @@ def chain(
             z, processed = (reference_watermark.mark(t, values, marked) for t in (z, processed))
         elif op in EDITS:
             z, processed = (reference_edits.edit(op, t, values, ids, amounts) for t in (z, processed))
-        elif op == "top_k":
-            z = top_k(z, values)
-        elif op == "top_p":
-            z = top_p(z, values)
-        elif op == "min_p":
-            z = min_p(z, values)
-        elif op == "top_k_low":
-            z = reference_ties.top_k_low(z, values)
-        elif op == "top_p_ties":
-            z = reference_ties.top_p_ties(z, values, second)
-        elif op == "mirostat":
-            z = reference_ties.mirostat(z, values, second)
         elif op in OPS:
-            parameters = (values,) if second is None else (values, second)
-            z = getattr(reference_truncations, op)(z, *parameters)
+            z = _truncation(op)(z, *((values,) if second is None else (values, second)))
         else:
             raise ValueError(f"unknown step {op!r}; supported: {', '.join(OPS)}")
         if op in EDITS or op in REMOVALS or op == "xtc":
             z = look_at_maximum(z)
     return Chained(z, status, processed)
+
+
+def _truncation(op: str) -> Callable[..., Tensor]:
+    from . import reference_ties, reference_truncations  # which stand on this module
+
+    own = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+    ties = {name: getattr(reference_ties, name) for name in ("top_k_low", "top_p_ties", "mirostat")}
+    found: Callable[..., Tensor] = {**own, **ties}.get(op) or getattr(reference_truncations, op)
+    return found
 
 
 def logp(rows: Tensor, token: Tensor) -> Tensor:
