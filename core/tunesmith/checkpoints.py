@@ -64,6 +64,9 @@ class Checkpoints:
             step: Not negative.
             write: Is given an empty folder and writes everything into it. It may not keep the path: the folder is
                 renamed when it is whole.
+
+        Raises:
+            ValueError: For a negative step.
         """
         if step < 0:
             raise ValueError(f"step must not be negative: {step}")

@@ -134,7 +134,11 @@ def each(values: Any, count: int, what: str, where: str, read: Callable[[Any, st
 
 
 def one_each(values: Sequence[Any], count: int, what: str, where: str, read: Callable[[Any, str, str], T]) -> list[T]:
-    """Return the numbers of a list, as :func:`each` does."""
+    """Return the numbers of a list, as :func:`each` does.
+
+    Raises:
+        ConfigError: For one number instead of a list, or a list of another length.
+    """
     if is_one(values):
         raise ConfigError([f"{what}: a list of {count} numbers was expected, not {_shown(values)}"], where)
     if len(values) != count:
