@@ -8,10 +8,12 @@ is being written, so a stage that uses one seals every checkpoint when it is com
 from __future__ import annotations
 
 import json
+import logging
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +64,9 @@ class Checkpoints:
             step: Not negative.
             write: Is given an empty folder and writes everything into it. It may not keep the path: the folder is
                 renamed when it is whole.
+
+        Raises:
+            ValueError: For a negative step.
         """
         if step < 0:
             raise ValueError(f"step must not be negative: {step}")
@@ -111,6 +116,18 @@ def sealing_callback() -> TrainerCallback:
                 seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     return Sealing()
+
+
+@contextmanager
+def saving_quietly() -> Iterator[None]:
+    """Keep transformers from warning that checkpoints are saved within one second of each other."""
+    logger = logging.getLogger("transformers.trainer_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def save_random(folder: Path, name: str = "random") -> None:

@@ -108,8 +108,10 @@ def encode(lm: LM, context: str, continuation: str) -> Pair:
 
 
 def truncate(lm: LM, pair: Pair) -> Pair:
-    """Cut the context from the left until the model can read it; of a decoder-only model, the last token is not
-    read.
+    """Cut the context from the left until the model can read it; of a decoder-only model, the last token is not read.
+
+    Raises:
+        DataError: If the continuation alone is longer than the model reads.
     """
     limit = positions(lm)
     if limit is None:

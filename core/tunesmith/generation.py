@@ -134,6 +134,7 @@ def generate(
         ConfigError: For a wrong name, option, id or prompt.
         MissingPower: If the engine cannot do what is asked for.
         NumericError: If the model gives NaN or infinity.
+        TunesmithError: If an engine or decoder returns no completion of a prompt.
     """
     given = _list_of(prompts)
     names = _names(given, ids)

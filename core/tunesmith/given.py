@@ -90,7 +90,8 @@ def token_ids(value: Any, size: int | None, what: str, where: str) -> tuple[int,
         raise ConfigError([problem], where) from None
     if ids and (min(ids) < 0 or (size is not None and max(ids) >= size)):
         wrong = next(token for token in ids if token < 0 or (size is not None and token >= size))
-        raise ConfigError([f"{what} has the id {wrong}, and the model has {size} ids"], where)
+        known = "ids begin at 0" if size is None else f"the model has {size} ids"
+        raise ConfigError([f"{what} has the id {wrong}, and {known}"], where)
     return ids
 
 
@@ -133,7 +134,11 @@ def each(values: Any, count: int, what: str, where: str, read: Callable[[Any, st
 
 
 def one_each(values: Sequence[Any], count: int, what: str, where: str, read: Callable[[Any, str, str], T]) -> list[T]:
-    """Return the numbers of a list, as :func:`each` does."""
+    """Return the numbers of a list, as :func:`each` does.
+
+    Raises:
+        ConfigError: For one number instead of a list, or a list of another length.
+    """
     if is_one(values):
         raise ConfigError([f"{what}: a list of {count} numbers was expected, not {_shown(values)}"], where)
     if len(values) != count:

@@ -13,7 +13,7 @@ from tunesmith.errors import ConfigError, NumericError
 from tunesmith.given import is_one, whole
 from tunesmith.hf_rows import Parameters, RowOptions
 from tunesmith.kinds.engine import Throughput
-from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_OK, Applies, Link, Rows, Sampler, SamplerConfig
+from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_OK, Applies, Link, Rows, Sampler, SamplerConfig, chain_of
 from tunesmith.kinds.step_model import introduce
 from tunesmith.model_families import needs
 from tunesmith.padding import (
@@ -280,13 +280,8 @@ def _without_sampling(processors: Any, settings: Any) -> Any:
 
 def _shows(sampler: Sampler) -> Applies | None:
     """Return what tells the scores that a sampler draws from; None where they are the processors' own, or nobody knows."""
-    if isinstance(sampler, Link):
-        from tunesmith.registry import samplers
-
-        chain: Any = samplers.create("tunesmith/chain").build()
-        chain.use([sampler])
-        sampler = chain
-    return sampler if isinstance(sampler, Applies) else None
+    shown = chain_of(sampler) if isinstance(sampler, Link) else sampler
+    return shown if isinstance(shown, Applies) else None
 
 
 def _loop(

@@ -23,8 +23,8 @@ from tunesmith.kinds.sampler import (
     RowState,
     Sampler,
     Stateful,
+    chain_of,
 )
-from tunesmith.registry import samplers
 
 WHERE = "logits_processors"
 
@@ -120,9 +120,10 @@ class Progress:
 
 
 class Processors(LogitsProcessorList):  # type: ignore[misc]
-    """The processors of one sampler. ``generate`` goes through the list when it begins, which tells one text from the next:
+    """The processors of one sampler.
 
-    the ids alone do not where somebody has one token written, then the next behind it.
+    ``generate`` goes through the list when it begins, which tells one text from the next: the ids alone do not where somebody
+    has one token written, then the next behind it.
     """
 
     def __init__(self, processors: Sequence[LogitsProcessor], progress: Progress) -> None:
@@ -276,8 +277,7 @@ def _fused(link: Link) -> Applies | None:
     """Return a chain of this link alone if a kernel may do it."""
     if not isinstance(link, Fusable) or isinstance(link, Stateful):
         return None
-    chain: Any = samplers.create("tunesmith/chain").build()
-    chain.use([link])
+    chain = chain_of(link)
     return chain if isinstance(chain, Applies) else None
 
 

@@ -58,9 +58,8 @@ class RowOptions:
         batch, device = len(input_ids), input_ids.device
         prompts = batch // copies
         given = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.to(device).bool()
-        given = given[
-            :, given.shape[1] - input_ids.shape[1] :
-        ]  # of what is in a cache, or given as vectors, no ids are known
+        # of what is in a cache, or given as vectors, no ids are known
+        given = given[:, given.shape[1] - input_ids.shape[1] :]
         lengths = given.sum(-1)
         history = torch.zeros_like(input_ids, dtype=torch.int64)
         for number in range(batch):

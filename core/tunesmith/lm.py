@@ -10,7 +10,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -232,6 +232,29 @@ def _no_load_report(quiet: bool) -> Iterator[None]:
         logging.set_verbosity(before)
 
 
+def _config_and_tokenizer(source: str | Path, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return both as transformers reads them; None for the tokenizer of a folder without one.
+
+    Raises:
+        ConfigError: If there is no model.
+    """
+    import transformers
+
+    folder = Path(source)
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, **options)
+        # where a folder has none, transformers makes some tokenizers out of nothing
+        bare = folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES)
+        return config, None if bare else transformers.AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError) as cause:
+        if folder.is_dir():
+            problem = f"{str(source)!r} holds no model that can be loaded: {cause}"
+        else:
+            hint = did_you_mean(folder, folders=True)
+            problem = f"{_no_folder(folder)}, and {str(source)!r} of the hub cannot be loaded: {str(cause).rstrip('. ')}.{hint}"
+        raise ConfigError([problem], "tunesmith.load") from cause
+
+
 def load(
     source: str | Path,
     *,
@@ -271,7 +294,6 @@ def load(
         raise ConfigError([f"{str(source)!r} cannot be read: {cause.strerror or cause}"], "tunesmith.load") from cause
     if adapted:
         return _load_adapted(folder, runtime, head, labels, device_map)
-    import transformers
     from safetensors import SafetensorError
 
     from tunesmith import hf
@@ -283,18 +305,7 @@ def load(
         "trust_remote_code": runtime.allow_code,
         "revision": revision,
     }
-    try:
-        config = transformers.AutoConfig.from_pretrained(source, **options)
-        # where a folder has none, transformers makes some tokenizers out of nothing
-        bare = folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES)
-        tokenizer = None if bare else transformers.AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError) as cause:
-        if folder.is_dir():
-            problem = f"{str(source)!r} holds no model that can be loaded: {cause}"
-        else:
-            hint = did_you_mean(folder, folders=True)
-            problem = f"{_no_folder(folder)}, and {str(source)!r} of the hub cannot be loaded: {str(cause).rstrip('. ')}.{hint}"
-        raise ConfigError([problem], "tunesmith.load") from cause
+    config, tokenizer = _config_and_tokenizer(source, options)
     family = family_of(config)
     if head == "classification" and labels is None and config.architectures and _head_of(config) != head:
         raise ConfigError(
@@ -448,7 +459,11 @@ def _load_adapted(
 
 
 def family_of(config: Any) -> Family:
-    """Return the family of a transformers config."""
+    """Return the family of a transformers config.
+
+    Raises:
+        TunesmithError: If its models are of none, such as models of images.
+    """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     if getattr(config, "is_encoder_decoder", False):

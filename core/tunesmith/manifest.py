@@ -72,7 +72,7 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with beside.open("w", encoding="utf-8") as stream:
+        with beside.open("w", encoding="utf-8", newline="\n") as stream:
             stream.write(text)
             stream.flush()
             if durable:

@@ -35,6 +35,11 @@ _ADAPTER = "adapter_config.json"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|generation_config\.json")
 
 
+def weight_bytes(folder: Path) -> int:
+    """Return the bytes of the weight files in a folder and in those within it; of an adapter, without those of a base elsewhere."""
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+
+
 def check_place(folder: Path, where: str) -> None:
     """Check that a model can be saved to ``folder``, which need not be there yet.
 

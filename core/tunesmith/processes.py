@@ -24,9 +24,11 @@ T = TypeVar("T")
 
 @frozen
 class Processes:
-    """Attributes:
-    rank: Number of this process, from 0.
-    count: How many there are.
+    """This process among those of its launch.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        count: How many there are.
     """
 
     rank: int = 0
@@ -124,13 +126,18 @@ class Processes:
             PartialState().wait_for_everyone()
 
 
+def world_size() -> int:
+    """Return how many processes ``accelerate launch`` started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def processes(device: torch.device) -> Processes:
     """Return this process among those of its launch, connected to them.
 
     Args:
         device: Of the model: on the CPU the processes talk over gloo.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if world_size() < 2:
         return Processes()
     from accelerate import PartialState
 

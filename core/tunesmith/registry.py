@@ -84,6 +84,7 @@ class Registry(Generic[T]):
         Raises:
             UnknownName: If there is none; the message suggests near names.
             AmbiguousName: If several plugins offer the short name and it is not a built-in.
+            TypeError: If it is no str.
         """
         if not isinstance(use, str):
             raise TypeError(f"the name of a {self.kind.name} must be a str, not {type(use).__name__} ({use!r})")

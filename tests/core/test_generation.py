@@ -21,6 +21,7 @@ from tunesmith import hf
 from tunesmith.cli.generate import generate as command
 from tunesmith.errors import ConfigError, MissingPower, TunesmithError
 from tunesmith.generation import generate, prompt_ids
+from tunesmith.given import token_ids
 from tunesmith.kinds.decoder import Completion, Decoder, DecoderConfig
 from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
@@ -138,6 +139,12 @@ def test_prompts_may_be_token_ids(lm):
     ):
         with pytest.raises(ConfigError, match=message):
             generate(lm, wrong)
+
+
+def test_of_a_model_that_does_not_say_how_many_ids_it_reads_the_message_says_nothing_either():
+    assert token_ids([10**6], None, "prompt 0", "generate") == (10**6,)
+    with pytest.raises(ConfigError, match="prompt 0 has the id -1, and ids begin at 0"):
+        token_ids([-1], None, "prompt 0", "generate")
 
 
 def test_seeds_may_be_given_a_prompt(lm):

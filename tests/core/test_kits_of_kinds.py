@@ -279,6 +279,33 @@ class LateEngine(Engine):
         yield from getattr(self.inner, method)(*work)
 
 
+@frozen(kw_only=True)
+class SeedsByPlaceConfig(EngineConfig):
+    """An engine that may seed requests by their places.
+
+    Attributes:
+        by_place: Whether it does.
+    """
+
+    impl: ClassVar[str] = f"{HERE}:SeedsByPlace"
+    by_place: bool = False
+
+
+class SeedsByPlace(DeafEngine):
+    powers = frozenset({"seeds", "any_sampler"})
+
+    def generate(self, requests: Any, decoder: Any, sampler: Any, limits: Any, runtime: Any) -> Any:
+        placed = [evolve(request, seed=place) for place, request in enumerate(requests)]
+        asked = placed if self.config.by_place else requests
+        return self.inner.generate(asked, decoder, sampler, limits, runtime)
+
+
+def test_an_engine_whose_seeds_are_those_of_the_places():
+    engines.check_seeds_are_honoured(SeedsByPlaceConfig())
+    with pytest.raises(AssertionError, match="in another order"):
+        engines.check_seeds_are_honoured(SeedsByPlaceConfig(by_place=True))
+
+
 @pytest.mark.parametrize("late", ["generate", "stream"])
 def test_an_engine_that_looks_its_model_up_late(late):
     engines.check_completions_keep_to_the_model_they_were_asked_of(LateConfig())

@@ -34,15 +34,9 @@ from tunesmith.testing.samplers import (
     the_same_in_any_batch,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SOUND = drawer("chain")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # --- numbers

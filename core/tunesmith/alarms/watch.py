@@ -150,7 +150,7 @@ class Watch:
         return Fired(
             name=name,
             step=index,
-            before=float(sign * means[: -self.config.window].min()),
+            before=float(sign * means[:-window].min()),
             after=float(sign * means[-1]),
             statistic=min(found, 1e6),
             threshold=limit,

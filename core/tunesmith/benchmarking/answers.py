@@ -162,8 +162,7 @@ def _classify(lm: LM, block: Sequence[Item], runtime: Runtime) -> list[Answer]:
 
 
 def class_places(lm: LM, names: Sequence[str]) -> list[int]:
-    """Return the model's class for each of a benchmark's labels: by name where the model has these names, else by
-    place.
+    """Return the model's class for each of a benchmark's labels: by name where the model has these names, else by place.
 
     Raises:
         ConfigError: If the model has other names and another number of classes.
@@ -181,9 +180,7 @@ def class_places(lm: LM, names: Sequence[str]) -> list[int]:
 
 
 def spread(ids: Sequence[str], count: int) -> Iterator[str]:
-    """Yield ``count`` of the ids, evenly spaced, so that few items still are of all parts of a benchmark; 0 means
-    all.
-    """
+    """Yield ``count`` of the ids, evenly spaced, so that few items still are of all parts of a benchmark; 0 means all."""
     if not count or count >= len(ids):
         yield from ids
         return

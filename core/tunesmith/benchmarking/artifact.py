@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from tunesmith import statistics
+from tunesmith.evaluation.artifact import about_intervals, write_records
 from tunesmith.report.content import Content, Samples
 from tunesmith.report.content import Table as ShownTable
 
 if TYPE_CHECKING:
     from tunesmith.benchmarking.runner import BenchmarkRun
-    from tunesmith.statistics import Score
 
 SHOWN = 4
 """Sample items of each benchmark in the report."""
@@ -36,8 +36,7 @@ def write_runs(folder: Path, runs: Sequence[BenchmarkRun]) -> None:
             records.append({"name": name, **result.as_json(), "signature": signature, "versus": None})
         lines = [json.dumps({"id": key, **attrs.asdict(one)}, ensure_ascii=False) for key, one in run.answers.items()]
         (folder / "answers" / f"{run.name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    text = json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
+    write_records(folder, records)
     content(runs).write(folder)
 
 
@@ -54,25 +53,19 @@ def content(runs: Sequence[BenchmarkRun]) -> Content:
         )
         for metric, result in run.results.items():
             for name, score in result.scores.items():
-                rows.append((run.name, metric, name, _cell(score), result.n))
+                rows.append((run.name, metric, name, score.as_cell(), result.n))
         if run.groups:
             metric = next(iter(run.results))
-            shown = tuple((group, _cell(result.main), result.n) for group, result in run.groups.items())
+            shown = tuple((group, result.main.as_cell(), result.n) for group, result in run.groups.items())
             tables.append(
                 ShownTable(title=f"{run.name}: {metric} by group", columns=("group", metric, "n"), rows=shown)
             )
         samples.append(_samples(run))
-    note = "Bootstrap intervals over items, whole groups where there are groups. " + " ".join(
-        f"{run.name}: {run.signature}." for run in runs
-    )
+    results = {f"{run.name}.{metric}": result for run in runs for metric, result in run.results.items()}
+    note = f"{about_intervals([results])} {' '.join(f'{run.name}: {run.signature}.' for run in runs)}"
     columns = ("benchmark", "metric", "score", "value", "n")
     scores = ShownTable(title="Benchmarks", columns=columns, rows=tuple(rows), note=note)
     return Content(verdicts=tuple(verdicts), tables=(scores, *tables), samples=tuple(samples))
-
-
-def _cell(score: Score) -> Any:
-    cell = score.as_json()
-    return cell["value"] if cell["low"] is None else cell
 
 
 def _samples(run: BenchmarkRun) -> Samples:

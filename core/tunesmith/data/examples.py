@@ -14,7 +14,7 @@ from attrs import evolve
 from tunesmith.data import sources
 from tunesmith.data.readers import TEXT, Record
 from tunesmith.data.records import Example
-from tunesmith.data.splits import normalised, place
+from tunesmith.data.splits import decisive_text, normalised, place
 from tunesmith.data.template import fields, only_field, render, suggest, text
 from tunesmith.errors import ConfigError, DataError
 from tunesmith.given import whole
@@ -84,17 +84,13 @@ def _plain(data: Data, split: str, runtime: Runtime) -> list[Example]:
         )
     examples = _render_all(found.records, data)
     if data.fractions and split != sources.ALL:
-        kept = [e for e in examples if place(_content(e), data.fractions, data.seed) in names]
+        kept = [e for e in examples if place(decisive_text(e), data.fractions, data.seed) in names]
         if not kept:
             raise DataError(
                 f"{data.source}: the split {split!r} (share {data.fractions[names[0]]}) came out empty; enlarge it."
             )
         return kept
     return examples
-
-
-def _content(example: Example) -> str:
-    return example.prompt or (example.targets[0] if example.targets else "")
 
 
 def _render_all(records: Sequence[Record], data: Data) -> list[Example]:
@@ -162,9 +158,8 @@ def _ids(records: Sequence[Record], data: Data, known: Sequence[str]) -> list[st
             content = json.dumps(record.columns, sort_keys=True, ensure_ascii=False, default=str)
             digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
             seen[digest] = seen.get(digest, 0) + 1
-            ids.append(
-                digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
-            )  # equal records are told apart by order
+            # equal records are told apart by order
+            ids.append(digest if seen[digest] == 1 else f"{digest}-{seen[digest]}")
         return ids
     places: dict[str, str] = {}
     for record in records:
@@ -234,14 +229,9 @@ def _as_chat(examples: Sequence[Example], tokenizer: Any) -> list[Example]:
         raise DataError(
             "the data asks for a chat template (chat=True), and the model's tokenizer has none; leave chat out."
         )
-    return [
-        evolve(
-            e,
-            prompt=str(
-                tokenizer.apply_chat_template(
-                    [{"role": "user", "content": e.prompt}], tokenize=False, add_generation_prompt=True
-                )
-            ),
-        )
-        for e in examples
-    ]
+
+    def chat(prompt: str) -> str:
+        turns = [{"role": "user", "content": prompt}]
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    return [evolve(example, prompt=chat(example.prompt)) for example in examples]

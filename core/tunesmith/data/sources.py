@@ -162,7 +162,10 @@ def _from_hub(data: Data, split: str, runtime: Runtime) -> Found:
 
 
 def _rows(dataset: Any, where: str) -> list[Record]:
-    return [Record(dict(row), f"{where}, row {number}") for number, row in enumerate(dataset, start=1)]
+    found = [Record(dict(row), f"{where}, row {number}") for number, row in enumerate(dataset, start=1)]
+    if not found:
+        raise DataError(f"{where}: the split holds no record.")
+    return found
 
 
 @contextmanager

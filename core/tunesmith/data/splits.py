@@ -16,6 +16,11 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def decisive_text(example: Example) -> str:
+    """Return the text by which an example is told from others: its prompt, of plain text the text itself."""
+    return example.prompt or (example.targets[0] if example.targets else "")
+
+
 def place(text: str, fractions: Mapping[str, float], seed: int) -> str | None:
     """Return the split that a text belongs to, or None if it falls into the rest.
 
@@ -59,6 +64,6 @@ def leaks(train: Iterable[Example], test: Iterable[Example]) -> list[Leak]:
 def _by_text(examples: Iterable[Example]) -> dict[str, list[tuple[str, str]]]:
     table: dict[str, list[tuple[str, str]]] = {}
     for example in examples:
-        text = example.prompt or (example.targets[0] if example.targets else "")
+        text = decisive_text(example)
         table.setdefault(normalised(text), []).append((example.id, text))
     return table

@@ -81,7 +81,7 @@ def text(value: Any, name: str) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ``" (did you mean 'x'?)"`` or a list of what is known."""
+    """Return the end of a message about an unknown name: ``"; did you mean 'x'?"``, or what is known."""
     names = [str(k) for k in known]
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:

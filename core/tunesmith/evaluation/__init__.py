@@ -3,7 +3,14 @@
 Imports numpy, so nothing that lists or validates imports this package.
 """
 
-from tunesmith.evaluation.artifact import content, read_tables, write_generations, write_scores
+from tunesmith.evaluation.artifact import (
+    content,
+    read_tables,
+    write_completions,
+    write_generations,
+    write_records,
+    write_scores,
+)
 from tunesmith.evaluation.columns import Columns, Generating, Greedily, collect, ready_engine
 from tunesmith.evaluation.scores import Evaluation, build, evaluate, evaluate_texts, measure
 
@@ -20,6 +27,8 @@ __all__ = [
     "measure",
     "read_tables",
     "ready_engine",
+    "write_completions",
     "write_generations",
+    "write_records",
     "write_scores",
 ]

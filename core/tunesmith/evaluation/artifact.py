@@ -6,7 +6,7 @@ Imported at run time only.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,9 @@ from tunesmith.report.content import Content, Samples
 from tunesmith.report.content import Table as ShownTable
 
 if TYPE_CHECKING:
+    from tunesmith.data.records import Example
     from tunesmith.evaluation.scores import Evaluation
+    from tunesmith.kinds.decoder import Completion
     from tunesmith.statistics import Comparison, Result, Table
 
 SHOWN = 8
@@ -51,22 +53,37 @@ def write_scores(
     (folder / "rows").mkdir(parents=True, exist_ok=True)
     for name, table in evaluation.tables.items():
         statistics.save(table, folder / "rows" / f"{name}.jsonl")
-    records = [_record(name, result, compared.get(name)) for name, result in evaluation.results.items()]
-    text = json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
+    write_records(folder, [_record(name, result, compared.get(name)) for name, result in evaluation.results.items()])
     content(evaluation, compared, label=label, versus_label=versus_label, left_out=left_out).write(folder)
     return compared
 
 
+def write_records(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``scores.json``: an entry for everything that was measured by one metric."""
+    text = json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
+
+
 def write_generations(folder: Path, evaluation: Evaluation, sampler: str = "") -> None:
     """Write ``generations.jsonl``: what the model wrote, beside prompts and references."""
+    pairs = zip(evaluation.examples, evaluation.predictions, strict=False)
+    write_completions(folder, ((sampler, example, completion) for example, completion in pairs))
+
+
+def write_completions(folder: Path, written: Iterable[tuple[str, Example, Completion]]) -> None:
+    """Write ``generations.jsonl``.
+
+    Args:
+        folder: Made if it is not there.
+        written: The label of the sampler that wrote, what it was asked, and what it wrote.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
-    for example, completion in zip(evaluation.examples, evaluation.predictions, strict=False):
+    for label, example, completion in written:
         record = {
             "id": example.id,
             "prompt": example.prompt,
-            "sampler": sampler,
+            "sampler": label,
             "stream": completion.stream,
             "text": completion.text,
             "token_ids": list(completion.token_ids),
@@ -120,9 +137,8 @@ def content(
     rows = []
     for name, result in evaluation.results.items():
         for key, score in result.scores.items():
-            cell: Any = score.as_json()
             difference = compared[name].differences[key] if name in compared else None
-            row: list[Any] = [name, key, cell if cell["low"] is not None else cell["value"], result.n]
+            row: list[Any] = [name, key, score.as_cell(), result.n]
             if compared:
                 row += [None, None] if difference is None else [difference.value.as_json(), difference.p_adjusted]
             rows.append(tuple(row))
@@ -130,19 +146,22 @@ def content(
     signatures = " ".join(f"{name}: {r.signature}." for name, r in evaluation.results.items())
     holm = " p of main scores is Holm-adjusted." if len(compared) > 1 else ""
     table = ShownTable(
-        title="Scores", columns=columns, rows=tuple(rows), note=f"{about_intervals([evaluation])}{holm} {signatures}"
+        title="Scores",
+        columns=columns,
+        rows=tuple(rows),
+        note=f"{about_intervals([evaluation.results])}{holm} {signatures}",
     )
     return Content(verdicts=tuple(verdicts), tables=(table,), samples=_samples(evaluation))
 
 
-def about_intervals(evaluations: Sequence[Evaluation]) -> str:
-    """Return how the intervals of evaluations by the same metrics were made, which have none, and of what level they are."""
+def about_intervals(evaluations: Sequence[Mapping[str, Result]]) -> str:
+    """Return how the intervals of results by the same metrics were made, which have none, and of what level they are."""
     made: dict[str, str] = {}
     without: list[str] = []
-    for name, result in evaluations[0].results.items():
+    for name, result in evaluations[0].items():
         for score in result.scores:
             title = score_name(name, score)
-            kinds = [e.results[name].intervals.get(score) for e in evaluations]
+            kinds = [results[name].intervals.get(score) for results in evaluations]
             kind = next((kind for kind in kinds if kind), None)
             if kind is None:
                 without.append(title)
@@ -154,7 +173,8 @@ def about_intervals(evaluations: Sequence[Evaluation]) -> str:
         found.append("bootstrap over examples (whole groups where there are groups)")
     if shares:
         found.append(f"Wilson's of {', '.join(shares)}")
-    said = f"{evaluations[0].confidence:.0%} intervals: {'; '.join(found)}." if found else ""
+    confidence = next(iter(evaluations[0].values())).confidence
+    said = f"{confidence:.0%} intervals: {'; '.join(found)}." if found else ""
     if without:
         said += f" No interval: {', '.join(without)}."
     return said.strip()

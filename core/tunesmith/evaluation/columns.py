@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 BENCHMARK_ONLY = frozenset({"choice_logprobs", "choice_lengths", "choice_grades"})
 """Columns that need items with choices, which only benchmarks have."""
-
-
 BLOCK = 256
 """Prompts that are generated together; between two blocks an interruption loses nothing."""
 

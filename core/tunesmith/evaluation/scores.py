@@ -277,7 +277,7 @@ def measure(
 ) -> tuple[dict[str, Table], dict[str, Result]]:
     """Return the rows and the scores of a batch by every metric; ``vocabulary`` as of :class:`Evaluation`."""
     tables: dict[str, Table] = {}
-    results: dict[str, Any] = {}
+    results: dict[str, Result] = {}
     for name, metric in metrics.items():
         tables[name] = statistics.make(metric, batch, vocabulary)
         results[name] = statistics.compute(tables[name], metric, confidence=confidence, seed=seed, resamples=resamples)

@@ -254,13 +254,17 @@ class Link(Sampler):
 
     @cached_property
     def _chain(self) -> Sampler:
-        from tunesmith.registry import samplers
+        return chain_of(self)
 
-        # around this very link, which may have been set up, instead of another of its config
-        chain: Any = samplers.create("tunesmith/chain").build()
-        chain.use([self])
-        found: Sampler = chain
-        return found
+
+def chain_of(link: Link) -> Sampler:
+    """Return the chain of this very link, which may have been set up, with a categorical draw at its end."""
+    from tunesmith.registry import samplers
+
+    chain: Any = samplers.create("tunesmith/chain").build()
+    chain.use([link])
+    found: Sampler = chain
+    return found
 
 
 @runtime_checkable

@@ -1,7 +1,5 @@
-"""What a step model may offer beyond :class:`tunesmith.kinds.decoder.StepModel`; decoders that need it ask for it.
-
-And the other way round: what an engine tells samplers that ask.
-"""
+"""What a step model may offer beyond :class:`tunesmith.kinds.decoder.StepModel`, for decoders that ask for it; and what an
+engine tells samplers that ask."""
 
 from __future__ import annotations
 

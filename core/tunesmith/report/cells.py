@@ -97,7 +97,7 @@ def is_interval(value: Any) -> bool:
 
 def number(value: float) -> str:
     """Return a number with four significant digits, thousands set apart."""
-    if isinstance(value, int) or (value == int(value) and abs(value) < 1e15 if math.isfinite(value) else False):
+    if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
         return f"{int(value):,}".replace(",", "\u202f")
     if not math.isfinite(value):
         return str(value)

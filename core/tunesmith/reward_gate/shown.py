@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from tunesmith.report.content import Table
-from tunesmith.reward_gate.check import Category, Failure, Result
+from tunesmith.reward_gate.check import Failure, Result
+
+SHOWN = 2
+"""Failures of a category in the error that stops a pipeline."""
 
 
 def table(result: Result) -> Table:
@@ -44,16 +47,12 @@ def explanation(result: Result) -> str:
     lines = [verdict(result)]
     for category in result.categories:
         if not category.passed:
-            lines += [f"  {category.name}: {_told(failure)}" for failure in _examples(category)]
+            lines += [f"  {category.name}: {_told(failure)}" for failure in category.failures[:SHOWN]]
     lines.append(
         "Train the reward model on more data of this sort, choose another one, lower the thresholds, or go on all the same "
         'with gate=Gate(..., on_failure="warn").'
     )
     return "\n".join(lines)
-
-
-def _examples(category: Category) -> tuple[Failure, ...]:
-    return category.failures[:2]
 
 
 def _told(failure: Failure) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tunesmith.errors import ConfigError
+from tunesmith.manifest import write_text
 from tunesmith.mistyped import did_you_mean
 from tunesmith.spec.dumping import dump
 from tunesmith.spec.loading import load
@@ -79,12 +80,7 @@ def write(config: Any, path: str | os.PathLike[str]) -> None:
         text = tomli_w.dumps(data)
     else:
         text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_text(path, text, durable=False)
 
 
 def _suffix(path: Path) -> str:

@@ -264,6 +264,7 @@ def _structure_fields(data: Any, cls: type[Any]) -> Any:
         raise TypeError(f"the fields of {cls.__name__} must be a mapping, not {type(data).__name__} ({_short(data)})")
     kinds = field_types(cls)
     known = [a for a in attrs.fields(cls) if a.init]
+    names = [a.name for a in known]
     values: dict[str, Any] = {}
     errors: list[Exception] = []
     for attribute in known:
@@ -274,9 +275,7 @@ def _structure_fields(data: Any, cls: type[Any]) -> Any:
                 errors.append(_at(error, attribute.name, kinds[attribute.name]))
         elif attribute.default is attrs.NOTHING:
             errors.append(ValueError(f"{attribute.name!r} is missing: {_called(cls)} needs it"))
-    errors += [
-        _unknown_key(key, [a.name for a in known], _called(cls)) for key in data if key not in {a.name for a in known}
-    ]
+    errors += [_unknown_key(key, names, _called(cls)) for key in data if key not in names]
     if not errors:
         try:
             return cls(**{a.alias: values[a.name] for a in known if a.name in values})
@@ -333,12 +332,8 @@ def _structure_union(value: Any, expected: Any) -> Any:
 def _fitting(value: Any, choices: tuple[Any, ...]) -> list[Any]:
     """Return the choices whose shape the value has, the best first."""
     exact = [
-        choice
-        for choice in choices
-        if isinstance(choice, type) and isinstance(value, choice) and type(value) is not bool
+        c for c in choices if isinstance(c, type) and isinstance(value, c) and (c is bool or type(value) is not bool)
     ]
-    if type(value) is bool:
-        exact = [choice for choice in choices if choice is bool]
     if exact:
         return exact
     if isinstance(value, Mapping):

@@ -99,16 +99,17 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """Return ``{score: {"difference", "low", "high", "p", "p_adjusted"}}``."""
-        return {
-            name: {
-                "difference": d.value.as_json()["value"],
-                "low": d.value.as_json()["low"],
-                "high": d.value.as_json()["high"],
-                "p": d.p,
-                "p_adjusted": d.p_adjusted,
+        found = {}
+        for name, difference in self.differences.items():
+            score = difference.value.as_json()
+            found[name] = {
+                "difference": score["value"],
+                "low": score["low"],
+                "high": score["high"],
+                "p": difference.p,
+                "p_adjusted": difference.p_adjusted,
             }
-            for name, d in self.differences.items()
-        }
+        return found
 
 
 def compare(
@@ -221,9 +222,7 @@ def _permutation_p(metric: Metric, table: Table, versus: Table, seed: int, permu
 
 
 def _exchanged(metric: Metric, table: Table, versus: Table, numbers: np.ndarray, flips: np.ndarray) -> np.ndarray:
-    """Return score differences (permutations, scores) with the rows of flipped clusters (permutations, clusters)
-    exchanged.
-    """
+    """Return score differences (permutations, scores) with the rows of flipped clusters (permutations, clusters) exchanged."""
     if metric.resampling == "additive":
         a, sizes = cluster_sums(table.values, numbers)
         b, _ = cluster_sums(versus.values, numbers)

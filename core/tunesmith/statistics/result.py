@@ -36,11 +36,13 @@ class Score:
 
     def as_json(self) -> dict[str, float | None]:
         """Return ``{"value", "low", "high"}``; what is not finite becomes None, since JSON has no word for it."""
-        finite = {k: None if v is None or not math.isfinite(v) else v for k, v in self._items()}
-        return finite
+        numbers = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: n if n is not None and math.isfinite(n) else None for name, n in numbers.items()}
 
-    def _items(self) -> tuple[tuple[str, float | None], ...]:
-        return (("value", self.value), ("low", self.low), ("high", self.high))
+    def as_cell(self) -> float | dict[str, float | None] | None:
+        """Return what stands in a report's table: :meth:`as_json`, or the value alone if there is no interval."""
+        found = self.as_json()
+        return found["value"] if found["low"] is None else found
 
 
 @frozen(kw_only=True)

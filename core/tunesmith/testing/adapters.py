@@ -41,7 +41,7 @@ def move(adapter: Adapter, size: float = 0.3) -> None:
 
 def check_attaching_makes_only_itself_trainable(config: AdapterConfig) -> None:
     """After ``attach`` the trainable parameters of the model are those of ``trainable()``, under distinct names."""
-    for lm in _attached(config):
+    for _, lm in _families(config):
         named = list(lm.adapters[-1].trainable())
         assert named, "nothing is trainable"
         assert len({name for name, _ in named}) == len(named), "two parameters have one name"
@@ -247,10 +247,6 @@ def _families(config: AdapterConfig) -> Iterator[tuple[Family, LM]]:
         assert lm.adapters[-1].config is config, f"{family}: the last of the LM's adapters is not the one attached"
         yield family, lm
     assert len(refused) < len(FAMILIES), f"it goes on no family: {'; '.join(refused)}"
-
-
-def _attached(config: AdapterConfig) -> Iterator[LM]:
-    return (lm for _, lm in _families(config))
 
 
 def _holds_all(lm: LM) -> bool:

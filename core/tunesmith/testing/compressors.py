@@ -11,6 +11,7 @@ import torch
 from tunesmith.data.records import Example
 from tunesmith.kinds.compressor import CompressionReport, CompressorConfig
 from tunesmith.lm import LM, load
+from tunesmith.model_folder import weight_bytes
 from tunesmith.runtime import Runtime
 from tunesmith.testing.conformance import when
 from tunesmith.testing.models import WORDS, Family, tiny_lm
@@ -60,7 +61,7 @@ def check_report_says_what_is_on_disk(config: CompressorConfig) -> None:
     smaller, report = _compress(config, lm)
     with tempfile.TemporaryDirectory() as folder:
         smaller.save(Path(folder))
-        on_disk = sum(f.stat().st_size for f in Path(folder).rglob("*.safetensors"))
+        on_disk = weight_bytes(Path(folder))
     header = 200 * len(smaller.model.state_dict()) + 1000
     assert report.bytes[1] <= on_disk <= report.bytes[1] + header, f"report {report.bytes[1]}, on disk {on_disk}"
     assert report.bytes[1] <= report.bytes[0], "the model became larger"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from attrs import field, frozen
 
 from tunesmith.errors import ConfigError
+from tunesmith.processes import world_size
 from tunesmith.runtime import Runtime
 
 OWNED = {
@@ -82,14 +82,9 @@ def check(settings: Settings) -> None:
         raise ConfigError(problems, settings.where)
 
 
-def processes() -> int:
-    """Return how many processes train together (``accelerate launch``)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def accumulation(given: Mapping[str, Any]) -> int:
     """Return how many batches make one optimizer step, over all processes of ``accelerate launch``."""
-    return int(given.get("gradient_accumulation_steps", 1)) * processes()
+    return int(given.get("gradient_accumulation_steps", 1)) * world_size()
 
 
 def device_map(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,11 @@ def mask_noise(tokenizer: Any, share: float = MASKED) -> Noise:
 
 
 def span_noise(tokenizer: Any, length: int) -> Noise:
-    """Return the noise of span corruption for rows of at most ``length`` raw tokens."""
+    """Return the noise of span corruption for rows of at most ``length`` raw tokens (Raffel et al. 2020).
+
+    Raises:
+        ConfigError: If the tokenizer has no sentinels or no end-of-sequence token.
+    """
     sentinels = spans.sentinel_ids(tokenizer, length)
     end = tokenizer.eos_token_id
     if end is None:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from tunesmith.data.encoding import Row
+from tunesmith.data.encoding import IGNORED, Row
 from tunesmith.errors import ConfigError
 
 
@@ -34,7 +34,7 @@ def pack(rows: Sequence[Row], length: int) -> list[Row]:
     return [
         Row(
             input_ids=tuple(i for row in part for i in row.input_ids),
-            labels=tuple(label for row in part for label in (-100, *row.labels[1:])),
+            labels=tuple(label for row in part for label in (IGNORED, *row.labels[1:])),
             segments=tuple(len(row.input_ids) for row in part),
         )
         for part in bins

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +15,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import EarlyStoppingCallback, PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
 
-from tunesmith.checkpoints import load_random, load_tree, newest_sealed, save_random, save_tree, seal
+from tunesmith.checkpoints import (
+    load_random,
+    load_tree,
+    newest_sealed,
+    save_random,
+    save_tree,
+    saving_quietly,
+    seal,
+)
 from tunesmith.errors import ArtifactError, NumericError
 from tunesmith.training.callbacks import Bar, StepTimes
 from tunesmith.training.sharding import check_whole, sharded
@@ -329,7 +336,7 @@ def train(job: Job, runtime: Runtime) -> Trained:
     trainer.remove_callback(PrinterCallback)  # it prints every step; the report has them all
     with _main_first(arguments):
         found = newest_sealed(Path(arguments.output_dir))
-    with _without_cache(job.model), _quiet():
+    with _without_cache(job.model), saving_quietly():
         trainer.train(resume_from_checkpoint=str(found) if found else None)
     return Trained(history=trainer.state.log_history, steps=trainer.state.global_step, seconds=times.seconds)
 
@@ -353,15 +360,3 @@ def _without_cache(model: Any) -> Iterator[None]:
     finally:
         if before is not None:
             config.use_cache = before
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from warning that checkpoints are saved within one second of each other."""
-    logger = logging.getLogger("transformers.trainer_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -108,6 +108,13 @@ class Attachment(Adapter):
         return attached
 
 
+def place_beside(weight: Any, lm: LM) -> dict[str, Any]:
+    """Return device and dtype for a module beside a weight: its own, or the model's if it is quantised (and may hold no data)."""
+    if weight.is_floating_point():
+        return {"device": weight.device, "dtype": weight.dtype}
+    return {"device": lm.device, "dtype": lm.model.dtype}
+
+
 def copy_in(parameters: dict[str, torch.nn.Parameter], file: Path) -> None:
     """Copy a file's tensors into parameters of the same names and shapes.
 

@@ -12,7 +12,7 @@ from attrs import define
 from tunesmith.errors import TunesmithError
 from tunesmith.lm import LM
 from tunesmith_plugins.adapters import targets
-from tunesmith_plugins.adapters.attachment import Attachment, Switch
+from tunesmith_plugins.adapters.attachment import Attachment, Switch, place_beside
 
 ACTIVATIONS = {"relu": torch.nn.ReLU, "gelu": torch.nn.GELU, "silu": torch.nn.SiLU, "tanh": torch.nn.Tanh}
 
@@ -101,7 +101,7 @@ class BottleneckAdapter(Attachment):
             weight = getattr(module, "base_layer", module).weight
             width = _width(module)
             network = Network(width, max(1, round(width / config.reduction)), config.activation, scale)
-            networks[path.replace(".", "-")] = network.to(**_place(weight, lm))
+            networks[path.replace(".", "-")] = network.to(**place_beside(weight, lm))
             if config.style == "parallel":
                 parallel = Parallel(network, self.switch)
                 linears[_inner(path, names, linears)].register_forward_pre_hook(parallel.remember)
@@ -130,10 +130,3 @@ def _width(module: Any) -> int:
     """Return the number of outputs of a linear layer; transformers' Conv1D keeps it in ``nf``."""
     base = getattr(module, "base_layer", module)
     return int(base.nf if hasattr(base, "nf") else base.out_features)
-
-
-def _place(weight: Any, lm: LM) -> dict[str, Any]:
-    """Return device and type to compute in: the layer's, or the model's if the layer is quantised (and may hold no data)."""
-    if weight.is_floating_point():
-        return {"device": weight.device, "dtype": weight.dtype}
-    return {"device": lm.device, "dtype": lm.model.dtype}

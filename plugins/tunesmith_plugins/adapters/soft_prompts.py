@@ -12,7 +12,7 @@ from peft import PromptEmbedding, PromptEncoder, PromptEncoderConfig, PromptTuni
 
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
-from tunesmith_plugins.adapters.attachment import Attachment, Switch
+from tunesmith_plugins.adapters.attachment import Attachment, Switch, place_beside
 from tunesmith_plugins.adapters.virtual import Vectors, body, prepend
 
 SOME_ROWS = 4096
@@ -36,10 +36,7 @@ class SoftPrompt(Attachment):
     def insert(self, lm: LM) -> None:
         """Register the module and the hooks."""
         table = lm.model.get_input_embeddings()
-        weight = table.weight
-        floating = weight.is_floating_point()  # not that of an int8 table, which may also be without data
-        place = {"device": weight.device, "dtype": weight.dtype} if floating else _like(lm)
-        network = self.network(lm, table).to(**place)
+        network = self.network(lm, table).to(**place_beside(table.weight, lm))
         lm.model.add_module(self.name, network)
         prepend(lm, Vectors(network, self.config.tokens, self.switch))
 
@@ -102,11 +99,6 @@ class PTuningAdapter(SoftPrompt):
                 encoder_dropout=config.dropout,
             )
         )
-
-
-def _like(lm: LM) -> dict[str, Any]:
-    """Return device and dtype of the model's own floating-point tensors."""
-    return {"device": lm.device, "dtype": lm.model.dtype}
 
 
 def _rows(lm: LM, table: Any, ids: torch.Tensor) -> torch.Tensor:

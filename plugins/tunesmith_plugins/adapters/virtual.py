@@ -76,7 +76,11 @@ def body(model: Any) -> Any:
 
 
 def arguments(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call of ``module.forward`` by name."""
+    """Return the arguments of a call of ``module.forward`` by name.
+
+    Raises:
+        TunesmithError: If it was called with positional arguments that have no name.
+    """
     bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
     named = dict(bound.arguments)
     for name, parameter in inspect.signature(module.forward).parameters.items():
@@ -121,6 +125,9 @@ def shift(call: dict[str, Any], count: int, first: int | None = None) -> None:
     """Account in masks and positions for ``count`` tokens before the others.
 
     Those that come in this call are numbered from ``first``, the position at which the model's texts begin.
+
+    Raises:
+        TunesmithError: If the mask is not (batch, time).
     """
     past = call.get("past_key_values")
     mask = call.get("attention_mask")

@@ -1,6 +1,4 @@
-"""The standard benchmarks. This package holds their configs and imports no torch; implementations stand in their
-own files.
-"""
+"""The standard benchmarks: their configs, without torch; implementations stand in their own files."""
 
 from tunesmith_plugins.benchmarks.config import MMLU, BigBench, Glue, Suite, SuperGlue
 

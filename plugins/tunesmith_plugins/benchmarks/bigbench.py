@@ -48,9 +48,7 @@ SENTENCE = r"[^\.\?\!\;\n]+"
 
 @frozen(kw_only=True)
 class Task:
-    """One ``task.json``. Keys that are not listed are of no use here and are ignored; the canary is not read as an
-    item.
-    """
+    """One ``task.json``. Keys that are not listed are ignored; the canary is not read as an item."""
 
     path: str
     name: str
@@ -76,7 +74,11 @@ class BigBenchBenchmark(ReadBenchmark):
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """The task files, read at the first use."""
+        """The task files, read at the first use.
+
+        Raises:
+            ConfigError: If some have choices and others written answers.
+        """
         if not self._read_tasks:
             self._read_tasks = tuple(_read_task(path) for path in _files(Path(self.config.source)))
             kinds = {task.preferred == CHOICE for task in self._read_tasks}
@@ -100,7 +102,11 @@ class BigBenchBenchmark(ReadBenchmark):
 
     @property
     def metrics(self) -> tuple[MetricConfig, ...]:
-        """The preferred score first, then the task's others of the same scoring."""
+        """The preferred score first, then the task's others of the same scoring.
+
+        Raises:
+            ConfigError: If the answers are written and none of the scores is known.
+        """
         task = self.tasks[0]
         if task.preferred == CHOICE:
             return grade_of_choices() if self._graded else accuracy_of_choices()

@@ -140,9 +140,7 @@ def digest(items: Sequence[Item]) -> str:
 
 
 def records(source: str, subset: str, split: str, runtime: Runtime) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return (id, fields) of every record of a split of a file, folder or hub data set; the id is a hash of the
-    content.
-    """
+    """Return (id, fields) of every record of a file, folder or hub data set's split; the id is a hash of the content."""
     examples = load_examples(Data(source=source, subset=subset, prompt="-"), split, runtime)
     return [(example.id, example.columns) for example in examples]
 

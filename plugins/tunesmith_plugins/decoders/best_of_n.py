@@ -12,14 +12,12 @@ from tunesmith.kinds.reward_model import RewardModel
 from tunesmith.kinds.sampler import Sampler
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.decoders.config import Stepwise
+from tunesmith_plugins.decoders.copies import several
 from tunesmith_plugins.decoders.stepwise import StepwiseDecoder
 
 
 class BestOfNDecoder(Decoder):
-    """Keep of ``n`` completions the one that a reward model, or the mean log-probability of a token, puts first.
-
-    Stream ``s`` of a request draws the streams ``s * n`` to ``s * n + n - 1``, so that other streams draw others.
-    """
+    """Keep of ``n`` completions the one that a reward model, or the mean log-probability of a token, puts first."""
 
     _reward: RewardModel | None = None
 
@@ -32,18 +30,10 @@ class BestOfNDecoder(Decoder):
             ConfigError: If the reward model has no opinion on any completion of a request.
             NumericError: For NaN or infinite logits, or a NaN reward.
         """
-        n = self.config.n
-        copies = [evolve(r, stream=r.stream * n + k) for r in requests for k in range(n)]
-        drawn: dict[int, dict[int, Completion]] = {}
-        for completion in StepwiseDecoder(Stepwise()).decode(step_model, copies, sampler, limits, runtime):
-            owner, number = divmod(completion.request, n)
-            mine = drawn.setdefault(owner, {})
-            mine[number] = completion
-            if len(mine) == n:
-                del drawn[owner]
-                request = requests[owner]
-                best = self._best([mine[k] for k in range(n)], step_model.text(request.prompt_ids), runtime)
-                yield evolve(best, request=owner, id=request.id, stream=request.stream)
+        inner = StepwiseDecoder(Stepwise())
+        for completions in several(inner, self.config.n, step_model, requests, sampler, limits, runtime):
+            prompt = step_model.text(requests[completions[0].request].prompt_ids)
+            yield self._best(completions, prompt, runtime)
 
     def _best(self, completions: list[Completion], prompt: str, runtime: Runtime) -> Completion:
         scores = self._scores(completions, prompt, runtime)

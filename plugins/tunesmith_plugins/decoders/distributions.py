@@ -9,7 +9,7 @@ import torch
 from attrs import frozen
 
 from tunesmith.errors import ConfigError
-from tunesmith.kinds.sampler import Applied, Applies, Link, Rows, Sampler, Stateful
+from tunesmith.kinds.sampler import Applied, Applies, Link, Rows, Sampler, Stateful, chain_of
 from tunesmith.philox import uniform
 from tunesmith.registry import samplers
 
@@ -51,8 +51,7 @@ def links_of(sampler: Sampler) -> Applies:
     chain = samplers.get("tunesmith/chain")
     found: Any = sampler
     if isinstance(sampler, Link):
-        found = chain().build()
-        found.use([sampler])
+        found = chain_of(sampler)
     elif not isinstance(sampler.config, chain) or not isinstance(sampler, Applies):
         raise ConfigError(
             [f"{sampler!r} does not show the distribution that it draws from; take verify='tokens'"], "speculative"

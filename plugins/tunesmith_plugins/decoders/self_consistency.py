@@ -12,13 +12,11 @@ from tunesmith.kinds.sampler import Sampler
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.decoders.answers import Extractor, extractor
 from tunesmith_plugins.decoders.config_wrappers import SelfConsistency
+from tunesmith_plugins.decoders.copies import several
 
 
 class SelfConsistencyDecoder(Decoder):
-    """Keep a completion with the most frequent answer.
-
-    Stream ``s`` of a request draws the streams ``s * n`` to ``s * n + n - 1``, so that other streams draw others.
-    """
+    """Keep a completion with the most frequent answer."""
 
     config: SelfConsistency
 
@@ -37,20 +35,10 @@ class SelfConsistencyDecoder(Decoder):
             ConfigError: If ties go by log-probability and the inner decoder gives none.
             NumericError: For NaN or infinite logits.
         """
-        n = self.config.n
         answer_of = extractor(self.config.answer, self.config.pattern, runtime)
         self.inner.setup(runtime)
-        copies = [evolve(r, stream=r.stream * n + k) for r in requests for k in range(n)]
-        drawn: dict[int, dict[int, Completion]] = {}
-        for completion in self.inner.decode(step_model, copies, sampler, limits, runtime):
-            owner, number = divmod(completion.request, n)
-            mine = drawn.setdefault(owner, {})
-            mine[number] = completion
-            if len(mine) == n:
-                del drawn[owner]
-                request = requests[owner]
-                elected = self._elected([mine[k] for k in range(n)], answer_of)
-                yield evolve(elected, request=owner, id=request.id, stream=request.stream)
+        for completions in several(self.inner, self.config.n, step_model, requests, sampler, limits, runtime):
+            yield self._elected(completions, answer_of)
 
     def _elected(self, completions: Sequence[Completion], answer_of: Extractor) -> Completion:
         answers = [answer_of(c.text) for c in completions]

@@ -267,7 +267,11 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 def activate(x: Tensor, name: str) -> Tensor:
-    """Return one of :data:`ACTIVATIONS` of float32 ``x``, within 1e-6 of torch's (absolute, or relative above 1)."""
+    """Return one of :data:`ACTIVATIONS` of float32 ``x``, within 1e-6 of torch's (absolute, or relative above 1).
+
+    Raises:
+        ValueError: for another name.
+    """
     if name == "":
         return x
     if name == "relu":

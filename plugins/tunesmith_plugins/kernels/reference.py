@@ -18,7 +18,7 @@ A row goes through these stages:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -132,30 +132,6 @@ def _relative(z: Tensor) -> Tensor:
 def _order_key(z: Tensor) -> Tensor:
     bits = (z + 0.0).view(torch.int32).to(torch.int64)
     return torch.where(bits < 0, -1 - (bits & 0x7FFFFFFF), bits)
-
-
-def _seen(z: Tensor, history: Tensor, lengths: Tensor | None) -> Tensor:
-    width = history.shape[1]
-    valid = (history >= 0) & (history < z.shape[1])
-    if lengths is not None:
-        valid &= torch.arange(width, device=z.device) < lengths[:, None]
-    # An extra column takes what does not count.
-    seen = torch.zeros(z.shape[0], z.shape[1] + 1, dtype=torch.bool, device=z.device)
-    seen.scatter_(1, torch.where(valid, history, z.shape[1]), True)
-    return seen[:, :-1]
-
-
-def penalise(z: Tensor, penalty: Tensor, history: Tensor, lengths: Tensor | None) -> Tensor:
-    """Apply the repetition penalty (Keskar et al., 2019) once per distinct id of the history.
-
-    Args:
-        z: ``(batch, vocab)`` float32.
-        penalty: ``(batch,)`` above 0.
-        history: ``(batch, width)`` int64; ids outside the vocabulary are ignored.
-        lengths: ``(batch,)`` int64, how many ids of a row count, or None for all.
-    """
-    p = penalty.float()[:, None]
-    return torch.where(_seen(z, history, lengths), torch.where(z < 0, z * p, z / p), z)
 
 
 def top_k(z: Tensor, k: Tensor) -> Tensor:
@@ -299,12 +275,7 @@ def chain(
     Raises:
         ValueError: a value is outside the range of its step.
     """
-    from . import (  # which stand on this module
-        reference_entropy,
-        reference_ties,
-        reference_truncations,
-        reference_watermark,
-    )
+    from . import reference_entropy, reference_watermark  # which stand on this module
 
     raw = logits.float()
     status = torch.zeros(raw.shape[0], dtype=torch.uint8, device=raw.device)
@@ -322,21 +293,16 @@ def chain(
         ids, amounts, second = (*listed, None, None, None)[:3]
         check_values(op, values, amounts)
         check_second(op, second)
-        if (
-            history is not None
-            and history_lengths is not None
-            and (op in READ_HISTORY or (ids is None and op in NEED_HISTORY))
-        ):
-            width = history.shape[1]
-            check_range("history length", history_lengths, width + 1, f"[0, {width}]", history_lengths)
-        if ids is None and op in NEED_HISTORY:
+        if op in READ_HISTORY or (ids is None and op in NEED_HISTORY):
             if history is None:
                 raise ValueError(f"{op} needs history")
-            ids = reference_edits.own_ids(history, history_lengths)
-        if op == "watermark":
-            if history is None:
-                raise ValueError(f"{op} needs history")
-            check_contexts(ids[:, 1])
+            if history_lengths is not None:
+                width = history.shape[1]
+                check_range("history length", history_lengths, width + 1, f"[0, {width}]", history_lengths)
+            if op in READ_HISTORY:
+                check_contexts(ids[:, 1])
+            else:
+                ids = reference_edits.own_ids(history, history_lengths)
         if op in REMOVALS:
             z = reference_edits.remove(op, z, values, ids)
         elif op == "temperature":
@@ -349,26 +315,22 @@ def chain(
             z, processed = (reference_watermark.mark(t, values, marked) for t in (z, processed))
         elif op in EDITS:
             z, processed = (reference_edits.edit(op, t, values, ids, amounts) for t in (z, processed))
-        elif op == "top_k":
-            z = top_k(z, values)
-        elif op == "top_p":
-            z = top_p(z, values)
-        elif op == "min_p":
-            z = min_p(z, values)
-        elif op == "top_k_low":
-            z = reference_ties.top_k_low(z, values)
-        elif op == "top_p_ties":
-            z = reference_ties.top_p_ties(z, values, second)
-        elif op == "mirostat":
-            z = reference_ties.mirostat(z, values, second)
         elif op in OPS:
-            parameters = (values,) if second is None else (values, second)
-            z = getattr(reference_truncations, op)(z, *parameters)
+            z = _truncation(op)(z, *((values,) if second is None else (values, second)))
         else:
             raise ValueError(f"unknown step {op!r}; supported: {', '.join(OPS)}")
         if op in EDITS or op in REMOVALS or op == "xtc":
             z = look_at_maximum(z)
     return Chained(z, status, processed)
+
+
+def _truncation(op: str) -> Callable[..., Tensor]:
+    from . import reference_ties, reference_truncations  # which stand on this module
+
+    own = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+    ties = {name: getattr(reference_ties, name) for name in ("top_k_low", "top_p_ties", "mirostat")}
+    found: Callable[..., Tensor] = {**own, **ties}.get(op) or getattr(reference_truncations, op)
+    return found
 
 
 def logp(rows: Tensor, token: Tensor) -> Tensor:

@@ -1,6 +1,4 @@
-"""The standard metrics. This package holds their configs and imports no torch; implementations stand in their own
-files.
-"""
+"""The standard metrics. This package holds their configs and imports no torch; implementations stand in their own files."""
 
 from tunesmith_plugins.metrics.config import (
     ECE,

@@ -8,9 +8,7 @@ import numpy as np
 
 
 def by_length(logprobs: Sequence[float], lengths: Sequence[Sequence[int]], unit: int) -> np.ndarray:
-    """Return log-likelihoods divided by the choices' characters (``unit`` 0) or UTF-8 bytes (1); an empty choice
-    counts 1.
-    """
+    """Return log-likelihoods divided by the choices' characters (``unit`` 0) or UTF-8 bytes (1); an empty choice counts 1."""
     return np.array(logprobs) / np.array([max(1, length[unit]) for length in lengths])
 
 

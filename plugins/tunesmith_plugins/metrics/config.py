@@ -115,9 +115,7 @@ class ExactMatch(MetricConfig):
 
 @frozen(kw_only=True)
 class TokenF1(MetricConfig):
-    """Mean F1 of the bags of words of prediction and best reference, in SQuAD's normalisation (Rajpurkar et al.
-    2016).
-    """
+    """Mean F1 of the bags of words of prediction and best reference, in SQuAD's normalisation (Rajpurkar et al. 2016)."""
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.answers:TokenF1Metric"
 

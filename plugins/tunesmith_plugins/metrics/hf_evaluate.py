@@ -20,8 +20,7 @@ Text = tuple[str, tuple[str, ...]]
 
 
 class HFEvaluateMetric(Metric):
-    """With ``mean``, rows are the module's scores of each example. With ``corpus``, a row is the number under which
-    this
+    """With ``mean``, rows are the module's scores of each example. With ``corpus``, a row is the number under which this
     object remembers the texts, since no fixed number of floats can hold what an unknown module needs."""
 
     def __init__(self, config: Any) -> None:
@@ -44,7 +43,6 @@ class HFEvaluateMetric(Metric):
             )
         import evaluate
 
-        folder = Path(self.config.module)
         try:
             self._module = evaluate.load(self.config.module)
         except (OSError, ImportError, ValueError) as cause:
@@ -52,9 +50,8 @@ class HFEvaluateMetric(Metric):
                 f"evaluate cannot load {self.config.module!r}: {cause}. Give a local folder or install what it needs"
             )
             raise ConfigError([problem], "hf_evaluate") from cause
-        files = sorted(folder.glob("*.py")) if folder.is_dir() else []
-        digest = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest() if files else ""
-        self._code = digest[:12] or str(getattr(self._module, "hash", ""))[:12]
+        local = any(Path(self.config.module).glob("*.py"))
+        self._code = (self.config.code_digest() if local else str(getattr(self._module, "hash", "")))[:12]
 
     @property
     def resampling(self) -> Literal["additive", "none"]:  # type: ignore[override]

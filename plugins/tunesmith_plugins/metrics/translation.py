@@ -20,7 +20,11 @@ from tunesmith_plugins.metrics import means
 
 
 def statistics(scorer: Any, batch: Batch, width: int) -> np.ndarray | None:
-    """Return the statistics (examples, width) of every segment, or None where sacrebleu does not offer them."""
+    """Return the statistics (examples, width) of every segment, or None where sacrebleu does not offer them.
+
+    Raises:
+        TunesmithError: If it gives another number of them.
+    """
     if not hasattr(scorer, "_extract_corpus_statistics") or not hasattr(scorer, "_compute_score_from_stats"):
         return None
     found = scorer._extract_corpus_statistics(list(batch["prediction"]), reference_streams(batch["references"]))
@@ -171,7 +175,7 @@ class ChrFMetric(SacrebleuMetric):
     def public_rows(self, batch: Batch) -> np.ndarray:
         """There is no public way."""
         raise TunesmithError(
-            f"sacrebleu {version('sacrebleu')} no longer gives chrF's statistics of a segment; install sacrebleu 2.6."
+            f"sacrebleu {version('sacrebleu')} does not give chrF's statistics of a segment; install sacrebleu 2.6."
         )
 
 

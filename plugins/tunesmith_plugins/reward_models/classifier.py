@@ -12,7 +12,7 @@ from tunesmith.reward import check_scores
 from tunesmith.runtime import Runtime
 from tunesmith.scoring import micro_batches
 from tunesmith_plugins.reward_models.config import Classifier
-from tunesmith_plugins.reward_models.inputs import encoded, filled, padded, readable
+from tunesmith_plugins.reward_models.inputs import as_batch, encoded, filled, pad_id, readable
 
 
 class ClassifierReward(RewardModel):
@@ -34,7 +34,7 @@ class ClassifierReward(RewardModel):
         if self.lm.family == "decoder" and model.pad_token_id is None:
             # decoders find the token to read from by looking for padding
             model.pad_token_id = self.lm.tokenizer.pad_token_id or self.lm.tokenizer.eos_token_id
-        self.pad_id = next((i for i in (model.pad_token_id, self.lm.tokenizer.pad_token_id) if i is not None), 0)
+        self.pad_id = pad_id(model, self.lm.tokenizer)
 
     def score(self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]) -> list[float | None]:
         """See :class:`tunesmith.kinds.reward_model.RewardModel`."""
@@ -42,7 +42,7 @@ class ClassifierReward(RewardModel):
         scores: list[float] = []
         with self.lm.evaluating():
             for rows in micro_batches(len(ids), self.config.batch_size):
-                inputs = padded([ids[row] for row in rows], self.pad_id, self.lm.device)
+                inputs = as_batch([ids[row] for row in rows], self.pad_id, self.lm.device)
                 scores += self.lm.model(**inputs).logits[:, self.index].double().tolist()
         return check_scores(self, scores, len(prompts))
 

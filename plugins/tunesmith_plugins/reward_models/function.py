@@ -25,6 +25,7 @@ class FunctionReward(RewardModel):
         Raises:
             CodeNotAllowed: Without ``runtime.allow_code``.
             PluginLoadError: If it cannot be imported.
+            PluginError: If it is no function.
         """
         target = self.config.target
         if not runtime.allow_code:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tunesmith import continuation
+from tunesmith.training.batches import padded
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +49,14 @@ def encoded(tokenizer: Any, texts: Sequence[str], limit: int | None) -> tuple[li
     return [list(row) or [tokenizer.pad_token_id or 0] for row in ids], cut
 
 
-def padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> dict[str, torch.Tensor]:
+def pad_id(config: Any, tokenizer: Any) -> int:
+    """Return the id that fills rows: the model's, else the tokenizer's; it is masked, so 0 does where neither has one."""
+    return next((i for i in (config.pad_token_id, tokenizer.pad_token_id) if i is not None), 0)
+
+
+def as_batch(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
     """Return ``input_ids`` and ``attention_mask``, (batch, longest), padding on the right."""
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, values in enumerate(rows):
-        ids[row, : len(values)] = torch.tensor(values, dtype=torch.int64)
-        mask[row, : len(values)] = 1
+    ids = padded(rows, pad_id)
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}

@@ -54,7 +54,11 @@ class MembersReward(RewardModel):
             reward.save(model, folder / str(number))
 
     def load(self, folder: Path, runtime: Runtime) -> None:
-        """Take up what :meth:`save` wrote."""
+        """Take up what :meth:`save` wrote.
+
+        Raises:
+            ArtifactError: If a part is missing.
+        """
         labels = list(self.parts())
         if not all((folder / str(number)).is_dir() for number in range(len(labels))):
             raise ArtifactError(f"{folder} does not hold the {len(labels)} parts {', '.join(labels)}; write it again.")

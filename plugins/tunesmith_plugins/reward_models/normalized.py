@@ -33,6 +33,7 @@ class NormalizedReward(MembersReward):
         """Set the reward up and, if completions are named, measure gain and bias on them.
 
         Raises:
+            ConfigError: If they are a stage's output and there is no pipeline.
             DataError: If the completions cannot be read or all have one score.
         """
         super().setup(runtime)
@@ -122,7 +123,11 @@ class NormalizedReward(MembersReward):
         (folder / RECORD).write_text(text + "\n", encoding="utf-8")
 
     def load(self, folder: Path, runtime: Runtime) -> None:
-        """Take up what :meth:`save` wrote."""
+        """Take up what :meth:`save` wrote.
+
+        Raises:
+            ArtifactError: If gain and bias are missing.
+        """
         super().load(folder, runtime)
         try:
             record = json.loads((folder / RECORD).read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from tunesmith.runtime import Runtime
 from tunesmith.scoring import micro_batches
 from tunesmith.training.arguments import device_map
 from tunesmith_plugins.reward_models.config import Pairwise
-from tunesmith_plugins.reward_models.inputs import encoded, filled, padded, readable
+from tunesmith_plugins.reward_models.inputs import as_batch, encoded, filled, pad_id, readable
 from tunesmith_plugins.reward_models.pairwise_fit import Fit
 
 RECORD = "pairwise.json"
@@ -90,9 +90,8 @@ class PairwiseReward(RewardModel):
         self.tokenizer, self.family = tokenizer, family
         self.scorer = Scorer(backbone, last=family == "decoder")
         self.scorer.eval()
-        config = backbone.config
         self.limit = readable(backbone, tokenizer, self.config.max_length)
-        self.pad_id = next((i for i in (config.pad_token_id, tokenizer.pad_token_id) if i is not None), 0)
+        self.pad_id = pad_id(backbone.config, tokenizer)
 
     @property
     def backbone(self) -> Any:
@@ -114,7 +113,7 @@ class PairwiseReward(RewardModel):
 
     def forward(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
         """Return scores (batch,), with gradients unless they are switched off."""
-        scores: torch.Tensor = self.scorer(**padded(ids, self.pad_id, self.head.weight.device))
+        scores: torch.Tensor = self.scorer(**as_batch(ids, self.pad_id, self.head.weight.device))
         return scores
 
     def score(self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]) -> list[float | None]:

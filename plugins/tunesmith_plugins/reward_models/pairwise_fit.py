@@ -18,10 +18,9 @@ from tunesmith.data.records import Preference
 from tunesmith.errors import DataError
 from tunesmith.runtime import Runtime, derive_seed
 from tunesmith.training.arguments import Settings, accumulation, check, training_arguments
-from tunesmith.training.batches import padded
 from tunesmith.training.stream import Fixed, Stream
 from tunesmith_plugins.reward_models.config import Pairwise
-from tunesmith_plugins.reward_models.inputs import filled
+from tunesmith_plugins.reward_models.inputs import as_batch, filled
 
 if TYPE_CHECKING:
     from tunesmith_plugins.reward_models.pairwise import PairwiseReward
@@ -191,8 +190,6 @@ class Fit:
     def _collate(self, rankings: Sequence[Ranking]) -> dict[str, torch.Tensor]:
         """Return the rows of all rankings, and for every pair its rows among them, margin and weight (``labels``)."""
         rows = [row for ranking in rankings for row in ranking.rows]
-        lengths = torch.tensor([len(row) for row in rows])
-        ids = padded(rows, self.model.pad_id)
         chosen, rejected, margins, weights = [], [], [], []
         first = 0
         for ranking in rankings:
@@ -203,8 +200,7 @@ class Fit:
                 weights.append(weight)
             first += len(ranking.rows)
         return {
-            "input_ids": ids,
-            "attention_mask": (torch.arange(ids.shape[1])[None] < lengths[:, None]).long(),
+            **as_batch(rows, self.model.pad_id),
             "chosen": torch.tensor(chosen),
             "rejected": torch.tensor(rejected),
             "margins": torch.tensor(margins),

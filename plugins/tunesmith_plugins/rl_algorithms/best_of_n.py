@@ -10,16 +10,19 @@ from typing import Any, ClassVar
 import torch
 from attrs import asdict
 
-from tunesmith.errors import ConfigError, MissingPower, NumericError
-from tunesmith.kinds.rl_algorithm import Offline, Online, ResumableObserver, RLAlgorithm, StepTexts, TrainingReport
+from tunesmith.errors import NumericError
+from tunesmith.kinds.rl_algorithm import Offline, Online, RLAlgorithm, TrainingReport
 from tunesmith.lm import LM
 from tunesmith.processes import processes
-from tunesmith.runtime import Runtime, derive_seed
+from tunesmith.runtime import Runtime
 from tunesmith.scoring import micro_batches, take, token_logps, token_logps_in_batches
 from tunesmith_plugins.rl_algorithms.config_best_of_n import BestOfNDistillation
-from tunesmith_plugins.rl_algorithms.progress import Progress, decayed, identity, shuffled
-from tunesmith_plugins.rl_algorithms.reference import reference_of, trainable
+from tunesmith_plugins.rl_algorithms.observing import remind, step_texts, tell
+from tunesmith_plugins.rl_algorithms.optimizer import adam
+from tunesmith_plugins.rl_algorithms.progress import Progress, decayed, identity, in_turn
+from tunesmith_plugins.rl_algorithms.reference import reference_of, start_tolerance, trainable
 from tunesmith_plugins.rl_algorithms.rollouts import Drawer, Rollout, rewards_of
+from tunesmith_plugins.rl_algorithms.task import check_family, check_online, without_dropout
 from tunesmith_plugins.rl_algorithms.trackers import Trackers
 
 
@@ -32,22 +35,10 @@ class BestOfNAlgorithm(RLAlgorithm):
     def train(self, policy: LM, task: Online | Offline, runtime: Runtime) -> TrainingReport:
         """See :class:`tunesmith.kinds.rl_algorithm.RLAlgorithm`."""
         name = "best_of_n_distillation"
-        if not isinstance(task, Online):
-            raise ConfigError([f"{name} learns from a reward, not from preferences: give prompts and a reward"], name)
-        if not task.prompts:
-            raise ConfigError(["there are no prompts to draw completions for"], name)
-        uneven = [column for column, values in task.columns.items() if len(values) != len(task.prompts)]
-        if uneven:
-            raise ConfigError([f"the columns {', '.join(uneven)} are not as long as the prompts"], name)
-        if policy.family == "encoder":
-            raise MissingPower(f"{name} trains decoder-only and encoder-decoder models; an encoder generates nothing.")
-        before = policy.model.training
-        policy.model.eval()
-        try:
-            with runtime.activated():
-                return _Run(self.config, policy, task, runtime).run()
-        finally:
-            policy.model.train(before)
+        online = check_online(task, name)
+        check_family(policy, name)
+        with runtime.activated(), without_dropout(policy):
+            return _Run(self.config, policy, online, runtime).run()
 
     def target(self, ref_logp: torch.Tensor, reward: torch.Tensor, beta: float) -> torch.Tensor:
         """Return the best-of-n distribution, n to the power of the rounds; ``beta`` means nothing to it."""
@@ -97,10 +88,8 @@ class _Run:
             )
 
         self.own, self.from_reference = drawer(policy), drawer(self.reference.copy or policy)
-        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=config.learning_rate)
+        self.optimizer = adam([{"params": list(self.parameters.values())}], lr=config.learning_rate)
         self.progress = Progress(self.runtime.folder, key, self.parameters, self.optimizer, self.together)
-        half = next(policy.model.parameters()).dtype in (torch.bfloat16, torch.float16)
-        self.start_tolerance = 0.1 if half else 1e-4
         self.state: dict[str, Any] = {"steps": [], "before": [], "observers": {}, "stopped": ""}
         self.frozen: dict[str, torch.Tensor] = {}
         """What a later round draws from: the trained parameters as the round before left them."""
@@ -143,24 +132,16 @@ class _Run:
         first, values = restored
         self.frozen = {name: tensor.to(self.policy.device) for name, tensor in values.pop("frozen").items()}
         self.state.update(values)
-        for place, observer in enumerate(self.task.observers):
-            if isinstance(observer, ResumableObserver) and str(place) in self.state["observers"]:
-                observer.restore(self.state["observers"][str(place)])
+        remind(self.task.observers, self.state["observers"])
         return first
 
     def _texts(self, rows: Sequence[int]) -> list[str]:
         return [c.text for c in self.own.completions(rows, "samples")] if rows else []
 
     def _rows(self, step: int) -> list[int]:
-        """The prompts of a step, each as often as completions are drawn: every prompt once, in a new order, then again."""
-        count, found = len(self.task.prompts), []
-        for place in range(step * self.config.batch_size, (step + 1) * self.config.batch_size):
-            order = self._order(place // count)
-            found += [order[place % count]] * self.config.completions
-        return found
-
-    def _order(self, epoch: int) -> list[int]:
-        return shuffled(len(self.task.prompts), derive_seed(self.runtime.seed, "prompts", epoch))
+        """The prompts of a step, each as often as completions are drawn."""
+        chosen = in_turn(len(self.task.prompts), step, self.config.batch_size, self.runtime.seed)
+        return [row for row in chosen for _ in range(self.config.completions)]
 
     @contextmanager
     def _drawing(self, step: int) -> Iterator[Drawer]:
@@ -198,8 +179,8 @@ class _Run:
             before = self._scored(reference, rollout)
         now = self._scored(self.policy, rollout)
         ratios = now - before
-        if step == 0:
-            self._check_start(ratios)
+        if step == 0 and not config.allow_start_kl:
+            self.reference.check_start(float(ratios.abs().max()), start_tolerance(self.policy))
         rewards = rewards_of(self.task.reward, self.task.prompts, self.task.columns, rollout, self.together).to(
             now.device
         )
@@ -219,7 +200,7 @@ class _Run:
             "entropy": entropy,
             "length": float(rollout.lengths.double().mean()),
             "ended": float(rollout.ended.double().mean()),
-            "distinct": len(set(rollout.texts)) / len(rollout.texts),
+            "distinct": rollout.distinct / len(rollout.rows),
             "no_opinion": float((~known).sum()),
             "gradient_norm": norm,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
@@ -231,7 +212,9 @@ class _Run:
                 f"best_of_n_distillation step {step}: {', '.join(wrong)} is not a finite number. Lower the learning rate, or "
                 "look at the reward."
             )
-        self._observe(step, found, rollout, rewards, ratios)
+        drawn_texts = step_texts(self.task.prompts, rollout, rewards, ratios)
+        reasons = tell(self.task.observers, step, found, drawn_texts, self.state["observers"])
+        self.state["stopped"] = self.together.from_main(lambda: "; ".join(reasons))
         return found
 
     def _update(self, rollout: Rollout, best: list[int]) -> tuple[float, float, float]:
@@ -255,33 +238,6 @@ class _Run:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss, entropy / max(tokens, 1.0), norm
-
-    def _observe(
-        self, step: int, found: dict[str, float], rollout: Rollout, rewards: torch.Tensor, ratios: torch.Tensor
-    ) -> None:
-        drawn = StepTexts(
-            prompts=[self.task.prompts[row] for row in rollout.rows],
-            completions=rollout.texts,
-            scores=[None if math.isnan(score) else score for score in rewards.tolist()],
-            kl=ratios.tolist(),
-            rows=rollout.rows,
-        )
-        reasons = []
-        for place, observer in enumerate(self.task.observers):
-            reasons.append(observer.step(step, found, drawn) or "")
-            if isinstance(observer, ResumableObserver):
-                self.state["observers"][str(place)] = dict(observer.state())
-        self.state["stopped"] = self.together.from_main(lambda: "; ".join(reason for reason in reasons if reason))
-
-    def _check_start(self, ratios: torch.Tensor) -> None:
-        """At step 0 the policy must be the reference."""
-        worst = float(ratios.abs().max())
-        expected = self.config.allow_start_kl or not self.reference.starts_equal
-        if worst > self.start_tolerance and not expected:
-            raise NumericError(
-                f"the policy is not its reference at step 0: log-probabilities differ by up to {worst:.2e}. Its last adapter "
-                "was trained before. Put a fresh one on top, or set allow_start_kl=True."
-            )
 
     def _summary(self) -> dict[str, Any]:
         steps, config = self.state["steps"], self.config

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 from attrs import field, frozen
 from attrs import validators as v
 
-from tunesmith_plugins.rl_algorithms.config_online import IMPLEMENTATIONS, OnlineConfig, minibatch_problems
+from tunesmith_plugins.rl_algorithms.config_online import IMPLEMENTATIONS, ClippedConfig, exam_basics
 
 
 @frozen(kw_only=True)
-class PPO(OnlineConfig):
+class PPO(ClippedConfig):
     """Proximal policy optimisation with a value head and a KL penalty to the frozen reference (Schulman et al. 2017;
     Ziegler et al. 2019 for language models).
 
@@ -24,17 +24,11 @@ class PPO(OnlineConfig):
     mode.
 
     Attributes:
-        minibatches: Updates an epoch; must not exceed ``batch_size``.
-        epochs: Passes over a step's completions.
         value_learning_rate: Of the value head; None: ``learning_rate``.
         gamma: Discount.
         lam: GAE's lambda (Schulman et al. 2016).
-        clip: Range of the probability ratio, ``1 - clip`` to ``1 + clip``.
-        clip_high: The range's upper part, if it is another (Yu et al. 2025, section 3.1); None: ``clip``.
         value_clip: How far a value may move from the value when the step began; 0: no clipping.
         value_coefficient: Weight of the value loss.
-        max_update_kl: A step's remaining updates are left out as soon as the policy is so far (approximate KL, nats a
-            token) from the one that drew the completions; 0: never.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.ppo:PPOAlgorithm"
@@ -43,15 +37,8 @@ class PPO(OnlineConfig):
     value_learning_rate: float | None = field(default=None, validator=v.optional(v.gt(0)))
     gamma: float = field(default=1.0, validator=[v.ge(0), v.le(1)])
     lam: float = field(default=0.95, validator=[v.ge(0), v.le(1)])
-    clip: float = field(default=0.2, validator=v.gt(0))
-    clip_high: float | None = field(default=None, validator=v.optional(v.gt(0)))
     value_clip: float = field(default=0.2, validator=v.ge(0))
     value_coefficient: float = field(default=0.1, validator=v.ge(0))
-    max_update_kl: float = field(default=0.0, validator=v.ge(0))
-
-    def problems(self) -> list[str]:
-        """See :class:`OnlineConfig`."""
-        return super().problems() + minibatch_problems(self)
 
     def biases(self) -> dict[str, str]:
         """See :class:`OnlineConfig`."""
@@ -64,7 +51,7 @@ class PPO(OnlineConfig):
 
     def exam_settings(self, policy: str, beta: float) -> Mapping[str, Any]:
         """See :class:`tunesmith.kinds.rl_algorithm.Examinable`."""
-        common = {"kl_coefficient": beta, "max_new_tokens": 4, "samples": 0, "checkpoint_every": 10_000}
+        common = exam_basics(beta)
         if policy == "tabular":
             return {**common, "steps": 250, "batch_size": 1024, "learning_rate": 0.05}
         network = {"steps": 200, "batch_size": 512, "minibatches": 1, "epochs": 4}

@@ -42,6 +42,7 @@ class BestOfNDistillation(RLAlgorithmConfig):
         report_to: Trackers that get every step's numbers, by their names in accelerate: ``"tensorboard"``, ``"wandb"`` ...
     """
 
+    revision: ClassVar[int] = 2
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.best_of_n:BestOfNAlgorithm"
     completions: int = field(default=4, validator=v.ge(2))
     rounds: int = field(default=1, validator=v.ge(1))

@@ -127,8 +127,33 @@ class OnlineConfig(RLAlgorithmConfig):
         )
 
 
-def minibatch_problems(config: Any) -> list[str]:
-    """Return what is wrong with the minibatches of a config that has them."""
-    if config.minibatches > config.batch_size:
-        return [f"'minibatches' ({config.minibatches}) must not exceed 'batch_size' ({config.batch_size})"]
-    return []
+def exam_basics(beta: float) -> dict[str, Any]:
+    """Return what all online algorithms sit the exam with (:class:`tunesmith.kinds.rl_algorithm.Examinable`)."""
+    return {"kl_coefficient": beta, "max_new_tokens": 4, "samples": 0, "checkpoint_every": 10_000}
+
+
+@frozen(kw_only=True)
+class ClippedConfig(OnlineConfig):
+    """Fields of the algorithms that may make several updates a step, with a clipped probability ratio.
+
+    Attributes:
+        minibatches: Updates an epoch; must not exceed ``batch_size``.
+        epochs: Passes over a step's completions. One update a step is exactly on-policy.
+        clip: Range of the probability ratio, ``1 - clip`` to ``1 + clip``; without effect with one update a step.
+        clip_high: The range's upper part, if it is another (Yu et al. 2025, section 3.1); None: ``clip``.
+        max_update_kl: A step's remaining updates are left out as soon as the policy is so far (approximate KL, nats a
+            token) from the one that drew the completions; 0: never.
+    """
+
+    minibatches: int = field(default=1, validator=v.ge(1))
+    epochs: int = field(default=1, validator=v.ge(1))
+    clip: float = field(default=0.2, validator=v.gt(0))
+    clip_high: float | None = field(default=None, validator=v.optional(v.gt(0)))
+    max_update_kl: float = field(default=0.0, validator=v.ge(0))
+
+    def problems(self) -> list[str]:
+        """See :class:`OnlineConfig`."""
+        found = super().problems()
+        if self.minibatches > self.batch_size:
+            found.append(f"'minibatches' ({self.minibatches}) must not exceed 'batch_size' ({self.batch_size})")
+        return found

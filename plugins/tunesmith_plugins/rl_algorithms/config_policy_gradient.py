@@ -8,52 +8,35 @@ from typing import Any, ClassVar, Literal
 from attrs import field, frozen
 from attrs import validators as v
 
-from tunesmith_plugins.rl_algorithms.config_online import IMPLEMENTATIONS, OnlineConfig, minibatch_problems
+from tunesmith_plugins.rl_algorithms.config_online import IMPLEMENTATIONS, ClippedConfig, OnlineConfig, exam_basics
 
 Baseline = Literal["group_mean", "leave_one_out"]
 Normaliser = Literal["grpo", "bnpo", "dapo", "dr_grpo", "luspo"]
 
 
 @frozen(kw_only=True)
-class RLOO(OnlineConfig):
+class RLOO(ClippedConfig):
     """Reinforce with a leave-one-out baseline (Kool et al. 2019; Ahmadian et al. 2024, equation 8).
 
     Of a prompt's ``group_size`` completions, each with ``R_i = reward_i - beta sum_t (log pi - log reference)``, the
     advantage is ``A_i = R_i - mean of R_j, j != i``, and the gradient ``mean_i A_i grad log pi(y_i)``, which is that of the
     objective without bias. With more than one update a step the sequence's probability ratio is clipped as in PPO. There is
     no value head.
-
-    Attributes:
-        minibatches: Updates an epoch; must not exceed ``batch_size``.
-        epochs: Passes over a step's completions. One update a step (the default) is exactly on-policy.
-        clip: Range of the sequence's probability ratio; without effect with one update a step.
-        clip_high: The range's upper part, if it is another; None: ``clip``.
-        max_update_kl: A step's remaining updates are left out as soon as the policy is so far (approximate KL, nats a
-            token) from the one that drew the completions; 0: never.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.rloo:RLOOAlgorithm"
     group_size: int = field(default=4, validator=v.ge(2))
-    minibatches: int = field(default=1, validator=v.ge(1))
-    epochs: int = field(default=1, validator=v.ge(1))
-    clip: float = field(default=0.2, validator=v.gt(0))
-    clip_high: float | None = field(default=None, validator=v.optional(v.gt(0)))
-    max_update_kl: float = field(default=0.0, validator=v.ge(0))
-
-    def problems(self) -> list[str]:
-        """See :class:`OnlineConfig`."""
-        return super().problems() + minibatch_problems(self)
 
     def exam_settings(self, policy: str, beta: float) -> Mapping[str, Any]:
         """See :class:`tunesmith.kinds.rl_algorithm.Examinable`."""
-        common = {"kl_coefficient": beta, "max_new_tokens": 4, "samples": 0, "checkpoint_every": 10_000}
+        common = exam_basics(beta)
         if policy == "tabular":
             return {**common, "steps": 2000, "batch_size": 256, "group_size": 256, "learning_rate": 0.05}
         return {**common, "steps": 300, "batch_size": 512, "group_size": 512, "learning_rate": 1e-3}
 
 
 @frozen(kw_only=True)
-class GRPO(OnlineConfig):
+class GRPO(ClippedConfig):
     """Group relative policy optimisation (Shao et al. 2024, section 4.1) and its variants.
 
     Of a prompt's ``group_size`` completions, the advantage is the reward minus a baseline of the group, perhaps divided by
@@ -72,12 +55,6 @@ class GRPO(OnlineConfig):
             over tokens, mean over completions.
         ratio: ``"token"``: each token's probability ratio; ``"sequence"``: their geometric mean, for all tokens of a completion
             (GSPO, Zheng et al. 2025).
-        minibatches: Updates an epoch; must not exceed ``batch_size``.
-        epochs: Passes over a step's completions.
-        clip: Range of the probability ratio, ``1 - clip`` to ``1 + clip``.
-        clip_high: The range's upper part, if it is another (Yu et al. 2025, section 3.1); None: ``clip``.
-        max_update_kl: A step's remaining updates are left out as soon as the policy is so far (approximate KL, nats a
-            token) from the one that drew the completions; 0: never.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.grpo:GRPOAlgorithm"
@@ -86,15 +63,6 @@ class GRPO(OnlineConfig):
     deviation: bool = False
     normaliser: Normaliser = "dr_grpo"
     ratio: Literal["token", "sequence"] = "token"
-    minibatches: int = field(default=1, validator=v.ge(1))
-    epochs: int = field(default=1, validator=v.ge(1))
-    clip: float = field(default=0.2, validator=v.gt(0))
-    clip_high: float | None = field(default=None, validator=v.optional(v.gt(0)))
-    max_update_kl: float = field(default=0.0, validator=v.ge(0))
-
-    def problems(self) -> list[str]:
-        """See :class:`OnlineConfig`."""
-        return super().problems() + minibatch_problems(self)
 
     def biases(self) -> dict[str, str]:
         """See :class:`OnlineConfig`."""
@@ -126,7 +94,7 @@ class GRPO(OnlineConfig):
 
     def exam_settings(self, policy: str, beta: float) -> Mapping[str, Any]:
         """See :class:`tunesmith.kinds.rl_algorithm.Examinable`."""
-        common = {"kl_coefficient": beta, "max_new_tokens": 4, "samples": 0, "checkpoint_every": 10_000}
+        common = exam_basics(beta)
         if policy == "tabular":
             return {**common, "steps": 2000, "batch_size": 256, "group_size": 256, "learning_rate": 0.05}
         return {**common, "steps": 300, "batch_size": 512, "group_size": 512, "learning_rate": 1e-3}
@@ -161,7 +129,7 @@ class Reinforce(OnlineConfig):
 
     def exam_settings(self, policy: str, beta: float) -> Mapping[str, Any]:
         """See :class:`tunesmith.kinds.rl_algorithm.Examinable`."""
-        common = {"kl_coefficient": beta, "max_new_tokens": 4, "samples": 0, "checkpoint_every": 10_000}
+        common = exam_basics(beta)
         if policy == "tabular":
             return {**common, "steps": 2000, "batch_size": 256, "learning_rate": 0.05}
         return {**common, "steps": 300, "batch_size": 512, "learning_rate": 1e-3}

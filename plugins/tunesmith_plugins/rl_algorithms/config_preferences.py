@@ -15,7 +15,41 @@ IMPLEMENTATIONS = "tunesmith_plugins.rl_algorithms"
 
 
 @frozen(kw_only=True)
-class DPO(RLAlgorithmConfig):
+class PreferenceConfig(RLAlgorithmConfig):
+    """Fields of the algorithms that learn from preferences.
+
+    Attributes:
+        epochs: Passes over the data; ignored where ``steps`` is set.
+        steps: Updates; 0 means by epochs.
+        batch_size: Pairs (DPO) or labelled completions (KTO) an update.
+        micro_batch_size: So many of them go through the model at once, of a pair both completions; 0: all of an update. Only
+            memory depends on it.
+        learning_rate: Peak learning rate (Adam).
+        schedule: ``"linear"`` goes down to zero over the updates.
+        max_grad_norm: Gradients are clipped to this norm; 0: never.
+        max_prompt_tokens: Longer prompts lose their beginning; 0: no limit. The report says how many did.
+        max_completion_tokens: Longer completions lose their end; 0: no limit.
+        checkpoint_every: Updates between checkpoints.
+        allow_start_kl: Go on with an adapter that was trained before; an error otherwise.
+        report_to: Trackers that get every update's numbers, by their names in accelerate: ``"tensorboard"``, ``"wandb"`` ...
+    """
+
+    epochs: int = field(default=1, validator=v.ge(1))
+    steps: int = field(default=0, validator=v.ge(0))
+    batch_size: int = field(default=16, validator=v.ge(1))
+    micro_batch_size: int = field(default=0, validator=v.ge(0))
+    learning_rate: float = field(default=1e-4, validator=v.gt(0))
+    schedule: Literal["constant", "linear"] = "linear"
+    max_grad_norm: float = field(default=1.0, validator=v.ge(0))
+    max_prompt_tokens: int = field(default=0, validator=v.ge(0))
+    max_completion_tokens: int = field(default=0, validator=v.ge(0))
+    checkpoint_every: int = field(default=50, validator=v.ge(1))
+    allow_start_kl: bool = False
+    report_to: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class DPO(PreferenceConfig):
     """Direct preference optimisation (Rafailov et al. 2023) and its nearest relatives.
 
     With ``d`` the difference of the two completions' summed log-ratios to the reference, ``m = beta d`` and ``s`` the label
@@ -36,37 +70,12 @@ class DPO(RLAlgorithmConfig):
         loss: See above.
         beta: Strength of the pull to the reference.
         label_smoothing: Share ``s`` of labels taken to be wrong, below one half; of ``"sigmoid"`` and ``"robust"`` only.
-        epochs: Passes over the pairs; ignored where ``steps`` is set.
-        steps: Updates; 0 means by epochs.
-        batch_size: Pairs an update.
-        micro_batch_size: Pairs' completions that go through the model at once; 0: all of an update. Only memory depends
-            on it.
-        learning_rate: Peak learning rate (Adam).
-        schedule: ``"linear"`` goes down to zero over the updates.
-        max_grad_norm: Gradients are clipped to this norm; 0: never.
-        max_prompt_tokens: Longer prompts lose their beginning; 0: no limit. The report says how many did.
-        max_completion_tokens: Longer completions lose their end; 0: no limit.
-        checkpoint_every: Updates between checkpoints.
-        allow_start_kl: Go on with an adapter that was trained before; an error otherwise.
-        report_to: Trackers that get every update's numbers, by their names in accelerate: ``"tensorboard"``, ``"wandb"`` ...
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.dpo:DPOAlgorithm"
     loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
     beta: float = field(default=0.1, validator=v.gt(0))
     label_smoothing: float = field(default=0.0, validator=[v.ge(0), v.lt(0.5)])
-    epochs: int = field(default=1, validator=v.ge(1))
-    steps: int = field(default=0, validator=v.ge(0))
-    batch_size: int = field(default=16, validator=v.ge(1))
-    micro_batch_size: int = field(default=0, validator=v.ge(0))
-    learning_rate: float = field(default=1e-4, validator=v.gt(0))
-    schedule: Literal["constant", "linear"] = "linear"
-    max_grad_norm: float = field(default=1.0, validator=v.ge(0))
-    max_prompt_tokens: int = field(default=0, validator=v.ge(0))
-    max_completion_tokens: int = field(default=0, validator=v.ge(0))
-    checkpoint_every: int = field(default=50, validator=v.ge(1))
-    allow_start_kl: bool = False
-    report_to: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
@@ -95,7 +104,7 @@ class DPO(RLAlgorithmConfig):
 
 
 @frozen(kw_only=True)
-class KTO(RLAlgorithmConfig):
+class KTO(PreferenceConfig):
     """Kahneman-Tversky optimisation (Ethayarajh et al. 2024): which completions are good, not which of two is better.
 
     With ``r`` a completion's summed log-ratio to the reference, the loss is ``lambda_D (1 - sigmoid(beta (r - z0)))`` for a
@@ -111,36 +120,13 @@ class KTO(RLAlgorithmConfig):
         beta: How fast gains and losses saturate.
         desirable_weight: ``lambda_D``.
         undesirable_weight: ``lambda_U``.
-        epochs: Passes over the rows; ignored where ``steps`` is set.
-        steps: Updates; 0 means by epochs.
-        batch_size: Rows an update.
-        micro_batch_size: Rows that go through the model at once; 0: all of an update. Only memory depends on it.
-        learning_rate: Peak learning rate (Adam).
-        schedule: ``"linear"`` goes down to zero over the updates.
-        max_grad_norm: Gradients are clipped to this norm; 0: never.
-        max_prompt_tokens: Longer prompts lose their beginning; 0: no limit. The report says how many did.
-        max_completion_tokens: Longer completions lose their end; 0: no limit.
-        checkpoint_every: Updates between checkpoints.
-        allow_start_kl: Go on with an adapter that was trained before; an error otherwise.
-        report_to: Trackers that get every update's numbers, by their names in accelerate: ``"tensorboard"``, ``"wandb"`` ...
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.kto:KTOAlgorithm"
     beta: float = field(default=0.1, validator=v.gt(0))
     desirable_weight: float = field(default=1.0, validator=v.ge(0))
     undesirable_weight: float = field(default=1.0, validator=v.ge(0))
-    epochs: int = field(default=1, validator=v.ge(1))
-    steps: int = field(default=0, validator=v.ge(0))
     batch_size: int = field(default=32, validator=v.ge(1))
-    micro_batch_size: int = field(default=0, validator=v.ge(0))
-    learning_rate: float = field(default=1e-4, validator=v.gt(0))
-    schedule: Literal["constant", "linear"] = "linear"
-    max_grad_norm: float = field(default=1.0, validator=v.ge(0))
-    max_prompt_tokens: int = field(default=0, validator=v.ge(0))
-    max_completion_tokens: int = field(default=0, validator=v.ge(0))
-    checkpoint_every: int = field(default=50, validator=v.ge(1))
-    allow_start_kl: bool = False
-    report_to: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()

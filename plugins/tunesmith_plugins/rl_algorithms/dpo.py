@@ -10,6 +10,7 @@ from tunesmith.scoring import micro_batches
 from tunesmith_plugins.rl_algorithms.config_preferences import DPO
 from tunesmith_plugins.rl_algorithms.preference_losses import pair_loss, pair_objective
 from tunesmith_plugins.rl_algorithms.preference_run import PreferenceAlgorithm, PreferenceRun, distinct
+from tunesmith_plugins.rl_algorithms.targets import tilt
 
 
 class _Run(PreferenceRun):
@@ -102,8 +103,8 @@ class DPOAlgorithm(PreferenceAlgorithm):
         if self.config.label_smoothing or self.config.loss == "hinge":
             return None
         if self.config.loss == "ipo":
-            return torch.log_softmax(ref_logp + win_rates(reward) / beta, dim=0)
-        return torch.log_softmax(ref_logp + reward / beta, dim=0)
+            return tilt(ref_logp, win_rates(reward), beta)
+        return tilt(ref_logp, reward, beta)
 
 
 def win_rates(reward: torch.Tensor) -> torch.Tensor:

@@ -33,10 +33,12 @@ class Rewarded:
 
 @frozen(kw_only=True, eq=False)
 class Estimate:
-    """Attributes:
-    advantages: (batch, time), 0 outside the mask.
-    returns: (batch, time) targets of the value head, or None.
-    mask: Tokens that are trained, if not all that count are.
+    """What an algorithm makes of a step's rewards.
+
+    Attributes:
+        advantages: (batch, time), 0 outside the mask.
+        returns: (batch, time) targets of the value head, or None.
+        mask: Tokens that are trained, if not all that count are.
     """
 
     advantages: torch.Tensor

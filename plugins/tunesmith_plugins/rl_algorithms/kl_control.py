@@ -7,10 +7,12 @@ from attrs import define
 
 @define
 class KLControl:
-    """Attributes:
-    coefficient: The current weight.
-    target: Nats a sequence; 0: the weight is fixed.
-    horizon: Completions over which it changes.
+    """The weight, and where it is steered.
+
+    Attributes:
+        coefficient: The current weight.
+        target: Nats a sequence; 0: the weight is fixed.
+        horizon: Completions over which it changes.
     """
 
     coefficient: float

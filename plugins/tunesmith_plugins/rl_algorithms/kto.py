@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -10,7 +10,7 @@ from tunesmith.kinds.rl_algorithm import Offline
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith.scoring import micro_batches
-from tunesmith_plugins.rl_algorithms.config_preferences import KTO
+from tunesmith_plugins.rl_algorithms.config_preferences import KTO, PreferenceConfig
 from tunesmith_plugins.rl_algorithms.kto_target import kto_fixed_point
 from tunesmith_plugins.rl_algorithms.preference_losses import KTO_OBJECTIVE, kto_loss
 from tunesmith_plugins.rl_algorithms.preference_run import PreferenceAlgorithm, PreferenceRun, distinct
@@ -22,7 +22,7 @@ class _Run(PreferenceRun):
     name: ClassVar[str] = "kto"
     answers_a_row: ClassVar[int] = 1
 
-    def __init__(self, config: Any, policy: LM, task: Offline, runtime: Runtime) -> None:
+    def __init__(self, config: PreferenceConfig, policy: LM, task: Offline, runtime: Runtime) -> None:
         super().__init__(config, policy, task, runtime)
         self.prompts, self.prompt_of = _numbered(self.pairs.prompts)
         self.completions, self.completion_of = _numbered(self.pairs.completions)

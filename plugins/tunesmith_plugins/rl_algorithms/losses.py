@@ -19,11 +19,13 @@ Ratio = Literal["token", "sequence_mean", "sequence_sum"]
 
 @frozen(kw_only=True, eq=False)
 class PolicyLoss:
-    """Attributes:
-    loss: Sum over tokens.
-    clipped: Number of tokens at which the clipped branch was taken.
-    kl: Sum of ``ratio - 1 - log ratio``, which estimates KL(old || new) and is never negative.
-    max_ratio_error: Largest ``|ratio - 1|``.
+    """The loss of a policy, and how far it has come from the one that drew.
+
+    Attributes:
+        loss: Sum over tokens.
+        clipped: Number of tokens at which the clipped branch was taken.
+        kl: Sum of ``ratio - 1 - log ratio``, which estimates KL(old || new) and is never negative.
+        max_ratio_error: Largest ``|ratio - 1|``.
     """
 
     loss: torch.Tensor

@@ -6,15 +6,14 @@ What differs from one to the next stands in a :class:`tunesmith_plugins.rl_algor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from attrs import asdict, define, field
 
-from tunesmith.errors import ConfigError, MissingPower, NumericError
-from tunesmith.kinds.rl_algorithm import Offline, Online, ResumableObserver, StepTexts, TrainingReport
+from tunesmith.errors import NumericError
+from tunesmith.kinds.rl_algorithm import Offline, Online, StepTexts, TrainingReport
 from tunesmith.lm import LM
 from tunesmith.processes import processes
 from tunesmith.runtime import Runtime, derive_seed
@@ -25,12 +24,14 @@ from tunesmith_plugins.rl_algorithms.estimates import Method, Rewarded
 from tunesmith_plugins.rl_algorithms.kl_control import KLControl
 from tunesmith_plugins.rl_algorithms.kl_estimators import kl_estimate
 from tunesmith_plugins.rl_algorithms.kl_rules import OBJECTIVE
-from tunesmith_plugins.rl_algorithms.optimizer import adam
+from tunesmith_plugins.rl_algorithms.observing import remind, step_texts, tell
+from tunesmith_plugins.rl_algorithms.optimizer import adam, is_half
 from tunesmith_plugins.rl_algorithms.penalties import length_penalties
-from tunesmith_plugins.rl_algorithms.progress import Progress, decayed, identity, shuffled
-from tunesmith_plugins.rl_algorithms.reference import reference_of, trainable
+from tunesmith_plugins.rl_algorithms.progress import Progress, decayed, identity, in_turn, shuffled
+from tunesmith_plugins.rl_algorithms.reference import reference_of, start_tolerance, trainable
 from tunesmith_plugins.rl_algorithms.rollouts import Drawer, Rollout, check_drawn, rewards_of
 from tunesmith_plugins.rl_algorithms.rounding import MARGIN, movement, quantization_of
+from tunesmith_plugins.rl_algorithms.task import check_family, check_online, without_dropout
 from tunesmith_plugins.rl_algorithms.trackers import Trackers
 from tunesmith_plugins.rl_algorithms.update import Batch, Updater
 from tunesmith_plugins.rl_algorithms.value_head import value_head_for
@@ -40,29 +41,10 @@ def train_online(
     config: OnlineConfig, method: Method, policy: LM, task: Online | Offline, runtime: Runtime
 ) -> TrainingReport:
     """Train ``policy`` in place; see :class:`tunesmith.kinds.rl_algorithm.RLAlgorithm`."""
-    name = method.name
-    if not isinstance(task, Online):
-        raise ConfigError([f"{name} learns from a reward, not from preferences: give prompts and a reward"], name)
-    if not task.prompts:
-        raise ConfigError(["there are no prompts to draw completions for"], name)
-    uneven = [column for column, values in task.columns.items() if len(values) != len(task.prompts)]
-    if uneven:
-        raise ConfigError([f"the columns {', '.join(uneven)} are not as long as the prompts"], name)
-    if policy.family == "encoder":
-        raise MissingPower(f"{name} trains decoder-only and encoder-decoder models; an encoder generates nothing.")
-    with runtime.activated(), _evaluation_mode(policy):
-        return _Run(config, method, policy, task, runtime).run()
-
-
-@contextmanager
-def _evaluation_mode(policy: LM) -> Iterator[None]:
-    """Dropout off, whatever mode the model was in; put back afterwards."""
-    before = policy.model.training
-    policy.model.eval()
-    try:
-        yield
-    finally:
-        policy.model.train(before)
+    online = check_online(task, method.name)
+    check_family(policy, method.name)
+    with runtime.activated(), without_dropout(policy):
+        return _Run(config, method, policy, online, runtime).run()
 
 
 @define
@@ -111,8 +93,8 @@ class _Run:
         self.progress = Progress(self.runtime.folder, key, kept, self.optimizer, self.together)
         self.updater = Updater(config, method, policy, self.head, self.optimizer, self.together)
         self.state = _State(KLControl(config.kl_coefficient, config.kl_target, config.kl_horizon))
-        half = next(policy.model.parameters()).dtype in (torch.bfloat16, torch.float16)
-        self.drawn_tolerance, self.start_tolerance = (0.2, 0.1) if half else (1e-3, 1e-4)
+        self.start_tolerance = start_tolerance(policy)
+        self.drawn_tolerance = 0.2 if is_half(policy) else 1e-3
         self.quantization = quantization_of(policy)
 
     def run(self) -> TrainingReport:
@@ -153,25 +135,17 @@ class _Run:
             return None
         first, values = restored
         self.state = _State(control=KLControl(**values.pop("control")), **values)
-        for place, observer in enumerate(self.task.observers):
-            if isinstance(observer, ResumableObserver) and str(place) in self.state.observers:
-                observer.restore(self.state.observers[str(place)])
+        remind(self.task.observers, self.state.observers)
         return first
 
     def _texts(self, rows: Sequence[int]) -> list[str]:
         return [c.text for c in self.drawer.completions(rows, "samples")] if rows else []
 
     def _rows(self, step: int) -> list[int]:
-        """The prompts of a step, each ``group_size`` times: every prompt once, in a new order, then again."""
-        count, found = len(self.task.prompts), []
-        orders: dict[int, list[int]] = {}
-        prompts = self.config.batch_size // self.config.group_size
-        for place in range(step * prompts, (step + 1) * prompts):
-            epoch = place // count
-            if epoch not in orders:
-                orders[epoch] = shuffled(count, derive_seed(self.runtime.seed, "prompts", epoch))
-            found += [orders[epoch][place % count]] * self.config.group_size
-        return found
+        """The prompts of a step, each ``group_size`` times."""
+        size = self.config.batch_size // self.config.group_size
+        chosen = in_turn(len(self.task.prompts), step, size, self.runtime.seed)
+        return [row for row in chosen for _ in range(self.config.group_size)]
 
     def _scored(self, model: LM, rollout: Rollout, head: Callable[..., torch.Tensor] | None = None) -> Any:
         """Every process scores its share of the rows and gets all."""
@@ -242,7 +216,7 @@ class _Run:
                 f"{method.name} step {step}: {', '.join(wrong)} is not a finite number. Lower the learning rate, or look at "
                 "the reward."
             )
-        return found, self._drawn(rollout, task_rewards, kls)
+        return found, step_texts(self.task.prompts, rollout, task_rewards, kls)
 
     def _batch(
         self,
@@ -272,25 +246,13 @@ class _Run:
             returns=found.returns,
         )
 
-    def _drawn(self, rollout: Rollout, task_rewards: torch.Tensor, kls: torch.Tensor) -> StepTexts:
-        return StepTexts(
-            prompts=[self.task.prompts[row] for row in rollout.rows],
-            completions=rollout.texts,
-            scores=[None if math.isnan(score) else score for score in task_rewards.tolist()],
-            kl=kls.tolist(),
-            rows=rollout.rows,
-        )
-
     def _taken_up(self, step: int, found: dict[str, float], drawn: StepTexts) -> list[dict[str, Any]]:
         """Keep the step's numbers, ask the observers, and return the texts to be logged."""
         state, every = self.state, self.config.log_samples_every
         state.steps.append(found)
-        reasons = [state.stopped]
-        for place, observer in enumerate(self.task.observers):
-            reasons.append(observer.step(step, found, drawn) or "")
-            if isinstance(observer, ResumableObserver):
-                state.observers[str(place)] = dict(observer.state())
-        state.stopped = self.together.from_main(lambda: "; ".join(reason for reason in reasons if reason))
+        own = [state.stopped] if state.stopped else []
+        reasons = own + tell(self.task.observers, step, found, drawn, state.observers)
+        state.stopped = self.together.from_main(lambda: "; ".join(reasons))
         if not every or step % every:
             return []
         rows = range(0, len(drawn.completions), self.config.group_size)[: self.config.samples]
@@ -327,12 +289,9 @@ class _Run:
     def _check_start(self, rollout: Rollout, old: torch.Tensor, ref: torch.Tensor, rounding: float) -> None:
         """At step 0 the policy must be the reference, token by token."""
         worst = float(((old - ref).abs() * rollout.mask).max()) if old.numel() else 0.0
-        expected = self.config.allow_start_kl or not self.reference.starts_equal
-        if worst > self.start_tolerance + MARGIN * rounding and not expected:
-            raise NumericError(
-                f"the policy is not its reference at step 0: log-probabilities differ by up to {worst:.2e}. Its last adapter "
-                "was trained before. Put a fresh one on top, or set allow_start_kl=True." + self._of_rounding(rounding)
-            )
+        if not self.config.allow_start_kl:
+            tolerance = self.start_tolerance + MARGIN * rounding
+            self.reference.check_start(worst, tolerance, self._of_rounding(rounding))
 
     def _summary(self) -> dict[str, Any]:
         steps, state = self.state.steps, self.state

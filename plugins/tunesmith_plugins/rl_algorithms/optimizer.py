@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import torch
 
+from tunesmith.lm import LM
+
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -81,6 +83,11 @@ class WideAdam:
         for group, copies in zip(self.param_groups, self.copies, strict=True):
             for parameter, copy in zip(group["params"], copies, strict=True):
                 parameter.copy_(copy)
+
+
+def is_half(policy: LM) -> bool:
+    """Return whether a model's weights are of half precision."""
+    return next(policy.model.parameters()).dtype in HALF
 
 
 def adam(groups: list[dict[str, Any]], lr: float, eps: float = 1e-8) -> Optimizer:

@@ -10,16 +10,18 @@ from typing import Any, ClassVar
 import torch
 from attrs import asdict
 
-from tunesmith.errors import ConfigError, DataError, MissingPower, NumericError
+from tunesmith.errors import DataError, NumericError
 from tunesmith.kinds.rl_algorithm import Offline, Online, RLAlgorithm, TrainingReport
 from tunesmith.lm import LM
 from tunesmith.processes import processes
 from tunesmith.runtime import Runtime, derive_seed
 from tunesmith.scoring import micro_batches, pad, take, token_logps, token_logps_in_batches
+from tunesmith_plugins.rl_algorithms.config_preferences import PreferenceConfig
 from tunesmith_plugins.rl_algorithms.optimizer import adam
 from tunesmith_plugins.rl_algorithms.pairs import encode
 from tunesmith_plugins.rl_algorithms.progress import Progress, decayed, identity
-from tunesmith_plugins.rl_algorithms.reference import reference_of, trainable
+from tunesmith_plugins.rl_algorithms.reference import reference_of, start_tolerance, trainable
+from tunesmith_plugins.rl_algorithms.task import check_family, check_offline, without_dropout
 from tunesmith_plugins.rl_algorithms.trackers import Trackers
 
 
@@ -27,8 +29,7 @@ class PreferenceRun(ABC):
     """One training run. A row is what the loss is a mean of: a pair, or a completion.
 
     Args:
-        config: With the fields that :class:`tunesmith_plugins.rl_algorithms.DPO` and
-            :class:`tunesmith_plugins.rl_algorithms.KTO` share.
+        config: Of DPO or KTO.
         policy: Trained in place.
         task: The preferences.
         runtime: Seed, folder, progress.
@@ -38,8 +39,9 @@ class PreferenceRun(ABC):
     answers_a_row: ClassVar[int]
     """Completions a row, by which a micro-batch is measured."""
 
-    def __init__(self, config: Any, policy: LM, task: Offline, runtime: Runtime) -> None:
-        self.config, self.policy = config, policy
+    def __init__(self, config: PreferenceConfig, policy: LM, task: Offline, runtime: Runtime) -> None:
+        self.config: Any = config
+        self.policy = policy
         self.together = processes(policy.device)
         self.runtime = self.together.own(runtime)
         texts = [f"{p.prompt}\0{p.chosen}\0{p.rejected}\0{p.weight}" for p in task.preferences]
@@ -52,8 +54,6 @@ class PreferenceRun(ABC):
             raise DataError("all preferences have weight 0; nothing can be learned from them.")
         self.optimizer = adam([{"params": list(self.parameters.values())}], lr=config.learning_rate)
         self.progress = Progress(self.runtime.folder, key, self.parameters, self.optimizer, self.together)
-        half = next(policy.model.parameters()).dtype in (torch.bfloat16, torch.float16)
-        self.start_tolerance = 0.1 if half else 1e-4
 
     @property
     @abstractmethod
@@ -165,13 +165,8 @@ class PreferenceRun(ABC):
             NumericError: If policy and reference are not the same.
         """
         ratios = self.scored(self.policy) - self.ref
-        worst = float(ratios.abs().max())
-        expected = self.config.allow_start_kl or not self.reference.starts_equal
-        if worst > self.start_tolerance and not expected:
-            raise NumericError(
-                f"the policy is not its reference before the first update: log-probabilities differ by up to {worst:.2e}. Its "
-                "last adapter was trained before. Put a fresh one on top, or set allow_start_kl=True."
-            )
+        if not self.config.allow_start_kl:
+            self.reference.check_start(float(ratios.abs().max()), start_tolerance(self.policy))
         return self.start_loss(ratios)
 
     def _update(self, rows: torch.Tensor, step: int) -> dict[str, float]:
@@ -211,16 +206,7 @@ class PreferenceAlgorithm(RLAlgorithm):
     def train(self, policy: LM, task: Online | Offline, runtime: Runtime) -> TrainingReport:
         """See :class:`tunesmith.kinds.rl_algorithm.RLAlgorithm`."""
         name = self.run.name
-        if not isinstance(task, Offline):
-            raise ConfigError([f"{name} learns from preferences, not from a reward: give preferences"], name)
-        if not task.preferences:
-            raise ConfigError(["there are no preferences to learn from"], name)
-        if policy.family == "encoder":
-            raise MissingPower(f"{name} trains decoder-only and encoder-decoder models; an encoder generates nothing.")
-        before = policy.model.training
-        policy.model.eval()
-        try:
-            with runtime.activated():
-                return self.run(self.config, policy, task, runtime).run()
-        finally:
-            policy.model.train(before)
+        offline = check_offline(task, name)
+        check_family(policy, name)
+        with runtime.activated(), without_dropout(policy):
+            return self.run(self.config, policy, offline, runtime).run()

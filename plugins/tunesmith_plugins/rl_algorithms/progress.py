@@ -12,6 +12,7 @@ import torch
 from tunesmith.checkpoints import Checkpoints, load_tree, save_tree
 from tunesmith.errors import ArtifactError
 from tunesmith.processes import Processes
+from tunesmith.runtime import derive_seed
 from tunesmith_plugins.rl_algorithms.optimizer import Optimizer
 
 NAME = "training"
@@ -91,6 +92,15 @@ class Progress:
 def decayed(schedule: str, peak: float, done: int, total: int) -> float:
     """Return the learning rate of the update after ``done`` of ``total``: constant, or linear to zero."""
     return peak if schedule == "constant" else peak * (1 - done / total)
+
+
+def in_turn(count: int, step: int, size: int, seed: int) -> list[int]:
+    """Return the ``size`` prompts of a step: each of ``count`` once, in an order drawn by ``seed``, then again in a new one."""
+    places = range(step * size, (step + 1) * size)
+    orders = {
+        epoch: shuffled(count, derive_seed(seed, "prompts", epoch)) for epoch in {place // count for place in places}
+    }
+    return [orders[place // count][place % count] for place in places]
 
 
 def shuffled(count: int, seed: int) -> list[int]:

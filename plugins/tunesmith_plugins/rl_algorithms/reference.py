@@ -9,15 +9,19 @@ from contextlib import contextmanager
 import torch
 from attrs import evolve, frozen
 
+from tunesmith.errors import NumericError
 from tunesmith.kinds.adapter import SupportsDisable
 from tunesmith.lm import LM
+from tunesmith_plugins.rl_algorithms.optimizer import is_half
 
 
 @frozen(eq=False)
 class Reference:
-    """Attributes:
-    policy: The model in training.
-    copy: A frozen copy of what it was, or None if switching off its last adapter gives the same.
+    """What a policy was before it was trained.
+
+    Attributes:
+        policy: The model in training.
+        copy: A frozen copy of what it was, or None if switching off its last adapter gives the same.
     """
 
     policy: LM
@@ -27,6 +31,23 @@ class Reference:
     def starts_equal(self) -> bool:
         """Whether the policy, untrained, is its reference: not if its adapter changes the model from the start."""
         return self.copy is not None or self.policy.adapters[-1].identity
+
+    def check_start(self, worst: float, tolerance: float, more: str = "") -> None:
+        """Check that the policy is its reference before the first update, unless its adapter changes it from the start.
+
+        Args:
+            worst: By how much log-probabilities of the two differ at most.
+            tolerance: By how much they may; see :func:`start_tolerance`.
+            more: The end of the message.
+
+        Raises:
+            NumericError: If they differ by more.
+        """
+        if worst > tolerance and self.starts_equal:
+            raise NumericError(
+                f"the policy is not its reference before the first update: log-probabilities differ by up to {worst:.2e}. Its "
+                f"last adapter was trained before. Put a fresh one on top, or set allow_start_kl=True.{more}"
+            )
 
     @contextmanager
     def model(self) -> Iterator[LM]:
@@ -38,6 +59,11 @@ class Reference:
         assert isinstance(last, SupportsDisable)
         with last.disabled():
             yield self.policy
+
+
+def start_tolerance(policy: LM) -> float:
+    """Return by how much rounding alone can make log-probabilities of a policy and its reference differ."""
+    return 0.1 if is_half(policy) else 1e-4
 
 
 def reference_of(policy: LM) -> Reference:

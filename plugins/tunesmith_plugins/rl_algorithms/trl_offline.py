@@ -12,13 +12,15 @@ from datasets import Dataset
 from torch.utils.data import SequentialSampler
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
-from tunesmith.errors import ConfigError, DataError
+from tunesmith.errors import DataError
 from tunesmith.kinds.rl_algorithm import Offline, Online
 from tunesmith.lm import LM
 from tunesmith.runtime import derive_seed
 from tunesmith_plugins.rl_algorithms.kto_target import kto_fixed_point
 from tunesmith_plugins.rl_algorithms.pairs import Pairs, encode
 from tunesmith_plugins.rl_algorithms.preference_losses import KTO_OBJECTIVE, pair_objective
+from tunesmith_plugins.rl_algorithms.targets import tilt
+from tunesmith_plugins.rl_algorithms.task import check_offline
 from tunesmith_plugins.rl_algorithms.trl_run import OwnCheckpoints, TrlAlgorithm, renamed
 
 NAMES = {
@@ -59,11 +61,7 @@ class TrlOffline(TrlAlgorithm):
 
     def check(self, task: Online | Offline) -> None:
         """See :meth:`TrlAlgorithm.check`."""
-        if not isinstance(task, Offline):
-            raise ConfigError([f"{self.name} learns from preferences, not from a reward: give preferences"], self.name)
-        if not task.preferences:
-            raise ConfigError(["there are no preferences to learn from"], self.name)
-        if not any(p.weight for p in task.preferences):
+        if not any(p.weight for p in check_offline(task, self.name).preferences):
             raise DataError("all preferences have weight 0; nothing can be learned from them.")
 
     def content(self, task: Offline) -> list[str]:
@@ -78,8 +76,7 @@ class TrlOffline(TrlAlgorithm):
         pairs = encode(policy, task.preferences, config.max_prompt_tokens, config.max_completion_tokens)
         self._cut = {"cut_prompts": pairs.cut_prompts, "cut_completions": pairs.cut_completions}
         data = Dataset.from_dict(self.columns(pairs, arguments))
-        trainer = self.cls(model=policy.model, ref_model=reference, train_dataset=data, **options)
-        return trainer
+        return self.cls(model=policy.model, ref_model=reference, train_dataset=data, **options)
 
     @abstractmethod
     def columns(self, pairs: Pairs, arguments: Any) -> dict[str, list[Any]]:
@@ -129,7 +126,7 @@ class TrlDPOAlgorithm(TrlOffline):
         config = self.config
         if (config.loss_type or "sigmoid") != "sigmoid" or config.label_smoothing or OTHERS & set(config.options):
             return None
-        return torch.log_softmax(ref_logp + reward / beta, dim=0)
+        return tilt(ref_logp, reward, beta)
 
 
 class TrlKTOAlgorithm(TrlOffline):

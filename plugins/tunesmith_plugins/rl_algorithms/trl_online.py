@@ -12,7 +12,6 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer import grpo_trainer, rloo_trainer
 
-from tunesmith.errors import ConfigError
 from tunesmith.generation import prompt_ids
 from tunesmith.kinds.rl_algorithm import Offline, Online
 from tunesmith.lm import LM
@@ -21,6 +20,8 @@ from tunesmith.runtime import derive_seed
 from tunesmith_plugins.rl_algorithms.config_policy_gradient import GRPO
 from tunesmith_plugins.rl_algorithms.kl_rules import OBJECTIVE
 from tunesmith_plugins.rl_algorithms.progress import shuffled
+from tunesmith_plugins.rl_algorithms.targets import tilt
+from tunesmith_plugins.rl_algorithms.task import check_online
 from tunesmith_plugins.rl_algorithms.trl_run import OwnCheckpoints, TrlAlgorithm, renamed
 
 NAMES = {
@@ -60,15 +61,7 @@ class TrlOnline(TrlAlgorithm):
 
     def check(self, task: Online | Offline) -> None:
         """See :meth:`TrlAlgorithm.check`."""
-        if not isinstance(task, Online):
-            raise ConfigError(
-                [f"{self.name} learns from a reward, not from preferences: give prompts and a reward"], self.name
-            )
-        if not task.prompts:
-            raise ConfigError(["there are no prompts to draw completions for"], self.name)
-        uneven = [name for name, values in task.columns.items() if len(values) != len(task.prompts)]
-        if uneven:
-            raise ConfigError([f"the columns {', '.join(uneven)} are not as long as the prompts"], self.name)
+        check_online(task, self.name)
 
     def content(self, task: Online) -> list[str]:
         """See :meth:`TrlAlgorithm.content`."""
@@ -172,7 +165,7 @@ class TrlRLOOAlgorithm(TrlOnline):
             return None
         if options.get("sync_ref_model"):
             return None
-        return torch.log_softmax(ref_logp + reward / beta, dim=0)
+        return tilt(ref_logp, reward, beta)
 
 
 def _order(arguments: Any, count: int) -> list[int]:

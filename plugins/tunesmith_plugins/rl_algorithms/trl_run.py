@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import difflib
 import json
-import logging
 import math
 import tempfile
 from abc import abstractmethod
@@ -22,7 +21,8 @@ from attrs import asdict
 from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
-from tunesmith.checkpoints import newest_sealed, sealing_callback
+from tunesmith import manifest
+from tunesmith.checkpoints import newest_sealed, saving_quietly, sealing_callback
 from tunesmith.errors import ArtifactError, ConfigError, MissingPower, NumericError
 from tunesmith.kinds.adapter import whole_parameters
 from tunesmith.kinds.rl_algorithm import Offline, Online, RLAlgorithm, TrainingReport
@@ -31,7 +31,7 @@ from tunesmith.runtime import Runtime
 from tunesmith.scoring import pad, token_logps_in_batches
 from tunesmith.training.sharding import check_whole
 from tunesmith_plugins.rl_algorithms.progress import identity
-from tunesmith_plugins.rl_algorithms.reference import Reference, reference_of, trainable
+from tunesmith_plugins.rl_algorithms.reference import Reference, reference_of, start_tolerance, trainable
 
 OLDEST = "1.16"
 OURS = frozenset({"max_prompt_tokens", "max_completion_tokens", "options", "checkpoint_every", "allow_start_kl"})
@@ -120,14 +120,14 @@ class TrlAlgorithm(RLAlgorithm):
         key = identity(self.name, repr(self.config), str(runtime.seed), policy.fingerprint, *self.content(task))
         reference = reference_of(policy)
         parameters = trainable(policy)
-        _check_start(policy, reference, self.config.allow_start_kl, self.name)
+        _check_start(policy, reference, self.config.allow_start_kl)
         if reference.copy is None and self.config.options.get("sync_ref_model"):
             raise ConfigError(["sync_ref_model needs a copy of the model; train without an adapter"], self.name)
         from tunesmith_plugins.rl_algorithms.trl_reference import for_trl
 
         with ExitStack() as stack:
             folder = runtime.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            stack.enter_context(_quiet())
+            stack.enter_context(saving_quietly())
             arguments = self._arguments(folder, runtime)
             if runtime.folder is not None:
                 _claim(folder, key)
@@ -271,14 +271,12 @@ def _claim(folder: Path, key: str) -> None:
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    half = file.with_suffix(".writing")
-    half.write_text(json.dumps({"identity": key}) + "\n", encoding="utf-8")
-    half.replace(file)
+    manifest.write_text(file, json.dumps({"identity": key}) + "\n")
 
 
-def _check_start(policy: LM, reference: Reference, allowed: bool, name: str) -> None:
+def _check_start(policy: LM, reference: Reference, allowed: bool) -> None:
     """The policy must be its reference before the first update; one token shows whether it is."""
-    if reference.copy is not None or allowed or not reference.starts_equal:
+    if reference.copy is not None or allowed:
         return
     token = policy.tokenizer.bos_token_id or policy.tokenizer.eos_token_id or 0
     ids, lengths = pad([[token]])
@@ -286,12 +284,7 @@ def _check_start(policy: LM, reference: Reference, allowed: bool, name: str) -> 
         now, _, _ = token_logps_in_batches(policy, [[token]], ids, lengths)
         with reference.model() as model:
             before, _, _ = token_logps_in_batches(model, [[token]], ids, lengths)
-    difference = float((now - before).abs().max())
-    if difference > 1e-4:
-        raise NumericError(
-            f"{name}: the policy is not its reference before the first update (log-probabilities differ by {difference:.2e}). "
-            "Its last adapter was trained before. Put a fresh one on top, or set allow_start_kl=True."
-        )
+    reference.check_start(float((now - before).abs().max()), start_tolerance(policy))
 
 
 @contextmanager
@@ -318,15 +311,3 @@ def _as_it_was(policy: LM) -> Iterator[None]:
             model.config.use_cache = cache
         model.model_tags = tags
         model.train(training)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers warns when checkpoints are saved within one second of each other."""
-    logger = logging.getLogger("transformers.trainer_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -85,6 +85,9 @@ class Updater:
 
         Returns:
             Token means over the updates made, and ``skipped``: how many were left out.
+
+        Raises:
+            NumericError: If ratios are farther than ``tolerance`` from 1.
         """
         method = self.method
         planned = [order[part :: method.minibatches] for order in orders for part in range(method.minibatches)]

@@ -10,9 +10,9 @@ from attrs import validators as v
 from tunesmith.kinds.sampler import SamplerConfig
 
 IMPLEMENTATIONS = "tunesmith_plugins.samplers"
-LARGEST = 2**53 - 1
-"""Count: rows carry theirs as float64, which holds no larger whole number for certain."""
-MOST = v.le(LARGEST)
+LARGEST_COUNT = 2**53 - 1
+"""Rows carry counts as float64, which holds no larger whole number for certain."""
+MOST = v.le(LARGEST_COUNT)
 
 
 @frozen(kw_only=True)
@@ -31,7 +31,7 @@ class Temperature(SamplerConfig):
         temperature: Above 0. For the limit 0 use ``greedy``.
     """
 
-    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.edits:TemperatureLink"
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.temperature:TemperatureLink"
     name_in_chain: ClassVar[str] = "temperature"
     temperature: float = field(default=1.0, validator=[v.gt(0), v.lt(float("inf"))])
 
@@ -98,7 +98,7 @@ class RepetitionPenalty(SamplerConfig):
         window: Only the last so many ids of the history count; 0 means all.
     """
 
-    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.edits:RepetitionPenaltyLink"
+    impl: ClassVar[str] = f"{IMPLEMENTATIONS}.counts:RepetitionPenaltyLink"
     name_in_chain: ClassVar[str] = "repetition_penalty"
     penalty: float = field(default=1.1, validator=[v.gt(0), v.lt(float("inf"))])
     window: int = field(default=0, validator=[v.ge(0), MOST])

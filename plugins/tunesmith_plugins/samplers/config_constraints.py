@@ -8,9 +8,7 @@ from attrs import Attribute, field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.sampler import SamplerConfig
-from tunesmith_plugins.samplers.config import MOST
-
-IMPLEMENTATIONS = "tunesmith_plugins.samplers"
+from tunesmith_plugins.samplers.config import IMPLEMENTATIONS, MOST
 
 
 def ids_not_negative(_: Any, attribute: Attribute[Any], value: tuple[int, ...]) -> None:

@@ -10,13 +10,12 @@ from attrs import validators as v
 
 from tunesmith.kinds.sampler import SamplerConfig
 from tunesmith.typecheck import Checked
-from tunesmith_plugins.samplers.config import MOST
+from tunesmith_plugins.samplers.config import IMPLEMENTATIONS, MOST
 from tunesmith_plugins.samplers.config_constraints import ids_not_negative
 
-IMPLEMENTATIONS = "tunesmith_plugins.samplers"
-LARGEST = 3.4028234663852886e38
-"""Largest float32: what is beyond it would be infinite in the logits' type, and infinity times no occurrence is no number."""
-FINITE = [v.ge(-LARGEST), v.le(LARGEST)]
+LARGEST_LOGIT = 3.4028234663852886e38
+"""The largest float32: what is beyond it would be infinite in the logits' type, and infinity times no occurrence is no number."""
+FINITE = [v.ge(-LARGEST_LOGIT), v.le(LARGEST_LOGIT)]
 
 
 def _token_ids(_: Any, attribute: Attribute[Any], value: dict[str | int, float]) -> None:
@@ -188,5 +187,5 @@ class Watermark(SamplerConfig):
     name_in_chain: ClassVar[str] = "watermark"
     key: int = field(default=15485863, validator=[v.ge(0), v.lt(2**63)])
     gamma: float = field(default=0.25, validator=[v.gt(0), v.lt(1)])
-    delta: float = field(default=2.0, validator=[v.ge(0), v.le(LARGEST)])
+    delta: float = field(default=2.0, validator=[v.ge(0), v.le(LARGEST_LOGIT)])
     context: int = field(default=1, validator=[v.ge(1), v.le(8)])

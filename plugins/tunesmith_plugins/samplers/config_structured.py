@@ -10,8 +10,8 @@ from attrs import validators as v
 
 from tunesmith.kinds.sampler import SamplerConfig
 from tunesmith.typecheck import Checked
+from tunesmith_plugins.samplers.config import IMPLEMENTATIONS
 
-IMPLEMENTATIONS = "tunesmith_plugins.samplers"
 Language = Literal["json_schema", "regex", "lark", "gbnf"]
 LANGUAGES: tuple[Language, ...] = ("json_schema", "regex", "lark", "gbnf")
 

@@ -8,9 +8,7 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.sampler import SamplerConfig
-from tunesmith_plugins.samplers.config import MOST
-
-IMPLEMENTATIONS = "tunesmith_plugins.samplers"
+from tunesmith_plugins.samplers.config import IMPLEMENTATIONS, MOST
 
 
 @frozen(kw_only=True)
@@ -21,7 +19,7 @@ class Typical(SamplerConfig):
     All tokens as far from the entropy as the last one kept stay too. The likeliest token may go.
 
     Attributes:
-        mass: Cumulative probability, in (0, 1); 1 keeps every token.
+        mass: Cumulative probability, in (0, 1]; 1 keeps every token.
         min_keep: At least so many of the most typical tokens stay.
     """
 

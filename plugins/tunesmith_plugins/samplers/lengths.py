@@ -68,6 +68,13 @@ class ForcedTokensLink(Link):
     def check_vocab(self, vocab: int) -> None:
         check_ids(list(self.config.at.values()), vocab, "forced_tokens")
 
+    def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+        self.check_vocab(logits.shape[1])
+        gone = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+        for place, token in self.config.at.items():
+            gone |= only((token,), logits) & (rows.position == int(place))[:, None]
+        return drop(logits, gone)
+
     def lower(self, rows: Rows) -> Step:
         at: dict[int, set[int]] = {}
         for place, token in self.config.at.items():
@@ -77,13 +84,6 @@ class ForcedTokensLink(Link):
         here = rows.position[:, None] == one_list(list(at), rows)
         ids = torch.where(here, one_list(tokens, rows), -1)
         return Step(op="allow", values=here.any(-1).long(), ids=ids)
-
-    def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-        self.check_vocab(logits.shape[1])
-        gone = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-        for place, token in self.config.at.items():
-            gone |= only((token,), logits) & (rows.position == int(place))[:, None]
-        return drop(logits, gone)
 
 
 class LengthDecayLink(Link):

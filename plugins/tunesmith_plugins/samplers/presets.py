@@ -37,7 +37,7 @@ from tunesmith_plugins.samplers import (
     TopP,
     Typical,
 )
-from tunesmith_plugins.samplers.config import LARGEST
+from tunesmith_plugins.samplers.config import LARGEST_COUNT
 
 P = ParamSpec("P")
 
@@ -83,8 +83,8 @@ def _inside(number: float, name: str, allowed: Range | None, where: str) -> floa
     """Return an option's number if it is one that the option may have."""
     if isinstance(number, float) and not isfinite(number):
         raise ConfigError([f"{name} must be a finite number: {number}"], where)
-    if isinstance(number, int) and abs(number) > LARGEST:
-        raise ConfigError([f"{name} must be at most {LARGEST}: {number}"], where)
+    if isinstance(number, int) and abs(number) > LARGEST_COUNT:
+        raise ConfigError([f"{name} must be at most {LARGEST_COUNT}: {number}"], where)
     if allowed is not None and not allowed[1](number):
         raise ConfigError([f"{name} must be {allowed[0]}: {number}"], where)
     return number

@@ -40,11 +40,9 @@ class TopPLink(Link):
 
     def lower(self, rows: Rows) -> Step:
         values = self.value(rows, "p", torch.float64)
-        return (
-            Step(op="top_p", values=values)
-            if self._plain(rows)
-            else Step(op="top_p_ties", values=values, second=self._second(rows))
-        )
+        if self._plain(rows):
+            return Step(op="top_p", values=values)
+        return Step(op="top_p_ties", values=values, second=self._second(rows))
 
     def _plain(self, rows: Rows) -> bool:
         return "min_keep" not in rows.parameters and self.config.min_keep == 1 and self.config.ties == "hf"

@@ -8,12 +8,13 @@ from typing import Any
 
 from tunesmith.data import load_examples, load_preferences
 from tunesmith.data.records import Example
-from tunesmith.errors import ConfigError, PipelineError
+from tunesmith.errors import ConfigError
 from tunesmith.kinds.rl_algorithm import Offline, Online
 from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.lm import LM, load
 from tunesmith_plugins.stages.align_report import content
 from tunesmith_plugins.stages.align_reward import Prepared, prepare
+from tunesmith_plugins.stages.needs import data_to, model_to
 
 
 class AlignStage(Stage):
@@ -21,14 +22,10 @@ class AlignStage(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Write ``model`` and ``report`` (``report.json`` and ``training.json`` with every step)."""
-        if context.start is None:
-            raise PipelineError(
-                f"{context.name}: there is no model to align; give the pipeline a base or the stage a start."
-            )
-        runtime = context.runtime
+        start, runtime = model_to("align", context), context.runtime
         algorithm = self.config.algorithm.build()
         mode = self._mode(algorithm.accepts, context)
-        lm = load(context.start, runtime=runtime)
+        lm = load(start, runtime=runtime)
         prepared = Prepared()
         task: Online | Offline
         if mode == "online":
@@ -76,16 +73,8 @@ class AlignStage(Stage):
         )
 
     def _online(self, context: StageContext, lm: LM) -> tuple[Online, Prepared]:
-        if context.data is None:
-            raise PipelineError(
-                f"{context.name}: there is no data to take prompts from; give the stage or the pipeline some."
-            )
-        config = self.config
-        examples = load_examples(
-            context.data, config.split, context.runtime, items=config.items, tokenizer=lm.tokenizer
-        )
-        if not examples:
-            raise PipelineError(f"{context.name}: the split {config.split!r} has no examples to take prompts from.")
+        config, data = self.config, data_to("take prompts from", self, context)
+        examples = load_examples(data, config.split, context.runtime, items=config.items, tokenizer=lm.tokenizer)
         prompts, more = [e.prompt for e in examples], columns(examples)
         model, prepared = prepare(config, context, lm, prompts, more)
         observers = () if prepared.watch is None else (prepared.watch,)

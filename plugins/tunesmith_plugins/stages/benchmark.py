@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from tunesmith.benchmarking import run, write_runs
-from tunesmith.errors import ConfigError
 from tunesmith.kinds.benchmark import BenchmarkConfig
 from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.lm import LM, Head, load
+from tunesmith_plugins.stages.needs import model_to
 
 
 class BenchmarkStage(Stage):
@@ -16,15 +16,13 @@ class BenchmarkStage(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """See :meth:`tunesmith.kinds.stage.Stage.run`. Answers from before an interruption are kept."""
-        config = self.config
-        if context.start is None:
-            raise ConfigError(["a Benchmark stage needs a model to begin from"], context.name)
+        config, start = self.config, model_to("measure", context)
         models: dict[Head, LM] = {}
         runs: list[Any] = []
         for benchmark in config.benchmarks:
             head = _head(benchmark)
             if head not in models:
-                models[head] = load(context.start, runtime=context.runtime, head=head)
+                models[head] = load(start, runtime=context.runtime, head=head)
             found = run(
                 models[head],
                 benchmark,

@@ -10,17 +10,18 @@ from typing import Any
 from attrs import field, frozen
 
 from tunesmith.data import Example, load_examples
-from tunesmith.errors import PipelineError
 from tunesmith.evaluation import Evaluation, evaluate
 from tunesmith.evaluation.classification import is_classifier
 from tunesmith.evaluation.columns import generate_timed
 from tunesmith.evaluation.head import head_for
 from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.lm import LM, load
+from tunesmith.model_folder import weight_bytes
 from tunesmith.report import content
 from tunesmith.report.cells import score_name
 from tunesmith.report.content import Content, Point, Samples, Scatter, Series, Table
 from tunesmith_plugins.stages import side_by_side
+from tunesmith_plugins.stages.needs import data_to
 from tunesmith_plugins.stages.side_by_side import Compared, Evaluations
 
 SHOWN = 8
@@ -75,8 +76,7 @@ class CompareStage(Stage):
         models = {key: str(folder) for key in config.branches if (folder := _model(context, key, config)) is not None}
         if not config.metrics or not models:
             return _Measured(evaluations={}, compared={})
-        if context.data is None:
-            raise PipelineError(f"{context.name}: there is no data to evaluate on; give it to the pipeline.")
+        data_to("evaluate on", self, context)
         baseline = None
         unmeasured = ""
         if config.baseline and context.start is not None and self._lacks_head(context.start, context):
@@ -94,7 +94,7 @@ class CompareStage(Stage):
         pairs = [(label, first) for label in models if label not in (first, baseline)]
         if baseline is not None:
             pairs += [(label, baseline) for label in models if label != baseline]
-        disk = {label: _bytes(Path(source)) for label, source in models.items() if Path(source).is_dir()}
+        disk = {label: weight_bytes(Path(source)) for label, source in models.items() if Path(source).is_dir()}
         return _Measured(
             evaluations=evaluations, compared=side_by_side.compare(evaluations, pairs), disk=disk, unmeasured=unmeasured
         )
@@ -125,9 +125,8 @@ class CompareStage(Stage):
                 generate_timed(lm, examples, generating, runtime, runtime.seed, alone=True)
 
     def _examples(self, context: StageContext, lm: LM) -> list[Example]:
-        config = self.config
-        assert context.data is not None  # seen to before anything is measured
-        return load_examples(context.data, config.split, context.runtime, items=config.items, tokenizer=lm.tokenizer)
+        config, data = self.config, data_to("evaluate on", self, context)
+        return load_examples(data, config.split, context.runtime, items=config.items, tokenizer=lm.tokenizer)
 
     def _evaluate(self, context: StageContext, source: str) -> Evaluation:
         config, runtime = self.config, context.runtime
@@ -241,11 +240,6 @@ def _content(context: StageContext, key: str) -> Content:
         tables=tuple(table for each in found for table in each.tables),
         series=tuple(series for each in found for series in each.series),
     )
-
-
-def _bytes(folder: Path) -> int:
-    """Return the bytes of a model's weights; of an adapter, without those of a base elsewhere."""
-    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
 
 def _unused(label: str, taken: Mapping[str, Any]) -> str:

@@ -7,10 +7,11 @@ from typing import Any
 
 from tunesmith.compression import check_teacher, read_too
 from tunesmith.data import load_examples
-from tunesmith.errors import PipelineError
 from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.lm import load
+from tunesmith.model_folder import weight_bytes
 from tunesmith.report.content import Content, Series, Table
+from tunesmith_plugins.stages.needs import data_to, model_to
 
 SHOWN = 12
 """Names that a note lists; all are in ``compression.json``."""
@@ -21,33 +22,25 @@ class CompressStage(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Write ``model`` and ``report``."""
-        if context.start is None:
-            raise PipelineError(
-                f"{context.name}: there is no model to compress; give the pipeline a base or the stage a start."
-            )
-        runtime = context.runtime
+        start, runtime = model_to("compress", context), context.runtime
         compressor = self.config.compressor.build()
         check_teacher(compressor, self.config.teacher, context.name)
         compressor.setup(runtime)
         placed = self.config.device_map or None
-        lm = load(context.start, runtime=runtime, device_map=placed, as_saved=True)
+        lm = load(start, runtime=runtime, device_map=placed, as_saved=True)
         teacher = None
         if self.config.teacher is not None:
             source = self.config.teacher if isinstance(self.config.teacher, str) else context.inputs["teacher"]
             teacher = load(source, runtime=runtime, device_map=placed)
-        source_data = self.config.data or context.data
         examples = None
         if compressor.needs_data:
-            if source_data is None:
-                raise PipelineError(f"{context.name}: this compressor needs data; give the stage or the pipeline some.")
-            found = load_examples(
-                source_data, self.config.split, runtime, items=self.config.items, tokenizer=lm.tokenizer
-            )
+            data = data_to("compress with", self, context)
+            found = load_examples(data, self.config.split, runtime, items=self.config.items, tokenizer=lm.tokenizer)
             examples = read_too(lm, found)
         smaller, report = compressor.compress(lm, data=examples, teacher=teacher, runtime=runtime)
         folder = context.artifact("model")
         smaller.save(folder)
-        on_disk = sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
+        on_disk = weight_bytes(folder)
         _content(report, on_disk).write(context.artifact("report"))
         details = {
             "parameters": report.parameters,

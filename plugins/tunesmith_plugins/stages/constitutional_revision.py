@@ -10,7 +10,6 @@ from typing import Any
 from tunesmith import manifest
 from tunesmith.data import load_examples, write_preferences
 from tunesmith.data.records import Example, Preference
-from tunesmith.errors import PipelineError
 from tunesmith.generation import component, generate
 from tunesmith.kinds.engine import Engine
 from tunesmith.kinds.stage import Stage, StageContext
@@ -18,6 +17,7 @@ from tunesmith.lm import LM, load
 from tunesmith.runtime import derive_seed
 from tunesmith_plugins.stages.ai_comparison import compare_both_orders, fill
 from tunesmith_plugins.stages.constitution import Principle, read_principles
+from tunesmith_plugins.stages.needs import data_to, model_to
 
 CRITIQUE = "{prompt}\n\n{answer}\n\n{request}\n\nCritique: "
 REVISION = "{prompt}\n\n{answer}\n\n{critique_request}\n\nCritique: {critique}\n\n{request}\n\nRevision: "
@@ -29,14 +29,10 @@ class ConstitutionalRevisionStage(Stage):
     def run(self, context: StageContext) -> dict[str, Any]:
         """Write ``dataset`` (``train.jsonl``) and ``preferences`` (empty unless ``compare``)."""
         config, runtime = self.config, context.runtime
-        if context.start is None or context.data is None:
-            missing = "model to ask" if context.start is None else "data to take prompts from"
-            raise PipelineError(f"{context.name}: there is no {missing}; give the stage or the pipeline one.")
+        start, data = model_to("ask", context), data_to("take prompts from", self, context)
         principles = read_principles(Path(config.principles).expanduser())
-        lm = load(context.start, runtime=runtime)
-        examples = load_examples(context.data, config.split, runtime, items=config.items, tokenizer=lm.tokenizer)
-        if not examples:
-            raise PipelineError(f"{context.name}: the split {config.split!r} has no examples to take prompts from.")
+        lm = load(start, runtime=runtime)
+        examples = load_examples(data, config.split, runtime, items=config.items, tokenizer=lm.tokenizer)
         writer = _Writer(self, context, lm)
         if config.compare:
             writer.engine.require({"score"})  # better said before hours of writing

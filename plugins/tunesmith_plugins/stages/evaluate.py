@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from tunesmith.data import load_examples
-from tunesmith.errors import ConfigError, PipelineError
 from tunesmith.evaluation import evaluate, write_generations, write_scores
 from tunesmith.evaluation.head import head_for
 from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.lm import load
+from tunesmith_plugins.stages.needs import data_to, model_to
 
 
 class EvaluateStage(Stage):
@@ -17,13 +17,8 @@ class EvaluateStage(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """See :meth:`tunesmith.kinds.stage.Stage.run`. What was generated before an interruption is kept."""
-        config = self.config
-        data = config.data or context.data
-        if data is None:
-            raise PipelineError(f"{context.name}: neither the stage nor the pipeline has data; set data=Data(...)")
-        if context.start is None:
-            raise ConfigError(["an Evaluate stage needs a model to begin from"], context.name)
-        lm = load(context.start, runtime=context.runtime, head=head_for(config.metrics))
+        config, data = self.config, data_to("evaluate on", self, context)
+        lm = load(model_to("evaluate", context), runtime=context.runtime, head=head_for(config.metrics))
         examples = load_examples(
             data,
             config.split,

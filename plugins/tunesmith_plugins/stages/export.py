@@ -10,7 +10,9 @@ from tunesmith.errors import PipelineError, TunesmithError
 from tunesmith.kinds.adapter import merged
 from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.lm import load
+from tunesmith.model_folder import weight_bytes
 from tunesmith_plugins.stages.model_card import card, record_of
+from tunesmith_plugins.stages.needs import model_to
 
 CARD = "README.md"
 
@@ -20,25 +22,21 @@ class ExportStage(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Write ``model`` (and a copy into the config's folder, which must be empty or not there)."""
-        if context.start is None:
-            raise PipelineError(
-                f"{context.name}: there is no model to export; give the pipeline a base or the stage a start."
-            )
-        target = self._target(context)
-        lm = load(context.start, runtime=context.runtime)
+        start, target = model_to("export", context), self._target(context)
+        lm = load(start, runtime=context.runtime)
         had = [type(adapter.config).__name__ for adapter in lm.adapters]
         if self.config.merge:
             lm = merged(lm)
         folder = context.artifact("model")
         lm.save(folder)
         left = [type(adapter.config).__name__ for adapter in lm.adapters]
-        text = card(lm, record_of(context.start), had, left)
+        text = card(lm, record_of(start), had, left)
         (folder / CARD).write_text(text, encoding="utf-8")
         if target is not None:
             _copy(folder, target)
         return {
             "parameters": lm.parameter_count(),
-            "bytes": sum(f.stat().st_size for f in folder.rglob("*.safetensors")),
+            "bytes": weight_bytes(folder),
             "adapters": had,
             "left_unmerged": left,
             "loads_with": "tunesmith.load" if left else "from_pretrained",

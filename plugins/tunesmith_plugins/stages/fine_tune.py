@@ -12,7 +12,7 @@ from attrs import evolve
 from tunesmith.data import Example, load_examples
 from tunesmith.data.config import Data
 from tunesmith.data.encoding import Lengths, Row, Truncation, first_target
-from tunesmith.errors import ConfigError, PipelineError
+from tunesmith.errors import ConfigError
 from tunesmith.kinds.adapter import whole_parameters
 from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.lm import LM, load
@@ -22,6 +22,7 @@ from tunesmith.training import packing
 from tunesmith.training.arguments import Settings
 from tunesmith.training.stream import Fixed, Stream
 from tunesmith.training.task import Limits, Task, objective_of
+from tunesmith_plugins.stages.needs import data_to, model_to
 from tunesmith_plugins.stages.training.content import Outcome
 from tunesmith_plugins.stages.training.losses import Loss, OwnLoss, loss_of
 from tunesmith_plugins.stages.training.memory import peak_bytes
@@ -47,12 +48,8 @@ class FineTuneStage(Stage):
 
     def _check(self, context: StageContext) -> None:
         config = self.config
-        if context.start is None:
-            raise PipelineError(
-                f"{context.name}: there is no model to train; give the pipeline a base or the stage a start."
-            )
-        if config.data is None and context.data is None:
-            raise PipelineError(f"{context.name}: there is no data; give it to the stage or the pipeline.")
+        model_to("train", context)
+        data_to("train on", self, context)
         problems = []
         if set(config.mix) != set(config.mix_weights):
             problems.append(
@@ -81,8 +78,8 @@ class FineTuneStage(Stage):
 
     def _train(self, context: StageContext) -> tuple[Outcome, LM]:
         config, runtime = self.config, context.runtime
-        data: Data = config.data or context.data  # type: ignore[assignment]
-        lm = self._model(str(context.start), data, runtime)
+        data = data_to("train on", self, context)
+        lm = self._model(model_to("train", context), data, runtime)
         objective = objective_of(lm.family, config.objective)
         lm = self._adapted(lm, runtime)
         limits = Limits(
@@ -135,13 +132,11 @@ class FineTuneStage(Stage):
         lm.model.eval()
         after = self._losses(lm, task, held_out, runtime)
         outcome = Outcome(
-            history=trained.history,
+            trained=trained,
             trainable=trainable,
             parameters=lm.parameter_count(),
-            seconds=trained.seconds,
             peak=peak_bytes(),
             device_peak=torch.cuda.max_memory_allocated() if runtime.device.startswith("cuda") else 0,
-            steps=trained.steps,
             examples=sum(len(rows) for rows in tasks.values()),
             truncation=cut,
             before=before,

@@ -9,12 +9,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from attrs import frozen
+from attrs import asdict, frozen
 
-from tunesmith import generation
+from tunesmith import generation, manifest
 from tunesmith.data import Example, load_examples
-from tunesmith.errors import PipelineError
-from tunesmith.evaluation import Evaluation, evaluate_texts
+from tunesmith.evaluation import Evaluation, evaluate_texts, write_completions
 from tunesmith.kinds.decoder import Completion
 from tunesmith.kinds.engine import Engine
 from tunesmith.kinds.sampler import SamplerConfig
@@ -23,11 +22,11 @@ from tunesmith.lm import LM, load
 from tunesmith.report.content import Content, Samples, Table
 from tunesmith.runtime import derive_seed
 from tunesmith_plugins.stages import side_by_side
+from tunesmith_plugins.stages.needs import data_to, model_to
 from tunesmith_plugins.stages.side_by_side import Compared, Evaluations
 
 logger = logging.getLogger("tunesmith.stages.generate")
 
-FILE = "generations.jsonl"
 SHOWN = 8
 """Prompts whose completions are shown in the report."""
 
@@ -48,11 +47,8 @@ class GenerateStage(Stage):
     def run(self, context: StageContext) -> dict[str, Any]:
         """See :meth:`tunesmith.kinds.stage.Stage.run`. Samplers that were finished before an interruption are kept."""
         config = self.config
-        data = config.data or context.data
-        if data is None:
-            raise PipelineError(f"{context.name}: neither the stage nor the pipeline has data; set data=Data(...)")
-        assert context.start is not None
-        lm = load(context.start, runtime=context.runtime)
+        data = data_to("take prompts from", self, context)
+        lm = load(model_to("write with", context), runtime=context.runtime)
         examples = load_examples(data, config.split, context.runtime, items=config.items, tokenizer=lm.tokenizer)
         engine: Engine = generation.component(config.generation.engine, "engine")
         engine.setup(context.runtime)
@@ -62,7 +58,7 @@ class GenerateStage(Stage):
             for number, (label, sampler) in enumerate(samplers.items())
         ]
         folder = context.artifact("generations")
-        _save(folder / FILE, written, examples)
+        write_completions(folder, ((w.label, examples[c.request], c) for w in written for c in w.completions))
         _report(context.name, written, examples).write(folder)
         evaluations = self._evaluations(context, lm, written, examples)
         labels = list(evaluations)
@@ -135,13 +131,9 @@ class GenerateStage(Stage):
 
 def _keep(path: Path, written: _Written) -> None:
     """Write what a sampler wrote so that it is there whole or not at all."""
-    from attrs import asdict
-
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {**asdict(written), "completions": [asdict(c) for c in written.completions]}
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
-    beside.replace(path)
+    manifest.write_text(path, json.dumps(record, ensure_ascii=False))
 
 
 def _read(path: Path, label: str) -> _Written:
@@ -150,25 +142,6 @@ def _read(path: Path, label: str) -> _Written:
         Completion(**{**c, "token_ids": tuple(c["token_ids"]), "logp": tuple(c["logp"])}) for c in record["completions"]
     ]
     return _Written(label=label, completions=completions, seconds=record["seconds"], cut=record["cut"])
-
-
-def _save(path: Path, written: list[_Written], examples: list[Example]) -> None:
-    with path.open("w", encoding="utf-8") as out:
-        for one in written:
-            for completion in one.completions:
-                example = examples[completion.request]
-                row = {
-                    "id": example.id,
-                    "prompt": example.prompt,
-                    "sampler": one.label,
-                    "stream": completion.stream,
-                    "text": completion.text,
-                    "token_ids": completion.token_ids,
-                    "logp": completion.logp,
-                    "finish": completion.finish,
-                    "references": example.targets,
-                }
-                out.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _numbers(written: _Written) -> dict[str, float | None]:

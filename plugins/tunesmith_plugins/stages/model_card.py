@@ -124,9 +124,10 @@ def _evaluation(record: Record) -> str:
     rows = []
     for entry in record.scores:
         for label, score in entry.get("scores", {}).items():
-            low, high = score.get("low"), score.get("high")
+            value, low, high = (score.get(name) for name in ("value", "low", "high"))
+            shown = "not finite" if value is None else f"{value:.4f}"
             interval = f"{low:.4f} to {high:.4f}" if low is not None and high is not None else "none"
-            rows.append(f"| {entry.get('name')} | {label} | {score['value']:.4f} | {interval} | {entry.get('n')} |")
+            rows.append(f"| {entry.get('name')} | {label} | {shown} | {interval} | {entry.get('n')} |")
     if not rows:
         return "No stage of the run evaluated exactly this model; see the run's report for what was measured."
     return "\n".join(["| metric | score | value | interval | items |", "|---|---|---|---|---|", *rows])

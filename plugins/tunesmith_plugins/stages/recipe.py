@@ -19,6 +19,7 @@ from tunesmith.report.content import read as read_content
 from tunesmith_plugins.stages import recipe_measures as measures
 from tunesmith_plugins.stages import side_by_side
 from tunesmith_plugins.stages.compare import CompareStage
+from tunesmith_plugins.stages.needs import model_to
 
 NUMBERS = "recipe.json"
 
@@ -57,8 +58,7 @@ class RecipeStage(CompareStage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Write ``scores`` and ``report``; return the numbers of every step and the verdicts."""
-        if context.start is None:
-            raise PipelineError(f"{context.name}: there is no model to begin from; give the pipeline a base.")
+        start = model_to("begin from", context)
         measured = self._measure(context)
         if measured.unmeasured:
             raise PipelineError(f"{context.name}: {measured.unmeasured}")
@@ -68,7 +68,7 @@ class RecipeStage(CompareStage):
         metric, result = next(iter(next(iter(measured.evaluations.values())).results.items()))
         name = score_name(metric, next(iter(result.scores)))
         better = next(iter(measured.evaluations.values())).metrics[metric].higher_is_better
-        steps, dtype = self._steps(context, measured.evaluations)
+        steps, dtype = self._steps(context, start, measured.evaluations)
         groups = side_by_side.alike(measured.evaluations, metric)
         one_vocabulary = len({evaluation.vocabulary for evaluation in measured.evaluations.values()}) == 1
         compares = any({steps[0].name, steps[-1].name} <= set(group) for group in groups)
@@ -79,11 +79,13 @@ class RecipeStage(CompareStage):
         (context.artifact("report") / NUMBERS).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
         return {"steps": numbers, "dtype": dtype, "verdicts": [*own, *shown.verdicts]}
 
-    def _steps(self, context: StageContext, evaluations: side_by_side.Evaluations) -> tuple[list[Step], str]:
+    def _steps(
+        self, context: StageContext, start: str, evaluations: side_by_side.Evaluations
+    ) -> tuple[list[Step], str]:
         config, runtime = self.config, context.runtime
         models = [str(context.inputs[f"{step.name}/model"]) for step in config.steps]
-        sources = dict(zip(evaluations, [str(context.start), *models], strict=True))
-        lm = load(str(context.start), runtime=runtime)
+        sources = dict(zip(evaluations, [start, *models], strict=True))
+        lm = load(start, runtime=runtime)
         examples = self._examples(context, lm)[: config.speed_items]
         work = measures.work_of(examples, lm.family, config.generation.max_new_tokens, config.generation.engine)
         del lm

@@ -20,6 +20,7 @@ from tunesmith.data.records import Example
 from tunesmith.errors import PipelineError
 from tunesmith.generation import generate
 from tunesmith.lm import LM, load
+from tunesmith.model_folder import weight_bytes
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.stages.training.memory import peak_bytes
 
@@ -103,7 +104,7 @@ def memory(source: str, work: Work, runtime: Runtime) -> tuple[int, int]:
 def disk(source: str) -> int | None:
     """Return the bytes of a model's weight files; None for one from a hub."""
     folder = Path(source)
-    return sum(file.stat().st_size for file in folder.rglob("*.safetensors")) if folder.is_dir() else None
+    return weight_bytes(folder) if folder.is_dir() else None
 
 
 def weights(sources: Mapping[str, str], runtime: Runtime) -> tuple[dict[str, int], str]:

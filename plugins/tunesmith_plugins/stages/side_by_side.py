@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tunesmith import statistics
-from tunesmith.evaluation import Evaluation
+from tunesmith.evaluation import Evaluation, write_records
 from tunesmith.evaluation.artifact import about_intervals, about_truncation, not_comparable
 from tunesmith.report.cells import score_name
 from tunesmith.report.content import Table
@@ -69,7 +68,7 @@ def tables(evaluations: Evaluations, compared: Compared, what: str) -> Iterator[
         title="Scores",
         columns=(what, *(score_name(metric, score) for metric, score in names)),
         rows=tuple(
-            (label, *(cell(evaluation.results[metric].scores[score].as_json()) for metric, score in names))
+            (label, *(evaluation.results[metric].scores[score].as_cell() for metric, score in names))
             for label, evaluation in evaluations.items()
         ),
         note=_note(list(evaluations.values())),
@@ -82,7 +81,7 @@ def _note(evaluations: Sequence[Evaluation]) -> str:
     first = evaluations[0]
     sizes = ", ".join(dict.fromkeys(str(result.n) for result in first.results.values()))
     signatures = " ".join(f"{name}: {result.signature}." for name, result in first.results.items())
-    return f"n = {sizes}. {about_intervals(evaluations)} {signatures}"
+    return f"n = {sizes}. {about_intervals([evaluation.results for evaluation in evaluations])} {signatures}"
 
 
 def _tests(compared: Compared, confidence: float, what: str) -> Table:
@@ -91,7 +90,7 @@ def _tests(compared: Compared, confidence: float, what: str) -> Table:
         name, main = next(iter(comparison.differences.items()))
         p = main.p_adjusted
         effect = "no test" if p is None else "no effect seen" if p >= 1 - confidence else "differs"
-        rows.append((score_name(metric, name), label, versus, cell(main.value.as_json()), p, effect))
+        rows.append((score_name(metric, name), label, versus, main.value.as_cell(), p, effect))
     return Table(
         title="Paired tests",
         columns=("score", what, "against", "difference", "p", "verdict"),
@@ -135,10 +134,4 @@ def write(folder: Path, evaluations: Evaluations, compared: Compared) -> None:
                 record["rows"] = f"{len(records)}-{metric}.jsonl"
             records.append(record)
             statistics.save(evaluation.tables[metric], folder / "rows" / record.get("rows", f"{name}.jsonl"))
-    text = json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
-
-
-def cell(score: Mapping[str, Any]) -> Any:
-    """Return a score as a table's cell: with its interval, if it has one."""
-    return score["value"] if score["low"] is None else dict(score)
+    write_records(folder, records)

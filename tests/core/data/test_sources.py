@@ -210,6 +210,12 @@ def hub(monkeypatch):
     return splits
 
 
+def test_a_split_of_a_hub_without_records_is_named(hub):
+    hub.update(train=[])
+    with pytest.raises(DataError, match=r"'owner/name' \(small\): the split holds no record"):
+        load_examples(data("owner/name", subset="small", revision="abc"), "train")
+
+
 def test_a_hub_name_gives_its_splits(hub):
     hub.update(train=RECORDS, validation=RECORDS[:2])
     named = data("owner/name", subset="small", revision="abc")

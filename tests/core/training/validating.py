@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from tunesmith.processes import world_size
 from tunesmith.runtime import Runtime
-from tunesmith.training.arguments import Settings, processes, training_arguments
+from tunesmith.training.arguments import Settings, training_arguments
 from tunesmith.training.stream import Fixed, Stream
 from tunesmith.training.trainer import Job, train
 
@@ -46,7 +47,7 @@ def validation_losses(folder, points):
     job = Job(
         model=model,
         arguments=arguments,
-        items=Stream({"": [1.0, 2.0]}, {}, 4 * processes(), 0),
+        items=Stream({"": [1.0, 2.0]}, {}, 4 * world_size(), 0),
         collate=collate,
         loss=Distance(),
         validation=Fixed(points, 0),

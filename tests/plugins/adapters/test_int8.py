@@ -8,6 +8,7 @@ import pytest
 import torch
 from attrs import evolve
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
+from tiny_batches import batch
 from transformers import Trainer, TrainingArguments
 
 from tunesmith.errors import TunesmithError
@@ -36,12 +37,6 @@ def attached(lm, config):
     adapter = config.build()
     adapter.setup(RUNTIME)
     return adapter, adapter.attach(lm, RUNTIME)
-
-
-def batch(lm):
-    ids = lm.tokenizer(["the cat sees a dog", "good bird"], padding=True, return_tensors="pt")
-    labels = ids["input_ids"].clone()
-    return {"input_ids": ids["input_ids"], "attention_mask": ids["attention_mask"], "labels": labels}
 
 
 def logits(lm):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tiny_batches import batch
 
 import tunesmith as ts
 from tunesmith.errors import TunesmithError
@@ -32,11 +33,6 @@ def pruned(family: Any) -> Any:
 def zeros(lm: Any) -> dict[str, torch.Tensor]:
     """Where the matrices are zero; names without what adapters add."""
     return {name: p == 0 for name, p in lm.model.named_parameters() if p.dim() > 1 and "lora_" not in name}
-
-
-def batch(lm: Any) -> dict[str, torch.Tensor]:
-    ids = lm.tokenizer(["the cat sees a dog", "good bird"], padding=True, return_tensors="pt")
-    return {**{k: ids[k] for k in ("input_ids", "attention_mask")}, "labels": ids["input_ids"].clone()}
 
 
 def trained(lm: Any, config: Any, optimizer: Any) -> Any:

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from attrs import evolve
+from tiny_batches import batch
 
 import tunesmith as ts
 from tunesmith.errors import ConfigError
@@ -27,11 +28,6 @@ def attached(lm, compressor=None):
     adapter = QuantizationAware(compressor=compressor).build()
     adapter.setup(RUNTIME)
     return adapter, adapter.attach(lm, RUNTIME)
-
-
-def batch(lm):
-    ids = lm.tokenizer(["the cat sees a dog", "good bird"], padding=True, return_tensors="pt")
-    return {**{k: ids[k] for k in ("input_ids", "attention_mask")}, "labels": ids["input_ids"].clone()}
 
 
 def logits(lm):

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from attrs import frozen
+from beam_models import PROMPTS, with_many_ends
 
 from tunesmith.errors import ConfigError, NumericError
 from tunesmith.generation import generate, prompt_ids
@@ -17,16 +18,12 @@ from tunesmith_plugins.decoders import Beam, DiverseBeam
 from tunesmith_plugins.decoders.ranking import rank_of
 from tunesmith_plugins.engines import Transformers
 
-PROMPTS = ["the cat sees a tree", "dog", "one two red"]
 STOPPING = {"yes": True, "no": False, "never": "never"}
 
 
 @pytest.fixture(scope="module", params=["decoder", "encoder-decoder"])
 def lm(request):
-    # of these models "yes" and "no" below give different texts
-    lm = tiny_lm(request.param, spread=0.5 if request.param == "encoder-decoder" else 2.0, seed=1)
-    lm.model.generation_config.eos_token_id = [1, *range(8, 14)]  # many ends, so that beams end at all lengths
-    return lm
+    return with_many_ends(request.param)
 
 
 @pytest.mark.parametrize(

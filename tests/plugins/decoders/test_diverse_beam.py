@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from beam_models import PROMPTS, with_many_ends
 
 from tunesmith.errors import ConfigError
 from tunesmith.generation import component, generate, prompt_ids
@@ -14,8 +15,6 @@ from tunesmith_plugins.decoders.batch import Row
 from tunesmith_plugins.decoders.ranking import Rank, best_first
 from tunesmith_plugins.decoders.searching import Candidates
 
-PROMPTS = ["the cat sees a tree", "dog", "one two red"]
-
 
 @conformance(DiverseBeam(), DiverseBeam(beams=6, groups=3, penalty=2.0, early_stopping="yes"))
 def test_conforms(check):
@@ -24,9 +23,7 @@ def test_conforms(check):
 
 @pytest.fixture(scope="module", params=["decoder", "encoder-decoder"])
 def lm(request):
-    lm = tiny_lm(request.param, spread=0.5 if request.param == "encoder-decoder" else 2.0, seed=1)
-    lm.model.generation_config.eos_token_id = [1, *range(8, 14)]  # many ends, so that beams end at all lengths
-    return lm
+    return with_many_ends(request.param)
 
 
 def logps_after(lm, prompt, written):

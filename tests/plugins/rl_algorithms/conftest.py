@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-import torch
 
 from tunesmith.kinds.reward_model import RewardModel
 
@@ -26,10 +25,6 @@ def reward_by() -> type[Counting]:
     return Counting
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors: more threads only get in each other's way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(autouse=True, scope="module")
+def _always_one_thread(one_thread: None) -> None:
+    """Keep all tests of this folder to one thread."""

@@ -11,7 +11,7 @@ from tunesmith.kinds.rl_algorithm import Online
 from tunesmith.runtime import Runtime
 from tunesmith.testing.exam_worlds import seq2seq_world
 from tunesmith.testing.models import tiny_lm
-from tunesmith_plugins.rl_algorithms import PPO, RLOO
+from tunesmith_plugins.rl_algorithms import PPO, RLOO, BestOfNDistillation
 from tunesmith_plugins.rl_algorithms.optimizer import WideAdam, adam
 
 SAME = {"steps": 12, "batch_size": 64, "learning_rate": 3e-3, "samples": 0, "checkpoint_every": 1}
@@ -74,3 +74,17 @@ def test_wider_weights_have_torchs_adam():
     weight = torch.nn.Parameter(torch.ones(2))
     assert isinstance(adam([{"params": [weight]}], lr=1e-3), torch.optim.Adam)
     assert isinstance(adam([{"params": [weight.bfloat16().detach().requires_grad_()]}], lr=1e-3), WideAdam)
+
+
+def test_best_of_n_distillation_adds_up_steps_that_are_too_small_for_bfloat16():
+    lm = tiny_lm("decoder")
+    lm.model.to(torch.bfloat16)
+    ones = [
+        p for p in lm.model.parameters() if bool((p == 1).all())
+    ]  # of the norms: the next number below is 1 - 1/256
+    assert ones
+    config = BestOfNDistillation(steps=12, batch_size=3, learning_rate=3e-4, schedule="constant", max_new_tokens=4)
+    config.build().train(
+        lm, Online(prompts=["the cat", "dog", "one two red"], reward=Vowels()), Runtime(progress=False)
+    )
+    assert any(bool((p != 1).any()) for p in ones)

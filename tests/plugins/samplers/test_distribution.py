@@ -14,6 +14,8 @@ from sampler_links import LINKS, registered_links
 from tunesmith.testing.samplers import drawer, follows
 from tunesmith_plugins.samplers import XTC, Chain, ForcedTokens
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROW = torch.tensor([0.31, 1.02, -0.43, 0.88, 1.43, -1.21, 0.57])
 HISTORY, PROMPT, POSITION = (3, 1, 5, 3, 1), 2, 3
 PAIRS = tuple((LINKS[n], LINKS[(n + 11) % len(LINKS)]) for n in range(0, len(LINKS), 2))
@@ -39,14 +41,6 @@ def draws_as_stated(links, oracle, count):
 
 def name_of(links):
     return "-".join(link.name_in_chain for link in links)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_every_registered_link_is_here():

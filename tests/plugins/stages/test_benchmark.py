@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tunesmith.benchmarking import choose, run
+from tunesmith.benchmarking import choose, content, run
 from tunesmith.benchmarking.answers import class_places
 from tunesmith.errors import ConfigError, DataError
 from tunesmith.kinds.stage import StageContext
@@ -64,6 +64,14 @@ def test_log_likelihoods_are_those_of_single_forward_passes(family: str, copa: S
                 logits = lm.model(input_ids=torch.tensor([context]), decoder_input_ids=start).logits[0]
             expected = logits.double().log_softmax(-1)[torch.arange(len(ids)), ids].sum().item()
             assert got == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_table_says_how_its_intervals_were_made(copa: SuperGlue) -> None:
+    found = run(tiny_lm("decoder"), copa, runtime=OFFLINE)
+    assert set(found.results["accuracy"].intervals.values()) == {"wilson"}
+    note = content([found]).tables[0].note
+    assert note.startswith("95% intervals: Wilson's of superglue.copa.accuracy, ")
+    assert "ootstrap" not in note
 
 
 def test_accuracy_is_that_of_the_preferred_choices(copa: SuperGlue) -> None:

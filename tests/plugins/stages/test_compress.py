@@ -78,7 +78,7 @@ def test_an_encoder_decoder_reads_plain_texts(tmp_path: Path) -> None:
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="no model to compress"):
         Compress(name="small", compressor=Int8()).build().run(context(tmp_path, start=False))
-    with pytest.raises(PipelineError, match="needs data"):
+    with pytest.raises(PipelineError, match="no data to compress with"):
         Compress(name="small", compressor=Distill()).build().run(context(tmp_path))
 
 

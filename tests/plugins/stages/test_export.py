@@ -18,6 +18,7 @@ from tunesmith.testing.models import WORDS, tiny_lm
 from tunesmith_plugins.adapters import IA3, Bottleneck, LoRA, Prompt
 from tunesmith_plugins.metrics import ExactMatch
 from tunesmith_plugins.stages import Evaluate, Export, FineTune
+from tunesmith_plugins.stages.model_card import Record, card
 
 AUTO = {
     "encoder": transformers.AutoModelForMaskedLM,
@@ -122,6 +123,14 @@ def test_without_a_model_it_says_so(tmp_path):
     context = StageContext(name="x", start=None, data=None, inputs={}, folder=tmp_path, out=tmp_path, runtime=Runtime())
     with pytest.raises(PipelineError, match="no model to export"):
         Export(name="x").build().run(evolve(context))
+
+
+def test_the_card_shows_a_score_that_is_not_finite():
+    score = {"value": None, "low": None, "high": None}
+    scores = {"name": "perplexity", "n": 3, "scores": {"perplexity": score, "loss": {**score, "value": 801.25}}}
+    text = card(tiny_lm("decoder"), Record(base="here", scores=(scores,)), [], [])
+    assert "| perplexity | perplexity | not finite | none | 3 |" in text
+    assert "| perplexity | loss | 801.2500 | none | 3 |" in text
 
 
 def test_in_a_pipeline_the_card_says_how_the_model_was_made_and_what_it_scored(tmp_path):

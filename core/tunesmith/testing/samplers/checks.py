@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from attrs import evolve
 
 from tunesmith.component import Config
-from tunesmith.kinds.sampler import STATUS_OK, Draw, Link, Rows, Sampler
+from tunesmith.kinds.sampler import STATUS_OK, Draw, Link, Rows, Sampler, chain_of
 from tunesmith.testing.conformance import when
 from tunesmith.testing.samplers.rows import VOCAB, logits_of, rows_of
 from tunesmith.testing.samplers.statistics import chi_square_limit
@@ -111,16 +112,8 @@ def check_draws_follow_the_distribution_they_state(config: Config) -> None:
     """Over many seeds the tokens are distributed as their ``logp_truncated`` says (a chi-square test at 1e-7)."""
     count, vocab = 20000, 11
     logits = logits_of(1, vocab, seed=5, spread=1.0).expand(count, vocab)
-    one = rows_of(1, vocab)
-    rows = one.select(torch.zeros(count, dtype=torch.int64))
-    rows = Rows(
-        seed=torch.arange(count),
-        stream=rows.stream,
-        position=rows.position,
-        history=rows.history,
-        history_lengths=rows.history_lengths,
-        prompt_lengths=rows.prompt_lengths,
-    )
+    rows = rows_of(1, vocab).select(torch.zeros(count, dtype=torch.int64))
+    rows = evolve(rows, seed=torch.arange(count))
     draw = _built(config).sample(logits, rows)
     seen = torch.bincount(draw.token, minlength=vocab).double()
     stated = torch.zeros(vocab, dtype=torch.float64)
@@ -169,7 +162,7 @@ def check_the_fused_step_does_what_apply_does(config: Config) -> None:
     logits, rows = logits_of(32), rows_of(32)
     if link.lower(rows) is None:
         return
-    fused, plain = (_chain_of(each).sample(logits, rows, top=VOCAB) for each in (link, _Unfused(link)))
+    fused, plain = (chain_of(each).sample(logits, rows, top=VOCAB) for each in (link, _Unfused(link)))
     assert torch.equal(fused.token, plain.token), "lower and apply draw other tokens"
     assert torch.equal(fused.status, plain.status), "lower and apply give other statuses"
     assert fused.top is not None
@@ -188,15 +181,6 @@ class _Unfused(Link):
 
     def apply(self, logits: torch.Tensor, rows: Rows) -> torch.Tensor:
         return self._link.apply(logits, rows)
-
-
-def _chain_of(link: Link) -> Sampler:
-    from tunesmith.registry import samplers
-
-    chain: Any = samplers.create("tunesmith/chain").build()
-    chain.use([link])
-    found: Sampler = chain
-    return found
 
 
 CHECKS: tuple[Callable[[Any], None], ...] = (

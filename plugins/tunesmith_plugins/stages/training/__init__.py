@@ -1,1 +1,1 @@
-"""Parts of the fine-tuning stage: examples to rows, noise, packing, batches, the trainer, reports."""
+"""Parts of the fine-tuning stage: its losses, its memory, its report, and its process if it has one of its own."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from attrs import asdict, evolve
 
-from tunesmith import errors, spec
+from tunesmith import errors, manifest, spec
 from tunesmith.errors import PipelineError
 from tunesmith.kinds.stage import StageConfig, StageContext
 from tunesmith.runtime import Runtime
@@ -85,10 +85,7 @@ def main(request: Path) -> None:
         answer = {"error": type(error).__name__, "message": str(error)}
         if isinstance(error, errors.ConfigError):
             answer.update(problems=list(error.problems), where=error.where)
-    target = request.parent / _ANSWER
-    beside = target.with_suffix(".writing")
-    beside.write_text(json.dumps(answer) + "\n", encoding="utf-8")
-    beside.replace(target)
+    manifest.write_text(request.parent / _ANSWER, json.dumps(answer) + "\n")
 
 
 def _end_with(parent: int) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
@@ -12,56 +12,50 @@ from tunesmith.data.encoding import Truncation
 from tunesmith.report.content import Content, Series, Table
 from tunesmith_plugins.stages.training.losses import Loss
 
+if TYPE_CHECKING:
+    from tunesmith.training.trainer import Trained
+
 
 @frozen(kw_only=True)
 class Outcome:
     """The numbers of one training.
 
     Attributes:
-        history: The trainer's log, one mapping an entry.
+        trained: What the trainer says.
         trainable: Parameters trained.
         parameters: Parameters of the model with its adapters.
-        seconds: Of each optimizer step of this process.
         peak: Most resident memory of the process, bytes.
         device_peak: Most memory of an accelerator, bytes; 0 on a CPU.
-        steps: Optimizer steps done.
         examples: Rows of the training data.
         truncation: What was cut.
         before: Label to loss before training; the validation split is ``"validation"``.
         after: The same afterwards.
     """
 
-    history: Sequence[Mapping[str, Any]]
+    trained: Trained
     trainable: int
     parameters: int
-    seconds: Sequence[float]
     peak: int
     device_peak: int
-    steps: int
     examples: int
     truncation: Truncation
     before: Mapping[str, Loss]
     after: Mapping[str, Loss]
 
-    @property
-    def losses(self) -> list[tuple[int, float]]:
-        """Step and training loss."""
-        return [(int(entry["step"]), float(entry["loss"])) for entry in self.history if "loss" in entry]
-
     def summary(self) -> dict[str, Any]:
         """Return the short form."""
-        losses = [loss for _, loss in self.losses]
+        losses, seconds = self.trained.losses, self.trained.seconds
         held_out = {
             label: {"before": self.before[label].value, "after": loss.value} for label, loss in self.after.items()
         }
         found: dict[str, Any] = {
             "trainable_parameters": self.trainable,
             "parameters": self.parameters,
-            "steps": self.steps,
+            "steps": self.trained.steps,
             "examples": self.examples,
             "first_loss": losses[0] if losses else None,
             "last_loss": losses[-1] if losses else None,
-            "median_step_seconds": statistics.median(self.seconds) if self.seconds else None,
+            "median_step_seconds": statistics.median(seconds) if seconds else None,
             "peak_memory_bytes": self.peak,
             "truncated_inputs": self.truncation.inputs.shortened,
             "truncated_targets": self.truncation.targets.shortened,
@@ -81,19 +75,20 @@ class Outcome:
         return Content(verdicts=tuple(self._verdicts()), tables=tuple(tables), series=tuple(self._curves()))
 
     def _training(self) -> Table:
+        seconds = self.trained.seconds
         rows: list[tuple[Any, ...]] = [
             ("trainable parameters", self.trainable),
             ("all parameters", self.parameters),
             ("trainable share", self.trainable / self.parameters),
-            ("optimizer steps", self.steps),
+            ("optimizer steps", self.trained.steps),
             ("training rows", self.examples),
-            ("median step, seconds", statistics.median(self.seconds) if self.seconds else None),
+            ("median step, seconds", statistics.median(seconds) if seconds else None),
             ("peak memory, MiB", self.peak / 2**20),
         ]
         if self.device_peak:
             rows.append(("peak memory of the device, MiB", self.device_peak / 2**20))
         note = "Memory is the largest resident size of the training process."
-        if not self.seconds:
+        if not seconds:
             note += " No step was timed: the training was complete already when this process resumed it."
         return Table(title="Training", columns=("", "value"), rows=tuple(rows), note=note)
 
@@ -118,17 +113,15 @@ class Outcome:
         )
 
     def _curves(self) -> list[Series]:
-        losses = dict(self.losses)
-        validation = {int(e["step"]): float(e["eval_loss"]) for e in self.history if "eval_loss" in e}
+        losses = dict(zip(self.trained.loss_steps, self.trained.losses, strict=True))
+        validation = dict(self.trained.validation)
         steps = sorted({*losses, *validation})
         y: dict[str, tuple[float | None, ...]] = {"training": tuple(losses.get(step) for step in steps)}
         if validation:
             y["validation"] = tuple(validation.get(step) for step in steps)
-        return (
-            [Series(title="Loss", x_label="step", x=tuple(map(float, steps)), y=y, y_label="nats a token")]
-            if steps
-            else []
-        )
+        if not steps:
+            return []
+        return [Series(title="Loss", x_label="step", x=tuple(map(float, steps)), y=y, y_label="nats a token")]
 
     def _verdicts(self) -> list[str]:
         found = [
