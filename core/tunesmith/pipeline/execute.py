@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith import hooks
-from tunesmith.errors import CodeNotAllowed, PipelineError
+from tunesmith.errors import CodeNotAllowed, PipelineError, PluginError
 from tunesmith.kinds.stage import StageContext
 from tunesmith.pipeline import quiet
 from tunesmith.pipeline.faults import explain
@@ -205,9 +205,15 @@ class _Executor:
         with suppress(OSError):  # the disk may be full
             journal.stage(node.name, self.keys[node.name], "interrupted" if stopped else "failed")
             journal.close("interrupted" if stopped else "failed")
-        hooks.stage_failed(node.config, context, error)
+        besides = ""
+        try:
+            hooks.stage_failed(node.config, context, error)
+        except PluginError as other:  # must not hide what the stage failed of
+            besides = f"Besides, {other}\n"
         if stopped:
             self.told = True
+            if besides:
+                journal.say(besides.rstrip(), warning=True)
             journal.say(f"Interrupted in stage {node.name!r}. {self._go_on()}")
         elif isinstance(error, Exception):
             from tunesmith.pipeline.journal import log
@@ -216,6 +222,7 @@ class _Executor:
                 log.error("stage %s failed", node.name, exc_info=error)
             raise PipelineError(
                 f"stage {node.name!r} failed: {explain(error, self.store.folder)}\n"
+                f"{besides}"
                 f"What was finished is kept in {self.store.folder}, the details are in its log.txt; "
                 "when the cause is removed, run the same again to go on from there."
             ) from error

@@ -217,6 +217,30 @@ def test_hooks_are_told(tmp_path):
     ]
 
 
+def test_a_hook_that_raises_hides_no_failure_of_a_stage(tmp_path, capsys):
+    class Plugin:
+        @ts.hookimpl
+        def tunesmith_stage_started(self, stage):
+            if stage.name == "stopped":
+                raise KeyboardInterrupt
+
+        @ts.hookimpl
+        def tunesmith_stage_failed(self, error):
+            raise KeyError("hook")
+
+    hooks.manager().register(Plugin(), "toy")
+    try:
+        told = "stage 'bad' failed: ValueError: the toy broke\nBesides, the hook .* of the plugin toy raised KeyError"
+        with pytest.raises(PipelineError, match=told):
+            ts.Pipeline(base="b", stages=(Misbehaving(name="bad"),)).run(tmp_path / "r")
+        with pytest.raises(KeyboardInterrupt):
+            ts.Pipeline(base="b", stages=(Number(name="stopped"),)).run(tmp_path / "r")
+    finally:
+        hooks.manager().unregister("toy")
+    assert "Interrupted in stage 'stopped'" in capsys.readouterr().err
+    assert "the toy broke" in (tmp_path / "r" / "log.txt").read_text()
+
+
 def test_code_is_refused_before_anything_runs(tmp_path, calls):
     code = tmp_path / "code.py"
     code.write_text("1")
