@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+import traceback
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from attrs import evolve, frozen
 
 from tunesmith import discovery
 from tunesmith.discovery import Entry
+from tunesmith.errors import PluginError
 from tunesmith.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -195,6 +197,23 @@ class Manager:
                 self._fail(implementation.plugin_name, f"{name} raised {type(cause).__name__}: {cause}")
         return results
 
+    def tell(self, name: str, **given: Any) -> None:
+        """Call one hook of all plugins, in pluggy's order; what one raises ends it.
+
+        Raises:
+            PluginError: Naming the plugin, from what it raised.
+        """
+        hook = getattr(self.hook, name)
+        try:
+            hook(**given)
+        except Exception as cause:
+            met = {frame.f_code for frame, _ in traceback.walk_tb(cause.__traceback__)}
+            raising = [i.plugin_name for i in hook.get_hookimpls() if getattr(i.function, "__code__", None) in met]
+            owner = self.owner(raising[0]) if raising else None
+            advice = f" To go on without it: TUNESMITH_DISABLE_PLUGINS={owner.dist}." if owner is not None else ""
+            what = f"the hook {name} of the plugin {' or '.join(raising) or 'that was registered here'}"
+            raise PluginError(f"{what} raised {type(cause).__name__}: {cause}.{advice}") from cause
+
     def owner(self, plugin: str) -> Entry | None:
         """Return the entry point that a plugin came from."""
         return self._owner.get(plugin)
@@ -305,15 +324,15 @@ def doctor_lines() -> list[str]:
 
 
 def stage_started(stage: StageConfig, context: StageContext) -> None:
-    """Tell the plugins that a stage is about to run. What they raise goes through."""
-    manager().hook.tunesmith_stage_started(stage=stage, context=context)
+    """Tell the plugins that a stage is about to run. What one raises is a PluginError that names it."""
+    manager().tell("tunesmith_stage_started", stage=stage, context=context)
 
 
 def stage_finished(stage: StageConfig, context: StageContext, result: Mapping[str, Any]) -> None:
-    """Tell the plugins that a stage has finished. What they raise goes through."""
-    manager().hook.tunesmith_stage_finished(stage=stage, context=context, result=result)
+    """Tell the plugins that a stage has finished. What one raises is a PluginError that names it."""
+    manager().tell("tunesmith_stage_finished", stage=stage, context=context, result=result)
 
 
 def stage_failed(stage: StageConfig, context: StageContext, error: BaseException) -> None:
-    """Tell the plugins that a stage failed. What they raise goes through, chained to ``error``."""
-    manager().hook.tunesmith_stage_failed(stage=stage, context=context, error=error)
+    """Tell the plugins that a stage failed. What one raises is a PluginError that names it."""
+    manager().tell("tunesmith_stage_failed", stage=stage, context=context, error=error)

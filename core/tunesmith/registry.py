@@ -23,6 +23,7 @@ from attrs import evolve
 
 from tunesmith import discovery
 from tunesmith.component import API_VERSION, Config, load_target
+from tunesmith.definition import definition_digest
 from tunesmith.discovery import BUILTIN, LOCAL
 from tunesmith.discovery import Entry as Entry
 from tunesmith.errors import AmbiguousName, ConfigError, PluginError, PluginIncompatible, PluginLoadError, UnknownName
@@ -56,6 +57,7 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
         self._failures: dict[str, PluginError] = {}
         self._local: dict[str, type[T]] = {}
+        self._code: dict[str, str | None] = {}
 
     def __repr__(self) -> str:
         return f"Registry({self.kind.name!r})"
@@ -140,6 +142,8 @@ class Registry(Generic[T]):
             )
         entry = Entry(kind=self.kind.name, name=name, target=_target_of(cls), dist=LOCAL, version="0")
         self._check(entry, cls)
+        # now: later its file may say something else than what runs in this process
+        code = definition_digest(entry.target, cls.impl)
         with self._lock:
             taken = self._local.get(name)
             again = taken is cls or (
@@ -151,6 +155,13 @@ class Registry(Generic[T]):
                     f"Pass replace=True to put {_target_of(cls)} there."
                 )
             self._local[name] = cls
+            self._code[name] = code
+
+    def code_of(self, cls: type[Config]) -> str | None:
+        """Return a hash of the code of a class that :meth:`register` offers, as it was then; None for others, and where the
+        code cannot be found: see :func:`tunesmith.definition.definition_digest`."""
+        with self._lock:
+            return next((self._code[name] for name, local in self._local.items() if local is cls), None)
 
     def unregister(self, name: str) -> None:
         """Take back what :meth:`register` offered under ``name``.

@@ -1,4 +1,4 @@
-"""The hash of a module's source, found without importing anything."""
+"""Where a module's source lies and its hash, found without importing anything."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from pathlib import Path
 from tunesmith.errors import PluginLoadError
 
 
-def source_digest(target: str) -> str:
-    """Return the SHA-256 of the source file of ``"package.module:name"``.
+def source_file(module: str) -> Path:
+    """Return the source file of a module on Python's path.
 
     Raises:
-        PluginLoadError: If there is no such module or its source cannot be read.
+        PluginLoadError: If there is none.
     """
-    module = target.partition(":")[0]
     where: Sequence[str] | None = sys.path
     spec = None
     parts = module.split(".")
@@ -27,8 +26,17 @@ def source_digest(target: str) -> str:
             break
         where = spec.submodule_search_locations or []
     if spec is None or spec.origin is None:
-        raise PluginLoadError(f"there is no module {module!r} for {target!r} on Python's path.")
+        raise PluginLoadError(f"there is no module {module!r} on Python's path.")
+    return Path(spec.origin)
+
+
+def source_digest(target: str) -> str:
+    """Return the SHA-256 of the source file of ``"package.module:name"``.
+
+    Raises:
+        PluginLoadError: If there is no such module or its source cannot be read.
+    """
     try:
-        return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
-    except OSError as cause:
+        return hashlib.sha256(source_file(target.partition(":")[0]).read_bytes()).hexdigest()
+    except (OSError, PluginLoadError) as cause:
         raise PluginLoadError(f"the source of {target!r} cannot be read: {cause}") from cause

@@ -11,7 +11,7 @@ import pytest
 import tunesmith as ts
 from tunesmith import hooks, registry, spec
 from tunesmith.discovery import Entry
-from tunesmith.errors import UnknownName
+from tunesmith.errors import PluginError, UnknownName
 from tunesmith.hooks import CommandRef, Manager, Specs, hookimpl
 from tunesmith.kinds.sampler import SamplerConfig
 
@@ -141,7 +141,7 @@ def test_a_dynamic_component_of_no_kind_is_recorded(plugin):
     assert "of the kind 'samplers', which is none. Kinds: adapter, " in failures("tunesmith-hooked")[0]
 
 
-def test_a_stage_hook_gets_what_it_asks_for_and_what_it_raises_goes_through(plugin):
+def test_a_stage_hook_gets_what_it_asks_for_and_is_named_where_it_raises(plugin):
     plugin(
         "seen = []\n"
         "@hookimpl\ndef tunesmith_stage_started(stage): seen.append(stage)\n"
@@ -151,8 +151,31 @@ def test_a_stage_hook_gets_what_it_asks_for_and_what_it_raises_goes_through(plug
     hooks.stage_started("stage", "context")
     hooks.stage_finished("stage", "context", {"n": 1})
     assert sys.modules["tunesmith_hooked_hooks"].seen == ["stage", ("context", {"n": 1})]
-    with pytest.raises(RuntimeError, match="told of disk full"):
+    with pytest.raises(
+        PluginError,
+        match=r"tunesmith_stage_failed of the plugin tunesmith-hooked:\w+ raised RuntimeError: told of disk full\. "
+        "To go on without it: TUNESMITH_DISABLE_PLUGINS=tunesmith-hooked",
+    ) as caught:
         hooks.stage_failed("stage", "context", OSError("disk full"))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_of_several_plugins_the_one_that_raises_is_named():
+    class Quiet:
+        @ts.hookimpl
+        def tunesmith_stage_started(self, context):
+            pass
+
+    class Loud(Quiet):
+        @ts.hookimpl
+        def tunesmith_stage_started(self, context):
+            {}["missing"]
+
+    manager = hooks.Manager()
+    for name, one in {"first": Quiet(), "second": Loud(), "third": Quiet()}.items():
+        manager.register(one, name)
+    with pytest.raises(PluginError, match=r"of the plugin second raised KeyError: 'missing'\.$"):
+        manager.tell("tunesmith_stage_started", stage=None, context=None)
 
 
 def test_doctor_lines_come_from_plugins(plugin):

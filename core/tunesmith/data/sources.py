@@ -58,9 +58,15 @@ def find(data: Data, split: str, runtime: Runtime) -> Found:
         return _from_file(path, data, split)
     if os.path.isdir(path):
         return _from_folder(path, data, split)
-    if _looks_like_path(data.source):
-        raise DataError(_nothing_there(data.source))
+    if (problem := missing(data.source)) is not None:
+        raise DataError(problem)
     return _from_hub(data, split, runtime)
+
+
+def missing(source: str) -> str | None:
+    """Return what to say of a source that can only be a file or folder and is not there; None of every other. Reads nothing."""
+    there = os.path.exists(os.path.expanduser(source))
+    return None if there or not _looks_like_path(source) else _nothing_there(source)
 
 
 def same_split(first: str, second: str) -> bool:

@@ -66,6 +66,10 @@ class StageConfig(Config):
     name: str = field(default="", validator=validators.matches_re(r"[A-Za-z0-9_.-]*"))
     start: str | Output = "previous"
 
+    def needs_data(self) -> bool:
+        """Tell whether the stage cannot run without data; that there is none is then found when the pipeline is made."""
+        return False
+
     def outside(self) -> tuple[str, ...]:
         """Return the files or folders that the stage also makes outside the run folder.
 

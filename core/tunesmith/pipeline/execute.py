@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith import hooks
-from tunesmith.errors import CodeNotAllowed, PipelineError
+from tunesmith.errors import CodeNotAllowed, PipelineError, PluginError
 from tunesmith.kinds.stage import StageContext
 from tunesmith.pipeline import quiet
 from tunesmith.pipeline.faults import explain
 from tunesmith.pipeline.graph import BASE, Node, Ref
 from tunesmith.pipeline.identity import named_path
 from tunesmith.pipeline.journal import Journal
+from tunesmith.pipeline.missing import missing_data
 from tunesmith.pipeline.plan import Locator, Step
 from tunesmith.pipeline.run import Run
 from tunesmith.pipeline.store import Store, now
@@ -53,7 +54,7 @@ def execute(
     store = Store(folder)
     with store.locked():
         executor = _Executor(pipeline, store, runtime)
-        executor.check_code()
+        executor.check()
         try:
             settings = {"device": device, "threads": threads, "offline": runtime.offline, "allow_code": allow_code}
             journal = Journal(store, pipeline, settings, progress)
@@ -88,19 +89,25 @@ class _Executor:
         self.keys: dict[str, str] = {}
         self.told = False
 
-    def check_code(self) -> None:
-        """Refuse before anything has run, not after hours, if a stage would run code that was not allowed."""
-        if self.runtime.allow_code:
-            return
+    def check(self) -> None:
+        """Refuse before anything has run, not after hours, what can be seen to be wrong now.
+
+        Raises:
+            CodeNotAllowed: If a stage would run code that was not allowed.
+            PipelineError: If data of stages are not there and no earlier stage can bring them.
+        """
         locator = Locator(self.pipeline, self.store, self.runtime.device, self.runtime.offline)
-        steps = [locator.step(node, hashes=False)[0] for node in self.pipeline.nodes]
-        if named := [
-            f"{', '.join(step.code)} in stage {step.name!r}" for step in steps if step.code and step.status != "done"
-        ]:
+        steps = [(node, locator.step(node, hashes=False)[0]) for node in self.pipeline.nodes]
+        waiting = [(node, step) for node, step in steps if step.status != "done"]
+        named = [f"{', '.join(step.code)} in stage {step.name!r}" for _, step in waiting if step.code]
+        if named and not self.runtime.allow_code:
             raise CodeNotAllowed(
                 f"the pipeline runs Python code that its configuration names: {'; '.join(named)}. "
                 "If you trust that code, pass allow_code=True, or --allow-code on the command line."
             )
+        problems = missing_data([node for node, _ in waiting])
+        if problems:
+            raise PipelineError("nothing was run: " + "\n".join(problems))
 
     def run_or_say(self, journal: Journal) -> None:
         """Run what has to be run; an interruption between two stages is told as one within a stage is."""
@@ -205,9 +212,15 @@ class _Executor:
         with suppress(OSError):  # the disk may be full
             journal.stage(node.name, self.keys[node.name], "interrupted" if stopped else "failed")
             journal.close("interrupted" if stopped else "failed")
-        hooks.stage_failed(node.config, context, error)
+        besides = ""
+        try:
+            hooks.stage_failed(node.config, context, error)
+        except PluginError as other:  # must not hide what the stage failed of
+            besides = f"Besides, {other}\n"
         if stopped:
             self.told = True
+            if besides:
+                journal.say(besides.rstrip(), warning=True)
             journal.say(f"Interrupted in stage {node.name!r}. {self._go_on()}")
         elif isinstance(error, Exception):
             from tunesmith.pipeline.journal import log
@@ -216,6 +229,7 @@ class _Executor:
                 log.error("stage %s failed", node.name, exc_info=error)
             raise PipelineError(
                 f"stage {node.name!r} failed: {explain(error, self.store.folder)}\n"
+                f"{besides}"
                 f"What was finished is kept in {self.store.folder}, the details are in its log.txt; "
                 "when the cause is removed, run the same again to go on from there."
             ) from error

@@ -111,6 +111,10 @@ class _Builder:
         own = getattr(stage, "data", None)
         if stage.uses_data:
             node = evolve(node, data=own if own is not None else self.data)
+            if node.data is None and stage.needs_data():
+                self._problem(
+                    "the stage needs data, and neither it nor the pipeline has any: set data=Data(...)", place
+                )
         inputs = dict(self._inputs(stage, place))
         if stage.uses_data and own is None and self.data is not None:
             for leaf in leaves(self.data):

@@ -143,16 +143,17 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     old, new = flat(before), flat(after)
     found = []
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) == new.get(name):
+        if old.get(name) == new.get(name) or any(_is_filled(name, values) for values in (old, new)):
             continue
         shown = name.removeprefix("stage.config.").replace(".config.", ".")
-        if name.endswith(("sha256", "artifact", "commit")) or name.startswith("inputs."):
-            found.append(
-                f"the content of {shown.removesuffix('.sha256').removesuffix('.artifact').removesuffix('.commit')}"
-            )
+        if name.endswith("definition.sha256"):
+            found.append(f"the code of {shown.removesuffix('definition.sha256').rstrip('.')}")
+        elif name.endswith(("sha256", "artifact", "commit")) or name.startswith("inputs."):
+            what = shown.removesuffix(".sha256").removesuffix(".artifact").removesuffix(".commit")
+            found.append(f"the content of {what.removeprefix('inputs.')}")
         else:
             found.append(f"{shown} {_shown(old, name)} → {_shown(new, name)}")
-    return found
+    return list(dict.fromkeys(found))  # what a field reads is among the inputs too
 
 
 def uses(node: Node) -> list[type[Config]]:
@@ -190,11 +191,13 @@ class _Tree:
         return value.value if isinstance(value, enum.Enum) else value
 
     def config(self, config: Config, path: str) -> dict[str, Any]:
-        from tunesmith.registry import name_of
+        from tunesmith.registry import name_of, registry_for
 
         found = {"use": name_of(type(config)), "revision": type(config).revision, "config": self.fields(config, path)}
         if isinstance(config, RunsCode):
             found["code"] = config.code_digest()
+        if (code := registry_for(config.kind).code_of(type(config))) is not None:
+            found["definition"] = {"sha256": code}  # no distribution and no revision tells what it is
         return found
 
     def fields(self, value: Any, path: str) -> dict[str, Any]:
@@ -259,6 +262,11 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
     if isinstance(value, list) and value:
         return {k: v for index, item in enumerate(value) for k, v in flat(item, _join(path, str(index))).items()}
     return {path: value}
+
+
+def _is_filled(name: str, values: Mapping[str, Any]) -> bool:
+    """Tell whether a name stands for a mapping or list that has something in it, which is told by itself."""
+    return any(other.startswith(f"{name}.") for other in values)
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:

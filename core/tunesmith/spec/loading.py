@@ -261,7 +261,7 @@ def _structure_value(value: Any, expected: type[Any]) -> Any:
 def _structure_fields(data: Any, cls: type[Any]) -> Any:
     """Make an attrs object from the mapping of its fields. Goes on after a problem, to find them all."""
     if not isinstance(data, Mapping):
-        raise TypeError(f"the fields of {cls.__name__} must be a mapping, not {type(data).__name__} ({_short(data)})")
+        raise TypeError(f"the fields of {_called(cls)} must be a mapping, not {type(data).__name__} ({_short(data)})")
     kinds = field_types(cls)
     known = [a for a in attrs.fields(cls) if a.init]
     names = [a.name for a in known]

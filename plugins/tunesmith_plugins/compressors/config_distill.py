@@ -8,6 +8,7 @@ from attrs import Attribute, field, fields, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.compressor import CompressorConfig
+from tunesmith.training.stopping import needs_validation
 
 IMPLEMENTATIONS = "tunesmith_plugins.compressors"
 
@@ -94,7 +95,7 @@ class Distill(CompressorConfig):
     mask_prompt: bool = True
     packing: bool = False
     validation: float = field(default=0.0, validator=[v.ge(0), v.lt(1)])
-    early_stopping: int = field(default=0, validator=v.ge(0))
+    early_stopping: int = field(default=0, validator=[v.ge(0), needs_validation])
     arguments: dict[str, bool | int | float | str] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:

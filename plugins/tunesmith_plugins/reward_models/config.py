@@ -10,6 +10,7 @@ from attrs import validators as v
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.reward_model import RewardModelConfig
 from tunesmith.kinds.stage import Output
+from tunesmith.training.stopping import needs_validation
 
 IMPLEMENTATIONS = "tunesmith_plugins.reward_models"
 
@@ -94,7 +95,7 @@ class Pairwise(RewardModelConfig):
     max_grad_norm: float = field(default=1.0, validator=v.ge(0))
     checkpoint_every: int = field(default=50, validator=v.ge(1))
     validation: float = field(default=0.0, validator=[v.ge(0), v.lt(1)])
-    early_stopping: int = field(default=0, validator=v.ge(0))
+    early_stopping: int = field(default=0, validator=[v.ge(0), needs_validation])
     arguments: dict[str, bool | int | float | str] = field(factory=dict)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -22,6 +23,7 @@ from tunesmith.kinds.rl_algorithm import RLAlgorithmConfig
 from tunesmith.kinds.sampler import SamplerConfig
 from tunesmith.kinds.stage import Output, StageConfig
 from tunesmith.reward_gate import Gate
+from tunesmith.training.stopping import needs_validation
 from tunesmith.typecheck import Checked
 
 IMPLEMENTATIONS = "tunesmith_plugins.stages"
@@ -77,6 +79,10 @@ class Generate(StageConfig):
     metrics: tuple[MetricConfig, ...] = ()
     generation: Generation = field(factory=Generation)
 
+    def needs_data(self) -> bool:
+        """Return True: prompts come from data."""
+        return True
+
 
 @frozen(kw_only=True)
 class Evaluate(StageConfig):
@@ -103,6 +109,10 @@ class Evaluate(StageConfig):
     confidence: float = field(default=0.95, validator=[v.gt(0), v.lt(1)])
     versus: Output | None = None
     generation: Generation = field(factory=Generation)
+
+    def needs_data(self) -> bool:
+        """Return True."""
+        return True
 
 
 def _stage_names(_: Any, attribute: Attribute[Any], value: dict[str, Any]) -> None:
@@ -152,6 +162,10 @@ class Compare(StageConfig):
             )
             for key, stage in self.branches.items()
         )
+
+    def needs_data(self) -> bool:
+        """Return whether the branches are measured."""
+        return bool(self.metrics)
 
 
 @frozen(kw_only=True)
@@ -203,8 +217,26 @@ class FineTune(StageConfig):
     held_out: dict[str, Data] = field(factory=dict)
     held_out_split: str = "test"
     arguments: dict[str, bool | int | float | str] = field(factory=dict)
-    early_stopping: int = field(default=0, validator=v.ge(0))
+    early_stopping: int = field(default=0, validator=[v.ge(0), needs_validation])
     measure_in_child: bool = False
+
+    @mix_weights.validator
+    def _one_weight_a_task(self, attribute: Attribute[Any], value: dict[str, float]) -> None:
+        if "" in self.mix:
+            raise ValueError("a task of 'mix' needs a label, not ''")
+        if alone := sorted(set(self.mix) ^ set(value)):
+            raise ValueError(f"every task of 'mix' needs a weight, and every weight of 'mix_weights' a task: {alone}")
+        if wrong := {label: weight for label, weight in value.items() if not 0 < weight < math.inf}:
+            raise ValueError(f"weights of 'mix_weights' must be finite and > 0: {wrong}")
+
+    @held_out.validator
+    def _names_no_task_validation(self, attribute: Attribute[Any], value: dict[str, Data]) -> None:
+        if "validation" in value:
+            raise ValueError("'validation' is the validation split's own name; choose another label in 'held_out'")
+
+    def needs_data(self) -> bool:
+        """Return True."""
+        return True
 
 
 @frozen(kw_only=True)
@@ -273,6 +305,10 @@ class Align(StageConfig):
             raise ValueError(
                 "'reward' or 'preferences' is missing: online algorithms need the one, offline ones the other"
             )
+
+    def needs_data(self) -> bool:
+        """Return whether prompts are taken from data: preferences bring their own."""
+        return self.preferences is None
 
 
 @frozen(kw_only=True)
@@ -360,6 +396,10 @@ class ConstitutionalRevision(StageConfig):
     rounds: int = field(default=1, validator=v.ge(1))
     compare: bool = True
     generation: Generation = field(factory=Generation)
+
+    def needs_data(self) -> bool:
+        """Return True: prompts come from data."""
+        return True
 
 
 @frozen(kw_only=True)

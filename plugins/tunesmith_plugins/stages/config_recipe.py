@@ -69,3 +69,7 @@ class Recipe(StageConfig):
             found.append(evolve(step, start=start if step.start == "previous" else step.start, **own))
             start = Output(stage=f"{self.name}/{step.name}")
         return tuple(found)
+
+    def needs_data(self) -> bool:
+        """Return True: every step is measured."""
+        return True

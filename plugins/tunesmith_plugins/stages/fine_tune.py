@@ -47,22 +47,8 @@ class FineTuneStage(Stage):
         return outcome.summary()
 
     def _check(self, context: StageContext) -> None:
-        config = self.config
         model_to("train", context)
         data_to("train on", self, context)
-        problems = []
-        if set(config.mix) != set(config.mix_weights):
-            problems.append(
-                f"every task of mix needs a weight, and every weight a task of mix: "
-                f"{sorted(set(config.mix) ^ set(config.mix_weights))} @ mix_weights"
-            )
-        problems += [f"must be > 0: {w} @ mix_weights.{label}" for label, w in config.mix_weights.items() if not w > 0]
-        if "" in config.mix:
-            problems.append("a task of mix needs a label @ mix")
-        if VALIDATION in config.held_out:
-            problems.append(f"{VALIDATION!r} is the validation split's own name; choose another label @ held_out")
-        if problems:
-            raise ConfigError(problems, context.name)
         training_arguments.check(self._settings())
 
     def _settings(self) -> Settings:

@@ -7,6 +7,9 @@ from pipeline_toys import Chosen, Fork, Number, Records, Rewarded, Source
 
 import tunesmith as ts
 from tunesmith.errors import ConfigError
+from tunesmith_plugins import compressors, metrics, reward_models, samplers
+from tunesmith_plugins import rl_algorithms as rl
+from tunesmith_plugins import stages as st
 
 
 def problems(*stages, base="base", data=None):
@@ -43,10 +46,8 @@ def test_a_component_inside_a_stage_can_read_the_model_of_an_earlier_one():
     from pathlib import Path
 
     from tunesmith.pipeline.walk import with_folders
-    from tunesmith_plugins.metrics import Toxicity
-    from tunesmith_plugins.stages import Evaluate
 
-    stage = Evaluate(name="e", metrics=(Toxicity(model=ts.output("a")),))
+    stage = st.Evaluate(name="e", data=ts.Data(source="d"), metrics=(metrics.Toxicity(model=ts.output("a")),))
     found = nodes(Number(name="a"), stage)
     assert found["e"].inputs["metrics.0.model"].stage == "a"
     ready = with_folders(stage, {"metrics.0.model": Path("/somewhere")})
@@ -152,3 +153,32 @@ def test_the_data_of_the_whole_pipeline_may_come_from_its_first_stage():
     found = nodes(Records(name="d"), Rewarded(name="e"), data=data)
     assert found["d"].data is None
     assert found["e"].inputs["data.source"].stage == "d"
+
+
+def test_data_that_a_stage_cannot_do_without_are_missed_before_any_work():
+    stages = (
+        st.FineTune(name="tuned", data=ts.Data(source="own")),
+        st.Evaluate(name="scores", metrics=(metrics.Rouge(),)),
+    )
+    with pytest.raises(
+        ConfigError, match=r"needs data, and neither it nor the pipeline has any.*@ pipeline.stages\[1\]"
+    ):
+        ts.Pipeline(base="b", stages=stages)
+    ts.Pipeline(base="b", data=ts.Data(source="d"), stages=stages)
+
+
+def test_stages_say_whether_they_need_data():
+    judge = reward_models.LengthPenalty(most=1)
+    rouge, tune = (metrics.Rouge(),), st.FineTune(name="tune")
+    needed = [
+        (st.Generate(samplers={"greedy": samplers.Greedy()}), True),
+        (tune, True),
+        (st.Compare(branches={"a": tune}), False),
+        (st.Compare(branches={"a": tune}, metrics=rouge), True),
+        (st.Recipe(steps=(tune,), metrics=rouge), True),
+        (st.Align(algorithm=rl.PPO(), reward=judge), True),
+        (st.Align(algorithm=rl.DPO(), preferences="pairs.jsonl"), False),
+        (st.Compress(compressor=compressors.Int8()), False),
+        (st.ConstitutionalRevision(principles="principles.txt"), True),
+    ]
+    assert [stage.needs_data() for stage, _ in needed] == [needs for _, needs in needed]

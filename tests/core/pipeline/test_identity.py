@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -159,6 +160,45 @@ def test_the_text_of_code_counts(tmp_path):
     assert key(pipeline) != before
 
 
+def test_the_code_of_a_registered_component_counts_as_it_was_then(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    text = """
+from attrs import frozen
+from tunesmith.kinds.reward_model import RewardModel, RewardModelConfig
+
+@frozen(kw_only=True)
+class Own(RewardModelConfig):
+    impl = "own_reward:OwnReward"
+
+class OwnReward(RewardModel):
+    def score(self, prompts, completions, columns=None):
+        return [BONUS] * len(prompts)
+
+BONUS = 1.0
+"""
+    rewards = ts.reward_models
+
+    def found(text):
+        (tmp_path / "own_reward.py").write_text(text)
+        sys.modules.pop("own_reward", None)
+        importlib.invalidate_caches()
+        own = importlib.import_module("own_reward").Own
+        rewards.register("own", own, replace=True)
+        return ts.Pipeline(base="b", stages=(Rewarded(name="e", reward=own()),))
+
+    try:
+        first = found(text)
+        before = identity(first)
+        (tmp_path / "own_reward.py").write_text("broken(")
+        assert identity(first) == before  # what runs is what was registered
+        assert identity(found(text + "print('unrelated')  # said\n")) == before
+        after = identity(found(text.replace("1.0", "2.0")))
+        assert differences(before, after) == ["the code of reward"]
+    finally:
+        rewards.unregister("own")
+
+
 def test_the_standard_components_that_run_code_say_so_and_count_it(tmp_path, monkeypatch):
     from tunesmith.pipeline.identity import runs_code
     from tunesmith_plugins.metrics import HFEvaluate
@@ -172,7 +212,7 @@ def test_the_standard_components_that_run_code_say_so_and_count_it(tmp_path, mon
     function = Rewarded(name="e", reward=Function(target="rewarding.rewarding:f"))
     metric = Evaluate(name="e", metrics=(HFEvaluate(module=str(tmp_path / "rewarding")),))
     for stage, use in ((function, "tunesmith/function"), (metric, "tunesmith/hf_evaluate")):
-        pipeline = ts.Pipeline(base="b", stages=(stage,))
+        pipeline = ts.Pipeline(base="b", data=ts.Data(source="d"), stages=(stage,))
         assert runs_code(pipeline.nodes[0]) == [use]
         before = key(pipeline)
         (tmp_path / "rewarding" / "rewarding.py").write_text(f"def f(prompts, completions): return {use!r}\n")
@@ -202,9 +242,15 @@ def test_differences_are_said_in_words(pipeline, tmp_path):
     before = identity(pipeline)
     (tmp_path / "words.txt").write_text("two")
     changed = last(pipeline, several=(evolve(pipeline.stages[1].several[0], weight=0.6),))
-    assert set(differences(before, identity(changed, artifact="1" * 64))) == {
-        "the content of inputs.reward",
+    assert differences(before, identity(changed, artifact="1" * 64)) == [
+        "the content of reward",
         "the content of several.0.file",
         "several.0.weight 0.5 → 0.6",
-        "the content of reward",
-    }
+    ]
+
+
+def test_an_option_beside_defaults_is_the_only_difference(pipeline):
+    plain = last(pipeline, several=(Chosen(),))
+    heavier = last(pipeline, several=(Chosen(weight=2.0),))
+    assert differences(identity(plain), identity(heavier)) == ["several.0.weight (default) → 2.0"]
+    assert differences(identity(heavier), identity(plain)) == ["several.0.weight 2.0 → (default)"]

@@ -13,6 +13,8 @@ import tunesmith as ts
 from tunesmith import hooks
 from tunesmith.errors import ArtifactError, CodeNotAllowed, PipelineError, RunLocked
 from tunesmith.pipeline.store import Store
+from tunesmith_plugins import samplers
+from tunesmith_plugins import stages as st
 
 
 def numbers(*values, **options):
@@ -215,6 +217,52 @@ def test_hooks_are_told(tmp_path):
         ("started", "bad", "Misbehaving"),
         ("failed", "bad", "the toy broke"),
     ]
+
+
+def test_a_hook_that_raises_hides_no_failure_of_a_stage(tmp_path, capsys):
+    class Plugin:
+        @ts.hookimpl
+        def tunesmith_stage_started(self, stage):
+            if stage.name == "stopped":
+                raise KeyboardInterrupt
+
+        @ts.hookimpl
+        def tunesmith_stage_failed(self, error):
+            raise KeyError("hook")
+
+    hooks.manager().register(Plugin(), "toy")
+    try:
+        told = "stage 'bad' failed: ValueError: the toy broke\nBesides, the hook .* of the plugin toy raised KeyError"
+        with pytest.raises(PipelineError, match=told):
+            ts.Pipeline(base="b", stages=(Misbehaving(name="bad"),)).run(tmp_path / "r")
+        with pytest.raises(KeyboardInterrupt):
+            ts.Pipeline(base="b", stages=(Number(name="stopped"),)).run(tmp_path / "r")
+    finally:
+        hooks.manager().unregister("toy")
+    assert "Interrupted in stage 'stopped'" in capsys.readouterr().err
+    assert "the toy broke" in (tmp_path / "r" / "log.txt").read_text()
+
+
+def test_data_that_are_not_there_are_missed_before_anything_runs(tmp_path):
+    here, gone = tmp_path / "here.jsonl", tmp_path / "her.jsonl"
+    here.write_text('{"x": "a", "y": "b"}\n')
+    there = ts.Data(source=str(here), prompt="{x}", target="{y}")
+    first = st.Generate(name="first", samplers={"greedy": samplers.Greedy()})
+    last = st.FineTune(name="last", held_out={"old": evolve(there, source=str(gone))}, data=there)
+
+    def failure(*stages):
+        with pytest.raises(PipelineError) as caught:
+            ts.Pipeline(base=str(tmp_path / "no-model"), data=there, stages=stages).run(tmp_path / "r", progress=False)
+        return str(caught.value)
+
+    told = failure(first, last)
+    assert told.startswith(f"nothing was run: stage 'last': there is no file or folder {str(gone)!r}")
+    assert f"Did you mean {str(here)!r}?" in told
+    assert not (tmp_path / "r" / "stages").exists()
+    # a stage that writes elsewhere, or may, could make the file: then it is missed when its stage begins
+    exported = failure(st.Export(name="out", folder=str(tmp_path / "out")), last)
+    assert "stage 'out' failed" in exported
+    assert "stage 'bad' failed" in failure(Misbehaving(name="bad"), evolve(last, start="base"))
 
 
 def test_code_is_refused_before_anything_runs(tmp_path, calls):

@@ -62,6 +62,13 @@ def test_a_file_tells_all_its_problems_at_once(tmp_path):
     assert "a pipeline has no field 'dtpye'. Did you mean 'dtype'?" in text
 
 
+def test_a_file_that_holds_no_mapping_is_no_pipeline(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text("[]")
+    with pytest.raises(ConfigError, match=r"the fields of a pipeline must be a mapping, not list \(\[\]\)"):
+        ts.Pipeline.load(path)
+
+
 def test_a_file_tells_all_problems_of_its_graph_at_once(tmp_path):
     path = tmp_path / "p.json"
     data = example().dump()

@@ -153,11 +153,16 @@ def test_arguments_reach_the_trainer(config: Pairwise, tmp_path: Path, monkeypat
 
 
 def test_wrong_arguments_are_named_at_once(config: Pairwise) -> None:
-    wrong = evolve(config, arguments={"weight_decay": 0.1, "warmup_step": 3}, early_stopping=1)
+    wrong = evolve(config, arguments={"weight_decay": 0.1, "warmup_step": 3})
     with pytest.raises(ConfigError) as caught:
         reward.ready(wrong, RUNTIME).fit(MIXED, RUNTIME)
-    assert len(caught.value.problems) == 3
+    assert len(caught.value.problems) == 2
     assert "did you mean 'warmup_steps'?" in str(caught.value)
+
+
+def test_stopping_early_by_nothing_is_refused_before_any_work() -> None:
+    with pytest.raises(ValueError, match="'early_stopping' needs a validation split or share"):
+        Pairwise(model="m", early_stopping=1)
 
 
 def test_checkpoints_hold_no_pickle(config: Pairwise, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import tunesmith as ts
 from tunesmith import statistics
 from tunesmith.cli.runs import command as runs
-from tunesmith.errors import PipelineError
+from tunesmith.errors import ConfigError
 from tunesmith.evaluation import evaluate, read_tables
 from tunesmith.report import content
 from tunesmith.testing.models import WORDS, tiny_lm
@@ -157,13 +157,13 @@ def test_without_metrics_or_models_there_is_nothing_to_evaluate(run, folder):
     assert [node.name for node in with_reports] == ["tuned/e", "tuned"]
 
 
-def test_metrics_without_data_are_an_error_that_says_so(folder, tmp_path):
+def test_metrics_without_data_are_an_error_that_says_so(folder):
     from attrs import evolve
 
     data = pipeline(folder).data
     branches = {"a": FineTune(data=data, steps=1, batch_size=2)}
-    with pytest.raises(PipelineError, match="there is no data to evaluate on"):
-        evolve(pipeline(folder, branches=branches), data=None).run(tmp_path / "r", progress=False)
+    with pytest.raises(ConfigError, match=r"needs data, and neither it nor the pipeline has any.*@ pipeline.stages"):
+        evolve(pipeline(folder, branches=branches), data=None)
 
 
 def test_the_page_shows_it(run):

@@ -347,8 +347,6 @@ def test_all_wrong_arguments_are_named_at_once(run):
     ("changes", "message"),
     [
         ({"objective": "causal"}, "needs a model of the family 'decoder'"),
-        ({"early_stopping": 1, "validation": ""}, "needs a validation split"),
-        ({"mix_weights": {"b": 1.0}}, "every task of mix needs a weight"),
         ({"packing": True}, "cannot pack"),
         ({"objective": "span_corruption"}, "has no <extra_id_0>"),
     ],
@@ -356,6 +354,23 @@ def test_all_wrong_arguments_are_named_at_once(run):
 def test_what_cannot_be_is_refused(run, changes, message):
     with pytest.raises(ConfigError, match=message):
         run("encoder-decoder", evolve(BASE, **changes))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"early_stopping": 1}, r"'early_stopping' needs a validation split or share to stop by: set 'validation'"),
+        ({"mix_weights": {"b": 1.0}}, r"every task of 'mix' needs a weight.*\['b'\]"),
+        ({"mix": {"b": Data(source="b")}}, r"every task of 'mix' needs a weight.*\['b'\]"),
+        ({"mix": {"": Data(source="b")}, "mix_weights": {"": 1.0}}, "a task of 'mix' needs a label"),
+        ({"mix": {"b": Data(source="b")}, "mix_weights": {"b": 0.0}}, r"must be finite and > 0: \{'b': 0.0\}"),
+        ({"mix": {"b": Data(source="b")}, "mix_weights": {"b": math.inf}}, "must be finite and > 0"),
+        ({"held_out": {"validation": Data(source="b")}}, "choose another label in 'held_out'"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_before_any_work(options, message):
+    with pytest.raises(ValueError, match=message):
+        FineTune(name="tuned", **options)
 
 
 def test_without_model_or_data_it_says_so(run, tmp_path):
