@@ -36,6 +36,7 @@ class Growing(DynamicLayer):
         self._shown: tuple[Tensor, ...] = ()
         self._first = self._end = 0
         self._own = False  # whether the stores may be written to
+        self._known = False  # whether others may hold what was shown: it stays as it is then
 
     @classmethod
     def over(cls, stores: Sequence[Tensor], first: int = 0, end: int | None = None, *, like: DynamicLayer) -> Self:
@@ -51,7 +52,9 @@ class Growing(DynamicLayer):
         """Make a plain layer of transformers' cache one of these where it stands, so that all who hold it go on with it."""
         layer.__dict__ = cls().__dict__ | layer.__dict__
         layer.__class__ = cls
-        return cast(Self, layer)
+        made = cast(Self, layer)
+        made._known = True
+        return made
 
     def __copy__(self) -> Self:
         """Return a layer with the same tensors. Neither of the two writes to them any more: the other may be there."""
@@ -59,6 +62,19 @@ class Growing(DynamicLayer):
         self._own = False
         made.__dict__.update(self.__dict__)
         return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the room out of pickles and deep copies, which then share nothing with this layer."""
+        state = self.__dict__ | {"_stores": (), "_shown": (), "_first": 0, "_end": 0, "_own": False}
+        for name in self.states:
+            if state.get(name) is not None:
+                state[name] = state[name].clone()
+        return state
+
+    def reset(self) -> None:
+        """Forget everything, and let its memory go."""
+        super().reset()
+        self._stores, self._shown, self._first, self._end, self._own = (), (), 0, 0, False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Remember the type that keys and values have outside."""
@@ -72,7 +88,15 @@ class Growing(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         self._settle()
         new = key_states.shape[-2]
-        if new:
+        given = (key_states, value_states)
+        if (
+            torch.is_grad_enabled()
+            and self.states == Growing.states
+            and any(t.requires_grad for t in (*given, *self._stores))
+        ):
+            # a gradient needs what was there as it was
+            self.keys, self.values = (torch.cat(parts, dim=-2) for parts in zip(self._shown, given, strict=True))
+        elif new:
             self._make_room(new)
             self._append(key_states, value_states)
             self._use(self._stores, self._first, self._end + new)
@@ -154,6 +178,7 @@ class Growing(DynamicLayer):
             )
         if tokens_to_remove and self.is_initialized:
             self._settle()
+            self._own = self._own and not self._known
             self._use(self._stores, self._first, max(self._end + tokens_to_remove, self._first))
 
     def put(self, index: Tensor, other: DynamicLayer, virtual: int) -> None:

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from . import attention_reference as reference
 from . import loader
-from .tensors import _plain
+from .tensors import _plain, _pointer
 from .words import _WORTH_RELEASING, _call_on
 
 _NO_MASK, _ADDED_MASK, _SEEN_MASK = range(3)
+_KINDS = {torch.float32: _ADDED_MASK, torch.bool: _SEEN_MASK}
 
 
 def float_attention(
@@ -31,7 +32,7 @@ def float_attention(
 
     Returns:
         ``(batch, heads, queries, size)`` float32, a query's heads behind one another. A query that sees no token gives 0, as in
-        torch; one with a score that is NaN or infinite gives NaN.
+        torch; one with a score that is NaN or +infinite gives NaN.
 
     Raises:
         ValueError: wrong shapes, types or layout.
@@ -78,8 +79,8 @@ def cached_attention_(
             "q must be (batch, new, heads * size) and keys (batch, kv_heads, time, size), "
             f"not {tuple(q.shape)} and {tuple(keys.shape)}"
         )
-    batch, new, width = q.shape
-    found = _attend(q.view(batch, new, -1, keys.shape[3]).transpose(1, 2), k, v, keys, values, mask, scale, rotary)
+    (batch, new, width), size = q.shape, keys.shape[3]
+    found = _attend(q.view(batch, new, width // size, size).transpose(1, 2), k, v, keys, values, mask, scale, rotary)
     return found.reshape(batch, new, width)
 
 
@@ -101,10 +102,19 @@ def _attend(
         raise ValueError(
             f"a head's tokens must lie behind one another, not at strides {keys.stride()}, {values.stride()}"
         )
+    if k is not None and batch > 1 and not (keys_row and values_row):
+        raise ValueError("rows of a cache that share their memory cannot be written to")
     kind, mask_row, mask_head, mask_query = _NO_MASK, 0, 0, 0
     if mask is not None:
-        kind = _SEEN_MASK if mask.dtype is torch.bool else _ADDED_MASK
-        mask = (mask if kind == _SEEN_MASK else mask.float()).expand(batch, heads, queries, time)
+        kind = _KINDS.get(mask.dtype, _NO_MASK)
+        try:
+            mask = mask.expand(batch, heads, queries, time)
+        except RuntimeError:
+            kind = _NO_MASK
+        if kind == _NO_MASK:
+            raise ValueError(
+                f"the mask must be bool or float32 and fit {(batch, heads, queries, time)}, not {tuple(mask.shape)} {mask.dtype}"
+            )
         mask_row, mask_head, mask_query, last = mask.stride()
         if last != 1 and time > 1:
             mask = mask.contiguous()
@@ -160,7 +170,3 @@ def _tokens(x: Tensor | None) -> tuple[Tensor | None, int]:
     if (number != 1 and width > 1) or (new > 1 and batch > 1 and row != new * token):
         return x.contiguous(), width
     return x, token if new > 1 else row
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

@@ -43,7 +43,7 @@ def attention(
     scores = torch.stack([_dots(one, keys) for one in q.unbind(2)], dim=2)
     scores = scores * torch.full_like(scores, scale)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else scores + mask
+        scores = scores + (torch.where(mask, 0.0, -math.inf) if mask.dtype is torch.bool else mask)
     most = scores.amax(-1, keepdim=True)
     weights = torch.where(scores == -math.inf, 0.0, exp(scores - most))
     total = lane_sum(weights.double())[..., None]
@@ -69,8 +69,9 @@ def _mixed(weights: Tensor, values: Tensor) -> Tensor:
     """Return ``weights (batch, heads, time)`` times ``values (batch, heads, time, size)`` in float64, each block in float32."""
     batch, heads, time, size = values.shape
     more = -time % BLOCK
-    weights = pad(weights, (0, more)).reshape(batch, heads, -1, BLOCK, 1)
-    values = pad(values, (0, 0, 0, more)).reshape(batch, heads, -1, BLOCK, size)
+    blocks = (time + more) // BLOCK
+    weights = pad(weights, (0, more)).reshape(batch, heads, blocks, BLOCK, 1)
+    values = pad(values, (0, 0, 0, more)).reshape(batch, heads, blocks, BLOCK, size)
     sums = torch.zeros_like(values[..., 0, :])
     for t in range(BLOCK):
         sums = sums + weights[..., t, :] * values[..., t, :]

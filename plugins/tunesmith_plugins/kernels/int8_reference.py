@@ -192,7 +192,7 @@ def normalise(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) ->
 def lane_sum(x: Tensor) -> Tensor:
     padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % 8))
     # cumsum adds in order, sum does not say how it adds.
-    lanes = padded.reshape(*x.shape[:-1], -1, 8).cumsum(-2)[..., -1, :]
+    lanes = padded.reshape(*x.shape[:-1], padded.shape[-1] // 8, 8).cumsum(-2)[..., -1, :]
     total = lanes[..., 0]
     for lane in range(1, 8):
         total = total + lanes[..., lane]

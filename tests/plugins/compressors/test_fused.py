@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,12 +27,13 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith_plugins import kernels
 from tunesmith_plugins.compressors.fused import fuse, parts, unfuse
 from tunesmith_plugins.compressors.fused.parts import FusedLayer
+from tunesmith_plugins.compressors.fused.step import layer_for_step
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
 from tunesmith_plugins.compressors.layers import linear_layers
 
@@ -252,7 +254,8 @@ def test_a_cache_that_goes_two_ways_stays_two(native_library: None, steps: list[
         read = model(ids, use_cache=True).past_key_values
         model(torch.tensor([[5]]), past_key_values=read)  # now with room, and cut back again
         read.crop(-1)
-        ways = [copy.deepcopy(read), read]
+        ways = [copy.copy(read), read]
+        ways[0].layers = [copy.copy(layer) for layer in read.layers]
         for way, first in zip(ways, (7, 9), strict=True):
             model(torch.tensor([[first]]), past_key_values=way)
         found = [model(torch.tensor([[8]]), past_key_values=way).logits[:, -1] for way in ways]
@@ -282,6 +285,63 @@ def test_attention_is_left_to_torch_where_one_call_cannot_do_it(
     with torch.set_grad_enabled(reason == "gradients"):
         model(new, use_cache=reason != "no cache", **given)
     assert not steps
+
+
+class Watched(DynamicCache):
+    """A cache that wants to be told."""
+
+    told = 0
+
+    def update(self, *arguments: Any, **options: Any) -> Any:
+        self.told += 1
+        return super().update(*arguments, **options)
+
+
+def test_a_cache_with_an_update_of_its_own_is_told(native_library: None, steps: list[str]) -> None:
+    model = quantized(MODELS["llama"][0])
+    fuse(model)
+    past = Watched(config=model.config)
+    with torch.no_grad():
+        for ids in (inputs(model)["input_ids"], torch.tensor([[5], [6], [7]])):
+            model(ids, past_key_values=past)
+    assert past.told == 4
+    assert not steps
+
+
+def test_t5_takes_a_static_cache_and_one_text_for_several_rows(native_library: None) -> None:
+    model = quantized(MODELS["t5"][0])
+    batch = inputs(model)
+    ids = batch.pop("decoder_input_ids")
+    static = {**LENGTHS, "cache_implementation": "static", "disable_compile": True}
+    encoded = model.encoder(input_ids=batch["input_ids"][1:2])
+    found = []
+    for fused in (False, True):
+        if fused:
+            fuse(model)
+        with torch.no_grad():
+            past = model(encoder_outputs=encoded, decoder_input_ids=ids, use_cache=True).past_key_values
+            one = model(encoder_outputs=encoded, decoder_input_ids=ids[:, :1], past_key_values=past).logits
+        found.append((model.generate(**batch, **static), one))
+    assert torch.equal(found[0][0], found[1][0])
+    assert float((found[0][1] - found[1][1]).norm() / found[0][1].norm()) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("new", "mask", "taken"),
+    [
+        (1, None, True),
+        (3, None, False),  # each of them sees those before it alone
+        (3, torch.ones(1, 1, 3, 8, dtype=torch.bool), True),
+        (1, torch.ones(1, 1, 1, 8, dtype=torch.int64), False),  # torch's attention says what is wrong with it
+        (9, torch.ones(1, 1, 9, 8), False),
+    ],
+)
+def test_which_calls_are_steps(new: int, mask: torch.Tensor | None, taken: bool) -> None:
+    past = DynamicCache()
+    past.update(torch.zeros(1, 2, 5, 4), torch.zeros(1, 2, 5, 4), 0)
+    attn = SimpleNamespace(layer_idx=0)
+    with torch.no_grad():
+        assert (layer_for_step(attn, torch.zeros(1, new, 8), 4, past, mask) is not None) == taken
 
 
 @pytest.fixture

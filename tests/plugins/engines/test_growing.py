@@ -1,6 +1,7 @@
 """The growing layer of the key-value cache against plain concatenation."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -154,3 +155,48 @@ def test_what_is_shared_is_left_alone_by_an_extension():
     layer.crop(-2)
     layer.extended(1)[0][:, :, -1] = 7
     assert not (other.keys == 7).any()
+
+
+def test_tensors_taken_from_a_layer_that_was_taken_over_stay_as_they_are():
+    plain, _ = both(5)
+    layer = Growing.taking_over(layer_of(plain.keys, plain.values))
+    layer.update(states(2), states(2))
+    taken = layer.keys, layer.keys.clone()
+    layer.crop(-2)
+    layer.extended(1)[0][:, :, -1] = 7
+    assert torch.equal(*taken)
+
+
+def test_gradients_through_what_was_kept_are_those_of_a_plain_layer():
+    plain, _ = both(5)
+    found = []
+    for layer in (layer_of(plain.keys, plain.values), Growing.taking_over(layer_of(plain.keys, plain.values))):
+        with torch.no_grad():
+            layer.update(states(1), states(1))
+        first, second = (states(1, seed=seed).requires_grad_() for seed in (1, 2))
+        kept, _ = layer.update(first, first)
+        square = (kept * kept).sum()
+        again, _ = layer.update(second, second)
+        loss = square + (again * again).sum()
+        layer.crop(-2)
+        with torch.no_grad():
+            layer.update(states(2, seed=9), states(2, seed=9))
+        loss.backward()
+        found.append((first.grad, second.grad, layer.keys))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_copies_and_pickles_hold_what_is_shown_alone_and_a_reset_lets_it_go():
+    _, layer = both(5)
+    layer.update(states(1), states(1))
+    shown = layer.keys.clone()
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert other.keys.untyped_storage().nbytes() == shown.numel() * shown.element_size()
+        other.extended(1)[0][:, :, -1] = 7
+        assert torch.equal(other.keys[:, :, :-1], shown)
+        assert torch.equal(layer.keys, shown)
+    layer.reset()
+    assert not layer._stores
+    layer.update(states(3), states(3))
+    assert torch.equal(layer.keys, states(3))

@@ -133,6 +133,22 @@ def test_a_query_without_a_token_gives_zero_and_one_that_is_not_finite_gives_nan
     assert torch.equal(kernels.float_attention(q[:1], keys[:1], values[:1], first)[0, 0, 0], values[0, 0, 0])
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_masked_token_that_is_not_finite_counts_as_in_torch(serving: str, value: float) -> None:
+    q, keys, values = torch.rand(1, 1, 1, 4) + 1, torch.rand(1, 1, 3, 4), torch.rand(1, 1, 3, 4)
+    keys[:, :, 1] = value
+    mask = torch.tensor([True, False, True])[None, None, None]
+    assert kernels.float_attention(q, keys, values, mask).isnan().all()
+    assert exact(q, keys, values, mask).isnan().all()
+
+
+def test_a_batch_of_nothing_gives_nothing(serving: str) -> None:
+    empty = torch.zeros(0, 2, 3, 4)
+    new = torch.zeros(0, 1, 8)
+    assert kernels.cached_attention_(new, new, new, empty, empty).shape == (0, 1, 8)
+    assert kernels.float_attention(torch.zeros(0, 2, 1, 4), empty, empty).shape == (0, 2, 1, 4)
+
+
 def test_signs_that_only_torch_knows_of_are_minded(serving: str) -> None:
     q, keys, values = torch.randn(1, 1, 1, 4), torch.randn(1, 1, 3, 4), torch.randn(1, 1, 3, 4)
     negative = torch._neg_view(keys)
@@ -151,6 +167,12 @@ def test_what_does_not_fit_is_refused(native: dict[str, Any]) -> None:
         kernels.cached_attention_(torch.zeros(1, 4, 24), torch.zeros(1, 4, 12), torch.zeros(1, 4, 12), keys, keys)
     with pytest.raises(ValueError, match="fit one another"):
         kernels.cached_attention_(torch.zeros(1, 1, 24), new, new, keys, keys, rotary=(torch.zeros(1, 1, 4),) * 2)
+    for mask in (torch.ones(1, 1, 1, 3, dtype=torch.int64), torch.ones(1, 1, 1, 3).double(), torch.ones(1, 1, 1, 2)):
+        with pytest.raises(ValueError, match="mask must be bool or float32 and fit"):
+            kernels.float_attention(q, keys, keys, mask)
+    shared = torch.zeros(1, 2, 3, 6).expand(2, 2, 3, 6)
+    with pytest.raises(ValueError, match="share their memory"):
+        kernels.cached_attention_(torch.zeros(2, 1, 24), *(new.repeat(2, 1, 1),) * 2, shared, shared)
     with pytest.raises(ValueError, match="q must be"):
         kernels.cached_attention_(torch.zeros(1, 1, 25), new, new, keys, keys)
     with pytest.raises(ValueError, match="behind one another"):

@@ -17,7 +17,7 @@ from tunesmith_plugins.compressors.fused.parts import (
     watched,
     with_held,
 )
-from tunesmith_plugins.compressors.fused.step import self_attention_step
+from tunesmith_plugins.compressors.fused.step import layer_for_step, self_attention_step
 from tunesmith_plugins.kernels import Norm
 
 
@@ -56,8 +56,10 @@ class FusedGPT2Block(FusedLayer):
         norm = Norm(block.ln_1.weight, block.ln_1.bias, block.ln_1.eps)
         (three,) = fused_linears(hidden_states, *qkv, norm=norm)
         q, k, v = three.split(attn.split_size, dim=2)
-        mixed = self_attention_step(attn, q, k, v, attn.head_dim, past_key_values, attention_mask)
-        if mixed is None:
+        layer = layer_for_step(attn, q, attn.head_dim, past_key_values, attention_mask)
+        if layer is not None:
+            mixed = self_attention_step(attn, q, k, v, layer, attention_mask)
+        else:
             q, k, v = (heads(part, attn.head_dim) for part in (q, k, v))
             if past_key_values is not None:
                 k, v = past_key_values.update(k, v, attn.layer_idx)

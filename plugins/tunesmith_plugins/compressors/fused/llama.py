@@ -17,7 +17,7 @@ from tunesmith_plugins.compressors.fused.parts import (
     watched,
     with_held,
 )
-from tunesmith_plugins.compressors.fused.step import self_attention_step
+from tunesmith_plugins.compressors.fused.step import layer_for_step, self_attention_step
 from tunesmith_plugins.kernels import Norm, rotary_
 
 
@@ -61,8 +61,10 @@ class FusedLlamaLayer(FusedLayer):
         size = attn.head_dim
         hidden_states = hidden_states.contiguous()
         q, k, v = fused_linears(hidden_states, *qkv, norm=Norm(before.weight, None, before.variance_epsilon))
-        mixed = self_attention_step(attn, q, k, v, size, past_key_values, attention_mask, position_embeddings)
-        if mixed is None:
+        layer = layer_for_step(attn, q, size, past_key_values, attention_mask)
+        if layer is not None:
+            mixed = self_attention_step(attn, q, k, v, layer, attention_mask, position_embeddings)
+        else:
             rotary_(q, k, *position_embeddings, size)
             keys, values = heads(k, size), heads(v, size)
             if past_key_values is not None:

@@ -18,7 +18,7 @@ from tunesmith_plugins.compressors.fused.parts import (
     watched,
     with_held,
 )
-from tunesmith_plugins.compressors.fused.step import cross_attention_step, self_attention_step
+from tunesmith_plugins.compressors.fused.step import cross_attention_step, layer_for_step, self_attention_step
 from tunesmith_plugins.kernels import Norm
 
 _ACTIVATIONS = {
@@ -69,13 +69,16 @@ class FusedT5SelfAttention(FusedLayer):
         past = past.clone() if isinstance(past, Tensor) else past
         hidden_states = hidden_states.contiguous()
         q, k, v = fused_linears(hidden_states, *qkv, norm=_norm(block.layer_norm))
-        length = hidden_states.size(1)
-        position_bias = _bias(attn, position_bias, length, length + int(past), past, hidden_states)
-        mixed = self_attention_step(attn, q, k, v, size, cache, attention_mask, bias=position_bias)
-        if mixed is None:
+        layer = layer_for_step(attn, q, size, cache, attention_mask)
+        if layer is not None:
+            length = q.size(1)
+            position_bias = _bias(attn, position_bias, length, layer.get_seq_length() + length, past, q)
+            mixed = self_attention_step(attn, q, k, v, layer, attention_mask, bias=position_bias)
+        else:
             q, k, v = (heads(x, size) for x in (q, k, v))
             if cache is not None:
                 k, v = cache.update(k, v, attn.layer_idx)
+            position_bias = _bias(attn, position_bias, q.size(2), k.size(2), past, q)
             mixed = attention(attn, q, k, v, attention_mask, attn.scaling, position_bias=position_bias, **options)
         return fused_linears(mixed, *out, residual=with_held(hidden_states, attn.o, mixed))[0], position_bias, None
 

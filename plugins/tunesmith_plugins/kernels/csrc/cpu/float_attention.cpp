@@ -17,6 +17,7 @@
 namespace {
 
 constexpr double kWorthSharing = 4e6;       // bytes of the cache; less is done by the calling thread
+constexpr size_t kKeptFloats = 1 << 20;     // of a thread's work space; more, as for very long texts, is let go again
 constexpr double kBytesAMicrosecond = 2e4;  // of one thread, roughly
 
 struct Call {
@@ -72,6 +73,7 @@ struct Call {
       const double factor = 1.0 / totals[look];
       for (int64_t d = 0; d < size; ++d) out[d] = totals[look] > 0 ? (float)(wide[look * size + d] * factor) : totals[look] == 0 ? 0.0f : NAN;
     }
+    if (floats.capacity() > kKeptFloats) std::vector<float>().swap(floats);
   }
 
   void write(int64_t row, int64_t kv, float *keys, float *values) const {

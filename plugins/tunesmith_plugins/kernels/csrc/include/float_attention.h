@@ -1,5 +1,5 @@
 // A step of attention over a float32 cache: new tokens' keys and values, turned by their positions, go to the places that the
-// cache has for them, and the new queries attend to all. float_attention.py says the same in torch.
+// cache has for them, and the new queries attend to all. attention_reference.py says the same in torch.
 #pragma once
 
 #include "int8_call.h"

@@ -281,7 +281,7 @@ void float_attention() {
       for (Guarded<float> *part : {&q, &k, &v, &cos, &sin, &mask, &keys, &values})
         for (int64_t i = 0; i < part->size(); ++i) (*part)[i] = real(-1, 1);
       for (int64_t i = 0; i < seen.size(); ++i) seen[i] = i % time == 0 || pick(0, 3);
-      const std::vector<float> keys_before(keys.get(), keys.get() + keys.size());
+      const std::vector<float> keys_before(keys.get(), keys.get() + keys.size()), values_before(values.get(), values.get() + values.size());
       const double scale = .125;
       for (const int64_t kind : {0, 1, 2}) {
         const int64_t masked = kind == 0 ? 0 : kind == 1 ? (int64_t)mask.get() : (int64_t)seen.get();
@@ -306,7 +306,13 @@ void float_attention() {
           const int64_t token = i / size % room, row = i / size / room / kv_heads, head = i / size / room % kv_heads, d = i % size;
           const int64_t from = ((row * queries + token - time + queries) * kv_heads + head) * size;
           const bool fresh = token >= time - queries && token < time;
-          REQUIRE(fresh ? values[i] == v[from + d] : keys[i] == keys_before[(size_t)i]);
+          if (!fresh) {
+            REQUIRE(keys[i] == keys_before[(size_t)i] && values[i] == values_before[(size_t)i]);
+            continue;
+          }
+          const int64_t n = token - time + queries, half = size / 2;
+          const float a = k[from + d], other = d < half ? -k[from + d + half] : k[from + d - half];
+          REQUIRE(values[i] == v[from + d] && fabs(keys[i] - ((double)a * cos[n * size + d] + (double)other * sin[n * size + d])) < 1e-6);
         }
         for (int64_t query = 0; query < batch * queries * heads; ++query) {
           const int64_t row = query / heads / queries, n = query / heads % queries, head = query % heads;
