@@ -67,7 +67,8 @@ def cell(heads: tuple[int, int, int], batch: int, time: int, seconds: float) -> 
         calls[name] = step(made, query, new, name == COPY)
     roomy = DynamicLayer()
     roomy.update(past, past)
-    calls[ONE_CALL] = one_call(Growing.taking_over(roomy), query, new)
+    # as the engine's own, whose room stays when tokens are taken back
+    calls[ONE_CALL] = one_call(Growing.over((past.clone(), past.clone()), like=roomy), query, new)
     once = sum(first for first, _ in in_turn(calls, 2).values())
     return in_turn(calls, rounds_for(once, seconds, 20, 400))
 
