@@ -22,8 +22,9 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import numpy as np
@@ -47,7 +48,7 @@ PRUNERS = {
     "wanda 2:4": Wanda(pattern="2:4"),
     "sparsegpt 2:4": SparseGPT(pattern="2:4"),
 }
-SCORES = ("magnitude", "activation", "gradient")
+SCORES: tuple[Literal["magnitude", "activation", "gradient"], ...] = ("magnitude", "activation", "gradient")
 GONE = {"story-teller": (0.2, 0.4, 0.6), "transliterator": (1 / 6, 1 / 3, 1 / 2)}
 STUDENT = Distill(keep_every=3, steps=100, batch_size=8, max_length=128, learning_rate=2e-3, temperature=1.0)
 TRAININGS = {
@@ -153,16 +154,19 @@ def layers(options: argparse.Namespace, kept: Kept) -> None:
         for share in GONE[who]:
             row = []
             for score in SCORES:
-
-                def make(share: float = share, score: Any = score, folder: Path = folder) -> dict[str, Any]:
-                    rule = Structured(layers=share, score=score)
-                    lm, report = rule.build().compress(load(folder, runtime=runtime), data=seen, runtime=runtime)  # noqa: B023
-                    gone = [line["name"].rpartition(".")[2] for line in report.layers if not line["stays"]]
-                    return {"gone": gone, "perplexity": scored(measured(lm, unseen, runtime))}  # noqa: B023
-
+                make = partial(without_layers, folder, Structured(layers=share, score=score), seen, unseen, runtime)
                 found = kept.get(f"layers {who} {share:.3f} {score} {len(unseen)}", make)
                 row.append(f"{found['perplexity'][0]:.3f} ({', '.join(found['gone'])})")
             print(f"| {who}, {share:.0%} | {' | '.join(row)} |", flush=True)
+
+
+def without_layers(
+    folder: Path, rule: Structured, seen: list[Example], unseen: list[Example], runtime: Runtime
+) -> dict[str, Any]:
+    """Return the numbers of the layers that a rule takes out of the model in a folder, and the perplexity without them."""
+    lm, report = rule.build().compress(load(folder, runtime=runtime), data=seen, runtime=runtime)
+    gone = [line["name"].rpartition(".")[2] for line in report.layers if not line["stays"]]
+    return {"gone": gone, "perplexity": scored(measured(lm, unseen, runtime))}
 
 
 def distil(options: argparse.Namespace, kept: Kept) -> None:

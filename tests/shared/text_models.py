@@ -147,6 +147,9 @@ def _kinds(mapping: Any) -> list[str]:
 
 DECODERS = _kinds(MODEL_FOR_CAUSAL_LM_MAPPING)
 ENCODER_DECODERS = _kinds(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING)
+ALL = [(kind, "decoder") for kind in DECODERS] + [(kind, "encoder-decoder") for kind in ENCODER_DECODERS]
+PROMPTS = [[5, 9, 30, 12, 7, 8, 40, 41, 9, 22, 6], [17], [21, 33, 5, 6], [9, 9, 9]]
+HOT = "chain(links=[temperature(temperature=1.5), top_p(p=0.95)])"
 
 
 def _two_halves() -> Any:

@@ -173,8 +173,10 @@ def about_intervals(evaluations: Sequence[Mapping[str, Result]]) -> str:
         found.append("bootstrap over examples (whole groups where there are groups)")
     if shares:
         found.append(f"Wilson's of {', '.join(shares)}")
-    confidence = next(iter(evaluations[0].values())).confidence
-    said = f"{confidence:.0%} intervals: {'; '.join(found)}." if found else ""
+    said = ""
+    if found:
+        confidence = next(iter(evaluations[0].values())).confidence
+        said = f"{confidence:.0%} intervals: {'; '.join(found)}."
     if without:
         said += f" No interval: {', '.join(without)}."
     return said.strip()

@@ -26,16 +26,10 @@ def attention(
     """Return ``(batch, queries, heads, size)`` for ``q (batch, heads, queries, size)``; the others as of :func:`.cached_attention_`."""
     batch, heads, queries, size = q.shape
     kv_heads, time = keys.shape[1:3]
-    if rotary is not None:
-        tokens = q.transpose(1, 2).reshape(batch, queries, heads * size).clone(memory_format=torch.contiguous_format)
-        turned = (
-            tokens.new_zeros((batch, queries, kv_heads * size))
-            if k is None
-            else k.clone(memory_format=torch.contiguous_format)
-        )
-        rotary_(tokens, turned, *rotary, size)
-        q = tokens.unflatten(2, (heads, size)).transpose(1, 2)
-        k = None if k is None else turned
+    if rotary is not None and k is not None:
+        q, k = (x.clone(memory_format=torch.contiguous_format) for x in (q.transpose(1, 2).flatten(2), k))
+        rotary_(q, k, *rotary, size)
+        q = q.unflatten(2, (heads, size)).transpose(1, 2)
     for place, given in ((keys, k), (values, v)):
         if given is not None:
             place[:, :, time - queries :] = given.reshape(batch, queries, kv_heads, size).transpose(1, 2)

@@ -8,7 +8,7 @@ import inspect
 import pytest
 import torch
 import transformers
-from text_models import DECODERS, ENCODER_DECODERS, VOCABULARY, text_model
+from text_models import ALL, HOT, PROMPTS, VOCABULARY, text_model
 
 from tunesmith.errors import ConfigError, MissingPower
 from tunesmith.generation import generate
@@ -17,15 +17,12 @@ from tunesmith.model_families import FAMILIES, needs
 from tunesmith.padding import counts_padding, first_position, reads_padding
 from tunesmith_plugins.engines import Transformers
 
-PROMPTS = [[5, 9, 30, 12, 7, 8, 40, 41, 9, 22, 6], [17], [21, 33, 5, 6], [9, 9, 9]]
-HOT = "chain(links=[temperature(temperature=1.5), top_p(p=0.95)])"
 ALWAYS = {
     "Bart", "Bloom", "CpmAnt", "CTRL", "DeepseekV3", "DeepseekV4", "FSMT", "FalconH1", "GPTNeo", "Gemma3Text",
     "Gemma4Text", "HrmText", "GPT2", "LED", "Llama", "M2M100", "Mamba", "Mamba2", "MiniMax", "Mistral", "Mpt",
     "OpenAIGPT", "OPT", "Pegasus", "ProphetNet", "Qwen3Next", "Qwen4ExpText", "RecurrentGemma", "Reformer", "RoFormer",
     "Roberta", "Rwkv", "T5", "T5Gemma", "XGLM", "XLM", "XLNet", "xLSTM",
 }  # fmt: skip
-ALL = [(kind, "decoder") for kind in DECODERS] + [(kind, "encoder-decoder") for kind in ENCODER_DECODERS]
 NEAR = {"Mamba2": 0.01, "NemotronH": 0.01, "Zamba2": 0.05}
 """Of models whose recurrences transformers computes in two ways, token by token and all at once, which round apart."""
 

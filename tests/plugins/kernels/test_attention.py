@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention_masks import masks
 from torch import Tensor
 
 from tunesmith_plugins import kernels
@@ -15,12 +16,6 @@ from tunesmith_plugins.kernels import int8_reference as reference
 def cache(batch: int, heads: int, time: int, size: int) -> tuple[Tensor, Tensor]:
     integers = torch.randint(-127, 128, (batch, heads, time, size), dtype=torch.int8)
     return integers, torch.rand(batch, heads, time, 1) / 50 + 0.001
-
-
-def masks(batch: int, heads: int, queries: int, time: int) -> list[Tensor | None]:
-    seen = torch.rand(batch, 1, 1, time) > 0.3
-    seen[..., 0] = True
-    return [None, seen, torch.randn(1, heads, queries, time), torch.randn(time, 1, queries, 1).permute(3, 1, 2, 0)]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention_masks import masks
 from torch import Tensor
 
 from tunesmith_plugins import kernels
@@ -20,12 +21,6 @@ SHAPES = [  # batch, heads, queries, kv_heads, time, size
     (1, 2, 1, 1, 700, 97),
     (3, 12, 1, 12, 33, 64),
 ]
-
-
-def masks(batch: int, heads: int, queries: int, time: int) -> list[Tensor | None]:
-    seen = torch.rand(batch, 1, 1, time) > 0.3
-    seen[..., 0] = True
-    return [None, seen, torch.randn(1, heads, queries, time), torch.randn(time, 1, queries, 1).permute(3, 1, 2, 0)]
 
 
 def stored(batch: int, heads: int, time: int, size: int, room: int) -> Tensor:

@@ -6,12 +6,11 @@
 #include <math.h>
 #include <string.h>
 
-#include <atomic>
 #include <vector>
 
 #include "error.h"
 #include "int8_attention.h"
-#include "pool.h"
+#include "tasks.h"
 
 namespace {
 
@@ -28,7 +27,6 @@ bool all_finite(const float *scales, int64_t count) {
 struct Call {
   TsAttention a;
   const TsAttentionLoops *loops;
-  std::atomic<int32_t> code{TS_OK};
 
   void one(int64_t index) {
     static thread_local std::vector<int16_t> small;
@@ -79,15 +77,6 @@ struct Call {
   }
 };
 
-void one_task(void *context, int64_t index) {
-  Call &call = *(Call *)context;
-  const int32_t code = ts_guard([&call, index]() -> int32_t {
-    call.one(index);
-    return TS_OK;
-  });
-  if (code != TS_OK) call.code.store(code, std::memory_order_relaxed);
-}
-
 }  // namespace
 
 const TsAttentionLoops *ts_attention_loops() {
@@ -108,7 +97,5 @@ extern "C" int32_t ts_int8_attention_words(const int64_t *words, int64_t count) 
   const int64_t tasks = a.batch * a.heads * a.queries;
   const double bytes = (double)tasks * (double)a.time * (double)a.size * 2;
   const bool share = bytes > kWorthSharing;
-  ts_parallel(share && words[17] > 0 ? (int32_t)words[17] : 1, tasks, bytes / kBytesAMicrosecond, one_task, &call);
-  const int32_t failed = call.code.load(std::memory_order_relaxed);
-  return failed == TS_OK ? TS_OK : ts_fail(failed, "a thread ran out of memory, or failed otherwise, in attention");
+  return ts_tasks(share && words[17] > 0 ? (int32_t)words[17] : 1, tasks, bytes / kBytesAMicrosecond, call, "attention");
 }

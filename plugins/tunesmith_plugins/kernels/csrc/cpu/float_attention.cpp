@@ -6,13 +6,12 @@
 #include <math.h>
 #include <string.h>
 
-#include <atomic>
 #include <vector>
 
 #include "attention.h"
 #include "error.h"
 #include "int8_attention.h"
-#include "pool.h"
+#include "tasks.h"
 
 namespace {
 
@@ -23,7 +22,6 @@ constexpr double kBytesAMicrosecond = 2e4;  // of one thread, roughly
 struct Call {
   TsFloatAttention a;
   const TsAttentionLoops *loops;
-  std::atomic<int32_t> code{TS_OK};
 
   // Copies a head of a new token, turned by its position.
   void turned(const float *from, int64_t token, float *to) const {
@@ -106,15 +104,6 @@ struct Call {
   }
 };
 
-void one_task(void *context, int64_t index) {
-  Call &call = *(Call *)context;
-  const int32_t code = ts_guard([&call, index]() -> int32_t {
-    call.one(index);
-    return TS_OK;
-  });
-  if (code != TS_OK) call.code.store(code, std::memory_order_relaxed);
-}
-
 }  // namespace
 
 extern "C" int32_t ts_float_attention_words(const int64_t *words, int64_t count) {
@@ -126,7 +115,5 @@ extern "C" int32_t ts_float_attention_words(const int64_t *words, int64_t count)
   if (a.queries == 0) return TS_OK;
   const int64_t tasks = a.batch * a.kv_heads;
   const double bytes = (double)tasks * (double)a.time * (double)a.size * 8 * (double)a.queries;
-  ts_parallel(bytes > kWorthSharing ? a.threads : 1, tasks, bytes / kBytesAMicrosecond, one_task, &call);
-  const int32_t failed = call.code.load(std::memory_order_relaxed);
-  return failed == TS_OK ? TS_OK : ts_fail(failed, "a thread ran out of memory, or failed otherwise, in attention");
+  return ts_tasks(bytes > kWorthSharing ? a.threads : 1, tasks, bytes / kBytesAMicrosecond, call, "attention");
 }
