@@ -72,8 +72,9 @@ class KnowsTokens(Protocol):
         """Use this tokenizer of transformers from now on; ``end_ids`` end a text. Called again for every call of an engine."""
 
 
-def introduce(sampler: Sampler, tokenizer: Any, end_ids: Collection[int]) -> None:
-    """Tell a sampler, and the links of a chain, what the model's tokens are, if they ask. Engines call it."""
-    for one in (sampler, *getattr(sampler, "links", {}).values()):
-        if isinstance(one, KnowsTokens):
-            one.use_tokenizer(tokenizer, end_ids)
+def introduce(sampler: Sampler, tokenizer: Any, end_ids: Collection[int]) -> tuple[KnowsTokens, ...]:
+    """Tell a sampler, and the links of a chain, what the model's tokens are, if they ask, and return those. Engines call it."""
+    asking = tuple(one for one in (sampler, *getattr(sampler, "links", {}).values()) if isinstance(one, KnowsTokens))
+    for one in asking:
+        one.use_tokenizer(tokenizer, end_ids)
+    return asking

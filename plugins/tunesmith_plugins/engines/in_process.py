@@ -225,12 +225,13 @@ def _fit(lm: LM, prompt: Sequence[int], room: int | None, number: int) -> tuple[
 
 def _introduced(model: DecoderOnly | EncoderDecoder, sampler: Sampler, write: Callable[[], Iterator[T]]) -> Iterator[T]:
     """Yield what is written, the sampler being told of the tokenizer whenever it goes on: in between it may serve another model."""
-    introduce(sampler, model.lm.tokenizer, model.eos_token_ids)
+    asking = introduce(sampler, model.lm.tokenizer, model.eos_token_ids)
     written = iter(write())
     try:
         for one in written:
             yield one
-            introduce(sampler, model.lm.tokenizer, model.eos_token_ids)
+            for asked in asking:
+                asked.use_tokenizer(model.lm.tokenizer, model.eos_token_ids)
     finally:
         # at once, though a decoder need not be a generator
         getattr(written, "close", lambda: None)()
