@@ -90,7 +90,8 @@ class Int8Linear(Int8Weight):
     @property
     def mode(self) -> Mode:
         """What the kernels have to know about activations: a name, or scale and zero point of a static range."""
-        return self.kind if self.smooth is None else f"{self.kind}, smoothed"
+        smoothed = self._buffers["smooth"] is not None  # asked at every call, and an attribute takes torch longer
+        return f"{self.kind}, smoothed" if smoothed else self.kind
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., out_features) for (..., in_features), in the input's dtype."""
@@ -104,7 +105,7 @@ class Int8Linear(Int8Weight):
 
         ``own``: ``y`` is nobody else's and may change.
         """
-        index = self._buffers["held_index"]  # most layers have none, and an attribute takes torch longer
+        index = self._buffers["held_index"]
         if index is None or self.held_value is None:
             return y
         rows, columns = index.unbind()

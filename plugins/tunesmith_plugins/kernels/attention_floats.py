@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import attention_reference as reference
 from . import loader
+from .quick import set_up_calls
 from .tensors import _plain, _pointer
 from .words import _WORTH_RELEASING, _call_on
 
 _NO_MASK, _ADDED_MASK, _SEEN_MASK = range(3)
 _KINDS = {torch.float32: _ADDED_MASK, torch.bool: _SEEN_MASK}
+
+
+def _first_attend(*arguments: Any) -> Any:
+    """Stand in for the quick call until attention is asked for; None where there is none."""
+    _choose_attend()
+    return None if _quick_attend is _first_attend else _quick_attend(*arguments)
+
+
+def _choose_attend() -> None:
+    global _quick_attend
+    calls = set_up_calls()
+    _quick_attend = _first_attend if calls is None or calls.attend is None else calls.attend
+
+
+_quick_attend: Any = (
+    _first_attend  # (q, k, v, keys, values, mask, scale, rotary): None where anything is out of the ordinary
+)
+loader.when_chosen(_choose_attend)
+_compiling = torch.compiler.is_dynamo_compiling  # as for the int8 layers
 
 
 def float_attention(
@@ -37,6 +59,10 @@ def float_attention(
     Raises:
         ValueError: wrong shapes, types or layout.
     """
+    if not _compiling():
+        quick: Tensor | None = _quick_attend(q, None, None, keys, values, mask, scale, None)
+        if quick is not None:
+            return quick.transpose(1, 2)
     if q.ndim != 4:
         raise ValueError(f"q must be (batch, heads, queries, size), not {tuple(q.shape)}")
     found = _attend(q, None, None, keys, values, mask, scale, None)
@@ -74,6 +100,10 @@ def cached_attention_(
     Raises:
         ValueError: wrong shapes, types or layout.
     """
+    if not _compiling():
+        quick: Tensor | None = _quick_attend(q, k, v, keys, values, mask, scale, rotary)
+        if quick is not None:
+            return quick
     if q.ndim != 3 or keys.ndim != 4 or not keys.shape[3] or q.shape[2] % keys.shape[3]:
         raise ValueError(
             "q must be (batch, new, heads * size) and keys (batch, kv_heads, time, size), "

@@ -288,6 +288,8 @@ class WordsCall(NamedTuple):
     """A whole call of an int8 layer, after ``setup``."""
     linears: Callable[..., Any] | None
     """The same of several layers on one input, with what is fused around them."""
+    attend: Callable[..., Any] | None
+    """A whole call of attention over a cache, after ``setup``."""
 
 
 def words_call() -> WordsCall | None:
@@ -315,6 +317,7 @@ def words_call() -> WordsCall | None:
         getattr(module, "sample", None),
         getattr(module, "linear", None),
         getattr(module, "linears", None),
+        getattr(module, "attend", None),
     )
 
 

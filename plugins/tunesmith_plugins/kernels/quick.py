@@ -64,7 +64,7 @@ def set_up_calls() -> loader.WordsCall | None:
         torch.is_grad_enabled, torch.empty, library.check, torch.is_inference_mode_enabled,
         getattr(Tensor, "__dlpack_c_exchange_api__", None),
         library.address("ts_sample_words"), library.address("ts_int8_linears_words"), library.address("ts_warm_code"),
-        library.address("ts_int8_warm_code"),
+        library.address("ts_int8_warm_code"), library.address("ts_float_attention_words"),
     )  # fmt: skip
     return calls
 

@@ -92,7 +92,7 @@ def parts(*layers: nn.Module, held: bool = False) -> Parts | None:
         if integers._buffers["held_index"] is not None and not held:
             return None
         packed.append(integers.packed())
-        biases.append(integers.bias)
+        biases.append(integers._parameters.get("bias"))
     return packed, biases
 
 

@@ -15,7 +15,6 @@
 
 namespace {
 
-constexpr double kWorthSharing = 4e6;       // bytes of the cache; less is done by the calling thread
 constexpr size_t kKeptFloats = 1 << 20;     // of a thread's work space; more, as for very long texts, is let go again
 constexpr double kBytesAMicrosecond = 2e4;  // of one thread, roughly
 
@@ -114,6 +113,6 @@ extern "C" int32_t ts_float_attention_words(const int64_t *words, int64_t count)
   const TsFloatAttention &a = call.a;
   if (a.queries == 0) return TS_OK;
   const int64_t tasks = a.batch * a.kv_heads;
-  const double bytes = (double)tasks * (double)a.time * (double)a.size * 8 * (double)a.queries;
-  return ts_tasks(bytes > kWorthSharing ? a.threads : 1, tasks, bytes / kBytesAMicrosecond, call, "attention");
+  const bool shared = ts_attention_may_share(tasks, a.queries, a.time, a.size);
+  return ts_tasks(shared ? a.threads : 1, tasks, ts_attention_bytes(tasks, a.queries, a.time, a.size) / kBytesAMicrosecond, call, "attention");
 }

@@ -14,6 +14,16 @@ constexpr int64_t kMostHeadSize = 4096;
 // What a mask holds.
 enum { kNoMask = 0, kAddedMask = 1, kSeenMask = 2 };  // nothing, float32 that are added to the scores, bytes that are 0 where nothing is seen
 
+constexpr double kWorthSharingBytes = 4e6;  // of the cache; less is done by the calling thread
+
+// Bytes of the cache that a call reads, those of each query apart, and whether it may be shared.
+inline double ts_attention_bytes(int64_t cached_heads, int64_t queries, int64_t time, int64_t size) {
+  return (double)cached_heads * (double)time * (double)size * 8 * (double)queries;
+}
+inline bool ts_attention_may_share(int64_t cached_heads, int64_t queries, int64_t time, int64_t size) {
+  return ts_attention_bytes(cached_heads, queries, time, size) > kWorthSharingBytes;
+}
+
 // A call, as ts_float_attention_words takes it.
 struct TsFloatAttention {
   const float *q;

@@ -82,7 +82,7 @@ PyObject *is_neg;          // Tensor.is_neg
 PyCFunction quick_is_neg, quick_inference;
 PyObject *n_dtype, *n_shape, *n_stride, *n_data_ptr, *n_is_cpu, *n_in_mode;
 PyObject *empty_options[3];  // {"dtype": ..., "device": "cpu"} for int64, uint8, float32
-int64_t sample_words = 0, linears_words = 0;
+int64_t sample_words = 0, linears_words = 0, attention_words = 0;
 int64_t warm_code[2 * TS_WARM_RANGES];  // an address and a number of bytes, each
 int32_t last_dtype = 0;                 // of logits: the next are likely of the same type
 int64_t warm_int8[2 * TS_INT8_WARM_RANGES];
@@ -336,6 +336,7 @@ PyObject *sample(PyObject *, PyObject *const *args, Py_ssize_t given) {
 }  // namespace
 
 #include "linears.h"
+#include "attention.h"
 
 namespace {
 
@@ -362,7 +363,7 @@ bool set_up_sign() {
 }
 
 PyObject *setup(PyObject *, PyObject *const *args, Py_ssize_t given) {
-  constexpr int kAddresses = 4;
+  constexpr int kAddresses = 5;
   if (given != kHeld + kAddresses) {
     PyErr_Format(PyExc_TypeError, "setup() takes %d arguments", kHeld + kAddresses);
     return nullptr;
@@ -394,6 +395,7 @@ PyObject *setup(PyObject *, PyObject *const *args, Py_ssize_t given) {
   sample_words = address[0], linears_words = address[1];
   ((int32_t (*)(int64_t *))(intptr_t)address[2])(warm_code);
   ((int32_t (*)(int64_t *))(intptr_t)address[3])(warm_int8);
+  attention_words = address[4];
   return PyBool_FromLong(table != nullptr);
 }
 
@@ -401,7 +403,7 @@ PyMethodDef methods[] = {
     {"setup", (PyCFunction)(void *)setup, METH_FASTCALL,
      "setup(Tensor, Parameter, float32, bfloat16, float16, int64, uint8, get_num_threads, names of the module of modes, "
      "dispatch_stack, transforms, is_grad_enabled, empty, refuse, is_inference_mode_enabled, __dlpack_c_exchange_api__ or None, addresses of "
-     "ts_sample_words, ts_int8_linears_words, ts_warm_code and ts_int8_warm_code): whether tensors are exchanged through DLPack."},
+     "ts_sample_words, ts_int8_linears_words, ts_warm_code, ts_int8_warm_code and ts_float_attention_words): whether tensors are exchanged through DLPack."},
     {"sample", (PyCFunction)(void *)sample, METH_FASTCALL,
      "sample(plan, logits, seed, stream, position, history, lengths, greedy, draw, raw, processed, truncated, result): a "
      "tuple of the class result, or None where something is out of the ordinary."},
@@ -411,6 +413,8 @@ PyMethodDef methods[] = {
     {"linear", (PyCFunction)(void *)linear, METH_FASTCALL,
      "linear(x, weight, bias, activation, mode): the result of one layer, or None where gradients are recorded or something else is "
      "out of the ordinary."},
+    {"attend", (PyCFunction)(void *)attend, METH_FASTCALL,
+     "attend(q, k, v, keys, values, mask, scale, rotary): attention over a cache, or None where something is out of the ordinary."},
     {"call", (PyCFunction)(void *)call, METH_FASTCALL, "call(address, *words): the code that the function returns."},
     {"call_released", (PyCFunction)(void *)call_released, METH_FASTCALL, "The same, other Python threads running meanwhile."},
     {nullptr, nullptr, 0, nullptr},
