@@ -51,10 +51,10 @@ def test_it_gives_the_bits_of_the_checked_call(
         assert found.shape == expected.shape
         assert all(map(torch.equal, (found, *mine), (expected, *theirs)))
     apart = torch.randn(batch, new, 4, 8).transpose(1, 2)
-    found = quick(apart, None, None, keys, values, None, scale, None).transpose(1, 2)
+    found = quick(apart, None, None, keys, values, None, None, None).transpose(1, 2)
     with monkeypatch.context() as patch:
         patch.setattr(attention_floats, "_quick_attend", lambda *_: None)
-        assert torch.equal(found, kernels.float_attention(apart, keys, values, None, scale))
+        assert torch.equal(found, kernels.float_attention(apart, keys, values))
 
 
 class Mine(Tensor):
@@ -85,7 +85,7 @@ UNUSUAL = {  # place of the argument, and what stands there
     "mask for one token": (5, MASK[..., :1]),
     "mask of other rows": (5, torch.zeros(3, 1, 1, 9)),
     "mask whose last axis is not the last": (5, torch.zeros(9, 2).t()[:, None, None]),
-    "scale of its own": (6, None),
+    "scale of another type": (6, 1),
     "one table": (7, (torch.zeros(1, 1, 8),)),
     "tables of another size": (7, (torch.zeros(1, 1, 4),) * 2),
     "tables of other rows": (7, (torch.zeros(3, 1, 8),) * 2),

@@ -1,6 +1,8 @@
 // A step of attention over a float32 cache in one step of Python. Included by call.cpp, after linears.h.
 #pragma once
 
+#include <math.h>
+
 #include "float_attention.h"
 
 namespace {
@@ -138,8 +140,12 @@ PyObject *attend(PyObject *, PyObject *const *args, Py_ssize_t given) {
     if (found == kFine && sines != words[23]) found = kUnusual;
   }
   if (found == kFine && args[5] != Py_None) found = mask_of(args[5], sizes, words);
-  if (found == kFine && !PyFloat_Check(args[6])) found = kUnusual;
-  if (found == kFine && !word_of(args[6], words + 29)) found = kError;
+  if (found == kFine && args[6] == Py_None) {
+    const double scale = pow((double)size, -0.5);
+    memcpy(words + 29, &scale, sizeof scale);
+  } else if (found == kFine) {
+    found = !PyFloat_Check(args[6]) ? kUnusual : word_of(args[6], words + 29) ? kFine : kError;
+  }
   if (found == kFine && ts_attention_may_share(batch * kv_heads, queries, time, size) &&
       !number_of(PyObject_CallNoArgs(held[kThreads]), words + 30))
     found = kError;
