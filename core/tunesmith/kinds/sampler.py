@@ -164,7 +164,7 @@ class Step:
     """A link lowered to an operation of the fused kernel.
 
     Attributes:
-        op: One of ``tunesmith_plugins.kernels.supported_steps()``; docs/kernels.md says what each does.
+        op: One of ``tunesmith_plugins.kernels.supported_steps()``; docs/sampling-kernels.md says what each does.
         values: (batch,), or one element for all rows.
         ids: Of a step that names tokens: (batch or 1, width) int64, padded with -1; ids outside the vocabulary are ignored.
             Of a mask: int32 words, bit i of word w for token 32 w + i. Of a watermark: (batch or 1, 2), key and context.

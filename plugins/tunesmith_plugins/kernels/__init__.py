@@ -1,7 +1,7 @@
 """Native kernels with a torch reference for each: fused sampling chains, int8 linear layers, attention over a cache.
 
 Importing this package loads neither torch nor the library; both come with the first use of an operation.
-See docs/kernels.md for the exact semantics, the build settings and what was checked.
+See docs/kernels.md for the build settings and what was checked, docs/sampling-kernels.md and docs/int8-kernels.md for the exact semantics.
 """
 
 from __future__ import annotations

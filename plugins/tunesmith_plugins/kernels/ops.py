@@ -49,7 +49,7 @@ def sample_chain(
 
     The token is a pure function of the row's logits, parameters, seed, stream, position and draw: it depends on no
     other row, no instruction set and not on whether the native library or the torch reference computes it. The
-    steps run in the order given; see docs/kernels.md for ties and for the meaning of each.
+    steps run in the order given; see docs/sampling-kernels.md for ties and for the meaning of each.
 
     Args:
         logits: ``(batch, vocab)`` float32, bfloat16 or float16, any row stride; never written.

@@ -37,7 +37,7 @@ def fuse(model: nn.Module) -> int:
 
     A fused layer does what it did before wherever a shortcut does not hold: in training mode, with an adapter or hook on one
     of its linear layers, on weights that are not dynamic int8, on attention other than ``sdpa``, in float16, and on a CUDA
-    device (see docs/kernels.md). Without the native library and where a gradient is wanted torch's operations give the same bits;
+    device (see docs/int8-kernels.md). Without the native library and where a gradient is wanted torch's operations give the same bits;
     attention over a cache is torch's own in the second case, which rounds otherwise.
     """
     count = 0
