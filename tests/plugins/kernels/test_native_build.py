@@ -44,7 +44,8 @@ PROGRAMS = {
 }
 
 
-FAST = "-DCMAKE_CXX_FLAGS=-fno-var-tracking"  # where variables live nobody asks, and finding out takes a third of the time
+FAST = "-DCMAKE_CXX_FLAGS=-fno-var-tracking"
+"""Where variables live is what debuggers ask, and finding it out takes the compiler a third of its time."""
 
 
 @needs_compiler
