@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_TEST ?= .venv-test
+WHEEL ?= build/wheel
 RUNS ?= runs
 PYTEST_ARGS ?=
 PIP_ARGS ?= --quiet --disable-pip-version-check
@@ -24,18 +25,28 @@ lint: $(VENV_TEST)/.installed
 	$(VENV_TEST)/bin/ruff format --check .
 	$(VENV_TEST)/bin/mypy
 
-# torch first and by its exact version: where pip is pointed to a CPU build too (2.13.0+cpu), it takes that, while a looser
-# request takes a newer CUDA build
-$(VENV)/.installed: $(SOURCES)
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install $(PIP_ARGS) $$(grep '^torch==' constraints.txt)
-	$(VENV)/bin/python -m pip install $(PIP_ARGS) --constraint constraints.txt .
+# One wheel serves both environments and every Python: compiling the native libraries is most of an installation. pip keeps an
+# installed tunesmith beside a wheel of the same version, so an older one has to go first.
+$(WHEEL)/.built: $(SOURCES)
+	rm -rf $(WHEEL)
+	$(PYTHON) -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/python -m pip wheel $(PIP_ARGS) --no-deps --wheel-dir $(WHEEL) .
 	touch $@
 
-$(VENV_TEST)/.installed: $(SOURCES) $(CONTRIB)
+# torch first and by its exact version: where pip is pointed to a CPU build too (2.13.0+cpu), it takes that, while a looser
+# request takes a newer CUDA build
+$(VENV)/.installed: $(WHEEL)/.built
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install $(PIP_ARGS) $$(grep '^torch==' constraints.txt)
+	$(VENV)/bin/python -m pip -qq uninstall --yes tunesmith
+	$(VENV)/bin/python -m pip install $(PIP_ARGS) --constraint constraints.txt $(WHEEL)/*.whl
+	touch $@
+
+$(VENV_TEST)/.installed: $(WHEEL)/.built $(CONTRIB)
 	$(PYTHON) -m venv $(VENV_TEST)
 	$(VENV_TEST)/bin/python -m pip install $(PIP_ARGS) $$(grep '^torch==' constraints.txt)
-	$(VENV_TEST)/bin/python -m pip install $(PIP_ARGS) --constraint constraints.txt ".[test]" $(addprefix ./,$(dir $(CONTRIB)))
+	$(VENV_TEST)/bin/python -m pip -qq uninstall --yes tunesmith
+	$(VENV_TEST)/bin/python -m pip install $(PIP_ARGS) --constraint constraints.txt "$$(echo $(WHEEL)/*.whl)[test]" $(addprefix ./,$(dir $(CONTRIB)))
 	touch $@
 
 clean:

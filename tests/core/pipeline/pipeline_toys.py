@@ -338,8 +338,10 @@ def training_pipeline(root: Path) -> ts.Pipeline:
 
 def run_factory(target: str, root: str, folder: str) -> None:
     """Run the pipeline that ``"module:function"`` makes of ``root``. For processes that tests start."""
+    import gc
     import importlib
 
+    gc.freeze()  # each stage ends in a collection, which need not go through all modules (and copy what a fork shares)
     register()
     module, _, function = target.partition(":")
     getattr(importlib.import_module(module), function)(Path(root)).run(folder, threads=1, progress=False)

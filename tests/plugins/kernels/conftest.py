@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from tunesmith_plugins import kernels
 from tunesmith_plugins.kernels import loader, tensors
@@ -71,7 +72,17 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> loader.Library:
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("no C++ compiler on the path")
-    path = tmp_path_factory.mktemp("emulated") / "libtunesmith_cuda_on_cpu.so"
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # compiled once for all workers
+    path = folder / "libtunesmith_cuda_on_cpu.so"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            _compile_as_cpp(compiler, path)
+    return loader.Library(path, "ts_cuda_")
+
+
+def _compile_as_cpp(compiler: str, path: Path) -> None:
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-w", "-DTS_CUDA_ON_CPU", "-DTS_THREADS=64"]
     flags += [
         '-DTS_CUBLASLT_NAME="no-such-library.so"',
@@ -81,7 +92,6 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> loader.Library:
     command = [compiler, *flags, "-xc++", *units, "-o", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return loader.Library(path, "ts_cuda_")
 
 
 class WatchedTeam:
