@@ -20,8 +20,8 @@ from tunesmith.padding import (
     counts_between,
     counts_padding,
     first_position,
+    positions_of,
     reads_padding,
-    text_positions,
     virtual_tokens,
 )
 from tunesmith.runtime import Runtime
@@ -98,8 +98,8 @@ def custom_generate(
         if needs(model).no_cache:
             model_kwargs["use_cache"] = False
             model_kwargs.pop("past_key_values", None)
-        virtual = 0 if model.config.is_encoder_decoder else virtual_tokens(model)
-        _check_padding(model, mask, virtual)
+        virtual = virtual_tokens(model.get_decoder() if model.config.is_encoder_decoder else model)
+        _check_padding(model, mask, 0 if model.config.is_encoder_decoder else virtual)
         ends: list[Any] = []
         positions, first = model_kwargs.get("position_ids"), first_position(model)
         if first and positions is not None:  # from 0, as transformers has them
@@ -212,10 +212,10 @@ def _end_of_positions(
 
     transformers, which has positions from 0 and for text alone, does not know that there are fewer.
     """
-    stated = getattr(model.config, "max_position_embeddings", None)
-    if stated is None:
+    room = positions_of(model, "decoder" if model.config.is_encoder_decoder else "", virtual)
+    if room is None:
         return []
-    width, room = input_ids.shape[1], text_positions(model, stated) - virtual
+    width = input_ids.shape[1]
     longest = width if mask is None else int(mask.sum(-1).max())
     if longest > room:
         raise ConfigError(

@@ -23,9 +23,9 @@ class Needs:
         no_padding: It takes a mask and does not look at it everywhere, so that prompts of several lengths cannot share a batch.
         no_cache: What it keeps of a text is wrong in some batches or after other texts, so that all is read anew at each token.
         own_cache: It takes no cache but of a class of its own.
-        repeats_layers: It runs its layers several times, each time with keys and values of their own.
         ids_in_layers: It looks at ids beside the embeddings, so that it takes no vectors in place of tokens.
         spare_positions: How many of its positions no token of a text can have.
+        counts_anew: It numbers the tokens of a call from 0 where it is not told positions, whatever its cache holds.
         own_positions: It takes positions and cannot use those it is given.
         fixed_places: A key is turned by its place in the cache, where it has to stay.
         place_distances: How far tokens are apart is taken from their places, padding between them counted.
@@ -37,9 +37,9 @@ class Needs:
     no_padding: bool = False
     no_cache: bool = False
     own_cache: bool = False
-    repeats_layers: bool = False
     ids_in_layers: bool = False
     spare_positions: int = 0
+    counts_anew: bool = False
     own_positions: bool = False
     fixed_places: bool = False
     place_distances: bool = False
@@ -48,6 +48,7 @@ class Needs:
 
 
 FAMILIES: dict[str, Needs] = {
+    "bamba": Needs(counts_anew=True),
     # it looks at what comes later as at what came before, and takes the whole text and its cache at each token
     "cpmant": Needs(unfit="reads a text both ways, and all of it at each token"),
     # the windows that it sums up begin with the padding; a token's experts are chosen by its id in some layers
@@ -58,8 +59,6 @@ FAMILIES: dict[str, Needs] = {
     "gemma4_text": Needs(ids_in_layers=True),
     # windows over places, in a cache that keeps all
     "gpt_neo": Needs(place_distances=True),
-    # two stacks that think in turns
-    "hrm_text": Needs(repeats_layers=True),
     # MiniMaxCache, beside whose layers stand the states of its linear attention
     "minimax": Needs(own_cache=True),
     # distances of ALiBi are those of places

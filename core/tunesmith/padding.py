@@ -68,6 +68,25 @@ def text_positions(model: Any, stated: int) -> int:
     return stated if not hasattr(counting, "position_embeddings") else stated - counting.padding_idx - 1
 
 
+def positions_of(model: Any, part: str = "", taken: int = 0) -> int | None:
+    """Return how many tokens of text a model has positions for, or its ``"encoder"`` or ``"decoder"``; None if there is no limit.
+
+    Adapters have ``taken`` some of them.
+    """
+    config, half = model.config, getattr(model, f"get_{part}")() if part else model
+    own = getattr(config, part, None) if part else None  # of models that were put together from two
+    for source, name in (
+        (config, f"max_{part}_position_embeddings"),
+        (own, "max_position_embeddings"),
+        (config, "max_position_embeddings"),
+        (config, "max_seq_len"),  # MPT's, whose distances are worked out so far
+    ):
+        found = getattr(source, name, None)
+        if isinstance(found, int) and found > 0:
+            return text_positions(half, found) - taken
+    return None
+
+
 def _counts_from_padding(model: Any) -> Any:
     """Return the module that numbers tokens from behind the id of padding, None if no module does."""
     known = _counting.get(model, _UNKNOWN)

@@ -2,39 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from attrs import define
-from peft import PrefixEncoder, PrefixTuningConfig
-from transformers import DynamicCache, EncoderDecoderCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import Cache, DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import ModelOutput
 
-from tunesmith.errors import ConfigError, TunesmithError
+from tunesmith.errors import TunesmithError
 from tunesmith.lm import LM
 from tunesmith.model_families import needs
+from tunesmith_plugins.adapters import key_shapes
 from tunesmith_plugins.adapters.attachment import Attachment, Switch
+from tunesmith_plugins.adapters.key_shapes import Shape
 from tunesmith_plugins.adapters.virtual import arguments, at_start, body, left, prefixes, shift
+
+
+class Table(torch.nn.Module):
+    """All keys and values of a prefix: a row a token, in it the layers in order, key before value, and in those the heads.
+
+    So peft lays them out; it has one width for all, and some models do not.
+    """
+
+    def __init__(self, tokens: int, shapes: Sequence[Shape], projection: int) -> None:
+        super().__init__()
+        total = sum(shape.size for shape in shapes)
+        if projection:
+            width = max(shape.heads * max(shape.key, shape.value) for shape in shapes)
+            self.embedding = torch.nn.Embedding(tokens, width)
+            layers = (torch.nn.Linear(width, projection), torch.nn.Tanh(), torch.nn.Linear(projection, total))
+            self.transform = torch.nn.Sequential(*layers)
+        else:
+            self.embedding = torch.nn.Embedding(tokens, total)
+            self.transform = torch.nn.Sequential()
+
+    def forward(self) -> torch.Tensor:
+        """Return all rows (tokens, numbers)."""
+        rows: torch.Tensor = self.transform(self.embedding.weight)
+        return rows
 
 
 @define(eq=False)
 class Pairs:
     """Keys and values out of a table."""
 
-    table: torch.nn.Module
+    table: Table
     tokens: int
-    layers: int
-    heads: int
-    width: int
+    shapes: tuple[Shape, ...]
 
     def __call__(self, batch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return those of every layer, each (batch, heads, tokens, width)."""
-        numbers = torch.arange(self.tokens, device=next(self.table.parameters()).device)
-        flat = self.table(numbers[None])[0]
-        layered = flat.view(self.tokens, self.layers, 2, self.heads, self.width).permute(1, 2, 3, 0, 4)
-        return [(layer[0].expand(batch, -1, -1, -1), layer[1].expand(batch, -1, -1, -1)) for layer in layered]
+        widths = [shape.heads * width for shape in self.shapes for width in (shape.key, shape.value)]
+        parts = self.table().split(widths, dim=-1)
+        heads = [shape.heads for shape in self.shapes for _ in range(2)]
+        own = [
+            part.view(self.tokens, count, -1).transpose(0, 1).expand(batch, -1, -1, -1)
+            for part, count in zip(parts, heads, strict=True)
+        ]
+        return list(zip(own[::2], own[1::2], strict=True))
 
 
 @define(eq=False)
@@ -59,12 +87,13 @@ class FillCache:
             raise TunesmithError("prefixes live in the cache, which gradient checkpointing switches off; leave it out.")
         call = arguments(module, args, kwargs)
         past = call.get("past_key_values")
-        if past is None or (self.name not in prefixes(past) and at_start(past)):
-            rows = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
-            if past is None:
-                past = DynamicCache()
-                if module.config.is_encoder_decoder or call.get("encoder_hidden_states") is not None:
-                    past = EncoderDecoderCache(past, DynamicCache())
+        if past is None:
+            past = self._fresh(module, call)
+        rows = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
+        if needs(module).counts_anew and call.get("position_ids") is None:
+            begin = int(past.get_seq_length()) - sum(prefixes(past).values())
+            call["position_ids"] = torch.arange(begin, begin + rows.shape[1], device=rows.device)[None]
+        if self.name not in prefixes(past) and at_start(past):
             own = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
             for index, (keys, values) in zip(self.indices, self.pairs(rows.shape[0]), strict=True):
                 own.update(keys, values, index)
@@ -73,6 +102,28 @@ class FillCache:
         # the prefix is in the cache, so the tokens' positions count on from it, but it needs none of its own
         shift(call, self.pairs.tokens)
         return (), call
+
+    def _fresh(self, module: Any, call: dict[str, Any]) -> Any:
+        """Return the cache that the model would make; without one asked for it is for this call."""
+        past = DynamicCache(config=module.config)
+        asked = call.get("use_cache")
+        if not (getattr(module.config, "use_cache", True) if asked is None else asked):
+            past.tunesmith_for_one_call = True
+            if "use_cache" in inspect.signature(module.forward).parameters:  # else Whisper's layers are not given it
+                call["use_cache"] = True
+        if module.config.is_encoder_decoder or call.get("encoder_hidden_states") is not None:
+            return EncoderDecoderCache(past, DynamicCache())
+        return past
+
+    def keep_back(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        """Return the output without a cache that nobody asked for: ``generate`` would go on with it and read all ids again."""
+        past = kwargs.get("past_key_values")
+        own = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
+        if not getattr(own, "tunesmith_for_one_call", False):
+            return None
+        if isinstance(output, ModelOutput):
+            return type(output)(**{name: part for name, part in output.items() if name != "past_key_values"})
+        return tuple(part for part in output if not isinstance(part, Cache))
 
 
 @define(eq=False)
@@ -99,7 +150,7 @@ class LendCache:
 
 
 class PrefixAdapter(Attachment):
-    """Keys and values by peft's table or network.
+    """Keys and values out of a table or a network.
 
     A decoder finds them in its cache, put there before the first token; positions go on behind them, as they do for peft.
     An encoder keeps no cache, so each of its attentions gets a one-layer cache for the length of one call.
@@ -116,46 +167,27 @@ class PrefixAdapter(Attachment):
         # a decoder's cache counts them as places before the text; an encoder's text keeps its own places
         self.virtual_tokens = self.config.tokens if lm.family == "decoder" else 0
         self.cached_tokens = self.config.tokens
-        stacks: dict[str, Any] = {}
-        if lm.family == "encoder-decoder":
-            stacks = {"encoder": lm.model.get_encoder(), "decoder": lm.model.get_decoder()}
-        else:
-            stacks[lm.family] = body(lm.model)
+        encoder, decoder = _stacks(lm)
+        lent = {} if encoder is None else key_shapes.of_encoder(encoder)
+        kept = {} if decoder is None else key_shapes.of_decoder(lm)
         tables = torch.nn.ModuleDict()
-        for kind, stack in stacks.items():
-            attentions = _attentions(stack)
-            widths = {_heads(attention, stack.config) for attention in attentions}
-            problem = _problem(lm.model, stack, attentions, widths, cached=kind == "decoder")
-            if problem:
-                raise ConfigError(
-                    [
-                        f"prefixes cannot be put into {type(stack).__name__}: {problem}; take prompt, p_tuning or lora instead"
-                    ],
-                    "adapter",
-                )
-            (shape,) = widths
-            table = self._table(lm, len(attentions), *shape)
-            tables[kind] = table
-            pairs = Pairs(table, self.config.tokens, len(attentions), *shape)
-            indices = [attention.layer_idx for attention in attentions]
-            if kind == "decoder":
-                stack.register_forward_pre_hook(FillCache(self.name, pairs, indices, self.switch), with_kwargs=True)
-            else:
-                for index, attention in enumerate(attentions):
-                    attention.register_forward_pre_hook(LendCache(pairs, index, self.switch), with_kwargs=True)
+        if encoder is not None:
+            pairs = self._pairs(lm, tables, "encoder", lent.values())
+            for index, attention in enumerate(lent):
+                attention.register_forward_pre_hook(LendCache(pairs, index, self.switch), with_kwargs=True)
+        if decoder is not None:
+            pairs = self._pairs(lm, tables, "decoder", kept.values())
+            fill = FillCache(self.name, pairs, list(kept), self.switch)
+            decoder.register_forward_pre_hook(fill, with_kwargs=True)
+            decoder.register_forward_hook(fill.keep_back, with_kwargs=True)
         lm.model.add_module(self.name, tables)
 
-    def _table(self, lm: LM, layers: int, heads: int, width: int) -> torch.nn.Module:
-        config = PrefixTuningConfig(
-            num_virtual_tokens=self.config.tokens,
-            token_dim=heads * width,
-            num_layers=layers,
-            num_transformer_submodules=1,
-            prefix_projection=self.config.projection > 0,
-            encoder_hidden_size=self.config.projection or None,
-        )
-        like = next(lm.model.parameters())
-        return PrefixEncoder(config).to(device=like.device, dtype=lm.model.dtype)
+    def _pairs(self, lm: LM, tables: torch.nn.ModuleDict, kind: str, shapes: Iterable[Shape]) -> Pairs:
+        """Add a fresh table of one stack to ``tables``."""
+        made = tuple(shapes)
+        table = Table(self.config.tokens, made, self.config.projection)
+        tables[kind] = table.to(device=next(lm.model.parameters()).device, dtype=lm.model.dtype)
+        return Pairs(table, self.config.tokens, made)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -185,47 +217,8 @@ class _OneLayer:
         return _OneLayer(torch.cat([keys, self.keys], dim=-2), torch.cat([values, self.values], dim=-2))
 
 
-def _attentions(stack: Any) -> list[Any]:
-    """Return a stack's self-attentions in order: those whose ``forward`` takes a cache."""
-    import inspect
-
-    return [
-        module
-        for name, module in stack.named_modules()
-        if "attention" in type(module).__name__.lower()
-        and "past_key_values" in inspect.signature(module.forward).parameters
-        and hasattr(module, "layer_idx")
-        and any(hasattr(module, projection) for projection in ("k", "k_proj", "key", "c_attn"))
-        and not any(part in ("EncDecAttention", "encoder_attn") or "cross" in part for part in name.split("."))
-    ]
-
-
-def _problem(model: Any, stack: Any, attentions: list[Any], widths: set[tuple[int, int]], *, cached: bool) -> str:
-    """Return why a stack cannot take prefixes, "" if it can."""
-    if not attentions:
-        return "no self-attention with a cache of keys and values for each head was found"
-    if len(widths) > 1:
-        return "its layers have keys of several widths"
-    if not cached:
-        return ""
-    minded = needs(model)
-    if minded.repeats_layers:
-        return "it runs its layers several times, each time with keys of their own"
-    kinds = {type(layer) for layer in DynamicCache(config=stack.config).layers}
-    if minded.own_cache or kinds - {DynamicLayer, DynamicSlidingWindowLayer}:
-        return "its cache holds more than keys and values"
-    return ""
-
-
-def _heads(attention: Any, config: Any) -> tuple[int, int]:
-    """Return the number of heads that keys have, and the width of one."""
-    config = getattr(attention, "config", config)
-    if hasattr(attention, "key_value_proj_dim"):  # T5
-        return int(attention.n_heads), int(attention.key_value_proj_dim)
-    width = getattr(attention, "head_dim", None) or getattr(attention, "attention_head_size", None)
-    keys = getattr(getattr(attention, "k_proj", None), "out_features", None)
-    if width and keys:  # a config has one number for all layers
-        return int(keys) // int(width), int(width)
-    heads = getattr(config, "num_key_value_heads", None) or getattr(attention, "num_heads", None)
-    heads = heads or getattr(attention, "num_attention_heads", None) or config.num_attention_heads
-    return int(heads), int(width or config.hidden_size // config.num_attention_heads)
+def _stacks(lm: LM) -> tuple[Any, Any]:
+    """Return the encoder and the decoder of a model; None for what it has not."""
+    if lm.family == "encoder-decoder":
+        return lm.model.get_encoder(), lm.model.get_decoder()
+    return (body(lm.model), None) if lm.family == "encoder" else (None, body(lm.model))

@@ -46,14 +46,16 @@ def prepend(lm: LM, vectors: Vectors) -> None:
     Raises:
         ConfigError: For a model that takes no vectors in place of tokens.
     """
-    if needs(lm.model).ids_in_layers:
-        raise ConfigError(
-            [
-                f"{type(lm.model).__name__} looks at the ids of tokens beside their embeddings, so that no vectors can stand in "
-                "their place; take lora, or a prefix where it can be put in"
-            ],
-            "adapter",
+    minded, what = needs(lm.model), type(lm.model).__name__
+    problem = ""
+    if minded.ids_in_layers:
+        problem = (
+            f"{what} looks at the ids of tokens beside their embeddings, so that no vectors can stand in their place"
         )
+    elif minded.one_by_one and lm.family == "decoder":
+        problem = f"{what} makes something else of several tokens at once, so that no vectors can be read with a text"
+    if problem:
+        raise ConfigError([f"{problem}; take lora, or a prefix where it can be put in"], "adapter")
     if lm.family == "encoder-decoder":
         encoder, decoder = lm.model.get_encoder(), lm.model.get_decoder()
         encoder.register_forward_pre_hook(Prepend(vectors, first_position(encoder)), with_kwargs=True)
@@ -69,10 +71,13 @@ def prepend(lm: LM, vectors: Vectors) -> None:
 
 
 def body(model: Any) -> Any:
-    """Return a model without its head."""
+    """Return the part of a model that its head calls."""
     inner = model.base_model
     # Llama 4 is half of a larger model too and is called after its place there
-    return inner if inner is not model else getattr(model, "model", model)
+    inner = inner if inner is not model else getattr(model, "model", model)
+    # the heads of OPT and of the decoders of BART and its kin pass by what lies between
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else inner
+    return decoder if decoder is getattr(inner, "decoder", None) else inner
 
 
 def arguments(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

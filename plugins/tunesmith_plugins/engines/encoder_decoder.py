@@ -14,14 +14,13 @@ from attrs import evolve, frozen
 
 from tunesmith.lm import LM
 from tunesmith.model_families import needs
-from tunesmith.padding import keeps_all
+from tunesmith.padding import keeps_all, positions_of
 from tunesmith.scoring import Encoded
 from tunesmith_plugins.engines import caches, places, rollback
 from tunesmith_plugins.engines.stepping import (
     Stepping,
     base_of,
     padded,
-    positions_of,
     smallest,
     special_id,
     tokenizer_limit,

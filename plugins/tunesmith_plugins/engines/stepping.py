@@ -16,7 +16,6 @@ from tunesmith.errors import ConfigError
 from tunesmith.evaluation_mode import evaluation_mode
 from tunesmith.lm import LM
 from tunesmith.model_families import needs
-from tunesmith.padding import text_positions
 from tunesmith.scoring import distinct, pad
 from tunesmith_plugins.engines import narrow
 from tunesmith_plugins.engines.states import Watched
@@ -231,25 +230,6 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device, left: bool) -> t
     else:
         mask = places < lengths[:, None]
     return ids.to(device), mask.long().to(device)
-
-
-def positions_of(model: Any, part: str = "", taken: int = 0) -> int | None:
-    """Return how many tokens of text a model has positions for, or its ``"encoder"`` or ``"decoder"``; None if there is no limit.
-
-    Adapters have ``taken`` some of them.
-    """
-    config, half = model.config, getattr(model, f"get_{part}")() if part else model
-    own = getattr(config, part, None) if part else None  # of models that were put together from two
-    for source, name in (
-        (config, f"max_{part}_position_embeddings"),
-        (own, "max_position_embeddings"),
-        (config, "max_position_embeddings"),
-        (config, "max_seq_len"),  # MPT's, whose distances are worked out so far
-    ):
-        found = getattr(source, name, None)
-        if isinstance(found, int) and found > 0:
-            return text_positions(half, found) - taken
-    return None
 
 
 def tokenizer_limit(tokenizer: Any) -> int | None:

@@ -330,6 +330,19 @@ def test_transformers_loop_ends_where_virtual_tokens_leave_no_position(make, roo
     assert longer.shape[1] == 5 + new + 1
 
 
+@pytest.mark.parametrize(("make", "room"), [(bart, 32 - 3), (two_berts, 16 - 3), (two_robertas, 16 - 3 - 3)])
+def test_transformers_loop_ends_where_a_prefix_leaves_a_decoder_no_position(make, room, caplog):
+    lm = Prefix(tokens=3).build().attach(make(), Runtime())
+    ids, new = torch.tensor([[5, 9, 30, 12, 7]]), room  # the first of them is the start token's position
+    options = {"attention_mask": torch.ones_like(ids), "min_new_tokens": new, "custom_generate": custom_generate()}
+    fits = lm.model.generate(ids, max_new_tokens=new, **options)
+    assert "no positions" not in caplog.text
+    assert torch.equal(lm.model.generate(ids, max_new_tokens=new + 1, **options), fits)
+    assert f"end at {new} new tokens" in caplog.text
+    (ours,) = generate(lm, ids.tolist(), max_new_tokens=new, min_new_tokens=new)
+    assert ours.token_ids == tuple(fits[0, 1:].tolist())
+
+
 def windows():
     config = transformers.MistralConfig(
         vocab_size=51, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
