@@ -50,7 +50,7 @@ class Beam(DecoderConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.beam:BeamDecoder"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     beams: int = field(default=4, validator=v.ge(1))
     length_penalty: float = field(default=1.0, validator=finite)
     early_stopping: Literal["yes", "no", "never"] = "no"

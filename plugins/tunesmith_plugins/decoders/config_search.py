@@ -41,7 +41,7 @@ class DiverseBeam(DecoderConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.diverse_beam:DiverseBeamDecoder"
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
     beams: int = field(default=4, validator=v.ge(1))
     groups: int = field(default=2, validator=_divides)
     penalty: float = field(default=0.5, validator=[v.ge(0), v.lt(float("inf"))])
