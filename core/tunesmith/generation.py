@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from tunesmith.lm import LM
 
 DEFAULTS = {"engine": "tunesmith/transformers", "decoder": "tunesmith/stepwise", "sampler": "tunesmith/greedy"}
+MOST_REQUESTS = 10**6
+"""Completions that one call may be asked for beside one a prompt: every one takes memory before it is begun."""
 BASES: dict[str, type] = {"engine": Engine, "decoder": Decoder, "sampler": Sampler}
 
 
@@ -153,6 +155,11 @@ def generate(
         wrong.append(f"min_new_tokens must be at least 0, not {min_new_tokens}")
     if completions < 1:
         wrong.append(f"completions must be at least 1, not {completions}")
+    if completions > 1 and count * completions > MOST_REQUESTS:
+        wrong.append(
+            f"completions={completions} of {count} prompts are more than the {MOST_REQUESTS} that one call takes; "
+            "call it several times, with another seed each"
+        )
     if report is not None and not callable(report):
         wrong.append(f"report is called with the speed, as report=print, and {report!r} cannot be called")
     if wrong:

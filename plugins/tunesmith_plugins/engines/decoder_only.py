@@ -12,9 +12,9 @@ from attrs import evolve, frozen
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
 from tunesmith.model_families import needs
-from tunesmith.padding import counts_between, counts_padding, first_position, keeps_all, reads_padding
+from tunesmith.padding import counts_between, counts_padding, first_position, keeps_all, positions_of, reads_padding
 from tunesmith_plugins.engines import caches, places, rollback
-from tunesmith_plugins.engines.stepping import Stepping, padded, positions_of, smallest, tokenizer_limit
+from tunesmith_plugins.engines.stepping import Stepping, left, padded, smallest, tokenizer_limit
 
 
 @frozen(kw_only=True, eq=False)
@@ -71,7 +71,7 @@ class DecoderOnly(Stepping):
         if (taken or cached) and counts_between(self.base):
             self.masks = self.joins = False
             self.batch_size = 1
-        self.places = positions_of(self.base, taken=taken)
+        self.places = left(positions_of(self.base), taken)
         self.told = "position_ids" in self.accepted and not minded.own_positions
         self.first = first_position(self.base) if self.told else 0
         self.max_length = smallest(max_length, self.places, tokenizer_limit(lm.tokenizer))

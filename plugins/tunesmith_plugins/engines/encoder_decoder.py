@@ -14,13 +14,13 @@ from attrs import evolve, frozen
 
 from tunesmith.lm import LM
 from tunesmith.model_families import needs
-from tunesmith.padding import keeps_all
+from tunesmith.padding import keeps_all, positions_of
 from tunesmith.scoring import Encoded
 from tunesmith_plugins.engines import caches, places, rollback
 from tunesmith_plugins.engines.stepping import (
     Stepping,
+    left,
     padded,
-    positions_of,
     smallest,
     special_id,
     tokenizer_limit,
@@ -62,9 +62,9 @@ class EncoderDecoder(Stepping):
         super().__init__(lm, batch_size, **options)
         # virtual tokens stand before what is read, prefixes also in the cache of what writes
         read, cached = sum(a.virtual_tokens for a in lm.adapters), sum(a.cached_tokens for a in lm.adapters)
-        self.max_length = self.places = positions_of(self.base, "decoder", cached)
+        self.max_length = self.places = left(positions_of(self.base, "decoder"), cached)
         self.prompt_length = smallest(
-            max_length, positions_of(self.base, "encoder", read), tokenizer_limit(lm.tokenizer)
+            max_length, left(positions_of(self.base, "encoder"), read), tokenizer_limit(lm.tokenizer)
         )
         self.start = special_id(lm, "decoder_start_token_id", "bos_token_id")
         self.table = places.table(self.base.get_decoder())

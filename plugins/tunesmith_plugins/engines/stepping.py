@@ -17,7 +17,6 @@ from tunesmith.evaluation_mode import evaluation_mode
 from tunesmith.lm import LM
 from tunesmith.model_families import needs
 from tunesmith.model_settings import base_of, eos_ids
-from tunesmith.padding import text_positions
 from tunesmith.scoring import distinct, pad
 from tunesmith_plugins.engines import narrow
 from tunesmith_plugins.engines.states import Watched
@@ -210,23 +209,9 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device, left: bool) -> t
     return ids.to(device), mask.long().to(device)
 
 
-def positions_of(model: Any, part: str = "", taken: int = 0) -> int | None:
-    """Return how many tokens of text a model has positions for, or its ``"encoder"`` or ``"decoder"``; None if there is no limit.
-
-    Adapters have ``taken`` some of them.
-    """
-    config, half = model.config, getattr(model, f"get_{part}")() if part else model
-    own = getattr(config, part, None) if part else None  # of models that were put together from two
-    for source, name in (
-        (config, f"max_{part}_position_embeddings"),
-        (own, "max_position_embeddings"),
-        (config, "max_position_embeddings"),
-        (config, "max_seq_len"),  # MPT's, whose distances are worked out so far
-    ):
-        found = getattr(source, name, None)
-        if isinstance(found, int) and found > 0:
-            return text_positions(half, found) - taken
-    return None
+def left(positions: int | None, taken: int) -> int | None:
+    """Return how many positions are left for text where adapters have ``taken`` some; None for any number."""
+    return None if positions is None else positions - taken
 
 
 def tokenizer_limit(tokenizer: Any) -> int | None:
