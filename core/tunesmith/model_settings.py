@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tunesmith.errors import ConfigError
@@ -125,9 +125,18 @@ def sampler_of(lm: LM) -> SamplerConfig:
         ConfigError: For values that no link takes.
     """
     settings = settings_of(lm.model)
-    links = [*_penalties(lm, settings), *(_drawing(settings) if getattr(settings, "do_sample", None) else ())]
-    draws = bool(getattr(settings, "do_sample", None))
-    return samplers.create("tunesmith/chain", links=tuple(links), draw="categorical" if draws else "greedy")
+    return drawn_by(settings, _penalties(lm, settings))
+
+
+def drawn_by(settings: Any, before: Sequence[SamplerConfig] = ()) -> SamplerConfig:
+    """Return the chain of a generation config's draws behind other links: its temperature, top-k ... with ``do_sample``, else greedy.
+
+    Raises:
+        ConfigError: For values that no link takes.
+    """
+    if not getattr(settings, "do_sample", None):
+        return samplers.create("tunesmith/chain", links=tuple(before), draw="greedy")
+    return samplers.create("tunesmith/chain", links=(*before, *_drawing(settings)))
 
 
 def decoder_of(lm: LM) -> DecoderConfig:

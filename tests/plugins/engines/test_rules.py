@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 
+from tunesmith.errors import ConfigError
 from tunesmith.generation import generate, prompt_ids
 from tunesmith.hf_generate import custom_generate
 from tunesmith.kinds.sampler import Sampler
@@ -183,6 +184,21 @@ def test_settings_of_taste_become_a_sampler_and_a_decoder():
     ]:  # fmt: skip
         lm.model.generation_config = transformers.GenerationConfig(**own)
         assert decoder_of(lm) == expected
+
+
+def test_in_transformers_own_generate_the_calls_settings_draw():
+    lm = tiny_lm()
+    given = torch.tensor(prompt_ids(lm, PROMPTS[:1]))
+    settings = {"do_sample": True, "temperature": 1.7, "top_k": 7, "top_p": 0.9, "max_new_tokens": 6, "pad_token_id": 0}
+    found = [
+        lm.model.generate(given, custom_generate=custom_generate(sampler, seed=5), **settings).tolist()
+        for sampler in ("model", presets.hf(temperature=1.7, top_k=7, top_p=0.9), None)
+    ]
+    assert found[0] == found[1] != found[2]
+    settings["do_sample"] = False
+    assert lm.model.generate(given, custom_generate=custom_generate("model"), **settings).tolist() == found[2]
+    with pytest.raises(ConfigError, match="no parameter 'top_p.p'"):
+        lm.model.generate(given, custom_generate=custom_generate("model", parameters={"top_p.p": 0.5}), **settings)
 
 
 def test_what_is_not_used_is_named_once(caplog):
