@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from tunesmith.errors import DataError, MissingPower
-from tunesmith.padding import text_positions
+from tunesmith.padding import positions_of
 
 if TYPE_CHECKING:
     from tunesmith.kinds.engine import Engine
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 
 UNLIMITED = 10**6
 """Tokenizers write their missing limit as a huge number."""
-
-
-STATED = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
-"""Under which names configs state their positions; the first counts."""
 
 
 @frozen(kw_only=True)
@@ -56,11 +52,8 @@ def positions(lm: LM) -> int | None:
 
 def readable(model: Any, tokenizer: Any) -> int | None:
     """Return how many tokens a transformers model and its tokenizer allow at once; None for any number."""
-    config = model.config
-    stated = [getattr(config, name, None) for name in STATED]
-    limits = [text_positions(model, int(found)) for found in stated if found is not None and found > 0][:1]
-    if getattr(config, "relative_attention_num_buckets", None) and config.is_encoder_decoder:
-        limits = []  # T5 and its kin: distances, whatever length their config says they were trained at
+    parts = ("encoder", "decoder") if model.config.is_encoder_decoder else ("",)
+    limits = [limit for limit in (positions_of(model, part) for part in parts) if limit is not None]
     own = getattr(tokenizer, "model_max_length", None)
     if own is not None and own < UNLIMITED:
         limits.append(int(own))

@@ -20,6 +20,7 @@ from tunesmith.hf_rows import Parameters
 from tunesmith.kinds.decoder import Completion, Decoder, DecoderConfig, Limits, Piece, Request
 from tunesmith.kinds.engine import Engine, EngineConfig, Throughput
 from tunesmith.kinds.sampler import Sampler, SamplerConfig
+from tunesmith.model_settings import MODEL, decoder_of, sampler_of, tell_unused
 from tunesmith.row_parameters import check as check_parameters
 from tunesmith.runtime import Runtime, checked, derive_seed
 from tunesmith.turns import Turns, turns_of
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from tunesmith.lm import LM
 
 DEFAULTS = {"engine": "tunesmith/transformers", "decoder": "tunesmith/stepwise", "sampler": "tunesmith/greedy"}
+MOST_REQUESTS = 10**6
+"""Completions that one call may be asked for beside one a prompt: every one takes memory before it is begun."""
 BASES: dict[str, type] = {"engine": Engine, "decoder": Decoder, "sampler": Sampler}
 
 
@@ -111,8 +114,9 @@ def generate(
             ``guidance`` uses them.
         engine: A config, a short spelling such as ``"transformers(batch_size=4)"``, or an engine that is already built;
             None means ``transformers``.
-        decoder: Likewise; None means ``stepwise``.
-        sampler: Likewise; None means ``greedy``.
+        decoder: Likewise; None means ``stepwise``, and ``"model"`` what the model's generation config asks for (beams, guidance ...).
+        sampler: Likewise; None means ``greedy``, and ``"model"`` what the model's generation config asks for (penalties,
+            temperature, top-p ...). What it asks for and nobody uses is told once, as a warning.
         max_new_tokens: Most new tokens of a completion, one number for all prompts or one a prompt.
         min_new_tokens: It cannot end of itself before so many, at most ``max_new_tokens``; a prompt whose own number of these
             is smaller ends there.
@@ -151,6 +155,11 @@ def generate(
         wrong.append(f"min_new_tokens must be at least 0, not {min_new_tokens}")
     if completions < 1:
         wrong.append(f"completions must be at least 1, not {completions}")
+    if completions > 1 and count * completions > MOST_REQUESTS:
+        wrong.append(
+            f"completions={completions} of {count} prompts are more than the {MOST_REQUESTS} that one call takes; "
+            "call it several times, with another seed each"
+        )
     if report is not None and not callable(report):
         wrong.append(f"report is called with the speed, as report=print, and {report!r} cannot be called")
     if wrong:
@@ -164,6 +173,11 @@ def generate(
     by_name = mapping(parameters or {}, "parameters", "generate")
     values = {k: each(v, count, f"values of {k!r}", "generate", real) for k, v in by_name.items()}
     built: Engine = component(engine, "engine")
+    chosen = sampler is not None, decoder is not None
+    if MODEL in (sampler, decoder):
+        lm = _model(lm, checked(runtime, "generate") or Runtime())
+        sampler = sampler_of(lm) if sampler == MODEL else sampler
+        decoder = decoder_of(lm) if decoder == MODEL else decoder
     built_decoder: Decoder = component(decoder, "decoder")
     built_sampler: Sampler = component(sampler, "sampler")
     check_parameters(built_sampler, values, "generate")
@@ -172,6 +186,7 @@ def generate(
     negatives = _negatives(given, negative_prompts, built_decoder)
     # what can be seen to be wrong without a model has been said before one is read
     lm = _model(lm, checked(runtime, "generate") or Runtime())
+    tell_unused(lm, sampler=chosen[0], decoder=chosen[1])
     runtime = runtime or Runtime(device=str(lm.device))  # what decoders load lies where the model does
     negative_ids = [()] * count if negatives is None else _tokens(lm, negatives, "negative prompt")
     if built is not engine:

@@ -16,6 +16,7 @@ from tunesmith.kinds.engine import Throughput
 from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_OK, Applies, Link, Rows, Sampler, SamplerConfig, chain_of
 from tunesmith.kinds.step_model import introduce
 from tunesmith.model_families import needs
+from tunesmith.model_settings import MODEL, drawn_by
 from tunesmith.padding import (
     counts_between,
     counts_padding,
@@ -64,7 +65,8 @@ def custom_generate(
     its own ``stop_strings`` then raise a ``ValueError`` whatever it is given: give streamer, stop strings and tokenizer here.
 
     Args:
-        sampler: A config, a short spelling or a built sampler; None means ``greedy``.
+        sampler: A config, a short spelling or a built sampler; None means ``greedy``, and ``"model"`` what the call's generation
+            config asks for: with ``do_sample`` its temperature, top-k ... in transformers' order and a draw, else the likeliest token.
         seed: One seed, from which each prompt of the batch gets its own by its place, or the seeds of all prompts. Further
             completions of a prompt (``num_return_sequences``) are the streams 1, 2, ...
         parameters: ``"link.field"`` to a number, or to one number a prompt: ``{"top_p.p": [0.5, 0.9]}``.
@@ -79,9 +81,10 @@ def custom_generate(
     Example:
         >>> model.generate(**inputs, custom_generate=custom_generate("top_p(p=0.9)", seed=7))  # doctest: +SKIP
     """
-    built = _built(sampler)
+    given = None if sampler == MODEL else _built(sampler)
     options = RowOptions(where="custom_generate", seed=seed, parameters=parameters or {})
-    options.check(built)
+    if given is not None:
+        options.check(given)
     stops = _stops(stop_strings, tokenizer)
 
     def generate(
@@ -93,6 +96,10 @@ def custom_generate(
         **model_kwargs: Any,
     ) -> Any:
         _check(generation_config)
+        built = given
+        if built is None:
+            built = _built(drawn_by(generation_config))
+            options.check(built)
         # of what a decoder begins with, which an encoder-decoder is seldom given a mask for
         mask = model_kwargs.get("decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask")
         if needs(model).no_cache:

@@ -58,6 +58,26 @@ def first_position(model: Any) -> int:
     return 0 if counting is None else counting.padding_idx + 1
 
 
+STATED = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+"""Under which names configs state their positions; the first counts."""
+
+
+def positions_of(model: Any, part: str = "", taken: int = 0) -> int | None:
+    """Return how many tokens of text a model of transformers has positions for, or its ``"encoder"`` or ``"decoder"``.
+
+    None for any number. Adapters have ``taken`` some of them.
+    """
+    config = model.config
+    if config.is_encoder_decoder and getattr(config, "relative_attention_num_buckets", None):
+        return None  # T5 and its kin: distances, whatever length their config says they were trained at
+    half = getattr(model, f"get_{part}")() if part else model
+    own = getattr(config, part, None) if part else None  # of models that were put together from two
+    named = [getattr(config, f"max_{part}_position_embeddings", None)]
+    named += [getattr(source, name, None) for source in (own, config) for name in STATED]
+    found = next((number for number in named if isinstance(number, int) and number > 0), None)
+    return None if found is None else text_positions(half, found) - taken
+
+
 def text_positions(model: Any, stated: int) -> int:
     """Return how many tokens of text a model, or half of one, reads at once if its config states so many positions.
 
@@ -66,25 +86,6 @@ def text_positions(model: Any, stated: int) -> int:
     counting = _counts_from_padding(model)
     stated -= needs(model).spare_positions
     return stated if not hasattr(counting, "position_embeddings") else stated - counting.padding_idx - 1
-
-
-def positions_of(model: Any, part: str = "", taken: int = 0) -> int | None:
-    """Return how many tokens of text a model has positions for, or its ``"encoder"`` or ``"decoder"``; None if there is no limit.
-
-    Adapters have ``taken`` some of them.
-    """
-    config, half = model.config, getattr(model, f"get_{part}")() if part else model
-    own = getattr(config, part, None) if part else None  # of models that were put together from two
-    for source, name in (
-        (config, f"max_{part}_position_embeddings"),
-        (own, "max_position_embeddings"),
-        (config, "max_position_embeddings"),
-        (config, "max_seq_len"),  # MPT's, whose distances are worked out so far
-    ):
-        found = getattr(source, name, None)
-        if isinstance(found, int) and found > 0:
-            return text_positions(half, found) - taken
-    return None
 
 
 def _counts_from_padding(model: Any) -> Any:

@@ -17,8 +17,10 @@ from tunesmith.cli.printing import print_json
 @click.argument("model")
 @click.option("-p", "--prompt", "prompts", multiple=True, help="A prompt; may be given often.")
 @click.option("--file", type=click.Path(path_type=Path), help="A file with one prompt a line.")
-@click.option("--sampler", default="greedy", show_default=True, help="E.g. 'top_p(p=0.9)'.")
-@click.option("--decoder", default="stepwise", show_default=True, help="E.g. 'beam(beams=4)'.")
+@click.option(
+    "--sampler", help="E.g. 'top_p(p=0.9)', or 'model' for what its generation config says; greedy if left out."
+)
+@click.option("--decoder", help="E.g. 'beam(beams=4)', or 'model' likewise; stepwise if left out.")
 @click.option("--engine", default="transformers", show_default=True, help="E.g. 'transformers(batch_size=4)'.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--min-new-tokens", type=click.IntRange(min=0), default=0, show_default=True)
@@ -41,8 +43,8 @@ def generate(
     model: str,
     prompts: tuple[str, ...],
     file: Path | None,
-    sampler: str,
-    decoder: str,
+    sampler: str | None,
+    decoder: str | None,
     engine: str,
     device: str,
     dtype: Any,

@@ -26,6 +26,10 @@ class DecoderConfig(Config):
     kind: ClassVar[str] = "decoder"
 
 
+LONGEST = 2**20
+"""Tokens of the longest completion: what a text may need is set aside when it is begun."""
+
+
 def _most(value: Any) -> int:
     return whole_number(value, "max_new_tokens", "limits")
 
@@ -64,7 +68,7 @@ class Limits:
     """When a completion ends.
 
     Attributes:
-        max_new_tokens: At most so many tokens.
+        max_new_tokens: At most so many tokens, no more than 2^20.
         min_new_tokens: The end-of-sequence token cannot be drawn before so many; no more than ``max_new_tokens``.
         stop: The completion ends before the first of these strings, which is not part of its text.
     """
@@ -77,6 +81,16 @@ class Limits:
         """Return how many new tokens a request may have."""
         own = request.max_new_tokens
         return self.max_new_tokens if own is None else min(own, self.max_new_tokens)
+
+    @max_new_tokens.validator
+    def _most_can_be_set_aside(self, attribute: Attribute[int], value: int) -> None:
+        if value > LONGEST:
+            raise ConfigError(
+                [
+                    f"max_new_tokens={value} is more than {LONGEST}, the longest that a completion may become; ask for fewer"
+                ],
+                "limits",
+            )
 
     @min_new_tokens.validator
     def _fewest_are_no_more_than_most(self, attribute: Attribute[int], value: int) -> None:

@@ -239,6 +239,13 @@ class Link(Sampler):
         A chain calls it before the first logits of that size: where a link is fused, ``apply`` is not there to check.
         """
 
+    def forced(self, rows: Rows) -> torch.Tensor | None:
+        """Return (batch,) bool, rows in which this link leaves no choice at this position; None (the default): in none.
+
+        Of a link that constrains. Decoders that search add nothing to a text's score for a token that was forced.
+        """
+        return None
+
     def value(self, rows: Rows, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return the field ``name`` for every row, (batch,): the row's own value, else the config's."""
         import torch

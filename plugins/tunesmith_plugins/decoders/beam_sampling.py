@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.sampler import Applied, Applies, Rows, Sampler, Stateful
 from tunesmith.registry import samplers
 from tunesmith.row_parameters import links_of
 from tunesmith_plugins.decoders.distributions import noise, pick
+from tunesmith_plugins.decoders.searching import scored
 
 FIRST = 1 << 30
 """The first of a position's random values that extensions are drawn with. Value 0 draws tokens, links of samplers use small ones."""
@@ -69,7 +70,8 @@ class Drawing:
         """
         found = self.links.apply_links(logits, rows)
         # what is dropped makes the rest no likelier, as for constraints in any search
-        logp = found.processed.double().log_softmax(-1).masked_fill(found.logits == -torch.inf, -torch.inf)
+        links: Any = self.links
+        logp = scored(links.links, evolve(found, processed=found.processed.double()), rows)
         logp[:, [token for token in barred if token < logp.shape[1]]] = -torch.inf
         values = noise(rows, 1, range(FIRST, FIRST + count))[:, :, 0]
         drawn, first = [], 0

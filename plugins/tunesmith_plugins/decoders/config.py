@@ -14,6 +14,10 @@ from tunesmith.kinds.reward_model import RewardModelConfig
 IMPLEMENTATIONS = "tunesmith_plugins.decoders"
 
 
+LARGEST_NUMBER = 2**16
+"""Beams, or completions to choose from, of one request: all of them take memory at once."""
+
+
 def finite(config: Any, attribute: Attribute[float], value: float) -> None:
     """Refuse NaN and infinity."""
     if not isfinite(value):
@@ -50,8 +54,8 @@ class Beam(DecoderConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.beam:BeamDecoder"
-    revision: ClassVar[int] = 2
-    beams: int = field(default=4, validator=v.ge(1))
+    revision: ClassVar[int] = 3
+    beams: int = field(default=4, validator=[v.ge(1), v.le(LARGEST_NUMBER)])
     length_penalty: float = field(default=1.0, validator=finite)
     early_stopping: Literal["yes", "no", "never"] = "no"
     draws: bool = False
@@ -67,5 +71,5 @@ class BestOfN(DecoderConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.best_of_n:BestOfNDecoder"
-    n: int = field(default=4, validator=v.ge(1))
+    n: int = field(default=4, validator=[v.ge(1), v.le(LARGEST_NUMBER)])
     reward: RewardModelConfig | None = None

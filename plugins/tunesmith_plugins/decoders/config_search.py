@@ -8,7 +8,7 @@ from attrs import Attribute, field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.decoder import DecoderConfig
-from tunesmith_plugins.decoders.config import IMPLEMENTATIONS, finite
+from tunesmith_plugins.decoders.config import IMPLEMENTATIONS, LARGEST_NUMBER, finite
 
 
 def _divides(config: Any, attribute: Attribute[int], value: int) -> None:
@@ -41,8 +41,8 @@ class DiverseBeam(DecoderConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.diverse_beam:DiverseBeamDecoder"
-    revision: ClassVar[int] = 3
-    beams: int = field(default=4, validator=v.ge(1))
+    revision: ClassVar[int] = 4
+    beams: int = field(default=4, validator=[v.ge(1), v.le(LARGEST_NUMBER)])
     groups: int = field(default=2, validator=_divides)
     penalty: float = field(default=0.5, validator=[v.ge(0), v.lt(float("inf"))])
     length_penalty: float = field(default=1.0, validator=finite)

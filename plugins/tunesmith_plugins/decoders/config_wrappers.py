@@ -9,7 +9,7 @@ from attrs import Attribute, field, frozen
 from attrs import validators as v
 
 from tunesmith.kinds.decoder import DecoderConfig
-from tunesmith_plugins.decoders.config import IMPLEMENTATIONS, Stepwise
+from tunesmith_plugins.decoders.config import IMPLEMENTATIONS, LARGEST_NUMBER, Stepwise
 
 EXTRACTORS = ("last_number", "last_line", "text")
 """What an answer may be taken out of a text by, without code or pattern."""
@@ -72,7 +72,7 @@ class SelfConsistency(DecoderConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.self_consistency:SelfConsistencyDecoder"
-    n: int = field(default=8, validator=v.ge(1))
+    n: int = field(default=8, validator=[v.ge(1), v.le(LARGEST_NUMBER)])
     answer: str = field(default="last_number", validator=_is_an_extractor)
     pattern: str = field(default="", validator=_compiles)
     ties: Literal["logp", "first"] = "logp"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from attrs import evolve, frozen
 
 from tunesmith.errors import ConfigError
-from tunesmith.kinds.sampler import Draw, Rows, Sampler, Stateful
+from tunesmith.kinds.sampler import Applied, Draw, Link, Rows, Sampler, Stateful
 from tunesmith.registry import samplers
 from tunesmith.row_parameters import links_of
 
@@ -54,7 +55,8 @@ class Candidates:
     def likeliest(self, logits: torch.Tensor, rows: Rows, top: int) -> Draw:
         """Return a draw of which ``status`` and ``top`` count; forbidden tokens, if any are left to give, have -inf.
 
-        The log-probabilities are those before anything was forbidden, as in transformers' beam search.
+        The log-probabilities are those before anything was forbidden, and 0 of a token that was forced, as in transformers' beam
+        search.
 
         Raises:
             ConfigError: For a sampler with a memory of what it drew.
@@ -68,9 +70,21 @@ class Candidates:
             name: values for name, values in rows.parameters.items() if name.partition(".")[0] in self.constrained.links
         }
         found = self.constrained.apply_links(logits, evolve(rows, parameters=own))
-        logp = found.processed.log_softmax(-1).masked_fill(found.logits == -torch.inf, -torch.inf)
+        logp = scored(self.constrained.links, found, evolve(rows, parameters=own))
         values, ids = logp.sort(dim=-1, descending=True, stable=True)  # of equals the lowest id, as a draw gives them
         return Draw(token=ids[:, 0], status=found.status, top=(ids[:, :top], values[:, :top]))
+
+
+def scored(links: Mapping[str, Link], found: Applied, rows: Rows) -> torch.Tensor:
+    """Return what each token adds to a text's score, (batch, vocab): its log-probability before anything was dropped, 0
+    where a link forces it, and -inf where it was dropped."""
+    dropped = found.logits == -torch.inf
+    logp = found.processed.log_softmax(-1)
+    for name, link in links.items():
+        here = link.forced(rows.for_link(name))
+        if here is not None:
+            logp = logp.masked_fill(here[:, None], 0.0)
+    return logp.masked_fill(dropped, -torch.inf)
 
 
 def _remembers(who: str) -> ConfigError:

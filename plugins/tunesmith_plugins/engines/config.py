@@ -35,14 +35,19 @@ class Transformers(EngineConfig):
         cache: How keys and values of earlier tokens are kept: ``float``: as the model computes them; ``int8``: in 8 bits with a
             scale for each token and head, in about a quarter of the memory of float32. Scores are always
             computed without. It needs ``kv_cache``.
+        forced_end: Where the generation config forces the end of a text (``forced_eos_token_id``): make it the last token that a
+            completion has room for, as transformers does, so that one that was cut ends too. Without it the model writes its
+            last token as the others.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.in_process:TransformersEngine"
+    revision: ClassVar[int] = 2
     batch_size: int = field(default=16, validator=v.ge(1))
     max_length: int | None = field(default=None, validator=v.optional(v.ge(2)))
     cache_tokens: int | None = field(default=None, validator=v.optional(v.ge(1)))
     kv_cache: bool = True
     cache: Literal["float", "int8"] = field(default="float", validator=_has_a_cache)
+    forced_end: bool = True
 
 
 @frozen(kw_only=True)

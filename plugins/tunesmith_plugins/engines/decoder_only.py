@@ -12,14 +12,7 @@ from attrs import evolve, frozen
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
 from tunesmith.model_families import needs
-from tunesmith.padding import (
-    counts_between,
-    counts_padding,
-    first_position,
-    keeps_all,
-    positions_of,
-    reads_padding,
-)
+from tunesmith.padding import counts_between, counts_padding, first_position, keeps_all, positions_of, reads_padding
 from tunesmith_plugins.engines import caches, places, rollback
 from tunesmith_plugins.engines.stepping import Stepping, padded, smallest, tokenizer_limit
 

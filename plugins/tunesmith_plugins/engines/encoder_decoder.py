@@ -19,7 +19,6 @@ from tunesmith.scoring import Encoded
 from tunesmith_plugins.engines import caches, places, rollback
 from tunesmith_plugins.engines.stepping import (
     Stepping,
-    base_of,
     padded,
     smallest,
     special_id,
@@ -67,8 +66,6 @@ class EncoderDecoder(Stepping):
             max_length, positions_of(self.base, "encoder", read), tokenizer_limit(lm.tokenizer)
         )
         self.start = special_id(lm, "decoder_start_token_id", "bos_token_id")
-        settings = getattr(base_of(lm.model), "generation_config", None)
-        self.forced_first = getattr(settings, "forced_bos_token_id", None)
         self.table = places.table(self.base.get_decoder())
         # Padding between a prefix and the text would change how far they are apart.
         apart = places.relative(self.base.get_decoder()) and not any(a.cached_tokens for a in lm.adapters)
@@ -91,10 +88,6 @@ class EncoderDecoder(Stepping):
         logits, cache = self._forward(
             start, Cache(states=states, mask=mask, written=ones, lengths=ones[:, 0], past=self.fresh())
         )
-        if self.forced_first is not None:
-            forced = torch.full_like(logits, -torch.inf)
-            forced[:, self.forced_first] = 0
-            logits = forced
         return logits, evolve(cache, past=caches.growing(cache.past))
 
     def step(self, token_ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, Cache]:

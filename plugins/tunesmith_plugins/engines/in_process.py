@@ -20,6 +20,7 @@ from tunesmith.runtime import Runtime
 from tunesmith_plugins.engines.decoder_only import DecoderOnly
 from tunesmith_plugins.engines.encoder_decoder import EncoderDecoder
 from tunesmith_plugins.engines.peft_models import check_adapters
+from tunesmith_plugins.engines.rules import ruled
 from tunesmith_plugins.engines.stepping import smallest
 
 T = TypeVar("T")
@@ -90,8 +91,8 @@ class TransformersEngine(Engine):
                 that leave no room for a prompt.
         """
         model = self.step_model
-        fitted, limits = self._checked(model, requests, sampler, limits)
-        return _introduced(model, sampler, lambda: decoder.decode(model, fitted, sampler, limits, runtime))
+        fitted, limits, keeping = self._checked(model, requests, sampler, limits)
+        return _introduced(model, sampler, lambda: decoder.decode(model, fitted, keeping, limits, runtime))
 
     def stream(
         self, requests: Sequence[Request], decoder: Decoder, sampler: Sampler, limits: Limits, runtime: Runtime
@@ -103,16 +104,18 @@ class TransformersEngine(Engine):
                 that leave no room for a prompt.
         """
         model = self.step_model
-        fitted, limits = self._checked(model, requests, sampler, limits)
-        return _introduced(model, sampler, lambda: decoder.stream(model, fitted, sampler, limits, runtime))
+        fitted, limits, keeping = self._checked(model, requests, sampler, limits)
+        return _introduced(model, sampler, lambda: decoder.stream(model, fitted, keeping, limits, runtime))
 
     def _checked(
         self, model: DecoderOnly | EncoderDecoder, requests: Sequence[Request], sampler: Sampler, limits: Limits
-    ) -> tuple[list[Request], Limits]:
-        """Check what was asked for; return what the model has positions for."""
+    ) -> tuple[list[Request], Limits, Sampler]:
+        """Check what was asked for; return what the model has positions for, and a sampler that keeps to the model's rules."""
         check_adapters(model.lm.model)
         check_rows(sampler, requests)
-        return self._fitted(model, requests, limits)
+        fitted, limits = self._fitted(model, requests, limits)
+        keeping, fitted = ruled(sampler, fitted, limits, model, forced_end=self.config.forced_end)
+        return fitted, limits, keeping
 
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """Return the log-probability of every completion token; prompts that do not fit are cut.

@@ -16,6 +16,7 @@ from tunesmith.errors import ConfigError
 from tunesmith.evaluation_mode import evaluation_mode
 from tunesmith.lm import LM
 from tunesmith.model_families import needs
+from tunesmith.model_settings import base_of, eos_ids
 from tunesmith.scoring import distinct, pad
 from tunesmith_plugins.engines import narrow
 from tunesmith_plugins.engines.states import Watched
@@ -189,35 +190,11 @@ def decoded(tokenizer: Any, special: Set[int], continues: bool, size: int, token
     return text
 
 
-def base_of(model: Any) -> Any:
-    """Return the transformers model inside wrappers, such as peft's and what ``torch.compile`` returns."""
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif hasattr(model, "get_base_model"):
-            model = model.get_base_model()
-        else:
-            return model
-
-
 def vocabulary_of(model: Any) -> int:
     """Return how many logits the model gives: its output layer's rows, maybe more than there are tokens."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     weight = getattr(head, "weight", None)
     return int(model.config.vocab_size if weight is None else weight.shape[0])
-
-
-def eos_ids(lm: LM) -> frozenset[int]:
-    """Return the ids that end a text: the generation config's, else the model config's, else the tokenizer's.
-
-    Numbers below 0 are none: with -1 for the only one nothing ends a text.
-    """
-    model = base_of(lm.model)
-    for source in (getattr(model, "generation_config", None), model.config, lm.tokenizer):
-        found = getattr(source, "eos_token_id", None)
-        if found is not None:
-            return frozenset(end for end in (found if isinstance(found, (list, tuple)) else [found]) if end >= 0)
-    return frozenset()
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

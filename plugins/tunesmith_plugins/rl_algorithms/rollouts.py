@@ -67,7 +67,8 @@ class Drawer:
         together: Processes,
     ) -> None:
         self.policy, self.runtime, self.together = policy, runtime, together
-        self.engine = engines.create("tunesmith/transformers", batch_size=rows_at_once).build()
+        # a policy learns from what it drew, and a forced end is not its own
+        self.engine = engines.create("tunesmith/transformers", batch_size=rows_at_once, forced_end=False).build()
         self.engine.require({"token_ids", "logp", "seeds", "live_weights"})
         self.decoder = decoders.create("tunesmith/stepwise").build()
         self.sampler = samplers.create("tunesmith/temperature", temperature=temperature).build()

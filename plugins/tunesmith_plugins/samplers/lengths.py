@@ -54,6 +54,9 @@ class MaxLengthLink(Link):
     def lower(self, rows: Rows) -> Step:
         return Step(op="allow", values=self._late(rows).long(), ids=one_list(self.config.end, rows))
 
+    def forced(self, rows: Rows) -> torch.Tensor:
+        return self._late(rows)
+
     def _late(self, rows: Rows) -> torch.Tensor:
         return rows.position >= self.value(rows, "tokens", torch.int64) - 1
 
@@ -84,6 +87,9 @@ class ForcedTokensLink(Link):
         here = rows.position[:, None] == one_list(list(at), rows)
         ids = torch.where(here, one_list(tokens, rows), -1)
         return Step(op="allow", values=here.any(-1).long(), ids=ids)
+
+    def forced(self, rows: Rows) -> torch.Tensor:
+        return (rows.position[:, None] == one_list([int(place) for place in self.config.at], rows)).any(-1)
 
 
 class LengthDecayLink(Link):

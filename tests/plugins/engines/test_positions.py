@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 
+from tunesmith.continuation import readable
 from tunesmith.errors import ConfigError
 from tunesmith.generation import generate
 from tunesmith.hf_generate import custom_generate
@@ -167,6 +168,7 @@ def test_each_half_of_a_model_has_positions_of_its_own(make, caplog):
     assert len(found.token_ids) == 16
     assert engine.truncated == 1
     assert "16 positions of the model's decoder" in caplog.text
+    assert readable(lm.model, None) == 16
 
 
 @pytest.mark.parametrize("decoder", ["stepwise", "beam(beams=2)", "guidance(scale=2.0)", "speculative(tokens=3)"])
