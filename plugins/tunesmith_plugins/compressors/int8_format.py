@@ -63,7 +63,7 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
     """The ``quantization_config`` of a saved model: which modules are int8, and how.
 
     Args:
-        version: Of the format.
+        version: Of the format; files of version 0 do not say it.
         layers: Names to the fields of their schemes that are not the default's; in version 0 a list of names.
         smoothed: Names of layers that multiply their inputs by a vector first.
         held: Names of layers that hold weights apart in float32, to how many.
@@ -73,7 +73,7 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
         checksums: Names of tensors in the files, to what their bytes came to when they were written; ``{}``: unknown.
 
     Raises:
-        ArtifactError: If another version wrote it or it is damaged.
+        ArtifactError: If another version wrote it, it lacks its version, or it is damaged.
     """
 
     def __init__(
@@ -94,12 +94,19 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
                 f"quantization_config is of version {version!r}, and this tunesmith reads up to {VERSION}; load the model "
                 "with the version of tunesmith that wrote it, or a later one."
             )
+        if not version and (
+            isinstance(layers, Mapping) or smoothed or embeddings or tied or checksums or held or experts
+        ):
+            raise ArtifactError(
+                "quantization_config has no version and is not of the format of tunesmith 0.1, which has none: config.json was "
+                "changed. Make the model again."
+            )
         try:
             self.layers = {str(name): dict(layers[name]) if isinstance(layers, Mapping) else {} for name in layers}
             self.smoothed, self.embeddings, self.tied = list(smoothed), list(embeddings), dict(tied or {})
             self.held = {str(name): int(count) for name, count in (held or {}).items()}
             self.experts = list(map(str, experts))
-            self.checksums = dict(checksums or {}) if version else {}
+            self.checksums = dict(checksums or {})
         except (AttributeError, TypeError, ValueError) as cause:
             raise ArtifactError(
                 f"quantization_config is damaged ({cause}): layers, tied, held and checksums are mappings, smoothed, "

@@ -225,7 +225,7 @@ def test_models_of_the_first_format_still_load(saved):
 
     def first_format(config):
         config["layers"] = list(config["layers"])
-        del config["version"], config["tied"], config["smoothed"], config["embeddings"]
+        del config["version"], config["tied"], config["smoothed"], config["embeddings"], config["checksums"]
 
     def plain_table(tensors):
         scale = tensors.pop("model.embed_tokens.weight_scale")
@@ -377,6 +377,8 @@ def test_a_file_that_ends_too_early_is_an_error(saved, cut):
     ("edit", "message"),
     [
         (lambda c: c.update(version=9), "version 9"),
+        (lambda c: c.pop("version"), "has no version"),
+        (lambda c: (c.pop("version"), c.update(layers=list(c["layers"]))), "has no version"),
         (lambda c: c["layers"].update({UP: {"kind": "ternary"}}), "up_proj.*ternary"),
         (lambda c: c["layers"].update({UP: {"colour": "red"}}), "up_proj.*colour"),
         (lambda c: c["layers"].update({"model.layers.0.mlp.sideways_proj": {}}), "sideways_proj"),
