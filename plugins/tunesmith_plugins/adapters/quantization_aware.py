@@ -20,7 +20,7 @@ from tunesmith_plugins.adapters.full import WholeModel
 from tunesmith_plugins.adapters.kept_zeros import hold
 from tunesmith_plugins.compressors.config_int8 import Int8, QuantizerConfig, Scheme
 from tunesmith_plugins.compressors.fused import fuse, unfuse
-from tunesmith_plugins.compressors.int8_format import without_float16
+from tunesmith_plugins.compressors.int8_half import without_float16
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, layout_of, same_modules
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
 from tunesmith_plugins.compressors.int8_weight import RUNS_IN, in_float32, quantize

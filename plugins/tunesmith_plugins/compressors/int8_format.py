@@ -39,6 +39,7 @@ from tunesmith_plugins.compressors.int8_files import (
     renamed,
     tensors_in,
 )
+from tunesmith_plugins.compressors.int8_half import NO_FLOAT16
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, build, check_places, layout_of, tie, with_heads
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
 from tunesmith_plugins.compressors.int8_reading import LetGo, Quantize, untied
@@ -53,10 +54,6 @@ METHOD = "tunesmith_int8"
 VERSION = 3
 """The newest. Version 0, of tunesmith 0.1, had the names of dynamic layers and nothing else; version 2 added held weights,
 version 3 experts. A model is written as the lowest that has all that it needs."""
-NO_FLOAT16 = (
-    "int8 layers run in float32 or bfloat16: this %s model becomes float32; the integers are the same, and "
-    "dtype=torch.bfloat16 takes half the memory for what stays float."
-)
 
 
 class Int8QuantizationConfig(QuantizationConfigMixin):
@@ -430,16 +427,6 @@ def _each_place_its_own(model: Any, state: dict[str, Tensor]) -> dict[str, Tenso
                     state[name] = state[name].clone()
         seen.add(module)
     return state
-
-
-def without_float16(model: Any) -> None:
-    """Make a model of float16 or float64 float32, in place."""
-    types = {tensor.dtype for tensor in (*model.parameters(), *model.buffers())}
-    wrong = next((dtype for dtype in (torch.float16, torch.float64) if dtype in types), None)
-    if wrong is not None:
-        log.warning(NO_FLOAT16, str(wrong).removeprefix("torch."))
-        model.float()
-        model.config.dtype = torch.float32
 
 
 def register_with_transformers() -> None:
