@@ -39,7 +39,6 @@ from tunesmith_plugins.compressors.int8_files import (
     renamed,
     tensors_in,
 )
-from tunesmith_plugins.compressors.int8_half import NO_FLOAT16
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, build, check_places, layout_of, tie, with_heads
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
 from tunesmith_plugins.compressors.int8_reading import LetGo, Quantize, untied
@@ -54,6 +53,11 @@ METHOD = "tunesmith_int8"
 VERSION = 3
 """The newest. Version 0, of tunesmith 0.1, had the names of dynamic layers and nothing else; version 2 added held weights,
 version 3 experts. A model is written as the lowest that has all that it needs."""
+NOT_RUN_IN = (torch.float16, torch.float64)
+NO_FLOAT16 = (
+    "int8 layers run in float32 or bfloat16: this %s model becomes float32; the integers are the same, and "
+    "dtype=torch.bfloat16 takes half the memory for what stays float."
+)
 
 
 class Int8QuantizationConfig(QuantizationConfigMixin):
@@ -238,7 +242,7 @@ class Int8Quantizer(HfQuantizer):
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return the type that the model runs in: float32 in place of float16 and float64, in which integer layers do not multiply."""
-        if dtype not in (torch.float16, torch.float64):
+        if dtype not in NOT_RUN_IN:
             return dtype
         log.warning(NO_FLOAT16, str(dtype).removeprefix("torch."))
         return torch.float32

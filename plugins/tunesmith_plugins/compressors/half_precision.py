@@ -1,4 +1,4 @@
-"""Models of float16 and float64, in which integer layers do not run, become float32."""
+"""Models of types in which something cannot be done become float32."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from torch import Tensor, nn
 
 log = logging.getLogger("tunesmith.compressors")
 
-NO_FLOAT16 = (
-    "int8 layers run in float32 or bfloat16: this %s model becomes float32; the integers are the same, and "
-    "dtype=torch.bfloat16 takes half the memory for what stays float."
-)
 
+def to_float32(model: Any, types: Sequence[torch.dtype], why: str) -> None:
+    """Make a model float32, in place, that has tensors of some types: the one that is read from its files in float32.
 
-def without_float16(model: Any) -> None:
-    """Make a model of float16 or float64 float32, in place: the one that is read from its files in float32."""
-    types = {tensor.dtype for tensor in (*model.parameters(), *model.buffers())}
-    wrong = next((dtype for dtype in (torch.float16, torch.float64) if dtype in types), None)
+    Args:
+        model: Of transformers.
+        types: Which ones.
+        why: Of the warning, with ``%s`` where the type found stands.
+    """
+    there = {tensor.dtype for tensor in (*model.parameters(), *model.buffers())}
+    wrong = next((dtype for dtype in types if dtype in there), None)
     if wrong is None:
         return
-    log.warning(NO_FLOAT16, str(wrong).removeprefix("torch."))
+    log.warning(why, str(wrong).removeprefix("torch."))
     rounded = {name for name, tensor in _in_no_file(model).items() if tensor.dtype == torch.float16}
     model.float()
     model.config.dtype = torch.float32
@@ -49,12 +50,12 @@ def _make_anew(model: Any, names: set[str]) -> None:
         rounded.setdefault(model.get_submodule(place), []).append(own)
     for module in model.modules():
         _set_filled(module, [*module._parameters, *module._buffers], True)
-    for module, own in rounded.items():
-        _set_filled(module, own, False)
+    for module, names_here in rounded.items():
+        _set_filled(module, names_here, False)
         # a table that grew with a long text has another size than the new one, and stays as it is
         with torch.random.fork_rng(devices=[]), suppress(RuntimeError):
             model.initialize_weights()
-        _set_filled(module, own, True)
+        _set_filled(module, names_here, True)
 
 
 def _set_filled(module: nn.Module, names: Sequence[str], filled: bool) -> None:
