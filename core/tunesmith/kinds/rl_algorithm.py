@@ -21,9 +21,15 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class RLAlgorithmConfig(Config):
-    """Base of every algorithm's config."""
+    """Base of every algorithm's config.
+
+    Attributes:
+        accepts: What the algorithm learns from: ``{"online"}`` (a reward), ``{"offline"}`` (preferences) or both. Said here, a
+            stage that gives it something else is refused when it is made; where only the implementation says it, when it runs.
+    """
 
     kind: ClassVar[str] = "rl_algorithm"
+    accepts: ClassVar[frozenset[str]] = frozenset()
 
 
 @runtime_checkable
@@ -150,12 +156,16 @@ class RLAlgorithm(Component[Any]):
     trained and the algorithm keeps a frozen copy. KL is 0 at step 0 either way.
 
     Attributes:
-        accepts: ``{"online"}``, ``{"offline"}`` or both.
         families: Which models it trains; others are a MissingPower.
     """
 
-    accepts: ClassVar[frozenset[str]] = frozenset()
     families: ClassVar[frozenset[str]] = frozenset({"decoder", "encoder-decoder"})
+
+    @property
+    def accepts(self) -> frozenset[str]:
+        """``{"online"}``, ``{"offline"}`` or both: what the config says, unless the class says it itself."""
+        accepts: frozenset[str] = self.config.accepts
+        return accepts
 
     @abstractmethod
     def train(self, policy: LM, task: Online | Offline, runtime: Runtime) -> TrainingReport:

@@ -48,6 +48,9 @@ def check_it_says_what_it_accepts(config: RLAlgorithmConfig) -> None:
     algorithm = config.build()
     assert algorithm.accepts, "accepts is empty"
     assert algorithm.accepts <= {"online", "offline"}, f"accepts is {set(algorithm.accepts)}"
+    assert config.accepts in (frozenset(), algorithm.accepts), (
+        f"the config says that it accepts {set(config.accepts)}, and the algorithm {set(algorithm.accepts)}"
+    )
     for name in {"online", "offline"} - algorithm.accepts:
         try:
             algorithm.train(tiny_lm("decoder"), _task(name), _runtime())

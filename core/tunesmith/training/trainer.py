@@ -24,7 +24,7 @@ from tunesmith.checkpoints import (
     saving_quietly,
     seal,
 )
-from tunesmith.errors import ArtifactError, NumericError
+from tunesmith.errors import ArtifactError, ConfigError, NumericError
 from tunesmith.training.callbacks import Bar, StepTimes
 from tunesmith.training.sharding import check_whole, sharded
 from tunesmith.training.stream import InOrder
@@ -309,8 +309,10 @@ def train(job: Job, runtime: Runtime) -> Trained:
     """Train, going on from the newest whole checkpoint in the output folder.
 
     Raises:
-        ConfigError: If parameters have to stay whole (``job.whole``) and FSDP or DeepSpeed would cut them up.
+        ConfigError: If parameters have to stay whole (``job.whole``) and FSDP or DeepSpeed would cut them up, and for float16
+            weights under Adam.
     """
+    _check_types(job)
     arguments, times = job.arguments, StepTimes()
     callbacks: list[Any] = [times]
     if runtime.progress and sys.stderr.isatty():
@@ -339,6 +341,19 @@ def train(job: Job, runtime: Runtime) -> Trained:
     with _without_cache(job.model), saving_quietly():
         trainer.train(resume_from_checkpoint=str(found) if found else None)
     return Trained(history=trainer.state.log_history, steps=trainer.state.global_step, seconds=times.seconds)
+
+
+def _check_types(job: Job) -> None:
+    """Refuse float16 weights under Adam: squares of gradients below 2e-4, and its epsilon, are 0 there."""
+    small = [name for name, parameter in trained(job.model) if parameter.dtype == torch.float16]
+    if small and "adam" in job.arguments.optim.value:
+        raise ConfigError(
+            [
+                f"{small[0]} is float16, in which the squares of gradients that Adam keeps vanish, so that steps have any size; "
+                "take dtype='float32' or 'bfloat16', or arguments={'optim': 'sgd'}"
+            ],
+            "training",
+        )
 
 
 @contextmanager

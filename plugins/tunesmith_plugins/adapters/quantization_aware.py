@@ -20,7 +20,8 @@ from tunesmith_plugins.adapters.full import WholeModel
 from tunesmith_plugins.adapters.kept_zeros import hold
 from tunesmith_plugins.compressors.config_int8 import Int8, QuantizerConfig, Scheme
 from tunesmith_plugins.compressors.fused import fuse, unfuse
-from tunesmith_plugins.compressors.int8_format import without_float16
+from tunesmith_plugins.compressors.half_precision import to_float32
+from tunesmith_plugins.compressors.int8_format import NO_FLOAT16, NOT_RUN_IN
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, layout_of, same_modules
 from tunesmith_plugins.compressors.int8_linear import Int8Linear
 from tunesmith_plugins.compressors.int8_weight import RUNS_IN, in_float32, quantize
@@ -70,7 +71,7 @@ class QuantizationAwareAdapter(WholeModel):
             )
         attached = super().attach(lm, runtime)
         model = lm.model
-        without_float16(model)
+        to_float32(model, NOT_RUN_IN, NO_FLOAT16)
         for name in (*self.layout.embeddings, *self.layout.tied):
             if name not in self.layout.layers:
                 model.set_submodule(name, RoundedEmbedding(model.get_submodule(name)))

@@ -22,6 +22,7 @@ from tunesmith_plugins.compressors.config_int8 import Scheme
 from tunesmith_plugins.compressors.experts import modules_of, split
 from tunesmith_plugins.compressors.freed_memory import done_with, give_back
 from tunesmith_plugins.compressors.fused import fuse
+from tunesmith_plugins.compressors.half_precision import to_float32
 from tunesmith_plugins.compressors.int8_embedding import Int8Embedding
 from tunesmith_plugins.compressors.int8_held import outlying, without
 from tunesmith_plugins.compressors.int8_layout import LINEAR, Layout, layout_of, same_modules, tie
@@ -115,7 +116,7 @@ class Int8Compressor(Compressor):
         before = lm.parameter_count(nonzero=True), stored_bytes(lm.model)
         del modules, weight
         split(lm.model, layout.experts)
-        int8_format.without_float16(lm.model)
+        to_float32(lm.model, int8_format.NOT_RUN_IN, int8_format.NO_FLOAT16)
         return lm, layout, before
 
     def _in_passing(self, lm: LM, layout: Layout, names: Sequence[str], batch: Batch) -> list[Line]:

@@ -53,6 +53,7 @@ METHOD = "tunesmith_int8"
 VERSION = 3
 """The newest. Version 0, of tunesmith 0.1, had the names of dynamic layers and nothing else; version 2 added held weights,
 version 3 experts. A model is written as the lowest that has all that it needs."""
+NOT_RUN_IN = (torch.float16, torch.float64)
 NO_FLOAT16 = (
     "int8 layers run in float32 or bfloat16: this %s model becomes float32; the integers are the same, and "
     "dtype=torch.bfloat16 takes half the memory for what stays float."
@@ -63,7 +64,7 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
     """The ``quantization_config`` of a saved model: which modules are int8, and how.
 
     Args:
-        version: Of the format.
+        version: Of the format; files of version 0 do not say it.
         layers: Names to the fields of their schemes that are not the default's; in version 0 a list of names.
         smoothed: Names of layers that multiply their inputs by a vector first.
         held: Names of layers that hold weights apart in float32, to how many.
@@ -73,7 +74,7 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
         checksums: Names of tensors in the files, to what their bytes came to when they were written; ``{}``: unknown.
 
     Raises:
-        ArtifactError: If another version wrote it or it is damaged.
+        ArtifactError: If another version wrote it, it lacks its version, or it is damaged.
     """
 
     def __init__(
@@ -94,12 +95,19 @@ class Int8QuantizationConfig(QuantizationConfigMixin):
                 f"quantization_config is of version {version!r}, and this tunesmith reads up to {VERSION}; load the model "
                 "with the version of tunesmith that wrote it, or a later one."
             )
+        if not version and (
+            isinstance(layers, Mapping) or smoothed or embeddings or tied or checksums or held or experts
+        ):
+            raise ArtifactError(
+                "quantization_config has no version and is not of the format of tunesmith 0.1, which has none: config.json was "
+                "changed. Make the model again."
+            )
         try:
             self.layers = {str(name): dict(layers[name]) if isinstance(layers, Mapping) else {} for name in layers}
             self.smoothed, self.embeddings, self.tied = list(smoothed), list(embeddings), dict(tied or {})
             self.held = {str(name): int(count) for name, count in (held or {}).items()}
             self.experts = list(map(str, experts))
-            self.checksums = dict(checksums or {}) if version else {}
+            self.checksums = dict(checksums or {})
         except (AttributeError, TypeError, ValueError) as cause:
             raise ArtifactError(
                 f"quantization_config is damaged ({cause}): layers, tied, held and checksums are mappings, smoothed, "
@@ -234,7 +242,7 @@ class Int8Quantizer(HfQuantizer):
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return the type that the model runs in: float32 in place of float16 and float64, in which integer layers do not multiply."""
-        if dtype not in (torch.float16, torch.float64):
+        if dtype not in NOT_RUN_IN:
             return dtype
         log.warning(NO_FLOAT16, str(dtype).removeprefix("torch."))
         return torch.float32
@@ -423,16 +431,6 @@ def _each_place_its_own(model: Any, state: dict[str, Tensor]) -> dict[str, Tenso
                     state[name] = state[name].clone()
         seen.add(module)
     return state
-
-
-def without_float16(model: Any) -> None:
-    """Make a model of float16 or float64 float32, in place."""
-    types = {tensor.dtype for tensor in (*model.parameters(), *model.buffers())}
-    wrong = next((dtype for dtype in (torch.float16, torch.float64) if dtype in types), None)
-    if wrong is not None:
-        log.warning(NO_FLOAT16, str(wrong).removeprefix("torch."))
-        model.float()
-        model.config.dtype = torch.float32
 
 
 def register_with_transformers() -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
@@ -19,9 +20,11 @@ from transformers import (
 )
 
 from tunesmith.errors import ConfigError
+from tunesmith.evaluation_mode import evaluation_mode
 from tunesmith.lm import LM, family_of
 from tunesmith_plugins.compressors.new_model import as_types, check_kinds, fields_by_layer, fill
 from tunesmith_plugins.compressors.prune_calibration import is_classifier
+from tunesmith_plugins.compressors.random_tokens import random_batch
 
 STACKS = (
     "num_layers", "num_encoder_layers", "num_decoder_layers", "encoder_layers", "decoder_layers", "num_hidden_layers", "n_layer",
@@ -33,6 +36,8 @@ _AUTO: dict[str, Any] = {
     "decoder": AutoModelForCausalLM,
     "encoder-decoder": AutoModelForSeq2SeqLM,
 }
+EVERY = range(10**4)
+"""Numbers of layers."""
 _LAYER = re.compile(r"(.*?\b(?:block|blocks|layers|layer|h)\.)(\d+)(\..*)")
 
 
@@ -93,7 +98,34 @@ def every_nth(lm: LM, keep_every: int) -> LM:
     fill(student, weights, lm.model, origin)
     student.to(lm.device)
     student.generation_config = copy.deepcopy(getattr(lm.model, "generation_config", None))  # type: ignore[assignment]
-    return LM(model=student, tokenizer=lm.tokenizer, family=lm.family)
+    made = LM(model=student, tokenizer=lm.tokenizer, family=lm.family)
+    _check_runs(made, lm.model.config)
+    return made
+
+
+def _check_runs(student: LM, large: Any) -> None:
+    """Check that a student which has lost all layers of a kind can be run, which LFM2 without attention cannot.
+
+    Raises:
+        ConfigError: With what the model's code says.
+    """
+    before, after = (fields_by_layer(config, EVERY) for config in (large, student.model.config))
+    kinds = {name: sorted(set(map(str, value)) - set(map(str, after.get(name, ())))) for name, value in before.items()}
+    gone = [kind for some in kinds.values() for kind in some]
+    if not gone:
+        return
+    batch = {name: tensor[:1] for name, tensor in random_batch(student, 0).items()}
+    try:
+        with evaluation_mode(student.model), torch.no_grad():
+            student.model(**batch)
+    except Exception as cause:  # of any model's own code
+        raise ConfigError(
+            [
+                f"keep_every: no layer of the kind {gone[0]!r} would stay, and a {large.model_type} model without one does not run "
+                f"({cause}); take another keep_every, or give a teacher"
+            ],
+            "distill",
+        ) from cause
 
 
 def from_config(lm: LM, changes: Mapping[str, Any]) -> LM:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from attrs import asdict
@@ -29,7 +29,6 @@ from tunesmith_plugins.rl_algorithms.trackers import Trackers
 class BestOfNAlgorithm(RLAlgorithm):
     """See the config."""
 
-    accepts: ClassVar[frozenset[str]] = frozenset({"online"})
     config: BestOfNDistillation
 
     def train(self, policy: LM, task: Online | Offline, runtime: Runtime) -> TrainingReport:

@@ -43,6 +43,7 @@ class BestOfNDistillation(RLAlgorithmConfig):
     """
 
     revision: ClassVar[int] = 2
+    accepts: ClassVar[frozenset[str]] = frozenset({"online"})
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.best_of_n:BestOfNAlgorithm"
     completions: int = field(default=4, validator=v.ge(2))
     rounds: int = field(default=1, validator=v.ge(1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from attrs import field, frozen
 from attrs import validators as v
@@ -55,6 +55,7 @@ class OnlineConfig(RLAlgorithmConfig):
             ``"tensorboard"``, ``"wandb"``, ``"mlflow"`` ...
     """
 
+    accepts: ClassVar[frozenset[str]] = frozenset({"online"})
     steps: int = field(default=100, validator=v.ge(1))
     batch_size: int = field(default=32, validator=v.ge(1))
     group_size: int = field(default=1, validator=v.ge(1))

@@ -34,6 +34,7 @@ class PreferenceConfig(RLAlgorithmConfig):
         report_to: Trackers that get every update's numbers, by their names in accelerate: ``"tensorboard"``, ``"wandb"`` ...
     """
 
+    accepts: ClassVar[frozenset[str]] = frozenset({"offline"})
     epochs: int = field(default=1, validator=v.ge(1))
     steps: int = field(default=0, validator=v.ge(0))
     batch_size: int = field(default=16, validator=v.ge(1))

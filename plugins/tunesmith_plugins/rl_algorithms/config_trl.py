@@ -56,6 +56,7 @@ class TrlOnlineConfig(TrlConfig):
         epsilon: Range of the probability ratio.
     """
 
+    accepts: ClassVar[frozenset[str]] = frozenset({"online"})
     beta: float | None = field(default=None, validator=v.optional(v.ge(0)))
     num_generations: int | None = field(default=None, validator=v.optional(v.ge(2)))
     max_completion_length: int | None = field(default=None, validator=v.optional(v.ge(1)))
@@ -91,6 +92,7 @@ class TrlOfflineConfig(TrlConfig):
         max_completion_tokens: Ours: longer completions lose their end; 0: no limit.
     """
 
+    accepts: ClassVar[frozenset[str]] = frozenset({"offline"})
     max_length: int | None = field(default=None, validator=v.optional(v.ge(2)))
     max_prompt_tokens: int = field(default=0, validator=v.ge(0))
     max_completion_tokens: int = field(default=0, validator=v.ge(0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from attrs import frozen
@@ -34,7 +34,6 @@ class WhitenedGAE:
 class PPOAlgorithm(RLAlgorithm):
     """See the config."""
 
-    accepts: ClassVar[frozenset[str]] = frozenset({"online"})
     config: PPO
 
     def train(self, policy: LM, task: Online | Offline, runtime: Runtime) -> TrainingReport:

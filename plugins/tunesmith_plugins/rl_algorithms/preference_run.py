@@ -200,7 +200,6 @@ def distinct(answers: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Ten
 class PreferenceAlgorithm(RLAlgorithm):
     """Checks the task and starts the run."""
 
-    accepts: ClassVar[frozenset[str]] = frozenset({"offline"})
     run: ClassVar[type[PreferenceRun]]
 
     def train(self, policy: LM, task: Online | Offline, runtime: Runtime) -> TrainingReport:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from attrs import frozen
@@ -49,7 +49,6 @@ class ReturnsToGo:
 class ReinforceAlgorithm(RLAlgorithm):
     """See the config."""
 
-    accepts: ClassVar[frozenset[str]] = frozenset({"online"})
     config: Reinforce
 
     def train(self, policy: LM, task: Online | Offline, runtime: Runtime) -> TrainingReport:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 
 from tunesmith.kinds.rl_algorithm import Offline, Online, RLAlgorithm, TrainingReport
@@ -18,7 +16,6 @@ from tunesmith_plugins.rl_algorithms.targets import fixed_point
 class RLOOAlgorithm(RLAlgorithm):
     """See the config."""
 
-    accepts: ClassVar[frozenset[str]] = frozenset({"online"})
     config: RLOO
 
     def train(self, policy: LM, task: Online | Offline, runtime: Runtime) -> TrainingReport:

@@ -56,7 +56,6 @@ class _KTO(_Prepared, KTOTrainer):  # type: ignore[misc, unused-ignore]
 class TrlOffline(TrlAlgorithm):
     """A trainer that learns from preferences."""
 
-    accepts: ClassVar[frozenset[str]] = frozenset({"offline"})
     cls: ClassVar[type]
 
     def check(self, task: Online | Offline) -> None:

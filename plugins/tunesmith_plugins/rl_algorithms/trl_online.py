@@ -54,7 +54,6 @@ class _RLOO(_SamePrompts, RLOOTrainer):  # type: ignore[misc, unused-ignore]
 class TrlOnline(TrlAlgorithm):
     """A trainer that draws completions and takes a reward function."""
 
-    accepts: ClassVar[frozenset[str]] = frozenset({"online"})
     cls: ClassVar[type]
     module: ClassVar[Any]
     """Where trl looks up how a reference is loaded."""

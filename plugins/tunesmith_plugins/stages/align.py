@@ -8,10 +8,10 @@ from typing import Any
 
 from tunesmith.data import load_examples, load_preferences
 from tunesmith.data.records import Example
-from tunesmith.errors import ConfigError
 from tunesmith.kinds.rl_algorithm import Offline, Online
 from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.lm import LM, load
+from tunesmith_plugins.stages.align_mode import mode
 from tunesmith_plugins.stages.align_report import content
 from tunesmith_plugins.stages.align_reward import Prepared, prepare
 from tunesmith_plugins.stages.needs import data_to, model_to
@@ -24,11 +24,11 @@ class AlignStage(Stage):
         """Write ``model`` and ``report`` (``report.json`` and ``training.json`` with every step)."""
         start, runtime = model_to("align", context), context.runtime
         algorithm = self.config.algorithm.build()
-        mode = self._mode(algorithm.accepts, context)
+        learns = mode(self.config, algorithm.accepts, context.name)
         lm = load(start, runtime=runtime)
         prepared = Prepared()
         task: Online | Offline
-        if mode == "online":
+        if learns == "online":
             task, prepared = self._online(context, lm)
         else:
             task = self._offline(context)
@@ -51,27 +51,6 @@ class AlignStage(Stage):
             summary["alarms"] = {alarm.name: alarm.step + 1 for alarm in prepared.watch.fired}
         return summary
 
-    def _mode(self, accepts: frozenset[str], context: StageContext) -> str:
-        """Return whether to train online or offline, by what the algorithm accepts and what there is."""
-        config, name = self.config, type(self.config.algorithm).__name__
-        there = {"online": config.reward is not None, "offline": config.preferences is not None}
-        possible = [mode for mode in ("online", "offline") if mode in accepts and there[mode]]
-        if len(possible) == 1:
-            unused = {"online": ("offline", "preferences"), "offline": ("online", "reward")}[possible[0]]
-            if there[unused[0]]:
-                raise ConfigError([f"{name} does not use {unused[1]}; leave it out @ {unused[1]}"], context.name)
-            return possible[0]
-        if len(possible) == 2:
-            raise ConfigError(
-                [f"{name} could learn from the reward or from the preferences; give one of them @ reward"], context.name
-            )
-        needs = {"online": "a reward", "offline": "preferences"}
-        fields = {"online": "reward", "offline": "preferences"}
-        raise ConfigError(
-            [f"{name} needs {needs[mode]}, and the stage has none @ {fields[mode]}" for mode in sorted(accepts)],
-            context.name,
-        )
-
     def _online(self, context: StageContext, lm: LM) -> tuple[Online, Prepared]:
         config, data = self.config, data_to("take prompts from", self, context)
         examples = load_examples(data, config.split, context.runtime, items=config.items, tokenizer=lm.tokenizer)
@@ -81,15 +60,6 @@ class AlignStage(Stage):
         return Online(prompts=prompts, reward=model, columns=more, observers=observers), prepared
 
     def _offline(self, context: StageContext) -> Offline:
-        unused = [name for name in ("gate", "alarms") if getattr(self.config, name) is not None]
-        if unused:
-            raise ConfigError(
-                [
-                    f"{type(self.config.algorithm).__name__} uses no reward model; leave it out @ {name}"
-                    for name in unused
-                ],
-                context.name,
-            )
         source = self.config.preferences
         return Offline(
             preferences=load_preferences(source if isinstance(source, str) else context.inputs["preferences"])

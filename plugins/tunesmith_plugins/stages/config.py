@@ -25,6 +25,7 @@ from tunesmith.kinds.stage import Output, StageConfig
 from tunesmith.reward_gate import Gate
 from tunesmith.training.stopping import needs_validation
 from tunesmith.typecheck import Checked
+from tunesmith_plugins.stages.align_mode import mode
 
 IMPLEMENTATIONS = "tunesmith_plugins.stages"
 
@@ -305,6 +306,11 @@ class Align(StageConfig):
             raise ValueError(
                 "'reward' or 'preferences' is missing: online algorithms need the one, offline ones the other"
             )
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if self.algorithm.accepts:  # other algorithms are asked when the stage runs
+            mode(self, self.algorithm.accepts, self.name or "align")
 
     def needs_data(self) -> bool:
         """Return whether prompts are taken from data: preferences bring their own."""

@@ -322,6 +322,19 @@ def test_a_batch_without_a_target_has_no_loss_and_zero_gradients(make):
         assert all(not p.grad.any() for p in lm.model.parameters())
 
 
+@pytest.mark.parametrize("chunk", [0, 4])
+def test_a_float16_student_learns_in_float32(make, chunk, caplog):
+    config = Distill(steps=8, batch_size=8, hidden=0.1, chunk=chunk, learning_rate=1e-2)
+    small, large = make("llama"), make("llama")
+    small.model.half()
+    (student, told), (_, expected) = (
+        config.build().compress(lm, data=EXAMPLES, runtime=RUNTIME) for lm in (small, large)
+    )
+    assert "the student becomes float32" in caplog.text
+    assert (student.model.dtype, small.model.dtype) == (torch.float32, torch.float16)
+    assert told.summary["loss"] == pytest.approx(expected.summary["loss"], rel=2e-2)
+
+
 def test_no_teacher_is_run_where_nothing_asks_for_it(make):
     teacher, student = make("llama"), make("llama", seed=1)
     teacher.model.register_forward_pre_hook(lambda *_: pytest.fail("the teacher ran"))

@@ -15,6 +15,7 @@ import transformers
 from attrs import evolve
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from text_models import text_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
@@ -198,6 +199,23 @@ def test_a_float64_model_becomes_float32_too(make, tmp_path, caplog):
         assert torch.equal(logits(evolve(small, model=model)), logits(small))
 
 
+@pytest.mark.parametrize("kind", ["XGLM", "M2M100", "Marian"])  # a buffer, one that has grown, a parameter
+def test_positions_that_no_file_holds_are_not_rounded_to_float16(tmp_path, kind):
+    lm = text_model(kind, "decoder" if kind == "XGLM" else "encoder-decoder")
+    lm.model.half()
+    if kind == "M2M100":
+        lm.model.model.encoder.embed_positions.make_weights(80, 32, 0)
+    small, _ = Int8(measure_rows=0, rounding="nearest").build().compress(lm, runtime=RUNTIME)
+    small.save(tmp_path)
+    tables = dict.fromkeys((*lm.model.state_dict(), *dict(lm.model.named_buffers())))
+    found = [name for name in tables if "embed_positions" in name and "encoder" not in name.split(".")]
+    assert len(found) == 1
+    name, _, own = found[0].rpartition(".")
+    positions, again = (getattr(model.get_submodule(name), own) for model in (small.model, load(tmp_path).model))
+    assert positions.dtype == torch.float32
+    assert torch.equal(positions, again)
+
+
 def test_calibration_of_a_float16_model_is_that_of_float32(make):
     data = [Example(id="0", prompt="a b c d e", targets=("f g h",))]
     lm = make("t5")
@@ -225,7 +243,7 @@ def test_models_of_the_first_format_still_load(saved):
 
     def first_format(config):
         config["layers"] = list(config["layers"])
-        del config["version"], config["tied"], config["smoothed"], config["embeddings"]
+        del config["version"], config["tied"], config["smoothed"], config["embeddings"], config["checksums"]
 
     def plain_table(tensors):
         scale = tensors.pop("model.embed_tokens.weight_scale")
@@ -377,6 +395,8 @@ def test_a_file_that_ends_too_early_is_an_error(saved, cut):
     ("edit", "message"),
     [
         (lambda c: c.update(version=9), "version 9"),
+        (lambda c: c.pop("version"), "has no version"),
+        (lambda c: (c.pop("version"), c.update(layers=list(c["layers"]))), "has no version"),
         (lambda c: c["layers"].update({UP: {"kind": "ternary"}}), "up_proj.*ternary"),
         (lambda c: c["layers"].update({UP: {"colour": "red"}}), "up_proj.*colour"),
         (lambda c: c["layers"].update({"model.layers.0.mlp.sideways_proj": {}}), "sideways_proj"),

@@ -196,6 +196,16 @@ def test_depths_that_the_config_does_not_explain_are_an_error_with_its_reason(ma
         every_nth(lm, 2)
 
 
+def test_a_student_without_the_layers_that_its_architecture_needs_is_refused():
+    config = transformers.Lfm2Config(
+        **SIZES, num_hidden_layers=4, num_key_value_heads=2, layer_types=["conv", "full_attention"] * 2
+    )
+    lm = LM(model=transformers.Lfm2ForCausalLM(config), tokenizer=None, family="decoder")
+    with pytest.raises(ConfigError, match="no layer of the kind 'full_attention' would stay.*does not run"):
+        every_nth(lm, 2)
+    assert every_nth(lm, 1).model.config.layer_types == config.layer_types
+
+
 @pytest.mark.parametrize("kind", ["DistilBertForMaskedLM", "MptForCausalLM"])
 def test_depths_under_other_names(kind):
     sizes = {"dim": 32, "hidden_dim": 64} if kind.startswith("Distil") else {"d_model": 32}

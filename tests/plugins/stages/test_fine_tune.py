@@ -50,7 +50,7 @@ def folder(tmp_path_factory) -> Path:
 def run(folder, tmp_path):
     """Run a stage from a family's model; returns its summary and its context."""
 
-    def go(family, config, seed=1, start=None, name="run"):
+    def go(family, config, seed=1, start=None, name="run", dtype="float32"):
         for part in ("work", "out"):
             (tmp_path / name / part).mkdir(parents=True, exist_ok=True)
         work = tmp_path / name / "work"
@@ -61,7 +61,7 @@ def run(folder, tmp_path):
             inputs={},
             folder=work,
             out=tmp_path / name / "out",
-            runtime=Runtime(seed=seed, folder=work),
+            runtime=Runtime(seed=seed, folder=work, dtype=dtype),
         )
         return config.build().run(context), context
 
@@ -341,6 +341,18 @@ def test_all_wrong_arguments_are_named_at_once(run):
         run("decoder", evolve(BASE, arguments={"weight_decy": 0.1, "learning_rate": 1.0, "max_steps": 3}))
     assert len(caught.value.problems) == 3
     assert "did you mean 'weight_decay'?" in str(caught.value)
+
+
+def test_float16_weights_are_not_trained_by_adam(folder, run, tmp_path):
+    lm = load(folder / "decoder")
+    lm.model.half()
+    lm.save(tmp_path / "half")
+    for adapter in (None, LoRA()):
+        with pytest.raises(ConfigError, match=r"is float16.*Adam.*bfloat16"):
+            run("", evolve(BASE, adapter=adapter), start=tmp_path / "half", dtype="float16")
+    sgd = evolve(BASE, steps=1, arguments={"optim": "sgd"})
+    summary, _ = run("", sgd, start=tmp_path / "half", dtype="float16", name="sgd")
+    assert summary["steps"] == 1
 
 
 @pytest.mark.parametrize(
