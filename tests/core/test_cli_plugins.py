@@ -115,6 +115,8 @@ def test_a_near_command_is_suggested(capsys):
 def test_a_command_that_stands_elsewhere_is_named(capsys):
     assert main(["plugins", "new", "square-cut"]) == 2
     assert "Did you mean 'tunesmith new-plugin'?" in capsys.readouterr().err
+    assert main(["list"]) == 2
+    assert "Did you mean 'tunesmith plugins list'?" in capsys.readouterr().err
 
 
 def test_a_name_without_its_kind_is_compared_with_those_of_every_kind(capsys):

@@ -306,6 +306,7 @@ def test_the_speed_is_reported_once(lm):
         assert speed.steps == 10, "two batches of three rows, five steps each after the first token"
         assert speed.rows_busy == 3.0
         assert speed.tokens_per_second == pytest.approx(36 / speed.seconds)
+        assert str(speed).startswith("completions: 6, new tokens: 36, tokens of prompts: ")
         assert "3.0 rows busy" in str(speed)
     generate(tiny_lm(), PROMPTS, engine=Scripted(answers=("a",), repeat=True), report=speeds.append)
     assert speeds[-1].rows_busy is None
@@ -606,8 +607,8 @@ def test_the_command_streams_and_tells_the_speed(folder):
     )
     plain = CliRunner().invoke(command, given, catch_exceptions=False)
     assert plain.stdout == f"{expected.text}\n"
-    assert "1 completions, " in plain.stderr
-    assert "tokens/s" in plain.stderr
+    assert "completions: 1, " in plain.stderr
+    assert "new tokens/s" in plain.stderr
     lines = CliRunner().invoke(command, [*given, "-p", "dog", "--json"], catch_exceptions=False).stdout.splitlines()
     mine = [row for row in map(json.loads, lines) if row["prompt"] == PROMPTS[0]]
     assert len(mine) > 1

@@ -11,6 +11,11 @@ from pathlib import Path
 DOCS = Path(__file__).parents[2] / "docs"
 
 
+def blocks(page: str) -> list[str]:
+    """Return the Python blocks of a page in `docs/`."""
+    return re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
 def script(page: str, **smaller: object) -> str:
     """Return the page's Python blocks in order.
 
@@ -18,17 +23,15 @@ def script(page: str, **smaller: object) -> str:
         page: Name of the page in `docs/`.
         smaller: Variable to value: takes the place of a line `NAME = ...`, or of a name in `A, B = ...`, which must stand in the page.
     """
-    text = (DOCS / page).read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert len(blocks) > 2
+    found = blocks(page)
+    assert len(found) > 2
     for name, value in smaller.items():
-        assert re.search(rf"^(\w+, )*{name}(, \w+)* = ", "".join(blocks), re.MULTILINE), f"{page} sets no {name}"
-        changed = [
+        assert re.search(rf"^(\w+, )*{name}(, \w+)* = ", "".join(found), re.MULTILINE), f"{page} sets no {name}"
+        found = [
             re.sub(rf"^((?:\w+, )*{name}(?:, \w+)* = .*)$", rf"\1\n{name} = {value!r}", block, flags=re.MULTILINE)
-            for block in blocks
+            for block in found
         ]
-        blocks = changed
-    return "\n".join(blocks)
+    return "\n".join(found)
 
 
 def run(code: str, folder: Path) -> str:

@@ -19,6 +19,11 @@ def test_the_examples_of_compressors_run(tmp_path):
     assert "\nInt8Linear\n" in printed, "the saved model came back without its integer layers"
 
 
+@pytest.mark.parametrize("page", ["fine-tuning.md", "rl.md", "reward_models.md"])
+def test_pages_that_only_make_values_name_all_that_they_use(page):
+    exec("\n".join(guide_blocks.blocks(page)), {"__name__": "page"})
+
+
 @pytest.mark.exhaustive
 def test_the_examples_of_preference_algorithms_run(tmp_path):
     printed = guide_blocks.run(guide_blocks.script("preference-algorithms.md", STEPS=2), tmp_path)

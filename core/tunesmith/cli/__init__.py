@@ -33,6 +33,7 @@ _COMMANDS = (
     cls=LazyGroup,
     refs=[CommandRef(name=name, target=f"tunesmith.cli.{target}", help=line) for name, target, line in _COMMANDS],
     more=commands,
+    elsewhere={name: f"tunesmith plugins {name}" for name in ("check", "list", "show")},
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="tunesmith")

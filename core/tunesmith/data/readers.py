@@ -95,7 +95,7 @@ def _jsonl(path: Path, _: str) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=_object)
         except ValueError as error:
             # its own line number is always 1 here, and would contradict the file's
             place = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
@@ -116,7 +116,7 @@ def _jsonl(path: Path, _: str) -> Iterator[Record]:
 def _json(path: Path, _: str) -> Iterator[Record]:
     whole = _text(path)
     try:
-        value = json.loads(whole)
+        value = json.loads(whole, object_pairs_hook=_object)
     except ValueError as error:
         raise DataError(f"{path}: malformed JSON: {error}.") from error
     if not isinstance(value, list):
@@ -130,6 +130,16 @@ def _json(path: Path, _: str) -> Iterator[Record]:
         if suspicious and _has_half_a_character(item):
             raise DataError(f"{path}, item {number}: {_HALF}. Correct the file.")
         yield Record(item, f"{path}, item {number}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, which Python would make of the last of two fields of one name, without a word."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in made if names.count(name) > 1)
+        raise ValueError(f"field {twice!r} stands there twice; rename or remove one")
+    return made
 
 
 def _may_be_cut(written: str) -> bool:
@@ -183,7 +193,7 @@ def _parquet(path: Path, _: str) -> Iterator[Record]:
 
 
 def _documents(path: Path, separator: str) -> Iterator[Record]:
-    whole = _text(path)
+    whole = _text(path).replace("\r\n", "\n")  # as Windows ends lines: a model would read each \r
     documents = whole.split(separator) if separator else [whole]
     for number, document in enumerate(documents, start=1):
         if document.strip():

@@ -50,7 +50,8 @@ class Leak:
 def leaks(train: Iterable[Example], test: Iterable[Example]) -> list[Leak]:
     """Return the prompts (of plain text: the texts) that two splits share, up to case and white space.
 
-    An empty list means that no test item was seen in training, at least not word for word.
+    An empty list means that no test item was seen in training, at least not word for word; of examples with in-context examples
+    before their prompts it means nothing, since these are part of the prompts.
     """
     seen = _by_text(train)
     found = _by_text(test)

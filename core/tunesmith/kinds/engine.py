@@ -65,8 +65,8 @@ class Throughput:
     def __str__(self) -> str:
         busy = "" if self.rows_busy is None else f", {self.rows_busy:.1f} rows busy on average"
         return (
-            f"{self.completions} completions, {self.new_tokens} new tokens after {self.prompt_tokens} of prompts in "
-            f"{self.seconds:.2f} s: {self.tokens_per_second:.1f} tokens/s{busy}"
+            f"completions: {self.completions}, new tokens: {self.new_tokens}, tokens of prompts: {self.prompt_tokens}, "
+            f"{self.seconds:.2f} s: {self.tokens_per_second:.1f} new tokens/s{busy}"
         )
 
 

@@ -74,9 +74,11 @@ def test_two_candidates_are_an_error_that_names_them(tmp_path):
 
 
 def test_documents_stand_between_separators(tmp_path):
-    (tmp_path / "stories.txt").write_text("one\nstory\n<|endoftext|>\nanother\n<|endoftext|>\n")
-    found = load_examples(Data(source=str(tmp_path / "stories.txt")), "all")
-    assert [(e.prompt, e.targets) for e in found] == [("", ("one\nstory",)), ("", ("another",))]
+    for end in ("\n", "\r\n"):
+        written = "one\nstory\n<|endoftext|>\nanother\n<|endoftext|>\n".replace("\n", end)
+        (tmp_path / "stories.txt").write_bytes(written.encode())
+        found = load_examples(Data(source=str(tmp_path / "stories.txt")), "all")
+        assert [(e.prompt, e.targets) for e in found] == [("", ("one\nstory",)), ("", ("another",))]
     (tmp_path / "lines.txt").write_text("first\nsecond\n")
     lines = load_examples(Data(source=str(tmp_path / "lines.txt"), prompt="{text}", document_separator="\n"), "all")
     assert [e.prompt for e in lines] == ["first", "second"]
@@ -94,6 +96,8 @@ def test_a_folder_of_texts_is_one_document_a_file(tmp_path):
     [
         ("x.jsonl", '{"q": 1}\n{"q": \n[1]\n', r"line 2: .*; line 3: a record must be an object, not list"),
         ("x.jsonl", '{"q": "a", "a": "b"}\n{"q": }\n', r"line 2: Expecting value at column 7\."),
+        ("x.jsonl", '{"q": 1, "a": 2, "q": 3}\n', "line 1: field 'q' stands there twice; rename or remove one"),
+        ("x.json", '[{"q": 1, "q": 3}]', "field 'q' stands there twice"),
         ("x.json", '{"q": ', "malformed JSON"),
         ("x.json", '{"q": 1}', "must be a list of objects"),
         ("x.csv", "q,a\n1,2,3\n", r"x\.csv, line 2: 3 fields, but the header has 2"),
