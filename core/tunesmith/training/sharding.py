@@ -25,28 +25,53 @@ def check_whole(trainer: Any, needs: Sequence[str], where: str) -> None:
         where: What is being trained, for the message.
 
     Raises:
-        ConfigError: Naming the first of ``needs`` and what cuts parameters up; or if the launcher was asked to cut them up and
+        ConfigError: Naming all of ``needs`` and what cuts parameters up; or if the launcher was asked to cut them up and
             accelerate does not, as on CPUs.
     """
-    if not sharded(trainer):
-        asked = cutting() or ("FSDP" if trainer.args.fsdp else "DeepSpeed" if trainer.args.deepspeed else "")
-        if asked:
-            raise ConfigError(
-                [
-                    f"{asked} was asked for, and accelerate does not use it here (on CPUs it never does): every process would hold "
-                    "a whole copy of the model. Start it with `accelerate launch --multi_gpu`, which means just that, or on GPUs"
-                ],
-                where,
-            )
-    elif needs:
-        by = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP"
+    if needs and sharded(trainer):
         raise ConfigError(
             [
-                f"this needs every parameter whole in every process, and {by} cuts them up; leave it out, or train on one process "
-                f"or with `accelerate launch --multi_gpu`, which give each a whole copy @ {needs[0]}"
+                f"this needs every parameter whole in every process, and {_by(trainer)} cuts them up; leave it out or set it to 0, "
+                f"or train on one process or with `accelerate launch --multi_gpu`, which give each a whole copy @ {name}"
+                for name in needs
             ],
             where,
         )
+    asked = cutting() or ("FSDP" if trainer.args.fsdp else "DeepSpeed" if trainer.args.deepspeed else "")
+    if asked and not sharded(trainer):
+        raise ConfigError(
+            [
+                f"{asked} was asked for, and accelerate does not use it here (on CPUs it never does): every process would hold "
+                "a whole copy of the model. Start it with `accelerate launch --multi_gpu`, which means just that, or on GPUs"
+            ],
+            where,
+        )
+
+
+def check_copies(trainer: Any, where: str) -> None:
+    """Check that every process has a whole copy of the model.
+
+    Args:
+        trainer: A transformers Trainer (one of trl's too), made and not yet started.
+        where: What is being trained, for the message.
+
+    Raises:
+        ConfigError: If something cuts it up.
+    """
+    check_whole(trainer, (), where)
+    if sharded(trainer):
+        raise ConfigError(
+            [
+                f"{_by(trainer)} cuts the model up, and what this trains is handed on as a whole model in memory. Train on one "
+                "process or with `accelerate launch --multi_gpu`, which give each a whole copy; an adapter (LoRA) on int8 or "
+                "bfloat16 weights needs the least room. FineTune and Distill train in pieces"
+            ],
+            where,
+        )
+
+
+def _by(trainer: Any) -> str:
+    return "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP"
 
 
 def check_gathering(trainer: Any, where: str) -> None:
