@@ -131,14 +131,46 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_main() -> bool:
+    """Whether this is the main process of its launch, or the only one; asked of the launcher, so that it need not be connected."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def own_device(runtime: Runtime) -> Runtime:
+    """Return the runtime with this process's own GPU, where ``"cuda"`` leaves open which."""
+    if runtime.device != "cuda" or world_size() < 2:
+        return runtime
+    return runtime.evolve(device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+
+
+def cutting() -> str:
+    """Return ``"FSDP"`` or ``"DeepSpeed"`` if ``accelerate launch`` was told to cut parameters up, else ``""``."""
+    for name in ("FSDP", "DeepSpeed"):
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() in ("true", "1"):
+            return name
+    return ""
+
+
 def processes(device: torch.device) -> Processes:
     """Return this process among those of its launch, connected to them.
 
     Args:
         device: Of the model: on the CPU the processes talk over gloo.
+
+    Raises:
+        ConfigError: If parameters are to be cut up among them: here each has a whole copy of the model.
     """
     if world_size() < 2:
         return Processes()
+    if cutting():
+        raise ConfigError(
+            [
+                f"{cutting()} was asked for, and this method keeps a whole copy of the model in every process, which works on "
+                "its share of the rows. Start it with `accelerate launch --multi_gpu`; a model too large for one device fits "
+                "with an adapter (LoRA) on int8 or bfloat16 weights"
+            ],
+            "accelerate launch",
+        )
     from accelerate import PartialState
 
     state = PartialState(cpu=device.type == "cpu")

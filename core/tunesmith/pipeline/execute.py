@@ -75,8 +75,9 @@ def _check_alone() -> None:
     if "LOCAL_RANK" in os.environ and processes not in ("", "1"):
         raise PipelineError(
             f"a pipeline runs in one process, and a launcher (accelerate launch, torchrun) has started {processes}. Start it "
-            "without the launcher; to use several devices, spread the model over them with device_map='auto' (in FineTune's "
-            "arguments), and for larger batches set gradient_accumulation_steps there."
+            "without the launcher, and let FineTune start the processes that train: launch=('--multi_gpu', '--num_processes', "
+            f"'{processes}') are options of accelerate launch. Or spread one model over several devices with device_map='auto' (in "
+            "FineTune's arguments), and for larger batches set gradient_accumulation_steps there."
         )
 
 

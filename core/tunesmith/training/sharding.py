@@ -1,11 +1,14 @@
-"""Training that needs every parameter whole, where a launcher would cut them up."""
+"""Training by FSDP or DeepSpeed, which cut parameters up among processes: what they cannot do, and whole weights again afterwards."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from tunesmith.errors import ConfigError
+from tunesmith.processes import cutting
 
 
 def sharded(trainer: Any) -> bool:
@@ -14,7 +17,7 @@ def sharded(trainer: Any) -> bool:
 
 
 def check_whole(trainer: Any, needs: Sequence[str], where: str) -> None:
-    """Check that parameters stay whole if something needs them so.
+    """Check that parameters stay whole if something needs them so, and that what is asked for is what will be done.
 
     Args:
         trainer: A transformers Trainer (one of trl's too), made and not yet started.
@@ -22,14 +25,97 @@ def check_whole(trainer: Any, needs: Sequence[str], where: str) -> None:
         where: What is being trained, for the message.
 
     Raises:
-        ConfigError: Naming the first of ``needs`` and what cuts parameters up.
+        ConfigError: Naming all of ``needs`` and what cuts parameters up; or if the launcher was asked to cut them up and
+            accelerate does not, as on CPUs.
     """
     if needs and sharded(trainer):
-        by = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP"
         raise ConfigError(
             [
-                f"this needs every parameter whole in every process, and {by} cuts them up; leave it out, or train on one process "
-                f"or with `accelerate launch --multi_gpu`, which give each a whole copy @ {needs[0]}"
+                f"this needs every parameter whole in every process, and {_by(trainer)} cuts them up; leave it out or set it to 0, "
+                f"or train on one process or with `accelerate launch --multi_gpu`, which give each a whole copy @ {name}"
+                for name in needs
             ],
             where,
         )
+    asked = cutting() or ("FSDP" if trainer.args.fsdp else "DeepSpeed" if trainer.args.deepspeed else "")
+    if asked and not sharded(trainer):
+        raise ConfigError(
+            [
+                f"{asked} was asked for, and accelerate does not use it here (on CPUs it never does): every process would hold "
+                "a whole copy of the model. Start it with `accelerate launch --multi_gpu`, which means just that, or on GPUs"
+            ],
+            where,
+        )
+
+
+def check_copies(trainer: Any, where: str) -> None:
+    """Check that every process has a whole copy of the model.
+
+    Args:
+        trainer: A transformers Trainer (one of trl's too), made and not yet started.
+        where: What is being trained, for the message.
+
+    Raises:
+        ConfigError: If something cuts it up.
+    """
+    check_whole(trainer, (), where)
+    if sharded(trainer):
+        raise ConfigError(
+            [
+                f"{_by(trainer)} cuts the model up, and what this trains is handed on as a whole model in memory. Train on one "
+                "process or with `accelerate launch --multi_gpu`, which give each a whole copy; an adapter (LoRA) on int8 or "
+                "bfloat16 weights needs the least room. FineTune and Distill train in pieces"
+            ],
+            where,
+        )
+
+
+def _by(trainer: Any) -> str:
+    return "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP"
+
+
+def check_gathering(trainer: Any, where: str) -> None:
+    """Check that the weights can be had whole when all is done.
+
+    Args:
+        trainer: A transformers Trainer, made and not yet started.
+        where: What is being trained, for the message.
+
+    Raises:
+        ConfigError: If DeepSpeed's stage 3 is not allowed to gather them.
+    """
+    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    if plugin is not None and plugin.zero_stage == 3 and not gathers(plugin):
+        raise ConfigError(
+            [
+                "DeepSpeed's stage 3 gathers the trained weights only if told to; set zero3_save_16bit_model (in its own file "
+                "stage3_gather_16bit_weights_on_model_save) to true"
+            ],
+            where,
+        )
+
+
+def gathers(plugin: Any) -> bool:
+    """Whether DeepSpeed's stage 3 may gather weights."""
+    given = plugin.deepspeed_config.get("zero_optimization", {})
+    return given.get("stage3_gather_16bit_weights_on_model_save") is True
+
+
+def give_back(trainer: Any, parameters: Sequence[tuple[str, torch.nn.Parameter]]) -> None:
+    """Put what was trained in pieces into whole parameters, in every process.
+
+    Args:
+        trainer: When it has trained.
+        parameters: Of the model as it was before it was cut up, by its names; on any device.
+    """
+    from accelerate.utils import broadcast
+
+    state = trainer.accelerator.get_state_dict(
+        trainer.model_wrapped
+    )  # whole in the main process, maybe nothing in the others
+    device = trainer.args.device
+    with torch.no_grad():
+        for name, parameter in parameters:
+            main = trainer.args.process_index == 0
+            whole = state[name].to(device, parameter.dtype) if main else torch.empty_like(parameter, device=device)
+            parameter.copy_(broadcast(whole.contiguous()))

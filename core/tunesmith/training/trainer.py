@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from tunesmith.checkpoints import (
 )
 from tunesmith.errors import ArtifactError, ConfigError, NumericError
 from tunesmith.training.callbacks import Bar, StepTimes
-from tunesmith.training.sharding import check_whole, sharded
+from tunesmith.training.sharding import check_gathering, check_whole, give_back, sharded
 from tunesmith.training.stream import InOrder
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from tunesmith.runtime import Runtime
 
 TRAINED = "trained.safetensors"
+OF = "of"
+"""What training a checkpoint in pieces is one of."""
 FULL = "full"
 """What tells that nothing of a batch counts, where it is False."""
 
@@ -154,10 +157,14 @@ class _Own:
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
         if not batch_samples:
             return None
-        count = torch.stack([self.job.loss.items(batch).float() for batch in batch_samples]).sum().to(device)
-        if self.args.world_size > 1 and self.model.training:  # type: ignore[attr-defined]
+        return torch.stack([self.job.loss.items(batch).float() for batch in batch_samples]).sum().to(device)
+
+    def get_batch_samples(self, *args: Any, **options: Any) -> Any:
+        """Return the batches of a step, and the items of all processes' batches together."""
+        batches, count = super().get_batch_samples(*args, **options)  # type: ignore[misc]
+        if count is not None and self.args.world_size > 1:  # type: ignore[attr-defined]
             count = self.accelerator.gather(count).sum()  # type: ignore[attr-defined]
-        return count
+        return batches, count
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -209,20 +216,20 @@ class _Own:
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
+        if self._sharded and self.args.should_save:  # type: ignore[attr-defined]
+            save_tree(folder, OF, self._identity)
         self.accelerator.wait_for_everyone()  # type: ignore[attr-defined] # each process writes its random state
         if self.args.should_save:  # type: ignore[attr-defined]
-            seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")  # type: ignore[attr-defined]
+            seal(folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if not self.args.should_save:  # type: ignore[attr-defined]
+        if not self.args.should_save or self._sharded:  # type: ignore[attr-defined] # with the optimizer, in pieces
             return
         folder = Path(output_dir or self.args.output_dir)  # type: ignore[attr-defined]
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
-        given = state_dict or {}
-        state = {
-            name: given.get(name, parameter).detach().cpu().contiguous().clone() for name, parameter in trained(model)
-        }
+        state = {name: parameter.detach().cpu().contiguous().clone() for name, parameter in trained(model)}
         save_file(state, folder / TRAINED, metadata={"format": "pt", **self._identity})
 
     @property
@@ -230,10 +237,31 @@ class _Own:
         return {"identity": self.job.identity, "processes": str(self.args.world_size)}  # type: ignore[attr-defined]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self._restore(Path(resume_from_checkpoint), model or self.model)  # type: ignore[attr-defined]
+        if self._sharded:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        else:
+            self._restore(Path(resume_from_checkpoint), model or self.model)  # type: ignore[attr-defined]
 
     def _load_best_model(self) -> None:
-        self._restore(Path(self.state.best_model_checkpoint), self.model)  # type: ignore[attr-defined]
+        if self._sharded:
+            super()._load_best_model()  # type: ignore[misc]
+        else:
+            self._restore(Path(self.state.best_model_checkpoint), self.model)  # type: ignore[attr-defined]
+
+    def check(self, folder: Path) -> None:
+        """Check that a checkpoint in pieces is one of this training.
+
+        Raises:
+            ArtifactError: If it is not.
+        """
+        if self._sharded and load_tree(folder, OF) != self._identity:
+            raise self._of_another(folder)
+
+    def _of_another(self, folder: Path) -> ArtifactError:
+        return ArtifactError(
+            f"{folder} belongs to another training (other settings, data or number of processes). Use another folder, "
+            f"or remove {folder.parent}."
+        )
 
     def _restore(self, folder: Path, model: Any) -> None:
         with safe_open(folder / TRAINED, framework="pt") as file:
@@ -241,10 +269,7 @@ class _Own:
         state = load_file(folder / TRAINED)
         parameters = dict(trained(self.accelerator.unwrap_model(model)))  # type: ignore[attr-defined]
         if set(state) != set(parameters) or not self._identity.items() <= metadata.items():
-            raise ArtifactError(
-                f"{folder} belongs to another training (other settings, data or number of processes). Use another folder, "
-                f"or remove {folder.parent}."
-            )
+            raise self._of_another(folder)
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(state[name])
@@ -334,12 +359,19 @@ def train(job: Job, runtime: Runtime) -> Trained:
         callbacks=callbacks,
     )
     check_whole(trainer, job.whole, "training")
+    check_gathering(trainer, "training")
+    if sharded(trainer):  # a model in pieces stays in pieces, so a copy is cut up
+        trainer.model = trainer.model_wrapped = copy.deepcopy(job.model)
     trainer.model_accepts_loss_kwargs = True  # or the Trainer would divide by the batches of a step once more
     trainer.remove_callback(PrinterCallback)  # it prints every step; the report has them all
     with _main_first(arguments):
         found = newest_sealed(Path(arguments.output_dir))
-    with _without_cache(job.model), saving_quietly():
+    with _without_cache(trainer.model), saving_quietly():
+        if found:
+            trainer.check(found)
         trainer.train(resume_from_checkpoint=str(found) if found else None)
+    if sharded(trainer):
+        give_back(trainer, trained(job.model))
     return Trained(history=trainer.state.log_history, steps=trainer.state.global_step, seconds=times.seconds)
 
 

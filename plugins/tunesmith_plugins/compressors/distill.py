@@ -17,6 +17,7 @@ from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.compressor import CompressionReport, Compressor
 from tunesmith.lm import LM
+from tunesmith.processes import cutting
 from tunesmith.runtime import Runtime, derive_seed
 from tunesmith.training import packing
 from tunesmith.training.arguments import Settings, accumulation, check, training_arguments
@@ -107,7 +108,8 @@ class DistillCompressor(Compressor):
             where="distill",
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
-            given=config.arguments,
+            # the output layer and projections run after the forward pass, and would be taken for unused at its end
+            given={"ddp_find_unused_parameters": False, **config.arguments},
             validates=config.validation > 0,
             early_stopping=config.early_stopping,
             owners={
@@ -150,7 +152,7 @@ class DistillCompressor(Compressor):
             _check_prompts(student, rows)
         maps = {"layer_map": config.layer_map, "decoder_layer_map": config.decoder_layer_map}
         layers = pairings(teacher.model, student.model, classes=bool(classes), **maps) if config.hidden else []
-        if config.chunk and not classes:
+        if config.chunk and not classes and not cutting():
             longest = max(range(len(rows)), key=lambda index: len(rows[index].input_ids))
             some = task.collate()([Fixed(rows, runtime.seed, task.noise)[longest]])
             heads.check(heads.Headless(teacher.model), some, "teacher")
@@ -169,7 +171,7 @@ class DistillCompressor(Compressor):
                 validation=Fixed(validation, runtime.seed, task.noise) if validation else None,
                 loss=loss,
                 early_stopping=config.early_stopping,
-                whole=("keep_zeros",) if config.keep_zeros else (),
+                whole=self._whole(),
                 infinite=loss.infinite,
             )
             trained = train(job, runtime)
@@ -187,6 +189,17 @@ class DistillCompressor(Compressor):
             "cut_targets": cut.targets.shortened,
             "cut_token_share": cut.share,
         }
+
+    def _whole(self) -> list[str]:
+        """Return what reads or runs parts of the student outside of its forward pass, where FSDP and DeepSpeed have only pieces."""
+        config = self.config
+        found = {
+            "keep_zeros": config.keep_zeros,
+            "chunk": config.chunk and not cutting(),
+            "hidden": config.hidden,
+            "on_policy": config.on_policy,
+        }
+        return [name for name, there in found.items() if there]
 
     def _loss(self, teacher: LM, student: LM, layers: Sequence[Pairing]) -> DistillationLoss:
         config, tokenizer = self.config, student.tokenizer
@@ -210,7 +223,7 @@ class DistillCompressor(Compressor):
                 hard=1 - config.soft,
             ),
             shifted=student.family == "decoder" and not classes,
-            chunk=0 if classes else config.chunk,
+            chunk=0 if classes or cutting() else config.chunk,  # the output layer cannot be run apart from the rest
             classes=classes,
             hidden=config.hidden,
             layers=layers,

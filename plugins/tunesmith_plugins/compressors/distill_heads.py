@@ -11,6 +11,7 @@ import torch
 from attrs import define, field
 from torch import nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from tunesmith.errors import ConfigError
 from tunesmith_plugins.compressors.prune_calibration import attention_kept, decoder_ids, is_classifier
@@ -21,7 +22,7 @@ BIAS = "final_logits_bias"
 
 def unwrapped(model: Any) -> Any:
     """Return the model inside what trainers put around it for several processes."""
-    while isinstance(model, nn.parallel.DistributedDataParallel):
+    while not isinstance(model, PreTrainedModel) and isinstance(getattr(model, "module", None), nn.Module):
         model = model.module
     return model
 

@@ -24,12 +24,11 @@ from safetensors.torch import load_file, save_file
 from tunesmith import manifest
 from tunesmith.checkpoints import newest_sealed, saving_quietly, sealing_callback
 from tunesmith.errors import ArtifactError, ConfigError, MissingPower, NumericError
-from tunesmith.kinds.adapter import whole_parameters
 from tunesmith.kinds.rl_algorithm import Offline, Online, RLAlgorithm, TrainingReport
 from tunesmith.lm import LM
 from tunesmith.runtime import Runtime
 from tunesmith.scoring import pad, token_logps_in_batches
-from tunesmith.training.sharding import check_whole
+from tunesmith.training.sharding import check_copies
 from tunesmith_plugins.rl_algorithms.progress import identity
 from tunesmith_plugins.rl_algorithms.reference import Reference, reference_of, trainable
 
@@ -139,7 +138,7 @@ class TrlAlgorithm(RLAlgorithm):
                 "callbacks": [_bar(runtime, self.name), *([sealing_callback()] if runtime.folder else [])],
             }
             trainer = self.trainer(policy, for_trl(reference), task, arguments, options)
-            check_whole(trainer, whole_parameters(policy), self.name)
+            check_copies(trainer, self.name)
             trainer.parameters = parameters
             trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
             newest = newest_sealed(folder)

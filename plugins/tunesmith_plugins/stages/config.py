@@ -195,6 +195,8 @@ class FineTune(StageConfig):
         arguments: Further ``TrainingArguments`` (bf16, gradient_checkpointing, report_to, weight_decay ...), passed through.
         early_stopping: Stop after so many evaluations without a better validation loss; 0 means never.
         measure_in_child: Train in a process of its own, so that the reported peak memory is this training's alone.
+        launch: Train in several processes: options of ``accelerate launch``, such as ``("--multi_gpu", "--num_processes", "2")``
+            or ``("--config_file", "fsdp.yaml")``; empty: in one.
     """
 
     revision: ClassVar[int] = 2
@@ -220,6 +222,7 @@ class FineTune(StageConfig):
     arguments: dict[str, bool | int | float | str] = field(factory=dict)
     early_stopping: int = field(default=0, validator=[v.ge(0), needs_validation])
     measure_in_child: bool = False
+    launch: tuple[str, ...] = ()
 
     @mix_weights.validator
     def _one_weight_a_task(self, attribute: Attribute[Any], value: dict[str, float]) -> None:

@@ -16,6 +16,7 @@ from tunesmith.errors import ConfigError
 from tunesmith.kinds.adapter import whole_parameters
 from tunesmith.kinds.stage import Stage, StageContext
 from tunesmith.lm import LM, load
+from tunesmith.processes import cutting, is_main
 from tunesmith.runtime import Runtime
 from tunesmith.training import arguments as training_arguments
 from tunesmith.training import packing
@@ -36,14 +37,15 @@ class FineTuneStage(Stage):
     def run(self, context: StageContext) -> dict[str, Any]:
         """Write ``model`` and ``report``; return counts, times, memory and losses."""
         self._check(context)
-        if self.config.measure_in_child:
+        if self.config.measure_in_child or self.config.launch:
             from tunesmith_plugins.stages.training.child import run_in_child
 
             return run_in_child(self.config, context)
         with context.runtime.activated():
             outcome, lm = self._train(context)
-        lm.save(context.artifact("model"))
-        outcome.content().write(context.artifact("report"))
+        if is_main():
+            lm.save(context.artifact("model"))
+            outcome.content().write(context.artifact("report"))
         return outcome.summary()
 
     def _check(self, context: StageContext) -> None:
@@ -65,9 +67,11 @@ class FineTuneStage(Stage):
     def _train(self, context: StageContext) -> tuple[Outcome, LM]:
         config, runtime = self.config, context.runtime
         data = data_to("train on", self, context)
-        lm = self._model(model_to("train", context), data, runtime)
+        # what is cut up for the devices of several processes need not fit on one whole
+        whole = runtime.evolve(device="cpu") if cutting() else runtime
+        lm = self._model(model_to("train", context), data, whole)
         objective = objective_of(lm.family, config.objective)
-        lm = self._adapted(lm, runtime)
+        lm = self._adapted(lm, whole)
         limits = Limits(
             lengths=Lengths(input=config.max_length, target=config.max_target_length),
             packing=config.packing,
@@ -114,7 +118,7 @@ class FineTuneStage(Stage):
             whole=whole_parameters(lm),
         )
         trained = train(job, runtime)
-        lm.model.to(runtime.device)
+        lm.model.to(whole.device)
         lm.model.eval()
         after = self._losses(lm, task, held_out, runtime)
         outcome = Outcome(

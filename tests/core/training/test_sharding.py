@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 import transformers
 from attrs import frozen
+from safetensors.torch import load_file
 
 import tunesmith as ts
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError, PipelineError
 from tunesmith.kinds.adapter import AdapterConfig, whole_parameters
+from tunesmith.processes import processes
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm
 from tunesmith_plugins import stages as st
@@ -90,7 +96,7 @@ def test_an_adapter_that_needs_whole_parameters_is_refused(
     adapter: Any, by: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched(monkeypatch, by)
-    with pytest.raises(ConfigError, match=rf"training.*\n.*{by} cuts them up; leave it out, or .* @ adapter\.{name}"):
+    with pytest.raises(ConfigError, match=rf"training.*\n.*{by} cuts them up; leave it out or .* @ adapter\.{name}"):
         tune(adapter, tmp_path)
 
 
@@ -103,13 +109,34 @@ def test_others_and_other_launchers_are_not(
         tune(adapter, tmp_path)
 
 
-@pytest.mark.parametrize("keep_zeros", [True, False])
-def test_a_student_that_keeps_its_zeros_is_refused(keep_zeros: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [({"keep_zeros": True}, "keep_zeros"), ({"hidden": 1.0}, "hidden"), ({"on_policy": 1.0}, "on_policy"), ({}, "")],
+)
+def test_what_a_distillation_does_with_whole_weights_is_refused(
+    options: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     launched(monkeypatch, "FSDP")
-    rule, lm = Distill(steps=1, batch_size=2, keep_zeros=keep_zeros), tiny_lm("decoder")
-    error, told = (ConfigError, r"FSDP cuts them up.* @ keep_zeros") if keep_zeros else (Started, None)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as the launcher says it too; logits are held whole then
+    rule, lm = Distill(steps=1, batch_size=2, **options), tiny_lm("decoder")
+    error, told = (ConfigError, rf"FSDP cuts them up.* @ {name}") if name else (Started, None)
     with pytest.raises(error, match=told):
         rule.build().compress(lm, data=EXAMPLES, runtime=RUNTIME)
+
+
+def test_fsdp_that_accelerate_will_not_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(ConfigError, match="FSDP was asked for, and accelerate does not use it here.*--multi_gpu"):
+        Distill(steps=1, batch_size=2).build().compress(tiny_lm("decoder"), data=EXAMPLES, runtime=RUNTIME)
+
+
+@pytest.mark.parametrize("by", ["FSDP", "DEEPSPEED"])
+def test_methods_with_whole_copies_refuse_to_be_cut_up(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(f"ACCELERATE_USE_{by}", "true")
+    with pytest.raises(ConfigError, match=rf"(?i){by} was asked for, and this method keeps a whole copy.*--multi_gpu"):
+        processes(torch.device("cpu"))
 
 
 def test_an_adapter_says_what_it_needs_once_it_is_attached() -> None:
@@ -127,3 +154,54 @@ def test_an_adapter_that_is_frozen_below_another_needs_nothing(tmp_path: Path) -
     lm = LoRA(rank=2).build().attach(lm, RUNTIME)
     assert len(lm.adapters) == 2
     assert whole_parameters(lm) == ()
+
+
+SCRIPT = Path(__file__).with_name("in_pieces.py")
+LAUNCH = (
+    "-m accelerate.commands.accelerate_cli launch --num_processes 2 --num_machines 1 --main_process_port 0 "
+    "--mixed_precision no --dynamo_backend no"
+)
+WRAP = "--fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP --fsdp_transformer_layer_cls_to_wrap LlamaDecoderLayer"
+BY = {
+    "ddp": "--multi_gpu",
+    "fsdp": f"--use_fsdp --fsdp_version 2 {WRAP}",
+    "deepspeed-2": "--use_deepspeed --zero_stage 2",
+    "deepspeed-3": "--use_deepspeed --zero_stage 3 --zero3_save_16bit_model true",
+}
+
+
+def in_pieces(folder: Path, *before: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *before, str(SCRIPT), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process trains."""
+    folder = tmp_path_factory.mktemp("pieces") / "one"
+    in_pieces(folder)
+    return folder
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("by", BY)
+def test_what_is_trained_in_pieces_is_what_one_process_trains(alone: Path, by: str) -> None:
+    """Fine-tuning (all weights, LoRA, a prefix), distillation and a reward model, from the start and taken up again, and saved."""
+    if "deepspeed" in by:
+        pytest.importorskip("deepspeed")
+    folder = alone.parent / by
+    in_pieces(folder, *LAUNCH.split(), *BY[by].split())
+    files = sorted(path.relative_to(alone) for path in alone.rglob("*.safetensors") if "work" not in path.parts)
+    assert len(files) >= 10
+    for file in files:
+        ours, theirs = load_file(folder / file), load_file(alone / file)
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            torch.testing.assert_close(
+                ours[name], value, atol=1e-5, rtol=1e-4, msg=lambda m, n=name, f=file: f"{f} {n}: {m}"
+            )
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder / "full" / "model")
+    start = transformers.AutoModelForCausalLM.from_pretrained(alone.parent / "start")
+    assert not torch.equal(plain.lm_head.weight, start.lm_head.weight)

@@ -1,4 +1,4 @@
-"""The validation loss of several processes."""
+"""The losses of several processes."""
 
 from __future__ import annotations
 
@@ -27,3 +27,7 @@ def test_every_item_counts_once_whatever_the_processes_batches(tmp_path):
         weight = found[str(count)]["weight"]
         expected = sum((point - weight) ** 2 for point in range(1, count + 1)) / count
         assert last == pytest.approx(expected, rel=1e-6), f"{count} items"
+        first, _ = found[str(count)]["training"]
+        assert first == pytest.approx((0.75**2 + 1.75**2) / 2, rel=1e-6), (
+            "a step's loss is one mean over all processes' items"
+        )

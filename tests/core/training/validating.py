@@ -43,7 +43,7 @@ def validation_losses(folder, points):
     settings = Settings(where="test", batch_size=2, learning_rate=0.1, given={}, validates=True)
     runtime = Runtime(folder=folder, progress=False)
     arguments = training_arguments(settings, folder, runtime, steps=2)
-    model = Less()
+    model = Less().eval()  # as models are loaded
     job = Job(
         model=model,
         arguments=arguments,
@@ -52,8 +52,12 @@ def validation_losses(folder, points):
         loss=Distance(),
         validation=Fixed(points, 0),
     )
-    found = train(job, runtime).validation
-    return {"losses": [loss for _, loss in found], "weight": float(model.weight)}
+    trained = train(job, runtime)
+    return {
+        "losses": [loss for _, loss in trained.validation],
+        "weight": float(model.weight),
+        "training": trained.losses,
+    }
 
 
 if __name__ == "__main__":

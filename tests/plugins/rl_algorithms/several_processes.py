@@ -11,12 +11,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tunesmith.data.records import Preference
+from tunesmith.data.records import Example, Preference
 from tunesmith.errors import NumericError
+from tunesmith.evaluation import evaluate
 from tunesmith.kinds.reward_model import RewardModel, RewardModelConfig
 from tunesmith.kinds.rl_algorithm import Offline, Online
 from tunesmith.processes import processes
 from tunesmith.runtime import Runtime
+from tunesmith.statistics import compute, merge
 from tunesmith.testing.exam_worlds import seq2seq_world
 from tunesmith.testing.tabular import tabular_lm
 from tunesmith_plugins.rl_algorithms import DPO, GRPO, KTO, PPO, RLOO, BestOfNDistillation, Reinforce
@@ -104,6 +106,18 @@ def train(config, name, folder, fails_at=0):
     return found
 
 
+def measured():
+    """Evaluate, every process its share of the examples, and return the score of all and their number."""
+    lm, prompts = policy("t5")
+    pairs = [(p, word) for p in prompts for word in WORDS]
+    examples = [Example(id=str(n), prompt=p, targets=(word,)) for n, (p, word) in enumerate(pairs)]
+    together = processes(lm.device)
+    part = evaluate(lm, [examples[n] for n in together.share(len(examples))], ["perplexity"], resamples=0)
+    whole = merge([tables["perplexity"] for tables in together.gather([part.tables])])
+    result = compute(whole, part.metrics["perplexity"], resamples=0)
+    return torch.tensor([*(score.value for score in result.scores.values()), result.n])
+
+
 def interrupted(folder, name="ppo"):
     """Begin to train and stop after the second step."""
     try:
@@ -133,6 +147,7 @@ def main(results: Path, left: Path | None = None) -> None:
         if where is not None:
             for key, value in train(ALGORITHMS[name], "tabular", where).items():
                 found[f"{run}.{key}"] = value
+    found["measured"] = measured()
     save_file(found, results / f"{rank}.safetensors")
 
 

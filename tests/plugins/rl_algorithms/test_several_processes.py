@@ -52,6 +52,13 @@ def test_three_updates_of_two_processes_give_the_weights_and_the_report_of_one(r
             torch.testing.assert_close(found[name], value, atol=1e-5, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
 
 
+def test_shares_of_an_evaluation_are_the_whole(runs):
+    one, _, _ = runs
+    *scores, count = one["measured"]  # compared with those of two above
+    assert min(scores) > 1
+    assert count == 12
+
+
 def test_the_processes_end_with_the_same_bits(runs):
     _, (first, second), _ = runs
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,4 +1,4 @@
-"""Run a fine-tuning in a process of its own, whose peak memory is then the training's and nobody else's."""
+"""Run a fine-tuning in a process of its own, whose peak memory is then the training's and nobody else's, or in several."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from attrs import asdict, evolve
 from tunesmith import errors, manifest, spec
 from tunesmith.errors import PipelineError
 from tunesmith.kinds.stage import StageConfig, StageContext
+from tunesmith.processes import is_main, own_device, world_size
 from tunesmith.runtime import Runtime
 
 MODULE = "tunesmith_plugins.stages.training.child"
+LAUNCHER = "accelerate.commands.accelerate_cli"
 _REQUEST, _ANSWER = "child-request.json", "child-answer.json"
 
 
 def run_in_child(config: Any, context: StageContext) -> dict[str, Any]:
-    """Run the stage in a child process and return its summary.
+    """Run the stage in a child process, or in those that ``accelerate launch`` starts, and return its summary.
 
     Raises:
         TunesmithError: The child's own error, by its class where it is one of ours.
@@ -34,7 +36,8 @@ def run_in_child(config: Any, context: StageContext) -> dict[str, Any]:
     answer.unlink(missing_ok=True)
     request = {
         "parent": os.getpid(),
-        "config": spec.dump(evolve(config, measure_in_child=False, data=config.data or context.data)),
+        "launched": bool(config.launch),
+        "config": spec.dump(evolve(config, measure_in_child=False, launch=(), data=config.data or context.data)),
         "name": context.name,
         "start": context.start,
         "inputs": {name: str(path) for name, path in context.inputs.items()},
@@ -44,7 +47,9 @@ def run_in_child(config: Any, context: StageContext) -> dict[str, Any]:
     }
     (context.folder / _REQUEST).write_text(json.dumps(request, indent=1) + "\n", encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    process = subprocess.Popen([sys.executable, "-m", MODULE, str(context.folder / _REQUEST)], env=environment)
+    launcher = ("-m", LAUNCHER, "launch", *config.launch) if config.launch else ()
+    command = [sys.executable, *launcher, "-m", MODULE, str(context.folder / _REQUEST)]
+    process = subprocess.Popen(command, env=environment)
     try:
         code = process.wait()
     except BaseException:
@@ -52,9 +57,8 @@ def run_in_child(config: Any, context: StageContext) -> dict[str, Any]:
         process.wait()
         raise
     if not answer.is_file():
-        raise PipelineError(
-            f"{context.name}: the process that trained ended with code {code} and no result; run again to resume."
-        )
+        what = "what accelerate launch started" if config.launch else "the process that trained"
+        raise PipelineError(f"{context.name}: {what} ended with code {code} and no result; run again to resume.")
     found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in found:
         cls = getattr(errors, found["error"], PipelineError)
@@ -67,8 +71,8 @@ def run_in_child(config: Any, context: StageContext) -> dict[str, Any]:
 def main(request: Path) -> None:
     """Do what a request file says, and write the answer beside it."""
     asked = json.loads(request.read_text(encoding="utf-8"))
-    _end_with(int(asked["parent"]))
-    runtime = Runtime(**{**asked["runtime"], "folder": Path(asked["runtime"]["folder"])})
+    _end_with(int(asked["parent"]), bool(asked["launched"]))
+    runtime = own_device(Runtime(**{**asked["runtime"], "folder": Path(asked["runtime"]["folder"])}))
     context = StageContext(
         name=asked["name"],
         start=asked["start"],
@@ -85,18 +89,36 @@ def main(request: Path) -> None:
         answer = {"error": type(error).__name__, "message": str(error)}
         if isinstance(error, errors.ConfigError):
             answer.update(problems=list(error.problems), where=error.where)
-    manifest.write_text(request.parent / _ANSWER, json.dumps(answer) + "\n")
+    failed = "error" in answer
+    if failed or is_main():
+        manifest.write_text(request.parent / _ANSWER, json.dumps(answer) + "\n")
+    if failed and world_size() > 1:
+        sys.exit(1)  # or the launcher would let the others wait for this one
 
 
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone, so that a killed run leaves nobody writing into its folder."""
+def _end_with(parent: int, launched: bool) -> None:
+    """End this process when the run is gone, so that a killed one leaves nobody writing into its folder.
+
+    Args:
+        parent: The run's process.
+        launched: Whether there is a launcher between the two, which is this one's parent then.
+    """
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
+    def there() -> bool:
+        if not launched:
+            return os.getppid() == parent
+        try:
+            os.kill(parent, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
     def watch() -> None:
-        while os.getppid() == parent:
+        while there():
             time.sleep(0.2)
         os._exit(1)
 
