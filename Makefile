@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/tunesmith demo --folder $(RUNS)/demo
 
 test: $(VENV_TEST)/.installed
-	$(VENV_TEST)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) tests
+	$(VENV_TEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) tests
 	set -e; for folder in $(dir $(CONTRIB)); do $(VENV_TEST)/bin/python -m pytest $(PYTEST_ARGS) -c pyproject.toml --rootdir . $$folder/tests; done
 
 lint: $(VENV_TEST)/.installed

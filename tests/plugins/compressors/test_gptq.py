@@ -15,6 +15,7 @@ from tunesmith_plugins.compressors.int8_weight import quantize
 from tunesmith_plugins.compressors.prune_calibration import calibration_batches
 
 RUNTIME = Runtime(progress=False)
+LAYERS = 2  # the second reads what the int8 first gives
 WORDS = "a b c d e f g h i j k l m n o p".split()
 EXAMPLES = [
     Example(id=str(i), prompt=" ".join(WORDS[i : i + 5]), targets=(" ".join(WORDS[i + 1 : i + 4]),)) for i in range(10)
@@ -179,8 +180,7 @@ def test_a_block_is_rounded_for_what_the_int8_blocks_before_it_give(make, monkey
     whole = rough()
     monkeypatch.setattr("tunesmith_plugins.compressors.gptq.gptq", spy)
     GPTQ(embeddings=False).build().compress(rough(), data=EXAMPLES, runtime=RUNTIME)
-    later = tuple(f"model.layers.{i}" for i in (1, 2, 3))
-    only_first = GPTQ(embeddings=False, skip=(*later, "lm_head"))
+    only_first = GPTQ(embeddings=False, skip=("model.layers.1", "lm_head"))
     half, _ = only_first.build().compress(rough(), data=EXAMPLES, runtime=RUNTIME)
 
     def recorded(lm):

@@ -17,6 +17,7 @@ from tunesmith_plugins.compressors.int8_report import sqnr
 from tunesmith_plugins.compressors.int8_smooth import factors, foldable, smooth
 
 RUNTIME = Runtime(progress=False)
+LAYERS = 2  # the second reads what the int8 first gives
 IDS = torch.tensor([[4, 5, 6, 7, 8, 1], [9, 10, 11, 12, 13, 1]])
 WORDS = "a b c d e f g h i j k l m n o p".split()
 EXAMPLES = [
@@ -177,7 +178,7 @@ def _pegasus():
 
 
 @pytest.mark.parametrize(
-    ("kind", "folds"), [("t5", 8 + 12), ("llama", 8), ("gpt2", 8), ("bert", 0), ("opt", 4), ("pegasus", 4 + 6)]
+    ("kind", "folds"), [("t5", 4 + 6), ("llama", 4), ("gpt2", 4), ("bert", 0), ("opt", 4), ("pegasus", 4 + 6)]
 )
 def test_smoothing_changes_weights_and_not_what_the_model_computes(make, kind, folds):
     torch.manual_seed(0)
@@ -254,7 +255,7 @@ def test_ranges_are_those_of_smoothed_inputs_in_a_model_that_computes_as_before(
 def test_layers_without_a_norm_keep_a_vector_unless_told_not_to(make):
     small, report = SmoothQuant().build().compress(make("bert"), data=EXAMPLES, runtime=RUNTIME)
     smoothed = [m for m in small.model.modules() if isinstance(m, Int8Linear) and m.smooth is not None]
-    assert len(smoothed) == sum(line["scheme"] == "dynamic, smoothed" for line in report.layers) == 25
+    assert len(smoothed) == sum(line["scheme"] == "dynamic, smoothed" for line in report.layers) == 13
     assert all(m.mode == "dynamic, smoothed" for m in smoothed)
     small, _ = SmoothQuant(explicit=False).build().compress(make("llama"), data=EXAMPLES, runtime=RUNTIME)
     assert all(m.smooth is None for m in small.model.modules() if isinstance(m, Int8Linear))

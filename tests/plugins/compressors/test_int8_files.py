@@ -34,6 +34,7 @@ from tunesmith_plugins.compressors.layers import stored_bytes
 from tunesmith_plugins.compressors.mapped_pages import MappedPages, let_go
 
 RUNTIME = Runtime(progress=False)
+LAYERS = 2  # the second reads what the int8 first gives
 IDS = torch.tensor([[4, 5, 6, 7, 8, 1], [9, 10, 11, 12, 13, 1]])
 UP = "model.layers.0.mlp.up_proj"
 

@@ -16,6 +16,7 @@ from tunesmith_plugins.compressors import Int8, Int8Static, Int8WeightOnly, Outl
 from tunesmith_plugins.compressors.int8_weight import Int8Weight
 
 RUNTIME = Runtime(progress=False)
+LAYERS = 2  # the second reads what the int8 first gives
 IDS = torch.tensor([[4, 5, 6, 7, 8, 1], [9, 10, 11, 12, 13, 1]])
 FAMILIES = ["t5", "llama", "gpt2", "bert"]
 

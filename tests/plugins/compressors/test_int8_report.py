@@ -17,6 +17,7 @@ from tunesmith_plugins.compressors.int8_report import sqnr
 from tunesmith_plugins.stages.compress import _content
 
 RUNTIME = Runtime(progress=False)
+LAYERS = 2  # the second reads what the int8 first gives
 
 
 def mixtral(**options: object) -> transformers.MixtralForCausalLM:
