@@ -247,11 +247,8 @@ def test_without_further_words_it_trains_itself_alone_and_is_saved_merged_and_ta
     assert torch.equal(logits(again), adapted)
     assert [c.token_ids for c in generate(again, PROMPTS, max_new_tokens=6)] == written
     if hasattr(lm.adapters[0], "merge"):
-        if kind not in EXPERTS:  # which torch multiplies in single precision only
-            lm.model.double()
-        adapted, written = logits(lm), [c.token_ids for c in generate(lm, PROMPTS, max_new_tokens=6)]
         merged = lm.adapters[0].merge(lm)
-        assert torch.allclose(logits(merged), adapted, rtol=0, atol=1e-5 * float(adapted.abs().max()))
+        assert torch.allclose(logits(merged), adapted, rtol=1e-5, atol=3e-5 * float(adapted.abs().max()))
         assert set(merged.model.state_dict()) == set(text_model(kind, family).model.state_dict())
         assert [c.token_ids for c in generate(merged, PROMPTS, max_new_tokens=6)] == written
 
