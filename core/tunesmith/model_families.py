@@ -48,6 +48,7 @@ class Needs:
 
 
 FAMILIES: dict[str, Needs] = {
+    # every call begins at position 0
     "bamba": Needs(counts_anew=True),
     # it looks at what comes later as at what came before, and takes the whole text and its cache at each token
     "cpmant": Needs(unfit="reads a text both ways, and all of it at each token"),

@@ -85,7 +85,7 @@ class BottleneckAdapter(Attachment):
         names = targets.names_of(lm.model)
         wanted = [names.outer]
         if config.style == "houlsby":
-            wanted.append(names.attention)
+            wanted += names.attention
         if config.cross_attention:
             if not names.cross:
                 raise TunesmithError("this architecture has no cross-attention; leave cross_attention out.")
@@ -96,7 +96,7 @@ class BottleneckAdapter(Attachment):
         for path, module in linears.items():
             # "attention.output.dense" of BERT also ends with "output.dense"
             place = next((name for name in sorted(wanted, key=len, reverse=True) if targets.ends(path, (name,))), None)
-            if place is None or (place == names.outer and targets.ends(path, (names.attention,))):
+            if place is None or (place == names.outer and not names.is_outer(path)):
                 continue
             weight = getattr(module, "base_layer", module).weight
             width = _width(module)

@@ -53,7 +53,7 @@ class LoRA(AdapterConfig):
         alpha: Numerator of the scale.
         dropout: On the input of A while training.
         targets: Names of linear layers (the end of their path, such as ``"q_proj"``); None means the query and value
-            projections of the architecture.
+            projections of the architecture, or the one that makes queries, keys and values together.
         rslora: Scale by ``alpha / sqrt(rank)`` (Kalajdzievski 2023).
         keep_zeros: The update is 0 wherever the weight below is, in training and when it is merged, so that a pruned model
             stays pruned (SparsePEFT of Munoz et al. 2024). peft's own loaders do not know it: merge first.
@@ -73,7 +73,8 @@ class IA3(AdapterConfig):
     """Learned scales of keys, values and inner feed-forward activations (Liu et al. 2022, section 3.3), by peft.
 
     Attributes:
-        targets: Names of linear layers to scale; None means keys, values and the last feed-forward layer.
+        targets: Names of linear layers to scale; None means keys, values (queries too where one
+            layer makes all three) and the last feed-forward layer.
         feedforward: Those of ``targets`` whose input is scaled instead of their output; must be None if ``targets`` is.
     """
 
@@ -132,7 +133,8 @@ class PTuning(AdapterConfig):
 class Prefix(AdapterConfig):
     """Trained keys and values before those of every self-attention (Li and Liang 2021), the encoder's included.
 
-    Cross-attention gets none. Not the identity at initialisation.
+    They are of the shapes that the model's own cache is given, in latent attention (DeepSeek) those of what it keeps.
+    Cross-attention gets none, nor do recurrences beside attention. Not the identity at initialisation.
 
     Attributes:
         tokens: Number of keys and values of each layer.

@@ -134,7 +134,7 @@ class LoRAAdapter(InjectedAdapter):
         """Return peft's LoRA configuration."""
         config = self.config
         if config.targets is None:
-            names = [name for name in targets.names_of(lm.model).query_value if _there(lm.model, name)]
+            names = targets.query_value(lm.model)
         else:
             names = list(config.targets)
         targets.check(lm.model, names)
@@ -155,9 +155,8 @@ class IA3Adapter(InjectedAdapter):
         """Return peft's (IA)^3 configuration."""
         config = self.config
         if config.targets is None:
-            known = targets.names_of(lm.model)
-            names = [name for name in (*known.key_value, known.outer) if _there(lm.model, name)]
-            feedforward = [known.outer]
+            feedforward = [targets.names_of(lm.model).outer]
+            names = [*targets.key_value(lm.model), *feedforward]
         else:
             names, feedforward = list(config.targets), list(config.feedforward or ())
         targets.check(lm.model, names)
@@ -178,10 +177,6 @@ def _active(module: Any) -> list[str]:
 
 def _names(module: Any) -> set[str]:
     return {name for kind in module.adapter_layer_names for name in getattr(module, kind)}
-
-
-def _there(model: torch.nn.Module, name: str) -> bool:
-    return any(targets.ends(path, (name,)) for path in targets.linears(model))
 
 
 def _transposed(model: torch.nn.Module, names: list[str]) -> bool:

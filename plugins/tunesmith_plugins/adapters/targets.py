@@ -12,6 +12,12 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ConfigError
 
+QUERIES = ("q_proj", "q", "query", "q_lin", "query_proj", "q_b_proj", "Wq")
+KEYS = ("k_proj", "k", "key", "k_lin", "key_proj", "kv_b_proj", "Wk")
+VALUES = ("v_proj", "v", "value", "v_lin", "value_proj", "kv_b_proj", "Wv")
+TOGETHER = ("qkv_proj", "query_key_value", "c_attn", "Wqkv")
+"""What projections are called that make queries, keys and values; ``kv_b_proj``, of latent attention, makes two of them."""
+
 
 @frozen
 class Names:
@@ -21,25 +27,38 @@ class Names:
     last layer of the feed-forward part.
     """
 
-    query_value: tuple[str, ...]
-    key_value: tuple[str, ...]
-    attention: str
+    attention: tuple[str, ...]
     inner: tuple[str, ...]
     outer: str
     cross: str = ""
 
+    def is_outer(self, path: str) -> bool:
+        """Say whether a path is that of a feed-forward part's last layer; BERT's attention has layers that end like it."""
+        return ends(path, (self.outer,)) and not ends(path, (*self.attention, self.cross or self.attention[0]))
+
 
 ARCHITECTURES = (
-    Names(("SelfAttention.q", "EncDecAttention.q", "SelfAttention.v", "EncDecAttention.v"),
-          ("SelfAttention.k", "EncDecAttention.k", "SelfAttention.v", "EncDecAttention.v"),
-          "SelfAttention.o", ("DenseReluDense.wi", "DenseReluDense.wi_0"), "DenseReluDense.wo", "EncDecAttention.o"),
-    Names(("q_proj", "v_proj"), ("k_proj", "v_proj"), "self_attn.out_proj", ("fc1",), "fc2", "encoder_attn.out_proj"),
-    Names(("q_proj", "v_proj"), ("k_proj", "v_proj"), "self_attn.o_proj", ("mlp.gate_proj",), "mlp.down_proj"),
-    Names(("q_lin", "v_lin"), ("k_lin", "v_lin"), "attention.out_lin", ("ffn.lin1",), "ffn.lin2"),
-    Names(("c_attn",), ("c_attn",), "attn.c_proj", ("mlp.c_fc",), "mlp.c_proj", "crossattention.c_proj"),
-    Names(("query", "value"), ("key", "value"), "attention.output.dense", ("intermediate.dense",), "output.dense"),
+    # T5; BART, Pegasus, OPT; Llama and its kin; DistilBERT; GPT-2; BERT, RoBERTa, DeBERTa-v2
+    Names(("SelfAttention.o",), ("DenseReluDense.wi", "DenseReluDense.wi_0"), "DenseReluDense.wo", "EncDecAttention.o"),
+    Names(("self_attn.out_proj",), ("fc1",), "fc2", "encoder_attn.out_proj"),
+    Names(("self_attn.o_proj",), ("mlp.gate_proj", "mlp.gate_up_proj", "mlp.up_proj"), "mlp.down_proj"),
+    Names(("attention.out_lin",), ("ffn.lin1",), "ffn.lin2"),
+    Names(("attn.c_proj",), ("mlp.c_fc",), "mlp.c_proj", "crossattention.c_proj"),
+    Names(("attention.output.dense",), ("intermediate.dense",), "output.dense", "crossattention.output.dense"),
+    # GPT-NeoX, Bloom and Falcon, Persimmon; GPT-J, CodeGen; GPT-Neo; Starcoder2; Phi; MPT; NanoChat
+    Names(("attention.dense", "self_attention.dense", "self_attn.dense"), ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),
+    Names(("attn.out_proj",), ("mlp.fc_in",), "mlp.fc_out"),
+    Names(("attention.out_proj",), ("mlp.c_fc",), "mlp.c_proj"),
+    Names(("self_attn.o_proj",), ("mlp.c_fc",), "mlp.c_proj"),
+    Names(("self_attn.dense",), ("mlp.fc1",), "mlp.fc2"),
+    Names(("attn.out_proj",), ("ffn.up_proj",), "ffn.down_proj"),
+    Names(("self_attn.o_proj",), ("mlp.fc1",), "mlp.fc2"),
+    # Bamba, Falcon-H1; LFM2; ModernBERT; ALBERT
+    Names(("self_attn.o_proj",), ("feed_forward.gate_proj", "feed_forward.gate_up_proj"), "feed_forward.down_proj"),
+    Names(("self_attn.out_proj", "self_attn.o_proj"), ("feed_forward.w1",), "feed_forward.w2"),
+    Names(("attn.Wo",), ("mlp.Wi",), "mlp.Wo"),
+    Names(("attention.dense",), ("ffn",), "ffn_output"),
 )  # fmt: skip
-"""T5, BART and Pegasus, Llama and its kin, DistilBERT, GPT-2, BERT and RoBERTa."""
 
 
 def linears(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -56,16 +75,52 @@ def names_of(model: Any) -> Names:
     """Return the names of a model's architecture.
 
     Raises:
-        ConfigError: If the architecture is not known here.
+        ConfigError: If the architecture is not known here, or its feed-forward parts are not linear layers.
     """
     paths = list(linears(model))
+    if any(parameter.dim() == 3 and ".experts." in name for name, parameter in model.named_parameters()):
+        raise _unknown(model, paths, "its feed-forward parts are experts in one tensor, and ")
     for names in ARCHITECTURES:
-        if any(ends(path, (names.attention,)) for path in paths) and any(ends(path, (names.outer,)) for path in paths):
+        if any(ends(path, names.attention) for path in paths) and any(names.is_outer(path) for path in paths):
             return names
-    shown = sorted({path.rsplit(".", 1)[-1] for path in paths})
+    raise _unknown(model, paths, "")
+
+
+def query_value(model: Any) -> list[str]:
+    """Return the names of the projections that make queries and values.
+
+    Raises:
+        ConfigError: If none are known.
+    """
+    return _projections(model, QUERIES, VALUES)
+
+
+def key_value(model: Any) -> list[str]:
+    """Return the names of the projections that make keys and values, and queries too in models that make them together.
+
+    Raises:
+        ConfigError: If none are known.
+    """
+    return _projections(model, KEYS, VALUES)
+
+
+def _projections(model: Any, first: Sequence[str], second: Sequence[str]) -> list[str]:
+    paths = list(linears(model))
+    found = [[name for name in names if any(ends(p, (name,)) for p in paths)] for names in (first, second, TOGETHER)]
+    if not found[2] and not (found[0] and found[1]):
+        raise _unknown(model, paths, "")
+    return sorted({name for names in found for name in names})
+
+
+def _unknown(model: Any, paths: Sequence[str], why: str) -> ConfigError:
+    shown = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in paths}))
     kind = getattr(model.config, "model_type", type(model).__name__)
-    raise ConfigError(
-        [f"the layers of {kind!r} models are not known to this adapter; they are called {shown}"], "adapter"
+    return ConfigError(
+        [
+            f"the layers of {kind!r} models are not known to this adapter: {why}its linear layers are called {shown}; choose among "
+            "them with lora(targets=[...]) or ia3(targets=[...])"
+        ],
+        "adapter",
     )
 
 

@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 import transformers as hf
+from text_models import PROMPTS, text_model
 
 from tunesmith.errors import ConfigError, TunesmithError
+from tunesmith.generation import generate
 from tunesmith.lm import LM, family_of
 from tunesmith.runtime import Runtime
 from tunesmith.testing.adapters import move, outputs
@@ -174,3 +176,87 @@ def test_the_seed_decides_the_start_and_leaves_the_global_generator_alone():
 def fresh_once() -> LM:
     with torch.random.fork_rng():
         return fresh("gpt2")
+
+
+POPULAR = """
+Bloom CodeGen Cohere DeepseekV3 Falcon FalconH1 GPT2 GPTBigCode GPTJ GPTNeo GPTNeoX Gemma2 Gemma3Text Glm4 GptOss Lfm2 Llama
+Mistral Mixtral Mpt OPT Olmo2 Phi Phi3 Qwen2 Qwen3 Qwen3Moe SmolLM3 StableLm Starcoder2 XGLM
+""".split()
+HALVES = [
+    "BlenderbotSmall",
+    "EncoderDecoder",
+    "M2M100",
+    "Marian",
+    "MT5",
+    "NllbMoe",
+    "SwitchTransformers",
+    "T5Gemma",
+    "UMT5",
+]
+EXPERTS = {"DeepseekV3", "GptOss", "Mixtral", "Qwen3Moe"}
+NOWHERE = {*EXPERTS, "SwitchTransformers"}
+"""Where only LoRA finds layers by itself."""
+AS_USERS = [
+    pytest.param(kind, family, marks=() if kind in ("GPTNeoX", "Mixtral") else pytest.mark.exhaustive)
+    for family, kinds in (("decoder", POPULAR), ("encoder-decoder", HALVES))
+    for kind in kinds
+]
+
+
+SMOOTH = {"reduction": 8, "activation": "gelu"}  # of so few units all could be dead otherwise
+OURS = [LoRA(rank=2), IA3(), Bottleneck(**SMOOTH), Bottleneck(style="parallel", **SMOOTH)]
+
+
+@pytest.mark.parametrize("config", OURS, ids=lambda c: type(c).__name__ + getattr(c, "style", ""))
+@pytest.mark.parametrize(("kind", "family"), AS_USERS)
+def test_without_further_words_it_trains_itself_alone_and_is_saved_merged_and_taken_off(kind, family, config, tmp_path):
+    lm = text_model(kind, family)
+    if not isinstance(config, LoRA) and kind in NOWHERE:
+        why = "experts in one tensor" if kind in EXPERTS else "not known to this adapter"
+        with pytest.raises(ConfigError, match=rf"{why}.*choose among them with lora\(targets="):
+            config.build().attach(lm, Runtime())
+        return
+    plain, before = logits(lm), {name: p.detach().clone() for name, p in lm.model.named_parameters()}
+    lm = config.build().attach(lm, Runtime())
+    assert torch.equal(logits(lm), plain)
+    own = dict(lm.adapters[0].trainable())
+    ids = {id(parameter) for parameter in own.values()}
+    optimizer = torch.optim.SGD((p for p in lm.model.parameters() if p.requires_grad), lr=1.0)
+    start = {name: parameter.detach().clone() for name, parameter in own.items()}
+    for _ in range(2):
+        optimizer.zero_grad()
+        lm.model(input_ids=TEXT, labels=TEXT).loss.backward()
+        torch.nn.utils.clip_grad_norm_(own.values(), 1.0)
+        optimizer.step()
+    still = [name for name, parameter in own.items() if torch.equal(parameter, start[name])]
+    # experts that no token was sent to learn nothing
+    assert not [name for name in still if "expert" not in name]
+    for name, parameter in lm.model.named_parameters():
+        if id(parameter) not in ids:
+            assert torch.equal(parameter, before[lm.adapters[0].base_name(name)]), name
+    move(lm.adapters[0])
+    adapted = logits(lm)
+    assert (adapted - plain).abs().max() > 1e-3
+    written = [c.token_ids for c in generate(lm, PROMPTS, max_new_tokens=6)]
+    with lm.adapters[0].disabled():
+        assert torch.equal(logits(lm), plain)
+        off = [c.token_ids for c in generate(lm, PROMPTS, max_new_tokens=6)]
+    assert off == [c.token_ids for c in generate(text_model(kind, family), PROMPTS, max_new_tokens=6)]
+    lm.adapters[0].save(tmp_path)
+    again = config.build().load(text_model(kind, family), tmp_path, Runtime())
+    assert torch.equal(logits(again), adapted)
+    assert [c.token_ids for c in generate(again, PROMPTS, max_new_tokens=6)] == written
+    if hasattr(lm.adapters[0], "merge"):
+        merged = lm.adapters[0].merge(lm)
+        assert torch.allclose(logits(merged), adapted, rtol=1e-5, atol=3e-5 * float(adapted.abs().max()))
+        assert set(merged.model.state_dict()) == set(text_model(kind, family).model.state_dict())
+        assert [c.token_ids for c in generate(merged, PROMPTS, max_new_tokens=6)] == written
+
+
+TEXT = torch.tensor([[5, 9, 30, 12, 7, 8], [21, 33, 5, 6, 9, 9]])
+
+
+def logits(lm):
+    extra = {"decoder_input_ids": TEXT[:, :3]} if lm.family == "encoder-decoder" else {}
+    with torch.no_grad():
+        return lm.model(input_ids=TEXT, **extra).logits

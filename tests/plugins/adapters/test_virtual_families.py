@@ -198,7 +198,8 @@ def read_by(encoder, ids):
     return torch.cat([part[0].transpose(0, 1).flatten(1) for part in seen], dim=-1), states
 
 
-EVERY = [pytest.param(*one, marks=() if one[0] in ALWAYS else pytest.mark.exhaustive, id="-".join(one)) for one in ALL]
+SOME = {"GPTNeoX", "Lfm2", "OPT", "T5"}
+EVERY = [pytest.param(*one, marks=() if one[0] in SOME else pytest.mark.exhaustive, id="-".join(one)) for one in ALL]
 
 
 @pytest.mark.parametrize(("kind", "family"), EVERY)

@@ -314,8 +314,15 @@ def test_a_model_that_counts_from_behind_padding_writes_where_it_is_trained_and_
         assert tuple(row[: len(completion.token_ids)]) == completion.token_ids
 
 
+def mpt():
+    config = transformers.MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=24, vocab_size=51, pad_token_id=0)
+    return wide(transformers.MptForCausalLM(config), "decoder")
+
+
 @pytest.mark.parametrize("adapter", [Prompt(tokens=3), PTuning(tokens=3), Prefix(tokens=3)])
-@pytest.mark.parametrize(("make", "room"), [(gpt2, 16 - 3), (roberta_alone, 34 - 3 - 3), (bart_alone, 32 - 3)])
+@pytest.mark.parametrize(
+    ("make", "room"), [(gpt2, 16 - 3), (roberta_alone, 34 - 3 - 3), (bart_alone, 32 - 3), (mpt, 24 - 3)]
+)
 def test_transformers_loop_ends_where_virtual_tokens_leave_no_position(make, room, adapter, caplog):
     lm = adapter.build().attach(make(), Runtime())
     ids, new = torch.tensor([[5, 9, 30, 12, 7]]), room - 5 + 1
@@ -351,11 +358,6 @@ def windows():
         sliding_window=6, eos_token_id=1, bos_token_id=3, pad_token_id=0,
     )  # fmt: skip
     return wide(transformers.MistralForCausalLM(config), "decoder")
-
-
-def mpt():
-    config = transformers.MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=64, vocab_size=51, pad_token_id=0)
-    return wide(transformers.MptForCausalLM(config), "decoder")
 
 
 @pytest.mark.parametrize(
