@@ -15,7 +15,7 @@ LARGEST_COUNT = 2**53 - 1
 MOST = v.le(LARGEST_COUNT)
 LARGEST_LOGIT = 3.4028234663852886e38
 """The largest float32: what is beyond it would be infinite in the logits' type, and infinity times no occurrence is no number."""
-FACTOR = [v.gt(0), v.ge(2.0**-149), v.le(LARGEST_LOGIT)]
+FACTOR = [v.gt(0.0), v.ge(2.0**-149), v.le(LARGEST_LOGIT)]
 """What logits are multiplied or divided by: neither 0 nor infinite in their type."""
 
 
