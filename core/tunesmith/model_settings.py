@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tunesmith.errors import ConfigError
@@ -125,7 +126,8 @@ def sampler_of(lm: LM) -> SamplerConfig:
         ConfigError: For values that no link takes.
     """
     settings = settings_of(lm.model)
-    return drawn_by(settings, _penalties(lm, settings))
+    with _named(lm):
+        return drawn_by(settings, _penalties(lm, settings))
 
 
 def drawn_by(settings: Any, before: Sequence[SamplerConfig] = ()) -> SamplerConfig:
@@ -145,8 +147,11 @@ def decoder_of(lm: LM) -> DecoderConfig:
     Raises:
         ConfigError: For values that no decoder takes.
     """
-    settings = settings_of(lm.model)
+    with _named(lm):
+        return _search(settings_of(lm.model))
 
+
+def _search(settings: Any) -> DecoderConfig:
     def value(name: str, default: Any) -> Any:
         found = getattr(settings, name, None)
         return default if found is None else found
@@ -173,6 +178,15 @@ def decoder_of(lm: LM) -> DecoderConfig:
         found = decoders.create("tunesmith/stepwise")
     scale = value("guidance_scale", 1)
     return found if scale == 1 else decoders.create("tunesmith/guidance", scale=float(scale), decoder=found)
+
+
+@contextmanager
+def _named(lm: LM) -> Iterator[None]:
+    """Say of what is wrong that it stands in the generation config."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(error.problems, f"the generation config of {type(base_of(lm.model)).__name__}") from error
 
 
 def tell_unused(lm: LM, *, sampler: bool, decoder: bool) -> None:

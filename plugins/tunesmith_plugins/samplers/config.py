@@ -13,6 +13,10 @@ IMPLEMENTATIONS = "tunesmith_plugins.samplers"
 LARGEST_COUNT = 2**53 - 1
 """Rows carry counts as float64, which holds no larger whole number for certain."""
 MOST = v.le(LARGEST_COUNT)
+LARGEST_LOGIT = 3.4028234663852886e38
+"""The largest float32: what is beyond it would be infinite in the logits' type, and infinity times no occurrence is no number."""
+FACTOR = [v.gt(0.0), v.ge(2.0**-149), v.le(LARGEST_LOGIT)]
+"""What logits are multiplied or divided by: neither 0 nor infinite in their type."""
 
 
 @frozen(kw_only=True)
@@ -33,7 +37,7 @@ class Temperature(SamplerConfig):
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.temperature:TemperatureLink"
     name_in_chain: ClassVar[str] = "temperature"
-    temperature: float = field(default=1.0, validator=[v.gt(0), v.lt(float("inf"))])
+    temperature: float = field(default=1.0, validator=FACTOR)
 
 
 @frozen(kw_only=True)
@@ -100,7 +104,7 @@ class RepetitionPenalty(SamplerConfig):
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.counts:RepetitionPenaltyLink"
     name_in_chain: ClassVar[str] = "repetition_penalty"
-    penalty: float = field(default=1.1, validator=[v.gt(0), v.lt(float("inf"))])
+    penalty: float = field(default=1.1, validator=FACTOR)
     window: int = field(default=0, validator=[v.ge(0), MOST])
 
 

@@ -10,11 +10,9 @@ from attrs import validators as v
 
 from tunesmith.kinds.sampler import SamplerConfig
 from tunesmith.typecheck import Checked
-from tunesmith_plugins.samplers.config import IMPLEMENTATIONS, MOST
+from tunesmith_plugins.samplers.config import FACTOR, IMPLEMENTATIONS, LARGEST_LOGIT, MOST
 from tunesmith_plugins.samplers.config_constraints import ids_not_negative
 
-LARGEST_LOGIT = 3.4028234663852886e38
-"""The largest float32: what is beyond it would be infinite in the logits' type, and infinity times no occurrence is no number."""
 FINITE = [v.ge(-LARGEST_LOGIT), v.le(LARGEST_LOGIT)]
 
 
@@ -40,8 +38,8 @@ class DynamicTemperature(SamplerConfig):
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.entropy:DynamicTemperatureLink"
     name_in_chain: ClassVar[str] = "dynamic_temperature"
-    low: float = field(default=0.5, validator=[v.gt(0), v.lt(float("inf"))])
-    high: float = field(default=1.5, validator=[v.gt(0), v.lt(float("inf"))])
+    low: float = field(default=0.5, validator=FACTOR)
+    high: float = field(default=1.5, validator=FACTOR)
     exponent: float = field(default=1.0, validator=[v.gt(0), v.lt(float("inf"))])
 
     def __attrs_post_init__(self) -> None:

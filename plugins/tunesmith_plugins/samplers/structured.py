@@ -146,7 +146,8 @@ class StructuredLink(Link):
             after = before
             if status == STATUS_OK and not self._over(before):
                 after = before.deep_copy()
-                after.consume_token(token)
+                if not self._stands_outside(token, after, state.vocabulary):
+                    after.consume_token(token)
             moved.append(after)
         return evolve(state, matchers=tuple(moved))
 
@@ -179,6 +180,12 @@ class StructuredLink(Link):
         if rest:
             words[whole] &= np.uint32((1 << rest) - 1)  # what a last word has beyond the vocabulary says nothing
         return words.view(np.int32)
+
+    @staticmethod
+    def _stands_outside(token: int, place: Any, vocabulary: Vocabulary) -> bool:
+        """Whether a token is no text and was not the format's choice: one that the model's texts must begin with."""
+        known = token < vocabulary.tokens.vocab_size and token not in vocabulary.ends
+        return known and vocabulary.tokens.is_special_token(token) and not place.validate_tokens([token])
 
     @staticmethod
     def _over(place: Any) -> bool:

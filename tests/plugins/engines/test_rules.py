@@ -201,6 +201,14 @@ def test_in_transformers_own_generate_the_calls_settings_draw():
         lm.model.generate(given, custom_generate=custom_generate("model", parameters={"top_p.p": 0.5}), **settings)
 
 
+def test_what_cannot_be_is_said_to_stand_in_the_generation_config():
+    lm = tiny_lm()
+    lm.model.generation_config.repetition_penalty, lm.model.generation_config.num_beams = -1.0, 10**9
+    for model in ({"sampler": "model"}, {"decoder": "model"}):
+        with pytest.raises(ConfigError, match=r"(?s)generation config of LlamaForCausalLM.*must be"):
+            generate(lm, PROMPTS, **model)
+
+
 def test_what_is_not_used_is_named_once(caplog):
     caplog.set_level(logging.WARNING)
     lm = made("bart")

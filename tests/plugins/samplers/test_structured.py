@@ -283,6 +283,16 @@ def test_special_tokens_are_no_text(lm):
         assert completion.token_ids.index(END) == len(completion.token_ids) - 1
 
 
+@pytest.mark.parametrize("decoder", ["stepwise", "speculative(verify=tokens)"])
+def test_a_forced_first_token_stands_before_the_format(decoder):
+    """As the language of mBART and NLLB."""
+    lm = model_with(byte_tokenizer(), "encoder-decoder")
+    lm.model.generation_config.forced_bos_token_id = 256
+    for completion in written(lm, Structured(regex=DATE), 4, decoder=decoder):
+        assert completion.token_ids[0] == 256
+        follows(DATE)(completion.text)
+
+
 @conformance(Structured(regex="[!-~]{1,30}", tokenizer="byte-tokenizer"))
 def test_conforms(check, tmp_path, monkeypatch):
     byte_tokenizer().save_pretrained(tmp_path / "byte-tokenizer")

@@ -33,6 +33,18 @@ def test_the_class_the_field_and_the_value_are_named(make, message):
 
 
 @pytest.mark.parametrize(
+    "spec", ["temperature(temperature={})", "repetition_penalty(penalty={})", "dynamic_temperature(low={0}, high={0})"]
+)
+def test_a_factor_is_what_the_logits_type_can_carry(spec):
+    """Others were errors of the kernel at the first token."""
+    for beyond in ("0.0", "1e-46", "1e39"):
+        with pytest.raises(ConfigError, match="must be [<>]"):
+            parse(spec.format(beyond), "sampler")
+    for most in ("1.5e-45", "3.4e38"):
+        parse(spec.format(most), "sampler").build().sample(logits_of(3), rows_of(3))
+
+
+@pytest.mark.parametrize(
     "spec",
     [
         "top_k(k={})",
