@@ -397,12 +397,10 @@ def announce(model: Any, layout: Layout) -> None:
 
 
 def saved_as_named(model: Any) -> None:
-    """Let ``save_pretrained`` write tensors under the names that they have in the model, where by itself it gathers experts, or
-    queries, keys and values (NomicBert), into the tensors of the architecture's first checkpoints: a range is none of a part."""
-    found = getattr(model, "_weight_conversions", None)
-    if any(
-        isinstance(each, WeightConverter) for each in found or get_model_conversion_mapping(model, add_legacy=False)
-    ):
+    """Let ``save_pretrained`` write tensors under the names that they have in the model, as ``quantization_config`` does. By itself
+    it writes those of the architecture's first checkpoints: other names (Gemma 3 with images), or whole tensors for experts, or for
+    queries, keys and values (NomicBert), of which a range is none of a part."""
+    if getattr(model, "_weight_conversions", None) or get_model_conversion_mapping(model, add_legacy=False):
         model._weight_conversions = []
 
 

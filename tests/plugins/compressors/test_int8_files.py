@@ -217,6 +217,23 @@ def test_positions_that_no_file_holds_are_not_rounded_to_float16(tmp_path, kind)
     assert torch.equal(positions, again)
 
 
+def test_files_of_an_architecture_with_older_names_come_back(make, tmp_path):
+    half = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config={**half, "vocab_size": 30, "num_key_value_heads": 1, "head_dim": 16},
+        vision_config={**half, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=1,
+    )
+    lm = evolve(make("llama"), model=transformers.Gemma3ForConditionalGeneration(config).eval())
+    lm.save(tmp_path / "float")
+    made, _ = Int8(measure_rows=0, rounding="nearest").build().compress(load(tmp_path / "float"), runtime=RUNTIME)
+    quick = Int8QuantizationConfig.on_load(Int8())
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "float", quantization_config=quick)
+    for number, small in enumerate((made, evolve(made, model=read))):
+        small.save(tmp_path / str(number))
+        assert torch.equal(logits(load(tmp_path / str(number))), logits(made))
+
+
 def test_calibration_of_a_float16_model_is_that_of_float32(make):
     data = [Example(id="0", prompt="a b c d e", targets=("f g h",))]
     lm = make("t5")
