@@ -180,7 +180,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused_before_the_work(tmp_path, 
     with pytest.raises(ConfigError, match="taken is a file.*another name @ save"):
         ts.compress(model, save="~/taken")
     assert not getattr(model, "is_quantized", False)
-    command = ["compress", "no-model", "int8", "--output", str(tmp_path / "taken" / "in")]
+    command = ["compress", "no-model", "int8", "-o", str(tmp_path / "taken" / "in")]
     assert main(command) == 1
     assert "taken is a file" in capsys.readouterr().err
 

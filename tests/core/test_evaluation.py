@@ -472,7 +472,7 @@ def test_the_command_finds_wrong_places_before_it_reads_anything(tmp_path: Path)
     with pytest.raises(ArtifactError, match="holds no scores"):
         run(*common, "--versus", str(tmp_path))
     with pytest.raises(DataError, match="no-data"):
-        run(*common, "--out", str(tmp_path / "new" / "out"))
+        run(*common, "-o", str(tmp_path / "new" / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]  # what was tried left nothing behind
 
 

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.argument("compressor")
 @click.option(
-    "--output", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the smaller model."
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the smaller model.",
 )
 @click.option("--data", "source", default="", help="A file, a folder with one file a split, or a hub name.")
 @click.option(

@@ -50,7 +50,7 @@ EARLIER = "the earlier evaluation"
     "--versus", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Scores written by --out."
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Write scores, rows and generations here."
+    "-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="Write scores, rows and generations here."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
