@@ -119,3 +119,7 @@ def give_back(trainer: Any, parameters: Sequence[tuple[str, torch.nn.Parameter]]
             main = trainer.args.process_index == 0
             whole = state[name].to(device, parameter.dtype) if main else torch.empty_like(parameter, device=device)
             parameter.copy_(broadcast(whole.contiguous()))
+    if trainer.is_deepspeed_enabled:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()  # or models that are loaded later would be cut up as they come (ZeRO 3)

@@ -111,6 +111,8 @@ def _end_with(parent: int, launched: bool) -> None:
     def there() -> bool:
         if not launched:
             return os.getppid() == parent
+        if sys.platform == "win32":  # where signal 0 is Control-C
+            return True
         try:
             os.kill(parent, 0)
         except ProcessLookupError:
