@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from tunesmith.errors import ConfigError
 from tunesmith.processes import cutting
+
+TRUST = "TUNESMITH_TRUST_CHECKPOINTS"
+"""The variable by which a user says that nobody else wrote a run's checkpoints."""
 
 
 def sharded(trainer: Any) -> bool:
@@ -90,6 +95,33 @@ def check_gathering(trainer: Any, where: str) -> None:
             [
                 "DeepSpeed's stage 3 gathers the trained weights only if told to; set zero3_save_16bit_model (in its own file "
                 "stage3_gather_16bit_weights_on_model_save) to true"
+            ],
+            where,
+        )
+
+
+def check_trusted(trainer: Any, folder: Path, where: str) -> None:
+    """Check that reading a checkpoint in pieces runs no code that somebody may have put there, or that the user vouches for it.
+
+    DeepSpeed, and FSDP with sharded states, unpickle what they find; FSDP with full states reads tensors alone.
+
+    Args:
+        trainer: A transformers Trainer, made and not yet started, that trains in pieces.
+        folder: The checkpoint.
+        where: What is being trained, for the message.
+
+    Raises:
+        ConfigError: If it may run code and nobody vouches for it.
+    """
+    fsdp = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
+    if fsdp is not None and fsdp.state_dict_type.name == "FULL_STATE_DICT":
+        return
+    if os.environ.get(TRUST, "0") in ("", "0"):
+        safe = "" if fsdp is None else " (begun with --fsdp_state_dict_type FULL_STATE_DICT a training needs neither)"
+        raise ConfigError(
+            [
+                f"to go on from {folder}, {_by(trainer)} has to unpickle files there, which can run any code: set {TRUST}=1 if "
+                f"nobody else could write to them, or remove {folder.parent} to begin anew{safe}"
             ],
             where,
         )

@@ -27,7 +27,7 @@ from tunesmith.checkpoints import (
 )
 from tunesmith.errors import ArtifactError, ConfigError, NumericError
 from tunesmith.training.callbacks import Bar, StepTimes
-from tunesmith.training.sharding import check_gathering, check_whole, give_back, sharded
+from tunesmith.training.sharding import check_gathering, check_trusted, check_whole, give_back, sharded
 from tunesmith.training.stream import InOrder
 
 if TYPE_CHECKING:
@@ -249,13 +249,17 @@ class _Own:
             self._restore(Path(self.state.best_model_checkpoint), self.model)  # type: ignore[attr-defined]
 
     def check(self, folder: Path) -> None:
-        """Check that a checkpoint in pieces is one of this training.
+        """Check that a checkpoint in pieces is one of this training, and may be read.
 
         Raises:
-            ArtifactError: If it is not.
+            ArtifactError: If it is of another one.
+            ConfigError: If reading it may run code, and the user has not said that it may.
         """
-        if self._sharded and load_tree(folder, OF) != self._identity:
+        if not self._sharded:
+            return
+        if load_tree(folder, OF) != self._identity:
             raise self._of_another(folder)
+        check_trusted(self, folder, "training")
 
     def _of_another(self, folder: Path) -> ArtifactError:
         return ArtifactError(

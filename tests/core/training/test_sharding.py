@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -23,6 +24,7 @@ from tunesmith.kinds.adapter import AdapterConfig, whole_parameters
 from tunesmith.processes import processes
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm
+from tunesmith.training.sharding import TRUST, check_trusted
 from tunesmith_plugins import stages as st
 from tunesmith_plugins.adapters import Full, LoRA, QuantizationAware
 from tunesmith_plugins.adapters.full import WholeModel
@@ -139,6 +141,31 @@ def test_methods_with_whole_copies_refuse_to_be_cut_up(by: str, monkeypatch: pyt
         processes(torch.device("cpu"))
 
 
+@pytest.mark.parametrize(
+    ("by", "states", "safe"),
+    [("FSDP", "FULL_STATE_DICT", True), ("FSDP", "SHARDED_STATE_DICT", False), ("DeepSpeed", "", False)],
+)
+def test_what_would_be_unpickled_is_read_only_if_the_user_vouches_for_it(
+    by: str, states: str, safe: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = SimpleNamespace(state_dict_type=SimpleNamespace(name=states))
+    trainer = SimpleNamespace(
+        is_fsdp_enabled=by == "FSDP",
+        is_deepspeed_enabled=by == "DeepSpeed",
+        accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)),
+    )
+    folder = tmp_path / "checkpoint-2"
+    if safe:
+        check_trusted(trainer, folder, "training")
+    else:
+        with pytest.raises(
+            ConfigError, match=rf"from {folder}, {by} has to unpickle .*set {TRUST}=1 .* or remove {tmp_path} "
+        ):
+            check_trusted(trainer, folder, "training")
+    monkeypatch.setenv(TRUST, "1")
+    check_trusted(trainer, folder, "training")
+
+
 def test_an_adapter_says_what_it_needs_once_it_is_attached() -> None:
     adapter = Full(keep_zeros=True).build()
     lm = adapter.attach(tiny_lm("decoder"), RUNTIME)
@@ -165,13 +192,14 @@ WRAP = "--fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP --fsdp_transformer_layer_
 BY = {
     "ddp": "--multi_gpu",
     "fsdp": f"--use_fsdp --fsdp_version 2 {WRAP}",
+    "fsdp-full": f"--use_fsdp --fsdp_version 2 --fsdp_state_dict_type FULL_STATE_DICT {WRAP}",
     "deepspeed-2": "--use_deepspeed --zero_stage 2",
     "deepspeed-3": "--use_deepspeed --zero_stage 3 --zero3_save_16bit_model true",
 }
 
 
-def in_pieces(folder: Path, *before: str) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def in_pieces(folder: Path, *before: str, **variables: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, *before, str(SCRIPT), str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -192,7 +220,8 @@ def test_what_is_trained_in_pieces_is_what_one_process_trains(alone: Path, by: s
     if "deepspeed" in by:
         pytest.importorskip("deepspeed")
     folder = alone.parent / by
-    in_pieces(folder, *LAUNCH.split(), *BY[by].split())
+    safe = by in ("ddp", "fsdp-full")
+    in_pieces(folder, *LAUNCH.split(), *BY[by].split(), **({} if safe else {TRUST: "1"}))
     files = sorted(path.relative_to(alone) for path in alone.rglob("*.safetensors") if "work" not in path.parts)
     assert len(files) >= 10
     for file in files:
