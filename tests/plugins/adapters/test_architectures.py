@@ -55,7 +55,12 @@ MODELS = {
     "distilbert": lambda: hf.DistilBertForMaskedLM(
         hf.DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=64, **IDS)
     ),
+    "albert": lambda: hf.AlbertForMaskedLM(hf.AlbertConfig(embedding_size=16, **BERT, **IDS)),
+    "deberta": lambda: hf.DebertaV2ForMaskedLM(hf.DebertaV2Config(**BERT, **IDS)),
+    "modernbert": lambda: hf.ModernBertForMaskedLM(hf.ModernBertConfig(**BERT, **IDS)),
 }
+LENDS_NOTHING = ("albert", "deberta", "distilbert", "modernbert")
+MORE = ("albert", "deberta", "modernbert")
 ADAPTERS = [
     LoRA(rank=2),
     IA3(),
@@ -77,11 +82,13 @@ def fresh(name: str) -> LM:
 
 
 @pytest.mark.parametrize("config", ADAPTERS, ids=lambda c: type(c).__name__ + getattr(c, "style", ""))
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name in MORE)) for name in MODELS]
+)
 def test_it_works_on(name, config, tmp_path):
     lm = fresh(name)
     plain = outputs(lm)
-    if name == "distilbert" and isinstance(config, Prefix):
+    if name in LENDS_NOTHING and isinstance(config, Prefix):
         with pytest.raises(TunesmithError, match="no self-attention with a cache"):
             config.build().attach(lm, Runtime())
         return
