@@ -298,6 +298,9 @@ def test_logits_that_are_changed_behind_the_output_layer_are_refused(make):
     with pytest.raises(ConfigError, match="set chunk=0"):
         Distill(steps=1, batch_size=2).build().compress(lm, data=EXAMPLES, runtime=RUNTIME)
     Distill(steps=1, batch_size=2, chunk=0).build().compress(lm, data=EXAMPLES, runtime=RUNTIME)
+    model.lm_head.weight.data[3] = math.nan
+    with pytest.raises(NumericError, match="the teacher's logits are NaN on an example"):
+        Distill(steps=1, batch_size=2).build().compress(lm, data=EXAMPLES, runtime=RUNTIME)
 
 
 def test_a_forward_that_someone_has_put_on_the_output_layer_stays(make):
