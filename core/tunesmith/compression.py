@@ -144,6 +144,14 @@ def _handle(given: Any, tokenizer: Any, runtime: Runtime | None) -> LM:
                 ],
                 WHERE,
             )
+        if any(parameter.is_meta for parameter in given.parameters()):
+            raise ConfigError(
+                [
+                    f"the {type(given).__name__} has weights without numbers, on torch's device 'meta', as models have that were made "
+                    "there or are offloaded to a disk; load all of it into memory"
+                ],
+                WHERE,
+            )
         tokenizer = tokenizer if tokenizer is not None else _tokenizer_of(given)
         return LM(model=given, tokenizer=tokenizer, family=family_of_model(given))
     hint = "; merge its adapter first (merge_and_unload)" if hasattr(given, "merge_and_unload") else ""

@@ -238,6 +238,11 @@ def test_a_folder_whose_model_cannot_be_made_without_data_keeps_its_head_too(tmp
     assert type(ts.lm.load(tmp_path, as_saved=True).model) is transformers.LlamaModel
 
 
+def test_a_model_without_numbers_is_refused():
+    with pytest.raises(ConfigError, match="weights without numbers, on torch's device 'meta'"):
+        ts.compress(tiny_lm("decoder").model.to("meta"), "int8")
+
+
 def test_a_model_with_an_adapter_of_peft_in_it_is_not_taken_for_a_plain_one(tmp_path):
     tiny_lm("decoder").save(tmp_path / "base")
     options = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")

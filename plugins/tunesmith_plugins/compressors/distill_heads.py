@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tunesmith.errors import ConfigError
+from tunesmith.errors import ConfigError, NumericError
 from tunesmith_plugins.compressors.prune_calibration import attention_kept, decoder_ids, is_classifier
 
 BIAS = "final_logits_bias"
@@ -111,6 +111,7 @@ def check(headless: Headless, batch: dict[str, torch.Tensor], who: str) -> None:
 
     Raises:
         ConfigError: If something else is done to them.
+        NumericError: If there are NaN among them.
     """
     if who == "student" and not isinstance(headless.head, nn.Linear):
         raise ConfigError(
@@ -126,6 +127,8 @@ def check(headless: Headless, batch: dict[str, torch.Tensor], who: str) -> None:
         hidden, _ = headless(given)
         apart = headless.logits(hidden.flatten(0, -2)).flatten().float()
     headless.core.train(training)
+    if exact.isnan().any():
+        raise NumericError(f"the {who}'s logits are NaN on an example; look at its weights, or load it in float32.")
     # ProphetNet's output layer sees several streams and shows one
     if apart.shape != exact.shape or not torch.allclose(apart, exact, rtol=1e-3, atol=1e-3):
         raise ConfigError(

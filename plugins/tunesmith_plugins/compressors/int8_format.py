@@ -24,7 +24,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from tunesmith.errors import ArtifactError, ConfigError
+from tunesmith.errors import ArtifactError, ConfigError, MissingPower
 from tunesmith.undivided import never_divide
 from tunesmith_plugins.compressors import int8_checksums
 from tunesmith_plugins.compressors.config_int8 import QuantizerConfig, Scheme
@@ -357,6 +357,13 @@ class Int8Quantizer(HfQuantizer):
             config.checksums[int8_checksums.LAYOUT] = int8_checksums.of_layout(config.told())
         return state, {}
 
+    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+        """Refuse ``model.dequantize()``."""
+        raise MissingPower(
+            "an int8 model is not made a float one again, whose weights would be the rounded ones; load the float model that it was "
+            "made of, or train an adapter on top of it"
+        )
+
     @property
     def is_trainable(self) -> bool:
         """Gradients flow through to the inputs (an adapter can train on top); int8 weights themselves do not train."""
@@ -367,12 +374,12 @@ class Int8Quantizer(HfQuantizer):
         """Whether transformers' trainers take the model as it is. They ask for an adapter of peft's otherwise, and look for
         no other kind.
 
-        True once something was attached to the model, or its owner chose what trains by freezing some of it. A bare model
-        has norms, position embeddings and the like that would train silently while nearly all weights stay as they are.
+        True once something was attached to the model, or its owner chose what trains by freezing some of it, or all, to evaluate
+        it. A bare model has norms, position embeddings and the like that would train silently while nearly all weights stay as
+        they are.
         """
         model = None if self._model is None else self._model()
-        now = frozenset() if model is None else _trains(model)
-        return bool(now) and now != self._trained
+        return model is not None and _trains(model) != self._trained
 
 
 def _trains(model: nn.Module) -> frozenset[str]:

@@ -21,6 +21,7 @@ from tunesmith_plugins.compressors.int8_linear import (
     Int8WeightOnlyLinear,
 )
 from tunesmith_plugins.compressors.layers import names
+from tunesmith_plugins.compressors.near_names import did_you_mean
 
 LINEAR: dict[str, type[Int8Linear]] = {
     layer.kind: layer for layer in (Int8Linear, Int8WeightOnlyLinear, Int8StaticLinear, Int8OutlierLinear)
@@ -240,6 +241,7 @@ def _check_patterns(modules: Mapping[str, nn.Module], config: QuantizerConfig) -
     for where, patterns in (("skip", config.skip), ("modules", tuple(config.modules))):
         problems += [
             f"{where}: nothing in the model is named by {pattern!r}; its linear layers are {linear} ..."
+            f"{did_you_mean(pattern, modules)}"
             for pattern in sorted(patterns)
             if not any(names(pattern, name) for name in modules)
         ]

@@ -151,6 +151,8 @@ def from_config(lm: LM, changes: Mapping[str, Any]) -> LM:
             config = _changed(old, changes)
             _fit_key_heads(config, changes)
             student = type(lm.model)(config)
+    except ConfigError:  # which is a ValueError, and has said it all
+        raise
     except (KeyError, ValueError, TypeError, RuntimeError, ArithmeticError, StrictDataclassError) as cause:
         reason = " ".join(str(cause).split())  # RWKV divides by its layers but one
         raise ConfigError([f"this gives no student: {reason} @ student"], "distill") from cause

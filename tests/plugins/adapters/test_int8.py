@@ -141,14 +141,17 @@ def test_a_head_tied_to_int8_embeddings_takes_an_adapter_too(tmp_path):
 def test_trainers_take_no_bare_model_in_which_norms_alone_would_train(tmp_path):
     lm = int8("decoder")
     lm.save(tmp_path)
-    arguments = TrainingArguments(output_dir=str(tmp_path / "out"), report_to=[], use_cpu=True)
+    arguments = TrainingArguments(output_dir=str(tmp_path / "out"), report_to=[], use_cpu=True, disable_tqdm=True)
+    rows = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}]
     for model in (lm.model, load(tmp_path).model, copy.deepcopy(lm.model)):
         assert any(parameter.requires_grad for parameter in model.parameters())
         with pytest.raises(ValueError, match="purely quantized models"):
             Trainer(model, arguments)
         model.requires_grad_(False)
-        with pytest.raises(ValueError, match="purely quantized models"):
-            Trainer(model, arguments)
+        frozen = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+        assert frozen.evaluate()["eval_loss"] > 0
+        with pytest.raises(RuntimeError, match="does not require grad"):
+            frozen.train()
         next(model.parameters()).requires_grad_(True)  # chosen by hand
         Trainer(model, arguments)
     for config in (LoRA(rank=2), IA3(), Bottleneck(), Prefix()):

@@ -298,6 +298,9 @@ def test_logits_that_are_changed_behind_the_output_layer_are_refused(make):
     with pytest.raises(ConfigError, match="set chunk=0"):
         Distill(steps=1, batch_size=2).build().compress(lm, data=EXAMPLES, runtime=RUNTIME)
     Distill(steps=1, batch_size=2, chunk=0).build().compress(lm, data=EXAMPLES, runtime=RUNTIME)
+    model.lm_head.weight.data[3] = math.nan
+    with pytest.raises(NumericError, match="the teacher's logits are NaN on an example"):
+        Distill(steps=1, batch_size=2).build().compress(lm, data=EXAMPLES, runtime=RUNTIME)
 
 
 def test_a_forward_that_someone_has_put_on_the_output_layer_stays(make):
@@ -875,7 +878,8 @@ def test_students_from_a_config(make, tmp_path):
     )
     assert (small.model.config.model_type, small.model.config.vocab_size, small.family) == ("gpt2", 30, "decoder")
     for changes, message in (
-        ({"hiden_size": 3}, "did you mean 'hidden_size'"), ({"model_type": "bert"}, "student"), ({"model_type": "no"}, "student")
+        ({"hiden_size": 3}, r"problem\n  - a llama .*did you mean 'hidden_size'\? @ student$"),
+        ({"model_type": "bert"}, "student"), ({"model_type": "no"}, "student")
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             Distill(student=changes, steps=1).build().compress(make("llama"), data=EXAMPLES, runtime=RUNTIME)

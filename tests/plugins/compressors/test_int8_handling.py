@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from tunesmith.data.records import Example
-from tunesmith.errors import ConfigError
+from tunesmith.errors import ConfigError, MissingPower
 from tunesmith.lm import LM, load
 from tunesmith.runtime import Runtime
 from tunesmith_plugins.compressors import Int8, Int8Static, Int8WeightOnly, OutlierSplit
@@ -32,6 +32,12 @@ def small(make, kind, config=None, **options):
     return (
         (config or Int8(rounding="nearest", measure_rows=0)).build().compress(make(kind), runtime=RUNTIME, **options)[0]
     )
+
+
+def test_a_model_is_not_dequantized_and_says_what_to_do(make):
+    small, _ = Int8(measure_rows=0, rounding="nearest").build().compress(make("llama"), runtime=RUNTIME)
+    with pytest.raises(MissingPower, match="load the float model"):
+        small.model.dequantize()
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
