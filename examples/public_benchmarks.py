@@ -57,7 +57,7 @@ def summary(stage: dict) -> list[str]:
         for name, value in record["scores"].items():
             interval = "" if value.get("low") is None else f" [{value['low']:.4f}, {value['high']:.4f}]"
             lines.append(
-                f"{name} {value['value']:.4f}{interval}, n = {record['items']}, {record['truncated']} truncated"
+                f"{name:<32}{value['value']:.4f}{interval}, n = {record['items']}, {record['truncated']} truncated"
             )
     return lines
 

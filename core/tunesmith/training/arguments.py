@@ -59,12 +59,13 @@ class Settings:
 
 
 def check(settings: Settings) -> None:
-    """Check the names of the given arguments, and that there is something to stop early by.
+    """Check the names of the given arguments, that there is something to stop early by, and that a tracker is installed.
 
     Raises:
         ConfigError: With all problems at once.
     """
     from transformers import Seq2SeqTrainingArguments
+    from transformers.integrations import is_tensorboard_available
 
     owned = {**OWNED, **settings.owners}
     known = {f.name for f in dataclasses.fields(Seq2SeqTrainingArguments) if f.init} | set(OURS)
@@ -76,6 +77,10 @@ def check(settings: Settings) -> None:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             problems.append(f"TrainingArguments has no {name!r}{hint} @ arguments.{name}")
+    trackers = settings.given.get("report_to")
+    wanted = [trackers] if isinstance(trackers, str) else trackers or ()
+    if "tensorboard" in wanted and not is_tensorboard_available():  # transformers would say to update torch
+        problems.append("tensorboard is not installed: pip install 'tunesmith[tensorboard]' @ arguments.report_to")
     if settings.early_stopping and not settings.validates:
         problems.append("early stopping needs a validation split or share @ validation")
     if problems:
