@@ -20,6 +20,8 @@ from tunesmith.runtime import Runtime, derive_seed
 
 WEIGHTS = "adapter_model.safetensors"
 """File name of an adapter's weights; peft's own."""
+HALF = (torch.float16, torch.bfloat16)
+"""Types of a model whose adapters are float32, as peft's are: steps are lost in bfloat16, and Adam's squares vanish in float16."""
 
 
 @define(eq=False)
@@ -41,7 +43,8 @@ class Switch:
 class Attachment(Adapter):
     """An adapter whose parameters carry its name as one part of their path in the model.
 
-    A subclass says how it gets into the model; its fresh weights come from a generator seeded by the runtime.
+    A subclass says how it gets into the model; its fresh weights come from a generator seeded by the runtime. On a model in half
+    precision they are float32, and what they add is of the model's type.
     """
 
     def __init__(self, config: Any) -> None:
@@ -78,6 +81,8 @@ class Attachment(Adapter):
         lm.model.train(training)
         lm.model.requires_grad_(False)
         for _, parameter in self.trainable():
+            if parameter.dtype in HALF:
+                parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
         return evolve(lm, adapters=(*lm.adapters, self))
 

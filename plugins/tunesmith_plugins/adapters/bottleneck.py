@@ -30,9 +30,9 @@ class Network(torch.nn.Module):
         torch.nn.init.zeros_(self.up.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what is to be added, of the shape of ``x``."""
-        added: torch.Tensor = self.up(self.activation(self.down(x)))
-        return added if self.scale == 1.0 else self.scale * added
+        """Return what is to be added, of the shape and type of ``x``."""
+        added: torch.Tensor = self.up(self.activation(self.down(x.to(self.down.weight.dtype))))
+        return (added if self.scale == 1.0 else self.scale * added).to(x.dtype)
 
 
 @define(eq=False)

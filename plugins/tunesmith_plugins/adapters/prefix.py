@@ -53,10 +53,10 @@ class Pairs:
     tokens: int
     shapes: tuple[Shape, ...]
 
-    def __call__(self, batch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return those of every layer, each (batch, heads, tokens, width)."""
+    def __call__(self, batch: int, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return those of every layer in a type, each (batch, heads, tokens, width)."""
         widths = [shape.heads * width for shape in self.shapes for width in (shape.key, shape.value)]
-        parts = self.table().split(widths, dim=-1)
+        parts = self.table().to(dtype).split(widths, dim=-1)
         heads = [shape.heads for shape in self.shapes for _ in range(2)]
         own = [
             part.view(self.tokens, count, -1).transpose(0, 1).expand(batch, -1, -1, -1)
@@ -95,7 +95,7 @@ class FillCache:
             call["position_ids"] = torch.arange(begin, begin + rows.shape[1], device=rows.device)[None]
         if self.name not in prefixes(past) and at_start(past):
             own = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
-            for index, (keys, values) in zip(self.indices, self.pairs(rows.shape[0]), strict=True):
+            for index, (keys, values) in zip(self.indices, self.pairs(rows.shape[0], module.dtype), strict=True):
                 own.update(keys, values, index)
             prefixes(past)[self.name] = self.pairs.tokens
             call["past_key_values"] = past
@@ -139,7 +139,8 @@ class LendCache:
         if not self.switch.on:
             return None
         call = arguments(module, args, kwargs)
-        keys, values = self.pairs(call["hidden_states"].shape[0])[self.layer]
+        states = call["hidden_states"]
+        keys, values = self.pairs(len(states), states.dtype)[self.layer]
         lent = call.get("past_key_values")  # there if another prefix came before
         call["past_key_values"] = _OneLayer(keys, values) if lent is None else lent.joined(keys, values)
         name = "mask" if "mask" in call else "attention_mask"

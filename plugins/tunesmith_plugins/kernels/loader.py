@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 """The version of the C interface this file speaks; a library of another version is refused."""
 
 TS_OK = 0
