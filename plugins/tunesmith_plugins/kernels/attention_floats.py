@@ -100,7 +100,7 @@ def cached_attention_(
     Raises:
         ValueError: wrong shapes, types or layout.
     """
-    if not _compiling():
+    if k is not None and not _compiling():
         quick: Tensor | None = _quick_attend(q, k, v, keys, values, mask, scale, rotary)
         if quick is not None:
             return quick

@@ -55,7 +55,8 @@ def _first_sample(*arguments: Any) -> Any:
 
 def set_up_calls() -> loader.WordsCall | None:
     """Return the calls of the library that read tensors themselves, ready for use; None where there are none."""
-    library, calls = loader.cpu(), loader.words_call()
+    library = loader.cpu()
+    calls = None if library is None else loader.words_call()
     if library is None or calls is None or calls.setup is None:
         return None
     calls.setup(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from typing import Any
 
 import pytest
@@ -72,6 +73,7 @@ UNUSUAL = {  # place of the argument, and what stands there
     "numbers apart": (0, torch.zeros(2, 1, 64)[..., ::2]),
     "no rows": (0, torch.zeros(0, 1, 32)),
     "new without": (2, None),
+    "values without keys": (1, None),
     "new of another width": (1, torch.zeros(2, 1, 8)),
     "new in pieces": (1, torch.zeros(2, 1, 32)[..., ::2]),
     "keys without tokens": (3, CACHED[:, :, :0]),
@@ -119,6 +121,51 @@ def test_more_new_tokens_than_places_and_wrong_calls_are_no_quick_matter(quick: 
         quick(*a_step()[:5])
     with pytest.raises(ValueError, match="heads of 1 to"):
         quick(*a_step(batch=1, heads=1, kv_heads=1, size=5000))
+
+
+def test_the_public_functions_take_it(quick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    monkeypatch.setattr(attention_floats, "_quick_attend", lambda *given: taken.append(quick(*given)) or taken[-1])
+    q, k, v, keys, values, *rest = a_step()
+    assert kernels.cached_attention_(q, k, v, keys, values, *rest) is taken.pop()
+    assert kernels.float_attention(q.view(2, 4, 1, 8), keys, values).data_ptr() == taken.pop().data_ptr()
+
+
+def test_calls_that_only_the_quick_way_could_take_are_refused_as_before(quick: Any) -> None:
+    q, k, v, keys, values, *_ = a_step()
+    with pytest.raises(ValueError, match="q must be"):
+        kernels.cached_attention_(q.view(2, 4, 1, 8), None, None, keys, values)
+    one = torch.zeros(1, 1, 1, 4).expand(2**60, 1, 1, 4)
+    with pytest.raises(RuntimeError, match="overflow"):
+        kernels.float_attention(one, one, one)
+
+
+def test_large_caches_are_shared_among_threads_with_the_same_bits(quick: Any) -> None:
+    q, k, v, keys, values, *_ = a_step(heads=16, kv_heads=16, time=320, size=64)  # 5 MB
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = quick(q, k, v, keys, values, None, None, None)
+        torch.set_num_threads(2)
+        assert torch.equal(quick(q, k, v, keys, values, None, None, None), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_results_own_their_memory_and_nothing_is_held(quick: Any) -> None:
+    arguments = a_step(batch=1)
+    arguments[5:7] = torch.zeros(1, 1, 1, 9), 0.25
+    counts = [sys.getrefcount(one) for one in arguments]
+    found = [quick(*arguments) for _ in range(20)]
+    unusual = [quick(*arguments[:5], MASK, 0.3, None) for _ in range(20)]
+    assert unusual == [None] * 20
+    assert counts == [sys.getrefcount(one) for one in arguments]
+    kept = found[3].clone()
+    del arguments
+    for _ in range(20):
+        quick(*a_step(batch=1))
+    assert len({one.data_ptr() for one in found}) == 20
+    assert torch.equal(found[3], kept)
 
 
 def test_the_reference_serves_where_it_is_chosen(quick: Any, native: dict[str, Any]) -> None:

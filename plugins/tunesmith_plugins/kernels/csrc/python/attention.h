@@ -9,6 +9,8 @@ namespace {
 
 constexpr int kAttentionWords = 31;
 constexpr uint8_t kCodeBool = 6;
+constexpr double kMostResult = 1e9;             // numbers; more is left to torch
+constexpr double kBriefBytes = 4e5;             // of the cache, some 10 us: for less the interpreter is not let go
 
 // A tensor of the CPU as it lies; shape and strides hold as long as the tensor does.
 struct Strided {
@@ -116,6 +118,7 @@ PyObject *attend(PyObject *, PyObject *const *args, Py_ssize_t given) {
   if (!exchange || !attention_words) Py_RETURN_NONE;
   int64_t words[kAttentionWords] = {};
   const bool flat = args[1] != Py_None;
+  if (flat != (args[2] != Py_None)) Py_RETURN_NONE;
   Strided keys, values;
   Found found = cache_of(args[3], nullptr, &keys, words + 17);
   if (found == kFine) found = cache_of(args[4], keys.shape, &values, words + 19);
@@ -127,6 +130,8 @@ PyObject *attend(PyObject *, PyObject *const *args, Py_ssize_t given) {
   const int64_t batch = words[2], heads = words[3], queries = words[4], kv_heads = keys.shape[1], time = keys.shape[2], size = keys.shape[3];
   if (keys.shape[0] != batch || heads % kv_heads) Py_RETURN_NONE;
   const int64_t sizes[] = {batch, heads, queries, time};
+  // expanded queries may be more than memory holds
+  if ((double)batch * (double)heads * (double)queries * (double)size > kMostResult) Py_RETURN_NONE;
   words[5] = kv_heads, words[6] = time, words[7] = size, words[15] = keys.data, words[16] = values.data;
   for (int i = 0; flat && i < 2 && found == kFine; ++i)
     found = new_of(args[1 + i], batch, queries, kv_heads * size, words + 11 + i, words + 13 + i);
@@ -154,7 +159,8 @@ PyObject *attend(PyObject *, PyObject *const *args, Py_ssize_t given) {
   const int64_t shape[] = {batch, queries, flat ? heads * size : heads, size};
   const Dense like = {0, batch * queries * heads * size, shape[flat ? 2 : 3], shape, flat ? 3 : 4, kCodeFloat, 32};
   PyObject *result = result_like(like, like.last, words + 1);
-  if (result && !run(attention_words, words, kAttentionWords, batch * heads * queries * time * size)) Py_CLEAR(result);
+  const bool brief = ts_attention_bytes(batch * kv_heads, heads / kv_heads * queries, time, size) < kBriefBytes;
+  if (result && !run(attention_words, words, kAttentionWords, brief)) Py_CLEAR(result);
   return result;
 }
 

@@ -200,10 +200,10 @@ Found threads_of(const Dense &x, int64_t columns, int64_t *words) {
 }
 
 // Calls the library; false: an exception is set.
-bool run(int64_t address, const int64_t *words, int64_t count, int64_t products) {
+bool run(int64_t address, const int64_t *words, int64_t count, bool brief) {
   const Function function = (Function)(intptr_t)address;
   int32_t code;
-  if (products < kBriefProducts) {
+  if (brief) {
     code = function(words, count);
   } else {
     Py_BEGIN_ALLOW_THREADS
@@ -238,7 +238,7 @@ PyObject *linear(PyObject *, PyObject *const *args, Py_ssize_t given) {
   if (found == kError) return nullptr;
   if (found == kUnusual) Py_RETURN_NONE;
   PyObject *result = result_like(x, layer[5], layer + 4);
-  if (result && !run(linears_words, words, kFirstWords + kLayerWords, x.size * columns)) Py_CLEAR(result);
+  if (result && !run(linears_words, words, kFirstWords + kLayerWords, x.size * columns < kBriefProducts)) Py_CLEAR(result);
   return result;
 }
 
@@ -306,7 +306,7 @@ PyObject *linears(PyObject *, PyObject *const *args, Py_ssize_t given) {
     if (!made || PyList_Append(results, made)) Py_CLEAR(results);
     Py_XDECREF(made);
   }
-  if (results && !run(linears_words, words, kFirstWords + kLayerWords * count, x.size * columns)) Py_CLEAR(results);
+  if (results && !run(linears_words, words, kFirstWords + kLayerWords * count, x.size * columns < kBriefProducts)) Py_CLEAR(results);
   return results;
 }
 
