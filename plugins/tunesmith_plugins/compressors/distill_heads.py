@@ -11,7 +11,6 @@ import torch
 from attrs import define, field
 from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from tunesmith.errors import ConfigError, NumericError
 from tunesmith_plugins.compressors.prune_calibration import attention_kept, decoder_ids, is_classifier
@@ -22,6 +21,8 @@ BIAS = "final_logits_bias"
 
 def unwrapped(model: Any) -> Any:
     """Return the model inside what trainers put around it for several processes."""
+    from transformers import PreTrainedModel  # which takes most of a second
+
     while not isinstance(model, PreTrainedModel) and isinstance(getattr(model, "module", None), nn.Module):
         model = model.module
     return model

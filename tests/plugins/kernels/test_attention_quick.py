@@ -132,7 +132,7 @@ def test_the_public_functions_take_it(quick: Any, monkeypatch: pytest.MonkeyPatc
 
 
 def test_calls_that_only_the_quick_way_could_take_are_refused_as_before(quick: Any) -> None:
-    q, k, v, keys, values, *_ = a_step()
+    q, _, _, keys, values, *_ = a_step()
     with pytest.raises(ValueError, match="q must be"):
         kernels.cached_attention_(q.view(2, 4, 1, 8), None, None, keys, values)
     one = torch.zeros(1, 1, 1, 4).expand(2**60, 1, 1, 4)
