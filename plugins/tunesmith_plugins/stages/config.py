@@ -71,6 +71,7 @@ class Generate(StageConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.generate:GenerateStage"
+    revision: ClassVar[int] = 2
     produces: ClassVar[Mapping[str, str]] = {"generations": "generations", "scores": "scores"}
     samplers: dict[str, SamplerConfig] = field(factory=dict)
     data: Data | None = None
@@ -101,6 +102,7 @@ class Evaluate(StageConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.evaluate:EvaluateStage"
+    revision: ClassVar[int] = 2
     produces: ClassVar[Mapping[str, str]] = {"scores": "scores", "generations": "generations"}
     metrics: tuple[MetricConfig, ...] = field(validator=v.min_len(1))
     data: Data | None = None
@@ -291,6 +293,7 @@ class Align(StageConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.align:AlignStage"
+    revision: ClassVar[int] = 2
     produces: ClassVar[Mapping[str, str]] = {"model": "model", "report": "report"}
     algorithm: RLAlgorithmConfig
     adapter: AdapterConfig | None = None
@@ -356,6 +359,7 @@ class Benchmark(StageConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.benchmark:BenchmarkStage"
+    revision: ClassVar[int] = 2
     produces: ClassVar[Mapping[str, str]] = {"scores": "scores"}
     benchmarks: tuple[BenchmarkConfig, ...] = field(validator=v.min_len(1))
     items: int = field(default=0, validator=v.ge(0))
@@ -397,6 +401,7 @@ class ConstitutionalRevision(StageConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.constitutional_revision:ConstitutionalRevisionStage"
+    revision: ClassVar[int] = 2
     produces: ClassVar[Mapping[str, str]] = {"dataset": "dataset", "preferences": "preferences"}
     principles: str
     data: Data | None = None
