@@ -36,16 +36,16 @@ class Generation(Checked):
 
     Attributes:
         engine: None means ``tunesmith/transformers``.
-        decoder: None means ``tunesmith/stepwise``.
-        sampler: None means ``tunesmith/greedy``.
+        decoder: None means ``tunesmith/stepwise``, ``"model"`` the one that the model's generation config asks for.
+        sampler: None means ``tunesmith/greedy``, ``"model"`` the one that the model's generation config asks for.
         max_new_tokens: Most new tokens of a completion.
         min_new_tokens: Fewest.
         stop: Strings that end a completion.
     """
 
     engine: EngineConfig | None = None
-    decoder: DecoderConfig | None = None
-    sampler: SamplerConfig | None = None
+    decoder: DecoderConfig | Literal["model"] | None = None
+    sampler: SamplerConfig | Literal["model"] | None = None
     max_new_tokens: int = field(default=64, validator=v.ge(1))
     min_new_tokens: int = field(default=0, validator=v.ge(0))
     stop: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class Generate(StageConfig):
     """Write completions for a split's prompts with each of several samplers, side by side on the same prompts.
 
     Attributes:
-        samplers: Label to sampler; empty means the one of ``generation``.
+        samplers: Label to sampler, or to ``"model"``; empty means the one of ``generation``.
         data: None means the pipeline's.
         split: The split whose prompts are used.
         items: At most so many prompts; 0 means all.
@@ -73,7 +73,7 @@ class Generate(StageConfig):
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.generate:GenerateStage"
     revision: ClassVar[int] = 2
     produces: ClassVar[Mapping[str, str]] = {"generations": "generations", "scores": "scores"}
-    samplers: dict[str, SamplerConfig] = field(factory=dict)
+    samplers: dict[str, SamplerConfig | Literal["model"]] = field(factory=dict)
     data: Data | None = None
     split: str = "test"
     items: int = field(default=0, validator=v.ge(0))
