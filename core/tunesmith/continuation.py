@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from tunesmith.errors import DataError, MissingPower
+from tunesmith.model_settings import base_of
 from tunesmith.padding import positions_of
 
 if TYPE_CHECKING:
@@ -42,17 +43,34 @@ class Pair:
 
 
 def positions(lm: LM) -> int | None:
-    """Return how many tokens of text the model and its tokenizer allow at once; None if neither has a limit.
+    """Return how many tokens of text the model reads at once; None if neither it nor its tokenizer has a limit.
 
-    What adapters put before every text takes places that are then no longer there for it.
+    Of an encoder-decoder that is a prompt's; for what it writes ask :func:`writable`. What adapters put before every text
+    takes places that are then no longer there for it.
     """
     limit = readable(lm.model, lm.tokenizer)
     return None if limit is None else max(1, limit - sum(adapter.virtual_tokens for adapter in lm.adapters))
 
 
+def writable(lm: LM) -> int | None:
+    """Return how many tokens a text may have that the model writes or scores; None for any number.
+
+    Of an encoder-decoder the decoder's, of which prefixes take some; other models read what they write.
+    """
+    if lm.family != "encoder-decoder":
+        return positions(lm)
+    limit = positions_of(lm.model, "decoder", sum(adapter.cached_tokens for adapter in lm.adapters))
+    return None if limit is None else max(1, limit)
+
+
 def readable(model: Any, tokenizer: Any) -> int | None:
-    """Return how many tokens a transformers model and its tokenizer allow at once; None for any number."""
-    parts = ("encoder", "decoder") if model.config.is_encoder_decoder else ("",)
+    """Return how many tokens a transformers model and its tokenizer read at once; None for any number.
+
+    A model of two halves that writes nothing, such as BART with a classification head, reads the text in both.
+    """
+    parts: tuple[str, ...] = ("",)
+    if model.config.is_encoder_decoder:
+        parts = ("encoder",) if base_of(model).can_generate() else ("encoder", "decoder")
     limits = [limit for limit in (positions_of(model, part) for part in parts) if limit is not None]
     own = getattr(tokenizer, "model_max_length", None)
     if own is not None and own < UNLIMITED:
@@ -104,16 +122,17 @@ def truncate(lm: LM, pair: Pair) -> Pair:
     """Cut the context from the left until the model can read it; of a decoder-only model, the last token is not read.
 
     Raises:
-        DataError: If the continuation alone is longer than the model reads.
+        DataError: If the continuation alone is longer than the model reads, or than an encoder-decoder writes.
     """
-    limit = positions(lm)
+    limit, longest = positions(lm), writable(lm)
+    if longest is not None and len(pair.ids) > longest:
+        reads, instead = ("writes", "") if lm.family == "encoder-decoder" else ("reads", " or score it as plain text")
+        raise DataError(
+            f"a continuation of {len(pair.ids)} tokens is longer than the {longest} that the model {reads} at once; "
+            f"leave it out{instead}."
+        )
     if limit is None:
         return pair
-    if len(pair.ids) > limit:
-        raise DataError(
-            f"a continuation of {len(pair.ids)} tokens is longer than the {limit} that the model reads at once; "
-            "leave it out or score it as plain text."
-        )
     room = limit if lm.family == "encoder-decoder" else limit + 1 - len(pair.ids)
     cut = max(0, len(pair.context_ids) - room)
     return Pair(context_ids=pair.context_ids[cut:], ids=pair.ids, cut=cut) if cut else pair

@@ -20,7 +20,7 @@ from tunesmith.hf_rows import Parameters
 from tunesmith.kinds.decoder import Completion, Decoder, DecoderConfig, Limits, Piece, Request
 from tunesmith.kinds.engine import Engine, EngineConfig, Throughput
 from tunesmith.kinds.sampler import Sampler, SamplerConfig
-from tunesmith.model_settings import MODEL, decoder_of, sampler_of, tell_unused
+from tunesmith.model_settings import MODEL, resolved, tell_unused
 from tunesmith.row_parameters import check as check_parameters
 from tunesmith.runtime import Runtime, checked, derive_seed
 from tunesmith.turns import Turns, turns_of
@@ -176,8 +176,7 @@ def generate(
     chosen = sampler is not None, decoder is not None
     if MODEL in (sampler, decoder):
         lm = _model(lm, checked(runtime, "generate") or Runtime())
-        sampler = sampler_of(lm) if sampler == MODEL else sampler
-        decoder = decoder_of(lm) if decoder == MODEL else decoder
+        sampler, decoder = resolved(lm, sampler, decoder)
     built_decoder: Decoder = component(decoder, "decoder")
     built_sampler: Sampler = component(sampler, "sampler")
     check_parameters(built_sampler, values, "generate")

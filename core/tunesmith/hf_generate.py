@@ -16,7 +16,7 @@ from tunesmith.kinds.engine import Throughput
 from tunesmith.kinds.sampler import STATUS_EMPTY, STATUS_OK, Applies, Link, Rows, Sampler, SamplerConfig, chain_of
 from tunesmith.kinds.step_model import introduce
 from tunesmith.model_families import needs
-from tunesmith.model_settings import MODEL, drawn_by
+from tunesmith.model_settings import DRAWING, MODEL, drawn_by
 from tunesmith.padding import (
     counts_between,
     counts_padding,
@@ -32,17 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 UNSUPPORTED = ("output_attentions", "output_hidden_states")
-OWN_SAMPLING: dict[str, Callable[[Any], bool]] = {
-    "TemperatureLogitsWarper": lambda s: s.temperature not in (None, 1.0),
-    "TopHLogitsWarper": lambda s: s.top_h is not None,
-    "TopKLogitsWarper": lambda s: s.top_k not in (None, 0),
-    "TopPLogitsWarper": lambda s: s.top_p is not None and s.top_p < 1,
-    "MinPLogitsWarper": lambda s: s.min_p is not None,
-    "TypicalLogitsWarper": lambda s: s.typical_p is not None and s.typical_p < 1,
-    "EpsilonLogitsWarper": lambda s: s.epsilon_cutoff is not None and 0 < s.epsilon_cutoff < 1,
-    "EtaLogitsWarper": lambda s: s.eta_cutoff is not None and 0 < s.eta_cutoff < 1,
-}
-"""Which sampling steps transformers puts behind all other processors with ``do_sample=True``, by its settings."""
 
 
 def custom_generate(
@@ -274,7 +263,8 @@ def _check_padding(model: Any, mask: torch.Tensor | None, virtual: int) -> None:
 
 def _without_sampling(processors: Any, settings: Any) -> Any:
     """Return the processors but for the sampling steps of the settings; those that the caller made stay."""
-    added = {name for name, asked in OWN_SAMPLING.items() if settings.do_sample and asked(settings)}
+    asked = DRAWING if settings.do_sample else {}
+    added = {step.warper for name, step in asked.items() if step.asked(getattr(settings, name, None))}
     kept = []
     for processor in reversed(list(processors)):
         name = type(processor).__name__

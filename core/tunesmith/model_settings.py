@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from attrs import frozen
+
 from tunesmith.errors import ConfigError
 from tunesmith.kinds.decoder import DecoderConfig
 from tunesmith.kinds.sampler import SamplerConfig
@@ -34,12 +36,33 @@ def _other_than(neutral: Any) -> Test:
     return lambda value: value is not None and value != neutral
 
 
-def _below_1(value: float) -> bool:
-    return value < 1
+def _given(value: Any) -> bool:
+    return value is not None
 
 
-def _within(value: float) -> bool:
-    return 0 < value < 1
+def _below_1(value: Any) -> bool:
+    return value is not None and value < 1
+
+
+def _within(value: Any) -> bool:
+    return value is not None and 0 < value < 1
+
+
+@frozen
+class Drawing:
+    """A step before a draw.
+
+    Attributes:
+        warper: transformers' class for it.
+        link: The sampler's link.
+        option: The link's field.
+        asked: By which values of the setting transformers is asked for it.
+    """
+
+    warper: str
+    link: str
+    option: str
+    asked: Test
 
 
 PENALTIES: Mapping[str, Test] = {
@@ -52,17 +75,17 @@ PENALTIES: Mapping[str, Test] = {
 }
 """What a sampler does whether it draws or not, and by which values it is asked for."""
 
-DRAWING: Mapping[str, tuple[str, str, Test]] = {
-    "temperature": ("temperature", "temperature", _other_than(1.0)),
-    "top_h": ("top_h", "h", _above(0)),
-    "top_k": ("top_k", "k", _above(0)),
-    "top_p": ("top_p", "p", _below_1),
-    "min_p": ("min_p", "p", _above(0)),
-    "typical_p": ("typical", "mass", _below_1),
-    "epsilon_cutoff": ("epsilon", "epsilon", _within),
-    "eta_cutoff": ("eta", "epsilon", _within),
+DRAWING: Mapping[str, Drawing] = {
+    "temperature": Drawing("TemperatureLogitsWarper", "temperature", "temperature", _other_than(1.0)),
+    "top_h": Drawing("TopHLogitsWarper", "top_h", "h", _given),
+    "top_k": Drawing("TopKLogitsWarper", "top_k", "k", _other_than(0)),
+    "top_p": Drawing("TopPLogitsWarper", "top_p", "p", _below_1),
+    "min_p": Drawing("MinPLogitsWarper", "min_p", "p", _given),
+    "typical_p": Drawing("TypicalLogitsWarper", "typical", "mass", _below_1),
+    "epsilon_cutoff": Drawing("EpsilonLogitsWarper", "epsilon", "epsilon", _within),
+    "eta_cutoff": Drawing("EtaLogitsWarper", "eta", "epsilon", _within),
 }
-"""What a sampler does where ``do_sample`` asks for draws: link, its field, and by which values it is asked for, in transformers' order."""
+"""What a sampler does where ``do_sample`` asks for draws, in transformers' order."""
 
 SEARCH: Mapping[str, Test] = {
     "num_beams": _above(1),
@@ -81,13 +104,15 @@ NOT_DONE: Mapping[str, Test] = {
     "force_words_ids": bool,
     "token_healing": bool,
     "remove_invalid_values": bool,
+    "renormalize_logits": bool,
     "max_time": bool,
     "stop_strings": bool,
     "num_return_sequences": _above(1),
 }
-"""What is not taken from a generation config at all; the last two are arguments of ``generate``."""
+"""What changes texts and is not taken from a generation config at all; the last two are arguments of ``generate``."""
 
-_TOLD: weakref.WeakSet[Any] = weakref.WeakSet()
+_TOLD: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+"""What has been said of each model."""
 
 
 def base_of(model: Any) -> Any:
@@ -138,7 +163,43 @@ def drawn_by(settings: Any, before: Sequence[SamplerConfig] = ()) -> SamplerConf
     """
     if not getattr(settings, "do_sample", None):
         return samplers.create("tunesmith/chain", links=tuple(before), draw="greedy")
-    return samplers.create("tunesmith/chain", links=(*before, *_drawing(settings)))
+    values = {name: getattr(settings, name, None) for name in DRAWING}
+    if values["top_k"] is None:
+        values["top_k"] = 50  # as in transformers where the config is silent
+    return samplers.create("tunesmith/chain", links=(*before, *links_of_draws(values)))
+
+
+def links_of_draws(values: Mapping[str, Any]) -> list[SamplerConfig]:
+    """Return the links that transformers' settings of draws ask for, by the settings' names.
+
+    Raises:
+        ConfigError: For values that no link takes.
+    """
+    return [
+        samplers.create(f"tunesmith/{step.link}", **{step.option: values[name]})
+        for name, step in DRAWING.items()
+        if step.asked(values.get(name))
+    ]
+
+
+def resolved(lm: LM, sampler: Any, decoder: Any) -> tuple[Any, Any]:
+    """Return what a caller gave for sampler and decoder, with ``"model"`` replaced by what the generation config asks for.
+
+    Raises:
+        ConfigError: For values that no link or decoder takes, and for beams that are to draw from a sampler that nobody gave.
+    """
+    if decoder == MODEL:
+        decoder = decoder_of(lm)
+        if sampler is None and getattr(getattr(decoder, "decoder", decoder), "draws", False):
+            with _named(lm):
+                raise ConfigError(
+                    [
+                        f"num_beams={settings_of(lm.model).num_beams} and do_sample=True ask for beams that draw, and no sampler "
+                        "says from what; give sampler='model' too"
+                    ],
+                    "generate",
+                )
+    return sampler_of(lm) if sampler == MODEL else sampler, decoder
 
 
 def decoder_of(lm: LM) -> DecoderConfig:
@@ -190,25 +251,28 @@ def _named(lm: LM) -> Iterator[None]:
 
 
 def tell_unused(lm: LM, *, sampler: bool, decoder: bool) -> None:
-    """Say once a model, as a warning, which settings of its generation config are not used.
+    """Say as a warning, once a model, which settings of its generation config are not used.
 
     Args:
         lm: The model.
         sampler: Whether somebody says what is done to logits: the caller, or the generation config.
         decoder: Whether somebody says how texts are searched for.
     """
-    model = base_of(lm.model)
-    settings = getattr(model, "generation_config", None)
-    if settings is None or model in _TOLD:
+    settings = settings_of(lm.model)
+    if settings is None:
         return
-    asked = [] if sampler else _asked(settings, {**PENALTIES, "do_sample": bool})
-    asked += [] if decoder else _asked(settings, SEARCH)
-    missing = _asked(settings, NOT_DONE)
-    if sampler and not _counts_new_tokens(lm) and _asked(settings, {"min_length": PENALTIES["min_length"]}):
+    asked, missing = [], _asked(settings, NOT_DONE)
+    penalties = dict(PENALTIES)
+    if not _counts_new_tokens(lm) and _asked(settings, {"min_length": penalties.pop("min_length")}):
         missing.append(f"min_length={settings.min_length} (with the prompt)")
-    if not asked and not missing:
-        return
-    _TOLD.add(model)
+    if not sampler:
+        drawing = {name: step.asked for name, step in DRAWING.items()} if getattr(settings, "do_sample", None) else {}
+        asked += _asked(settings, {**penalties, "do_sample": bool, **drawing})
+    asked += [] if decoder else _asked(settings, SEARCH)
+    model = base_of(lm.model)
+    told = _TOLD.setdefault(model, set())
+    asked, missing = ([what for what in some if what not in told] for some in (asked, missing))
+    told.update(asked, missing)
     name = type(model).__name__
     if asked:
         logger.warning(
@@ -264,14 +328,3 @@ def _penalties(lm: LM, settings: Any) -> list[SamplerConfig]:
             )
         links.append(samplers.create("tunesmith/length_decay", end=ends, start=decay[0], factor=float(decay[1])))
     return links
-
-
-def _drawing(settings: Any) -> list[SamplerConfig]:
-    """Return the links of draws; ``top_k`` is 50 where the config is silent, as in transformers."""
-    values = {name: getattr(settings, name, None) for name in DRAWING}
-    values["top_k"] = 50 if values["top_k"] is None else values["top_k"]
-    return [
-        samplers.create(f"tunesmith/{link}", **{option: values[name]})
-        for name, (link, option, asked) in DRAWING.items()
-        if values[name] is not None and asked(values[name])
-    ]

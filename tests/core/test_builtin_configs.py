@@ -35,6 +35,19 @@ STARTS = {
         "metrics": (Perplexity(),),
     },
 }
+REVISIONS = {
+    "adapter": {"bottleneck": 2, "ia3": 2, "lora": 2, "p_tuning": 2, "prefix": 2, "prompt": 2},
+    "compressor": {"distill": 5},
+    "decoder": {"beam": 3, "contrastive": 2, "diverse_beam": 4},
+    "engine": {"transformers": 2},
+    "reward_model": {"pairwise": 2},
+    "rl_algorithm": {"best_of_n_distillation": 3, "grpo": 2, "ppo": 2, "reinforce": 2, "rloo": 2},
+    "stage": {
+        "align": 2, "benchmark": 2, "compress": 2, "constitutional_revision": 2, "evaluate": 2, "fine_tune": 2, "generate": 2,
+        "recipe": 2,
+    },
+}  # fmt: skip
+"""What other results than before are made anew by; a stage's own counts where it leaves engine or decoder to the default."""
 BUILT_IN = [
     pytest.param(entry.kind, entry.id, id=f"{entry.kind}-{entry.name}")
     for kind in KINDS
@@ -100,3 +113,10 @@ def test_entry_points_of_every_kind_are_sorted_in_pyproject():
     for group, points in declared.items():
         assert list(points) == sorted(points), f"the entry points of {group} are not sorted"
     assert set(declared) == {"tunesmith", *(kind.group for kind in KINDS.values())}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_revisions_are_those_that_were_raised_and_none_is_lost(kind):
+    entries = [entry for entry in registry_for(kind).entries() if entry.builtin]
+    found = {entry.name: registry_for(kind).get(entry.id).revision for entry in entries}
+    assert {name: number for name, number in found.items() if number > 1} == REVISIONS.get(kind, {})

@@ -460,7 +460,8 @@ def test_the_command_prints_scores_with_intervals(files: tuple[str, str], tmp_pa
     assert "n = 6, perplexity|per:token" in first.output
     second = run(*common, "--metric", "perplexity", "--versus", str(tmp_path / "out"))
     assert second.output.count("no effect seen against the earlier evaluation") == 2
-    as_json = json.loads(run(*common, "--items", "3", "--json").output)
+    own = ["--sampler", "model", "--decoder", "model"]  # what the model's generation config says
+    as_json = json.loads(run(*common, *own, "--items", "3", "--json").output)
     assert as_json["scores"]["rouge"]["n"] == 3
 
 

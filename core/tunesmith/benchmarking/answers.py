@@ -134,6 +134,8 @@ def _write(
         [item.context for item in block],
         ids=[item.id for item in block],
         engine=engine,
+        decoder="tunesmith/stepwise",  # whatever the model's generation config says
+        sampler="tunesmith/greedy",
         max_new_tokens=limits.max_new_tokens,
         min_new_tokens=limits.min_new_tokens,
         stop=limits.stop,

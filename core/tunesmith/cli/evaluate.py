@@ -33,8 +33,10 @@ EARLIER = "the earlier evaluation"
 @click.option("--split", default="", help="Default: test; all of a single file.")
 @click.option("--items", type=click.IntRange(min=0), default=0, show_default=True, help="At most so many; 0: all.")
 @click.option("--shots", type=click.IntRange(min=0), default=0, show_default=True, help="Solved examples from train.")
-@click.option("--sampler", default="greedy", show_default=True, help="E.g. 'top_p(p=0.9)'.")
-@click.option("--decoder", default="stepwise", show_default=True, help="E.g. 'beam(beams=4)'.")
+@click.option(
+    "--sampler", help="E.g. 'top_p(p=0.9)', or 'model' for what its generation config says; greedy if left out."
+)
+@click.option("--decoder", help="E.g. 'beam(beams=4)', or 'model'; stepwise if left out.")
 @click.option("--engine", default="transformers", show_default=True)
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--min-new-tokens", type=click.IntRange(min=0), default=0, show_default=True)
@@ -63,8 +65,8 @@ def evaluate(
     split: str,
     items: int,
     shots: int,
-    sampler: str,
-    decoder: str,
+    sampler: str | None,
+    decoder: str | None,
     engine: str,
     max_new_tokens: int,
     min_new_tokens: int,
@@ -89,6 +91,7 @@ def evaluate(
     from tunesmith.evaluation.artifact import about_other_tokens
     from tunesmith.evaluation.head import head_for
     from tunesmith.lm import load
+    from tunesmith.model_settings import MODEL
     from tunesmith.runtime import Runtime
     from tunesmith.spec import construct, parse
     from tunesmith.writable import check_folder
@@ -97,8 +100,8 @@ def evaluate(
     configs = tuple(parse(text, "metric") for text in metrics)
     generation = Greedily(
         engine=parse(engine, "engine"),
-        decoder=parse(decoder, "decoder"),
-        sampler=parse(sampler, "sampler"),
+        decoder=decoder if decoder in (None, MODEL) else parse(decoder, "decoder"),
+        sampler=sampler if sampler in (None, MODEL) else parse(sampler, "sampler"),
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
         stop=stop,
@@ -116,7 +119,7 @@ def evaluate(
     compared = {} if tables is None else found.compare(tables)
     if out is not None:
         write_scores(out, found, versus=tables, label=model, versus_label=str(versus or ""))
-        write_generations(out, found, sampler)
+        write_generations(out, found, sampler or "greedy")
     _print(found, compared, about_other_tokens(found, tables or {}, EARLIER), as_json)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from attrs import asdict, field, fields, frozen
 
@@ -32,14 +32,14 @@ BLOCK = 256
 
 
 class Generating(Protocol):
-    """How text is generated; None means the built-in engine, decoder and sampler."""
+    """How text is generated; None means the built-in engine, decoder and sampler, ``"model"`` the generation config's."""
 
     @property
     def engine(self) -> EngineConfig | None: ...
     @property
-    def decoder(self) -> DecoderConfig | None: ...
+    def decoder(self) -> DecoderConfig | Literal["model"] | None: ...
     @property
-    def sampler(self) -> SamplerConfig | None: ...
+    def sampler(self) -> SamplerConfig | Literal["model"] | None: ...
     @property
     def max_new_tokens(self) -> int: ...
     @property

@@ -185,6 +185,7 @@ class Sampler(Component[Any]):
     Attributes:
         deterministic: True if nothing is drawn; may depend on the config.
         stochastic: True if more is drawn than the token, so that a row's ``logp_truncated`` holds for its own noise only.
+        stands_for: The caller's sampler, of one that an engine has made of it; messages name that.
 
     Example:
         >>> draw = TopP(p=0.9).build().sample(logits, rows)  # doctest: +SKIP
@@ -192,6 +193,10 @@ class Sampler(Component[Any]):
 
     deterministic: bool = False
     stochastic: bool = False
+    stands_for: Sampler | None = None
+
+    def __repr__(self) -> str:
+        return super().__repr__() if self.stands_for is None else repr(self.stands_for)
 
     @abstractmethod
     def sample(self, logits: torch.Tensor, rows: Rows, *, top: int = 0, logp: Collection[str] = LOGPS) -> Draw:

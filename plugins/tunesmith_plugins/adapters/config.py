@@ -60,6 +60,7 @@ class LoRA(AdapterConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.injected:LoRAAdapter"
+    revision: ClassVar[int] = 2
     rank: int = field(default=8, validator=v.ge(1))
     alpha: float = field(default=16.0, validator=v.gt(0))
     dropout: float = field(default=0.0, validator=[v.ge(0), v.lt(1)])
@@ -79,6 +80,7 @@ class IA3(AdapterConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.injected:IA3Adapter"
+    revision: ClassVar[int] = 2
     targets: tuple[str, ...] | None = None
     feedforward: tuple[str, ...] | None = None
 
@@ -97,6 +99,7 @@ class Prompt(AdapterConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.soft_prompts:PromptAdapter"
+    revision: ClassVar[int] = 2
     tokens: int = field(default=20, validator=v.ge(1))
     init: Literal["vocab", "text", "random"] = "vocab"
     text: str = ""
@@ -122,6 +125,7 @@ class PTuning(AdapterConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.soft_prompts:PTuningAdapter"
+    revision: ClassVar[int] = 2
     tokens: int = field(default=20, validator=v.ge(1))
     hidden: int = field(default=0, validator=v.ge(0))
     network: Literal["mlp", "lstm"] = "mlp"
@@ -142,6 +146,7 @@ class Prefix(AdapterConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.prefix:PrefixAdapter"
+    revision: ClassVar[int] = 2
     tokens: int = field(default=20, validator=v.ge(1))
     projection: int = field(default=0, validator=v.ge(0))
 
@@ -163,6 +168,7 @@ class Bottleneck(AdapterConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.bottleneck:BottleneckAdapter"
+    revision: ClassVar[int] = 2
     style: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"
     reduction: float = field(default=16.0, validator=v.gt(0))
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"

@@ -68,7 +68,7 @@ class Distill(CompressorConfig):
         arguments: Further ``TrainingArguments`` (bf16, gradient_checkpointing, report_to, weight_decay ...), passed through.
     """
 
-    revision: ClassVar[int] = 4
+    revision: ClassVar[int] = 5
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.distill:DistillCompressor"
     keep_every: int = field(default=2, validator=v.ge(1))
     student: dict[str, bool | int | float | str] = field(factory=dict)

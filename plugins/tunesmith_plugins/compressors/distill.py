@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from attrs import evolve
 
-from tunesmith.continuation import UNLIMITED
+from tunesmith.continuation import UNLIMITED, writable
 from tunesmith.data.encoding import IGNORED, Lengths, Row, Truncation
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
@@ -128,13 +128,14 @@ class DistillCompressor(Compressor):
             data = [evolve(example, targets=classes[:1]) for example in data]
         if config.on_policy == 1 and not config.validation:  # nobody reads the data's answers
             data = [example if example.targets else evolve(example, targets=("",)) for example in data]
-        room = min(most_tokens(lm, UNLIMITED) for lm in (teacher, student))
+        read = min(most_tokens(lm, UNLIMITED) for lm in (teacher, student))
+        written = min(writable(lm) or UNLIMITED for lm in (teacher, student))
         task = Task(
             objective="classification" if classes else objective_of(student.family, "auto"),
             lm=student,
             labels=classes,
             limits=Limits(
-                lengths=Lengths(input=min(config.max_length, room), target=min(config.max_target_length, room)),
+                lengths=Lengths(input=min(config.max_length, read), target=min(config.max_target_length, written)),
                 packing=config.packing,
                 mask_prompt=config.mask_prompt,
                 mask_share=config.mask_share,
@@ -210,7 +211,7 @@ class DistillCompressor(Compressor):
             max_new_tokens=config.max_new_tokens,
             pad=pad,
             end=tokenizer.eos_token_id,
-            room=min(most_tokens(lm, UNLIMITED) for lm in (teacher, student)),
+            room=min(writable(lm) or UNLIMITED for lm in (teacher, student)),
         )
         classes = is_classifier(student.model)
         return DistillationLoss(

@@ -14,6 +14,7 @@ from tunesmith.data.encoding import IGNORED
 from tunesmith.data.records import Example
 from tunesmith.errors import ConfigError
 from tunesmith.lm import LM
+from tunesmith.model_settings import base_of
 from tunesmith.padding import counts_padding, reads_padding
 from tunesmith.runtime import Runtime
 from tunesmith.training.batches import padded
@@ -56,7 +57,8 @@ def teacher_texts(
         teacher,
         [example.prompt for example in data],
         engine="transformers(batch_size=1)" if _takes_padding_for_text(teacher.model) else None,
-        decoder=Beam(beams=beams) if beams > 1 else None,
+        decoder=Beam(beams=beams) if beams > 1 else "tunesmith/stepwise",
+        sampler="tunesmith/greedy",
         max_new_tokens=max_new_tokens,
         runtime=runtime,
     )
@@ -71,8 +73,7 @@ def teacher_texts(
 
 def _takes_padding_for_text(model: Any) -> bool:
     """Whether prompts of different length cannot be read together."""
-    while hasattr(model, "get_base_model"):  # inside what peft puts around it
-        model = model.get_base_model()
+    model = base_of(model)
     if model.config.is_encoder_decoder:
         return False
     return reads_padding(model) or counts_padding(model)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.continuation import positions
+from tunesmith.continuation import positions, writable
 from tunesmith.lm import LM, Family
 from tunesmith_plugins.compressors.prune_calibration import Batch, Enough, forward, reading
 
@@ -31,9 +31,9 @@ def random_batch(lm: LM, seed: int) -> Batch:
         known, special = min(count, len(lm.tokenizer)), set(lm.tokenizer.all_special_ids)
         before, after = _around(lm.tokenizer)
     usual = [token for token in range(known) if token not in special] or list(range(count))
-    most = positions(lm)
-    if most is not None:
-        length = max(1, min(length, most - max(1, len(before) + len(after))))
+    limits = [limit for limit in (positions(lm), writable(lm)) if limit is not None]
+    if limits:
+        length = max(1, min(length, min(limits) - max(1, len(before) + len(after))))
     chosen = torch.tensor(usual)[torch.randint(len(usual), (2, texts, length), generator=generator)].to(lm.device)
 
     def with_tokens(before: Sequence[int], tokens: Tensor, after: Sequence[int]) -> Tensor:

@@ -65,5 +65,6 @@ class Contrastive(DecoderConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.contrastive:ContrastiveDecoder"
+    revision: ClassVar[int] = 2
     top_k: int = field(default=4, validator=v.ge(1))
     alpha: float = field(default=0.6, validator=[v.ge(0), v.le(1)])

@@ -115,6 +115,8 @@ class TransformersEngine(Engine):
         check_rows(sampler, requests)
         fitted, limits = self._fitted(model, requests, limits)
         keeping, fitted = ruled(sampler, fitted, limits, model, forced_end=self.config.forced_end)
+        if keeping is not sampler:
+            keeping.stands_for = sampler
         return fitted, limits, keeping
 
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:

@@ -42,7 +42,7 @@ class BestOfNDistillation(RLAlgorithmConfig):
         report_to: Trackers that get every step's numbers, by their names in accelerate: ``"tensorboard"``, ``"wandb"`` ...
     """
 
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     accepts: ClassVar[frozenset[str]] = frozenset({"online"})
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.best_of_n:BestOfNAlgorithm"
     completions: int = field(default=4, validator=v.ge(2))

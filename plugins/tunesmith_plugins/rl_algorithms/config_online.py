@@ -55,6 +55,7 @@ class OnlineConfig(RLAlgorithmConfig):
             ``"tensorboard"``, ``"wandb"``, ``"mlflow"`` ...
     """
 
+    revision: ClassVar[int] = 2
     accepts: ClassVar[frozenset[str]] = frozenset({"online"})
     steps: int = field(default=100, validator=v.ge(1))
     batch_size: int = field(default=32, validator=v.ge(1))

@@ -19,19 +19,17 @@ from typing import ParamSpec
 from tunesmith.errors import ConfigError
 from tunesmith.given import real, whole
 from tunesmith.kinds.sampler import SamplerConfig
+from tunesmith.model_settings import links_of_draws
 from tunesmith_plugins.samplers import (
     XTC,
     Chain,
     Dry,
-    Epsilon,
-    Eta,
     FrequencyPenalty,
     Greedy,
     MinP,
     PresencePenalty,
     RepetitionPenalty,
     Temperature,
-    TopH,
     TopK,
     TopNSigma,
     TopP,
@@ -114,17 +112,13 @@ def hf(
     Raises:
         ConfigError: For options of a wrong kind or out of range.
     """
-    return _chain(
-        repetition_penalty != 1.0 and RepetitionPenalty(penalty=repetition_penalty),
-        temperature != 1.0 and Temperature(temperature=temperature),
-        top_h is not None and TopH(h=top_h),
-        top_k > 0 and TopK(k=top_k),
-        top_p < 1.0 and TopP(p=top_p),
-        min_p is not None and MinP(p=min_p),
-        typical_p < 1.0 and Typical(mass=typical_p),
-        epsilon_cutoff > 0 and Epsilon(epsilon=epsilon_cutoff),
-        eta_cutoff > 0 and Eta(epsilon=eta_cutoff),
-    )
+    drawn = links_of_draws(
+        {
+            "temperature": temperature, "top_h": top_h, "top_k": top_k, "top_p": top_p, "min_p": min_p, "typical_p": typical_p,
+            "epsilon_cutoff": epsilon_cutoff, "eta_cutoff": eta_cutoff,
+        }
+    )  # fmt: skip
+    return _chain(repetition_penalty != 1.0 and RepetitionPenalty(penalty=repetition_penalty), *drawn)
 
 
 @_options(

@@ -36,16 +36,16 @@ class Generation(Checked):
 
     Attributes:
         engine: None means ``tunesmith/transformers``.
-        decoder: None means ``tunesmith/stepwise``.
-        sampler: None means ``tunesmith/greedy``.
+        decoder: None means ``tunesmith/stepwise``, ``"model"`` the one that the model's generation config asks for.
+        sampler: None means ``tunesmith/greedy``, ``"model"`` the one that the model's generation config asks for.
         max_new_tokens: Most new tokens of a completion.
         min_new_tokens: Fewest.
         stop: Strings that end a completion.
     """
 
     engine: EngineConfig | None = None
-    decoder: DecoderConfig | None = None
-    sampler: SamplerConfig | None = None
+    decoder: DecoderConfig | Literal["model"] | None = None
+    sampler: SamplerConfig | Literal["model"] | None = None
     max_new_tokens: int = field(default=64, validator=v.ge(1))
     min_new_tokens: int = field(default=0, validator=v.ge(0))
     stop: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class Generate(StageConfig):
     """Write completions for a split's prompts with each of several samplers, side by side on the same prompts.
 
     Attributes:
-        samplers: Label to sampler; empty means the one of ``generation``.
+        samplers: Label to sampler, or to ``"model"``; empty means the one of ``generation``.
         data: None means the pipeline's.
         split: The split whose prompts are used.
         items: At most so many prompts; 0 means all.
@@ -71,8 +71,9 @@ class Generate(StageConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.generate:GenerateStage"
+    revision: ClassVar[int] = 2
     produces: ClassVar[Mapping[str, str]] = {"generations": "generations", "scores": "scores"}
-    samplers: dict[str, SamplerConfig] = field(factory=dict)
+    samplers: dict[str, SamplerConfig | Literal["model"]] = field(factory=dict)
     data: Data | None = None
     split: str = "test"
     items: int = field(default=0, validator=v.ge(0))
@@ -101,6 +102,7 @@ class Evaluate(StageConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.evaluate:EvaluateStage"
+    revision: ClassVar[int] = 2
     produces: ClassVar[Mapping[str, str]] = {"scores": "scores", "generations": "generations"}
     metrics: tuple[MetricConfig, ...] = field(validator=v.min_len(1))
     data: Data | None = None
@@ -291,6 +293,7 @@ class Align(StageConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.align:AlignStage"
+    revision: ClassVar[int] = 2
     produces: ClassVar[Mapping[str, str]] = {"model": "model", "report": "report"}
     algorithm: RLAlgorithmConfig
     adapter: AdapterConfig | None = None
@@ -356,6 +359,7 @@ class Benchmark(StageConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.benchmark:BenchmarkStage"
+    revision: ClassVar[int] = 2
     produces: ClassVar[Mapping[str, str]] = {"scores": "scores"}
     benchmarks: tuple[BenchmarkConfig, ...] = field(validator=v.min_len(1))
     items: int = field(default=0, validator=v.ge(0))
@@ -397,6 +401,7 @@ class ConstitutionalRevision(StageConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.constitutional_revision:ConstitutionalRevisionStage"
+    revision: ClassVar[int] = 2
     produces: ClassVar[Mapping[str, str]] = {"dataset": "dataset", "preferences": "preferences"}
     principles: str
     data: Data | None = None

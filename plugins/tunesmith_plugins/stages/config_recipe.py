@@ -42,6 +42,7 @@ class Recipe(StageConfig):
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.recipe:RecipeStage"
+    revision: ClassVar[int] = 2
     produces: ClassVar[Mapping[str, str]] = {"scores": "scores", "report": "report"}
     steps: tuple[StageConfig, ...] = field(validator=[v.min_len(1), _named_models])
     metrics: tuple[MetricConfig, ...] = field(validator=v.min_len(1))

@@ -42,7 +42,8 @@ class EvaluateStage(Stage):
             context.artifact("scores"), found, versus=versus, label=context.name, versus_label=earlier
         )
         sampler = config.generation.sampler
-        write_generations(context.artifact("generations"), found, type(sampler).__name__ if sampler else "greedy")
+        label = sampler if isinstance(sampler, str) else type(sampler).__name__ if sampler else "greedy"
+        write_generations(context.artifact("generations"), found, label)
         return {
             "examples": len(examples),
             "truncated": found.truncated,

@@ -7,7 +7,7 @@ import logging
 import time
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from attrs import asdict, frozen
 
@@ -100,7 +100,7 @@ class GenerateStage(Stage):
         examples: list[Example],
         done: Path,
         label: str,
-        sampler: SamplerConfig | None,
+        sampler: SamplerConfig | Literal["model"] | None,
     ) -> _Written:
         if done.is_file():
             return _read(done, label)

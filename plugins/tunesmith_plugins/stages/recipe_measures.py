@@ -51,8 +51,9 @@ class Work:
 
         engine = None if self.engine is None else spec.load(self.engine, EngineConfig, where="engine")
         quiet = runtime.evolve(progress=False)
+        options: dict[str, Any] = {"decoder": "tunesmith/stepwise", "sampler": "tunesmith/greedy", "runtime": quiet}
         return sum(
-            len(generate(lm, [text], engine=engine, max_new_tokens=self.max_new_tokens, runtime=quiet)[0].token_ids)
+            len(generate(lm, [text], engine=engine, max_new_tokens=self.max_new_tokens, **options)[0].token_ids)
             for text in self.texts
         )
 

@@ -6,18 +6,20 @@ import pytest
 import torch
 import transformers
 
-from tunesmith.continuation import readable
-from tunesmith.errors import ConfigError
+from tunesmith.continuation import Pair, positions, readable, truncate, writable
+from tunesmith.errors import ConfigError, DataError
 from tunesmith.generation import generate
 from tunesmith.hf_generate import custom_generate
 from tunesmith.lm import LM
 from tunesmith.padding import first_position
+from tunesmith.processes import Processes
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm, tiny_tokenizer
 from tunesmith_plugins.adapters import Prefix, Prompt, PTuning
 from tunesmith_plugins.decoders import Speculative
 from tunesmith_plugins.engines import Transformers
 from tunesmith_plugins.engines.decoder_only import DecoderOnly
+from tunesmith_plugins.rl_algorithms.rollouts import Drawer
 
 PROMPTS = [[5, 9, 30, 12, 7, 8, 40, 41, 9, 22, 6], [17], [21, 33, 5, 6], [9, 9, 9]]
 HOT = "chain(links=[temperature(temperature=1.5), top_p(p=0.95)])"
@@ -168,7 +170,22 @@ def test_each_half_of_a_model_has_positions_of_its_own(make, caplog):
     assert len(found.token_ids) == 16
     assert engine.truncated == 1
     assert "16 positions of the model's decoder" in caplog.text
-    assert readable(lm.model, None) == 16
+    assert (positions(lm), writable(lm)) == (32, 16)
+    # what the encoder reads is not cut to what the decoder writes
+    pair = Pair(context_ids=(5,) * 40, ids=(6,) * 16)
+    assert truncate(lm, pair).cut == 8
+    with pytest.raises(DataError, match="17 tokens is longer than the 16 that the model writes"):
+        truncate(lm, Pair(context_ids=(5,), ids=(6,) * 17))
+    assert Drawer(lm, ["cat " * 20], 1.0, 4, 16, Runtime(), Processes()).cut == 0
+    with_prefix = Prefix(tokens=4).build().attach(two_berts(), Runtime())
+    assert (positions(with_prefix), writable(with_prefix)) == (32, 12)
+
+
+def test_a_model_of_two_halves_that_writes_nothing_reads_a_text_in_both():
+    config = transformers.LEDConfig(
+        max_encoder_position_embeddings=32, max_decoder_position_embeddings=16, attention_window=8, **BOTH
+    )
+    assert readable(transformers.LEDModel(config), None) == 16
 
 
 @pytest.mark.parametrize("decoder", ["stepwise", "beam(beams=2)", "guidance(scale=2.0)", "speculative(tokens=3)"])

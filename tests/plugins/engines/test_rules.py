@@ -1,24 +1,33 @@
 """What a model's generation config says, against transformers' own ``generate`` with the same config."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
 
+from tunesmith import spec
+from tunesmith.data import Example
 from tunesmith.errors import ConfigError
+from tunesmith.evaluation import evaluate
 from tunesmith.generation import generate, prompt_ids
 from tunesmith.hf_generate import custom_generate
 from tunesmith.kinds.sampler import Sampler
+from tunesmith.kinds.stage import StageConfig
 from tunesmith.lm import LM
-from tunesmith.model_settings import decoder_of, sampler_of
+from tunesmith.model_settings import DRAWING, decoder_of, sampler_of
 from tunesmith.processes import Processes
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm, tiny_tokenizer
+from tunesmith_plugins.compressors.distill_texts import _takes_padding_for_text, teacher_texts
 from tunesmith_plugins.decoders import Beam, Contrastive, DiverseBeam, Guidance, Stepwise
 from tunesmith_plugins.engines import Transformers
+from tunesmith_plugins.metrics import Rouge
 from tunesmith_plugins.rl_algorithms.rollouts import Drawer
-from tunesmith_plugins.samplers import Greedy, presets
+from tunesmith_plugins.samplers import Greedy, Temperature, presets
+from tunesmith_plugins.stages import Generate
+from tunesmith_plugins.stages.config import Generation
 
 PROMPTS = ["the cat sees a tree", "dog", "one two red and blue fish in the house"]
 SIZES = {"vocab_size": 51, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3}
@@ -207,6 +216,13 @@ def test_what_cannot_be_is_said_to_stand_in_the_generation_config():
     for model in ({"sampler": "model"}, {"decoder": "model"}):
         with pytest.raises(ConfigError, match=r"(?s)generation config of LlamaForCausalLM.*must be"):
             generate(lm, PROMPTS, **model)
+    # and of beams that draw, from what
+    lm = made("bart")
+    lm.model.generation_config.do_sample = True
+    with pytest.raises(ConfigError, match=r"(?s)generation config of Bart.*do_sample.*give sampler='model' too"):
+        generate(lm, PROMPTS, decoder="model")
+    with pytest.raises(ConfigError, match=r"GreedySampler\(Greedy\(\)\)"):  # not the chain that keeps to the rules
+        generate(lm, PROMPTS, decoder="model", sampler="greedy")
 
 
 def test_what_is_not_used_is_named_once(caplog):
@@ -230,6 +246,68 @@ def test_what_is_not_used_is_named_once(caplog):
     generate(made("bart"), PROMPTS[:1], max_new_tokens=1, sampler="model", decoder="model")
     generate(made("bart"), PROMPTS[:1], max_new_tokens=1, sampler="greedy", decoder="stepwise")
     assert caplog.text == ""
+
+
+def test_each_setting_that_is_not_used_is_named_whatever_was_said_before(caplog):
+    caplog.set_level(logging.WARNING)
+    lm = tiny_lm()
+    settings = lm.model.generation_config
+    settings.do_sample, settings.temperature, settings.top_p, settings.min_length = True, 0.6, 0.9, 20
+    settings.stop_strings, settings.renormalize_logits = ["x"], True
+    settings.prompt_lookup_num_tokens = 3  # saves time, and changes no text
+    generate(lm, PROMPTS[:1], max_new_tokens=1, sampler="temperature", decoder="stepwise")
+    # of a model whose minimum counts the prompt, sampler='model' does not take it
+    first = caplog.text
+    assert "stop_strings" in first
+    assert "renormalize_logits=True" in first
+    assert "prompt_lookup" not in first
+    assert "min_length=20 (with the prompt)" in first
+    assert "sampler='model'" not in first
+    caplog.clear()
+    generate(lm, PROMPTS[:1], max_new_tokens=1)
+    (record,) = caplog.records
+    for name in ("do_sample=True", "temperature=0.6", "top_p=0.9", "sampler='model'"):
+        assert name in record.getMessage()
+    assert "min_length" not in record.getMessage()
+
+
+def test_the_steps_of_draws_are_asked_for_by_the_values_that_transformers_goes_by():
+    model = tiny_lm().model
+    names = {"temperature": 0.5, "top_h": 0.4, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "typical_p": 0.5}
+    for changed in (*names, "epsilon_cutoff", "eta_cutoff"):
+        for value in (names.get(changed, 0.1), 0, 0.0, 1, 1.0, None):
+            settings = transformers.GenerationConfig(do_sample=True)
+            for name in DRAWING:
+                setattr(settings, name, None)
+            setattr(settings, changed, value)
+            try:
+                theirs = model._get_logits_processor(settings, input_ids_seq_length=2, device="cpu")
+            except ValueError:  # no such value
+                continue
+            step = DRAWING[changed]
+            assert [type(p).__name__ for p in theirs] == [step.warper] * step.asked(value), (changed, value)
+
+
+def test_teachers_and_benchmarks_whose_ways_are_fixed_give_no_advice(caplog):
+    caplog.set_level(logging.WARNING)
+    lm = made("bart")
+    teacher_texts(lm, [Example(id="a", prompt="dog")], beams=1, max_new_tokens=2, runtime=Runtime())
+    assert "sampler='model'" not in caplog.text
+    padded = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=True))
+    assert not _takes_padding_for_text(SimpleNamespace(_orig_mod=padded))  # as torch.compile wraps it
+
+
+def test_an_evaluation_may_write_as_the_model_asks():
+    lm, examples = made("bart"), [Example(id="a", prompt=PROMPTS[0], targets=("dog",))]
+    how = Generation(sampler="model", decoder="model", max_new_tokens=7)
+    (found,) = evaluate(lm, examples, [Rouge()], generation=how, runtime=Runtime()).predictions
+    (asked,) = generate(lm, PROMPTS[:1], max_new_tokens=7, sampler="model", decoder="model")
+    assert found.token_ids == asked.token_ids
+    plain = spec.dump(Generate(generation=how, samplers={"own": "model", "drawn": Temperature()}))
+    assert spec.load(plain, StageConfig).generation == how
+    assert spec.load(plain, StageConfig).samplers == {"own": "model", "drawn": Temperature()}
+    with pytest.raises(ConfigError, match="no sampler named 'modle'"):
+        spec.load({"use": "generate", "config": {"generation": {"sampler": "modle"}}}, StageConfig)
 
 
 def test_a_policy_draws_its_last_token_itself():
