@@ -55,7 +55,7 @@ MODELS = {
     "m2m100": ("M2M100", {"num_beams": 2, "forced_bos_token_id": 11, "forced_eos_token_id": 1}),
     "llama": (
         "Llama",
-        {"eos_token_id": [1, 9, 20], "suppress_tokens": [5, 6, 7, 8], "begin_suppress_tokens": [48, 28],
+        {"eos_token_id": [1, 9, 20], "suppress_tokens": [5, 6, 7, 8], "begin_suppress_tokens": [48, 28, 42],
          "bad_words_ids": [[33], [9], [12, 13]], "forced_eos_token_id": 9, "forced_bos_token_id": 17},
     ),
 }  # fmt: skip
