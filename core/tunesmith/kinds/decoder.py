@@ -121,7 +121,7 @@ class Completion:
         stream: The request's stream.
         token_ids: New ids only, the end-of-sequence token included when it was drawn.
         text: Decoded without special tokens, cut before a stop string.
-        finish: Why it ended.
+        finish: Why it ended. An end that was forced, since there was no more room, is ``length``.
         logp: Draw's ``logp_processed`` of every token of ``token_ids``; empty if the engine cannot give it.
         score: A decoder's own score (beam's length-normalised sum, best-of-n's reward), or None.
         details: What a decoder tells besides (votes, rates of acceptance), in values that JSON has.

@@ -62,7 +62,7 @@ class ContrastiveDecoder(Decoder):
                 ],
                 "contrastive",
             )
-        candidates = Candidates.of(sampler, "contrastive search")
+        candidates = Candidates.of(sampler, "contrastive search", free=False)
         requests = [_with_room(request, step_model, limits) for request in requests]
         for members in batches(requests, step_model, limits, rows=self.config.top_k):
             live: _Live | None = _begun(step_model, members, limits)

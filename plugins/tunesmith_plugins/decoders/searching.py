@@ -26,14 +26,16 @@ class Candidates:
         constrained: Its edits and constraints as a chain, if it has constraints; see :attr:`tunesmith.kinds.sampler.Link.constrains`.
             Other truncation is about draws and has no part in a search.
         who: How messages call the decoder.
+        free: Whether a forced token has a log-probability of 0 and not the model's own.
     """
 
     sampler: Sampler
     constrained: Any
     who: str
+    free: bool = True
 
     @classmethod
-    def of(cls, sampler: Sampler, who: str) -> Candidates:
+    def of(cls, sampler: Sampler, who: str, *, free: bool = True) -> Candidates:
         """Take the parts of a sampler that a search keeps to; the others, if there are any, are named in a warning.
 
         Raises:
@@ -50,13 +52,13 @@ class Candidates:
             chain = samplers.create("tunesmith/chain").build()
             # the others keep the names by which parameters call them
             chain.links = {name: link for name, link in links.items() if link.constrains or not link.truncates}
-        return cls(sampler=sampler, constrained=chain, who=who)
+        return cls(sampler=sampler, constrained=chain, who=who, free=free)
 
     def likeliest(self, logits: torch.Tensor, rows: Rows, top: int) -> Draw:
         """Return a draw of which ``status`` and ``top`` count; forbidden tokens, if any are left to give, have -inf.
 
-        The log-probabilities are those before anything was forbidden, and 0 of a token that was forced, as in transformers' beam
-        search.
+        The log-probabilities are those before anything was forbidden; where they are ``free`` 0 of a token that was forced, as in
+        transformers' beam search.
 
         Raises:
             ConfigError: For a sampler with a memory of what it drew.
@@ -70,7 +72,7 @@ class Candidates:
             name: values for name, values in rows.parameters.items() if name.partition(".")[0] in self.constrained.links
         }
         found = self.constrained.apply_links(logits, evolve(rows, parameters=own))
-        logp = scored(self.constrained.links, found, evolve(rows, parameters=own))
+        logp = scored(self.constrained.links if self.free else {}, found, evolve(rows, parameters=own))
         values, ids = logp.sort(dim=-1, descending=True, stable=True)  # of equals the lowest id, as a draw gives them
         return Draw(token=ids[:, 0], status=found.status, top=(ids[:, :top], values[:, :top]))
 

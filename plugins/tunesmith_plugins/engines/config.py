@@ -36,8 +36,8 @@ class Transformers(EngineConfig):
             scale for each token and head, in about a quarter of the memory of float32. Scores are always
             computed without. It needs ``kv_cache``.
         forced_end: Where the generation config forces the end of a text (``forced_eos_token_id``): make it the last token that a
-            completion has room for, as transformers does, so that one that was cut ends too. Without it the model writes its
-            last token as the others.
+            completion has room for, as transformers does, so that one that was cut ends too (its ``finish`` is still
+            ``length``). Without it the model writes its last token as the others.
     """
 
     impl: ClassVar[str] = f"{IMPLEMENTATIONS}.in_process:TransformersEngine"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
 
 from attrs import evolve
 
@@ -20,10 +19,9 @@ from tunesmith.runtime import Runtime
 from tunesmith_plugins.engines.decoder_only import DecoderOnly
 from tunesmith_plugins.engines.encoder_decoder import EncoderDecoder
 from tunesmith_plugins.engines.peft_models import check_adapters
-from tunesmith_plugins.engines.rules import ruled
+from tunesmith_plugins.engines.rules import Rules, Written, ruled
 from tunesmith_plugins.engines.stepping import smallest
 
-T = TypeVar("T")
 WHERE = "engine transformers"
 logger = logging.getLogger("tunesmith.engines")
 
@@ -91,8 +89,10 @@ class TransformersEngine(Engine):
                 that leave no room for a prompt.
         """
         model = self.step_model
-        fitted, limits, keeping = self._checked(model, requests, sampler, limits)
-        return _introduced(model, sampler, lambda: decoder.decode(model, fitted, keeping, limits, runtime))
+        rules, limits = self._checked(model, requests, sampler, limits)
+        return _introduced(
+            model, sampler, rules, lambda: decoder.decode(model, rules.requests, rules.sampler, limits, runtime)
+        )
 
     def stream(
         self, requests: Sequence[Request], decoder: Decoder, sampler: Sampler, limits: Limits, runtime: Runtime
@@ -104,20 +104,22 @@ class TransformersEngine(Engine):
                 that leave no room for a prompt.
         """
         model = self.step_model
-        fitted, limits, keeping = self._checked(model, requests, sampler, limits)
-        return _introduced(model, sampler, lambda: decoder.stream(model, fitted, keeping, limits, runtime))
+        rules, limits = self._checked(model, requests, sampler, limits)
+        return _introduced(
+            model, sampler, rules, lambda: decoder.stream(model, rules.requests, rules.sampler, limits, runtime)
+        )
 
     def _checked(
         self, model: DecoderOnly | EncoderDecoder, requests: Sequence[Request], sampler: Sampler, limits: Limits
-    ) -> tuple[list[Request], Limits, Sampler]:
-        """Check what was asked for; return what the model has positions for, and a sampler that keeps to the model's rules."""
+    ) -> tuple[Rules, Limits]:
+        """Check what was asked for; return what the model has positions for, by the model's rules."""
         check_adapters(model.lm.model)
         check_rows(sampler, requests)
         fitted, limits = self._fitted(model, requests, limits)
-        keeping, fitted = ruled(sampler, fitted, limits, model, forced_end=self.config.forced_end)
-        if keeping is not sampler:
-            keeping.stands_for = sampler
-        return fitted, limits, keeping
+        rules = ruled(sampler, fitted, limits, model, forced_end=self.config.forced_end)
+        if rules.sampler is not sampler:
+            rules.sampler.stands_for = sampler
+        return rules, limits
 
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """Return the log-probability of every completion token; prompts that do not fit are cut.
@@ -228,13 +230,15 @@ def _fit(lm: LM, prompt: Sequence[int], room: int | None, number: int) -> tuple[
     return (*start, *prompt[len(prompt) - room + len(start) :])
 
 
-def _introduced(model: DecoderOnly | EncoderDecoder, sampler: Sampler, write: Callable[[], Iterator[T]]) -> Iterator[T]:
+def _introduced(
+    model: DecoderOnly | EncoderDecoder, sampler: Sampler, rules: Rules, write: Callable[[], Iterator[Written]]
+) -> Iterator[Written]:
     """Yield what is written, the sampler being told of the tokenizer whenever it goes on: in between it may serve another model."""
     asking = introduce(sampler, model.lm.tokenizer, model.eos_token_ids)
     written = iter(write())
     try:
         for one in written:
-            yield one
+            yield rules.told(one)
             for asked in asking:
                 asked.use_tokenizer(model.lm.tokenizer, model.eos_token_ids)
     finally:

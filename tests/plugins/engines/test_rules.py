@@ -18,15 +18,18 @@ from tunesmith.kinds.stage import StageConfig
 from tunesmith.lm import LM
 from tunesmith.model_settings import DRAWING, decoder_of, sampler_of
 from tunesmith.processes import Processes
-from tunesmith.runtime import Runtime
+from tunesmith.runtime import Runtime, derive_seed
 from tunesmith.testing.models import tiny_lm, tiny_tokenizer
 from tunesmith_plugins.compressors.distill_texts import _takes_padding_for_text, teacher_texts
 from tunesmith_plugins.decoders import Beam, Contrastive, DiverseBeam, Guidance, Stepwise
 from tunesmith_plugins.engines import Transformers
+from tunesmith_plugins.engines.rules import ModelForcedLink
 from tunesmith_plugins.metrics import Rouge
+from tunesmith_plugins.rl_algorithms import PPO
 from tunesmith_plugins.rl_algorithms.rollouts import Drawer
 from tunesmith_plugins.samplers import Greedy, Temperature, presets
 from tunesmith_plugins.stages import Generate
+from tunesmith_plugins.stages.align_reward import _fitted
 from tunesmith_plugins.stages.config import Generation
 
 PROMPTS = ["the cat sees a tree", "dog", "one two red and blue fish in the house"]
@@ -58,7 +61,7 @@ MODELS = {
     "m2m100": ("M2M100", {"num_beams": 2, "forced_bos_token_id": 11, "forced_eos_token_id": 1}),
     "llama": (
         "Llama",
-        {"eos_token_id": [1, 9, 20], "suppress_tokens": [5, 6, 7, 8], "begin_suppress_tokens": [48, 28],
+        {"eos_token_id": [1, 9, 20], "suppress_tokens": [5, 6, 7, 8], "begin_suppress_tokens": [48, 28, 42],
          "bad_words_ids": [[33], [9], [12, 13]], "forced_eos_token_id": 9, "forced_bos_token_id": 17},
     ),
 }  # fmt: skip
@@ -94,9 +97,12 @@ def theirs(lm, ids, **options):
 @pytest.mark.parametrize("most", [1, 7])
 def test_texts_are_those_of_transformers_with_the_same_generation_config(name, most):
     lm = made(name)
-    plain = generate(lm, PROMPTS, max_new_tokens=most)
-    asked = generate(lm, PROMPTS, max_new_tokens=most, sampler="model", decoder="model")
-    for ids, free, own in zip(prompt_ids(lm, PROMPTS), plain, asked, strict=True):
+    prompts = list(prompt_ids(lm, PROMPTS))
+    if lm.family == "decoder":
+        prompts.append([3])  # behind a single token a forced one is the first
+    plain = generate(lm, prompts, max_new_tokens=most)
+    asked = generate(lm, prompts, max_new_tokens=most, sampler="model", decoder="model")
+    for ids, free, own in zip(prompts, plain, asked, strict=True):
         expected = theirs(lm, ids, max_new_tokens=most)
         assert own.token_ids == expected[: len(own.token_ids)]
         assert own.finish == "eos" or len(own.token_ids) == most
@@ -105,12 +111,29 @@ def test_texts_are_those_of_transformers_with_the_same_generation_config(name, m
         assert free.token_ids == theirs(lm, ids, max_new_tokens=most, custom_generate=custom_generate(), **TASTE)
 
 
+class Own(Sampler):
+    """A sampler that is no chain."""
+
+    @classmethod
+    def of(cls, plain):
+        sampler = cls(plain)
+        sampler.plain = plain.build()
+        sampler.config = type("Own", (), {})()
+        return sampler
+
+    def sample(self, logits, rows, *, top=0, logp=()):
+        assert set(rows.parameters) <= {"own.x"}
+        return self.plain.sample(logits, rows, top=top, logp=logp)
+
+
 def test_forced_tokens_have_the_models_own_log_probability():
     """With which a policy is trained, and which ``score`` gives; in a search they cost nothing."""
     lm = made("bart")
     engine = Transformers().build()
     found = generate(lm, PROMPTS, max_new_tokens=4, engine=engine)
-    scores = engine.score(list(zip(prompt_ids(lm, PROMPTS), [c.token_ids for c in found], strict=True)))
+    found += generate(lm, PROMPTS, max_new_tokens=4, engine=engine, sampler=Own.of(Greedy()))
+    found += generate(lm, PROMPTS, max_new_tokens=4, engine=engine, decoder="contrastive")
+    scores = engine.score(list(zip(prompt_ids(lm, PROMPTS) * 3, [c.token_ids for c in found], strict=True)))
     for completion, expected in zip(found, scores, strict=True):
         assert completion.token_ids[0] == 7
         assert completion.logp == pytest.approx(expected, abs=1e-4)
@@ -129,24 +152,59 @@ def test_each_row_ends_at_its_own_length_unless_it_is_told_otherwise():
     for decoder in ("stepwise", "speculative(verify=tokens)", "speculative", "self_consistency(n=2)"):
         found = generate(lm, PROMPTS, decoder=decoder, **options)
         assert [c.token_ids[0] for c in found] == [7, 7, 7]
-        assert [(len(c.token_ids), c.finish) for c in found] == [(2, "eos"), (5, "eos"), (9, "eos")], decoder
+        assert [len(c.token_ids) for c in found] == [2, 5, 9], decoder
+        assert {(c.token_ids[-1], c.finish) for c in found} == {(1, "length")}, decoder
     for other in ({"engine": Transformers(forced_end=False)}, {"max_new_tokens": 5, "min_new_tokens": 5}):
-        assert {c.finish for c in generate(lm, PROMPTS, **{**options, **other})} == {"length"}
+        found = generate(lm, PROMPTS, **{**options, **other})
+        assert {c.finish for c in found} == {"length"}
+        assert 1 not in {c.token_ids[-1] for c in found}
+
+
+def test_a_forced_end_is_told_from_the_models_own():
+    lm = made("bart")
+    pieces = list(generate(lm, PROMPTS, max_new_tokens=[2, 3, 4], stream=True))
+    last = [piece.completion for piece in pieces if piece.completion is not None]
+    assert {(len(c.token_ids), c.token_ids[-1], c.finish) for c in last} == {(n, 1, "length") for n in (2, 3, 4)}
+    examples = [Example(id=text, prompt=text) for text in PROMPTS]
+    assert teacher_texts(lm, examples, beams=2, max_new_tokens=4, runtime=Runtime(progress=False))[1] == len(PROMPTS)
+    lm.model.generation_config.eos_token_id = [1, 7]  # the forced beginning is an end
+    assert {c.finish for c in generate(lm, PROMPTS, max_new_tokens=4)} == {"eos"}
+
+
+@pytest.mark.parametrize("decoder", ["stepwise", "beam(beams=2)", "contrastive", "speculative"])
+def test_what_the_caller_forces_or_allows_goes_before_what_the_model_forces(decoder):
+    lm = made("bart")
+    lm.model.generation_config.begin_suppress_tokens = [9]
+
+    def written(sampler):
+        return [c.token_ids for c in generate(lm, PROMPTS, max_new_tokens=[3, 4, 4], sampler=sampler, decoder=decoder)]
+
+    found = written("forced_tokens(at={'0': 9})")
+    assert {(ids[0], ids[-1]) for ids in found} == {(9, 1)}
+    found = written("forced_tokens(at={'3': 12})")
+    assert [(ids[0], ids[-1]) for ids in found] == [(7, 1), (7, 12), (7, 12)]
+    assert {token for ids in written("allowed_tokens(tokens=[20, 21])") for token in ids} <= {20, 21}
+
+
+def test_rules_of_two_positions_cost_the_others_nothing(monkeypatch):
+    """Elsewhere a chain is one kernel call that is planned once, which a link that may have something to say would prevent."""
+    asked = []
+    for name in ("apply", "lower"):
+        plain = getattr(ModelForcedLink, name)
+        monkeypatch.setattr(ModelForcedLink, name, lambda *a, plain=plain: asked.append(a[-1].position[0]) or plain(*a))
+    generate(made("bart"), PROMPTS, max_new_tokens=8)
+    assert {int(position) for position in asked} == {0, 7}
 
 
 def test_a_sampler_that_is_no_chain_keeps_to_the_rules():
-    class Least(Sampler):
+    class Least(Own):
         """The first token that is left."""
 
         def sample(self, logits, rows, *, top=0, logp=()):
-            assert set(rows.parameters) <= {"own.x"}
-            return self.plain.sample(
-                torch.where(logits > -torch.inf, -torch.arange(logits.shape[1]).float(), logits), rows
-            )
+            least = torch.where(logits > -torch.inf, -torch.arange(logits.shape[1]).float(), logits)
+            return super().sample(least, rows, logp=logp)
 
-    sampler = Least(Greedy())
-    sampler.plain = Greedy().build()
-    sampler.config = type("Own", (), {})()
+    sampler = Least.of(Greedy())
     lm = made("marian")
     lm.model.generation_config.bad_words_ids = [[0], [2], [3], [5, 5]]
     lm.model.generation_config.forced_bos_token_id = 5
@@ -315,6 +373,17 @@ def test_a_policy_draws_its_last_token_itself():
     lm = made("bart")
     lm.model.generation_config.eos_token_id = 50
     lm.model.generation_config.forced_eos_token_id = 50
+    # nor is one in what a reward is measured on beforehand
+    seen = []
+    watching = SimpleNamespace(fit_reference=lambda prompts, texts: seen.extend(texts) or {})
+    asked = SimpleNamespace(reference_samples=3, algorithm=PPO(max_new_tokens=4))
+    _fitted(watching, asked, SimpleNamespace(runtime=Runtime(progress=False)), lm, PROMPTS, {})
+    drawn = generate(
+        lm, PROMPTS, sampler="temperature", seed=derive_seed(0, "reference samples"), max_new_tokens=4,
+        engine=Transformers(forced_end=False),
+    )  # fmt: skip
+    assert seen == [c.text for c in drawn]
+    assert {len(c.token_ids) for c in drawn} == {4}
     drawer = Drawer(lm, PROMPTS, 1.0, 4, 16, Runtime(), Processes())
     drawn = drawer.draw(range(3), "test")
     assert drawn.ids[:, 0].tolist() == [7, 7, 7]
