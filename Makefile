@@ -27,11 +27,12 @@ lint: $(VENV_TEST)/.installed
 
 # One wheel serves both environments and every Python: compiling the native libraries is most of an installation. pip keeps an
 # installed tunesmith beside a wheel of the same version, so an older one has to go first.
+# It is made beside its place, so that two makes at once do no harm.
 $(WHEEL)/.built: $(SOURCES)
-	rm -rf $(WHEEL)
-	$(PYTHON) -m venv $(WHEEL)/venv
-	$(WHEEL)/venv/bin/python -m pip wheel $(PIP_ARGS) --no-deps --wheel-dir $(WHEEL) .
-	touch $@
+	set -e; new=$(WHEEL).$$$$; trap 'rm -rf "$$new"' EXIT; \
+	$(PYTHON) -m venv $$new/venv; \
+	$$new/venv/bin/python -m pip wheel $(PIP_ARGS) --no-deps --wheel-dir $$new/wheel .; \
+	touch $$new/wheel/.built; rm -rf $(WHEEL); mv $$new/wheel $(WHEEL)
 
 # torch first and by its exact version: where pip is pointed to a CPU build too (2.13.0+cpu), it takes that, while a looser
 # request takes a newer CUDA build
@@ -50,4 +51,4 @@ $(VENV_TEST)/.installed: $(WHEEL)/.built $(CONTRIB)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV_TEST) build
+	rm -rf $(VENV) $(VENV_TEST) $(WHEEL) build

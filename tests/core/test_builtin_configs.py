@@ -20,12 +20,13 @@ from tunesmith.testing.strategies import configs
 from tunesmith_plugins.compressors import Magnitude
 from tunesmith_plugins.metrics import Perplexity
 from tunesmith_plugins.reward_models import LengthPenalty, RepetitionPenalty
+from tunesmith_plugins.rl_algorithms import DPO
 from tunesmith_plugins.stages import Compress
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("registered_names.json")
 STARTS = {
-    ("stage", "tunesmith/align"): {"preferences": "pairs.jsonl"},
+    ("stage", "tunesmith/align"): {"algorithm": DPO(), "preferences": "pairs.jsonl"},
     ("reward_model", "tunesmith/ensemble"): {"models": {"a": LengthPenalty(), "b": RepetitionPenalty()}},
     ("reward_model", "tunesmith/function"): {"target": "package.module:function"},
     ("sampler", "tunesmith/structured"): {"regex": "a|b"},

@@ -13,7 +13,6 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
-from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import (
@@ -407,6 +406,8 @@ def saved_as_named(model: Any) -> None:
     """Let ``save_pretrained`` write tensors under the names that they have in the model, as ``quantization_config`` does. By itself
     it writes those of the architecture's first checkpoints: other names (Gemma 3 with images), or whole tensors for experts, or for
     queries, keys and values (NomicBert), of which a range is none of a part."""
+    from transformers.conversion_mapping import get_model_conversion_mapping  # which imports the code of models
+
     if getattr(model, "_weight_conversions", None) or get_model_conversion_mapping(model, add_legacy=False):
         model._weight_conversions = []
 

@@ -18,7 +18,7 @@ from tunesmith.padding import counts_padding, first_position, reads_padding
 from tunesmith_plugins.engines import Transformers
 
 ALWAYS = {
-    "Bart", "Bloom", "CpmAnt", "CTRL", "DeepseekV3", "DeepseekV4", "FSMT", "FalconH1", "GPTNeo", "Gemma3Text",
+    "Bamba", "Bart", "Bloom", "CpmAnt", "CTRL", "DeepseekV3", "DeepseekV4", "FSMT", "FalconH1", "GPTNeo", "Gemma3Text",
     "Gemma4Text", "HrmText", "GPT2", "LED", "Llama", "M2M100", "Mamba", "Mamba2", "MiniMax", "Mistral", "Mpt",
     "OpenAIGPT", "OPT", "Pegasus", "ProphetNet", "Qwen3Next", "Qwen4ExpText", "RecurrentGemma", "Reformer", "RoFormer",
     "Roberta", "Rwkv", "T5", "T5Gemma", "XGLM", "XLM", "XLNet", "xLSTM",

@@ -128,6 +128,7 @@ def test_kill_minus_nine_while_training(folder, tmp_path):
     killed = context_in(tmp_path / "killed", folder, "encoder-decoder")
     request = {
         "parent": os.getpid(),
+        "launched": False,
         "config": spec.dump(evolve(config, data=killed.data)),
         "name": "x",
         "start": killed.start,
