@@ -408,7 +408,7 @@ def test_in_two_processes_it_is_the_training_of_one_with_batches_of_both(run):
     """Evaluation between the steps included, which leaves a model in another mode than training does."""
     config = evolve(BASE, adapter=LoRA(), steps=3, batch_size=4, validation="validation", arguments={"optim": "sgd"})
     here, mine = run("encoder-decoder", evolve(config, batch_size=8), name="here")
-    launch = ("--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "--mixed_precision", "no")
+    launch = ("--multi_gpu", "--num_processes", "2")
     there, theirs = run("encoder-decoder", evolve(config, launch=launch), name="there")
     for name in ("steps", "first_loss", "last_loss", "trainable_parameters"):
         assert there[name] == pytest.approx(here[name], rel=1e-5), name
@@ -416,11 +416,6 @@ def test_in_two_processes_it_is_the_training_of_one_with_batches_of_both(run):
     one, two = (load(context.out / "model").model.state_dict() for context in (mine, theirs))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5)
-
-
-def test_what_accelerate_launch_does_not_take_is_told(run):
-    with pytest.raises(PipelineError, match="what accelerate launch started ended with code 2"):
-        run("decoder", evolve(BASE, launch=("--no-such-option",)))
 
 
 def test_an_error_in_the_child_is_raised_here(run):

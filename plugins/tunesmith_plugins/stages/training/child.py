@@ -19,6 +19,7 @@ from tunesmith.errors import PipelineError
 from tunesmith.kinds.stage import StageConfig, StageContext
 from tunesmith.processes import is_main, own_device, world_size
 from tunesmith.runtime import Runtime
+from tunesmith_plugins.stages import launching
 
 MODULE = "tunesmith_plugins.stages.training.child"
 LAUNCHER = "accelerate.commands.accelerate_cli"
@@ -47,7 +48,7 @@ def run_in_child(config: Any, context: StageContext) -> dict[str, Any]:
     }
     (context.folder / _REQUEST).write_text(json.dumps(request, indent=1) + "\n", encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    launcher = ("-m", LAUNCHER, "launch", *config.launch) if config.launch else ()
+    launcher = ("-m", LAUNCHER, "launch", *launching.arguments(config.launch)) if config.launch else ()
     command = [sys.executable, *launcher, "-m", MODULE, str(context.folder / _REQUEST)]
     process = subprocess.Popen(command, env=environment)
     try:
