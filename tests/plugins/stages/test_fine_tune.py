@@ -19,6 +19,8 @@ from tunesmith.testing.models import WORDS, tiny_lm
 from tunesmith_plugins.adapters import IA3, Bottleneck, LoRA, Prefix, Prompt
 from tunesmith_plugins.compressors import Int8
 from tunesmith_plugins.stages import FineTune
+from tunesmith_plugins.stages.fine_tune import FineTuneStage
+from tunesmith_plugins.stages.training import child
 
 
 @conformance(FineTune(name="tune"), FineTune(name="tune", adapter=LoRA(), objective="seq2seq", packing=False, steps=3))
@@ -416,6 +418,26 @@ def test_in_two_processes_it_is_the_training_of_one_with_batches_of_both(run):
     one, two = (load(context.out / "model").model.state_dict() for context in (mine, theirs))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_an_error_of_somebody_else_in_the_child_is_told_here(run, monkeypatch):
+    class Here:
+        """The child, in this process."""
+
+        def __init__(self, command, env):
+            child.main(Path(command[-1]))
+
+        def wait(self):
+            return 0
+
+    def fails(*_):
+        raise RuntimeError("no room on the device")
+
+    monkeypatch.setattr(child.subprocess, "Popen", Here)
+    monkeypatch.setattr(child, "_end_with_the_run", lambda _: None)
+    monkeypatch.setattr(FineTuneStage, "_train", fails)
+    with pytest.raises(PipelineError, match="run: RuntimeError in the process that trained: no room on the device"):
+        run("decoder", evolve(BASE, measure_in_child=True))
 
 
 def test_an_error_in_the_child_is_raised_here(run):
