@@ -23,8 +23,9 @@ def trains_a_remainder(found):
         assert loss == pytest.approx(sum((point - weight) ** 2 for point in part) / len(part), rel=1e-5)
         weight += 0.1 * 2 * sum(point - weight for point in part) / len(part)
         weights.append(weight)
-    losses = [sum((point - each) ** 2 for point in (1, 2)) / 2 for each in weights]
+    losses = [sum((point - each) ** 2 for point in (0.5, 1)) / 2 for each in weights]
     assert found["validation"] == pytest.approx(losses, rel=1e-5)
+    assert losses[0] < losses[1]
     assert found["weight"] == pytest.approx(weights[losses.index(min(losses))], rel=1e-5)
 
 

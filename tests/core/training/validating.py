@@ -79,7 +79,7 @@ def remainder():
             items=Stream({"": [1.0, 2.0, 3.0, 4.0, 5.0]}, {}, 5, 0),
             collate=collate,
             loss=Distance(),
-            validation=Fixed([1.0, 2.0], 0),
+            validation=Fixed([0.5, 1.0], 0),
             early_stopping=1,
         )
         trained = train(job, Runtime(progress=False))
