@@ -108,10 +108,13 @@ def newest_sealed(folder: Path) -> Path | None:
 
 def sealing_callback() -> TrainerCallback:
     """Return a ``TrainerCallback`` that seals every checkpoint when the trainer has saved it."""
+    from accelerate import PartialState
     from transformers import TrainerCallback
 
     class Sealing(TrainerCallback):  # type: ignore[misc, unused-ignore]
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if args.world_size > 1:  # each process writes its random state
+                PartialState().wait_for_everyone()
             if state.is_world_process_zero:
                 seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 

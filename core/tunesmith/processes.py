@@ -128,12 +128,12 @@ class Processes:
 
 def world_size() -> int:
     """Return how many processes ``accelerate launch`` started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE") or "1")
 
 
 def is_main() -> bool:
     """Whether this is the main process of its launch, or the only one; asked of the launcher, so that it need not be connected."""
-    return os.environ.get("RANK", "0") == "0"
+    return (os.environ.get("RANK") or "0") == "0"
 
 
 def own_device(runtime: Runtime) -> Runtime:

@@ -194,7 +194,7 @@ def _parquet(path: Path, _: str) -> Iterator[Record]:
 
 def _documents(path: Path, separator: str) -> Iterator[Record]:
     whole = _text(path).replace("\r\n", "\n")  # as Windows ends lines: a model would read each \r
-    documents = whole.split(separator) if separator else [whole]
+    documents = whole.split(separator.replace("\r\n", "\n")) if separator else [whole]
     for number, document in enumerate(documents, start=1):
         if document.strip():
             yield Record({TEXT: document.strip("\n") if len(documents) > 1 else document}, f"{path}, document {number}")

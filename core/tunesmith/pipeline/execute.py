@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from tunesmith.pipeline.plan import Locator, Step
 from tunesmith.pipeline.run import Run
 from tunesmith.pipeline.store import Store, now
 from tunesmith.pipeline.walk import with_folders
+from tunesmith.processes import world_size
 from tunesmith.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def _check_alone() -> None:
     Raises:
         PipelineError: Saying what to do instead.
     """
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if "LOCAL_RANK" in os.environ and processes not in ("", "1"):
+    processes = world_size()
+    if processes > 1:
         raise PipelineError(
             f"a pipeline runs in one process, and a launcher (accelerate launch, torchrun) has started {processes}. Start it "
             "without the launcher, and let FineTune start the processes that train: launch=('--multi_gpu', '--num_processes', "

@@ -2,7 +2,8 @@
 
 The identity holds component ids, options that differ from their defaults, revisions of components, digests in place of
 files and artifacts, the stage's seed, the dtype and the type of device. Library versions are recorded with results and
-are not part of it.
+are not part of it. A field of which only a part decides the result says so by ``metadata={"identity": function}``: what the
+function makes of the value, as plain data, stands there instead.
 """
 
 from __future__ import annotations
@@ -207,6 +208,9 @@ class _Tree:
         attributes = attrs.fields_dict(type(value))
         for name, item in changed_fields(value).items():
             if isinstance(value, StageConfig) and name in GRAPH_FIELDS:
+                continue
+            if counts := attributes[name].metadata.get("identity"):
+                found[name] = counts(item)
                 continue
             if isinstance(item, str) and not isinstance(item, enum.Enum):
                 options = {"revision": getattr(value, "revision", "")} if name == "source" else {}

@@ -103,7 +103,7 @@ def training_arguments(settings: Settings, folder: Path, runtime: Runtime, steps
 
     Args:
         settings: Checked by :func:`check`.
-        folder: For checkpoints.
+        folder: For checkpoints. Of several processes without a folder of the run, that of the main one serves all.
         runtime: Device and seed; without a folder nothing is saved that training does not need itself.
         steps: Optimizer steps.
         seq2seq: Whether arguments for sequence-to-sequence objectives are allowed.
@@ -152,6 +152,11 @@ def training_arguments(settings: Settings, folder: Path, runtime: Runtime, steps
             [f"{unfit[0]!r} is for sequence-to-sequence objectives only @ arguments.{unfit[0]}"], settings.where
         )
     try:
-        return cls(**{**defaults, **given, **fixed})
+        made = cls(**{**defaults, **given, **fixed})
     except (TypeError, ValueError, ImportError) as cause:
         raise ConfigError([f"TrainingArguments refuses these: {cause} @ arguments"], settings.where) from cause
+    if runtime.folder is None and made.world_size > 1:  # each process has made a folder for the time being
+        from accelerate.utils import broadcast_object_list
+
+        (made.output_dir,) = broadcast_object_list([made.output_dir])
+    return made

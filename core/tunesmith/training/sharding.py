@@ -100,7 +100,7 @@ def check_gathering(trainer: Any, where: str) -> None:
         )
 
 
-def check_trusted(trainer: Any, folder: Path, where: str) -> None:
+def check_trusted(trainer: Any, folder: Path, where: str, early_stopping: bool = False) -> None:
     """Check that reading a checkpoint in pieces runs no code that somebody may have put there, or that the user vouches for it.
 
     DeepSpeed, and FSDP with sharded states, unpickle what they find; FSDP with full states reads tensors alone.
@@ -109,6 +109,8 @@ def check_trusted(trainer: Any, folder: Path, where: str) -> None:
         trainer: A transformers Trainer, made and not yet started, that trains in pieces.
         folder: The checkpoint.
         where: What is being trained, for the message.
+        early_stopping: Whether it is read because early stopping goes back to the best one in the end, and ``folder`` is that
+            of all of them.
 
     Raises:
         ConfigError: If it may run code and nobody vouches for it.
@@ -116,12 +118,14 @@ def check_trusted(trainer: Any, folder: Path, where: str) -> None:
     fsdp = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
     if fsdp is not None and fsdp.state_dict_type.name == "FULL_STATE_DICT":
         return
-    if os.environ.get(TRUST, "0") in ("", "0"):
+    if os.environ.get(TRUST) != "1":
         safe = "" if fsdp is None else " (begun with --fsdp_state_dict_type FULL_STATE_DICT a training needs neither)"
+        what = "to take the best checkpoint in" if early_stopping else "to go on from"
+        other = "leave early stopping out" if early_stopping else f"remove {folder.parent} to begin anew"
         raise ConfigError(
             [
-                f"to go on from {folder}, {_by(trainer)} has to unpickle files there, which can run any code: set {TRUST}=1 if "
-                f"nobody else could write to them, or remove {folder.parent} to begin anew{safe}"
+                f"{what} {folder}, {_by(trainer)} has to unpickle files there, which can run any code: set {TRUST}=1 if "
+                f"nobody else could write to them, or {other}{safe}"
             ],
             where,
         )

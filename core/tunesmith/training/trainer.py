@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import EarlyStoppingCallback, PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
 
+from tunesmith import manifest
 from tunesmith.checkpoints import (
     load_random,
     load_tree,
@@ -116,13 +118,13 @@ class Trained:
 
 @frozen
 class Shared:
-    """A validation set for several processes, as long as their batches are together.
+    """A data set for several processes, as long as their batches are together.
 
     Otherwise accelerate fills up the last batches with items that came before, and these would count twice. Here there is
     nothing at the end, and a batch of nothing is an item that does not count: every process must run the model as often as the others.
 
     Attributes:
-        items: The validation set.
+        items: The data set.
         size: Items of a batch of all processes together.
         collate: Items to a batch of tensors.
     """
@@ -157,7 +159,8 @@ class _Own:
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
         if not batch_samples:
             return None
-        return torch.stack([self.job.loss.items(batch).float() for batch in batch_samples]).sum().to(device)
+        counts = [self.job.loss.items(batch).float() * float(batch.get(FULL, True)) for batch in batch_samples]
+        return torch.stack(counts).sum().to(device)
 
     def get_batch_samples(self, *args: Any, **options: Any) -> Any:
         """Return the batches of a step, and the items of all processes' batches together."""
@@ -175,7 +178,8 @@ class _Own:
         total = self.job.loss(model, inputs)
         value = total / count.to(self.args.device).clamp(min=1e-12)  # type: ignore[attr-defined]
         if model.training:
-            value = value * self.args.world_size  # type: ignore[attr-defined] # gradients are averaged over processes
+            # gradients are averaged over processes
+            value = value * (self.args.world_size if counts else 0)  # type: ignore[attr-defined]
         elif counts:
             self._evaluated += torch.stack([part.detach().sum().cpu().double() for part in (total, count)])
         return (value, {}) if return_outputs else value
@@ -243,10 +247,12 @@ class _Own:
             self._restore(Path(resume_from_checkpoint), model or self.model)  # type: ignore[attr-defined]
 
     def _load_best_model(self) -> None:
+        folder = _own_checkpoint(self.state.best_model_checkpoint, self.args.output_dir)  # type: ignore[attr-defined]
         if self._sharded:
+            self.state.best_model_checkpoint = str(folder)  # type: ignore[attr-defined]
             super()._load_best_model()  # type: ignore[misc]
         else:
-            self._restore(Path(self.state.best_model_checkpoint), self.model)  # type: ignore[attr-defined]
+            self._restore(folder, self.model)  # type: ignore[attr-defined]
 
     def check(self, folder: Path) -> None:
         """Check that a checkpoint in pieces is one of this training, and may be read.
@@ -334,6 +340,21 @@ def trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
+def _own_checkpoint(named: str, output_dir: str) -> Path:
+    """Return a checkpoint that the trainer's state names, which is a file that may have been copied or changed.
+
+    Raises:
+        ArtifactError: If it is no whole checkpoint in the output folder.
+    """
+    folder = Path(output_dir) / Path(named).name
+    if not re.fullmatch(r"checkpoint-\d+", folder.name) or manifest.problems(folder):
+        raise ArtifactError(
+            f"the best checkpoint is said to be {named}, and {folder} is none that this training has written whole. Remove "
+            f"{output_dir} to begin anew."
+        )
+    return folder
+
+
 def train(job: Job, runtime: Runtime) -> Trained:
     """Train, going on from the newest whole checkpoint in the output folder.
 
@@ -348,22 +369,26 @@ def train(job: Job, runtime: Runtime) -> Trained:
         callbacks.append(Bar())
     if job.early_stopping:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=job.early_stopping))
-    validation, collate = job.validation, job.collate
-    if validation is not None and arguments.world_size > 1:
-        validation = Shared(validation, arguments.world_size * arguments.eval_batch_size, collate)
-        collate = validation.batch
+    items, validation, collate = job.items, job.validation, job.collate
+    if arguments.world_size > 1:
+        items = Shared(items, arguments.world_size * arguments.train_batch_size, job.collate)
+        collate = items.batch
+        if validation is not None:
+            validation = Shared(validation, arguments.world_size * arguments.eval_batch_size, job.collate)
     cls: Any = OwnSeq2SeqTrainer if isinstance(arguments, Seq2SeqTrainingArguments) else OwnTrainer
     trainer = cls(
         job,
         model=job.model,
         args=arguments,
-        train_dataset=job.items,
+        train_dataset=items,
         eval_dataset=validation,
         data_collator=collate,
         callbacks=callbacks,
     )
     check_whole(trainer, job.whole, "training")
     check_gathering(trainer, "training")
+    if sharded(trainer) and job.early_stopping:
+        check_trusted(trainer, Path(arguments.output_dir), "training", early_stopping=True)
     if sharded(trainer):  # a model in pieces stays in pieces, so a copy is cut up
         trainer.model = trainer.model_wrapped = copy.deepcopy(job.model)
     trainer.model_accepts_loss_kwargs = True  # or the Trainer would divide by the batches of a step once more
@@ -374,6 +399,7 @@ def train(job: Job, runtime: Runtime) -> Trained:
         if found:
             trainer.check(found)
         trainer.train(resume_from_checkpoint=str(found) if found else None)
+        trainer.accelerator.wait_for_everyone()  # a folder without a name goes with the main process, which may be the first
     if sharded(trainer):
         give_back(trainer, trained(job.model))
     return Trained(history=trainer.state.log_history, steps=trainer.state.global_step, seconds=times.seconds)

@@ -141,7 +141,9 @@ class TrlAlgorithm(RLAlgorithm):
             check_copies(trainer, self.name)
             trainer.parameters = parameters
             trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-            newest = newest_sealed(folder)
+            # the main process removes half-written ones, which the others shall not come across
+            with arguments.main_process_first(local=False, desc="looking for checkpoints"):
+                newest = newest_sealed(folder)
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
         if reference.copy is not None:
             policy.origin = None

@@ -15,7 +15,7 @@ from tunesmith.errors import GateFailed
 from tunesmith.kinds.reward_model import Fittable, ReferenceFitted, RewardModel
 from tunesmith.kinds.stage import StageContext
 from tunesmith.lm import LM
-from tunesmith.registry import engines, samplers
+from tunesmith.registry import decoders, engines, samplers
 from tunesmith.report.content import Table
 from tunesmith.reward_gate import Gate, check, explanation, table, verdict
 from tunesmith.runtime import derive_seed
@@ -101,6 +101,7 @@ def _fitted(
         reference,
         asked,
         engine=engines.create("tunesmith/transformers", forced_end=False),  # as rollouts: no end but the model's own
+        decoder=decoders.create("tunesmith/stepwise"),
         sampler=samplers.create("tunesmith/temperature", temperature=getattr(config.algorithm, "temperature", 1.0)),
         max_new_tokens=getattr(config.algorithm, "max_new_tokens", 64),
         seed=derive_seed(context.runtime.seed, "reference samples"),

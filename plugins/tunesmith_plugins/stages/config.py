@@ -25,6 +25,7 @@ from tunesmith.kinds.stage import Output, StageConfig
 from tunesmith.reward_gate import Gate
 from tunesmith.training.stopping import needs_validation
 from tunesmith.typecheck import Checked
+from tunesmith_plugins.stages import launching
 from tunesmith_plugins.stages.align_mode import mode
 
 IMPLEMENTATIONS = "tunesmith_plugins.stages"
@@ -197,8 +198,8 @@ class FineTune(StageConfig):
         arguments: Further ``TrainingArguments`` (bf16, gradient_checkpointing, report_to, weight_decay ...), passed through.
         early_stopping: Stop after so many evaluations without a better validation loss; 0 means never.
         measure_in_child: Train in a process of its own, so that the reported peak memory is this training's alone.
-        launch: Train in several processes: options of ``accelerate launch``, such as ``("--multi_gpu", "--num_processes", "2")``
-            or ``("--config_file", "fsdp.yaml")``; empty: in one.
+        launch: Train in several processes: options of ``accelerate launch``, such as ``("--multi_gpu", "--num_processes", "2")``;
+            empty: in one. Those for processes of this machine, FSDP and DeepSpeed are taken, and no program or file.
     """
 
     revision: ClassVar[int] = 2
@@ -224,7 +225,7 @@ class FineTune(StageConfig):
     arguments: dict[str, bool | int | float | str] = field(factory=dict)
     early_stopping: int = field(default=0, validator=[v.ge(0), needs_validation])
     measure_in_child: bool = False
-    launch: tuple[str, ...] = ()
+    launch: tuple[str, ...] = field(default=(), validator=launching.check, metadata={"identity": launching.deciding})
 
     @mix_weights.validator
     def _one_weight_a_task(self, attribute: Attribute[Any], value: dict[str, float]) -> None:

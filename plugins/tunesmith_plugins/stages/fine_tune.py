@@ -120,7 +120,7 @@ class FineTuneStage(Stage):
         trained = train(job, runtime)
         lm.model.to(whole.device)
         lm.model.eval()
-        after = self._losses(lm, task, held_out, runtime)
+        after = self._losses(lm, task, held_out, runtime) if is_main() else {}
         outcome = Outcome(
             trained=trained,
             trainable=trainable,

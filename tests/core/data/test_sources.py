@@ -79,9 +79,10 @@ def test_documents_stand_between_separators(tmp_path):
         (tmp_path / "stories.txt").write_bytes(written.encode())
         found = load_examples(Data(source=str(tmp_path / "stories.txt")), "all")
         assert [(e.prompt, e.targets) for e in found] == [("", ("one\nstory",)), ("", ("another",))]
-    (tmp_path / "lines.txt").write_text("first\nsecond\n")
-    lines = load_examples(Data(source=str(tmp_path / "lines.txt"), prompt="{text}", document_separator="\n"), "all")
-    assert [e.prompt for e in lines] == ["first", "second"]
+    (tmp_path / "lines.txt").write_bytes(b"first\r\nsecond\r\n")
+    for separator in ("\n", "\r\n"):
+        asked = Data(source=str(tmp_path / "lines.txt"), prompt="{text}", document_separator=separator)
+        assert [e.prompt for e in load_examples(asked, "all")] == ["first", "second"]
 
 
 def test_a_folder_of_texts_is_one_document_a_file(tmp_path):

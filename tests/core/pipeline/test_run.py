@@ -13,6 +13,7 @@ import tunesmith as ts
 from tunesmith import hooks
 from tunesmith.errors import ArtifactError, CodeNotAllowed, PipelineError, RunLocked
 from tunesmith.pipeline.store import Store
+from tunesmith.processes import is_main, world_size
 from tunesmith_plugins import samplers
 from tunesmith_plugins import stages as st
 
@@ -372,7 +373,10 @@ def test_the_lock_is_of_one_process_at_a_time_even_within_it(tmp_path):
 
 def test_a_launcher_of_several_processes_is_refused_before_anything_is_touched(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(PipelineError, match="without the launcher"):
         ts.Pipeline(base="x/y", stages=()).run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("WORLD_SIZE", "")
+    monkeypatch.setenv("RANK", "")
+    assert (world_size(), is_main()) == (1, True)

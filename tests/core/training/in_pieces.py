@@ -22,6 +22,7 @@ from tunesmith.kinds.stage import StageContext
 from tunesmith.processes import is_main, world_size
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm
+from tunesmith.training.callbacks import StepTimes
 from tunesmith_plugins.adapters import LoRA, Prefix
 from tunesmith_plugins.compressors import Distill
 from tunesmith_plugins.reward_models import Pairwise
@@ -59,6 +60,21 @@ def on_cpus() -> None:
         state.PartialState._shared_state["distributed_type"] = self.distributed_type
 
     state.AcceleratorState.__init__ = init
+
+
+STEPS: list[int] = []
+"""Those of the latest training, by their numbers."""
+
+
+def count_steps() -> None:
+    """Have every optimizer step of this process noted."""
+    ends = StepTimes.on_step_end
+
+    def on_step_end(self: Any, args: Any, trained: Any, control: Any, **given: Any) -> None:
+        STEPS.append(trained.global_step)
+        ends(self, args, trained, control, **given)
+
+    StepTimes.on_step_end = on_step_end
 
 
 def tune(folder: Path, work: Path, out: Path, runtime: Runtime, adapter: Any = None) -> None:
@@ -112,6 +128,7 @@ KINDS: dict[str, Callable[..., None]] = {
 
 
 def main(folder: Path) -> None:
+    count_steps()
     if world_size() > 1:
         on_cpus()
     for name, kind in KINDS.items():
@@ -120,7 +137,9 @@ def main(folder: Path) -> None:
         for result in (name, f"{name} again"):
             work.mkdir(parents=True, exist_ok=True)
             (folder / result).mkdir(exist_ok=True)
+            STEPS.clear()
             kind(folder, work, folder / result, runtime)
+            assert len(STEPS) == (2 if result.endswith("again") else 4), f"{result}: {len(STEPS)} steps"
             if world_size() > 1:
                 state.PartialState().wait_for_everyone()
             if is_main():

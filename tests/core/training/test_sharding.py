@@ -18,12 +18,14 @@ from attrs import frozen
 from safetensors.torch import load_file
 
 import tunesmith as ts
+from tunesmith.checkpoints import seal
 from tunesmith.data.records import Example
-from tunesmith.errors import ConfigError, PipelineError
+from tunesmith.errors import ArtifactError, ConfigError, PipelineError
 from tunesmith.kinds.adapter import AdapterConfig, whole_parameters
 from tunesmith.processes import processes
 from tunesmith.runtime import Runtime
 from tunesmith.testing.models import tiny_lm
+from tunesmith.training import trainer
 from tunesmith.training.sharding import TRUST, check_trusted
 from tunesmith_plugins import stages as st
 from tunesmith_plugins.adapters import Full, LoRA, QuantizationAware
@@ -149,21 +151,52 @@ def test_what_would_be_unpickled_is_read_only_if_the_user_vouches_for_it(
     by: str, states: str, safe: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugin = SimpleNamespace(state_dict_type=SimpleNamespace(name=states))
-    trainer = SimpleNamespace(
+    made = SimpleNamespace(
         is_fsdp_enabled=by == "FSDP",
         is_deepspeed_enabled=by == "DeepSpeed",
         accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)),
     )
     folder = tmp_path / "checkpoint-2"
     if safe:
-        check_trusted(trainer, folder, "training")
+        check_trusted(made, folder, "training")
     else:
         with pytest.raises(
             ConfigError, match=rf"from {folder}, {by} has to unpickle .*set {TRUST}=1 .* or remove {tmp_path} "
         ):
-            check_trusted(trainer, folder, "training")
+            check_trusted(made, folder, "training")
+        for no in ("", "0", "false", "no", "off", "true"):
+            monkeypatch.setenv(TRUST, no)
+            with pytest.raises(ConfigError, match=f"set {TRUST}=1"):
+                check_trusted(made, folder, "training")
     monkeypatch.setenv(TRUST, "1")
-    check_trusted(trainer, folder, "training")
+    check_trusted(made, folder, "training")
+
+
+def test_early_stopping_reads_the_best_checkpoint_and_is_refused_like_going_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched(monkeypatch, "DeepSpeed")
+    rule = Distill(steps=1, batch_size=1, validation=0.5, early_stopping=1, chunk=0)
+    with pytest.raises(
+        ConfigError, match=rf"best checkpoint in {tmp_path}, .*set {TRUST}=1 .*leave early stopping out"
+    ):
+        rule.build().compress(tiny_lm("decoder"), data=EXAMPLES, runtime=RUNTIME.evolve(folder=tmp_path))
+    monkeypatch.setenv(TRUST, "1")
+    with pytest.raises(Started):
+        rule.build().compress(tiny_lm("decoder"), data=EXAMPLES, runtime=RUNTIME.evolve(folder=tmp_path))
+
+
+def test_the_best_checkpoint_is_a_whole_one_of_this_folder(tmp_path: Path) -> None:
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "other").mkdir()
+    seal(tmp_path / "checkpoint-2")
+    seal(tmp_path / "other")
+    own = tmp_path / "checkpoint-2"
+    assert [trainer._own_checkpoint(named, str(tmp_path)) for named in (str(own), "/away/checkpoint-2")] == [own, own]
+    for named in (str(tmp_path / "checkpoint-4"), str(tmp_path / "other"), "..", "/away/checkpoint-6"):
+        with pytest.raises(ArtifactError, match=r"best checkpoint .* none that this training has written whole"):
+            trainer._own_checkpoint(named, str(tmp_path))
 
 
 def test_an_adapter_says_what_it_needs_once_it_is_attached() -> None:

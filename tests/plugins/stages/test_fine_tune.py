@@ -19,6 +19,8 @@ from tunesmith.testing.models import WORDS, tiny_lm
 from tunesmith_plugins.adapters import IA3, Bottleneck, LoRA, Prefix, Prompt
 from tunesmith_plugins.compressors import Int8
 from tunesmith_plugins.stages import FineTune
+from tunesmith_plugins.stages.fine_tune import FineTuneStage
+from tunesmith_plugins.stages.training import child
 
 
 @conformance(FineTune(name="tune"), FineTune(name="tune", adapter=LoRA(), objective="seq2seq", packing=False, steps=3))
@@ -408,7 +410,7 @@ def test_in_two_processes_it_is_the_training_of_one_with_batches_of_both(run):
     """Evaluation between the steps included, which leaves a model in another mode than training does."""
     config = evolve(BASE, adapter=LoRA(), steps=3, batch_size=4, validation="validation", arguments={"optim": "sgd"})
     here, mine = run("encoder-decoder", evolve(config, batch_size=8), name="here")
-    launch = ("--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "--mixed_precision", "no")
+    launch = ("--multi_gpu", "--num_processes", "2")
     there, theirs = run("encoder-decoder", evolve(config, launch=launch), name="there")
     for name in ("steps", "first_loss", "last_loss", "trainable_parameters"):
         assert there[name] == pytest.approx(here[name], rel=1e-5), name
@@ -418,9 +420,24 @@ def test_in_two_processes_it_is_the_training_of_one_with_batches_of_both(run):
         torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5)
 
 
-def test_what_accelerate_launch_does_not_take_is_told(run):
-    with pytest.raises(PipelineError, match="what accelerate launch started ended with code 2"):
-        run("decoder", evolve(BASE, launch=("--no-such-option",)))
+def test_an_error_of_somebody_else_in_the_child_is_told_here(run, monkeypatch):
+    class Here:
+        """The child, in this process."""
+
+        def __init__(self, command, env):
+            child.main(Path(command[-1]))
+
+        def wait(self):
+            return 0
+
+    def fails(*_):
+        raise RuntimeError("no room on the device")
+
+    monkeypatch.setattr(child.subprocess, "Popen", Here)
+    monkeypatch.setattr(child, "_end_with_the_run", lambda _: None)
+    monkeypatch.setattr(FineTuneStage, "_train", fails)
+    with pytest.raises(PipelineError, match="run: RuntimeError in the process that trained: no room on the device"):
+        run("decoder", evolve(BASE, measure_in_child=True))
 
 
 def test_an_error_in_the_child_is_raised_here(run):

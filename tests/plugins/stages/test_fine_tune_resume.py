@@ -11,6 +11,7 @@ import time
 import pytest
 import transformers
 from attrs import evolve
+from filelock import FileLock
 
 from tunesmith import spec
 from tunesmith.data import Data
@@ -21,6 +22,7 @@ from tunesmith.runtime import Runtime
 from tunesmith.testing.models import WORDS, tiny_lm, tiny_tokenizer
 from tunesmith_plugins.adapters import LoRA, Prompt, QuantizationAware
 from tunesmith_plugins.stages import FineTune
+from tunesmith_plugins.stages.training import child
 
 STAGE = FineTune(
     name="x",
@@ -121,14 +123,32 @@ def test_a_finished_training_whose_result_was_not_written_is_not_done_again(fold
     assert result(context) == expected
 
 
+def test_a_process_ends_when_the_run_is_killed_even_if_nobody_has_waited_for_it(tmp_path):
+    lock = str(tmp_path / child.LOCK)
+    holds = "import sys, time, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); time.sleep(60)"
+    watches = (
+        "import sys, time; from pathlib import Path; from tunesmith_plugins.stages.training import child\n"
+        "child._end_with_the_run(Path(sys.argv[1])); print(flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holds, lock], stdout=subprocess.PIPE) as run:
+        run.stdout.readline()
+        with subprocess.Popen([sys.executable, "-c", watches, lock], stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.3)
+            run.kill()
+            try:
+                assert process.wait(10) == 1
+            finally:
+                process.kill()
+
+
 def test_kill_minus_nine_while_training(folder, tmp_path):
     config = evolve(STAGE, adapter=LoRA(dropout=0.2), epochs=40)
     whole = context_in(tmp_path / "whole", folder, "encoder-decoder")
     config.build().run(whole)
     killed = context_in(tmp_path / "killed", folder, "encoder-decoder")
     request = {
-        "parent": os.getpid(),
-        "launched": False,
         "config": spec.dump(evolve(config, data=killed.data)),
         "name": "x",
         "start": killed.start,
@@ -139,14 +159,15 @@ def test_kill_minus_nine_while_training(folder, tmp_path):
     }
     (killed.folder / "request.json").write_text(json.dumps(request))
     code = "import sys; from pathlib import Path; from tunesmith_plugins.stages.training.child import main; main(Path(sys.argv[1]))"
-    process = subprocess.Popen([sys.executable, "-c", code, str(killed.folder / "request.json")])
-    deadline = time.monotonic() + 120
-    while len(list((killed.folder / "trainer").glob("checkpoint-*"))) < 4:
-        assert time.monotonic() < deadline
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with FileLock(killed.folder / child.LOCK):
+        process = subprocess.Popen([sys.executable, "-c", code, str(killed.folder / "request.json")])
+        deadline = time.monotonic() + 120
+        while len(list((killed.folder / "trainer").glob("checkpoint-*"))) < 4:
+            assert time.monotonic() < deadline
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     assert not (killed.out / "model").exists(), "it was through before it was killed"
     config.build().run(killed)
     assert result(killed) == result(whole)
